@@ -1,0 +1,2 @@
+//! The `airwave` binary.
+fn main() {}
