@@ -1,1 +1,42 @@
-//! Placeholder while the house is built.
+//! Airwave's core: a channel is a log, a listener is a cursor.
+//!
+//! This crate knows no socket, no HTTP framework and no broker client. Read the modules in this order; each one
+//! uses only those above it:
+//!
+//! 1. [`event`]: names, positions, messages and events; values that are valid by construction
+//! 2. [`cursor`]: how far a listener has got, as text
+//! 3. [`rule`]: the decision matrix and its settings as types
+//! 4. [`refusal`]: the few error codes that clients see
+//! 5. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`]
+//! 6. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
+//! 7. [`metrics`]: what a node counts
+//! 8. [`channel`]: the handle that applications publish with
+//! 9. [`handler`]: what the application says about clients
+//! 10. `bell`, `log`: one channel on this node: ring, listeners, wake
+//! 11. [`hub`]: one node: opens logs, heals them, drains
+//! 12. [`session`]: one connected client, as every transport uses it
+//!
+//! `conformance` (feature of that name) is the broker contract as a suite of tests.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod broker;
+
+pub mod cursor;
+pub mod event;
+
+pub mod refusal;
+pub mod rule;
+
+pub mod wire;
+
+pub use broker::{Broker, BrokerError, BrokerErrorKind, Feed, Publish, Published, Replay};
+
+pub use cursor::Cursor;
+pub use event::{ChannelName, Data, Event, EventName, Key, Message, Position};
+
+pub use refusal::{Code, Refusal};
+pub use rule::{Rule, Rules, UseCase};
+
+pub use wire::{Notice, Wire};

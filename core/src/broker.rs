@@ -1,0 +1,323 @@
+//! The backbone's contract: it orders, keeps and carries events between nodes.
+//!
+//! `airwave_brokers::memory` is the reference; the contract as tests is [`crate::conformance`] (feature `conformance`).
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::event::{ChannelName, Event, IdempotencyKey, Message, Position};
+
+/// How long a repeated publish with the same [`IdempotencyKey`] is recognised.
+pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(120);
+
+/// How many events a [`Feed`] holds that nobody has taken yet. A feed that would hold more ends.
+const FEED_BOUND: usize = 65_536;
+
+/// The backbone. It never sees a client, a transport or a byte of a wire format.
+///
+/// A broker is made with the node's [`Rules`](crate::Rules), so it knows how much of each channel to keep; history MUST keep what the rule
+/// promises and MAY keep more. Every method MUST come back within a few seconds, with [`BrokerErrorKind::Unavailable`] if need be, and
+/// MUST NOT retry in secret. Dropping a returned future leaves nothing half done but what a network error could leave too.
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    /// A short name for logs and metrics: `memory`, `redis`.
+    fn name(&self) -> &'static str;
+
+    /// Appends `publish` as the channel's next event and carries it to every feed, this node's too.
+    ///
+    /// One step: an event that a feed has shown can be replayed. Positions follow [`Position::next`] and are never given twice. With an
+    /// idempotency key that this channel has seen within [`IDEMPOTENCY_WINDOW`], from whichever node, nothing is appended and the first
+    /// position is given again. After [`Publish::end`] the channel takes no more events until the broker has forgotten it.
+    ///
+    /// # Errors
+    /// `Rejected`: it did not and will not happen. `Ended`: the channel has ended. `Unavailable`: unknown; the caller may repeat it with
+    /// the same idempotency key.
+    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError>;
+
+    /// Opens this node's feed: every event after [`Feed::head`], in order. A feed that may have missed something MUST end; the hub then follows
+    /// again and heals. Dropping the feed unsubscribes. About one call per channel and node.
+    async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError>;
+
+    /// The events after `after`, oldest first, at most `limit` of them; without `after`, the newest `limit`.
+    ///
+    /// `complete` MUST be true if and only if the broker still holds `after` itself, or `after` is the head, or the first event it
+    /// still holds has `previous == after`. Equality, not `<=`: a position inside the kept range that is not there was lost. Without
+    /// `after` it is true if and only if nothing older than what is returned was ever trimmed or left out.
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError>;
+
+    /// Can this broker deliver now, end to end? Asked by the readiness probe.
+    async fn ping(&self) -> Result<(), BrokerError>;
+}
+
+/// What is to be published.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// What is said. For a bare end of the channel: [`Publish::end`].
+    pub message: Message,
+    /// Makes repeating it harmless.
+    pub idempotency_key: Option<IdempotencyKey>,
+}
+
+impl Publish {
+    /// Publishes `message` once.
+    pub fn new(message: Message) -> Self {
+        Self {
+            message,
+            idempotency_key: None,
+        }
+    }
+
+    /// Ends the channel.
+    pub fn end() -> Self {
+        Self::new(Message::new(crate::EventName::end(), crate::Data::text("")))
+    }
+
+    /// The same with an idempotency key.
+    pub fn with_idempotency_key(mut self, key: IdempotencyKey) -> Self {
+        self.idempotency_key = Some(key);
+        self
+    }
+
+    /// Whether this ends the channel.
+    pub fn is_end(&self) -> bool {
+        self.message.event.as_str() == "airwave.end"
+    }
+}
+
+/// Where a publish got its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The event's position.
+    pub position: Position,
+    /// Whether an earlier publish with the same idempotency key got it.
+    pub duplicate: bool,
+}
+
+/// A page of a channel's history.
+///
+/// For example, a channel was trimmed to 30, 40, 50 (30's previous is 20). After 30 or 20: complete, from 40 or 30 on. After 10 or
+/// 35: not complete, and `events` are those that are left after it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replay {
+    /// Oldest first, each once, all after the position asked for.
+    pub events: Vec<Arc<Event>>,
+    /// Whether nothing is missing between the position asked for and the first of `events`.
+    pub complete: bool,
+    /// Whether the limit cut the page short: ask again after the last of `events`.
+    pub more: bool,
+    /// The channel's newest position. Never zero: a channel without events has a birth position.
+    pub head: Position,
+    /// Whether the channel has ended.
+    pub ended: bool,
+}
+
+/// What a failed call leaves open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerErrorKind {
+    /// Try again. A publish may have happened.
+    Unavailable,
+    /// It never will be accepted as it is.
+    Rejected,
+    /// The channel has ended.
+    Ended,
+}
+
+/// Why the broker could not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct BrokerError {
+    /// What the caller can do.
+    pub kind: BrokerErrorKind,
+    /// For operators: what went wrong. Never holds credentials.
+    pub message: String,
+    /// The client library's own error.
+    #[source]
+    pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl BrokerError {
+    /// [`BrokerErrorKind::Unavailable`].
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self {
+            kind: BrokerErrorKind::Unavailable,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    /// [`BrokerErrorKind::Rejected`].
+    pub fn rejected(message: impl Into<String>) -> Self {
+        Self {
+            kind: BrokerErrorKind::Rejected,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    /// [`BrokerErrorKind::Ended`].
+    pub fn ended() -> Self {
+        Self {
+            kind: BrokerErrorKind::Ended,
+            message: "the channel has ended".into(),
+            source: None,
+        }
+    }
+
+    /// The same with the cause.
+    pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+}
+
+/// One node's live stream of one channel.
+///
+/// For example: `head` is 20 when the feed opens; events 30 and 40 are published; the feed shows 30, then 40. The connection to the
+/// broker breaks: the feed shows nothing more and ends. Whoever read it follows again, finds a head of 60, and replays after 40.
+///
+/// Within one feed nothing is missing, so an event whose `previous` is zero continues the one before it.
+pub struct Feed {
+    /// The channel's newest position when the feed opened; never zero. Every later event is shown.
+    pub head: Position,
+    shared: Arc<Shared>,
+}
+
+/// The broker's end of a [`Feed`]. Dropping it ends the feed.
+pub struct FeedSender {
+    shared: Arc<Shared>,
+}
+
+/// Takes a feed's events the moment they come, without a task in between.
+///
+/// Called one at a time and in order, while the broker may hold locks: it must neither block nor call the broker back.
+pub(crate) trait FeedSink: Send + Sync + 'static {
+    fn event(&self, event: Arc<Event>);
+    fn ended(&self);
+}
+
+type Unsubscribe = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<FeedState>,
+}
+
+#[derive(Default)]
+struct FeedState {
+    waiting: VecDeque<Arc<Event>>,
+    sink: Option<Arc<dyn FeedSink>>,
+    waker: Option<Waker>,
+    unsubscribe: Option<Unsubscribe>,
+    ended: bool,
+    dropped: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, FeedState> {
+        // A panic in a sink leaves the state usable; the feed goes on.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feed {
+    /// A feed and the broker's end of it. `unsubscribe` is called once, when the feed is dropped.
+    pub fn new(head: Position, unsubscribe: impl FnOnce() + Send + 'static) -> (FeedSender, Feed) {
+        let shared = Arc::new(Shared::default());
+        shared.lock().unsubscribe = Some(Box::new(unsubscribe));
+        (FeedSender { shared: shared.clone() }, Feed { head, shared })
+    }
+
+    /// The next event; `None` when the feed has ended.
+    pub async fn next(&mut self) -> Option<Arc<Event>> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<Event>>> {
+        let mut state = self.shared.lock();
+        match state.waiting.pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None if state.ended => Poll::Ready(None),
+            None => {
+                state.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// From now on `sink` is called for each event, beginning with those that wait already.
+    pub(crate) fn attach(&self, sink: Arc<dyn FeedSink>) {
+        let mut state = self.shared.lock();
+        for event in std::mem::take(&mut state.waiting) {
+            sink.event(event);
+        }
+        if state.ended {
+            sink.ended();
+        } else {
+            state.sink = Some(sink);
+        }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        let (unsubscribe, sink) = {
+            let mut state = self.shared.lock();
+            state.dropped = true;
+            state.waiting.clear();
+            (state.unsubscribe.take(), state.sink.take())
+        };
+        // Both may take locks of their own; ours is released first.
+        drop(sink);
+        if let Some(unsubscribe) = unsubscribe {
+            unsubscribe();
+        }
+    }
+}
+
+impl FeedSender {
+    /// Shows the feed its next event. False: nobody listens any more, or the feed had to end because nobody took its events.
+    pub fn push(&self, event: Arc<Event>) -> bool {
+        let mut state = self.shared.lock();
+        if state.dropped || state.ended {
+            return false;
+        }
+        if let Some(sink) = &state.sink {
+            sink.event(event);
+            return true;
+        }
+        if state.waiting.len() >= FEED_BOUND {
+            state.waiting.clear();
+            state.ended = true;
+        } else {
+            state.waiting.push_back(event);
+        }
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+        !state.ended
+    }
+
+    /// Whether the feed has been dropped.
+    pub fn is_closed(&self) -> bool {
+        self.shared.lock().dropped
+    }
+}
+
+impl Drop for FeedSender {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if !state.ended {
+            state.ended = true;
+            if let Some(sink) = state.sink.take() {
+                sink.ended();
+            }
+            if let Some(waker) = state.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! The values everything else passes around: names, positions, messages, events.
+//!
+//! Parse at the door: a [`ChannelName`] or [`EventName`] exists only if it is valid, so no wire has to check again and no
+//! line break can ever forge a field of an SSE stream.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The longest name and key, in bytes.
+pub const MAX_NAME: usize = 255;
+
+/// Event names with this prefix belong to the protocol.
+pub const RESERVED_PREFIX: &str = "airwave.";
+
+/// Why a name, a key or a payload was not accepted. The text says what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(String);
+
+fn name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.~:@=+".contains(&byte)
+}
+
+fn check_length(kind: &str, text: &str) -> Result<(), Invalid> {
+    match text.len() {
+        0 => Err(Invalid(format!("{kind} must not be empty"))),
+        1..=MAX_NAME => Ok(()),
+        n => Err(Invalid(format!("{kind} has {n} bytes; at most {MAX_NAME} are allowed"))),
+    }
+}
+
+/// The name of a channel: 1 to 255 bytes, segments of ASCII letters, digits and `-_.~:@=+` separated by `/`, no empty,
+/// `.` or `..` segment. Cloning is cheap (shared text).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChannelName(Arc<str>);
+
+impl ChannelName {
+    /// Checks `text` and takes it as a channel name.
+    pub fn new(text: &str) -> Result<Self, Invalid> {
+        check_length("a channel name", text)?;
+        for segment in text.split('/') {
+            match segment {
+                "" => return Err(Invalid("a channel name must not begin or end with '/' or hold '//'".into())),
+                "." | ".." => return Err(Invalid("a channel name must not hold a segment '.' or '..'".into())),
+                _ if segment.bytes().all(name_byte) => {}
+                _ => {
+                    return Err(Invalid(
+                        "a channel name is made of letters, digits, '-', '_', '.', '~', ':', '@', '=', '+' and '/'".into(),
+                    ));
+                }
+            }
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The name of an event: as a channel name, but without `/` and not beginning with `airwave.`, which is the protocol's.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EventName(Arc<str>);
+
+impl EventName {
+    /// Checks `text` and takes it as an event name.
+    pub fn new(text: &str) -> Result<Self, Invalid> {
+        check_length("an event name", text)?;
+        if !text.bytes().all(name_byte) {
+            return Err(Invalid(
+                "an event name is made of letters, digits, '-', '_', '.', '~', ':', '@', '=' and '+'".into(),
+            ));
+        }
+        if text.starts_with(RESERVED_PREFIX) {
+            return Err(Invalid(format!(
+                "event names that begin with '{RESERVED_PREFIX}' are reserved"
+            )));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The name of the event that ends a channel. The only reserved name that a broker ever stores.
+    pub fn end() -> Self {
+        Self("airwave.end".into())
+    }
+
+    /// Takes a name back from a broker's store, where [`EventName::end`] is allowed too.
+    pub fn from_stored(text: &str) -> Result<Self, Invalid> {
+        if text == "airwave.end" {
+            Ok(Self::end())
+        } else {
+            Self::new(text)
+        }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What an event is about (`AAPL`, `player-7`): the unit of conflation. 1 to 255 bytes, no control characters.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(Arc<str>);
+
+impl Key {
+    /// Checks `text` and takes it as a key.
+    pub fn new(text: &str) -> Result<Self, Invalid> {
+        check_length("a key", text)?;
+        if text.chars().any(char::is_control) {
+            return Err(Invalid("a key must not hold control characters".into()));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What makes a repeated publish the same publish: 1 to 255 visible ASCII characters, per channel, for
+/// [`crate::broker::IDEMPOTENCY_WINDOW`].
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IdempotencyKey(Arc<str>);
+
+impl IdempotencyKey {
+    /// Checks `text` and takes it as an idempotency key.
+    pub fn new(text: &str) -> Result<Self, Invalid> {
+        check_length("an idempotency key", text)?;
+        if !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Invalid("an idempotency key is made of visible ASCII characters".into()));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+macro_rules! text_value {
+    ($($type:ident),*) => {$(
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { fmt::Debug::fmt(self.as_str(), f) }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(self.as_str()) }
+        }
+        impl FromStr for $type {
+            type Err = Invalid;
+            fn from_str(text: &str) -> Result<Self, Invalid> { Self::new(text) }
+        }
+        impl AsRef<str> for $type {
+            fn as_ref(&self) -> &str { self.as_str() }
+        }
+        impl std::borrow::Borrow<str> for $type {
+            fn borrow(&self) -> &str { self.as_str() }
+        }
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> { serializer.serialize_str(self.as_str()) }
+        }
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+                Self::new(&text).map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+text_value!(ChannelName, EventName, Key, IdempotencyKey);
+
+/// Orders the events of one channel: strictly increasing, and never given to two different events, not even after a
+/// crash, a failover that lost writes, or a wiped store.
+///
+/// Positions start from the clock in microseconds, so a store that begins anew begins above everything it ever gave. For
+/// example: events at 1748123004217001 and 1748123004217002; the store is wiped; the next event gets 1748123009000000,
+/// whose `previous` is not 1748123004217002, and a listener that holds that cursor is told of a gap.
+///
+/// Zero is no event's position; as a `previous` it means "none is known".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Position(pub u64);
+
+impl Position {
+    /// No event's position.
+    pub const ZERO: Position = Position(0);
+
+    /// The clock's position: microseconds since 1970.
+    pub fn now() -> Self {
+        // A clock before 1970 gives zero; `after` then still counts up from the last position.
+        let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros());
+        Position(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+
+    /// The next position of a channel (or store) whose last one is `self`: the clock, or one more where the clock is behind.
+    pub fn next(self) -> Self {
+        Position(self.0.saturating_add(1)).max(Position::now())
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Position {
+    type Err = Invalid;
+
+    /// Decimal digits only: no sign, no spaces.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(Invalid("a position is a decimal number".into()));
+        }
+        text.parse()
+            .map(Position)
+            .map_err(|_| Invalid("a position fits 64 bits".into()))
+    }
+}
+
+/// A payload. JSON and text are kept apart, because JSON is embedded in envelopes as it stands.
+///
+/// JSON is valid, on one line, and free of C0 and C1 controls, U+0085, U+2028 and U+2029 (they are escaped), whichever way it came in.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Data {
+    /// JSON text, normalised.
+    Json(JsonText),
+    /// Any text.
+    Text(Arc<str>),
+    /// Any bytes.
+    Binary(Bytes),
+}
+
+/// JSON text that is known to be valid and normalised; only [`Data`] makes one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JsonText(Arc<str>);
+
+impl JsonText {
+    /// The JSON text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Data {
+    /// Serialises a value as JSON.
+    pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self, Invalid> {
+        let text = serde_json::to_string(value).map_err(|e| Invalid(format!("the value cannot be written as JSON: {e}")))?;
+        Ok(Data::Json(JsonText(one_line(text))))
+    }
+
+    /// Takes text that should be JSON: checks and normalises it.
+    pub fn json_text(text: &str) -> Result<Self, Invalid> {
+        let raw: &serde_json::value::RawValue =
+            serde_json::from_str(text).map_err(|e| Invalid(format!("the data is not valid JSON: {e}")))?;
+        Ok(Self::raw_json(raw))
+    }
+
+    /// Takes JSON that serde_json has checked already.
+    pub fn raw_json(raw: &serde_json::value::RawValue) -> Self {
+        Data::Json(JsonText(one_line(raw.get())))
+    }
+
+    /// Takes any text.
+    pub fn text(text: impl Into<Arc<str>>) -> Self {
+        Data::Text(text.into())
+    }
+
+    /// Takes any bytes.
+    pub fn binary(bytes: impl Into<Bytes>) -> Self {
+        Data::Binary(bytes.into())
+    }
+
+    /// The payload's size in bytes.
+    pub fn len(&self) -> usize {
+        self.as_bytes().len()
+    }
+
+    /// Whether the payload has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The payload's bytes, whatever its kind.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Data::Json(text) => text.0.as_bytes(),
+            Data::Text(text) => text.as_bytes(),
+            Data::Binary(bytes) => bytes,
+        }
+    }
+
+    /// One byte that names the kind in a broker's store: `j`, `t` or `b`.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Data::Json(_) => b'j',
+            Data::Text(_) => b't',
+            Data::Binary(_) => b'b',
+        }
+    }
+
+    /// Takes a payload back from a broker's store: what [`Data::kind`] and [`Data::as_bytes`] gave. JSON is not parsed again:
+    /// it was checked when it was published.
+    pub fn from_stored(kind: u8, bytes: Bytes) -> Result<Self, Invalid> {
+        let text = |bytes: &Bytes| match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(Arc::<str>::from(text)),
+            Err(_) => Err(Invalid("a stored text is not UTF-8".into())),
+        };
+        match kind {
+            b'j' => Ok(Data::Json(JsonText(text(&bytes)?))),
+            b't' => Ok(Data::Text(text(&bytes)?)),
+            b'b' => Ok(Data::Binary(bytes)),
+            other => Err(Invalid(format!("a stored payload has the unknown kind {other}"))),
+        }
+    }
+}
+
+impl fmt::Debug for Data {
+    // Payloads never reach a log: only kind and size are shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({} bytes)", char::from(self.kind()), self.len())
+    }
+}
+
+/// Puts valid JSON on one line, and escapes what could be mistaken for a line break or a control by a reader.
+///
+/// In valid JSON raw C0 controls stand only between tokens, and everything beyond ASCII only inside strings. So the first become
+/// spaces and the second `\u` escapes, and the value stays the same.
+fn one_line(text: impl AsRef<str> + Into<Arc<str>>) -> Arc<str> {
+    let needs_care = |c: char| c.is_control() || c == '\u{2028}' || c == '\u{2029}';
+    // Controls are below 0x20, 0x7f, or begin with the byte 0xc2; the separators begin with 0xe2.
+    let suspicious = text.as_ref().bytes().any(|b| b < 0x20 || b == 0x7f || b == 0xc2 || b == 0xe2);
+    if !suspicious || !text.as_ref().chars().any(needs_care) {
+        return text.into();
+    }
+    let mut line = String::with_capacity(text.as_ref().len() + 16);
+    for c in text.as_ref().chars() {
+        if (c as u32) < 0x20 {
+            line.push(' ');
+        } else if needs_care(c) {
+            use fmt::Write;
+            let _ = write!(line, "\\u{:04x}", c as u32); // writing to a String cannot fail
+        } else {
+            line.push(c);
+        }
+    }
+    line.into()
+}
+
+/// What somebody wants said: event name, data, optional key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// The event's name.
+    pub event: EventName,
+    /// The payload.
+    pub data: Data,
+    /// What it is about; `None`: its event name stands for the key.
+    pub key: Option<Key>,
+}
+
+impl Message {
+    /// A message without a key.
+    pub fn new(event: EventName, data: Data) -> Self {
+        Self { event, data, key: None }
+    }
+
+    /// A message whose data is `value` as JSON.
+    pub fn json_of<T: Serialize + ?Sized>(event: &str, value: &T) -> Result<Self, Invalid> {
+        Ok(Self::new(EventName::new(event)?, Data::json(value)?))
+    }
+
+    /// The same message with a key.
+    pub fn with_key(mut self, key: Key) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// The unit of conflation: the key, or the event name where there is none.
+    pub fn conflation_key(&self) -> &Arc<str> {
+        self.key.as_ref().map_or(&self.event.0, |key| &key.0)
+    }
+
+    /// Reads the data as a value: JSON as it is, text as a JSON string.
+    ///
+    /// # Errors
+    /// [`Invalid`] that names the path of the first wrong field; its text may be shown to the client who sent it.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Invalid> {
+        match &self.data {
+            Data::Json(text) => serde_json::from_str(text.as_str())
+                .map_err(|e| Invalid(format!("the data of '{}' does not fit: {e}", self.event))),
+            Data::Text(text) => serde_json::from_value(serde_json::Value::String(text.to_string()))
+                .map_err(|e| Invalid(format!("the data of '{}' does not fit: {e}", self.event))),
+            Data::Binary(_) => Err(Invalid(format!("the data of '{}' is binary, not JSON", self.event))),
+        }
+    }
+
+    /// What this message weighs in memory and against limits, in bytes: payload and names.
+    pub fn weight(&self) -> usize {
+        self.data.len() + self.event.0.len() + self.key.as_ref().map_or(0, |k| k.0.len())
+    }
+}
+
+/// A message that has its place in a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Its place.
+    pub position: Position,
+    /// The place of the event before it in this channel; zero: none is known.
+    ///
+    /// For example: events 10, 20, 30 have previous 10's birth, 10 and 20. A reader that has 20 and gets 30 has missed nothing; a
+    /// reader that has 10 and gets 30 asks the broker for what lies between.
+    pub previous: Position,
+    /// What was said.
+    pub message: Message,
+}
+
+impl Event {
+    /// Whether this is the event that ends its channel.
+    pub fn is_end(&self) -> bool {
+        self.message.event.as_str() == "airwave.end"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channel_names_are_literal_paths() {
+        for good in ["a", "orders/abc123", "chat/room-1/~x:@=+._", &"x".repeat(255)] {
+            assert_eq!(ChannelName::new(good).unwrap().as_str(), good);
+        }
+        for bad in [
+            "",
+            "/a",
+            "a/",
+            "a//b",
+            ".",
+            "a/../b",
+            "a/.",
+            "a b",
+            "a\nb",
+            "a\0",
+            "é",
+            "a*",
+            "a>",
+            "a?b",
+            "a#b",
+            "{x}",
+            &"x".repeat(256),
+        ] {
+            assert!(ChannelName::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn event_names_have_no_slash_and_no_reserved_prefix() {
+        for good in ["message", "order-update", "airwave", "Airwave.x"] {
+            assert!(EventName::new(good).is_ok(), "{good:?}");
+        }
+        for bad in ["", "a/b", "airwave.gap", "a b", "a\rb", ";base64"] {
+            assert!(EventName::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn json_becomes_one_line_and_keeps_its_value() {
+        let text = "{\n\t\"a\":\r\n [1, \"x\u{2028}y\u{85}z\u{7f}\u{9f} \u{e9} \u{1F600}\"]}";
+        let Data::Json(line) = Data::json_text(text).unwrap() else {
+            panic!("not JSON")
+        };
+        assert!(!line.as_str().chars().any(|c| c.is_control() || c == '\u{2028}'));
+        let before: serde_json::Value = serde_json::from_str(text).unwrap();
+        let after: serde_json::Value = serde_json::from_str(line.as_str()).unwrap();
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn bad_json_is_refused_and_payloads_are_not_shown() {
+        assert!(Data::json_text("{").is_err());
+        assert!(Data::json_text("{} {}").is_err());
+        assert_eq!(format!("{:?}", Data::text("secret")), "t(6 bytes)");
+    }
+
+    #[test]
+    fn positions_follow_the_clock_and_never_repeat() {
+        let ahead = Position(u64::MAX - 10);
+        assert_eq!(ahead.next(), Position(u64::MAX - 9));
+        assert!(Position::ZERO.next().0 > 1_700_000_000_000_000);
+        assert!(
+            "+1".parse::<Position>().is_err()
+                && "".parse::<Position>().is_err()
+                && "99999999999999999999".parse::<Position>().is_err()
+        );
+    }
+
+    #[test]
+    fn a_payload_survives_the_store() {
+        for data in [
+            Data::json(&[1, 2]).unwrap(),
+            Data::text("a\r\nb"),
+            Data::binary(vec![0u8, 255]),
+        ] {
+            let stored = Bytes::copy_from_slice(data.as_bytes());
+            assert_eq!(Data::from_stored(data.kind(), stored).unwrap(), data);
+        }
+        assert!(Data::from_stored(b't', Bytes::from_static(&[0xff])).is_err());
+        assert!(Data::from_stored(b'?', Bytes::new()).is_err());
+    }
+}

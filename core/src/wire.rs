@@ -1,0 +1,148 @@
+//! The seam between core and transports: one format on the wire.
+
+use bytes::Bytes;
+
+use crate::event::{ChannelName, Event, Position};
+use crate::refusal::Refusal;
+
+/// One format. Called once per event and format, never per listener. Pure, cannot fail.
+///
+/// The bytes are ready for the socket, framing included, so that a socket loop knows nothing of what it writes.
+pub trait Wire: Send + Sync + 'static {
+    /// A short name for metrics: `sse`, `websocket`.
+    fn name(&self) -> &'static str;
+
+    /// An event as bytes. Never called for the event that ends a channel: that is [`Notice::End`].
+    fn event(&self, channel: &ChannelName, event: &Event) -> Bytes;
+
+    /// Something that the server says about a channel or the connection.
+    fn notice(&self, notice: &Notice<'_>) -> Bytes;
+
+    /// For formats of streams of several channels in which each event carries the cursor of them all: what follows an event's bytes.
+    /// `None`: the format carries the position of each event in itself.
+    fn stamp(&self) -> Option<Stamp>;
+}
+
+/// Appends the cursor of a stream of several channels to an event that was encoded without it.
+pub type Stamp = fn(cursor: &dyn std::fmt::Display, out: &mut bytes::BytesMut);
+
+/// Why events that existed cannot be delivered any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GapReason {
+    /// The cursor names no position that this channel knows.
+    UnknownPosition,
+    /// Older than what is kept.
+    HistoryExpired,
+    /// The listener fell behind, and its rule says skip or history could not fill in.
+    TooSlow,
+    /// The broker lost acknowledged events.
+    BrokerLostData,
+}
+
+impl GapReason {
+    /// Every reason.
+    pub const ALL: [GapReason; 4] = [
+        GapReason::UnknownPosition,
+        GapReason::HistoryExpired,
+        GapReason::TooSlow,
+        GapReason::BrokerLostData,
+    ];
+
+    /// The reason as clients see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GapReason::UnknownPosition => "unknown-position",
+            GapReason::HistoryExpired => "history-expired",
+            GapReason::TooSlow => "too-slow",
+            GapReason::BrokerLostData => "broker-lost-data",
+        }
+    }
+}
+
+/// An announced loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The last position before the loss; `None` if the listener's cursor could not be read.
+    pub after: Option<Position>,
+    /// The stream goes on after this position.
+    pub cursor: Position,
+    /// Why.
+    pub reason: GapReason,
+}
+
+/// What the server says that is not an event. `id` is the number that the client gave its command, if it gave one.
+#[derive(Debug, Clone, Copy)]
+pub enum Notice<'a> {
+    /// A subscription is confirmed. `stamp` is the cursor of the whole stream, where the format has one.
+    Subscribed {
+        /// The client's number of the command.
+        id: Option<u64>,
+        /// The channel.
+        channel: &'a ChannelName,
+        /// The position before the first event that follows.
+        cursor: Position,
+        /// The cursor of all channels of the stream, where that is another.
+        stamp: Option<&'a crate::Cursor>,
+        /// Whether a cursor was given and everything after it follows.
+        resumed: bool,
+        /// How long the client should wait before it connects again, in milliseconds.
+        retry: u32,
+    },
+    /// A subscription is over because the client said so.
+    Unsubscribed {
+        /// The client's number of the command.
+        id: Option<u64>,
+        /// The channel.
+        channel: &'a ChannelName,
+    },
+    /// Events are lost.
+    Gap {
+        /// The channel.
+        channel: &'a ChannelName,
+        /// From where, to where, why.
+        gap: &'a Gap,
+        /// The cursor of all channels of the stream, where that is another.
+        stamp: Option<&'a crate::Cursor>,
+    },
+    /// The channel has ended.
+    End {
+        /// The channel.
+        channel: &'a ChannelName,
+        /// The end's position.
+        cursor: Position,
+        /// The cursor of all channels of the stream, where that is another.
+        stamp: Option<&'a crate::Cursor>,
+    },
+    /// What the handler answers to a message.
+    Reply {
+        /// The client's number of the command.
+        id: u64,
+        /// The answer.
+        data: Option<&'a crate::Data>,
+    },
+    /// A command or the whole session is refused.
+    Refused {
+        /// The client's number of the command.
+        id: Option<u64>,
+        /// The channel, if it is about one.
+        channel: Option<&'a ChannelName>,
+        /// Why.
+        refusal: &'a Refusal,
+        /// Where to go instead, with `wrong-transport`.
+        url: Option<&'a str>,
+        /// How long the client should wait before it connects again, in milliseconds.
+        retry: u32,
+    },
+    /// The node has not reached its broker for a while.
+    Stale,
+    /// Nothing happened for a while. `visible`: scripts must be able to see it.
+    Heartbeat {
+        /// Whether scripts must be able to see it.
+        visible: bool,
+    },
+    /// The node goes away.
+    Drain {
+        /// How long the client should wait before it connects again, in milliseconds.
+        retry: u32,
+    },
+}
