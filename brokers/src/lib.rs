@@ -1,1 +1,14 @@
-//! Placeholder while the house is built.
+//! Airwave's brokers: what orders, keeps and carries events between nodes. One module each, all of the same contract,
+//! [`airwave_core::Broker`].
+//!
+//! 1. [`memory`]: one node, in this process. The reference: read it first
+//!
+//! A broker imports `airwave_core` and its own client library, and never another broker; what two of them would both
+//! write belongs in core. `tests/conformance.rs` runs every clause of the contract over every broker.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod memory;
+
+pub use memory::Memory;
