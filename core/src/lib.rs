@@ -21,22 +21,29 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod bell;
 pub mod broker;
-
+pub mod channel;
 pub mod cursor;
 pub mod event;
-
+mod feeder;
+mod flight;
+pub mod handler;
+pub mod hub;
+mod log;
+pub mod metrics;
 pub mod refusal;
 pub mod rule;
-
+pub mod session;
 pub mod wire;
 
 pub use broker::{Broker, BrokerError, BrokerErrorKind, Feed, Publish, Published, Replay};
-
+pub use channel::Channel;
 pub use cursor::Cursor;
 pub use event::{ChannelName, Data, Event, EventName, Key, Message, Position};
-
+pub use handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
+pub use hub::{Connection, Hub};
 pub use refusal::{Code, Refusal};
 pub use rule::{Rule, Rules, UseCase};
-
+pub use session::Session;
 pub use wire::{Notice, Wire};

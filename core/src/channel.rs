@@ -1,0 +1,177 @@
+//! The handle that applications publish with. It stands on the broker alone: publishing needs no listener and no open log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde::Serialize;
+use tokio::time::{Instant, timeout};
+
+use crate::broker::{Broker, BrokerError, BrokerErrorKind, Publish, Published, Replay};
+use crate::event::{ChannelName, IdempotencyKey, Message, Position};
+use crate::metrics::Metrics;
+use crate::refusal::{Code, Refusal};
+use crate::rule::{Limits, Params, Rule, Rules};
+
+/// What every part of a node shares: the broker, the rules, the limits, the figures.
+pub(crate) struct Backbone {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) rules: Rules,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+}
+
+impl Backbone {
+    /// Publishes within the broker's time.
+    pub(crate) async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, Refusal> {
+        let weight = publish.message.weight();
+        if weight > self.limits.message_bytes {
+            self.metrics.publish_error(Code::TooLarge);
+            return Err(Refusal::new(
+                Code::TooLarge,
+                format!(
+                    "the message has {weight} bytes; at most {} are allowed (limits.message_bytes)",
+                    self.limits.message_bytes
+                ),
+            ));
+        }
+        let begin = Instant::now();
+        let result = match timeout(self.limits.broker_timeout, self.broker.publish(channel, publish)).await {
+            Ok(result) => result,
+            Err(_) => Err(BrokerError::unavailable("the broker did not answer in time")),
+        };
+        match result {
+            Ok(published) => {
+                self.metrics.publish_seconds.observe(begin.elapsed().as_secs_f64());
+                if !published.duplicate {
+                    self.metrics.published.inc();
+                }
+                Ok(published)
+            }
+            Err(error) => {
+                let refusal = refusal(&error);
+                self.metrics.publish_error(refusal.code);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Reads history within the broker's time.
+    pub(crate) async fn replay(
+        &self,
+        channel: &ChannelName,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<Replay, BrokerError> {
+        self.metrics.replays.inc();
+        match timeout(self.limits.broker_timeout, self.broker.replay(channel, after, limit)).await {
+            Ok(result) => result,
+            Err(_) => Err(BrokerError::unavailable("the broker did not answer in time")),
+        }
+    }
+}
+
+/// What a client is told of a broker's error. Details of an outage are for the operator, who finds them in the log.
+pub(crate) fn refusal(error: &BrokerError) -> Refusal {
+    match error.kind {
+        BrokerErrorKind::Unavailable => {
+            tracing::warn!(error = %error, "the broker is unavailable");
+            Refusal::unavailable("the broker is out of reach: try again, with the same idempotency key if you publish")
+        }
+        BrokerErrorKind::Rejected => Refusal::bad_request(error.message.clone()),
+        BrokerErrorKind::Ended => Refusal::new(Code::Ended, "the channel has ended; publish to a new one"),
+    }
+}
+
+/// A channel, as an application holds it: publish, end, history. Cheap to clone.
+#[derive(Clone)]
+pub struct Channel {
+    backbone: Arc<Backbone>,
+    name: ChannelName,
+    rule: Arc<Rule>,
+    params: Params,
+    /// Set where a client's message brought a key: what the handler publishes through this handle is then repeatable.
+    key: Option<(IdempotencyKey, Arc<AtomicU32>)>,
+}
+
+impl Channel {
+    pub(crate) fn new(backbone: Arc<Backbone>, name: ChannelName, rule: Arc<Rule>, params: Params) -> Self {
+        Self {
+            backbone,
+            name,
+            rule,
+            params,
+            key: None,
+        }
+    }
+
+    pub(crate) fn with_key(mut self, key: Option<IdempotencyKey>) -> Self {
+        self.key = key.map(|key| (key, Arc::default()));
+        self
+    }
+
+    /// The channel's name.
+    pub fn name(&self) -> &ChannelName {
+        &self.name
+    }
+
+    /// The rule that the channel follows.
+    pub fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    /// What a parameter of the pattern stands for: `room` of `chat/{room}`. In a handler the handler's pattern counts, elsewhere the rule's.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        self.params.get(name)
+    }
+
+    /// Publishes `value` as JSON and waits for the broker's word. The position that comes back is a cursor of this channel.
+    ///
+    /// # Errors
+    /// `bad-request`: the name or value is not acceptable; `too-large`; `ended`: the channel takes no more; `unavailable`: it may or may not
+    /// have happened.
+    pub async fn publish<T: Serialize + ?Sized>(&self, event: &str, value: &T) -> Result<Published, Refusal> {
+        self.publish_message(Message::json_of(event, value)?).await
+    }
+
+    /// Publishes a message of any kind. Errors as for [`Channel::publish`].
+    pub async fn publish_message(&self, message: Message) -> Result<Published, Refusal> {
+        self.publish_once(Publish::new(message)).await
+    }
+
+    /// Publishes with all that can be said about it. Errors as for [`Channel::publish`].
+    pub async fn publish_once(&self, mut publish: Publish) -> Result<Published, Refusal> {
+        if let (None, Some((key, count))) = (&publish.idempotency_key, &self.key) {
+            // The second publish of one handled message needs a key of its own.
+            publish.idempotency_key = Some(match count.fetch_add(1, Ordering::Relaxed) {
+                0 => key.clone(),
+                n => IdempotencyKey::new(&format!("{key}~{n}"))?,
+            });
+        }
+        self.backbone.publish(&self.name, publish).await
+    }
+
+    /// Ends the channel: its listeners are told and let go, and it takes no more events.
+    ///
+    /// # Errors
+    /// `ended` if it has ended already; `unavailable`.
+    pub async fn end(&self) -> Result<Published, Refusal> {
+        self.publish_once(Publish::end()).await
+    }
+
+    /// What the broker keeps after `after`, or without it the newest events; at most `limit`, oldest first.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn history(&self, after: Option<Position>, limit: usize) -> Result<Replay, Refusal> {
+        self.backbone
+            .replay(&self.name, after, limit)
+            .await
+            .map_err(|error| refusal(&error))
+    }
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel").field("name", &self.name).finish_non_exhaustive()
+    }
+}

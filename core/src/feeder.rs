@@ -1,0 +1,356 @@
+//! Keeps one log fed: takes the broker's feed, checks the chain, and heals what is broken by reading history, or announces a gap.
+//!
+//! This is the one place where `previous` is checked, for every broker. A healthy log costs no task: the broker's feed calls in here directly.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::broker::{BrokerError, Feed, FeedSink, Replay};
+use crate::channel::Backbone;
+use crate::event::{ChannelName, Event, Position};
+use crate::log::{Appended, Log};
+use crate::rule::Rule;
+use crate::wire::GapReason;
+
+/// How many events wait at most while a log heals. Beyond it they are dropped and read from history instead.
+const PENDING_BOUND: usize = 10_000;
+/// How many events one history read asks for while healing.
+const HEAL_PAGE: usize = 1000;
+/// How many fruitless history reads it takes until a chain that nothing closes is called a loss: about ten seconds.
+const HEAL_TRIES: u32 = 12;
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// A log and the feed that fills it.
+pub(crate) struct Feeder {
+    pub(crate) log: Arc<Log>,
+    backbone: Arc<Backbone>,
+    runtime: Handle,
+    state: Mutex<State>,
+    window: Mutex<Window>,
+    me: Weak<Feeder>,
+}
+
+struct State {
+    /// Tells the feed that is in use from one that was given up.
+    generation: u64,
+    feed: Option<Feed>,
+    /// While the log heals, its events wait here.
+    healing: Option<VecDeque<Arc<Event>>>,
+    closed: bool,
+}
+
+struct Window {
+    last: Instant,
+    scheduled: bool,
+}
+
+struct Sink {
+    feeder: Weak<Feeder>,
+    generation: u64,
+}
+
+impl FeedSink for Sink {
+    fn event(&self, event: Arc<Event>) {
+        if let Some(feeder) = self.feeder.upgrade() {
+            feeder.event(self.generation, event);
+        }
+    }
+
+    fn ended(&self) {
+        if let Some(feeder) = self.feeder.upgrade() {
+            feeder.ended(self.generation);
+        }
+    }
+}
+
+impl Feeder {
+    /// Follows the channel, reads its recent history, and has a log that is up to date: from then on every event reaches it.
+    pub(crate) async fn open(backbone: Arc<Backbone>, name: ChannelName, rule: Arc<Rule>) -> Result<Arc<Self>, BrokerError> {
+        let feed = follow(&backbone, &name).await?;
+        let want = rule.history.events.max(backbone.limits.ring_events);
+        let history = if rule.history.events == 0 { 1 } else { want };
+        let history = backbone.replay(&name, None, history).await?;
+        let log = Arc::new(Log::open(name, rule, &backbone.limits, history));
+        let feeder = Arc::new_cyclic(|me| Feeder {
+            log,
+            backbone,
+            runtime: Handle::current(),
+            state: Mutex::new(State {
+                generation: 1,
+                feed: None,
+                healing: None,
+                closed: false,
+            }),
+            window: Mutex::new(Window {
+                last: Instant::now(),
+                scheduled: false,
+            }),
+            me: me.clone(),
+        });
+        feeder.attach(feed, 1);
+        Ok(feeder)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the feed's events in. Not under our lock: the feed calls us back with the events that wait, and it holds its own lock then.
+    fn attach(&self, feed: Feed, generation: u64) {
+        feed.attach(Arc::new(Sink {
+            feeder: self.me.clone(),
+            generation,
+        }));
+        let unwanted = {
+            let mut state = self.lock();
+            if state.closed || state.generation != generation {
+                Some(feed)
+            } else {
+                state.feed.replace(feed)
+            }
+        };
+        drop(unwanted);
+    }
+
+    /// Ends the feed. The log stays readable but hears nothing more.
+    pub(crate) fn close(&self) {
+        let feed = {
+            let mut state = self.lock();
+            state.closed = true;
+            state.feed.take()
+        };
+        drop(feed);
+    }
+
+    fn event(&self, generation: u64, event: Arc<Event>) {
+        {
+            let mut state = self.lock();
+            if state.generation != generation {
+                return;
+            }
+            if let Some(pending) = &mut state.healing {
+                if pending.len() >= PENDING_BOUND {
+                    // The next event that comes breaks the chain, and history fills the hole.
+                    pending.clear();
+                }
+                pending.push_back(event);
+                return;
+            }
+            match self.log.append(event.clone()) {
+                Appended::Yes => {}
+                Appended::Known => return,
+                Appended::Broken => {
+                    tracing::debug!(channel = %self.log.name, position = %event.position, previous = %event.previous, "the chain is broken: healing");
+                    state.healing = Some(VecDeque::from([event]));
+                    drop(state);
+                    self.heal(generation, false);
+                    return;
+                }
+            }
+        }
+        self.show();
+    }
+
+    fn ended(&self, generation: u64) {
+        {
+            let mut state = self.lock();
+            if state.generation != generation || state.closed {
+                return;
+            }
+            state.generation += 1;
+            state.healing = Some(VecDeque::new());
+        }
+        tracing::debug!(channel = %self.log.name, "the feed ended: following again");
+        self.heal(generation + 1, true);
+    }
+
+    /// Makes what was appended visible: at once, or where the rule has a rate, when the window has passed.
+    fn show(&self) {
+        let Some(window) = self.log.rule.window() else {
+            self.log.show();
+            return;
+        };
+        let due = {
+            let mut state = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.scheduled {
+                return;
+            }
+            let due = state.last + window;
+            if due <= Instant::now() {
+                state.last = Instant::now();
+                None
+            } else {
+                state.scheduled = true;
+                Some(due)
+            }
+        };
+        let Some(due) = due else {
+            self.log.show();
+            return;
+        };
+        let me = self.me.clone();
+        // One timer for the log, whatever the number of its listeners.
+        self.runtime.spawn(async move {
+            sleep_until(due).await;
+            if let Some(feeder) = me.upgrade() {
+                {
+                    let mut state = feeder.window.lock().unwrap_or_else(PoisonError::into_inner);
+                    *state = Window {
+                        last: Instant::now(),
+                        scheduled: false,
+                    };
+                }
+                feeder.log.show();
+            }
+        });
+    }
+
+    fn heal(&self, generation: u64, follow_again: bool) {
+        self.backbone.metrics.heals.inc();
+        let me = self.me.clone();
+        self.runtime
+            .spawn(async move { Feeder::heal_now(me, generation, follow_again).await });
+    }
+
+    /// Until the log is whole again, or closed. The log's owner may go away meanwhile: only a weak handle is held across waits.
+    async fn heal_now(me: Weak<Feeder>, mut generation: u64, mut follow_again: bool) {
+        let mut backoff = BACKOFF.0;
+        let mut tries = 0;
+        loop {
+            let Some(feeder) = me.upgrade() else { return };
+            let (backbone, log) = (feeder.backbone.clone(), feeder.log.clone());
+            drop(feeder);
+            let step = async {
+                if follow_again {
+                    let feed = follow(&backbone, &log.name).await?;
+                    let Some(feeder) = me.upgrade() else { return Ok(None) };
+                    generation = {
+                        let mut state = feeder.lock();
+                        state.generation += 1;
+                        state.healing = Some(VecDeque::new());
+                        state.generation
+                    };
+                    feeder.attach(feed, generation);
+                    follow_again = false;
+                }
+                backbone.replay(&log.name, Some(log.head()), HEAL_PAGE).await.map(Some)
+            };
+            let replay = match step.await {
+                Ok(Some(replay)) => replay,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(channel = %log.name, %error, "cannot heal yet");
+                    sleep(jittered(backoff)).await;
+                    backoff = (backoff * 2).min(BACKOFF.1);
+                    continue;
+                }
+            };
+            let Some(feeder) = me.upgrade() else { return };
+            tries += u32::from(replay.events.is_empty());
+            match feeder.take_in(generation, &replay, tries >= HEAL_TRIES) {
+                Healed::Yes => {
+                    feeder.log.show();
+                    return;
+                }
+                Healed::Superseded => return,
+                Healed::NotYet => feeder.log.show(),
+            }
+            drop(feeder);
+            if !replay.more {
+                // What waits does not follow yet: history is still behind what the feed has shown.
+                sleep(jittered(backoff)).await;
+                backoff = (backoff * 2).min(BACKOFF.1);
+            }
+        }
+    }
+
+    /// `give_up`: history will not close the hole before what the feed has shown; announce it.
+    fn take_in(&self, generation: u64, replay: &Replay, give_up: bool) -> Healed {
+        let head = self.log.head();
+        if !replay.complete {
+            let reason = lost_reason(head, replay);
+            let cursor = goes_on_after(replay);
+            tracing::warn!(channel = %self.log.name, after = %head, %cursor, reason = reason.as_str(), "events are lost");
+            self.log.append_gap(cursor, reason);
+        }
+        for event in &replay.events {
+            // History is whole from its first event on, so a break can only be its own first link, which `complete` has judged.
+            self.log.append(event.clone());
+        }
+        let mut state = self.lock();
+        if state.generation != generation || state.closed {
+            return Healed::Superseded;
+        }
+        let Some(pending) = &mut state.healing else {
+            return Healed::Superseded;
+        };
+        if replay.more {
+            return Healed::NotYet;
+        }
+        while let Some(event) = pending.front() {
+            match self.log.append(event.clone()) {
+                Appended::Yes | Appended::Known => {
+                    pending.pop_front();
+                }
+                Appended::Broken if give_up => self.log.append_gap(event.previous, GapReason::BrokerLostData),
+                Appended::Broken => return Healed::NotYet,
+            }
+        }
+        state.healing = None;
+        Healed::Yes
+    }
+}
+
+enum Healed {
+    Yes,
+    NotYet,
+    Superseded,
+}
+
+async fn follow(backbone: &Backbone, name: &ChannelName) -> Result<Feed, BrokerError> {
+    match timeout(backbone.limits.broker_timeout, backbone.broker.follow(name)).await {
+        Ok(result) => result,
+        Err(_) => Err(BrokerError::unavailable("the broker did not answer in time")),
+    }
+}
+
+/// Why a replay after `after` is not complete.
+pub(crate) fn lost_reason(after: Position, replay: &Replay) -> GapReason {
+    if after > Position::now().max(replay.head) {
+        GapReason::UnknownPosition
+    } else if after > replay.head {
+        GapReason::BrokerLostData
+    } else {
+        match replay.events.first() {
+            // Events stand on both sides of `after`, and it is not among them: it was in a tail that the broker lost.
+            Some(first) if first.previous > Position::ZERO && first.previous < after => GapReason::BrokerLostData,
+            _ => GapReason::HistoryExpired,
+        }
+    }
+}
+
+/// The position after which a stream goes on that an incomplete replay continues.
+pub(crate) fn goes_on_after(replay: &Replay) -> Position {
+    match replay.events.first() {
+        Some(first) if first.previous != Position::ZERO => first.previous,
+        // The broker has forgotten what came before: any position below will do, for it is only ever compared.
+        Some(first) => Position(first.position.0 - 1),
+        None => replay.head,
+    }
+}
+
+/// Half to all of `full`, so that many who wait do not come back together.
+pub(crate) fn jittered(full: Duration) -> Duration {
+    full / 2 + full.mul_f64(random_unit() / 2.0)
+}
+
+/// From 0 to 1. Not for secrets: the standard library's hasher keys are random enough to spread things in time.
+pub(crate) fn random_unit() -> f64 {
+    use std::hash::{BuildHasher, Hasher};
+    let bits = std::hash::RandomState::new().build_hasher().finish() >> 11;
+    bits as f64 / (1u64 << 53) as f64
+}

@@ -1,0 +1,171 @@
+//! What the application says: who may connect, listen and send, and what a sent message does.
+
+use std::any::Any;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::Serialize;
+
+use crate::channel::Channel;
+use crate::event::{Data, Invalid, Message};
+use crate::refusal::Refusal;
+use crate::rule::TransportName;
+
+/// The application's say about the channels that match the pattern it was registered with. The same handler serves every transport: a
+/// message that a WebSocket client sends and one that an SSE client POSTs are the same call.
+///
+/// Every method has a default: implement what you need. Calls for one connection come one after the other; different connections
+/// call at the same time. A slow method delays only further commands of its own connection, never deliveries.
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// Who is this? Called once for each connection (an SSE stream, a WebSocket, a single POST) that turns to a channel of this handler, before anything
+    /// else. What it returns is the client's identity in the other methods. Default: anybody, anonymous.
+    async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
+        let _ = request;
+        Ok(Identity::anonymous())
+    }
+
+    /// May this client listen to this channel? Called for each subscription and each history request. Default: yes.
+    async fn subscribe(&self, client: &Client, channel: &Channel) -> Result<(), Refusal> {
+        let _ = (client, channel);
+        Ok(())
+    }
+
+    /// A client said something. Publish it, act on it, answer it, or refuse it. Called for each `send` frame and each POST. The client may not be subscribed:
+    /// check here whatever must hold. Default: refused as `forbidden`.
+    async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
+        let _ = (client, channel, message);
+        Err(Refusal::forbidden("this channel takes no messages from clients"))
+    }
+
+    /// A subscription is over. Called once for each that `subscribe` admitted, in its own task. Default: nothing.
+    async fn unsubscribe(&self, client: &Client, channel: &Channel, reason: LeaveReason) {
+        let _ = (client, channel, reason);
+    }
+}
+
+/// Why a subscription is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaveReason {
+    /// The client said so.
+    Unsubscribed,
+    /// The connection is gone.
+    Disconnected,
+    /// The channel has ended.
+    Ended,
+}
+
+/// The request that a connection began with.
+#[derive(Debug, Clone)]
+pub struct ConnectRequest {
+    /// The transport it came over.
+    pub transport: TransportName,
+    /// The address it came from, if the server knows it.
+    pub peer: Option<IpAddr>,
+    /// The query string, without `?`.
+    pub query: String,
+    /// Header names in lower case, and values that are text.
+    pub headers: Vec<(String, String)>,
+}
+
+impl ConnectRequest {
+    /// The first value of a header; `name` in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The token of an `Authorization: Bearer` header (RFC 6750, section 2.1).
+    pub fn bearer_token(&self) -> Option<&str> {
+        let (scheme, token) = self.header("authorization")?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    }
+
+    /// The value of a cookie, as it was sent.
+    pub fn cookie(&self, name: &str) -> Option<&str> {
+        let cookies = self.headers.iter().filter(|(n, _)| n == "cookie");
+        cookies.flat_map(|(_, line)| line.split(';')).find_map(|pair| {
+            let (n, value) = pair.trim().split_once('=')?;
+            (n == name).then_some(value)
+        })
+    }
+}
+
+/// Who a client is, as the application sees it.
+#[derive(Clone, Default)]
+pub struct Identity {
+    user: Option<Arc<str>>,
+    details: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Identity {
+    /// Nobody in particular.
+    pub fn anonymous() -> Self {
+        Self::default()
+    }
+
+    /// A user by an id that the application chooses.
+    pub fn user(id: impl Into<Arc<str>>) -> Self {
+        Self {
+            user: Some(id.into()),
+            details: None,
+        }
+    }
+
+    /// The same with a value of the application's own (claims, a session, a database row).
+    pub fn with(mut self, details: impl Any + Send + Sync) -> Self {
+        self.details = Some(Arc::new(details));
+        self
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// One connected client, as its handler sees it.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// Tells connections of this node apart.
+    pub id: u64,
+    /// The transport it came over.
+    pub transport: TransportName,
+    /// The address it came from, if the server knows it.
+    pub peer: Option<IpAddr>,
+    pub(crate) identity: Identity,
+}
+
+impl Client {
+    /// The user's id; `None`: anonymous.
+    pub fn user(&self) -> Option<&str> {
+        self.identity.user.as_deref()
+    }
+
+    /// What [`Identity::with`] was given, if it was a `T`.
+    pub fn details<T: Any>(&self) -> Option<&T> {
+        self.identity.details.as_deref()?.downcast_ref()
+    }
+}
+
+/// What a client is answered.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reply(pub(crate) Option<Data>);
+
+impl Reply {
+    /// "Done", and nothing else.
+    pub fn done() -> Self {
+        Reply(None)
+    }
+
+    /// A value, as JSON.
+    pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self, Invalid> {
+        Ok(Reply(Some(Data::json(value)?)))
+    }
+
+    /// The answer's data; `None`: just "done".
+    pub fn data(&self) -> Option<&Data> {
+        self.0.as_ref()
+    }
+}

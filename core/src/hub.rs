@@ -1,0 +1,635 @@
+//! One node: its open logs, its sessions, its limits. What every transport needs of permission, opening and sending is here once.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::broker::{Broker, BrokerError, Replay};
+use crate::channel::{Backbone, Channel, refusal};
+use crate::event::{ChannelName, IdempotencyKey, Message, Position};
+use crate::feeder::{Feeder, random_unit};
+use crate::flight::Flights;
+use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
+use crate::log::{MAX_WIRES, WireSlot};
+use crate::metrics::Metrics;
+use crate::refusal::{Code, Refusal};
+use crate::rule::{Limits, Params, Pattern, Rule, Rules, SendPolicy, TransportName};
+use crate::session::Shared;
+use crate::wire::Wire;
+
+/// How often the hub looks after its sessions and logs; oftener where a limit is shorter.
+const TICK: Duration = Duration::from_secs(1);
+/// After how long without its broker a node tells its listeners.
+const STALE_AFTER: Duration = Duration::from_secs(10);
+/// How many logs are looked at in one tick, so that a node with a million does not stutter.
+const LOGS_PER_TICK: usize = 50_000;
+
+/// One running Airwave process: cheap to clone, gone when the last clone is.
+#[derive(Clone)]
+pub struct Hub(pub(crate) Arc<Inner>);
+
+/// Puts a [`Hub`] together.
+pub struct HubBuilder {
+    broker: Arc<dyn Broker>,
+    rules: Rules,
+    limits: Limits,
+    handlers: Vec<(Pattern, Arc<dyn Handler>)>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) backbone: Arc<Backbone>,
+    handlers: Vec<(Pattern, Arc<dyn Handler>)>,
+    wires: RwLock<Vec<Arc<WireSlot>>>,
+    logs: Mutex<HashMap<ChannelName, Arc<Feeder>>>,
+    opening: Flights<ChannelName, Result<Arc<Feeder>, BrokerError>>,
+    asking: Flights<(ChannelName, Position, usize), Result<Arc<Replay>, BrokerError>>,
+    pub(crate) sessions: Mutex<Slab<Arc<Shared>>>,
+    addresses: Mutex<HashMap<IpAddr, usize>>,
+    connections: AtomicUsize,
+    next_client: AtomicU64,
+    draining: AtomicBool,
+    /// Counts the times that listeners have to be told that the broker is gone.
+    pub(crate) stale: AtomicU32,
+    broker_down: Mutex<Option<(Instant, String)>>,
+    started: Instant,
+    pub(crate) runtime: Handle,
+}
+
+/// A wire that is registered with a hub.
+#[derive(Clone)]
+pub struct WireHandle(pub(crate) Arc<WireSlot>);
+
+/// One client's connection, before and beside its session: who it is, for each handler that was asked.
+pub struct Connection {
+    pub(crate) hub: Hub,
+    pub(crate) id: u64,
+    transport: TransportName,
+    peer: Option<IpAddr>,
+    /// Whether it takes one of the node's places.
+    counted: bool,
+    /// Kept as long as a handler may still have to be asked.
+    request: Mutex<Option<Box<ConnectRequest>>>,
+    clients: Mutex<Vec<(Option<usize>, Arc<Client>)>>,
+}
+
+/// What a channel means to a connection: checked, and with the handler that is asked.
+pub(crate) struct Admission {
+    pub(crate) channel: Channel,
+    pub(crate) client: Arc<Client>,
+    pub(crate) handler: Option<Arc<dyn Handler>>,
+    pub(crate) rule: Arc<Rule>,
+}
+
+/// A channel's state on this node, for people who look at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelState {
+    /// Its name.
+    pub name: ChannelName,
+    /// Its rule.
+    pub rule: Arc<Rule>,
+    /// The newest position this node has.
+    pub cursor: Position,
+    /// Events in the ring.
+    pub events: usize,
+    /// Estimated memory of the ring.
+    pub bytes: usize,
+    /// Sessions that listen, by wire.
+    pub listeners: Vec<(&'static str, usize)>,
+    /// Whether it has ended.
+    pub ended: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The maps behind these locks are whole between any two statements; a panic elsewhere must not take the node down.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl HubBuilder {
+    /// What this node allows.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The application's say about the channels that match `pattern`. The first that matches is asked.
+    pub fn handle(mut self, pattern: Pattern, handler: Arc<dyn Handler>) -> Self {
+        self.handlers.push((pattern, handler));
+        self
+    }
+
+    /// Starts the node. Must be called within a tokio runtime, which it then uses.
+    pub fn build(self) -> Hub {
+        let backbone = Arc::new(Backbone {
+            broker: self.broker,
+            rules: self.rules,
+            limits: self.limits,
+            metrics: Metrics::default(),
+        });
+        let inner = Arc::new(Inner {
+            backbone,
+            handlers: self.handlers,
+            wires: RwLock::default(),
+            logs: Mutex::default(),
+            opening: Flights::default(),
+            asking: Flights::default(),
+            sessions: Mutex::default(),
+            addresses: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            next_client: AtomicU64::new(1),
+            draining: AtomicBool::new(false),
+            stale: AtomicU32::new(0),
+            broker_down: Mutex::default(),
+            started: Instant::now(),
+            runtime: Handle::current(),
+        });
+        tokio::spawn(look_after(Arc::downgrade(&inner), inner.backbone.limits.clone()));
+        tokio::spawn(watch_broker(Arc::downgrade(&inner)));
+        Hub(inner)
+    }
+}
+
+impl Hub {
+    /// A hub on `broker` for the channels of `rules`.
+    pub fn builder(broker: Arc<dyn Broker>, rules: Rules) -> HubBuilder {
+        HubBuilder {
+            broker,
+            rules,
+            limits: Limits::default(),
+            handlers: Vec::new(),
+        }
+    }
+
+    /// Makes a format known. The same name gives the same wire.
+    ///
+    /// # Panics
+    /// With more than four different wires: each event has a slot for each.
+    pub fn register_wire(&self, wire: Arc<dyn Wire>) -> WireHandle {
+        let mut wires = self.0.wires.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = wires.iter().find(|slot| slot.wire.name() == wire.name()) {
+            return WireHandle(known.clone());
+        }
+        let index = wires.len();
+        assert!(index < MAX_WIRES, "a hub has room for {MAX_WIRES} wires");
+        let metrics = self.metrics().wire(wire.name());
+        let slot = Arc::new(WireSlot { index, wire, metrics });
+        wires.push(slot.clone());
+        WireHandle(slot)
+    }
+
+    /// The channel of that name, to publish to.
+    ///
+    /// # Errors
+    /// `bad-request`: not a name; `unknown-channel`: no rule matches.
+    pub fn channel(&self, name: &str) -> Result<Channel, Refusal> {
+        let name = ChannelName::new(name)?;
+        let (rule, params) = self.rule(&name)?;
+        Ok(Channel::new(self.0.backbone.clone(), name, rule, params))
+    }
+
+    /// The node's figures.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.backbone.metrics
+    }
+
+    /// The node's limits.
+    pub fn limits(&self) -> &Limits {
+        &self.0.backbone.limits
+    }
+
+    /// The node's rules.
+    pub fn rules(&self) -> &Rules {
+        &self.0.backbone.rules
+    }
+
+    /// The broker's short name.
+    pub fn broker_name(&self) -> &'static str {
+        self.0.backbone.broker.name()
+    }
+
+    /// How long this node has been running.
+    pub fn uptime(&self) -> Duration {
+        self.0.started.elapsed()
+    }
+
+    /// Whether this node can deliver. The error says why not, for operators.
+    pub async fn ready(&self) -> Result<(), String> {
+        if self.is_draining() {
+            return Err("draining".into());
+        }
+        match timeout(self.limits().broker_timeout, self.0.backbone.broker.ping()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(format!("broker {}: {error}", self.broker_name())),
+            Err(_) => Err(format!("broker {} does not answer", self.broker_name())),
+        }
+    }
+
+    /// Begins to go away: no new connections, and every session is told to end. Returns at once.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::SeqCst);
+        for (_, session) in &*lock(&self.0.sessions) {
+            session.alarm();
+        }
+    }
+
+    /// Whether [`Hub::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::SeqCst)
+    }
+
+    /// Sessions that are open.
+    pub fn sessions(&self) -> usize {
+        lock(&self.0.sessions).len()
+    }
+
+    /// How many milliseconds a client should wait before it connects again: jittered, and longer where many would come at once.
+    pub fn retry_hint(&self) -> u32 {
+        let crowd = self.0.connections.load(Ordering::Relaxed).min(30_000) as f64;
+        (1000.0 + random_unit() * (2000.0 + crowd)) as u32
+    }
+
+    /// Takes in a client. `counted`: it stays, and takes one of the node's places.
+    ///
+    /// # Errors
+    /// `unavailable`: the node is draining; `too-many`: no place is left, on the node or for this address.
+    pub fn connect(&self, request: ConnectRequest, counted: bool) -> Result<Arc<Connection>, Refusal> {
+        if self.is_draining() {
+            return Err(Refusal::unavailable("this server is going away: connect again"));
+        }
+        let limits = self.limits();
+        if counted {
+            let open = self.0.connections.fetch_add(1, Ordering::Relaxed);
+            let result = if open >= limits.connections {
+                Err("this server has no place left (limits.connections): try again later")
+            } else if !self.count_address(request.peer, limits.connections_per_address) {
+                Err(
+                    "too many connections from this address (limits.connections_per_address): close some, or subscribe to several channels over one",
+                )
+            } else {
+                Ok(())
+            };
+            if let Err(text) = result {
+                self.0.connections.fetch_sub(1, Ordering::Relaxed);
+                return Err(Refusal::new(Code::TooMany, text));
+            }
+        }
+        let (transport, peer) = (request.transport.clone(), request.peer);
+        // Without handlers nobody will ever be asked who this is.
+        let request = (!self.0.handlers.is_empty()).then(|| Box::new(request));
+        Ok(Arc::new(Connection {
+            hub: self.clone(),
+            id: self.0.next_client.fetch_add(1, Ordering::Relaxed),
+            transport,
+            peer,
+            counted,
+            request: Mutex::new(request),
+            clients: Mutex::default(),
+        }))
+    }
+
+    fn count_address(&self, peer: Option<IpAddr>, limit: usize) -> bool {
+        let Some(peer) = peer else { return true };
+        let mut addresses = lock(&self.0.addresses);
+        let count = addresses.entry(peer).or_default();
+        if *count >= limit {
+            return false;
+        }
+        *count += 1;
+        true
+    }
+
+    fn rule(&self, name: &ChannelName) -> Result<(Arc<Rule>, Params), Refusal> {
+        self.rules().find(name).ok_or_else(|| {
+            Refusal::new(
+                Code::UnknownChannel,
+                format!("no rule matches the channel '{name}': check the name, or add a [[channels]] entry to the configuration"),
+            )
+        })
+    }
+
+    /// The channel, and the client as the channel's handler knows it. Every permission begins here, whatever the transport.
+    async fn admit(&self, connection: &Connection, name: &ChannelName) -> Result<Admission, Refusal> {
+        let (rule, mut params) = self.rule(name)?;
+        let found = self
+            .0
+            .handlers
+            .iter()
+            .enumerate()
+            .find_map(|(i, (pattern, handler))| pattern.matches(name.as_str()).map(|params| (i, handler.clone(), params)));
+        let (index, handler) = match found {
+            Some((index, handler, handler_params)) => {
+                params = handler_params;
+                (Some(index), Some(handler))
+            }
+            None => (None, None),
+        };
+        let known = lock(&connection.clients)
+            .iter()
+            .find(|(i, _)| *i == index)
+            .map(|(_, client)| client.clone());
+        let client = match known {
+            Some(client) => client,
+            None => {
+                let identity = match &handler {
+                    Some(handler) => {
+                        let request = lock(&connection.request).clone();
+                        let request = request.ok_or_else(|| Refusal::internal("the connection can no longer be identified"))?;
+                        handler.connect(&request).await?
+                    }
+                    None => Identity::anonymous(),
+                };
+                let client = Arc::new(Client {
+                    id: connection.id,
+                    transport: connection.transport.clone(),
+                    peer: connection.peer,
+                    identity,
+                });
+                lock(&connection.clients).push((index, client.clone()));
+                client
+            }
+        };
+        let channel = Channel::new(self.0.backbone.clone(), name.clone(), rule.clone(), params);
+        Ok(Admission {
+            channel,
+            client,
+            handler,
+            rule,
+        })
+    }
+
+    /// May this client listen to this channel over its transport?
+    pub(crate) async fn admit_listener(&self, connection: &Connection, name: &ChannelName) -> Result<Admission, Refusal> {
+        if self.is_draining() {
+            return Err(Refusal::unavailable("this server is going away: connect again"));
+        }
+        let admission = self.admit(connection, name).await?;
+        if !admission.rule.allows(&connection.transport) && connection.transport != TransportName::HTTP {
+            let to_use = admission.rule.transports.first().cloned();
+            let text = match &to_use {
+                Some(to_use) => format!(
+                    "the channel '{name}' is not served over {}: use {to_use}",
+                    connection.transport
+                ),
+                None => format!("the channel '{name}' cannot be listened to"),
+            };
+            return Err(Refusal {
+                transport: to_use,
+                ..Refusal::new(Code::WrongTransport, text)
+            });
+        }
+        if let Some(handler) = &admission.handler {
+            handler.subscribe(&admission.client, &admission.channel).await?;
+        }
+        Ok(admission)
+    }
+
+    /// A client's message: to the handler, or without one, what the rule says.
+    ///
+    /// # Errors
+    /// What the handler refuses, and `bad-request`, `unknown-channel`, `too-large`, `forbidden`, `ended`, `unavailable`.
+    pub async fn send(
+        &self,
+        connection: &Connection,
+        name: &ChannelName,
+        message: Message,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Reply, Refusal> {
+        let weight = message.weight();
+        let limit = self.limits().message_bytes;
+        if weight > limit {
+            return Err(Refusal::new(
+                Code::TooLarge,
+                format!("the message has {weight} bytes; at most {limit} are allowed"),
+            ));
+        }
+        let admission = self.admit(connection, name).await?;
+        let channel = admission.channel.with_key(key);
+        match (admission.handler, admission.rule.send) {
+            (_, SendPolicy::Refuse) => Err(Refusal::forbidden("this channel takes no messages from clients")),
+            (Some(handler), _) => handler.message(&admission.client, &channel, message).await,
+            (None, SendPolicy::Publish) => channel.publish_message(message).await.map(|_| Reply::done()),
+            (None, SendPolicy::Handler) => Err(Refusal::forbidden(
+                "this channel takes no messages from clients: no handler is registered for it (send = \"publish\" in its rule would publish them)",
+            )),
+        }
+    }
+
+    /// A page of a channel's history for a client, with the channel it is allowed to see.
+    ///
+    /// # Errors
+    /// What the handler's `subscribe` refuses, and `unknown-channel`, `unavailable`.
+    pub async fn history(
+        &self,
+        connection: &Connection,
+        name: &ChannelName,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<(Channel, Replay), Refusal> {
+        let admission = self.admit_listener(connection, name).await?;
+        let replay = admission.channel.history(after, limit).await?;
+        Ok((admission.channel, replay))
+    }
+
+    /// The channel's log on this node, opened if need be. However many ask at once, the broker is asked once.
+    pub(crate) async fn open(&self, name: &ChannelName, rule: &Arc<Rule>) -> Result<Arc<Feeder>, Refusal> {
+        if let Some(feeder) = lock(&self.0.logs).get(name) {
+            return Ok(feeder.clone());
+        }
+        let fetch = || {
+            let (hub, name, rule) = (self.clone(), name.clone(), rule.clone());
+            async move {
+                let known = lock(&hub.0.logs).get(&name).cloned();
+                if let Some(feeder) = known {
+                    return Ok(feeder);
+                }
+                let feeder = Feeder::open(hub.0.backbone.clone(), name.clone(), rule).await?;
+                lock(&hub.0.logs).insert(name, feeder.clone());
+                Ok(feeder)
+            }
+        };
+        if lock(&self.0.logs).len() >= self.limits().channels {
+            return Err(Refusal::new(
+                Code::TooMany,
+                "this server has too many channels open (limits.channels): try again later",
+            ));
+        }
+        match self.0.opening.join(name.clone(), fetch).await {
+            Some(Ok(feeder)) => Ok(feeder),
+            Some(Err(error)) => Err(refusal(&error)),
+            None => Err(Refusal::internal("the channel could not be opened")),
+        }
+    }
+
+    /// A page of history that many listeners may want at the same time.
+    pub(crate) async fn ask(&self, name: &ChannelName, after: Position, limit: usize) -> Result<Arc<Replay>, BrokerError> {
+        let fetch = || {
+            let (backbone, name) = (self.0.backbone.clone(), name.clone());
+            async move { backbone.replay(&name, Some(after), limit).await.map(Arc::new) }
+        };
+        let asked = self.0.asking.join((name.clone(), after, limit), fetch).await;
+        asked.unwrap_or_else(|| Err(BrokerError::unavailable("the broker could not be asked")))
+    }
+
+    /// Runs the handler's goodbye in a task of its own.
+    pub(crate) fn unsubscribed(&self, handler: Arc<dyn Handler>, client: Arc<Client>, channel: Channel, reason: LeaveReason) {
+        self.0
+            .runtime
+            .spawn(async move { handler.unsubscribe(&client, &channel, reason).await });
+    }
+
+    /// The channels that are open on this node, in the order of their names; at most `limit`.
+    pub fn channels(&self, limit: usize) -> Vec<ChannelState> {
+        let feeders: Vec<_> = lock(&self.0.logs).values().cloned().collect();
+        let mut states: Vec<_> = feeders
+            .into_iter()
+            .map(|feeder| {
+                let log = &feeder.log;
+                let (events, bytes, ended) = log.size();
+                ChannelState {
+                    name: log.name.clone(),
+                    rule: log.rule.clone(),
+                    cursor: log.head(),
+                    events,
+                    bytes,
+                    listeners: log.listeners(),
+                    ended,
+                }
+            })
+            .collect();
+        states.sort_by(|a, b| a.name.cmp(&b.name));
+        states.truncate(limit);
+        states
+    }
+
+    /// Sessions by wire.
+    pub fn sessions_by_wire(&self) -> Vec<(&'static str, usize)> {
+        let wires = self.0.wires.read().unwrap_or_else(PoisonError::into_inner);
+        wires
+            .iter()
+            .map(|slot| (slot.wire.name(), usize::try_from(slot.metrics.connections.get()).unwrap_or(0)))
+            .collect()
+    }
+}
+
+impl Connection {
+    /// A number that tells connections of this node apart.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The node it is connected to.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// No further handler will be asked who this is: lets go of the request's headers. For connections whose channels are all known.
+    pub fn forget_request(&self) {
+        lock(&self.request).take();
+        lock(&self.clients).shrink_to_fit();
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !self.counted {
+            return;
+        }
+        self.hub.0.connections.fetch_sub(1, Ordering::Relaxed);
+        if let Some(peer) = self.peer {
+            let mut addresses = lock(&self.hub.0.addresses);
+            if let Some(count) = addresses.get_mut(&peer) {
+                *count -= 1;
+                if *count == 0 {
+                    addresses.remove(&peer);
+                }
+            }
+        }
+    }
+}
+
+/// Heartbeats, stalled and silent sessions, unused logs: one timer for all of them.
+async fn look_after(hub: Weak<Inner>, limits: Limits) {
+    let shortest = limits.heartbeat.min(limits.idle).min(limits.stalled_write).min(limits.linger);
+    let mut ticks = interval((shortest / 4).clamp(Duration::from_millis(10), TICK));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut names: Vec<ChannelName> = Vec::new();
+    loop {
+        ticks.tick().await;
+        let Some(hub) = hub.upgrade() else { return };
+        for (_, session) in &*lock(&hub.sessions) {
+            session.look_after(&limits);
+        }
+        if names.is_empty() {
+            let logs = lock(&hub.logs);
+            names = logs.keys().cloned().collect();
+            let (mut bytes, mut events) = (0, 0);
+            for feeder in logs.values() {
+                let size = feeder.log.size();
+                events += size.0;
+                bytes += size.1;
+            }
+            hub.backbone.metrics.logs.set(logs.len() as i64);
+            hub.backbone.metrics.log_bytes.set(bytes as i64);
+            hub.backbone.metrics.log_events.set(events as i64);
+        }
+        let at = names.len().saturating_sub(LOGS_PER_TICK);
+        for name in names.drain(at..) {
+            let Some(feeder) = lock(&hub.logs).get(&name).cloned() else {
+                continue;
+            };
+            feeder.log.trim();
+            if feeder.log.close_if_unused(limits.linger) {
+                let mut logs = lock(&hub.logs);
+                if logs.get(&name).is_some_and(|current| Arc::ptr_eq(current, &feeder)) {
+                    logs.remove(&name);
+                }
+                drop(logs);
+                feeder.close();
+            }
+        }
+    }
+}
+
+/// Asks the broker whether it is there, so that listeners of a node without one are told.
+async fn watch_broker(hub: Weak<Inner>) {
+    let mut ticks = interval(TICK * 2);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = false;
+    loop {
+        ticks.tick().await;
+        let Some(hub) = hub.upgrade() else { return };
+        let answer = match timeout(hub.backbone.limits.broker_timeout, hub.backbone.broker.ping()).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err("the broker does not answer".to_owned()),
+        };
+        hub.backbone.metrics.broker_up.set(i64::from(answer.is_ok()));
+        let mut down = lock(&hub.broker_down);
+        match answer {
+            Ok(()) => {
+                if let Some((since, _)) = down.take() {
+                    tracing::info!(seconds = since.elapsed().as_secs(), "the broker is back");
+                }
+                told = false;
+            }
+            Err(error) => {
+                let (since, _) = down.get_or_insert_with(|| {
+                    tracing::warn!(broker = hub.backbone.broker.name(), error, "the broker is gone");
+                    (Instant::now(), error)
+                });
+                if !told && since.elapsed() >= STALE_AFTER {
+                    told = true;
+                    drop(down);
+                    hub.stale.fetch_add(1, Ordering::SeqCst);
+                    for (_, session) in &*lock(&hub.sessions) {
+                        session.alarm();
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,917 @@
+//! One connected client, as every transport uses it: a few cursors into logs, and the bytes that are to be written next.
+//!
+//! A transport's loop is: [`Session::poll_turn`], write what it gave, again. It knows no event, no gap and no history.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::{Instant, sleep};
+
+use crate::bell::Bell;
+use crate::broker::Replay;
+use crate::channel::{Channel, refusal};
+use crate::cursor::Cursor;
+use crate::event::{ChannelName, Position};
+use crate::feeder::{goes_on_after, jittered, lost_reason};
+use crate::handler::{Client, Handler, LeaveReason};
+use crate::hub::{Connection, Hub, WireHandle};
+use crate::log::{Entry, Item, Log, READ_BYTES, Read, Seat, WireSlot};
+use crate::refusal::Refusal;
+use crate::rule::{Delivery, Limits, SlowPolicy};
+use crate::wire::{Gap, GapReason, Notice, Stamp};
+
+/// How many events a listener is given from the broker's history at a time.
+const PAGE: usize = 500;
+/// Of so many reads one is timed.
+const SAMPLE: u32 = 32;
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+const HEARTBEAT: u8 = 1;
+const STALLED: u8 = 2;
+const SILENT: u8 = 4;
+
+/// What the hub sees of a session.
+pub(crate) struct Shared {
+    bell: Arc<Bell>,
+    flags: AtomicU8,
+    started: Instant,
+    /// Milliseconds since `started`, plus one; zero: never, or not now.
+    wrote: AtomicU64,
+    heard: AtomicU64,
+    stalled: AtomicU64,
+}
+
+impl Shared {
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64 + 1
+    }
+
+    /// Rings even a session that waits for its socket.
+    pub(crate) fn alarm(&self) {
+        self.bell.alarm();
+    }
+
+    /// Called by the hub every second or so.
+    pub(crate) fn look_after(&self, limits: &Limits) {
+        let now = self.now();
+        let longer = |since: &AtomicU64, limit: Duration| {
+            let since = since.load(Ordering::Relaxed);
+            since != 0 && u128::from(now.saturating_sub(since)) >= limit.as_millis()
+        };
+        if longer(&self.stalled, limits.stalled_write) {
+            self.flags.fetch_or(STALLED, Ordering::Relaxed);
+            self.bell.alarm();
+        } else if longer(&self.heard, limits.idle) {
+            self.flags.fetch_or(SILENT, Ordering::Relaxed);
+            self.bell.alarm();
+        } else if longer(&self.wrote, limits.heartbeat) {
+            self.wrote.store(now, Ordering::Relaxed);
+            self.flags.fetch_or(HEARTBEAT, Ordering::Relaxed);
+            self.bell.ring();
+        }
+    }
+}
+
+/// Where a listener wants to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It has no cursor: a fresh subscription.
+    Nothing,
+    /// It has everything up to here. [`Position::ZERO`] is the same as no cursor.
+    Position(Position),
+    /// It gave a cursor that cannot be read: it is told of a gap.
+    Unreadable,
+}
+
+impl After {
+    /// A cursor as one channel's listener gave it; an empty text is none.
+    pub fn parse(text: Option<&str>) -> Self {
+        match text {
+            None | Some("") => After::Nothing,
+            Some(text) => text.parse().map_or(After::Unreadable, After::Position),
+        }
+    }
+
+    /// What a cursor of several channels says of `channel`. A cursor that does not know the channel begins it afresh.
+    pub fn of(cursor: &Cursor, channel: &ChannelName) -> Self {
+        if cursor.is_one() {
+            return After::Unreadable;
+        }
+        cursor.position(channel).map_or(After::Nothing, After::Position)
+    }
+}
+
+/// What a transport does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Write what there is, then ask again.
+    Frames,
+    /// Write what there is, then close.
+    Closed(CloseReason),
+}
+
+/// Why a session is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    /// All its channels have ended.
+    Ended,
+    /// The node goes away; the client should come back after so many milliseconds.
+    Drain {
+        /// Milliseconds.
+        retry: u32,
+    },
+    /// It was too slow for a channel whose rule says close.
+    TooSlow,
+    /// Nothing was heard from it for the idle time.
+    Silent,
+    /// A write made no progress for too long: do not wait for it, cut the connection.
+    Stalled,
+}
+
+/// One client's cursors. Dropping it leaves all its channels.
+pub struct Session {
+    connection: Arc<Connection>,
+    slot: Arc<WireSlot>,
+    stamp: Option<Stamp>,
+    shared: Arc<Shared>,
+    key: usize,
+    subscriptions: Vec<Subscription>,
+    /// Who is read first, so that a busy channel does not starve the others.
+    first: usize,
+    /// For formats with a stamp: the channels' positions in the order in which they were added.
+    cursor: Vec<(ChannelName, Position)>,
+    /// Notices that go out next.
+    notices: Vec<Bytes>,
+    ends_with_channels: bool,
+    visible_heartbeat: bool,
+    stale: u32,
+    reads: u32,
+    closed: Option<CloseReason>,
+}
+
+/// Subscribes for a session while the session goes on delivering.
+#[derive(Clone)]
+pub struct Joiner {
+    connection: Arc<Connection>,
+    bell: Arc<Bell>,
+    wire: &'static str,
+}
+
+/// A channel that a session may listen to, and where it begins. To be given to [`Session::add`].
+pub struct Joined {
+    seat: Seat,
+    next: u64,
+    cursor: Position,
+    resumed: bool,
+    catch_up: Option<Box<CatchUp>>,
+    over: bool,
+    goodbye: Option<Box<Goodbye>>,
+}
+
+struct Subscription {
+    seat: Seat,
+    next: u64,
+    cursor: Position,
+    /// Events up to here are left out: the listener had them from a node that was ahead.
+    skip_through: Position,
+    catch_up: Option<Box<CatchUp>>,
+    /// Index into [`Session::cursor`].
+    stamp_index: usize,
+    ended: bool,
+    goodbye: Option<Box<Goodbye>>,
+}
+
+/// A listener that is being given what the ring does not hold.
+struct CatchUp {
+    waiting: VecDeque<Arc<Entry>>,
+    /// The next page, while it is being read.
+    fetch: Option<Pin<Box<dyn Future<Output = Arc<Replay>> + Send>>>,
+    /// Whether another page is needed once nothing waits.
+    more: bool,
+    /// Whether the listener is here because it fell off the ring.
+    too_slow: bool,
+    /// Where it goes on in the ring, if that is known; else by its cursor.
+    lands_at: Option<u64>,
+    backoff: Duration,
+}
+
+/// Tells the handler that a subscription is over.
+struct Goodbye {
+    hub: Hub,
+    handler: Arc<dyn Handler>,
+    client: Arc<Client>,
+    channel: Channel,
+    reason: LeaveReason,
+}
+
+impl Drop for Goodbye {
+    fn drop(&mut self) {
+        self.hub
+            .unsubscribed(self.handler.clone(), self.client.clone(), self.channel.clone(), self.reason);
+    }
+}
+
+impl Joiner {
+    /// Asks permission, opens the channel, and finds where the listener begins. From the moment this returns, nothing that is published is missed.
+    ///
+    /// # Errors
+    /// What the handler refuses, and `unknown-channel`, `wrong-transport`, `too-many`, `unavailable`.
+    pub async fn join(&self, name: &ChannelName, after: After) -> Result<Joined, Refusal> {
+        let hub = &self.connection.hub;
+        let admission = hub.admit_listener(&self.connection, name).await?;
+        let seat = self.sit(hub, name, &admission.rule).await?;
+        // From here on the handler is told when it is over, also if we fail.
+        let goodbye = admission.handler.map(|handler| {
+            let reason = LeaveReason::Disconnected;
+            Box::new(Goodbye {
+                hub: hub.clone(),
+                handler,
+                client: admission.client,
+                channel: admission.channel,
+                reason,
+            })
+        });
+        let log = seat.log.clone();
+        let begin = |next, cursor, resumed, catch_up: Option<Box<CatchUp>>, seat, goodbye| {
+            let over = resumed && catch_up.is_none() && log.size().2 && next >= log.end_place();
+            Joined {
+                seat,
+                next,
+                cursor,
+                resumed,
+                catch_up,
+                over,
+                goodbye,
+            }
+        };
+        let position = match after {
+            After::Position(position) if position != Position::ZERO => position,
+            After::Unreadable | After::Nothing | After::Position(_) => {
+                let place = log.begin_fresh();
+                let mut first = VecDeque::from(place.first);
+                if after == After::Unreadable {
+                    let gap = Gap {
+                        after: None,
+                        cursor: place.cursor,
+                        reason: GapReason::UnknownPosition,
+                    };
+                    first.push_front(Entry::new(Item::Gap(gap)));
+                }
+                let catch_up = (!first.is_empty()).then(|| CatchUp::of(first, place.next));
+                return Ok(begin(place.next, place.cursor, false, catch_up, seat, goodbye));
+            }
+        };
+        if let Some(place) = log.begin_after(position) {
+            return Ok(begin(place.next, place.cursor, true, None, seat, goodbye));
+        }
+        let replay = hub.ask(name, position, PAGE).await.map_err(|error| refusal(&error))?;
+        let cursor = if replay.complete { position } else { goes_on_after(&replay) };
+        let mut catch_up = CatchUp::empty();
+        catch_up.take_in(&log, position, &replay, false);
+        Ok(begin(log.end_place(), cursor, replay.complete, Some(catch_up), seat, goodbye))
+    }
+
+    async fn sit(&self, hub: &Hub, name: &ChannelName, rule: &Arc<crate::Rule>) -> Result<Seat, Refusal> {
+        // A log that is closed in the moment between is simply opened again.
+        for _ in 0..10 {
+            let feeder = hub.open(name, rule).await?;
+            if let Some(seat) = feeder.log.sit(self.bell.clone(), self.wire) {
+                return Ok(seat);
+            }
+            tokio::task::yield_now().await;
+        }
+        Err(Refusal::unavailable("the channel could not be opened: try again"))
+    }
+
+    /// The connection that subscribes.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+}
+
+impl Joined {
+    /// Whether the channel has ended and the listener has all of it: nothing will ever come.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// The channel.
+    pub fn channel(&self) -> &ChannelName {
+        &self.seat.log.name
+    }
+}
+
+impl Session {
+    /// A session without channels on a connection that was taken in.
+    pub fn new(connection: Arc<Connection>, wire: &WireHandle) -> Self {
+        let slot = wire.0.clone();
+        slot.metrics.connections.inc();
+        slot.metrics.connections_total.inc();
+        let shared = Arc::new(Shared {
+            bell: Arc::default(),
+            flags: AtomicU8::new(0),
+            started: Instant::now(),
+            wrote: AtomicU64::new(1),
+            heard: AtomicU64::new(0),
+            stalled: AtomicU64::new(0),
+        });
+        let inner = &connection.hub.0;
+        let key = inner
+            .sessions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(shared.clone());
+        let stale = inner.stale.load(Ordering::SeqCst);
+        Self {
+            stamp: slot.wire.stamp(),
+            slot,
+            shared,
+            key,
+            subscriptions: Vec::new(),
+            first: 0,
+            cursor: Vec::new(),
+            notices: Vec::new(),
+            ends_with_channels: false,
+            visible_heartbeat: false,
+            stale,
+            reads: 0,
+            closed: None,
+            connection,
+        }
+    }
+
+    /// The session closes when its last channel has ended.
+    pub fn ends_with_channels(mut self) -> Self {
+        self.ends_with_channels = true;
+        self
+    }
+
+    /// Heartbeats are such that scripts can see them.
+    pub fn visible_heartbeat(mut self, visible: bool) -> Self {
+        self.visible_heartbeat = visible;
+        self
+    }
+
+    /// The client answers heartbeats: if nothing is [heard](Session::heard) for the idle time, the session closes.
+    pub fn expects_answers(self) -> Self {
+        self.heard();
+        self
+    }
+
+    /// The connection this session belongs to.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// What subscribes for this session.
+    pub fn joiner(&self) -> Joiner {
+        Joiner {
+            connection: self.connection.clone(),
+            bell: self.shared.bell.clone(),
+            wire: self.slot.wire.name(),
+        }
+    }
+
+    /// How many channels it listens to.
+    pub fn subscriptions(&self) -> usize {
+        self.subscriptions.len()
+    }
+
+    /// Whether it listens to `channel`.
+    pub fn is_subscribed(&self, channel: &ChannelName) -> bool {
+        self.subscriptions.iter().any(|s| s.seat.log.name == *channel)
+    }
+
+    /// Begins to deliver a channel, after its confirmation. `id`: the client's number of the command.
+    pub fn add(&mut self, joined: Joined, id: Option<u64>) {
+        let Joined {
+            seat,
+            next,
+            cursor,
+            resumed,
+            catch_up,
+            over,
+            mut goodbye,
+        } = joined;
+        let name = seat.log.name.clone();
+        let stamp_index = self.cursor.len();
+        if self.stamp.is_some() {
+            self.cursor.push((name.clone(), cursor));
+        }
+        let stamp = self.stamp_cursor();
+        let retry = self.connection.hub.retry_hint();
+        self.notice(&Notice::Subscribed {
+            id,
+            channel: &name,
+            cursor,
+            stamp: stamp.as_ref(),
+            resumed,
+            retry,
+        });
+        if over {
+            self.notice(&Notice::End {
+                channel: &name,
+                cursor,
+                stamp: stamp.as_ref(),
+            });
+            if let Some(goodbye) = &mut goodbye {
+                goodbye.reason = LeaveReason::Ended;
+            }
+            return;
+        }
+        self.subscriptions.push(Subscription {
+            seat,
+            next,
+            cursor,
+            skip_through: Position::ZERO,
+            catch_up,
+            stamp_index,
+            ended: false,
+            goodbye,
+        });
+    }
+
+    /// Stops delivering a channel. False: it did not.
+    pub fn remove(&mut self, channel: &ChannelName) -> bool {
+        let Some(index) = self.subscriptions.iter().position(|s| s.seat.log.name == *channel) else {
+            return false;
+        };
+        self.drop_subscription(index, LeaveReason::Unsubscribed);
+        true
+    }
+
+    fn drop_subscription(&mut self, index: usize, reason: LeaveReason) {
+        let mut subscription = self.subscriptions.swap_remove(index);
+        if let Some(goodbye) = &mut subscription.goodbye {
+            goodbye.reason = reason;
+        }
+    }
+
+    /// Says something to the client, after what is already on its way.
+    pub fn notice(&mut self, notice: &Notice<'_>) {
+        let bytes = self.slot.wire.notice(notice);
+        if !bytes.is_empty() {
+            self.notices.push(bytes);
+        }
+    }
+
+    /// The client said something, if only a pong.
+    pub fn heard(&self) {
+        self.shared.heard.store(self.shared.now(), Ordering::Relaxed);
+    }
+
+    /// Tells whether a write waits for the client's socket. While it does, [`Session::poll_cut`] must be polled.
+    pub fn stalled(&self, stalled: bool) {
+        let since = if stalled { self.shared.now() } else { 0 };
+        self.shared.stalled.store(since, Ordering::Relaxed);
+    }
+
+    /// For a loop that waits for its socket: ready when it should wait no longer.
+    pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        self.shared.bell.listen(cx);
+        let flags = self.shared.flags.load(Ordering::Relaxed);
+        if flags & STALLED != 0 {
+            Poll::Ready(CloseReason::Stalled)
+        } else if flags & SILENT != 0 {
+            Poll::Ready(CloseReason::Silent)
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn stamp_cursor(&self) -> Option<Cursor> {
+        self.stamp
+            .map(|_| Cursor::many(self.cursor.iter().map(|(name, position)| (name, *position))))
+    }
+
+    /// [`Session::poll_turn`] as a future.
+    pub async fn turn(&mut self, out: &mut Vec<Bytes>) -> Turn {
+        std::future::poll_fn(|cx| self.poll_turn(cx, out)).await
+    }
+
+    /// Puts everything that waits for this client into `out`, up to about 64 KiB.
+    ///
+    /// Pending: nothing waits, and the task is woken when something does.
+    pub fn poll_turn(&mut self, cx: &mut Context<'_>, out: &mut Vec<Bytes>) -> Poll<Turn> {
+        loop {
+            self.shared.bell.clear();
+            out.append(&mut self.notices);
+            if let Some(reason) = self.closed {
+                return Poll::Ready(Turn::Closed(reason));
+            }
+            if let Some(reason) = self.heed(out) {
+                self.closed = Some(reason);
+                return Poll::Ready(Turn::Closed(reason));
+            }
+            let room = READ_BYTES.saturating_sub(out.iter().map(Bytes::len).sum());
+            if let Some(reason) = self.read(cx, out, room) {
+                self.closed = Some(reason);
+                return Poll::Ready(Turn::Closed(reason));
+            }
+            if !out.is_empty() {
+                self.shared.wrote.store(self.shared.now(), Ordering::Relaxed);
+                return Poll::Ready(Turn::Frames);
+            }
+            if self.ends_with_channels && self.subscriptions.is_empty() {
+                self.closed = Some(CloseReason::Ended);
+                return Poll::Ready(Turn::Closed(CloseReason::Ended));
+            }
+            if self.shared.bell.poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// What the hub has to say.
+    fn heed(&mut self, out: &mut Vec<Bytes>) -> Option<CloseReason> {
+        let flags = self.shared.flags.swap(0, Ordering::Relaxed);
+        if flags & STALLED != 0 {
+            return Some(CloseReason::Stalled);
+        }
+        if flags & SILENT != 0 {
+            return Some(CloseReason::Silent);
+        }
+        let hub = &self.connection.hub;
+        if hub.is_draining() {
+            let retry = hub.retry_hint();
+            self.notice(&Notice::Drain { retry });
+            out.append(&mut self.notices);
+            return Some(CloseReason::Drain { retry });
+        }
+        let stale = hub.0.stale.load(Ordering::SeqCst);
+        if stale != self.stale {
+            self.stale = stale;
+            self.notice(&Notice::Stale);
+        }
+        if flags & HEARTBEAT != 0 {
+            self.notice(&Notice::Heartbeat {
+                visible: self.visible_heartbeat,
+            });
+        }
+        out.append(&mut self.notices);
+        None
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>, out: &mut Vec<Bytes>, mut room: usize) -> Option<CloseReason> {
+        let mut index = 0;
+        self.first = if self.first + 1 < self.subscriptions.len() {
+            self.first + 1
+        } else {
+            0
+        };
+        while index < self.subscriptions.len() && room > 0 {
+            let at = (self.first + index) % self.subscriptions.len();
+            let before = out.len();
+            let mut reading = Reading {
+                slot: &self.slot,
+                stamp: self.stamp,
+                cursor: &mut self.cursor,
+                connection: &self.connection,
+                sample: self.reads.is_multiple_of(SAMPLE),
+                out,
+            };
+            if let Err(TooSlow) = self.subscriptions[at].read(&mut reading, cx) {
+                return Some(CloseReason::TooSlow);
+            }
+            let written: usize = out[before..].iter().map(Bytes::len).sum();
+            if written > 0 {
+                self.reads = self.reads.wrapping_add(1);
+                room = room.saturating_sub(written);
+            }
+            if self.subscriptions[at].ended {
+                self.drop_subscription(at, LeaveReason::Ended);
+                // The last one took its place and is read in the next turn at the latest.
+                self.shared.bell.ring();
+            } else {
+                index += 1;
+            }
+        }
+        if index < self.subscriptions.len() {
+            // There may be more than fitted: come back after this has been written.
+            self.shared.bell.ring();
+        }
+        None
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.slot.metrics.connections.dec();
+        let mut sessions = self.connection.hub.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.try_remove(self.key);
+        if sessions.len() * 4 < sessions.capacity() && sessions.capacity() > 1024 {
+            sessions.shrink_to_fit();
+        }
+    }
+}
+
+/// What a subscription needs to write down what it reads.
+struct Reading<'a> {
+    slot: &'a WireSlot,
+    stamp: Option<Stamp>,
+    cursor: &'a mut Vec<(ChannelName, Position)>,
+    connection: &'a Arc<Connection>,
+    sample: bool,
+    out: &'a mut Vec<Bytes>,
+}
+
+struct TooSlow;
+
+impl Subscription {
+    fn read(&mut self, reading: &mut Reading<'_>, cx: &mut Context<'_>) -> Result<(), TooSlow> {
+        loop {
+            if self.catch_up.is_some() {
+                if self.catch_up(reading, cx).is_pending() {
+                    return Ok(());
+                }
+                if !reading.out.is_empty() {
+                    return Ok(());
+                }
+                continue;
+            }
+            let log = self.seat.log.clone();
+            let fell_off = if reading.stamp.is_none() && self.skip_through == Position::ZERO {
+                match log.read_batch(self.next, reading.slot) {
+                    Read::Nothing => return Ok(()),
+                    Read::FellOff => true,
+                    Read::Some(batch) => {
+                        self.next = batch.next;
+                        if batch.events == 0 {
+                            continue;
+                        }
+                        self.cursor = batch.cursor;
+                        self.ended = batch.ended;
+                        reading.count(batch.events, batch.bytes.len(), batch.oldest);
+                        if let Some(reason) = batch.gap {
+                            reading.connection.hub.metrics().gap(reason);
+                        }
+                        reading.out.push(batch.bytes);
+                        return Ok(());
+                    }
+                }
+            } else {
+                match log.read_entries(self.next) {
+                    Read::Nothing => return Ok(()),
+                    Read::FellOff => true,
+                    Read::Some((entries, next)) => {
+                        self.next = next;
+                        self.write(reading, &log, &entries);
+                        if !reading.out.is_empty() || self.ended {
+                            return Ok(());
+                        }
+                        false
+                    }
+                }
+            };
+            if fell_off {
+                self.fell_off(reading, &log)?;
+            }
+        }
+    }
+
+    /// Writes entries one by one, each with the stream's cursor where the format has one.
+    fn write(&mut self, reading: &mut Reading<'_>, log: &Log, entries: &[Arc<Entry>]) {
+        let mut joined = BytesMut::new();
+        let mut events = 0;
+        for entry in entries {
+            if let Item::Event(event) = &entry.item
+                && event.position <= self.skip_through
+            {
+                continue;
+            }
+            self.skip_through = Position::ZERO;
+            self.cursor = entry.position();
+            self.ended |= entry.is_end();
+            if let Item::Gap(gap) = &entry.item {
+                reading.connection.hub.metrics().gap(gap.reason);
+            }
+            events += 1;
+            let Some(stamp) = reading.stamp else {
+                joined.extend_from_slice(entry.bytes(&log.name, reading.slot));
+                continue;
+            };
+            reading.cursor[self.stamp_index].1 = self.cursor;
+            let cursor = Cursor::many(reading.cursor.iter().map(|(name, position)| (name, *position)));
+            match &entry.item {
+                Item::Event(event) if event.is_end() => {
+                    let notice = Notice::End {
+                        channel: &log.name,
+                        cursor: event.position,
+                        stamp: Some(&cursor),
+                    };
+                    joined.extend_from_slice(&reading.slot.wire.notice(&notice));
+                }
+                Item::Event(_) => {
+                    joined.extend_from_slice(entry.bytes(&log.name, reading.slot));
+                    stamp(&cursor, &mut joined);
+                }
+                Item::Gap(gap) => {
+                    let notice = Notice::Gap {
+                        channel: &log.name,
+                        gap,
+                        stamp: Some(&cursor),
+                    };
+                    joined.extend_from_slice(&reading.slot.wire.notice(&notice));
+                }
+            }
+        }
+        if let (Some(first), false) = (entries.first(), joined.is_empty()) {
+            reading.count(events, joined.len(), first.at);
+            reading.out.push(joined.freeze());
+        }
+    }
+
+    /// The ring has moved on without this listener.
+    fn fell_off(&mut self, reading: &mut Reading<'_>, log: &Arc<Log>) -> Result<(), TooSlow> {
+        let metrics = reading.connection.hub.metrics();
+        metrics.slow(log.rule.slow);
+        // Of a conflated channel only the newest of each key counts, and as long as the log remembers those, nothing is lost.
+        if let Some(place) = log.catch_up_latest(self.cursor, self.next) {
+            self.next = place.next;
+            self.catch_up = Some(CatchUp::of(place.first.into(), place.next));
+            return Ok(());
+        }
+        match log.rule.slow {
+            SlowPolicy::Close => return Err(TooSlow),
+            SlowPolicy::Skip => {
+                let (next, cursor) = log.skip();
+                let gap = Gap {
+                    after: Some(self.cursor),
+                    cursor,
+                    reason: GapReason::TooSlow,
+                };
+                self.next = next;
+                self.catch_up = Some(CatchUp::of(VecDeque::from([Entry::new(Item::Gap(gap))]), next));
+            }
+            SlowPolicy::Refill => {
+                let mut catch_up = CatchUp::empty();
+                (catch_up.more, catch_up.too_slow) = (true, true);
+                self.catch_up = Some(catch_up);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ready: something was written, or the listener is back at the ring.
+    fn catch_up(&mut self, reading: &mut Reading<'_>, cx: &mut Context<'_>) -> Poll<()> {
+        let log = self.seat.log.clone();
+        let Some(catch_up) = &mut self.catch_up else {
+            return Poll::Ready(());
+        };
+        if !catch_up.waiting.is_empty() {
+            let page = catch_up.next_piece();
+            self.write(reading, &log, &page);
+            return Poll::Ready(());
+        }
+        if catch_up.more || catch_up.fetch.is_some() {
+            let (hub, name, after, pause) = (
+                reading.connection.hub.clone(),
+                log.name.clone(),
+                self.cursor,
+                catch_up.backoff,
+            );
+            let fetch = catch_up
+                .fetch
+                .get_or_insert_with(|| Box::pin(fetch_page(hub, name, after, pause)));
+            let Poll::Ready(replay) = fetch.as_mut().poll(cx) else {
+                return Poll::Pending;
+            };
+            catch_up.fetch = None;
+            let too_slow = catch_up.too_slow;
+            catch_up.take_in(&log, self.cursor, &replay, too_slow);
+            return Poll::Ready(());
+        }
+        match catch_up.lands_at {
+            Some(next) => {
+                self.next = next;
+                self.catch_up = None;
+            }
+            None => match log.begin_after(self.cursor) {
+                Some(place) => {
+                    self.next = place.next;
+                    self.catch_up = None;
+                }
+                None if self.cursor > log.head() => {
+                    // This node is behind what the listener has: wait for it, and leave out what it had.
+                    self.next = log.end_place();
+                    self.skip_through = self.cursor;
+                    self.catch_up = None;
+                }
+                None => {
+                    // The ring has moved on meanwhile, or the log is healing: another page, soon.
+                    catch_up.more = true;
+                    catch_up.backoff = (catch_up.backoff * 2).clamp(BACKOFF.0, BACKOFF.1);
+                }
+            },
+        }
+        Poll::Ready(())
+    }
+}
+
+impl CatchUp {
+    fn empty() -> Box<Self> {
+        Box::new(Self {
+            waiting: VecDeque::new(),
+            fetch: None,
+            more: false,
+            too_slow: false,
+            lands_at: None,
+            backoff: Duration::ZERO,
+        })
+    }
+
+    /// Some entries first, then the ring from `place`.
+    fn of(waiting: VecDeque<Arc<Entry>>, place: u64) -> Box<Self> {
+        Box::new(Self {
+            waiting,
+            lands_at: Some(place),
+            ..*Self::empty()
+        })
+    }
+
+    /// About as much as one write takes.
+    fn next_piece(&mut self) -> Vec<Arc<Entry>> {
+        let mut bytes = 0;
+        let mut piece = Vec::new();
+        while bytes < READ_BYTES
+            && let Some(entry) = self.waiting.pop_front()
+        {
+            if let Item::Event(event) = &entry.item {
+                bytes += event.message.weight();
+            }
+            piece.push(entry);
+        }
+        piece
+    }
+
+    fn take_in(&mut self, log: &Log, after: Position, replay: &Replay, too_slow: bool) {
+        self.more = replay.more;
+        if !replay.complete {
+            let reason = if too_slow {
+                GapReason::TooSlow
+            } else {
+                lost_reason(after, replay)
+            };
+            let gap = Gap {
+                after: Some(after),
+                cursor: goes_on_after(replay),
+                reason,
+            };
+            self.waiting.push_back(Entry::new(Item::Gap(gap)));
+        }
+        if !replay.events.is_empty() {
+            self.backoff = Duration::ZERO;
+        }
+        let entries = replay.events.iter().map(|event| Entry::new(Item::Event(event.clone())));
+        if log.rule.delivery == Delivery::Every {
+            self.waiting.extend(entries);
+            return;
+        }
+        // Of what waits, only the newest of each key.
+        let mut seen = std::collections::HashSet::new();
+        let mut newest: Vec<_> = entries
+            .rev()
+            .filter(|entry| match &entry.item {
+                Item::Event(event) if !event.is_end() => seen.insert(event.message.conflation_key().clone()),
+                _ => true,
+            })
+            .collect();
+        newest.reverse();
+        self.waiting.extend(newest);
+    }
+}
+
+impl Reading<'_> {
+    fn count(&self, events: u64, bytes: usize, oldest: Instant) {
+        self.slot.metrics.delivered.inc_by(events);
+        self.slot.metrics.delivered_bytes.inc_by(bytes as u64);
+        if self.sample {
+            let metrics = self.connection.hub.metrics();
+            metrics.publish_to_write_seconds.observe(oldest.elapsed().as_secs_f64());
+        }
+    }
+}
+
+/// Reads the page after `after`, however long the broker is away: the listener stays connected meanwhile.
+async fn fetch_page(hub: Hub, name: ChannelName, after: Position, pause: Duration) -> Arc<Replay> {
+    if pause > Duration::ZERO {
+        sleep(jittered(pause)).await;
+    }
+    let mut backoff = BACKOFF.0;
+    loop {
+        match hub.ask(&name, after, PAGE).await {
+            Ok(replay) => return replay,
+            Err(error) => {
+                tracing::debug!(channel = %name, %error, "history is out of reach: a listener waits");
+                sleep(jittered(backoff)).await;
+                backoff = (backoff * 2).min(BACKOFF.1);
+            }
+        }
+    }
+}
