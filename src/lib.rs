@@ -1,1 +1,3 @@
 //! Placeholder while the house is built.
+
+pub mod config;

@@ -307,6 +307,19 @@ impl Pattern {
         }
         rest.is_none().then_some(params)
     }
+
+    /// Whether every channel that `other` matches is matched by this pattern too.
+    pub fn covers(&self, other: &Pattern) -> bool {
+        let (mut mine, mut others) = (self.segments.iter(), other.segments.iter());
+        loop {
+            match (mine.next(), others.next()) {
+                (None, None) | (Some(Segment::Rest(_)), Some(_)) => return true,
+                (Some(Segment::Param(_)), Some(Segment::Literal(_) | Segment::Param(_))) => {}
+                (Some(Segment::Literal(a)), Some(Segment::Literal(b))) if a == b => {}
+                _ => return false,
+            }
+        }
+    }
 }
 
 impl FromStr for Pattern {
@@ -572,7 +585,48 @@ mod tests {
         assert_eq!(UseCase::Game.rule(pattern("x")).history.events, 0);
     }
 
+    #[test]
+    fn a_pattern_covers_what_it_always_matches() {
+        for (wide, narrow) in [
+            ("{*all}", "orders/{id}"),
+            ("{*all}", "{*rest}"),
+            ("a/{*rest}", "a/b/{*rest}"),
+            ("a/{x}", "a/{y}"),
+            ("a/{x}", "a/b"),
+            ("a", "a"),
+        ] {
+            assert!(pattern(wide).covers(&pattern(narrow)), "{wide} {narrow}");
+        }
+        for (one, other) in [
+            ("a/{x}", "a/{*rest}"),
+            ("a/{*rest}", "a"),
+            ("a", "b"),
+            ("a/b", "a/{x}"),
+            ("{x}", "a/b"),
+        ] {
+            assert!(!pattern(one).covers(&pattern(other)), "{one} {other}");
+        }
+    }
+
     proptest! {
+        /// What a covered pattern matches, the covering one matches; what it never matches shows that it does not cover.
+        #[test]
+        fn covering_is_about_names(
+            wide in "(a|b|[{]x[}])(/(a|b|[{]y[}])){0,2}(/[{][*]z[}])?",
+            narrow in "(a|b|[{]x[}])(/(a|b|[{]y[}])){0,2}(/[{][*]z[}])?",
+        ) {
+            let (Ok(wide), Ok(narrow)) = (wide.parse::<Pattern>(), narrow.parse::<Pattern>()) else { return Ok(()) };
+            // Every name of up to four segments over an alphabet with a letter that no pattern has.
+            let mut names: Vec<String> = vec![];
+            let mut last = vec![String::new()];
+            for _ in 0..4 {
+                last = last.iter().flat_map(|n| ["a", "b", "c"].map(|s| if n.is_empty() { s.into() } else { format!("{n}/{s}") })).collect();
+                names.extend(last.iter().cloned());
+            }
+            let counterexample = names.iter().find(|n| narrow.matches(n).is_some() && wide.matches(n).is_none());
+            prop_assert_eq!(wide.covers(&narrow), counterexample.is_none(), "{} {} {:?}", wide, narrow, counterexample);
+        }
+
         /// A pattern made from a name by replacing segments matches that name, and gives the segments back.
         #[test]
         fn a_pattern_gives_back_the_segments_it_replaced(segments in prop::collection::vec("[a-z0-9]{1,4}", 1..6), params in any::<u8>()) {

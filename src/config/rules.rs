@@ -1,0 +1,300 @@
+//! The settings of one `[[channels]]` entry, as one list, and what rules may not say together.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use airwave_core::UseCase;
+use airwave_core::rule::{Delivery, Pattern, ReplayOnSubscribe, Rule, Rules, SendPolicy, SlowPolicy, TransportName};
+
+use super::Config;
+use super::origin::{Origin, Problem};
+use super::settings::Shown;
+use super::value::{Given, Quoted, nearest, one_of};
+
+/// One setting of a rule, besides `match` and `use_case`, which come first.
+pub(super) struct Field {
+    pub(super) key: &'static str,
+    pub(super) set: fn(&mut Rule, Given<'_>) -> Result<(), String>,
+    pub(super) show: fn(&Rule) -> Shown,
+}
+
+pub(super) const TRANSPORTS: [TransportName; 2] = [TransportName::SSE, TransportName::WEBSOCKET];
+
+const DELIVERIES: &[(&str, Delivery)] = &[("every", Delivery::Every), ("latest", Delivery::Latest)];
+const REPLAYS: &[(&str, ReplayOnSubscribe)] = &[
+    ("none", ReplayOnSubscribe::None),
+    ("last", ReplayOnSubscribe::Last),
+    ("all", ReplayOnSubscribe::All),
+];
+const SLOW: &[(&str, SlowPolicy)] = &[
+    ("refill", SlowPolicy::Refill),
+    ("skip", SlowPolicy::Skip),
+    ("close", SlowPolicy::Close),
+];
+const SEND: &[(&str, SendPolicy)] = &[
+    ("handler", SendPolicy::Handler),
+    ("publish", SendPolicy::Publish),
+    ("refuse", SendPolicy::Refuse),
+];
+
+fn name_of<T: PartialEq>(value: T, choices: &[(&'static str, T)]) -> Shown {
+    let name = choices
+        .iter()
+        .find(|(_, choice)| *choice == value)
+        .map_or("", |(name, _)| name);
+    Shown::Text(name.into())
+}
+
+/// All of them, in the order in which they are shown.
+pub(super) const FIELDS: &[Field] = &[
+    Field {
+        key: "transport",
+        set: |rule, given| {
+            rule.transports = transports(&given.words()?)?;
+            Ok(())
+        },
+        show: |rule| Shown::Words(rule.transports.iter().map(ToString::to_string).collect()),
+    },
+    Field {
+        key: "delivery",
+        set: |rule, given| {
+            rule.delivery = given.choice(DELIVERIES)?;
+            Ok(())
+        },
+        show: |rule| name_of(rule.delivery, DELIVERIES),
+    },
+    Field {
+        key: "max_rate",
+        set: |rule, given| {
+            rule.max_rate = max_rate(given)?;
+            Ok(())
+        },
+        show: |rule| {
+            rule.max_rate
+                .map_or(Shown::Text("none".into()), |rate| Shown::Count(rate.get().into()))
+        },
+    },
+    Field {
+        key: "history.events",
+        set: |rule, given| {
+            // The bound is a usize, so what lies within it fits one.
+            rule.history.events = given.count(0, usize::MAX as u64)? as usize;
+            Ok(())
+        },
+        show: |rule| Shown::Count(rule.history.events as u64),
+    },
+    Field {
+        key: "history.age",
+        set: |rule, given| {
+            rule.history.age = given.duration(Duration::from_millis(1))?;
+            Ok(())
+        },
+        show: |rule| Shown::Duration(rule.history.age),
+    },
+    Field {
+        key: "history.bytes",
+        set: |rule, given| {
+            rule.history.bytes = given.size(1)?;
+            Ok(())
+        },
+        show: |rule| Shown::Bytes(rule.history.bytes as u64),
+    },
+    Field {
+        key: "replay",
+        set: |rule, given| {
+            rule.replay = given.choice(REPLAYS)?;
+            Ok(())
+        },
+        show: |rule| name_of(rule.replay, REPLAYS),
+    },
+    Field {
+        key: "slow",
+        set: |rule, given| {
+            rule.slow = given.choice(SLOW)?;
+            Ok(())
+        },
+        show: |rule| name_of(rule.slow, SLOW),
+    },
+    Field {
+        key: "send",
+        set: |rule, given| {
+            rule.send = given.choice(SEND)?;
+            Ok(())
+        },
+        show: |rule| name_of(rule.send, SEND),
+    },
+    Field {
+        key: "presence",
+        set: |rule, given| {
+            rule.presence = given.flag()?;
+            Ok(())
+        },
+        show: |rule| Shown::Flag(rule.presence),
+    },
+];
+
+fn transports(words: &[&str]) -> Result<Vec<TransportName>, String> {
+    let names = || TRANSPORTS.iter().map(TransportName::as_str);
+    let mut transports = Vec::new();
+    for word in words {
+        let Some(transport) = TRANSPORTS.iter().find(|t| t.as_str() == *word) else {
+            return Err(if *word == TransportName::HTTP.as_str() {
+                format!("names \"http\", which every rule allows anyway; write {}", one_of(names()))
+            } else if let Some(near) = nearest(word, names()) {
+                format!("names {}, which is unknown; did you mean \"{near}\"?", Quoted(word))
+            } else {
+                format!("names {}, which is unknown; write {}", Quoted(word), one_of(names()))
+            });
+        };
+        if transports.contains(transport) {
+            return Err(format!("names \"{transport}\" twice"));
+        }
+        transports.push(transport.clone());
+    }
+    if transports.is_empty() {
+        return Err(format!("is an empty list, so nobody could listen; write {}", one_of(names())));
+    }
+    Ok(transports)
+}
+
+fn max_rate(given: Given<'_>) -> Result<Option<NonZeroU32>, String> {
+    if let Ok("none") = given.text() {
+        return Ok(None);
+    }
+    // A window shorter than a millisecond is shorter than any timer here can wait.
+    match given.count(1, 1000) {
+        Ok(rate) => Ok(NonZeroU32::new(rate as u32)),
+        Err(error) => Err(format!("{error} (deliveries to a listener per second), or \"none\"")),
+    }
+}
+
+pub(super) fn use_case(given: Given<'_>) -> Result<UseCase, String> {
+    given.choice(&UseCase::ALL.map(|use_case| (use_case.as_str(), use_case)))
+}
+
+/// A setting that stands in nobody's way replaces one that could only fail: without history nothing can be refilled.
+/// True if it did.
+pub(super) fn settle(rule: &mut Rule, slow_was_written: bool) -> bool {
+    let settles = !slow_was_written && rule.slow == SlowPolicy::Refill && rule.history.events == 0;
+    if settles {
+        rule.slow = SlowPolicy::Skip;
+    }
+    settles
+}
+
+/// The one rule of a server without a file: every channel, both transports, whoever listens may publish.
+pub(super) fn zero_config() -> Rules {
+    // A constant; a test below reads it.
+    #[allow(clippy::unwrap_used)]
+    let mut rule = Rule::new("{*channel}".parse::<Pattern>().unwrap(), TRANSPORTS.to_vec());
+    rule.history.events = 1000;
+    rule.history.age = Duration::from_secs(3600);
+    rule.send = SendPolicy::Publish;
+    Rules::new([rule])
+}
+
+/// What the rules say that cannot be.
+pub(super) fn problems(config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let rules: Vec<_> = config.rules.iter().collect();
+    if rules.is_empty() {
+        problems.push(Problem {
+            origin: config.file_start(),
+            message: "has no [[channels]], so every channel would be refused; write at least\n    [[channels]]\n    \
+                      match = \"{*channel}\"\n    use_case = \"feed\""
+                .into(),
+        });
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        // Points at the field if somebody wrote it, else at the rule.
+        let mut problem = |field: &str, message: String| {
+            problems.push(Problem {
+                origin: config.rule_field_place(i, field),
+                message,
+            });
+        };
+        let from = |field: &str| match config.rule_field_origin(i, field) {
+            Origin::UseCase(use_case) => format!(" (from use case {})", use_case.as_str()),
+            _ => String::new(),
+        };
+        if rule.transports.is_empty() {
+            problem(
+                "transport",
+                format!(
+                    "channels \"{}\" have no transport; write transport = \"sse\" or \"websocket\"",
+                    rule.pattern
+                ),
+            );
+        }
+        let nothing_kept = rule.history.events == 0;
+        if nothing_kept && rule.replay != ReplayOnSubscribe::None {
+            let replay = name_of(rule.replay, REPLAYS);
+            problem(
+                "replay",
+                format!(
+                    "replay = \"{replay}\"{} needs history, and history.events = 0{} keeps none; write replay = \"none\", or history.events of at least 1",
+                    from("replay"),
+                    from("history.events"),
+                ),
+            );
+        }
+        if nothing_kept && rule.slow == SlowPolicy::Refill {
+            problem(
+                "slow",
+                format!(
+                    "slow = \"refill\" needs history, and history.events = 0{} keeps none; write slow = \"skip\" or \"close\", or history.events of at least 1",
+                    from("history.events"),
+                ),
+            );
+        }
+        if rule.delivery == Delivery::Latest && rule.replay == ReplayOnSubscribe::All {
+            problem(
+                "delivery",
+                format!(
+                    "replay = \"all\"{} cannot be kept with delivery = \"latest\"{}, which sends only the newest event of each key; \
+                     write replay = \"last\" or delivery = \"every\"",
+                    from("replay"),
+                    from("delivery"),
+                ),
+            );
+        }
+        if let Some((earlier, by)) = rules[..i].iter().enumerate().find(|(_, by)| by.pattern.covers(&rule.pattern)) {
+            let same = rule.pattern.covers(&by.pattern);
+            let where_it_is = match config.rule_field_place(earlier, "match") {
+                Origin::File { line, .. } => format!("line {line}"),
+                _ => format!("rule {}", earlier + 1),
+            };
+            problem(
+                "match",
+                if same {
+                    format!(
+                        "match = \"{}\" matches the same channels as \"{}\" in {where_it_is}, which comes first; remove one of them",
+                        rule.pattern, by.pattern
+                    )
+                } else {
+                    format!(
+                        "match = \"{}\" can never match: \"{}\" in {where_it_is} comes first and takes all of its channels; \
+                         put this rule above it",
+                        rule.pattern, by.pattern
+                    )
+                },
+            );
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_file_there_is_one_rule_for_everything() {
+        let rules = zero_config();
+        let rule = rules.iter().next().expect("one rule");
+        assert_eq!(rule.pattern.as_str(), "{*channel}");
+        assert_eq!(rule.transports, TRANSPORTS);
+        assert_eq!((rule.history.events, rule.history.age), (1000, Duration::from_secs(3600)));
+        assert_eq!(rule.send, SendPolicy::Publish);
+    }
+}

@@ -1,0 +1,454 @@
+//! The one list of settings outside `[[channels]]`. File, environment, flags, `airwave check` and every "did you mean" read it,
+//! so that a new setting is one entry here and a field of `Config`.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::broker::BrokerUrl;
+use super::value::{Bytes, Given, Quoted, Span, nearest, one_of};
+use super::{AllowedOrigins, Config, LogFormat, Network, Secret};
+
+/// One setting.
+pub(super) struct Setting {
+    /// Its place in the file: `listen`, `limits.idle`.
+    pub(super) key: &'static str,
+    /// Reads it. The error is a sentence that goes on after the key's name, and never shows a secret.
+    pub(super) set: fn(&mut Config, Given<'_>) -> Result<(), String>,
+    /// The effective value, for people.
+    pub(super) show: fn(&Config) -> Shown,
+}
+
+impl Setting {
+    /// The variable that sets it: `AIRWAVE_LIMITS_IDLE`.
+    pub(super) fn variable(&self) -> String {
+        format!("AIRWAVE_{}", self.key.to_uppercase().replace('.', "_"))
+    }
+}
+
+/// An effective value, ready to be shown; secrets never are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Shown {
+    /// Text.
+    Text(String),
+    /// A number.
+    Count(u64),
+    /// A number of bytes.
+    Bytes(u64),
+    /// A duration.
+    Duration(Duration),
+    /// Yes or no.
+    Flag(bool),
+    /// Several texts.
+    Words(Vec<String>),
+    /// A secret: whether there is one.
+    Secret(bool),
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Shown::Text(text) => f.write_str(text),
+            Shown::Count(n) => n.fmt(f),
+            Shown::Bytes(n) => Bytes(*n).fmt(f),
+            Shown::Duration(duration) => Span(*duration).fmt(f),
+            Shown::Flag(flag) => flag.fmt(f),
+            Shown::Words(words) if words.is_empty() => f.write_str("none"),
+            Shown::Words(words) => f.write_str(&words.join(", ")),
+            Shown::Secret(true) => f.write_str("set, not shown"),
+            Shown::Secret(false) => f.write_str("none"),
+        }
+    }
+}
+
+impl From<&Shown> for serde_json::Value {
+    /// Durations as text ("15s"), sizes as numbers of bytes, secrets as whether they are set.
+    fn from(shown: &Shown) -> Self {
+        match shown {
+            Shown::Text(text) => text.as_str().into(),
+            Shown::Count(n) | Shown::Bytes(n) => (*n).into(),
+            Shown::Duration(duration) => Span(*duration).to_string().into(),
+            Shown::Flag(flag) | Shown::Secret(flag) => (*flag).into(),
+            Shown::Words(words) => words.as_slice().into(),
+        }
+    }
+}
+
+const NO_TIME: Duration = Duration::ZERO;
+const A_MOMENT: Duration = Duration::from_millis(1);
+
+fn count_limit(given: Given<'_>, slot: &mut usize, max: usize) -> Result<(), String> {
+    // The bound is a usize, so what lies within it fits one.
+    *slot = given.count(1, max as u64)? as usize;
+    Ok(())
+}
+
+macro_rules! limit {
+    (count $name:ident up to $max:expr) => {
+        Setting {
+            key: concat!("limits.", stringify!($name)),
+            set: |config, given| count_limit(given, &mut config.limits.$name, $max),
+            show: |config| Shown::Count(config.limits.$name as u64),
+        }
+    };
+    (size $name:ident from $min:expr) => {
+        Setting {
+            key: concat!("limits.", stringify!($name)),
+            set: |config, given| {
+                config.limits.$name = given.size($min)?;
+                Ok(())
+            },
+            show: |config| Shown::Bytes(config.limits.$name as u64),
+        }
+    };
+    (duration $name:ident from $min:expr) => {
+        Setting {
+            key: concat!("limits.", stringify!($name)),
+            set: |config, given| {
+                config.limits.$name = given.duration($min)?;
+                Ok(())
+            },
+            show: |config| Shown::Duration(config.limits.$name),
+        }
+    };
+}
+
+/// All settings, in the order in which they are shown.
+pub(super) const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "listen",
+        set: |config, given| {
+            config.listen = address(given.text()?)?;
+            Ok(())
+        },
+        show: |config| Shown::Text(config.listen.to_string()),
+    },
+    Setting {
+        key: "broker.url",
+        set: |config, given| {
+            config.broker.url = BrokerUrl::new(given.text()?)?;
+            Ok(())
+        },
+        show: |config| Shown::Text(config.broker.url.to_string()),
+    },
+    Setting {
+        key: "publish.token",
+        set: |config, given| {
+            config.publish_token = Some(token(given.text()?)?);
+            Ok(())
+        },
+        show: |config| Shown::Secret(config.publish_token.is_some()),
+    },
+    Setting {
+        key: "publish.open",
+        set: |config, given| {
+            config.publish_open = given.flag()?;
+            Ok(())
+        },
+        show: |config| Shown::Flag(config.publish_open),
+    },
+    Setting {
+        key: "origins",
+        set: |config, given| {
+            config.origins = origins(&given.words()?)?;
+            Ok(())
+        },
+        show: |config| {
+            Shown::Words(match &config.origins {
+                AllowedOrigins::Any => vec!["*".into()],
+                AllowedOrigins::Listed(list) => list.clone(),
+            })
+        },
+    },
+    Setting {
+        key: "trusted_proxies",
+        set: |config, given| {
+            config.trusted_proxies = given.words()?.into_iter().map(network).collect::<Result<_, _>>()?;
+            Ok(())
+        },
+        show: |config| Shown::Words(config.trusted_proxies.iter().map(ToString::to_string).collect()),
+    },
+    Setting {
+        key: "live_page",
+        set: |config, given| {
+            config.live_page = given.flag()?;
+            Ok(())
+        },
+        show: |config| Shown::Flag(config.live_page),
+    },
+    Setting {
+        key: "drain",
+        set: |config, given| {
+            config.drain = given.duration(NO_TIME)?;
+            Ok(())
+        },
+        show: |config| Shown::Duration(config.drain),
+    },
+    Setting {
+        key: "log.format",
+        set: |config, given| {
+            config.log.format = given.choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])?;
+            Ok(())
+        },
+        show: |config| {
+            Shown::Text(
+                match config.log.format {
+                    LogFormat::Text => "text",
+                    LogFormat::Json => "json",
+                }
+                .into(),
+            )
+        },
+    },
+    Setting {
+        key: "log.level",
+        set: |config, given| {
+            config.log.level = log_level(given.text()?)?;
+            Ok(())
+        },
+        show: |config| Shown::Text(config.log.level.clone()),
+    },
+    limit!(count connections up to usize::MAX),
+    limit!(count connections_per_address up to usize::MAX),
+    // A cursor names at most 1000 channels.
+    limit!(count channels_per_connection up to 1000),
+    limit!(count channels up to usize::MAX),
+    limit!(size message_bytes from 256),
+    Setting {
+        key: "limits.frames_per_second",
+        set: |config, given| {
+            // The bound fits u32, and so does twice as much, the burst.
+            config.limits.frames_per_second = given.count(1, 1_000_000)? as u32;
+            Ok(())
+        },
+        show: |config| Shown::Count(config.limits.frames_per_second.into()),
+    },
+    limit!(count ring_events up to usize::MAX),
+    limit!(size ring_bytes from 1024),
+    limit!(duration heartbeat from Duration::from_secs(1)),
+    limit!(duration idle from Duration::from_secs(1)),
+    limit!(duration stalled_write from A_MOMENT),
+    limit!(duration linger from NO_TIME),
+    limit!(duration broker_timeout from A_MOMENT),
+];
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let port = |text: &str| text.parse::<u16>().ok();
+    Err(match text.rsplit_once(':') {
+        _ if text.parse::<IpAddr>().is_ok() && text.contains(':') => {
+            format!("has no port; write \"[{text}]:8080\"")
+        }
+        _ if text.parse::<IpAddr>().is_ok() => format!("has no port; write \"{text}:8080\""),
+        _ if port(text).is_some() => {
+            format!("has no address; write \"127.0.0.1:{text}\", or \"0.0.0.0:{text}\" for all of this machine's addresses")
+        }
+        Some(("", rest)) if port(rest).is_some() => {
+            format!("has no address; write \"127.0.0.1{text}\", or \"0.0.0.0{text}\" for all of this machine's addresses")
+        }
+        Some(("localhost", rest)) if port(rest).is_some() => {
+            format!("must be an address, not a name; write \"127.0.0.1:{rest}\"")
+        }
+        _ => format!(
+            "must be an address and a port, not {}; write for example \"127.0.0.1:8080\"",
+            Quoted(text)
+        ),
+    })
+}
+
+/// The shortest publish token; shorter ones can be guessed.
+const SHORTEST_TOKEN: usize = 16;
+
+fn token(text: &str) -> Result<Secret, String> {
+    if text.len() < SHORTEST_TOKEN {
+        return Err(format!(
+            "has {} characters; it must have at least {SHORTEST_TOKEN}, from a good source of chance (openssl rand -hex 32)",
+            text.len()
+        ));
+    }
+    if !text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("must be visible ASCII characters without spaces, since it travels in a header".into());
+    }
+    Ok(Secret::new(text))
+}
+
+fn origins(words: &[&str]) -> Result<AllowedOrigins, String> {
+    if words.contains(&"*") {
+        return match words {
+            ["*"] => Ok(AllowedOrigins::Any),
+            _ => Err("has \"*\" beside other origins; write [\"*\"] alone, which allows every page, or only the others".into()),
+        };
+    }
+    words
+        .iter()
+        .map(|word| origin(word))
+        .collect::<Result<_, _>>()
+        .map(AllowedOrigins::Listed)
+}
+
+/// Browsers send `scheme://host[:port]`, lower case, without the default port; it is compared as text, so anything else
+/// would never match.
+fn origin(text: &str) -> Result<String, String> {
+    let example = "write it as a browser sends it, for example \"https://app.example\"";
+    let wrong = |what: &str| Err(format!("has {} {what}; {example}", Quoted(text)));
+    if text == "null" {
+        return wrong("which any page can claim to be");
+    }
+    let Some((scheme, host)) = text.split_once("://") else {
+        return wrong("without a scheme");
+    };
+    let proper = |bytes: &str, more: &[u8]| {
+        !bytes.is_empty()
+            && bytes
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || more.contains(&b))
+    };
+    if host.contains('*') {
+        return wrong("with a wildcard, which is not understood");
+    }
+    if host.ends_with('/') || host.contains('/') {
+        return wrong("with a path or a closing slash");
+    }
+    if text.bytes().any(|b| b.is_ascii_uppercase()) {
+        return wrong("with capital letters");
+    }
+    if (scheme == "https" && host.ends_with(":443")) || (scheme == "http" && host.ends_with(":80")) {
+        return wrong("with the scheme's own port, which browsers leave out");
+    }
+    if !proper(scheme, b"+-.") || !proper(host, b"-._:[]") {
+        return wrong("which is no origin");
+    }
+    Ok(text.to_owned())
+}
+
+fn network(text: &str) -> Result<Network, String> {
+    let wrong = || {
+        format!(
+            "has {}, which is no address or network; write for example \"127.0.0.1\" or \"10.0.0.0/8\"",
+            Quoted(text)
+        )
+    };
+    let (address, bits) = match text.split_once('/') {
+        Some((address, bits)) => (address, Some(bits.parse::<u8>().map_err(|_| wrong())?)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().map_err(|_| wrong())?;
+    Network::new(address, bits).ok_or_else(wrong)
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// `info`, or directives as `RUST_LOG` has them. A plain word must be a level: the filter itself would take a misspelt
+/// one for a module's name and log everything of it, which is nothing.
+fn log_level(text: &str) -> Result<String, String> {
+    for piece in text.split(',').map(str::trim) {
+        let level = piece.rsplit_once('=').map_or(piece, |(_, level)| level);
+        if !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
+            let hint = match nearest(level, LEVELS.into_iter()) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("write {}, or for example \"info,airwave=debug\"", one_of(LEVELS.into_iter())),
+            };
+            return Err(format!("has the unknown level {}; {hint}", Quoted(level)));
+        }
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Every limit can be set: what the list forgets, nobody can configure.
+    #[test]
+    fn the_list_has_every_limit() {
+        let shown = format!("{:?}", airwave_core::rule::Limits::default());
+        for field in shown.split([' ', '{']).filter_map(|word| word.strip_suffix(':')) {
+            let key = format!("limits.{field}");
+            assert!(SETTINGS.iter().any(|s| s.key == key), "{key}");
+        }
+        assert_eq!(
+            shown.matches(": ").count(),
+            SETTINGS.iter().filter(|s| s.key.starts_with("limits.")).count()
+        );
+    }
+
+    #[test]
+    fn a_setting_shows_what_was_set() {
+        for (key, text, shown) in [
+            ("listen", "[::1]:90", "[::1]:90"),
+            ("publish.token", "0123456789abcdef", "set, not shown"),
+            ("publish.open", "true", "true"),
+            (
+                "origins",
+                "https://a.example, http://localhost:3000",
+                "https://a.example, http://localhost:3000",
+            ),
+            ("origins", "*", "*"),
+            (
+                "trusted_proxies",
+                "127.0.0.1,10.1.0.0/16,fd00::/8",
+                "127.0.0.1, 10.1.0.0/16, fd00::/8",
+            ),
+            ("live_page", "false", "false"),
+            ("drain", "0s", "0s"),
+            ("log.format", "json", "json"),
+            ("log.level", "warn,airwave=debug", "warn,airwave=debug"),
+            ("limits.connections", "7", "7"),
+            ("limits.message_bytes", "1MiB", "1MiB"),
+            ("limits.frames_per_second", "5", "5"),
+            ("limits.idle", "90s", "90s"),
+        ] {
+            let setting = SETTINGS.iter().find(|s| s.key == key).unwrap();
+            let mut config = Config::default();
+            (setting.set)(&mut config, Given::Text(text)).unwrap();
+            assert_eq!((setting.show)(&config).to_string(), shown, "{key}");
+        }
+    }
+
+    #[test]
+    fn bad_values_say_what_to_write() {
+        for (key, text, sentence) in [
+            ("listen", "8080", "write \"127.0.0.1:8080\""),
+            ("listen", ":8080", "\"0.0.0.0:8080\" for all"),
+            ("listen", "localhost:8080", "not a name; write \"127.0.0.1:8080\""),
+            ("listen", "127.0.0.1", "has no port; write \"127.0.0.1:8080\""),
+            ("listen", "::1", "has no port; write \"[::1]:8080\""),
+            ("listen", "there", "write for example \"127.0.0.1:8080\""),
+            ("listen", "", "is empty"),
+            ("publish.token", "short", "has 5 characters; it must have at least 16"),
+            ("publish.token", "a token with spaces in it", "visible ASCII"),
+            ("publish.open", "yes", "must be true or false"),
+            ("origins", "*,https://a.example", "write [\"*\"] alone"),
+            ("origins", "app.example", "without a scheme"),
+            ("origins", "https://app.example/", "closing slash"),
+            ("origins", "https://*.example", "wildcard"),
+            ("origins", "https://App.example", "capital"),
+            ("origins", "https://app.example:443", "own port"),
+            ("origins", "null", "any page can claim"),
+            ("origins", "https://a b", "is no origin"),
+            ("origins", "https://a.example,", "empty"),
+            ("trusted_proxies", "10.0.0.0/33", "no address or network"),
+            ("trusted_proxies", "nginx", "no address or network"),
+            ("live_page", "1", "must be true or false"),
+            ("drain", "10", "write \"10s\""),
+            ("log.format", "JSON", "did you mean \"json\"?"),
+            ("log.format", "xml", "write \"text\" or \"json\""),
+            ("log.level", "inf", "did you mean \"info\"?"),
+            ("log.level", "airwave=loud", "unknown level \"loud\""),
+            ("limits.connections", "0", "at least 1"),
+            ("limits.connections", "many", "whole number"),
+            ("limits.channels_per_connection", "1001", "from 1 to 1000"),
+            ("limits.message_bytes", "10", "at least 256B"),
+            ("limits.heartbeat", "10ms", "at least \"1s\""),
+            ("limits.broker_timeout", "0s", "at least \"1ms\""),
+        ] {
+            let setting = SETTINGS.iter().find(|s| s.key == key).unwrap();
+            let error = (setting.set)(&mut Config::default(), Given::Text(text)).unwrap_err();
+            assert!(error.contains(sentence), "{key} = {text}: {error}");
+        }
+    }
+}
