@@ -1,0 +1,323 @@
+//! Plain HTTP: backends publish, SSE clients send, pages read history, operators ask how it goes.
+
+use std::sync::Arc;
+
+use airwave_core::event::IdempotencyKey;
+use airwave_core::rule::TransportName;
+use airwave_core::{ChannelName, Code, Hub, Position, Publish, Refusal};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::envelope::{self, Publication, envelope, quoted};
+use crate::request::{
+    Options, Publishers, connect_request, header_text, json_response, path_as_seen, query_value, refusal_response,
+};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const MAX_PUBLICATIONS: usize = 1000;
+const MAX_PAGE: usize = 1000;
+const DEFAULT_PAGE: usize = 50;
+/// An array may hold many messages, each of which has its own limit.
+const PUBLISH_BODY_MESSAGES: usize = 64;
+
+#[derive(Clone)]
+struct Http {
+    hub: Hub,
+    options: Arc<Options>,
+}
+
+pub(crate) fn routes(hub: Hub, options: Arc<Options>) -> Router {
+    Router::new()
+        .route("/publish", post(publish))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(Http { hub, options })
+}
+
+async fn ready(State(http): State<Http>) -> Response {
+    let (status, text) = match http.hub.ready().await {
+        Ok(()) => (200, "ready\n".to_owned()),
+        Err(why) => (503, format!("{why}\n")),
+    };
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
+    response
+}
+
+async fn metrics(State(http): State<Http>) -> Response {
+    let mut response = Response::new(Body::from(http.hub.metrics().encode()));
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// The whole body, if it is JSON by its own account and not too large.
+///
+/// Other content types are refused because a foreign page may send those without asking (CORS "simple requests").
+async fn json_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Refusal> {
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+        .unwrap_or_default();
+    if !kind
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .eq_ignore_ascii_case("application/json")
+    {
+        return Err(Refusal::bad_request("send JSON, with 'Content-Type: application/json'"));
+    }
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(Refusal::new(Code::TooLarge, format!("the body is larger than {limit} bytes")))
+        }
+        Err(_) => Err(Refusal::bad_request("the body broke off")),
+    }
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Refusal> {
+    match header_text(headers, &IDEMPOTENCY_KEY)? {
+        Some(text) => Ok(Some(IdempotencyKey::new(text)?)),
+        None => Ok(None),
+    }
+}
+
+/// `POST /channels/{name}`: a client's message, for the handler.
+pub(crate) async fn send(hub: &Hub, channel: ChannelName, parts: &mut Parts, body: Body) -> Result<Response, Refusal> {
+    let limit = hub.limits().message_bytes;
+    // Base64 and names take room of their own; the message itself is measured again once it has been read.
+    let body = json_body(&parts.headers, body, limit * 2).await?;
+    let message = envelope::read_sent(&body)?;
+    let key = idempotency_key(&parts.headers)?;
+    let connection = hub.connect(connect_request(parts, TransportName::HTTP), false)?;
+    let reply = hub.send(&connection, &channel, message, key).await?;
+    Ok(json_response(
+        200,
+        format!("{{\"data\":{}}}", envelope::data_as_json(reply.data())),
+    ))
+}
+
+/// `GET /channels/{name}`: recent events, and how to listen.
+pub(crate) async fn history(
+    hub: &Hub,
+    known: &[TransportName],
+    channel: ChannelName,
+    parts: &mut Parts,
+) -> Result<Response, Refusal> {
+    let limit = match query_value(parts, "limit")? {
+        None => DEFAULT_PAGE,
+        Some(text) => match text.parse() {
+            Ok(limit @ 1..=MAX_PAGE) => limit,
+            _ => return Err(Refusal::bad_request(format!("'limit' is a number from 1 to {MAX_PAGE}"))),
+        },
+    };
+    let after = match query_value(parts, "after")?.as_deref() {
+        None | Some("" | "0") => None,
+        Some(text) => {
+            let position: Position = text
+                .parse()
+                .map_err(|_| Refusal::bad_request("'after' is the cursor of a single channel: a decimal number"))?;
+            Some(position)
+        }
+    };
+    let connection = hub.connect(connect_request(parts, TransportName::HTTP), false)?;
+    let (channel, page) = hub.history(&connection, &channel, after, limit).await?;
+    let events: Vec<String> = page
+        .events
+        .iter()
+        .filter(|event| !event.is_end())
+        .map(|event| envelope(channel.name(), event))
+        .collect();
+    // A stream that starts here continues exactly after what was returned.
+    let cursor = page.events.last().map_or(page.head, |event| event.position);
+    let transports: Vec<String> = channel
+        .rule()
+        .transports
+        .iter()
+        .filter(|name| known.contains(name))
+        .map(|name| quoted(name.as_str()))
+        .collect();
+    let complete = after.is_none() || page.complete;
+    let body = format!(
+        "{{\"channel\":\"{}\",\"cursor\":\"{cursor}\",\"complete\":{complete},\"more\":{},\"ended\":{},\"transport\":{},\"transports\":[{}],\"url\":{},\"events\":[{}]}}",
+        channel.name(),
+        page.more,
+        page.ended,
+        transports.first().map_or("null", String::as_str),
+        transports.join(","),
+        quoted(&path_as_seen(parts)),
+        events.join(",")
+    );
+    Ok(json_response(200, body))
+}
+
+async fn publish(State(http): State<Http>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    match publish_all(&http, &parts, body).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            http.hub.metrics().refused(refusal.code);
+            refusal_response(&refusal, None)
+        }
+    }
+}
+
+async fn publish_all(http: &Http, parts: &Parts, body: Body) -> Result<Response, Refusal> {
+    authorize(&http.options.publishers, &parts.headers)?;
+    if http.hub.is_draining() {
+        return Err(Refusal::unavailable("this server is going away: publish again"));
+    }
+    let limit = http.hub.limits().message_bytes.saturating_mul(PUBLISH_BODY_MESSAGES);
+    let body = json_body(&parts.headers, body, limit).await?;
+    let key = idempotency_key(&parts.headers)?;
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'[') {
+        let mut publication: Publication<'_> = envelope::read(&body)?;
+        publication.idempotency_key = publication.idempotency_key.or(key);
+        let answer = publish_one(&http.hub, publication).await?;
+        return Ok(json_response(200, answer));
+    }
+    if key.is_some() {
+        return Err(Refusal::bad_request(
+            "an 'Idempotency-Key' header is for one publication: in an array, give each its own 'idempotency_key'",
+        ));
+    }
+    let publications: Vec<Publication<'_>> = envelope::read(&body)?;
+    if publications.is_empty() || publications.len() > MAX_PUBLICATIONS {
+        return Err(Refusal::bad_request(format!(
+            "an array holds 1 to {MAX_PUBLICATIONS} publications, this one {}",
+            publications.len()
+        )));
+    }
+    let (mut done, mut first_error) = (0, None);
+    let count = publications.len();
+    let mut answers = Vec::with_capacity(count);
+    // One after the other: what stands first in the array stands first in its channel.
+    for publication in publications {
+        answers.push(match publish_one(&http.hub, publication).await {
+            Ok(answer) => {
+                done += 1;
+                answer
+            }
+            Err(refusal) => {
+                first_error.get_or_insert(refusal.code.http_status());
+                format!("{{\"error\":{{{}}}}}", envelope::refusal_fields(&refusal, None))
+            }
+        });
+    }
+    let status = match first_error {
+        None => 200,
+        Some(_) if done > 0 => 207,
+        Some(status) => status,
+    };
+    Ok(json_response(status, format!("[{}]", answers.join(","))))
+}
+
+async fn publish_one(hub: &Hub, mut publication: Publication<'_>) -> Result<String, Refusal> {
+    let channel = hub.channel(&publication.channel)?;
+    let message = publication.take_message()?;
+    let (key, end) = (publication.idempotency_key, publication.end);
+    let mut published = None;
+    if let Some(message) = message {
+        published = Some(
+            channel
+                .publish_once(Publish {
+                    message,
+                    idempotency_key: key.clone(),
+                })
+                .await?,
+        );
+    }
+    if end {
+        let end_key = match (&published, key) {
+            // Event and end are two appends, so each needs a key.
+            (Some(_), Some(key)) => Some(IdempotencyKey::new(&format!("{key}~end"))?),
+            (_, key) => key,
+        };
+        let ended = channel
+            .publish_once(Publish {
+                idempotency_key: end_key,
+                ..Publish::end()
+            })
+            .await?;
+        published = published
+            .map(|published| airwave_core::Published {
+                position: ended.position,
+                ..published
+            })
+            .or(Some(ended));
+    }
+    let published = published.ok_or_else(|| Refusal::bad_request("there is nothing to publish"))?;
+    Ok(format!(
+        "{{\"channel\":\"{}\",\"cursor\":\"{}\",\"duplicate\":{}}}",
+        channel.name(),
+        published.position,
+        published.duplicate
+    ))
+}
+
+fn authorize(publishers: &Publishers, headers: &HeaderMap) -> Result<(), Refusal> {
+    match publishers {
+        Publishers::Anybody => Ok(()),
+        Publishers::Nobody => Err(Refusal::forbidden(
+            "publishing over HTTP is off: set publish.token in the server's configuration and send 'Authorization: Bearer TOKEN'",
+        )),
+        Publishers::Token(token) => {
+            let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
+                let (scheme, token) = value.split_at_checked(7)?;
+                scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+            });
+            match given {
+                Some(given) if same(given, token.as_bytes()) => Ok(()),
+                Some(_) => Err(Refusal::unauthorized("this is not the publish token")),
+                None => Err(Refusal::unauthorized("publishing needs 'Authorization: Bearer TOKEN'")),
+            }
+        }
+    }
+}
+
+/// Takes as long for a wrong token as for the right one, so that time tells nothing about how much of it was right.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (x, y)| differ | (x ^ y)) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_token_publishes() {
+        let with = |value: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(value) = value {
+                headers.insert(AUTHORIZATION, HeaderValue::from_static(value));
+            }
+            authorize(&Publishers::Token("correct horse".into()), &headers).map_err(|no| no.code)
+        };
+        assert_eq!(with(Some("Bearer correct horse")), Ok(()));
+        assert_eq!(with(Some("bearer correct horse")), Ok(()));
+        for wrong in [
+            None,
+            Some("Bearer "),
+            Some("Bearer correct hors"),
+            Some("Bearer correct horsf"),
+            Some("Basic correct horse"),
+            Some("x"),
+        ] {
+            assert_eq!(with(wrong), Err(Code::Unauthorized), "{wrong:?}");
+        }
+        assert_eq!(
+            authorize(&Publishers::Nobody, &HeaderMap::new()).unwrap_err().code,
+            Code::Forbidden
+        );
+    }
+}

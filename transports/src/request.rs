@@ -1,0 +1,260 @@
+//! What every transport asks of a request before it serves it: where it comes from, and how a "no" is said over HTTP.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use airwave_core::rule::TransportName;
+use airwave_core::{ChannelName, ConnectRequest, Refusal};
+use axum::body::Body;
+use axum::extract::{ConnectInfo, OriginalUri};
+use axum::response::Response;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+use http::request::Parts;
+
+use crate::envelope;
+
+/// Which pages of other origins may listen, send and connect.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Origins {
+    /// Only pages that this server served itself.
+    #[default]
+    Same,
+    /// These as well, each as a browser writes it: `https://app.example`.
+    List(Vec<String>),
+    /// Any, without credentials.
+    Any,
+}
+
+/// Who may `POST /publish`.
+#[derive(Clone, Default)]
+pub enum Publishers {
+    /// Nobody: the route answers `forbidden`.
+    #[default]
+    Nobody,
+    /// Anybody who reaches the server. For servers on a loopback address.
+    Anybody,
+    /// Whoever knows the token.
+    Token(Arc<str>),
+}
+
+impl std::fmt::Debug for Publishers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Publishers::Nobody => "Nobody",
+            Publishers::Anybody => "Anybody",
+            Publishers::Token(_) => "Token(…)",
+        })
+    }
+}
+
+/// What the transports need to know besides the hub.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Which foreign pages are let in.
+    pub origins: Origins,
+    /// Who may publish over HTTP.
+    pub publishers: Publishers,
+}
+
+/// What a request's `Origin` means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// None was sent, or it is our own.
+    Ours,
+    /// A foreign one that is allowed.
+    Allowed(HeaderValue),
+    /// Any is allowed.
+    Any,
+}
+
+impl Origins {
+    /// Checks a request's `Origin` header against `Host` and the list.
+    ///
+    /// # Errors
+    /// `forbidden`.
+    pub fn check(&self, headers: &HeaderMap, authority: Option<&str>) -> Result<Origin, Refusal> {
+        let Some(origin) = headers.get(ORIGIN) else {
+            return Ok(Origin::Ours);
+        };
+        let text = origin.to_str().unwrap_or_default();
+        let host = headers
+            .get(HOST)
+            .and_then(|host| host.to_str().ok())
+            .or(authority)
+            .unwrap_or_default();
+        // An origin without a host ("null", of sandboxed pages and files) is nobody's own.
+        if !host.is_empty()
+            && text
+                .split_once("://")
+                .is_some_and(|(_, origin_host)| origin_host.eq_ignore_ascii_case(host))
+        {
+            return Ok(Origin::Ours);
+        }
+        match self {
+            Origins::Any => Ok(Origin::Any),
+            Origins::List(list) if list.iter().any(|allowed| allowed.eq_ignore_ascii_case(text)) => {
+                Ok(Origin::Allowed(origin.clone()))
+            }
+            _ => Err(Refusal::forbidden(
+                "pages of this origin are not allowed: add it to 'origins' in the server's configuration",
+            )),
+        }
+    }
+}
+
+/// The request as a handler sees it.
+pub fn connect_request(parts: &Parts, transport: TransportName) -> ConnectRequest {
+    let headers = parts
+        .headers
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
+        .collect();
+    ConnectRequest {
+        transport,
+        peer: peer(parts),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        headers,
+    }
+}
+
+/// The address of the other end, where the server tells it (`ConnectInfo`).
+fn peer(parts: &Parts) -> Option<IpAddr> {
+    parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip())
+}
+
+/// The path by which the client reached this, whatever prefix the application mounted us under.
+pub fn path_as_seen(parts: &Parts) -> String {
+    parts
+        .extensions
+        .get::<OriginalUri>()
+        .map_or_else(|| parts.uri.path(), |uri| uri.0.path())
+        .to_owned()
+}
+
+/// The name at the end of a channel's URL.
+///
+/// # Errors
+/// `bad-request`.
+pub fn channel_name(text: &str) -> Result<ChannelName, Refusal> {
+    Ok(ChannelName::new(text)?)
+}
+
+/// All values of a query parameter, decoded, in order.
+///
+/// # Errors
+/// `bad-request`: not UTF-8.
+pub fn query_values(parts: &Parts, wanted: &str) -> Result<Vec<String>, Refusal> {
+    let query = parts.uri.query().unwrap_or_default();
+    let mut values = Vec::new();
+    for pair in query.split('&') {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if name == wanted {
+            let decoded = percent_encoding::percent_decode_str(value).decode_utf8();
+            values.push(
+                decoded
+                    .map_err(|_| Refusal::bad_request(format!("the parameter '{wanted}' is not UTF-8")))?
+                    .into_owned(),
+            );
+        }
+    }
+    Ok(values)
+}
+
+/// The one value of a query parameter.
+///
+/// # Errors
+/// `bad-request`: it stands there more than once, or is not UTF-8.
+pub fn query_value(parts: &Parts, wanted: &str) -> Result<Option<String>, Refusal> {
+    let mut values = query_values(parts, wanted)?;
+    match values.len() {
+        0 | 1 => Ok(values.pop()),
+        n => Err(Refusal::bad_request(format!(
+            "the parameter '{wanted}' is given {n} times; give it once"
+        ))),
+    }
+}
+
+/// `?heartbeat=event`: the client wants to see heartbeats.
+///
+/// # Errors
+/// `bad-request`: another value.
+pub fn wants_visible_heartbeat(parts: &Parts) -> Result<bool, Refusal> {
+    match query_value(parts, "heartbeat")?.as_deref() {
+        None => Ok(false),
+        Some("event") => Ok(true),
+        Some(_) => Err(Refusal::bad_request("'heartbeat' can only be 'event'")),
+    }
+}
+
+/// The text of a header; `None` if it is absent or empty.
+///
+/// # Errors
+/// `bad-request`: it holds other than visible ASCII characters.
+pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
+    match headers.get(name).map(HeaderValue::to_str) {
+        None | Some(Ok("")) => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(_)) => Err(Refusal::bad_request(format!(
+            "the header '{name}' holds characters that are not visible ASCII"
+        ))),
+    }
+}
+
+/// A JSON answer.
+pub fn json_response(status: u16, body: String) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// A "no" over plain HTTP. `url`: where to go instead, with `wrong-transport`.
+pub fn refusal_response(refusal: &Refusal, url: Option<&str>) -> Response {
+    json_response(
+        refusal.code.http_status(),
+        format!("{{\"error\":{{{}}}}}", envelope::refusal_fields(refusal, url)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(host: &str, origin: Option<&str>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, host.parse().unwrap());
+        if let Some(origin) = origin {
+            headers.insert(ORIGIN, origin.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn only_our_own_pages_and_listed_ones_are_let_in() {
+        let listed = Origins::List(vec!["https://app.example".into()]);
+        let check = |origins: &Origins, origin| origins.check(&headers("live.example:8080", origin), None);
+        assert_eq!(check(&Origins::Same, None), Ok(Origin::Ours));
+        assert_eq!(check(&Origins::Same, Some("http://live.example:8080")), Ok(Origin::Ours));
+        assert_eq!(check(&Origins::Same, Some("http://LIVE.example:8080")), Ok(Origin::Ours));
+        for foreign in [
+            "http://live.example",
+            "http://live.example:80801",
+            "null",
+            "http://evil.example",
+            "live.example:8080",
+        ] {
+            assert!(check(&Origins::Same, Some(foreign)).is_err(), "{foreign}");
+            assert!(check(&listed, Some(foreign)).is_err(), "{foreign}");
+            assert_eq!(check(&Origins::Any, Some(foreign)), Ok(Origin::Any));
+        }
+        assert!(matches!(check(&listed, Some("https://app.example")), Ok(Origin::Allowed(_))));
+        assert!(Origins::Same.check(&headers("", Some("http://")), None).is_err());
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        assert_eq!(format!("{:?}", Publishers::Token("hush-hush".into())), "Token(…)");
+    }
+}

@@ -1,0 +1,167 @@
+//! Taking a connection back from hyper: the socket under it, and what is still to be written to it.
+//!
+//! hyper keeps about 12 KB per connection for reading requests that a stream never sends. After the routes have admitted a listener over plain
+//! HTTP/1.1, our own accept loop takes the `TcpStream` back and a bare task goes on. Behind any other server the same session is an ordinary body.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use airwave_core::Session;
+use airwave_core::session::CloseReason;
+use bytes::{Buf, Bytes};
+use hyper::rt;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// The transport under hyper on our own accept loop. A name of its own, so that an upgraded connection can be recognised and taken back.
+pub struct Io {
+    stream: TcpStream,
+    blocked: bool,
+}
+
+impl Io {
+    /// Puts a socket under hyper.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, blocked: false }
+    }
+
+    /// Whether hyper holds bytes that the socket would not take.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// The socket.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    fn note<T>(&mut self, poll: Poll<T>) -> Poll<T> {
+        self.blocked = poll.is_pending();
+        poll
+    }
+}
+
+impl rt::Read for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        // hyper hands out memory that is not initialised. Reading by way of a small buffer of our own costs a copy of each request's head, and no `unsafe`.
+        let mut piece = [0u8; 4096];
+        let want = buf.remaining().min(piece.len());
+        let mut read = ReadBuf::new(&mut piece[..want]);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+        buf.put_slice(read.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl rt::Write for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.note(poll)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.note(poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Bytes on their way to one socket: shared pieces, and how much of the first is written.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    /// In reverse order once writing has begun would be quicker; there are rarely more than two.
+    pub(crate) pieces: Vec<Bytes>,
+    stalled: bool,
+}
+
+/// What became of a write.
+pub(crate) enum Written {
+    All,
+    /// The connection is of no more use.
+    Broken,
+}
+
+impl Outgoing {
+    /// Writes all pieces. While the socket takes nothing, the session knows, and may say that it has waited long enough.
+    pub(crate) fn poll_write<S: AsyncWrite + Unpin>(
+        &mut self,
+        socket: &mut S,
+        session: &mut Session,
+        cx: &mut Context<'_>,
+    ) -> Poll<Written> {
+        while !self.pieces.is_empty() {
+            let result = match self.pieces.as_slice() {
+                [only] => Pin::new(&mut *socket).poll_write(cx, only),
+                several => {
+                    let mut slices = [IoSlice::new(&[]); 16];
+                    let count = several.len().min(slices.len());
+                    for (slice, piece) in slices.iter_mut().zip(several) {
+                        *slice = IoSlice::new(piece);
+                    }
+                    Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count])
+                }
+            };
+            match result {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.advance(n);
+                    if std::mem::take(&mut self.stalled) {
+                        session.stalled(false);
+                    }
+                }
+                Poll::Ready(_) => return Poll::Ready(Written::Broken),
+                Poll::Pending => {
+                    if !self.stalled {
+                        self.stalled = true;
+                        session.stalled(true);
+                    }
+                    return match session.poll_cut(cx) {
+                        Poll::Ready(CloseReason::Stalled | CloseReason::Silent) => Poll::Ready(Written::Broken),
+                        _ => Poll::Pending,
+                    };
+                }
+            }
+        }
+        Poll::Ready(Written::All)
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        let mut whole = 0;
+        for piece in &mut self.pieces {
+            if written < piece.len() {
+                piece.advance(written);
+                break;
+            }
+            written -= piece.len();
+            whole += 1;
+        }
+        self.pieces.drain(..whole);
+        if self.pieces.is_empty() && self.pieces.capacity() > 4 {
+            self.pieces = Vec::new();
+        }
+    }
+}
+
+/// Reads and forgets. Ready: the other end is gone.
+pub(crate) fn poll_gone<S: AsyncRead + Unpin>(socket: &mut S, cx: &mut Context<'_>) -> Poll<()> {
+    let mut piece = [0u8; 256];
+    loop {
+        let mut read = ReadBuf::new(&mut piece);
+        match Pin::new(&mut *socket).poll_read(cx, &mut read) {
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            Poll::Ready(_) => return Poll::Ready(()),
+            Poll::Pending => return Poll::Pending,
+        }
+    }
+}

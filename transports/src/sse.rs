@@ -1,0 +1,460 @@
+//! Server-sent events: the server tells, the client listens. The format is WHATWG HTML, section 9.2 "Server-sent events".
+
+use std::fmt::{Display, Write};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use airwave_core::hub::WireHandle;
+use airwave_core::rule::TransportName;
+use airwave_core::session::{After, CloseReason, Turn};
+use airwave_core::wire::{Notice, Stamp};
+use airwave_core::{ChannelName, Code, Cursor, Data, Event, Hub, Refusal, Session, Wire};
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::get;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Bytes, BytesMut};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::envelope::{envelope, refusal_fields};
+use crate::request::{
+    connect_request, header_text, path_as_seen, query_value, query_values, refusal_response, wants_visible_heartbeat,
+};
+use crate::socket::{Outgoing, Written, poll_gone};
+use crate::{ChannelRequest, Transport};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+const EVENT_STREAM: &str = "text/event-stream";
+
+/// The SSE transport: `GET /channels/{name}` with `Accept: text/event-stream`, and `GET /events?channel=…&channel=…`.
+pub struct Sse {
+    one: WireHandle,
+    many: WireHandle,
+}
+
+impl Sse {
+    /// Registers its formats with the hub.
+    pub fn new(hub: &Hub) -> Self {
+        Self {
+            one: hub.register_wire(Arc::new(OneChannel)),
+            many: hub.register_wire(Arc::new(ManyChannels)),
+        }
+    }
+}
+
+#[async_trait]
+impl Transport for Sse {
+    fn name(&self) -> TransportName {
+        TransportName::SSE
+    }
+
+    fn routes(&self, hub: Hub) -> Router {
+        let many = self.many.clone();
+        Router::new().route("/events", get(events)).with_state((hub, many))
+    }
+
+    fn wants(&self, request: &Parts) -> bool {
+        let accept = request.headers.get_all(ACCEPT);
+        accept
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.contains(EVENT_STREAM))
+    }
+
+    async fn listen(&self, hub: &Hub, request: ChannelRequest) -> Response {
+        let channel = match request.channel {
+            Ok(channel) => channel,
+            Err(refusal) => return refused(hub, &refusal, None),
+        };
+        let url = path_as_seen(&request.parts);
+        let after = match cursor_text(&request.parts) {
+            Ok(text) => After::parse(text.as_deref()),
+            Err(refusal) => return refused(hub, &refusal, Some(&url)),
+        };
+        serve(hub, &self.one, &request.parts, vec![(channel, after)])
+            .await
+            .unwrap_or_else(|no| refused(hub, &no, Some(&url)))
+    }
+}
+
+async fn events(State((hub, wire)): State<(Hub, WireHandle)>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let result = async {
+        let channels = channels_of(&hub, &parts)?;
+        serve(&hub, &wire, &parts, channels).await
+    };
+    match result.await {
+        Ok(response) => response,
+        // The one URL has several channels behind it, so there is no other URL to name.
+        Err(refusal) => refused(&hub, &refusal, None),
+    }
+}
+
+/// `Last-Event-ID` wins over `?after=`: a browser that comes back sends both, and the header is newer.
+fn cursor_text(parts: &Parts) -> Result<Option<String>, Refusal> {
+    match header_text(&parts.headers, &LAST_EVENT_ID) {
+        Ok(Some(text)) => Ok(Some(text.to_owned())),
+        Ok(None) => query_value(parts, "after"),
+        // Not a cursor of ours, so it is one that cannot be read.
+        Err(_) => Ok(Some("?".to_owned())),
+    }
+}
+
+fn channels_of(hub: &Hub, parts: &Parts) -> Result<Vec<(ChannelName, After)>, Refusal> {
+    let names = query_values(parts, "channel")?;
+    if names.is_empty() {
+        return Err(Refusal::bad_request("name the channels: /events?channel=a&channel=b"));
+    }
+    let limit = hub.limits().channels_per_connection;
+    if names.len() > limit {
+        return Err(Refusal::bad_request(format!(
+            "{} channels on one stream; at most {limit} are allowed",
+            names.len()
+        )));
+    }
+    let mut channels: Vec<(ChannelName, After)> = Vec::with_capacity(names.len());
+    for name in &names {
+        let name = ChannelName::new(name)?;
+        if channels.iter().any(|(known, _)| *known == name) {
+            return Err(Refusal::bad_request(format!("the channel '{name}' is named twice")));
+        }
+        channels.push((name, After::Nothing));
+    }
+    let header = header_text(&parts.headers, &LAST_EVENT_ID).unwrap_or(Some("?"));
+    let given = query_values(parts, "after")?;
+    match (header, given.as_slice()) {
+        (None, []) => {}
+        (None, each) if each.len() == channels.len() && each.len() > 1 => {
+            for ((_, after), text) in channels.iter_mut().zip(each) {
+                *after = After::parse(Some(text));
+            }
+        }
+        (None, [_, _, ..]) => {
+            return Err(Refusal::bad_request(
+                "give 'after' once, or once for each channel in the same order",
+            ));
+        }
+        (Some(all), _) => all_after(&mut channels, all),
+        (None, [all]) => all_after(&mut channels, all),
+    }
+    Ok(channels)
+}
+
+fn all_after(channels: &mut [(ChannelName, After)], text: &str) {
+    if text.is_empty() {
+        return;
+    }
+    let cursor = Cursor::parse(text);
+    let single = channels.len() == 1;
+    for (name, after) in channels {
+        *after = match &cursor {
+            // A stream of one channel may as well begin where a single-channel stream stopped.
+            Ok(Cursor::One(position)) if single => After::Position(*position),
+            Ok(cursor) => After::of(cursor, name),
+            Err(_) => After::Unreadable,
+        };
+    }
+}
+
+/// Admits the listener to all channels, then answers with the stream.
+async fn serve(hub: &Hub, wire: &WireHandle, parts: &Parts, channels: Vec<(ChannelName, After)>) -> Result<Response, Refusal> {
+    let visible = wants_visible_heartbeat(parts)?;
+    let connection = hub.connect(connect_request(parts, TransportName::SSE), true)?;
+    let mut session = Session::new(connection, wire).ends_with_channels().visible_heartbeat(visible);
+    let joiner = session.joiner();
+    let mut joined = Vec::with_capacity(channels.len());
+    for (name, after) in &channels {
+        joined.push(joiner.join(name, *after).await?);
+    }
+    session.connection().forget_request();
+    if joined.iter().all(|joined| joined.is_over()) {
+        // WHATWG HTML 9.2.3: any status but 200 makes an EventSource stop; 204 says that this is as it should be.
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        return Ok(response);
+    }
+    for joined in joined {
+        session.add(joined, None);
+    }
+    let mut response = stream_response(Body::empty());
+    if parts.method != Method::HEAD {
+        let stream = Handover(Arc::new(Mutex::new(Some(session))));
+        *response.body_mut() = Body::new(Stream {
+            session: None,
+            handover: stream.clone(),
+            done: false,
+        });
+        response.extensions_mut().insert(stream);
+    }
+    Ok(response)
+}
+
+fn stream_response(body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
+/// A temporary "no" must not look like one: an EventSource never comes back after a 429 or a 5xx.
+fn refused(hub: &Hub, refusal: &Refusal, url: Option<&str>) -> Response {
+    hub.metrics().refused(refusal.code);
+    if !refusal.code.is_temporary() {
+        return refusal_response(refusal, url);
+    }
+    let notice = Notice::Refused {
+        id: None,
+        channel: None,
+        refusal,
+        url,
+        retry: hub.retry_hint(),
+    };
+    stream_response(Body::from(OneChannel.notice(&notice)))
+}
+
+/// A stream on its way out of the router. Whoever takes the session writes it: the body, or our accept loop, which takes the socket back.
+#[derive(Clone)]
+pub struct Handover(Arc<Mutex<Option<Session>>>);
+
+impl Handover {
+    /// The session, for the first who asks.
+    pub fn take(&self) -> Option<Session> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The session as an HTTP body, for HTTP/2, TLS and servers that are not ours.
+struct Stream {
+    session: Option<Session>,
+    handover: Handover,
+    done: bool,
+}
+
+impl http_body::Body for Stream {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
+        if self.session.is_none() {
+            self.session = self.handover.take();
+        }
+        let Some(session) = &mut self.session else {
+            return Poll::Ready(None);
+        };
+        session.stalled(false);
+        let mut out = Vec::new();
+        let turn = ready!(session.poll_turn(cx, &mut out));
+        match turn {
+            // Until we are polled again, the server waits for the socket.
+            Turn::Frames => session.stalled(true),
+            Turn::Closed(_) => {
+                self.done = true;
+                self.session = None;
+            }
+        }
+        match joined(out) {
+            Some(bytes) => Poll::Ready(Some(Ok(http_body::Frame::data(bytes)))),
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+/// One piece, so that one frame of HTTP/2 and one write go out, whatever waited.
+fn joined(mut pieces: Vec<Bytes>) -> Option<Bytes> {
+    if pieces.len() < 2 {
+        return pieces.pop();
+    }
+    let mut all = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    pieces.iter().for_each(|piece| all.extend_from_slice(piece));
+    Some(all.freeze())
+}
+
+/// Writes a session to a socket that was taken back, after `head`, until either side is done.
+pub struct SocketStream<S> {
+    session: Session,
+    socket: S,
+    out: Outgoing,
+    closing: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> SocketStream<S> {
+    /// `head`: the response's head, and whatever else stands before the stream.
+    pub fn new(session: Session, socket: S, head: Bytes) -> Self {
+        let mut out = Outgoing::default();
+        out.pieces.push(head);
+        Self {
+            session,
+            socket,
+            out,
+            closing: false,
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for SocketStream<S> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if poll_gone(&mut this.socket, cx).is_ready() {
+            return Poll::Ready(());
+        }
+        loop {
+            match ready!(this.out.poll_write(&mut this.socket, &mut this.session, cx)) {
+                Written::All => {}
+                Written::Broken => return Poll::Ready(()),
+            }
+            if this.closing {
+                return Pin::new(&mut this.socket).poll_shutdown(cx).map(|_| ());
+            }
+            match ready!(this.session.poll_turn(cx, &mut this.out.pieces)) {
+                Turn::Frames => {}
+                Turn::Closed(CloseReason::Stalled) => return Poll::Ready(()),
+                Turn::Closed(_) => this.closing = true,
+            }
+        }
+    }
+}
+
+/// The format of a stream of one channel: what a plain `EventSource` wants.
+pub struct OneChannel;
+
+/// The format of a stream of several channels: envelopes, and one cursor of them all.
+pub struct ManyChannels;
+
+impl Wire for OneChannel {
+    fn name(&self) -> &'static str {
+        "sse"
+    }
+
+    fn event(&self, _channel: &ChannelName, event: &Event) -> Bytes {
+        let message = &event.message;
+        let mut text = String::with_capacity(48 + message.event.as_str().len() + message.data.len());
+        let suffix = if matches!(message.data, Data::Binary(_)) {
+            ";base64"
+        } else {
+            ""
+        };
+        // Writing to a String cannot fail.
+        let _ = write!(text, "id: {}\nevent: {}{suffix}\n", event.position, message.event);
+        match &message.data {
+            Data::Json(json) => data_line(&mut text, json.as_str()),
+            Data::Text(lines) => data_lines(&mut text, lines),
+            Data::Binary(bytes) => {
+                text.push_str("data: ");
+                STANDARD.encode_string(bytes, &mut text);
+                text.push('\n');
+            }
+        }
+        text.push('\n');
+        Bytes::from(text)
+    }
+
+    fn notice(&self, notice: &Notice<'_>) -> Bytes {
+        notice_block(notice)
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        None
+    }
+}
+
+impl Wire for ManyChannels {
+    fn name(&self) -> &'static str {
+        "sse-many"
+    }
+
+    fn event(&self, channel: &ChannelName, event: &Event) -> Bytes {
+        let mut text = format!("event: {}\n", event.message.event);
+        data_line(&mut text, &envelope(channel, event));
+        Bytes::from(text)
+    }
+
+    fn notice(&self, notice: &Notice<'_>) -> Bytes {
+        notice_block(notice)
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        Some(|cursor: &dyn Display, out: &mut BytesMut| {
+            // Writing to a BytesMut cannot fail: it grows.
+            let _ = write!(out, "id: {cursor}\n\n");
+        })
+    }
+}
+
+fn data_line(text: &mut String, line: &str) {
+    text.push_str("data: ");
+    text.push_str(line);
+    text.push('\n');
+}
+
+/// One `data:` line per line. WHATWG HTML 9.2.6: a reader ends lines at CR LF, LF or CR, so a bare CR in a payload must not be left in.
+fn data_lines(text: &mut String, lines: &str) {
+    let mut rest = lines;
+    while let Some(end) = rest.find(['\r', '\n']) {
+        data_line(text, &rest[..end]);
+        rest = rest[end..].strip_prefix("\r\n").unwrap_or(&rest[end + 1..]);
+    }
+    data_line(text, rest);
+}
+
+fn notice_block(notice: &Notice<'_>) -> Bytes {
+    let id_of = |stamp: Option<&Cursor>, cursor| stamp.map_or_else(|| Cursor::One(cursor), Cursor::clone);
+    let text = match notice {
+        Notice::Subscribed {
+            channel,
+            cursor,
+            stamp,
+            resumed,
+            retry,
+            ..
+        } => format!(
+            "retry: {retry}\nid: {}\nevent: airwave.subscribed\ndata: {{\"channel\":\"{channel}\",\"cursor\":\"{cursor}\",\"resumed\":{resumed}}}\n\n",
+            id_of(*stamp, *cursor)
+        ),
+        Notice::Gap { channel, gap, stamp } => {
+            let after = gap.after.map_or_else(|| "null".to_owned(), |after| format!("\"{after}\""));
+            format!(
+                "id: {}\nevent: airwave.gap\ndata: {{\"channel\":\"{channel}\",\"after\":{after},\"cursor\":\"{}\",\"reason\":\"{}\"}}\n\n",
+                id_of(*stamp, gap.cursor),
+                gap.cursor,
+                gap.reason.as_str()
+            )
+        }
+        Notice::End { channel, cursor, stamp } => format!(
+            "id: {}\nevent: airwave.end\ndata: {{\"channel\":\"{channel}\",\"cursor\":\"{cursor}\"}}\n\n",
+            id_of(*stamp, *cursor)
+        ),
+        Notice::Refused { refusal, url, retry, .. } => {
+            format!(
+                "retry: {retry}\nevent: airwave.error\ndata: {{{}}}\n\n",
+                refusal_fields(refusal, *url)
+            )
+        }
+        Notice::Stale => "event: airwave.stale\ndata: {}\n\n".to_owned(),
+        Notice::Heartbeat { visible: true } => "event: airwave.heartbeat\ndata: {}\n\n".to_owned(),
+        Notice::Heartbeat { visible: false } => ":\n\n".to_owned(),
+        Notice::Drain { retry } => format!("retry: {retry}\n\n"),
+        // An SSE client sends nothing on its stream that these could answer.
+        Notice::Unsubscribed { .. } | Notice::Reply { .. } => String::new(),
+    };
+    Bytes::from(text)
+}
+
+/// The codes that an SSE request is answered with a 200 stream for, because the browser should come back.
+pub const TEMPORARY: [Code; 3] = [Code::TooMany, Code::Unavailable, Code::Internal];

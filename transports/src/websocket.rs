@@ -1,0 +1,812 @@
+//! WebSocket (RFC 6455): client and server converse.
+//!
+//! tungstenite reads: it unmasks, puts fragments together, checks UTF-8 and answers pings and closes. It writes nothing to the socket itself, but into
+//! [`Tap::replies`]; events are whole frames, encoded once and shared, and go to the socket as they are. So frames never mix, a connection
+//! needs no write buffer of its own, and everything that waits goes out in one write.
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use airwave_core::event::IdempotencyKey;
+use airwave_core::hub::WireHandle;
+use airwave_core::rule::TransportName;
+use airwave_core::session::{After, CloseReason, Joined, Turn};
+use airwave_core::wire::{Notice, Stamp};
+use airwave_core::{ChannelName, Code, Connection, Data, Event, Hub, Key, Message, Refusal, Reply, Session, Wire};
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::any;
+use bytes::{Bytes, BytesMut};
+use futures_util::Stream;
+use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::request::Parts;
+use http::{Method, StatusCode};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self};
+
+use crate::envelope::{self, Payload, envelope, refusal_fields, some_raw, text_or_number};
+use crate::request::{connect_request, path_as_seen, query_value, refusal_response, wants_visible_heartbeat};
+use crate::socket::{Io, Outgoing, Written, poll_gone};
+use crate::{ChannelRequest, Transport};
+
+/// tungstenite zero-fills this much before every read (snapview/tungstenite-rs#480), so it is small.
+const READ_BUFFER: usize = 1024;
+/// A message may come in so many pieces.
+const MAX_FRAGMENTS: u32 = 128;
+/// Answers to pings that wait for a client that does not read; beyond this it is not read from either.
+const MAX_REPLIES: usize = 4096;
+/// Base64, names and punctuation around the payload of a message.
+const FRAME_OVERHEAD: usize = 2048;
+/// How long we wait for the other end to close, after we did.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// JSON numbers beyond this are not exact in JavaScript.
+const MAX_ID: u64 = (1 << 53) - 1;
+/// The `id` of a binary message whose client wants no reply.
+const NO_ID: u64 = u64::MAX;
+
+/// The WebSocket transport: `GET /socket`, and `GET /channels/{name}` with an upgrade.
+pub struct WebSocket {
+    wire: WireHandle,
+}
+
+impl WebSocket {
+    /// Registers its format with the hub.
+    pub fn new(hub: &Hub) -> Self {
+        Self {
+            wire: hub.register_wire(Arc::new(Frames)),
+        }
+    }
+}
+
+#[async_trait]
+impl Transport for WebSocket {
+    fn name(&self) -> TransportName {
+        TransportName::WEBSOCKET
+    }
+
+    fn routes(&self, hub: Hub) -> Router {
+        Router::new()
+            .route("/socket", any(socket))
+            .with_state((hub, self.wire.clone()))
+    }
+
+    fn wants(&self, request: &Parts) -> bool {
+        asks_for_websocket(request)
+    }
+
+    async fn listen(&self, hub: &Hub, request: ChannelRequest) -> Response {
+        serve(hub, &self.wire, request.parts, Some(request.channel)).await
+    }
+}
+
+async fn socket(State((hub, wire)): State<(Hub, WireHandle)>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    if !asks_for_websocket(&parts) {
+        return refusal_response(
+            &Refusal::bad_request("this is the address of a WebSocket: connect with 'Upgrade: websocket'"),
+            None,
+        );
+    }
+    serve(&hub, &wire, parts, None).await
+}
+
+fn header_has(parts: &Parts, name: &http::HeaderName, word: &str) -> bool {
+    parts
+        .headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|token| token.trim().eq_ignore_ascii_case(word)))
+}
+
+/// RFC 6455, section 4.2.1, or over HTTP/2 RFC 8441, section 4.
+fn asks_for_websocket(parts: &Parts) -> bool {
+    over_http2(parts) || (header_has(parts, &UPGRADE, "websocket") && header_has(parts, &CONNECTION, "upgrade"))
+}
+
+fn over_http2(parts: &Parts) -> bool {
+    parts.method == Method::CONNECT
+        && parts
+            .extensions
+            .get::<hyper::ext::Protocol>()
+            .is_some_and(|protocol| protocol.as_str() == "websocket")
+}
+
+/// Answers the handshake; whatever is refused after it is said in a frame, because a browser cannot read the answer to a failed upgrade.
+async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<Result<ChannelName, Refusal>>) -> Response {
+    let malformed = |text: &'static str| {
+        hub.metrics().refused(Code::BadRequest);
+        refusal_response(&Refusal::bad_request(text), None)
+    };
+    if parts.headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        let mut response = malformed("only version 13 of the WebSocket protocol is spoken here");
+        *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+        response
+            .headers_mut()
+            .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+        return response;
+    }
+    let mut response = Response::new(Body::empty());
+    if over_http2(&parts) {
+        *response.status_mut() = StatusCode::OK;
+    } else {
+        // RFC 6455, section 4.2.1: sixteen bytes in base64, which are 24 characters with two of padding.
+        let key = parts.headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
+        let Some(key) = key.filter(|key| key.len() == 24 && key.ends_with(b"==") && parts.method == Method::GET) else {
+            return malformed("'Sec-WebSocket-Key' is missing or not sixteen bytes in base64");
+        };
+        let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key)) else {
+            return malformed("'Sec-WebSocket-Key' cannot be answered");
+        };
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() else {
+        return malformed("this connection cannot be upgraded: is a proxy in between that does not know WebSockets?");
+    };
+    let begun = begin(hub, wire, &parts, channel).await;
+    let hub = hub.clone();
+    let url = path_as_seen(&parts);
+    drop(parts);
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(upgraded) => converse(hub, begun, upgraded, url).await,
+            Err(error) => tracing::debug!(%error, "a WebSocket client left before the upgrade was done"),
+        }
+    });
+    response
+}
+
+/// Takes the client in, and subscribes it to the channel whose URL it came to.
+async fn begin(
+    hub: &Hub,
+    wire: &WireHandle,
+    parts: &Parts,
+    channel: Option<Result<ChannelName, Refusal>>,
+) -> Result<Session, Refusal> {
+    let visible = wants_visible_heartbeat(parts)?;
+    let connection = hub.connect(connect_request(parts, TransportName::WEBSOCKET), true)?;
+    let mut session = Session::new(connection, wire).expects_answers().visible_heartbeat(visible);
+    if let Some(channel) = channel {
+        let after = query_value(parts, "after")?;
+        let joined = session.joiner().join(&channel?, After::parse(after.as_deref())).await?;
+        session.add(joined, None);
+    }
+    Ok(session)
+}
+
+async fn converse(hub: Hub, begun: Result<Session, Refusal>, upgraded: Upgraded, url: String) {
+    // On our own accept loop the bare socket comes back; elsewhere the upgraded connection serves as well.
+    match upgraded.downcast::<Io>() {
+        Ok(parts) => start(hub, begun, parts.io.into_stream(), parts.read_buf, url).await,
+        Err(upgraded) => start(hub, begun, TokioIo::new(upgraded), Bytes::new(), url).await,
+    }
+}
+
+async fn start<S: AsyncRead + AsyncWrite + Unpin>(
+    hub: Hub,
+    begun: Result<Session, Refusal>,
+    socket: S,
+    first: Bytes,
+    url: String,
+) {
+    match begun {
+        Ok(session) => {
+            let conversation = Conversation::new(&hub, session, socket, first).await;
+            drop((hub, url));
+            conversation.await;
+        }
+        Err(refusal) => {
+            hub.metrics().refused(refusal.code);
+            refuse(socket, &refusal, &url).await;
+        }
+    }
+}
+
+/// Says why in a frame, closes, and lets the client go.
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, refusal: &Refusal, url: &str) {
+    use tokio::io::AsyncWriteExt;
+    let notice = Notice::Refused {
+        id: None,
+        channel: None,
+        refusal,
+        url: Some(url),
+        retry: 0,
+    };
+    let mut out = BytesMut::from(&Frames.notice(&notice)[..]);
+    out.extend_from_slice(&close_frame(refusal.code.close_code(), refusal.code.as_str()));
+    let farewell = async {
+        if socket.write_all(&out).await.is_ok() && socket.shutdown().await.is_ok() {
+            std::future::poll_fn(|cx| poll_gone(&mut socket, cx)).await;
+        }
+    };
+    // A client that neither reads nor closes is simply cut.
+    let _ = tokio::time::timeout(CLOSE_WAIT, farewell).await;
+}
+
+/// One client's WebSocket, until either side is done.
+struct Conversation<S> {
+    websocket: WebSocketStream<Tap<S>>,
+    session: Session,
+    out: Outgoing,
+    /// The command that is being carried out. While it is, no other is read; events go on.
+    command: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
+    /// Nothing more is said after this has been written.
+    closing: bool,
+    /// Set once everything is written: how long we wait for the other end.
+    farewell: Option<Pin<Box<Sleep>>>,
+}
+
+/// What became of a command.
+enum Done {
+    Subscribed {
+        id: Option<u64>,
+        channel: ChannelName,
+        result: Box<Result<Joined, Refusal>>,
+    },
+    Sent {
+        id: Option<u64>,
+        channel: ChannelName,
+        result: Result<Reply, Refusal>,
+    },
+}
+
+/// A client's JSON frame.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Command<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    id: Option<u64>,
+    #[serde(borrow)]
+    channel: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    after: Option<&'a RawValue>,
+    #[serde(borrow)]
+    event: Option<Cow<'a, str>>,
+    #[serde(borrow, default, deserialize_with = "some_raw")]
+    data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    text: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    base64: Option<Cow<'a, str>>,
+    key: Option<Key>,
+    idempotency_key: Option<IdempotencyKey>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
+    async fn new(hub: &Hub, session: Session, socket: S, first: Bytes) -> Self {
+        let limits = hub.limits();
+        // Base64 takes a third more than what it stands for.
+        let largest = limits.message_bytes.saturating_mul(2).saturating_add(FRAME_OVERHEAD);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER)
+            .write_buffer_size(0)
+            .max_message_size(Some(largest))
+            .max_frame_size(Some(largest));
+        let rate = f64::from(limits.frames_per_second);
+        let watch = FrameWatch {
+            rate,
+            tokens: 2.0 * rate,
+            last: Instant::now(),
+            ..FrameWatch::default()
+        };
+        let tap = Tap {
+            socket,
+            first,
+            replies: Vec::new(),
+            watch,
+        };
+        let websocket = WebSocketStream::from_raw_socket(tap, Role::Server, Some(config)).await;
+        Self {
+            websocket,
+            session,
+            out: Outgoing::default(),
+            command: None,
+            closing: false,
+            farewell: None,
+        }
+    }
+
+    fn close(&mut self, code: u16, reason: &str) {
+        self.out.pieces.push(close_frame(code, reason));
+        self.closing = true;
+    }
+
+    /// What tungstenite wants written: answers to pings and closes.
+    fn take_replies(&mut self) {
+        let replies = &mut self.websocket.get_mut().replies;
+        if !replies.is_empty() {
+            self.out.pieces.push(Bytes::from(std::mem::take(replies)));
+        }
+    }
+
+    fn refuse(&mut self, id: Option<u64>, channel: Option<&ChannelName>, refusal: &Refusal) {
+        self.session.connection().hub().metrics().refused(refusal.code);
+        let url = channel
+            .filter(|_| refusal.transport.is_some())
+            .map(|channel| format!("/channels/{channel}"));
+        self.session.notice(&Notice::Refused {
+            id,
+            channel,
+            refusal,
+            url: url.as_deref(),
+            retry: 0,
+        });
+    }
+
+    /// Ready(false): the conversation is over.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.websocket.get_ref().replies.len() > MAX_REPLIES {
+            return Poll::Pending;
+        }
+        let message = ready!(Pin::new(&mut self.websocket).poll_next(cx));
+        self.session.heard();
+        match message {
+            Some(Ok(tungstenite::Message::Text(text))) => self.text(text.as_str()),
+            Some(Ok(tungstenite::Message::Binary(frame))) => self.binary(&frame),
+            // tungstenite has put the answer into `replies`.
+            Some(Ok(tungstenite::Message::Ping(_) | tungstenite::Message::Pong(_) | tungstenite::Message::Frame(_))) => {}
+            Some(Ok(tungstenite::Message::Close(_))) => self.closing = true,
+            Some(Err(error)) => return Poll::Ready(self.fault(&error)),
+            None => return Poll::Ready(false),
+        }
+        Poll::Ready(true)
+    }
+
+    /// Says what the client did wrong, if it still can hear it.
+    fn fault(&mut self, error: &tungstenite::Error) -> bool {
+        use tungstenite::error::CapacityError;
+        let watch = &self.websocket.get_ref().watch;
+        let (code, reason) = match error {
+            _ if watch.too_many_frames => (Code::TooMany.close_code(), "too many frames per second"),
+            _ if watch.too_many_fragments => (Code::TooLarge.close_code(), "a message in too many fragments"),
+            tungstenite::Error::Capacity(CapacityError::MessageTooLong { .. }) => {
+                (Code::TooLarge.close_code(), "message too large")
+            }
+            // RFC 6455, section 7.4.1: 1007 is text that is not UTF-8, 1002 any other breach of the protocol.
+            tungstenite::Error::Utf8(_) => (1007, "text is not UTF-8"),
+            tungstenite::Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => return false,
+            tungstenite::Error::Protocol(_) | tungstenite::Error::Capacity(_) => (1002, "protocol error"),
+            _ => return false,
+        };
+        tracing::debug!(%error, "a WebSocket client broke the protocol");
+        self.take_replies();
+        self.close(code, reason);
+        true
+    }
+
+    fn text(&mut self, text: &str) {
+        match envelope::read::<Command<'_>>(text.as_bytes()) {
+            Ok(command) => {
+                let id = command.id;
+                if let Err(refusal) = self.command(command) {
+                    self.refuse(id.filter(|id| *id <= MAX_ID), None, &refusal);
+                }
+            }
+            Err(refusal) => self.refuse(None, None, &refusal),
+        }
+    }
+
+    fn command(&mut self, command: Command<'_>) -> Result<(), Refusal> {
+        let id = command.id;
+        if id.is_some_and(|id| id > MAX_ID) {
+            return Err(Refusal::bad_request(format!("an 'id' is a whole number up to {MAX_ID}")));
+        }
+        let channel = command.channel.as_deref().map(ChannelName::new).transpose()?;
+        let need_channel = || Refusal::bad_request(format!("'{}' needs a 'channel'", command.kind));
+        match &*command.kind {
+            "subscribe" => {
+                let after = command.after.map(text_or_number).transpose()?;
+                self.subscribe(id, channel.ok_or_else(need_channel)?, After::parse(after.as_deref()))
+            }
+            "unsubscribe" => {
+                let channel = channel.ok_or_else(need_channel)?;
+                if !self.session.remove(&channel) {
+                    return Err(Refusal::bad_request(format!("not subscribed to '{channel}'")));
+                }
+                self.session.notice(&Notice::Unsubscribed { id, channel: &channel });
+                Ok(())
+            }
+            "send" => {
+                let channel = channel.ok_or_else(need_channel)?;
+                let event = command.event.ok_or_else(|| Refusal::bad_request("'send' needs an 'event'"))?;
+                let payload = Payload {
+                    data: command.data,
+                    text: command.text,
+                    base64: command.base64,
+                };
+                let message = envelope::message(&event, payload, command.key)?;
+                self.send(id, channel, message, command.idempotency_key);
+                Ok(())
+            }
+            "ping" => {
+                self.out.pieces.push(text_frame(&match id {
+                    Some(id) => format!("{{\"type\":\"pong\",\"id\":{id}}}"),
+                    None => "{\"type\":\"pong\"}".to_owned(),
+                }));
+                Ok(())
+            }
+            _ => Err(Refusal::bad_request(
+                "unknown 'type'; send one of subscribe, unsubscribe, send, ping",
+            )),
+        }
+    }
+
+    fn subscribe(&mut self, id: Option<u64>, channel: ChannelName, after: After) -> Result<(), Refusal> {
+        if self.session.is_subscribed(&channel) {
+            return Err(Refusal::bad_request(format!("already subscribed to '{channel}'")));
+        }
+        let limit = self.session.connection().hub().limits().channels_per_connection;
+        if self.session.subscriptions() >= limit {
+            return Err(Refusal::new(
+                Code::TooMany,
+                format!("a connection listens to at most {limit} channels"),
+            ));
+        }
+        let joiner = self.session.joiner();
+        self.command = Some(Box::pin(async move {
+            let result = Box::new(joiner.join(&channel, after).await);
+            Done::Subscribed { id, channel, result }
+        }));
+        Ok(())
+    }
+
+    fn send(&mut self, id: Option<u64>, channel: ChannelName, message: Message, key: Option<IdempotencyKey>) {
+        let connection: Arc<Connection> = self.session.connection().clone();
+        self.command = Some(Box::pin(async move {
+            let result = connection.hub().send(&connection, &channel, message, key).await;
+            Done::Sent { id, channel, result }
+        }));
+    }
+
+    fn binary(&mut self, frame: &Bytes) {
+        match envelope::read_binary(frame) {
+            Ok((channel, event, number, payload)) => {
+                let id = (number != NO_ID).then_some(number);
+                if id.is_some_and(|id| id > MAX_ID) {
+                    self.refuse(
+                        None,
+                        Some(&channel),
+                        &Refusal::bad_request(format!("an 'id' is a whole number up to {MAX_ID}")),
+                    );
+                    return;
+                }
+                self.send(id, channel, Message::new(event, Data::Binary(payload)), None);
+            }
+            Err(refusal) => self.refuse(None, None, &refusal),
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Subscribed { id, channel, result } => match *result {
+                Ok(joined) => self.session.add(joined, id),
+                Err(refusal) => self.refuse(id, Some(&channel), &refusal),
+            },
+            Done::Sent { id, channel, result } => match (result, id) {
+                (Ok(reply), Some(id)) => self.session.notice(&Notice::Reply { id, data: reply.data() }),
+                (Ok(_), None) => {}
+                (Err(refusal), id) => self.refuse(id, Some(&channel), &refusal),
+            },
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for Conversation<S> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        loop {
+            this.take_replies();
+            let socket = &mut this.websocket.get_mut().socket;
+            match ready!(this.out.poll_write(socket, &mut this.session, cx)) {
+                Written::All => {}
+                Written::Broken => return Poll::Ready(()),
+            }
+            if this.closing {
+                let farewell = match &mut this.farewell {
+                    Some(farewell) => farewell,
+                    None => {
+                        // Closing at once would turn what the client has sent meanwhile into a reset, which may overtake our close frame.
+                        let _ = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
+                        this.farewell.insert(Box::pin(sleep(CLOSE_WAIT)))
+                    }
+                };
+                if farewell.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                return poll_gone(socket, cx);
+            }
+            match &mut this.command {
+                Some(command) => {
+                    if let Poll::Ready(done) = command.as_mut().poll(cx) {
+                        this.command = None;
+                        this.done(done);
+                        continue;
+                    }
+                }
+                None => match this.poll_read(cx) {
+                    Poll::Ready(true) => continue,
+                    Poll::Ready(false) => return Poll::Ready(()),
+                    Poll::Pending => {}
+                },
+            }
+            if !this.websocket.get_ref().replies.is_empty() {
+                continue;
+            }
+            match ready!(this.session.poll_turn(cx, &mut this.out.pieces)) {
+                Turn::Frames => {}
+                Turn::Closed(reason) => match reason {
+                    CloseReason::Stalled => return Poll::Ready(()),
+                    CloseReason::Drain { retry } => this.close(1012, &format!("retry={retry}")),
+                    CloseReason::TooSlow => this.close(4408, "too-slow"),
+                    CloseReason::Silent => this.close(1001, "nothing was heard for too long"),
+                    CloseReason::Ended => this.close(1000, "ended"),
+                },
+            }
+        }
+    }
+}
+
+/// The socket as tungstenite sees it: reading is watched, writing goes into `replies`.
+struct Tap<S> {
+    socket: S,
+    /// What hyper had read beyond the handshake.
+    first: Bytes,
+    replies: Vec<u8>,
+    watch: FrameWatch,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        if this.first.is_empty() {
+            ready!(Pin::new(&mut this.socket).poll_read(cx, buf))?;
+        } else {
+            let piece = this.first.split_to(this.first.len().min(buf.remaining()));
+            buf.put_slice(&piece);
+        }
+        this.watch.look(&buf.filled()[before..])?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: Unpin> AsyncWrite for Tap<S> {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.replies.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Counts a client's frames as they come in, below tungstenite, which hides fragments and pings.
+#[derive(Debug)]
+struct FrameWatch {
+    /// Frames per second, and how many may still come now.
+    rate: f64,
+    tokens: f64,
+    last: Instant,
+    /// Bytes of the frame's head seen so far (RFC 6455, section 5.2: two, up to eight of length, four of mask).
+    head: [u8; 14],
+    head_len: usize,
+    payload_left: u64,
+    fragments: u32,
+    too_many_frames: bool,
+    too_many_fragments: bool,
+}
+
+impl Default for FrameWatch {
+    fn default() -> Self {
+        Self {
+            rate: 0.0,
+            tokens: 0.0,
+            last: Instant::now(),
+            head: [0; 14],
+            head_len: 0,
+            payload_left: 0,
+            fragments: 0,
+            too_many_frames: false,
+            too_many_fragments: false,
+        }
+    }
+}
+
+impl FrameWatch {
+    fn look(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let skipped = usize::try_from(self.payload_left).unwrap_or(usize::MAX).min(bytes.len());
+            self.payload_left -= skipped as u64;
+            bytes = &bytes[skipped..];
+            let Some((&byte, rest)) = bytes.split_first() else { break };
+            self.head[self.head_len] = byte;
+            self.head_len += 1;
+            bytes = rest;
+            if self.head_len >= 2 && self.head_len == self.head_size() {
+                self.frame()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn head_size(&self) -> usize {
+        let mask = if self.head[1] & 0x80 == 0 { 0 } else { 4 };
+        mask + match self.head[1] & 0x7f {
+            127 => 10,
+            126 => 4,
+            _ => 2,
+        }
+    }
+
+    fn frame(&mut self) -> io::Result<()> {
+        let length_bytes = match self.head[1] & 0x7f {
+            127 => &self.head[2..10],
+            126 => &self.head[2..4],
+            _ => &[self.head[1] & 0x7f],
+        };
+        self.payload_left = length_bytes.iter().fold(0, |length, &byte| length << 8 | u64::from(byte));
+        self.head_len = 0;
+        let (fin, opcode) = (self.head[0] & 0x80 != 0, self.head[0] & 0x0f);
+        if opcode < 8 {
+            self.fragments = if opcode == 0 { self.fragments + 1 } else { 1 };
+            self.too_many_fragments = self.fragments > MAX_FRAGMENTS;
+        }
+        if opcode < 8 && fin {
+            self.fragments = 0;
+        }
+        // Fragments of one message count as one frame: they have a limit of their own.
+        if opcode >= 8 || fin {
+            let now = Instant::now();
+            self.tokens = (self.tokens + now.duration_since(self.last).as_secs_f64() * self.rate).min(2.0 * self.rate);
+            self.last = now;
+            self.tokens -= 1.0;
+            self.too_many_frames = self.tokens < 0.0;
+        }
+        if self.too_many_frames || self.too_many_fragments {
+            return Err(io::Error::other("a limit of frames is broken"));
+        }
+        Ok(())
+    }
+}
+
+/// The format: whole frames, unmasked as servers send them (RFC 6455, section 5.1).
+pub struct Frames;
+
+impl Wire for Frames {
+    fn name(&self) -> &'static str {
+        "websocket"
+    }
+
+    fn event(&self, channel: &ChannelName, event: &Event) -> Bytes {
+        match &event.message.data {
+            Data::Binary(payload) => frame(
+                0x2,
+                &envelope::binary(channel, &event.message.event, event.position.0, payload),
+            ),
+            _ => text_frame(&envelope(channel, event)),
+        }
+    }
+
+    fn notice(&self, notice: &Notice<'_>) -> Bytes {
+        let id_field = |id: &Option<u64>| id.map_or_else(String::new, |id| format!("\"id\":{id},"));
+        text_frame(&match notice {
+            Notice::Subscribed {
+                id,
+                channel,
+                cursor,
+                resumed,
+                ..
+            } => format!(
+                "{{\"type\":\"subscribed\",{}\"channel\":\"{channel}\",\"cursor\":\"{cursor}\",\"resumed\":{resumed}}}",
+                id_field(id)
+            ),
+            Notice::Unsubscribed { id, channel } => {
+                format!("{{\"type\":\"unsubscribed\",{}\"channel\":\"{channel}\"}}", id_field(id))
+            }
+            Notice::Gap { channel, gap, .. } => {
+                let after = gap.after.map_or_else(|| "null".to_owned(), |after| format!("\"{after}\""));
+                format!(
+                    "{{\"type\":\"gap\",\"channel\":\"{channel}\",\"after\":{after},\"cursor\":\"{}\",\"reason\":\"{}\"}}",
+                    gap.cursor,
+                    gap.reason.as_str()
+                )
+            }
+            Notice::End { channel, cursor, .. } => {
+                format!("{{\"type\":\"end\",\"channel\":\"{channel}\",\"cursor\":\"{cursor}\"}}")
+            }
+            Notice::Reply { id, data } => {
+                format!(
+                    "{{\"type\":\"reply\",\"id\":{id},\"data\":{}}}",
+                    envelope::data_as_json(*data)
+                )
+            }
+            Notice::Refused {
+                id,
+                channel,
+                refusal,
+                url,
+                ..
+            } => {
+                let id = id.map_or_else(|| "null".to_owned(), |id| id.to_string());
+                let channel = channel.map_or_else(String::new, |channel| format!("\"channel\":\"{channel}\","));
+                format!(
+                    "{{\"type\":\"error\",\"id\":{id},{channel}{}}}",
+                    refusal_fields(refusal, *url)
+                )
+            }
+            Notice::Stale => "{\"type\":\"stale\"}".to_owned(),
+            // A ping, which every client answers; scripts cannot see it, so some ask for a frame as well.
+            Notice::Heartbeat { visible: false } => return Bytes::from_static(&[0x89, 0]),
+            Notice::Heartbeat { visible: true } => {
+                let mut both = BytesMut::from(&[0x89, 0][..]);
+                both.extend_from_slice(&text_frame("{\"type\":\"heartbeat\"}"));
+                return both.freeze();
+            }
+            // Said by the close frame.
+            Notice::Drain { .. } => return Bytes::new(),
+        })
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        None
+    }
+}
+
+fn text_frame(text: &str) -> Bytes {
+    frame(0x1, text.as_bytes())
+}
+
+/// RFC 6455, section 5.2: one whole, final frame without a mask.
+fn frame(opcode: u8, payload: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(10 + payload.len());
+    frame.extend_from_slice(&[0x80 | opcode]);
+    match payload.len() {
+        short @ 0..=125 => frame.extend_from_slice(&[short as u8]),
+        medium @ 126..=0xffff => {
+            frame.extend_from_slice(&[126]);
+            frame.extend_from_slice(&(medium as u16).to_be_bytes());
+        }
+        long => {
+            frame.extend_from_slice(&[127]);
+            frame.extend_from_slice(&(long as u64).to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(payload);
+    frame.freeze()
+}
+
+/// RFC 6455, section 5.5.1: a control frame holds at most 125 bytes, two of which are the code.
+fn close_frame(code: u16, reason: &str) -> Bytes {
+    let mut payload = code.to_be_bytes().to_vec();
+    payload.extend_from_slice(&reason.as_bytes()[..reason.len().min(123)]);
+    frame(0x8, &payload)
+}
