@@ -306,11 +306,12 @@ impl Shared {
 
     /// Looks at the channels whose turn it is: expires what is old and forgets those that nobody uses.
     fn sweep(&self, now: Instant) {
+        let most = lock(&self.sweep).turns.len();
         let mut work = SWEEP_WORK;
-        for _ in 0..lock(&self.sweep).turns.len() {
-            let Some(channel) = lock(&self.sweep).turns.pop_front() else {
-                return;
-            };
+        for _ in 0..most {
+            // A statement of its own: within a `let … else` or a loop's head its lock would be held for longer.
+            let turn = lock(&self.sweep).turns.pop_front();
+            let Some(channel) = turn else { return };
             let mut state = lock(&channel.state);
             let dropped = state.expire(channel.history.age, now, work);
             let unused = state.unused(channel.history.age, now);

@@ -24,6 +24,8 @@
 mod bell;
 pub mod broker;
 pub mod channel;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod cursor;
 pub mod event;
 mod feeder;
