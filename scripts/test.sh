@@ -176,7 +176,7 @@ if [[ -n $prepared ]]; then
   # With this set a test whose server or browser is missing fails; without it, a bare `cargo test` or `npm test` skips it aloud.
   export AIRWAVE_TEST_REQUIRE_ALL=1
   export AIRWAVE_BIN=$target/debug/airwave
-  export AIRWAVE_SCREENSHOTS=$target/screenshots
+  export AIRWAVE_TEST_SCREENSHOTS=$target/screenshots
   # Incremental files are written for a next build, which a machine of CI does not have.
   [[ -z ${CI:-} ]] || export CARGO_INCREMENTAL=0
 
