@@ -1,3 +1,155 @@
-//! Placeholder while the house is built.
+//! Airwave: a realtime framework. A backend publishes an event once, to a [`Channel`]; the channel carries it to every listener, over SSE or WebSocket.
+//!
+//! ```no_run
+//! use airwave::{Airwave, Channel, Client, Handler, Message, Refusal, Reply};
+//!
+//! #[derive(serde::Deserialize, serde::Serialize)]
+//! struct Say { text: String }
+//!
+//! struct Chat;
+//!
+//! #[airwave::async_trait]
+//! impl Handler for Chat {
+//!     async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
+//!         let say: Say = message.json()?;
+//!         channel.publish("said", &say).await?;
+//!         Ok(Reply::done())
+//!     }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> airwave::Result<()> {
+//!     let airwave = Airwave::from_file("airwave.toml")?.handle("chat/{room}", Chat).build().await?;
+//!     let app = axum::Router::new().nest("/realtime", airwave.router());
+//!     airwave.serve(app).await
+//! }
+//! ```
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod config;
+pub mod listener;
+mod live;
+pub mod server;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+
+pub use airwave_core::event::{IdempotencyKey, Invalid};
+pub use airwave_core::{
+    Broker, Channel, ChannelName, Client, Code, ConnectRequest, Cursor, Data, Event, EventName, Handler, Hub, Identity, Key,
+    LeaveReason, Message, Position, Publish, Published, Refusal, Replay, Reply, Rule, Rules, UseCase,
+};
+pub use airwave_transports::Transport;
+/// For implementing [`Handler`] and [`Broker`].
+pub use async_trait::async_trait;
+pub use config::Config;
+pub use server::Error;
+
+/// What building and serving a node give.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A node inside an application.
+#[derive(Clone)]
+pub struct Airwave {
+    hub: Hub,
+    config: Config,
+}
+
+/// Puts an [`Airwave`] together.
+pub struct Builder {
+    config: Config,
+    broker: Option<Arc<dyn Broker>>,
+    handlers: Vec<(String, Arc<dyn Handler>)>,
+}
+
+impl Airwave {
+    /// As a file and the environment describe it.
+    ///
+    /// # Errors
+    /// [`Error::Config`], with file, line and what to write instead.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Builder> {
+        Ok(Self::from_config(Config::from_file(path)?))
+    }
+
+    /// As `config` describes it.
+    pub fn from_config(config: Config) -> Builder {
+        Builder {
+            config,
+            broker: None,
+            handlers: Vec::new(),
+        }
+    }
+
+    /// The channel of that name, to publish to. No handler and no listener is needed.
+    ///
+    /// # Errors
+    /// `bad-request`: not a name; `unknown-channel`: no rule matches.
+    pub fn channel(&self, name: &str) -> std::result::Result<Channel, Refusal> {
+        self.hub.channel(name)
+    }
+
+    /// All routes, to be nested under any prefix of any axum application, behind any server.
+    pub fn router(&self) -> Router {
+        server::routes(&self.config, &self.hub, true)
+    }
+
+    /// Serves `app` on the configured address until SIGTERM or SIGINT, through our own accept loop, then drains.
+    ///
+    /// # Errors
+    /// [`Error::Listen`].
+    pub async fn serve(&self, app: Router) -> Result<()> {
+        self.serve_until(app, server::asked_to_end(), |_| {}).await
+    }
+
+    /// [`Airwave::serve`] until `shutdown`. `ready` is called once, with the address that is listened on.
+    ///
+    /// # Errors
+    /// [`Error::Listen`].
+    pub async fn serve_until(
+        &self,
+        app: Router,
+        shutdown: impl Future<Output = ()>,
+        ready: impl FnOnce(std::net::SocketAddr),
+    ) -> Result<()> {
+        server::serve(&self.config, self.hub.clone(), app, shutdown, ready).await
+    }
+
+    /// The node, for those who build transports or look after it.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+}
+
+impl Builder {
+    /// The application's say about the channels that match `pattern` (`chat/{room}`). The first that matches is asked.
+    pub fn handle(mut self, pattern: &str, handler: impl Handler) -> Self {
+        self.handlers.push((pattern.to_owned(), Arc::new(handler)));
+        self
+    }
+
+    /// A broker of your own, instead of the one that the configuration names.
+    pub fn broker(mut self, broker: Arc<dyn Broker>) -> Self {
+        self.broker = Some(broker);
+        self
+    }
+
+    /// Starts the node, on the tokio runtime that this is awaited in.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: the configuration is not acceptable; [`Error::Pattern`]: a pattern is not one.
+    pub async fn build(self) -> Result<Airwave> {
+        let mut handlers = Vec::with_capacity(self.handlers.len());
+        for (pattern, handler) in self.handlers {
+            handlers.push((pattern.parse().map_err(Error::Pattern)?, handler));
+        }
+        let hub = server::hub(&self.config, self.broker, handlers);
+        Ok(Airwave {
+            hub,
+            config: self.config,
+        })
+    }
+}

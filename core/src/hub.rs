@@ -237,6 +237,13 @@ impl Hub {
         }
     }
 
+    /// Ends every session at once, whatever it has still to write. For when the grace time of a drain is over.
+    pub fn cut(&self) {
+        for (_, session) in &*lock(&self.0.sessions) {
+            session.cut();
+        }
+    }
+
     /// Whether [`Hub::drain`] was called.
     pub fn is_draining(&self) -> bool {
         self.0.draining.load(Ordering::SeqCst)

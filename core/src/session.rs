@@ -57,6 +57,12 @@ impl Shared {
         self.bell.alarm();
     }
 
+    /// Ends the session without waiting for its socket.
+    pub(crate) fn cut(&self) {
+        self.flags.fetch_or(STALLED, Ordering::Relaxed);
+        self.bell.alarm();
+    }
+
     /// Called by the hub every second or so.
     pub(crate) fn look_after(&self, limits: &Limits) {
         let now = self.now();

@@ -3,8 +3,11 @@
 //! hyper keeps about 12 KB per connection for reading requests that a stream never sends. After the routes have admitted a listener over plain
 //! HTTP/1.1, our own accept loop takes the `TcpStream` back and a bare task goes on. Behind any other server the same session is an ordinary body.
 
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use airwave_core::Session;
@@ -17,18 +20,14 @@ use tokio::net::TcpStream;
 /// The transport under hyper on our own accept loop. A name of its own, so that an upgraded connection can be recognised and taken back.
 pub struct Io {
     stream: TcpStream,
-    blocked: bool,
+    blocked: Arc<AtomicBool>,
 }
 
 impl Io {
-    /// Puts a socket under hyper.
-    pub fn new(stream: TcpStream) -> Self {
-        Self { stream, blocked: false }
-    }
-
-    /// Whether hyper holds bytes that the socket would not take.
-    pub fn is_blocked(&self) -> bool {
-        self.blocked
+    /// Puts a socket under hyper. `blocked` then tells whether hyper holds bytes that the socket would not take; while it does, the socket
+    /// must not be taken back.
+    pub fn new(stream: TcpStream, blocked: Arc<AtomicBool>) -> Self {
+        Self { stream, blocked }
     }
 
     /// The socket.
@@ -37,8 +36,28 @@ impl Io {
     }
 
     fn note<T>(&mut self, poll: Poll<T>) -> Poll<T> {
-        self.blocked = poll.is_pending();
+        self.blocked.store(poll.is_pending(), Ordering::Relaxed);
         poll
+    }
+}
+
+/// What goes on with a socket that was taken back: given the socket, what was read from it beyond the request, and the response's head, which it writes first.
+pub type Conversation = Box<dyn FnOnce(TcpStream, Bytes, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// Travels in a response's extensions: whoever serves the connection may take the socket from hyper and let this go on with it, instead of
+/// sending the response's body. A server that does not know of it sends the body.
+#[derive(Clone)]
+pub struct Handover(Arc<dyn Fn() -> Option<Conversation> + Send + Sync>);
+
+impl Handover {
+    /// `take` gives the conversation to the first who asks.
+    pub(crate) fn new(take: impl Fn() -> Option<Conversation> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(take))
+    }
+
+    /// The conversation, unless the body or an upgrade has it already.
+    pub fn take(&self) -> Option<Conversation> {
+        (self.0)()
     }
 }
 
@@ -81,7 +100,6 @@ impl rt::Write for Io {
 /// Bytes on their way to one socket: shared pieces, and how much of the first is written.
 #[derive(Default)]
 pub(crate) struct Outgoing {
-    /// In reverse order once writing has begun would be quicker; there are rarely more than two.
     pub(crate) pieces: Vec<Bytes>,
     stalled: bool,
 }

@@ -10,7 +10,7 @@ use airwave_core::hub::WireHandle;
 use airwave_core::rule::TransportName;
 use airwave_core::session::{After, CloseReason, Turn};
 use airwave_core::wire::{Notice, Stamp};
-use airwave_core::{ChannelName, Code, Cursor, Data, Event, Hub, Refusal, Session, Wire};
+use airwave_core::{ChannelName, Cursor, Data, Event, Hub, Refusal, Session, Wire};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
@@ -29,7 +29,7 @@ use crate::envelope::{envelope, refusal_fields};
 use crate::request::{
     connect_request, header_text, path_as_seen, query_value, query_values, refusal_response, wants_visible_heartbeat,
 };
-use crate::socket::{Outgoing, Written, poll_gone};
+use crate::socket::{Handover, Outgoing, Written, poll_gone};
 use crate::{ChannelRequest, Transport};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -188,13 +188,18 @@ async fn serve(hub: &Hub, wire: &WireHandle, parts: &Parts, channels: Vec<(Chann
     }
     let mut response = stream_response(Body::empty());
     if parts.method != Method::HEAD {
-        let stream = Handover(Arc::new(Mutex::new(Some(session))));
+        let unclaimed = Unclaimed(Arc::new(Mutex::new(Some(session))));
         *response.body_mut() = Body::new(Stream {
             session: None,
-            handover: stream.clone(),
+            unclaimed: unclaimed.clone(),
             done: false,
         });
-        response.extensions_mut().insert(stream);
+        response.extensions_mut().insert(Handover::new(move || {
+            let session = unclaimed.take()?;
+            Some(Box::new(move |socket, _, head| {
+                Box::pin(SocketStream::new(session, socket, head))
+            }))
+        }));
     }
     Ok(response)
 }
@@ -224,13 +229,12 @@ fn refused(hub: &Hub, refusal: &Refusal, url: Option<&str>) -> Response {
     stream_response(Body::from(OneChannel.notice(&notice)))
 }
 
-/// A stream on its way out of the router. Whoever takes the session writes it: the body, or our accept loop, which takes the socket back.
+/// A session on its way out of the router: the body takes it, or whoever takes the socket back.
 #[derive(Clone)]
-pub struct Handover(Arc<Mutex<Option<Session>>>);
+struct Unclaimed(Arc<Mutex<Option<Session>>>);
 
-impl Handover {
-    /// The session, for the first who asks.
-    pub fn take(&self) -> Option<Session> {
+impl Unclaimed {
+    fn take(&self) -> Option<Session> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -238,7 +242,7 @@ impl Handover {
 /// The session as an HTTP body, for HTTP/2, TLS and servers that are not ours.
 struct Stream {
     session: Option<Session>,
-    handover: Handover,
+    unclaimed: Unclaimed,
     done: bool,
 }
 
@@ -251,7 +255,7 @@ impl http_body::Body for Stream {
             return Poll::Ready(None);
         }
         if self.session.is_none() {
-            self.session = self.handover.take();
+            self.session = self.unclaimed.take();
         }
         let Some(session) = &mut self.session else {
             return Poll::Ready(None);
@@ -285,7 +289,7 @@ fn joined(mut pieces: Vec<Bytes>) -> Option<Bytes> {
 }
 
 /// Writes a session to a socket that was taken back, after `head`, until either side is done.
-pub struct SocketStream<S> {
+struct SocketStream<S> {
     session: Session,
     socket: S,
     out: Outgoing,
@@ -294,7 +298,7 @@ pub struct SocketStream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> SocketStream<S> {
     /// `head`: the response's head, and whatever else stands before the stream.
-    pub fn new(session: Session, socket: S, head: Bytes) -> Self {
+    fn new(session: Session, socket: S, head: Bytes) -> Self {
         let mut out = Outgoing::default();
         out.pieces.push(head);
         Self {
@@ -455,6 +459,3 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
     };
     Bytes::from(text)
 }
-
-/// The codes that an SSE request is answered with a 200 stream for, because the browser should come back.
-pub const TEMPORARY: [Code; 3] = [Code::TooMany, Code::Unavailable, Code::Internal];

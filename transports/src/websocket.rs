@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use futures_util::Stream;
 use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::request::Parts;
 use http::{Method, StatusCode};
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -42,7 +42,7 @@ use tokio_tungstenite::tungstenite::{self};
 
 use crate::envelope::{self, Payload, envelope, refusal_fields, some_raw, text_or_number};
 use crate::request::{connect_request, path_as_seen, query_value, refusal_response, wants_visible_heartbeat};
-use crate::socket::{Io, Outgoing, Written, poll_gone};
+use crate::socket::{Handover, Outgoing, Written, poll_gone};
 use crate::{ChannelRequest, Transport};
 
 /// tungstenite zero-fills this much before every read (snapview/tungstenite-rs#480), so it is small.
@@ -165,13 +165,27 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
         return malformed("this connection cannot be upgraded: is a proxy in between that does not know WebSockets?");
     };
     let begun = begin(hub, wire, &parts, channel).await;
-    let hub = hub.clone();
-    let url = path_as_seen(&parts);
+    let begun = Begun {
+        hub: hub.clone(),
+        session: begun,
+        path: path_as_seen(&parts),
+    };
     drop(parts);
+    let unclaimed = Arc::new(Mutex::new(Some(begun)));
+    let take = {
+        let unclaimed = unclaimed.clone();
+        move || unclaimed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    };
+    response.extensions_mut().insert(Handover::new(move || {
+        let begun = take()?;
+        Some(Box::new(move |socket, read, head| Box::pin(begun.go_on(socket, read, head))))
+    }));
     tokio::spawn(async move {
-        match upgrade.await {
-            Ok(upgraded) => converse(hub, begun, upgraded, url).await,
-            Err(error) => tracing::debug!(%error, "a WebSocket client left before the upgrade was done"),
+        let upgraded = upgrade.await;
+        let begun = unclaimed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Nothing is left if the socket was taken back; then there was no upgrade in hyper's sense.
+        if let (Ok(upgraded), Some(begun)) = (upgraded, begun) {
+            begun.go_on(TokioIo::new(upgraded), Bytes::new(), Bytes::new()).await;
         }
     });
     response
@@ -195,36 +209,37 @@ async fn begin(
     Ok(session)
 }
 
-async fn converse(hub: Hub, begun: Result<Session, Refusal>, upgraded: Upgraded, url: String) {
-    // On our own accept loop the bare socket comes back; elsewhere the upgraded connection serves as well.
-    match upgraded.downcast::<Io>() {
-        Ok(parts) => start(hub, begun, parts.io.into_stream(), parts.read_buf, url).await,
-        Err(upgraded) => start(hub, begun, TokioIo::new(upgraded), Bytes::new(), url).await,
-    }
+/// A WebSocket whose handshake is being answered.
+struct Begun {
+    hub: Hub,
+    session: Result<Session, Refusal>,
+    path: String,
 }
 
-async fn start<S: AsyncRead + AsyncWrite + Unpin>(
-    hub: Hub,
-    begun: Result<Session, Refusal>,
-    socket: S,
-    first: Bytes,
-    url: String,
-) {
-    match begun {
-        Ok(session) => {
-            let conversation = Conversation::new(&hub, session, socket, first).await;
-            drop((hub, url));
-            conversation.await;
-        }
-        Err(refusal) => {
-            hub.metrics().refused(refusal.code);
-            refuse(socket, &refusal, &url).await;
+impl Begun {
+    /// `read`: what came after the handshake already; `head`: what is to be written before anything else.
+    async fn go_on<S: AsyncRead + AsyncWrite + Unpin>(self, socket: S, read: Bytes, head: Bytes) {
+        let Self { hub, session, path } = self;
+        match session {
+            Ok(session) => {
+                let prefix = path
+                    .split_once("/channels/")
+                    .map_or(path.strip_suffix("/socket"), |(prefix, _)| Some(prefix));
+                let prefix = prefix.unwrap_or_default().into();
+                let conversation = Conversation::new(&hub, session, socket, read, head, prefix).await;
+                drop((hub, path));
+                conversation.await;
+            }
+            Err(refusal) => {
+                hub.metrics().refused(refusal.code);
+                refuse(socket, head, &refusal, &path).await;
+            }
         }
     }
 }
 
 /// Says why in a frame, closes, and lets the client go.
-async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, refusal: &Refusal, url: &str) {
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, head: Bytes, refusal: &Refusal, url: &str) {
     use tokio::io::AsyncWriteExt;
     let notice = Notice::Refused {
         id: None,
@@ -233,7 +248,8 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, refusal: &Refu
         url: Some(url),
         retry: 0,
     };
-    let mut out = BytesMut::from(&Frames.notice(&notice)[..]);
+    let mut out = BytesMut::from(&head[..]);
+    out.extend_from_slice(&Frames.notice(&notice));
     out.extend_from_slice(&close_frame(refusal.code.close_code(), refusal.code.as_str()));
     let farewell = async {
         if socket.write_all(&out).await.is_ok() && socket.shutdown().await.is_ok() {
@@ -255,6 +271,8 @@ struct Conversation<S> {
     closing: bool,
     /// Set once everything is written: how long we wait for the other end.
     farewell: Option<Pin<Box<Sleep>>>,
+    /// What stands before `/channels/` in this server's URLs, as the client sees them.
+    prefix: Box<str>,
 }
 
 /// What became of a command.
@@ -295,7 +313,7 @@ struct Command<'a> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
-    async fn new(hub: &Hub, session: Session, socket: S, first: Bytes) -> Self {
+    async fn new(hub: &Hub, session: Session, socket: S, first: Bytes, head: Bytes, prefix: Box<str>) -> Self {
         let limits = hub.limits();
         // Base64 takes a third more than what it stands for.
         let largest = limits.message_bytes.saturating_mul(2).saturating_add(FRAME_OVERHEAD);
@@ -318,13 +336,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             watch,
         };
         let websocket = WebSocketStream::from_raw_socket(tap, Role::Server, Some(config)).await;
+        let mut out = Outgoing::default();
+        if !head.is_empty() {
+            out.pieces.push(head);
+        }
         Self {
             websocket,
             session,
-            out: Outgoing::default(),
+            out,
             command: None,
             closing: false,
             farewell: None,
+            prefix,
         }
     }
 
@@ -345,7 +368,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         self.session.connection().hub().metrics().refused(refusal.code);
         let url = channel
             .filter(|_| refusal.transport.is_some())
-            .map(|channel| format!("/channels/{channel}"));
+            .map(|channel| format!("{}/channels/{channel}", self.prefix));
         self.session.notice(&Notice::Refused {
             id,
             channel,

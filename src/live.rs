@@ -1,0 +1,77 @@
+//! The live page: what goes on on this node, for whoever develops with it. Off unless the server is on a loopback address, or asked to.
+
+use airwave_core::Hub;
+use airwave_transports::request::json_response;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::get;
+use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use serde_json::{Map, Value, json};
+
+/// More channels than a person looks at.
+const SHOWN: usize = 500;
+
+/// `/`, its style and script, and the state it shows.
+pub(crate) fn routes(hub: Hub) -> Router {
+    Router::new()
+        .route(
+            "/",
+            get(|| async { file("text/html; charset=utf-8", include_str!("live/index.html")) }),
+        )
+        .route(
+            "/live/live.css",
+            get(|| async { file("text/css; charset=utf-8", include_str!("live/live.css")) }),
+        )
+        .route(
+            "/live/live.js",
+            get(|| async { file("text/javascript; charset=utf-8", include_str!("live/live.js")) }),
+        )
+        .route("/live/state", get(state))
+        .with_state(hub)
+}
+
+fn file(kind: &'static str, text: &'static str) -> Response {
+    let mut response = Response::new(Body::from(text));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
+    );
+    response
+}
+
+async fn state(State(hub): State<Hub>) -> Response {
+    let counts = |pairs: &[(&'static str, usize)]| {
+        let mut counts: Map<String, Value> = Map::new();
+        for (wire, count) in pairs {
+            // A stream of several channels is SSE too.
+            let name = if *wire == "sse-many" { "sse" } else { wire };
+            let sum = counts.get(name).and_then(Value::as_u64).unwrap_or(0) + *count as u64;
+            counts.insert(name.to_owned(), json!(sum));
+        }
+        counts
+    };
+    let channels: Vec<Value> = hub
+        .channels(SHOWN)
+        .iter()
+        .map(|channel| {
+            json!({
+                "name": channel.name.as_str(),
+                "cursor": channel.cursor.to_string(),
+                "events": channel.events,
+                "bytes": channel.bytes,
+                "listeners": counts(&channel.listeners),
+                "ended": channel.ended,
+                "use_case": channel.rule.use_case.map(|use_case| use_case.as_str()),
+                "transport": channel.rule.transports.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    let node = json!({"version": env!("CARGO_PKG_VERSION"), "uptime_s": hub.uptime().as_secs(), "broker": hub.broker_name()});
+    let state = json!({"node": node, "connections": counts(&hub.sessions_by_wire()), "channels": channels});
+    json_response(200, state.to_string())
+}

@@ -1,0 +1,149 @@
+//! Puts a node together: the one place that knows every broker and every transport by name.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use airwave_brokers::memory::Memory;
+use airwave_core::rule::Pattern;
+use airwave_core::{Broker, Handler, Hub};
+use airwave_transports::{Options, Origins, Publishers};
+use axum::Router;
+use tokio::net::TcpListener;
+
+use crate::config::{AllowedOrigins, BrokerKind, Config, ConfigError};
+use crate::listener::{self, Serving};
+use crate::live;
+
+/// Why a node could not be put together or served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration is not acceptable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A pattern that a handler was registered with is not one.
+    #[error("a handler cannot be registered: {0}")]
+    Pattern(String),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; choose another address with --listen or `listen = …`")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Serving failed.
+    #[error("serving failed: {0}")]
+    Serve(#[from] io::Error),
+}
+
+/// The broker that the configuration names.
+fn broker(config: &Config) -> Arc<dyn Broker> {
+    match config.broker.url.kind() {
+        BrokerKind::Memory => Arc::new(Memory::new(config.rules.clone())),
+    }
+}
+
+/// A hub as the configuration describes it, with the application's handlers.
+pub(crate) fn hub(config: &Config, own_broker: Option<Arc<dyn Broker>>, handlers: Vec<(Pattern, Arc<dyn Handler>)>) -> Hub {
+    let broker = own_broker.unwrap_or_else(|| broker(config));
+    let mut builder = Hub::builder(broker, config.rules.clone()).limits(config.limits.clone());
+    for (pattern, handler) in handlers {
+        builder = builder.handle(pattern, handler);
+    }
+    builder.build()
+}
+
+/// All routes of a node. `embedded`: inside an application, whose address tells nothing about who reaches it.
+pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
+    let publishers = match &config.publish_token {
+        Some(token) => Publishers::Token(token.expose().into()),
+        None if config.publish_open || (!embedded && config.is_local()) => Publishers::Anybody,
+        None => Publishers::Nobody,
+    };
+    let origins = match &config.origins {
+        AllowedOrigins::Any => Origins::Any,
+        AllowedOrigins::Listed(list) if list.is_empty() => Origins::Same,
+        AllowedOrigins::Listed(list) => Origins::List(list.clone()),
+    };
+    let options = Options { origins, publishers };
+    let router = airwave_transports::router(hub.clone(), options, airwave_transports::standard(hub));
+    if config.live_page && !embedded {
+        router.merge(live::routes(hub.clone()))
+    } else {
+        router
+    }
+}
+
+/// Runs the `airwave` server until `shutdown`, then drains. `ready` is called once, with the address that is listened on.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>, ready: impl FnOnce(SocketAddr)) -> Result<(), Error> {
+    let hub = hub(&config, None, Vec::new());
+    let app = routes(&config, &hub, false);
+    serve(&config, hub, app, shutdown, ready).await
+}
+
+/// Serves `app` on the configured address through our own accept loop.
+pub(crate) async fn serve(
+    config: &Config,
+    hub: Hub,
+    app: Router,
+    shutdown: impl Future<Output = ()>,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), Error> {
+    let address = config.listen;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| Error::Listen { address, source })?;
+    let address = listener.local_addr()?;
+    let files = raise_open_files();
+    let limit = config.limits.connections;
+    tracing::info!(%address, open_files = files, connections = limit, broker = hub.broker_name(), "listening");
+    if files < limit as u64 {
+        tracing::warn!(
+            open_files = files,
+            connections = limit,
+            "the limit of open files is below limits.connections: raise it with ulimit -n"
+        );
+    }
+    let trusted = config.clone();
+    let serving = Serving {
+        connections: limit,
+        drain: config.drain,
+        trusts: Arc::new(move |peer| trusted.trusts(peer)),
+    };
+    ready(address);
+    listener::serve(listener, app, hub, serving, shutdown).await?;
+    Ok(())
+}
+
+/// As many open files as the system lets us have; how many that are.
+fn raise_open_files() -> u64 {
+    rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+        rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(0, |(soft, _)| soft)
+    })
+}
+
+/// Resolves when the process is asked to end (SIGTERM or SIGINT).
+pub async fn asked_to_end() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = tokio::signal::ctrl_c() => {}
+                }
+            }
+            Err(_) => drop(tokio::signal::ctrl_c().await),
+        }
+    }
+    #[cfg(not(unix))]
+    drop(tokio::signal::ctrl_c().await);
+}
