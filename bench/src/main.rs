@@ -1,2 +1,469 @@
-//! Benchmarks.
-fn main() {}
+//! Benchmarks of Airwave, as a user would rerun them.
+//!
+//! ```text
+//! cargo run --release -p airwave-bench -- fanout --transport sse --listeners 5000
+//! cargo run --release -p airwave-bench -- all --rounds 3 --write docs/performance.md
+//! ```
+//!
+//! Every figure is taken side by side with two yardsticks in the same run, and only the ratios mean anything on another
+//! machine: **the raw limit** (bare epoll, one `write` per delivery of bytes that were built before) and **the hand-written axum
+//! server** (`tokio::sync::broadcast` with axum's own SSE and WebSocket types). Each server runs as a process of its own, so that
+//! its processor time and memory can be read from /proc; one load generator holds all listeners in one thread over epoll, and
+//! publishes from threads beside it. It needs Linux, about as many open files as listeners, and nothing but loopback.
+//!
+//! A figure counts only if it was delivered correctly: every event carries a sequence number, and a listener that loses one,
+//! gets one twice, out of order or from another channel is a **FAULT** below the table, and the exit status is 1.
+//!
+//! | command | what it does |
+//! |---|---|
+//! | `fanout` | one channel, many listeners, at a share (`--load`) of the rate that the raw limit reached just before, or at `--rate` |
+//! | `burst` | 100 events in one request, again and again, with pauses |
+//! | `idle` | memory per listener that only waits, then after some events |
+//! | `storm` | all listeners are cut off, miss events, and come back within 2 s |
+//! | `channels` | 1,000 channels with 5 listeners each |
+//! | `all` | everything in the table of budgets; `--write FILE` puts it between the file's two `measured` markers |
+//!
+//! Where to look: `scenario.rs` says what is measured, `load.rs` is the generator, `check.rs` and `wire.rs` decide what counts as
+//! delivered, `yardstick/` holds the two servers, `process.rs` reads /proc, `table.rs` makes medians and ratios.
+#![forbid(unsafe_code)]
+
+mod check;
+mod load;
+mod process;
+mod publish;
+mod scenario;
+mod table;
+mod wire;
+mod yardstick;
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use load::Transport;
+use process::{Kind, Pinning};
+use scenario::{Paced, Rate, Settings};
+use table::{Budget, Report};
+
+/// Benchmarks of Airwave beside the raw limit and a hand-written axum server.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Common {
+    /// What to measure.
+    #[arg(long, global = true, value_delimiter = ',', default_values = ["raw", "axum", "airwave"])]
+    servers: Vec<Kind>,
+    /// The airwave binary; by default the one beside this program, built if need be.
+    #[arg(long, global = true, value_name = "PATH")]
+    airwave: Option<PathBuf>,
+    /// How often to measure every server; tables show medians.
+    #[arg(long, global = true, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Bytes of an event's data.
+    #[arg(long, global = true, default_value_t = 128, value_parser = clap::value_parser!(u32).range(64..=32_768))]
+    size: u32,
+    /// Give the server the first processor and the generator the others.
+    #[arg(long, global = true)]
+    pin: bool,
+}
+
+#[derive(Args, Clone, Copy)]
+struct Pacing {
+    /// Events a second over all channels, instead of a share of the raw limit's.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Share of the raw limit's rate.
+    #[arg(long, default_value_t = 0.55)]
+    load: f64,
+    /// Length of the measured window.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+}
+
+impl Pacing {
+    fn rate(self) -> Rate {
+        self.rate.map_or(Rate::Share(self.load), Rate::Fixed)
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// One channel with many listeners, at a moderate rate.
+    Fanout {
+        #[arg(long, default_value = "sse")]
+        transport: Transport,
+        #[arg(long, default_value_t = 5_000)]
+        listeners: usize,
+        #[command(flatten)]
+        pacing: Pacing,
+    },
+    /// Many events at once.
+    Burst {
+        #[arg(long, default_value = "sse")]
+        transport: Transport,
+        #[arg(long, default_value_t = 1_000)]
+        listeners: usize,
+        /// Events of one burst.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=300))]
+        events: u16,
+        #[arg(long, default_value_t = 20)]
+        bursts: u32,
+        /// Milliseconds between bursts.
+        #[arg(long, default_value_t = 100)]
+        pause: u64,
+    },
+    /// Memory of listeners that wait.
+    Idle {
+        #[arg(long, default_value = "sse")]
+        transport: Transport,
+        #[arg(long, default_value_t = 5_000)]
+        listeners: usize,
+    },
+    /// All listeners are cut off, miss events, and come back at once.
+    Storm {
+        #[arg(long, default_value = "sse")]
+        transport: Transport,
+        #[arg(long, default_value_t = 10_000)]
+        listeners: usize,
+        /// Events that each of them misses.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=300))]
+        missed: u16,
+        /// Milliseconds over which they come back.
+        #[arg(long, default_value_t = 2_000)]
+        within: u64,
+    },
+    /// Many channels with few listeners each.
+    Channels {
+        #[arg(long, default_value = "sse")]
+        transport: Transport,
+        #[arg(long, default_value_t = 1_000)]
+        channels: u32,
+        /// Listeners of each channel.
+        #[arg(long, default_value_t = 5)]
+        listeners: usize,
+        /// Publishing connections.
+        #[arg(long, default_value_t = 4)]
+        publishers: u32,
+        #[command(flatten)]
+        pacing: Pacing,
+    },
+    /// Everything in the table of budgets.
+    All {
+        #[command(flatten)]
+        pacing: Pacing,
+        /// A Markdown file that has the two lines `<!-- measured: begin -->` and `<!-- measured: end -->`.
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
+    },
+    /// Serves as the raw limit.
+    #[command(hide = true)]
+    ServeRaw,
+    /// Serves as the hand-written axum server.
+    #[command(hide = true)]
+    ServeAxum,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("there were FAULTs: the figures above do not count");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Tells whether everything was delivered correctly.
+fn run(cli: Cli) -> Result<bool, String> {
+    match cli.command {
+        Command::ServeRaw => return yardstick::raw::serve().map(|()| true),
+        Command::ServeAxum => return yardstick::axum::serve().map(|()| true),
+        _ => {}
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build: check the machinery with it, and believe no figure");
+    }
+    let mut settings = Settings {
+        servers: cli.common.servers,
+        rounds: usize::from(cli.common.rounds),
+        size: cli.common.size as usize,
+        pinning: None,
+        airwave: PathBuf::new(),
+    };
+    settings.servers.sort_unstable();
+    settings.servers.dedup();
+    if settings.servers.contains(&Kind::Airwave) {
+        settings.airwave = match cli.common.airwave {
+            Some(path) => path,
+            None => process::build_airwave()?,
+        };
+    }
+    if cli.common.pin {
+        settings.pinning = Some(Pinning::new()?);
+    }
+    let milliseconds = Duration::from_millis;
+    let report = match cli.command {
+        Command::Fanout {
+            transport,
+            listeners,
+            pacing,
+        } => scenario::paced(&settings, fanout(transport, listeners, pacing))?,
+        Command::Burst {
+            transport,
+            listeners,
+            events,
+            bursts,
+            pause,
+        } => scenario::burst(
+            &settings,
+            transport,
+            listeners,
+            usize::from(events),
+            bursts,
+            milliseconds(pause),
+        )?,
+        Command::Idle { transport, listeners } => scenario::idle(&settings, transport, listeners)?,
+        Command::Storm {
+            transport,
+            listeners,
+            missed,
+            within,
+        } => scenario::storm(&settings, transport, listeners, usize::from(missed), milliseconds(within))?,
+        Command::Channels {
+            transport,
+            channels,
+            listeners,
+            publishers,
+            pacing,
+        } => {
+            let shape = Paced {
+                transport,
+                channels,
+                per_channel: listeners,
+                seconds: pacing.seconds,
+                rate: pacing.rate(),
+                publishers,
+            };
+            scenario::paced(&settings, shape)?
+        }
+        Command::All { pacing, write } => return all(&settings, pacing, write),
+        // They returned above.
+        Command::ServeRaw | Command::ServeAxum => return Ok(true),
+    };
+    println!("{}.\n\n{}", process::machine(), report.markdown());
+    Ok(report.faults().is_empty())
+}
+
+fn fanout(transport: Transport, listeners: usize, pacing: Pacing) -> Paced {
+    Paced {
+        transport,
+        channels: 1,
+        per_channel: listeners,
+        seconds: pacing.seconds,
+        rate: pacing.rate(),
+        publishers: 1,
+    }
+}
+
+fn all(settings: &Settings, pacing: Pacing, write: Option<PathBuf>) -> Result<bool, String> {
+    if let Some(path) = &write {
+        // Not after minutes of measuring.
+        replace_measured(&read(path)?, "").map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let mut budgets = Vec::new();
+    let mut reports = Vec::new();
+    let add = |reports: &mut Vec<Report>, report: Report| -> Result<(), String> {
+        println!("{}", report.markdown());
+        reports.push(report);
+        Ok(())
+    };
+    let both = [Transport::Sse, Transport::Websocket];
+    for transport in both {
+        for listeners in [5_000, 1_000] {
+            let report = scenario::paced(settings, fanout(transport, listeners, pacing))?;
+            if listeners == 5_000 {
+                budgets.push(Budget {
+                    figure: format!("deliveries per CPU-second ÷ raw limit, {listeners} listeners, {transport}"),
+                    measured: report.ratio(Kind::Airwave, scenario::PER_CPU_SECOND),
+                    foundation: Some(0.85),
+                    goal: Some(1.0),
+                    more: true,
+                    unit: "",
+                });
+            }
+            if listeners == 5_000 {
+                budgets.push(Budget {
+                    figure: format!("encodes per event, {transport}"),
+                    measured: report.median(Kind::Airwave, scenario::ENCODES),
+                    foundation: Some(1.0),
+                    goal: Some(1.0),
+                    more: false,
+                    unit: "",
+                });
+            }
+            // The goal, "lower than every peer's", is beyond the two yardsticks here: the hand-written server stands for the peers.
+            let peer = report.median(Kind::Axum, scenario::P99);
+            budgets.push(Budget {
+                figure: format!("publish → receipt p99, {listeners} listeners, {transport} (bound: hand-written axum's)"),
+                measured: report.median(Kind::Airwave, scenario::P99),
+                foundation: peer,
+                goal: peer,
+                more: false,
+                unit: " ms",
+            });
+            add(&mut reports, report)?;
+        }
+    }
+    for transport in both {
+        let report = scenario::burst(settings, transport, 1_000, 100, 20, Duration::from_millis(100))?;
+        budgets.push(Budget {
+            figure: format!("the same in a burst of 100 × 1,000 listeners, {transport}"),
+            measured: report.ratio(Kind::Airwave, scenario::PER_CPU_SECOND),
+            foundation: Some(10.0),
+            goal: Some(30.0),
+            more: true,
+            unit: "",
+        });
+        add(&mut reports, report)?;
+    }
+    for (transport, foundation) in [(Transport::Sse, 13.0), (Transport::Websocket, 7.0)] {
+        let report = scenario::idle(settings, transport, 5_000)?;
+        budgets.push(Budget {
+            figure: format!("resident memory per idle listener, {transport}"),
+            measured: report.median(Kind::Airwave, scenario::IDLE),
+            foundation: Some(foundation),
+            goal: Some(2.0),
+            more: false,
+            unit: " KiB",
+        });
+        add(&mut reports, report)?;
+    }
+    for transport in both {
+        let report = scenario::storm(settings, transport, 10_000, 100, Duration::from_secs(2))?;
+        budgets.push(Budget {
+            figure: format!("resume storm, 10,000 back within 2 s: caught up, {transport}"),
+            measured: report.median(Kind::Airwave, scenario::CAUGHT_UP),
+            foundation: Some(100.0),
+            goal: Some(100.0),
+            more: true,
+            unit: " %",
+        });
+        budgets.push(Budget {
+            figure: format!("resume storm: reads of the broker's history, {transport}"),
+            measured: report.median(Kind::Airwave, scenario::BROKER_READS),
+            foundation: Some(1.0),
+            goal: Some(1.0),
+            more: false,
+            unit: "",
+        });
+        budgets.push(Budget {
+            figure: format!("resume storm: replay p99, {transport}"),
+            measured: report.median(Kind::Airwave, scenario::CATCH_UP_P99),
+            foundation: None,
+            goal: Some(1_000.0),
+            more: false,
+            unit: " ms",
+        });
+        add(&mut reports, report)?;
+    }
+    for transport in both {
+        let shape = Paced {
+            transport,
+            channels: 1_000,
+            per_channel: 5,
+            seconds: pacing.seconds,
+            rate: pacing.rate(),
+            publishers: 4,
+        };
+        let report = scenario::paced(settings, shape)?;
+        budgets.push(Budget {
+            figure: format!("1,000 channels × 5 listeners ÷ raw limit, {transport} (foundation: hand-written axum's)"),
+            measured: report.ratio(Kind::Airwave, scenario::PER_CPU_SECOND),
+            foundation: report.ratio(Kind::Axum, scenario::PER_CPU_SECOND),
+            goal: Some(1.0),
+            more: true,
+            unit: "",
+        });
+        add(&mut reports, report)?;
+    }
+    let mut text = format!(
+        "Measured with `airwave-bench` {} on {}.\n",
+        env!("CARGO_PKG_VERSION"),
+        process::machine()
+    );
+    // Writing to a String cannot fail.
+    let _ = write!(text, "\n### Budgets\n\n{}", table::budgets(&budgets));
+    for report in &reports {
+        let _ = write!(text, "\n{}", report.markdown());
+    }
+    match write {
+        Some(path) => {
+            let file = replace_measured(&read(&path)?, &text).map_err(|error| format!("{}: {error}", path.display()))?;
+            std::fs::write(&path, file).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            println!("{}", table::budgets(&budgets));
+        }
+        None => println!("\n{text}"),
+    }
+    Ok(reports.iter().all(|report| report.faults().is_empty()))
+}
+
+fn read(path: &PathBuf) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+/// `file` with `text` for what stood between its two markers.
+fn replace_measured(file: &str, text: &str) -> Result<String, String> {
+    const BEGIN: &str = "<!-- measured: begin -->\n";
+    const END: &str = "<!-- measured: end -->";
+    let (before, rest) = file.split_once(BEGIN).ok_or("there is no line `<!-- measured: begin -->`")?;
+    let (_, after) = rest
+        .split_once(END)
+        .ok_or("there is no line `<!-- measured: end -->` after the first")?;
+    Ok(format!("{before}{BEGIN}\n{text}\n{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+        let cli = Cli::parse_from([
+            "airwave-bench",
+            "fanout",
+            "--transport",
+            "sse",
+            "--listeners",
+            "5000",
+            "--servers",
+            "raw,axum",
+        ]);
+        assert_eq!(cli.common.servers, [Kind::Raw, Kind::Axum]);
+    }
+
+    #[test]
+    fn only_what_stands_between_the_markers_is_replaced() {
+        let file = "a\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nz\n";
+        let once = replace_measured(file, "new").unwrap();
+        assert_eq!(once, "a\n<!-- measured: begin -->\n\nnew\n<!-- measured: end -->\nz\n");
+        assert_eq!(replace_measured(&once, "new").unwrap(), once, "and again comes to the same");
+        assert!(replace_measured("<!-- measured: end -->\n<!-- measured: begin -->\n", "").is_err());
+    }
+}

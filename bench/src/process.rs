@@ -1,0 +1,380 @@
+//! The servers under test as child processes, and what /proc tells of them. Linux only, like the yardstick's epoll.
+
+use std::fmt;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::wire::{Dechunker, Head};
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Kind {
+    /// The raw limit: bare epoll, one write per delivery.
+    Raw,
+    /// The hand-written axum server.
+    Axum,
+    /// Airwave.
+    Airwave,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Raw => "raw limit",
+            Kind::Axum => "hand-written axum",
+            Kind::Airwave => "Airwave",
+        })
+    }
+}
+
+/// Raises the limit of open files as far as it goes and says what to do if that is not enough for `needed`.
+pub fn raise_open_files(needed: u64) -> Result<(), String> {
+    let mut limit = getrlimit(Resource::Nofile);
+    let hard = limit.maximum.unwrap_or(u64::MAX);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).map_err(|error| format!("cannot raise the limit of open files to {hard}: {error}"))?;
+    if hard < needed {
+        return Err(format!(
+            "this run needs {needed} open files in each of two processes, but the hard limit is {hard}: \
+             ask for fewer --listeners, or raise it (`ulimit -Hn {needed}` as root, or `LimitNOFILE=` of the service)"
+        ));
+    }
+    Ok(())
+}
+
+/// Which processors the server and the load generator run on.
+pub struct Pinning {
+    server: CpuSet,
+    generator: CpuSet,
+}
+
+impl Pinning {
+    /// The server gets the first processor, the generator the others.
+    pub fn new() -> Result<Self, String> {
+        let all = sched_getaffinity(None).map_err(|error| format!("cannot read the processor affinity: {error}"))?;
+        let mut processors = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu));
+        let (mut server, mut generator) = (CpuSet::new(), CpuSet::new());
+        if let Some(first) = processors.next() {
+            server.set(first);
+        }
+        processors.for_each(|cpu| generator.set(cpu));
+        if generator.count() == 0 {
+            return Err("--pin needs at least two processors".into());
+        }
+        Ok(Self { server, generator })
+    }
+
+    fn apply(set: &CpuSet) -> Result<(), String> {
+        sched_setaffinity(None, set).map_err(|error| format!("cannot pin to a processor: {error}"))
+    }
+}
+
+/// A running server. Dropping it kills the process and removes its folder.
+pub struct Server {
+    child: Child,
+    folder: PathBuf,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// Everything open, nothing in the way: one rule for all channels, limits far above what a run uses.
+const AIRWAVE_CONFIG: &str = r#"
+[broker]
+url = "memory:"
+
+[limits]
+connections = 50000
+connections_per_address = 50000
+channels = 100000
+
+[[channels]]
+match = "{*name}"
+transport = ["sse", "websocket"]
+history = { events = 1000, age = "1h" }
+send = "publish"
+"#;
+
+impl Server {
+    /// Starts it and waits until it listens. `airwave`: the binary.
+    pub fn start(kind: Kind, airwave: &Path, pinning: Option<&Pinning>) -> Result<Self, String> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("airwave-bench-{}-{number}", std::process::id()));
+        let write = || -> std::io::Result<fs::File> {
+            fs::create_dir_all(&folder)?;
+            fs::write(folder.join("airwave.toml"), AIRWAVE_CONFIG)?;
+            fs::File::create(folder.join("stderr"))
+        };
+        let stderr = write().map_err(|error| format!("cannot write to {}: {error}", folder.display()))?;
+        let this = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+        let mut command = match kind {
+            Kind::Raw | Kind::Axum => {
+                let mut command = Command::new(this);
+                command.arg(if kind == Kind::Raw { "serve-raw" } else { "serve-axum" });
+                command
+            }
+            Kind::Airwave => {
+                let mut command = Command::new(airwave);
+                command
+                    .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+                    .arg(folder.join("airwave.toml"));
+                command
+            }
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        // A child inherits the affinity, and so do the threads that it starts and counts its processors for.
+        if let Some(pinning) = pinning {
+            Pinning::apply(&pinning.server)?;
+        }
+        let child = command.spawn();
+        if let Some(pinning) = pinning {
+            Pinning::apply(&pinning.generator)?;
+        }
+        let child = child.map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
+        let mut server = Self {
+            child,
+            folder,
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        };
+        server.address = server.wait_for_address(kind)?;
+        Ok(server)
+    }
+
+    fn wait_for_address(&mut self, kind: Kind) -> Result<SocketAddr, String> {
+        let (sender, lines) = channel();
+        if let Some(stdout) = self.child.stdout.take() {
+            std::thread::spawn(move || {
+                // Read to the end, or a server that prints more would block.
+                for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                    let _ = sender.send(line);
+                }
+            });
+        }
+        let line = lines
+            .recv_timeout(Duration::from_secs(20))
+            .map_err(|_| format!("{kind} did not say where it listens: {}", self.stderr()))?;
+        line.strip_prefix("airwave listening on http://")
+            .and_then(|address| address.trim_end().parse().ok())
+            .ok_or_else(|| {
+                format!(
+                    "{kind} should have said where it listens, and said {line:?}: {}",
+                    self.stderr()
+                )
+            })
+    }
+
+    /// The end of what it wrote to stderr.
+    pub fn stderr(&self) -> String {
+        let text = fs::read_to_string(self.folder.join("stderr")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        match lines.len() {
+            0 => "(nothing on stderr)".into(),
+            count => lines[count.saturating_sub(10)..].join("\n"),
+        }
+    }
+
+    /// Processor time it has used.
+    pub fn cpu(&self) -> Result<Duration, String> {
+        cpu(self.child.id())
+    }
+
+    /// The sum of a counter's series on `/metrics`, by the end of its name without `_total`; `None` for servers that have none.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let mut socket = TcpStream::connect(self.address).ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        write!(
+            socket,
+            "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            self.address
+        )
+        .ok()?;
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).ok()?;
+        let head = Head::parse(&answer).ok()?.filter(|head| head.status == 200)?;
+        let mut body = answer.split_off(head.length);
+        if head.chunked {
+            let chunks = std::mem::take(&mut body);
+            Dechunker::default().decode(&chunks, &mut body).ok()?;
+        }
+        sum_of_series(&String::from_utf8_lossy(&body), name)
+    }
+
+    /// What it holds in memory.
+    pub fn memory(&self) -> Result<Memory, String> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let text = fs::read_to_string(&path)
+            .map_err(|error| format!("cannot read {path}: {error}; is the server gone? {}", self.stderr()))?;
+        Memory::parse(&text).ok_or_else(|| format!("{path} has no VmRSS and RssAnon"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may be gone already; then there is nothing to end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn sum_of_series(metrics: &str, name: &str) -> Option<f64> {
+    let series = metrics.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let full = line.split(['{', ' ']).next()?;
+        let is_it = full.strip_suffix("_total").unwrap_or(full).ends_with(name);
+        if is_it {
+            line.rsplit(' ').next()?.parse::<f64>().ok()
+        } else {
+            None
+        }
+    });
+    series.reduce(|sum, value| sum + value)
+}
+
+/// Processor time of this process.
+pub fn own_cpu() -> Result<Duration, String> {
+    cpu(std::process::id())
+}
+
+fn cpu(process: u32) -> Result<Duration, String> {
+    let path = format!("/proc/{process}/stat");
+    let text = fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))?;
+    let ticks = ticks(&text).ok_or_else(|| format!("{path} is not what it should be"))?;
+    Ok(Duration::from_secs_f64(
+        ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+    ))
+}
+
+/// utime + stime out of /proc/PID/stat.
+fn ticks(stat: &str) -> Option<u64> {
+    // The program's name is in parentheses and may have spaces and parentheses itself; utime is the 14th field.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some(user + system)
+}
+
+/// Resident memory in KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it.
+    pub resident: u64,
+    /// Without mapped files.
+    pub anonymous: u64,
+}
+
+impl Memory {
+    fn parse(status: &str) -> Option<Self> {
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            line.trim().strip_suffix(" kB")?.trim().parse().ok()
+        };
+        Some(Self {
+            resident: field("VmRSS")?,
+            anonymous: field("RssAnon")?,
+        })
+    }
+}
+
+/// The `airwave` binary beside this one, built afresh if this is a checkout: an old one must not be measured by mistake.
+pub fn build_airwave() -> Result<PathBuf, String> {
+    let this = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let folder = this.parent().unwrap_or(Path::new("."));
+    let binary = folder.join("airwave");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let target = folder.parent().unwrap_or(folder);
+    if workspace.join("Cargo.toml").is_file() {
+        eprintln!("building airwave (release) ...");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "-p",
+                "airwave",
+                "--bin",
+                "airwave",
+                "--target-dir",
+            ])
+            .arg(target)
+            .current_dir(&workspace)
+            .status()
+            .map_err(|error| format!("cannot run cargo to build airwave: {error}; give the binary with --airwave PATH"))?;
+        if !status.success() {
+            return Err("airwave does not build; give a binary with --airwave PATH, or measure --servers raw,axum".into());
+        }
+    }
+    let binary = if binary.is_file() {
+        binary
+    } else {
+        target.join("release").join("airwave")
+    };
+    if !binary.is_file() {
+        return Err("there is no airwave binary beside this one; give it with --airwave PATH".into());
+    }
+    Ok(binary)
+}
+
+/// Processors, model and kernel, for the head of a report.
+pub fn machine() -> String {
+    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("unknown", |(_, model)| model.trim());
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    // The part behind the version names somebody's build.
+    let kernel = kernel.trim().split('-').next().unwrap_or_default();
+    format!("{processors} processors ({model}), Linux {kernel}, loopback")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_found_behind_any_name() {
+        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 3 0 100 1000 200";
+        assert_eq!(ticks(stat), Some(300));
+        assert_eq!(ticks("nonsense"), None);
+    }
+
+    #[test]
+    fn own_processor_time_grows_with_work() {
+        let before = own_cpu().unwrap_or_default();
+        let mut sum = 0_u64;
+        while own_cpu().unwrap_or_default() == before {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+        }
+    }
+
+    #[test]
+    fn series_of_a_counter_are_added_up() {
+        let text = "# TYPE airwave_encodes counter\nairwave_encodes_total{wire=\"sse\"} 3\nairwave_encodes_total{wire=\"ws\"} 4\nairwave_logs 9\n";
+        assert_eq!(sum_of_series(text, "encodes"), Some(7.0));
+        assert_eq!(sum_of_series(text, "logs"), Some(9.0));
+        assert_eq!(sum_of_series(text, "replays"), None);
+    }
+
+    #[test]
+    fn memory_is_read_from_status() {
+        let status = "Name:\tx\nVmRSS:\t    1234 kB\nRssAnon:\t     567 kB\nRssFile:\t 1 kB\n";
+        assert_eq!(
+            Memory::parse(status),
+            Some(Memory {
+                resident: 1234,
+                anonymous: 567
+            })
+        );
+        assert_eq!(Memory::parse("Name:\tx\n"), None);
+    }
+}
