@@ -43,6 +43,9 @@ pub(crate) struct Shared {
     started: Instant,
     /// Milliseconds since `started`, plus one; zero: never, or not now.
     wrote: AtomicU64,
+    /// When the last heartbeat was due. Where answers are expected they are asked for even while events go out: a client that only listens
+    /// says nothing else.
+    asked: AtomicU64,
     heard: AtomicU64,
     stalled: AtomicU64,
 }
@@ -76,8 +79,12 @@ impl Shared {
         } else if longer(&self.heard, limits.idle) {
             self.flags.fetch_or(SILENT, Ordering::Relaxed);
             self.bell.alarm();
-        } else if longer(&self.wrote, limits.heartbeat) {
-            self.wrote.store(now, Ordering::Relaxed);
+            return;
+        }
+        let answers = self.heard.load(Ordering::Relaxed) != 0;
+        let quiet_since = if answers { &self.asked } else { &self.wrote };
+        if longer(quiet_since, limits.heartbeat) {
+            quiet_since.store(now, Ordering::Relaxed);
             self.flags.fetch_or(HEARTBEAT, Ordering::Relaxed);
             self.bell.ring();
         }
@@ -324,6 +331,7 @@ impl Session {
             flags: AtomicU8::new(0),
             started: Instant::now(),
             wrote: AtomicU64::new(1),
+            asked: AtomicU64::new(1),
             heard: AtomicU64::new(0),
             stalled: AtomicU64::new(0),
         });
