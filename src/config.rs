@@ -171,7 +171,7 @@ impl Config {
         problems.extend(env::apply(&mut config, &sources.environment));
         problems.extend(sources.flags.apply(&mut config));
         if !problems.is_empty() {
-            return Err(ConfigError(problems));
+            return Err(ConfigError::of(problems));
         }
         if !config.provenance.is_set("live_page") {
             config.live_page = config.is_local();
@@ -263,7 +263,7 @@ impl Config {
         if problems.is_empty() {
             Ok(())
         } else {
-            Err(ConfigError(problems))
+            Err(ConfigError::of(problems))
         }
     }
 
@@ -340,6 +340,14 @@ const ZERO_CONFIG_IS_LOCAL: &str = "can be reached from other machines, and with
     publish on every channel; write an airwave.toml that says which channels there are, for example\n    \
     [publish]\n    token = \"…\"                # at least 16 characters: openssl rand -hex 32\n    \
     [[channels]]\n    match = \"orders/{id}\"\n    use_case = \"job-status\"";
+
+/// Reads a duration as the file has it: `250ms`, `15s`, `2m`, `1h`, `7d`.
+///
+/// # Errors
+/// A sentence that says what to write.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    Given::Text(text).duration(Duration::ZERO)
+}
 
 /// Whose pages may listen and send, besides the server's own.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,2 +1,9 @@
-//! The `airwave` binary.
-fn main() {}
+//! The `airwave` binary: serve, publish, listen, check.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

@@ -47,7 +47,7 @@ pub(super) fn apply(config: &mut Config, environment: &[(OsString, OsString)]) -
             Err(message) => problems.push(Problem { origin, message }),
         }
     }
-    problems.sort_by(|a, b| a.to_string().cmp(&b.to_string()));
+    problems.sort_by_key(ToString::to_string);
     problems
 }
 

@@ -32,12 +32,7 @@ pub(super) fn apply(config: &mut Config, name: &str, text: &str) -> Vec<Problem>
     if reader.problems.is_empty() {
         reader.document(config, document.get_ref());
     }
-    let mut problems = reader.problems;
-    problems.sort_by_key(|problem| match problem.origin {
-        Origin::File { line, column, .. } => (line, column),
-        _ => (0, 0),
-    });
-    problems
+    reader.problems
 }
 
 struct Reader<'a> {

@@ -84,9 +84,18 @@ impl fmt::Display for Problem {
 
 /// Why there is no configuration: everything that is wrong, one line each. No line holds a token or a URL's credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError(pub(super) Vec<Problem>);
+pub struct ConfigError(Vec<Problem>);
 
 impl ConfigError {
+    /// Those of the file first, in its order.
+    pub(super) fn of(mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|problem| match problem.origin {
+            Origin::File { line, column, .. } => (line, column),
+            _ => (usize::MAX, 0),
+        });
+        ConfigError(problems)
+    }
+
     pub(super) fn one(origin: Origin, message: impl Into<String>) -> Self {
         ConfigError(vec![Problem {
             origin,
