@@ -40,5 +40,9 @@ async fn main() -> airwave::Result<()> {
     let config = Config::load(&Sources::of_file("hello.toml", CONFIG))?;
     let airwave = Airwave::from_config(config).handle("chat/{room}", Chat).build().await?;
     let app = axum::Router::new().nest("/realtime", airwave.router());
-    airwave.serve_until(app, airwave::server::asked_to_end(), |address| println!("listening on http://{address}/realtime")).await
+    airwave
+        .serve_until(app, airwave::server::asked_to_end(), |address| {
+            println!("listening on http://{address}/realtime")
+        })
+        .await
 }

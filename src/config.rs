@@ -60,7 +60,8 @@ pub struct Config {
     /// What backends show to publish over HTTP; `None`: anyone who reaches the server may, which [`Config::check`] allows
     /// on loopback addresses only, or where `publish_open` says so.
     pub publish_token: Option<Secret>,
-    /// Anyone who reaches the server may publish, though it can be reached from other machines.
+    /// Anyone who reaches the server may publish, though it can be reached from other machines. If that is false and there
+    /// is no token, nobody may publish over HTTP there, and a file must say that it means so (`open = false`).
     pub publish_open: bool,
     /// The peers (reverse proxies) whose word about the client's address is taken.
     pub trusted_proxies: Vec<Network>,
@@ -249,12 +250,13 @@ impl Config {
         if !self.is_local() {
             if self.is_zero_config() {
                 problem("listen", format!("{} {ZERO_CONFIG_IS_LOCAL}", self.listen));
-            } else if self.publish_token.is_none() && !self.publish_open {
+            } else if self.publish_token.is_none() && !self.publish_open && !self.provenance.is_set("publish.open") {
                 problem(
                     "listen",
                     format!(
                         "{} can be reached from other machines, and anyone there could publish; write a token of at least 16 characters \
-                         (openssl rand -hex 32) as [publish] token = \"…\" or AIRWAVE_PUBLISH_TOKEN, or, if that is meant, [publish] open = true",
+                         (openssl rand -hex 32) as [publish] token = \"…\" or AIRWAVE_PUBLISH_TOKEN; or say it with [publish] open = true \
+                         (anyone may publish over HTTP) or open = false (nobody may)",
                         self.listen
                     ),
                 );

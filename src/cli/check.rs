@@ -7,7 +7,7 @@ use airwave::config::{Config, Origin, Shown};
 use airwave_core::UseCase;
 use serde_json::{Value, json};
 
-use super::{ConfigArgs, Stop, colours};
+use super::{ConfigArgs, Stop, colours, refused};
 
 pub(super) const HELP: &str = "\
 Takes the file, the variables and the flags that `airwave serve` takes, and says what they come to and where each value comes from.
@@ -27,7 +27,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Stop> {
-    let config = Config::load(&args.config.sources()?).map_err(|error| Stop::Wrong(format!("configuration refused\n{error}")))?;
+    let config = Config::load(&args.config.sources()?).map_err(|error| refused(&error))?;
     let out = std::io::stdout();
     let text = if args.json {
         format!("{:#}\n", as_json(&config))

@@ -12,7 +12,7 @@ use std::io::{ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use airwave::config::{Flags, Sources};
+use airwave::config::{ConfigError, Flags, Sources};
 use clap::{Args, Parser, Subcommand};
 
 const EXIT_CODES: &str = "\
@@ -135,6 +135,11 @@ impl Stop {
             _ => Stop::Failed(format!("cannot write the output: {error}")),
         }
     }
+}
+
+/// Each problem stands on a line of its own, file and line first, so that editors find it.
+fn refused(error: &ConfigError) -> Stop {
+    Stop::Wrong(format!("configuration refused\n{error}"))
 }
 
 /// Runs the command that was typed.

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::net::SocketAddr;
 
 use airwave::config::{Config, LogConfig, LogFormat, Origin};
+use airwave::server;
 use tracing_subscriber::EnvFilter;
 
-use super::{ConfigArgs, Stop, colours};
+use super::{ConfigArgs, Stop, colours, refused};
 
 pub(super) const HELP: &str = "\
 Settings come from ./airwave.toml (or --config FILE), then AIRWAVE_… variables (AIRWAVE_LISTEN, AIRWAVE_BROKER_URL,
@@ -19,7 +20,7 @@ Examples:
   AIRWAVE_PUBLISH_TOKEN=$(cat token) airwave serve --config airwave.toml --listen 0.0.0.0:8080";
 
 pub(super) fn run(args: ConfigArgs) -> Result<(), Stop> {
-    let config = Config::load(&args.sources()?).map_err(|error| Stop::Wrong(format!("configuration refused\n{error}")))?;
+    let config = Config::load(&args.sources()?).map_err(|error| refused(&error))?;
     start_log(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -28,13 +29,13 @@ pub(super) fn run(args: ConfigArgs) -> Result<(), Stop> {
     runtime.block_on(async {
         // Before the first line is printed: whoever has read it may signal at once.
         let shutdown = Signals::listen().map_err(|error| Stop::Failed(format!("cannot listen for signals: {error}")))?;
-        serve(config, shutdown.first(), ready).await
+        server::run(config, shutdown.first(), ready)
+            .await
+            .map_err(|error| match error {
+                server::Error::Config(error) => refused(&error),
+                error => Stop::Failed(error.to_string()),
+            })
     })
-}
-
-async fn serve(_config: Config, shutdown: impl Future<Output = ()>, _ready: impl FnOnce(SocketAddr)) -> Result<(), Stop> {
-    drop(shutdown);
-    Err(Stop::Failed("the server is not built yet".into()))
 }
 
 /// Scripts wait for this line, so it is the first one and is there at once.

@@ -218,13 +218,19 @@ fn beyond_loopback_publishing_needs_a_token_or_a_word() {
     assert!(
         error.starts_with(
             "airwave.toml:1:10: 0.0.0.0:80 can be reached from other machines, and anyone there could publish; write a token"
-        ) && error.contains("[publish] open = true"),
+        ) && error.ends_with("or say it with [publish] open = true (anyone may publish over HTTP) or open = false (nobody may)"),
         "{error}"
     );
     let config = with_env(Some(&open), &[("AIRWAVE_PUBLISH_TOKEN", "0123456789abcdef")]).unwrap();
     assert!(!config.live_page, "the live page is for loopback unless somebody asks for it");
     assert_eq!(config.origin("live_page").to_string(), "listens beyond loopback");
-    assert!(with_env(Some(&open), &[("AIRWAVE_PUBLISH_OPEN", "true")]).is_ok());
+    assert!(
+        with_env(Some(&open), &[("AIRWAVE_PUBLISH_OPEN", "true")])
+            .unwrap()
+            .publish_open
+    );
+    let closed = with_env(Some(&open), &[("AIRWAVE_PUBLISH_OPEN", "false")]).unwrap();
+    assert!(!closed.publish_open && closed.publish_token.is_none());
     refused(
         &format!("publish = {{ token = \"0123456789abcdef\", open = true }}\n{ONE_RULE}"),
         "airwave.toml:1:48: publish.open = true lets everybody publish, and publish.token asks for a token; remove one of them",
