@@ -351,26 +351,319 @@ async fn keep_sweeping(shared: Weak<Shared>) {
 
 #[cfg(test)]
 mod tests {
-    use airwave_core::{Data, EventName, Message};
+    use airwave_core::rule::TransportName;
+    use airwave_core::{Data, EventName, Message, Rule};
 
     use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+    const A_WHILE: Duration = Duration::from_secs(1000);
 
     fn name(text: &str) -> ChannelName {
         ChannelName::new(text).unwrap()
     }
 
-    fn say(text: &str) -> Publish {
-        Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text)))
+    fn say(text: impl ToString) -> Publish {
+        Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
+    }
+
+    fn key(text: &str) -> IdempotencyKey {
+        IdempotencyKey::new(text).unwrap()
+    }
+
+    /// Every channel has this history.
+    fn keeping(events: usize, age: Duration, bytes: usize) -> Memory {
+        let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
+        rule.history = History { events, age, bytes };
+        Memory::new(Rules::new([rule]))
+    }
+
+    fn remembered(broker: &Memory) -> usize {
+        let channels = broker.shared.channels.read().unwrap();
+        let turns = lock(&broker.shared.sweep).turns.len();
+        assert_eq!(channels.by_name.len(), turns, "every channel is swept, and nothing else");
+        turns
+    }
+
+    async fn publish(broker: &Memory, channel: &str, publish: Publish) -> Position {
+        broker.publish(&name(channel), publish).await.unwrap().position
+    }
+
+    async fn replay(broker: &Memory, channel: &str, after: Option<Position>) -> Replay {
+        broker.replay(&name(channel), after, 1_000_000).await.unwrap()
     }
 
     #[tokio::test]
     async fn what_is_published_is_shown_and_kept() {
         let broker = Memory::new(Rules::default());
         let mut feed = broker.follow(&name("a")).await.unwrap();
-        let first = broker.publish(&name("a"), say("one")).await.unwrap();
+        let first = publish(&broker, "a", say("one")).await;
         let shown = feed.next().await.unwrap();
-        assert_eq!((shown.position, shown.previous), (first.position, feed.head));
-        let replay = broker.replay(&name("a"), Some(feed.head), 10).await.unwrap();
-        assert_eq!((replay.events, replay.complete), (vec![shown], true));
+        assert_eq!((shown.position, shown.previous), (first, feed.head));
+        let replayed = replay(&broker, "a", Some(feed.head)).await;
+        assert!(
+            replayed.complete && Arc::ptr_eq(&replayed.events[0], &shown),
+            "one event, shared"
+        );
+    }
+
+    #[tokio::test]
+    async fn every_previous_is_known() {
+        let broker = keeping(3, MINUTE, usize::MAX);
+        let mut before = broker.follow(&name("a")).await.unwrap().head;
+        for n in 0..10 {
+            let position = publish(&broker, "a", say(n)).await;
+            let newest = replay(&broker, "a", None).await.events.pop().unwrap();
+            assert_eq!((newest.previous, newest.position), (before, position));
+            before = position;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn history_is_exactly_what_the_rule_says() {
+        let broker = keeping(3, MINUTE, 100);
+        for n in 0..9 {
+            publish(&broker, "a", say(n)).await;
+            assert_eq!(replay(&broker, "a", None).await.events.len(), 3.min(n + 1));
+        }
+        // With its name, `said`, this is 50 bytes: two fit, a third does not, and a larger one than all of it drives out everything.
+        for _ in 0..3 {
+            publish(&broker, "a", say("x".repeat(46))).await;
+        }
+        assert_eq!(replay(&broker, "a", None).await.events.len(), 2);
+        publish(&broker, "a", say("x".repeat(97))).await;
+        assert_eq!(replay(&broker, "a", None).await.events.len(), 0);
+
+        publish(&broker, "a", say("old")).await;
+        tokio::time::advance(MINUTE / 2).await;
+        let old = publish(&broker, "a", say("new")).await;
+        tokio::time::advance(MINUTE / 2).await;
+        assert_eq!(replay(&broker, "a", None).await.events.len(), 2, "not older than a minute");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let left = replay(&broker, "a", None).await;
+        assert_eq!((left.events.len(), left.head, left.complete), (1, old, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_recognised_within_its_window_and_then_new_again() {
+        let broker = keeping(10, MINUTE, usize::MAX);
+        let first = publish(&broker, "a", say("one").with_idempotency_key(key("k"))).await;
+        tokio::time::advance(IDEMPOTENCY_WINDOW).await;
+        let again = broker
+            .publish(&name("a"), say("one").with_idempotency_key(key("k")))
+            .await
+            .unwrap();
+        assert_eq!((again.position, again.duplicate), (first, true));
+        // Recognising it did not prolong it.
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let again = broker
+            .publish(&name("a"), say("one").with_idempotency_key(key("k")))
+            .await
+            .unwrap();
+        assert!(again.position > first && !again.duplicate);
+        let channel = broker.shared.open(&name("a"));
+        let state = lock(&channel.state);
+        assert_eq!((state.keys.len(), state.keys_by_age.len()), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_channel_is_forgotten_when_nobody_has_used_it_for_a_while() {
+        for (age, after) in [(MINUTE, FORGET_AFTER), (2 * FORGET_AFTER, 2 * FORGET_AFTER)] {
+            let broker = keeping(10, age, usize::MAX);
+            publish(&broker, "published", say("one").with_idempotency_key(key("k"))).await;
+            publish(&broker, "ended", Publish::end()).await;
+            drop(broker.follow(&name("followed")).await.unwrap());
+            replay(&broker, "replayed", None).await;
+            tokio::time::sleep(after - 2 * SWEEP_EVERY).await;
+            assert_eq!(remembered(&broker), 4);
+            replay(&broker, "replayed", None).await;
+            tokio::time::sleep(4 * SWEEP_EVERY).await;
+            assert_eq!(remembered(&broker), 1, "all but the one that was touched");
+
+            assert!(
+                broker.publish(&name("ended"), say("new")).await.is_ok(),
+                "a forgotten name is free"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_channel_that_is_followed_is_remembered_and_its_cursor_stays_good() {
+        let broker = keeping(10, MINUTE, usize::MAX);
+        let feed = broker.follow(&name("a")).await.unwrap();
+        let last = publish(&broker, "a", say("one")).await;
+        tokio::time::sleep(2 * A_WHILE).await;
+        assert_eq!(remembered(&broker), 1);
+        drop(feed);
+        // Its listener may come back: the time begins when it leaves.
+        tokio::time::sleep(FORGET_AFTER - 2 * SWEEP_EVERY).await;
+        assert!(replay(&broker, "a", Some(last)).await.complete);
+        tokio::time::sleep(FORGET_AFTER + 2 * SWEEP_EVERY).await;
+        assert_eq!(remembered(&broker), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_forgotten_channel_comes_back_above_all_that_it_gave() {
+        let broker = keeping(10, MINUTE, usize::MAX);
+        let ahead = Position(Position::now().0 + 3_600_000_000);
+        replay(&broker, "a", None).await;
+        lock(&broker.shared.open(&name("a")).state).head = ahead;
+        let last = publish(&broker, "a", say("the clock was an hour ahead")).await;
+        assert!(last > ahead);
+        tokio::time::sleep(A_WHILE).await;
+        assert_eq!(remembered(&broker), 0);
+
+        let again = replay(&broker, "a", Some(last)).await;
+        assert!(again.head > last && !again.complete);
+        assert!(publish(&broker, "a", say("one")).await > again.head);
+        assert!(replay(&broker, "b", None).await.head > last, "the floor is everybody's");
+    }
+
+    #[tokio::test]
+    async fn positions_go_on_when_the_clock_goes_backwards() {
+        let broker = keeping(10, MINUTE, usize::MAX);
+        replay(&broker, "a", None).await;
+        let ahead = Position(Position::now().0 + 3_600_000_000);
+        lock(&broker.shared.open(&name("a")).state).head = ahead;
+        for n in 1..=3 {
+            assert_eq!(publish(&broker, "a", say(n)).await, Position(ahead.0 + n));
+        }
+        assert!(replay(&broker, "a", Some(ahead)).await.complete);
+    }
+
+    #[tokio::test]
+    async fn a_new_broker_begins_above_the_old_one() {
+        let mut last = Position::ZERO;
+        for _ in 0..3 {
+            let broker = Memory::new(Rules::default());
+            for n in 0..1000 {
+                let position = publish(&broker, "a", say(n)).await;
+                assert!(position > last);
+                last = position;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn quiet_channels_lose_what_is_old() {
+        let broker = keeping(10, MINUTE, usize::MAX);
+        let _feed = broker.follow(&name("a")).await.unwrap();
+        publish(&broker, "a", say("one").with_idempotency_key(key("k"))).await;
+        let channel = broker.shared.open(&name("a"));
+        tokio::time::sleep(MINUTE + 2 * SWEEP_EVERY).await;
+        let sizes = |state: MutexGuard<State>| (state.kept.len(), state.bytes, state.keys.len());
+        assert_eq!(sizes(lock(&channel.state)), (0, 0, 1));
+        tokio::time::sleep(IDEMPOTENCY_WINDOW).await;
+        assert_eq!(sizes(lock(&channel.state)), (0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_sweep_does_a_bounded_amount_of_work_and_all_get_their_turn() {
+        let broker = keeping(usize::MAX, MINUTE, usize::MAX);
+        for n in 0..SWEEP_WORK + 10 {
+            publish(&broker, &format!("{n}"), say("one")).await;
+        }
+        let later = Instant::now() + A_WHILE;
+        // Each channel is one piece of work, and so is its event.
+        broker.shared.sweep(later);
+        assert_eq!(remembered(&broker), SWEEP_WORK / 2 + 10);
+        broker.shared.sweep(later);
+        broker.shared.sweep(later);
+        assert_eq!(remembered(&broker), 0);
+
+        for n in 0..2 * SWEEP_WORK + 10 {
+            publish(&broker, "long", say("one").with_idempotency_key(key(&n.to_string()))).await;
+        }
+        let channel = broker.shared.open(&name("long"));
+        broker.shared.sweep(later);
+        assert_eq!(lock(&channel.state).kept.len(), SWEEP_WORK + 10);
+        assert_eq!(lock(&channel.state).keys.len(), SWEEP_WORK + 10);
+    }
+
+    #[tokio::test]
+    async fn dropping_a_feed_leaves_nothing_behind() {
+        let broker = Memory::new(Rules::default());
+        let channel = broker.shared.open(&name("a"));
+        let stays = broker.follow(&name("a")).await.unwrap();
+        drop(broker.follow(&name("a")).await.unwrap());
+        assert_eq!(lock(&channel.state).feeds.len(), 1);
+        drop(stays);
+        assert_eq!(lock(&channel.state).feeds.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_feed_that_nobody_reads_ends_in_the_end() {
+        let broker = keeping(1, MINUTE, usize::MAX);
+        let mut unread = broker.follow(&name("a")).await.unwrap();
+        let channel = broker.shared.open(&name("a"));
+        for n in 0..1_000_000 {
+            publish(&broker, "a", say(n)).await;
+            if lock(&channel.state).feeds.is_empty() {
+                assert_eq!(unread.next().await, None, "it says nothing more rather than a part");
+                return;
+            }
+        }
+        panic!("a feed that nobody reads grows without bound");
+    }
+
+    #[tokio::test]
+    async fn feeds_end_with_the_broker() {
+        let broker = Memory::new(Rules::default());
+        let mut feed = broker.follow(&name("a")).await.unwrap();
+        publish(&broker, "a", say("one")).await;
+        drop(broker);
+        assert!(feed.next().await.is_some());
+        assert_eq!(feed.next().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_sweeper_goes_with_the_broker() {
+        let broker = Memory::new(Rules::default());
+        replay(&broker, "a", None).await;
+        let task = lock(&broker.shared.sweep).task.take().unwrap();
+        drop(broker);
+        tokio::time::timeout(A_WHILE, task).await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn the_sweeper_comes_back_after_its_runtime_has_gone() {
+        let runtime = || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()
+                .unwrap()
+        };
+        let broker = keeping(10, MINUTE, usize::MAX);
+        // Without a runtime there is no sweeper yet, and that is no error.
+        broker.shared.open(&name("a"));
+        runtime().block_on(replay(&broker, "b", None));
+        runtime().block_on(async {
+            replay(&broker, "c", None).await;
+            tokio::time::sleep(A_WHILE).await;
+        });
+        assert_eq!(remembered(&broker), 0);
+    }
+
+    /// The publisher has found the channel but not locked it yet when the sweeper forgets it.
+    #[test]
+    fn a_publish_that_meets_the_forgetting_goes_to_the_new_channel() {
+        let broker = Memory::new(Rules::default());
+        let channel = broker.shared.open(&name("a"));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        std::thread::scope(|threads| {
+            let mut state = lock(&channel.state);
+            let strong = Arc::strong_count(&channel);
+            let publisher = threads.spawn(|| runtime.block_on(publish(&broker, "a", say("one"))));
+            while Arc::strong_count(&channel) == strong {
+                std::thread::yield_now();
+            }
+            state.forgotten = true;
+            broker.shared.channels.write().unwrap().by_name.remove(&name("a"));
+            drop(state);
+            let position = publisher.join().unwrap();
+            assert_eq!(lock(&channel.state).kept.len(), 0);
+            assert_eq!(lock(&broker.shared.open(&name("a")).state).head, position);
+        });
     }
 }
