@@ -443,9 +443,13 @@ impl Chain {
         *self.0.last().unwrap()
     }
 
+    fn place(&self, position: Position) -> Option<usize> {
+        self.0.binary_search(&position).ok()
+    }
+
     fn before(&self, position: Position) -> Position {
-        let at = self.0.iter().position(|p| *p == position);
-        self.0[at.unwrap_or_else(|| panic!("{position} was never given")) - 1]
+        let at = self.place(position).unwrap_or_else(|| panic!("{position} was never given"));
+        self.0[at - 1]
     }
 
     async fn publish(&mut self, node: &dyn Broker, channel: &ChannelName, message: Publish) -> Position {
@@ -476,50 +480,53 @@ impl Chain {
 
     /// Whether a replay is all that the contract says, if history promises the newest `promised` events.
     fn allows(&self, after: Option<Position>, limit: usize, promised: usize, replay: &Replay) {
-        let about = format!("replay after {after:?}, at most {limit}, of {:?}: {replay:?}", self.0);
+        let positions: Vec<Position> = replay.events.iter().map(|event| event.position).collect();
+        let about = || {
+            let told = (replay.complete, replay.more, replay.head);
+            let (events, chain) = (brief(&positions), brief(&self.0));
+            format!(
+                "replay after {after:?}, at most {limit}: (complete, more, head) {told:?}, events {events}, of the chain {chain}"
+            )
+        };
         let newest = self.0.len() - 1;
-        assert_eq!(replay.head, self.head(), "not the head; {about}");
-        assert!(replay.events.len() <= limit, "more than asked for; {about}");
+        assert_eq!(replay.head, self.head(), "not the head; {}", about());
+        assert!(positions.len() <= limit, "more than asked for; {}", about());
         self.names_previous_of(&replay.events);
-        let place = |position: Position| self.0.iter().position(|p| *p == position);
-        let places: Vec<usize> = replay.events.iter().map(|event| place(event.position).unwrap()).collect();
-        assert!(places.is_sorted_by(|a, b| a + 1 == *b), "not a run of the chain; {about}");
-        let until = places.last().copied();
-        match after {
-            None => {
-                assert_eq!(until.unwrap_or(newest), newest, "not the newest; {about}");
-                assert!(!replay.more, "there is nothing after the newest; {about}");
-                assert!(
-                    places.len() >= limit.min(promised).min(newest),
-                    "not all that is kept; {about}"
-                );
-                let first = places.first().map_or(newest + 1, |first| *first);
-                assert_eq!(replay.complete, first == 1, "complete or not; {about}");
-            }
-            Some(after) => {
-                assert!(replay.events.iter().all(|event| event.position > after), "not after; {about}");
-                let place = place(after);
-                let must = place.is_some_and(|place| place + promised >= newest);
-                assert!(replay.complete || !must, "called incomplete, but history holds all; {about}");
-                if replay.complete {
-                    let place = place.unwrap_or_else(|| panic!("complete after a position that was never given; {about}"));
-                    assert_eq!(
-                        places.first().copied().unwrap_or(place + 1),
-                        place + 1,
-                        "a part is missing; {about}"
-                    );
-                    assert!(
-                        limit == 0 || place == newest || until.is_some(),
-                        "everything is missing; {about}"
-                    );
-                }
-                let cut = match until {
-                    Some(until) => until < newest,
-                    None => limit == 0 && after < self.head() && replay.more,
-                };
-                assert_eq!(replay.more, cut, "more or not; {about}");
-            }
+        let places: Vec<usize> = positions.iter().filter_map(|position| self.place(*position)).collect();
+        assert!(places.is_sorted_by(|a, b| a + 1 == *b), "not a run of the chain; {}", about());
+        let (first, last) = (places.first().copied(), places.last().copied());
+        let Some(after) = after else {
+            assert_eq!(last.unwrap_or(newest), newest, "not the newest; {}", about());
+            assert!(!replay.more, "there is nothing after the newest; {}", about());
+            let must = limit.min(promised).min(newest);
+            assert!(places.len() >= must, "not all that is kept; {}", about());
+            let all = first.unwrap_or(newest + 1) == 1;
+            assert_eq!(replay.complete, all, "complete or not; {}", about());
+            return;
+        };
+        assert!(positions.iter().all(|position| *position > after), "not after; {}", about());
+        let place = self.place(after);
+        let must = place.is_some_and(|place| place + promised >= newest);
+        assert!(
+            replay.complete || !must,
+            "called incomplete, but history holds all; {}",
+            about()
+        );
+        if replay.complete {
+            let place = place.unwrap_or_else(|| panic!("complete after a position that was never given; {}", about()));
+            assert_eq!(first.unwrap_or(place + 1), place + 1, "a part is missing; {}", about());
+            assert!(
+                limit == 0 || place == newest || last.is_some(),
+                "everything is missing; {}",
+                about()
+            );
         }
+        let more = match last {
+            Some(last) => last < newest,
+            // Whether anything is left that a page of none could have had, only the broker knows.
+            None => limit == 0 && after < self.head() && replay.more,
+        };
+        assert_eq!(replay.more, more, "more or not; {}", about());
     }
 
     /// Asks for every position of the chain and for all sizes of page.
@@ -531,6 +538,13 @@ impl Chain {
                 self.allows(after, limit, promised, &replay);
             }
         }
+    }
+}
+
+fn brief(positions: &[Position]) -> String {
+    match positions {
+        [first, .., last] if positions.len() > 20 => format!("[{first} … {last}] ({})", positions.len()),
+        _ => format!("{positions:?}"),
     }
 }
 
@@ -724,7 +738,7 @@ pub async fn a_feed_shows_every_event_after_its_head(fixture: &dyn Fixture) {
     let last = chain.publish(&*nodes[1], &channel, text("last")).await;
     for mut feed in feeds {
         let shown: Vec<Position> = take_until(&mut feed, last).await.iter().map(|event| event.position).collect();
-        let head = chain.0.iter().position(|position| *position == feed.head);
+        let head = chain.place(feed.head);
         let after_head = head.expect("a feed's head is a position of its channel") + 1;
         assert_eq!(shown, chain.0[after_head..], "not what comes after the head {}", feed.head);
     }
@@ -914,6 +928,8 @@ pub async fn replay_after_a_position_that_was_trimmed_is_incomplete(fixture: &dy
     for after in &chain.0 {
         let replayed = replay(&*node, &channel, Some(*after), 1000).await;
         chain.allows(Some(*after), 1000, TEN, &replayed);
+        let held = left.events.iter().any(|event| event.position == *after);
+        assert!(replayed.complete || !held, "{after} is still held, but was called incomplete");
     }
 }
 
@@ -1519,7 +1535,7 @@ pub async fn any_sequence_of_calls_agrees_with_a_list(fixture: &dyn Fixture) {
                 7 if !feeds.is_empty() => {
                     let at = dice.roll(feeds.len());
                     let (feed, shown) = &mut feeds[at];
-                    let from = chain.0.iter().position(|position| position == shown).unwrap() + 1;
+                    let from = chain.place(*shown).unwrap() + 1;
                     for expected in &chain.0[from..] {
                         assert_eq!(next(feed).await.position, *expected, "seed {seed}, step {step}");
                     }
@@ -1647,11 +1663,7 @@ pub async fn a_feed_that_was_cut_ends_or_misses_nothing(fixture: &dyn Fixture) {
         while shown < chain.head() {
             match patiently("the feed's next event or end", feed.next()).await {
                 Some(event) => {
-                    assert_eq!(
-                        event.position,
-                        chain.0[1 + chain.0.iter().position(|p| *p == shown).unwrap()],
-                        "a feed hid a loss"
-                    );
+                    assert_eq!(event.position, chain.0[1 + chain.place(shown).unwrap()], "a feed hid a loss");
                     shown = event.position;
                 }
                 None => {

@@ -1,0 +1,629 @@
+//! Brokers with one thing wrong each, to see that the conformance suite notices, and a healthy one among them, which only answers
+//! late, to see that it notices nothing else. Time is paused, so a clause that waits in vain fails at once.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use airwave_brokers::Memory;
+use airwave_core::conformance::{CLAUSES, Fault, Fixture, Verdict, clause, rules, table};
+use airwave_core::event::IdempotencyKey;
+use airwave_core::{
+    Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, Position, Publish, Published, Replay, Rules,
+};
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::task::yield_now;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Flaw {
+    Nothing,
+    // Positions and the chain.
+    CountsFromOne,
+    BirthMoves,
+    NamesWrongPrevious,
+    NamesNoPrevious,
+    // Feeds.
+    DropsSome,
+    ShowsTwice,
+    Reorders,
+    ShowsNothing,
+    FollowsLate,
+    EndsAfterMany,
+    OneDropSilencesAll,
+    LeaksSubscriptions,
+    FollowsAgainInSecret,
+    // Replays.
+    KeepsLate,
+    AlwaysComplete,
+    CompleteWithinTheRange,
+    CompleteAheadOfTheHead,
+    CompleteOnlyIfHeld,
+    NeverComplete,
+    NewestAreOldest,
+    NeverMore,
+    IgnoresLimit,
+    GivesAPart,
+    // History.
+    KeepsHalf,
+    KeepsHalfTheBytes,
+    KeepsEverything,
+    // Keys and ends.
+    IgnoresKeys,
+    KeysAreForAllChannels,
+    KeysGoWithHistory,
+    RetriesInSecret,
+    GoesOnAfterTheEnd,
+    ForgetsTheEnd,
+    EndRefusesOldKeys,
+    // Names, payloads, numbers.
+    PingFails,
+    ChangesLineBreaks,
+    CutsLargePayloads,
+    FoldsCase,
+    MixesChannels,
+    FewChannels,
+    NodesStandAlone,
+    // Faults.
+    LosesAllOnRestart,
+}
+
+/// Which clauses notice which flaw. Others may too.
+const NOTICED: &[(Flaw, &[&str])] = &[
+    (
+        Flaw::CountsFromOne,
+        &["positions_come_from_the_clock", "after_a_wipe_nothing_old_goes_on"],
+    ),
+    (Flaw::BirthMoves, &["a_channel_without_events_has_a_head_to_resume_from"]),
+    (
+        Flaw::NamesWrongPrevious,
+        &[
+            "positions_strictly_increase_and_name_their_previous",
+            "a_channel_without_history_keeps_its_chain",
+            "channels_do_not_hear_each_other",
+        ],
+    ),
+    (
+        Flaw::NamesNoPrevious,
+        &["positions_strictly_increase_and_name_their_previous"],
+    ),
+    (
+        Flaw::DropsSome,
+        &[
+            "a_feed_shows_every_event_after_its_head",
+            "replay_is_what_the_feed_showed",
+            "an_acknowledged_event_stands_before_one_published_later",
+            "any_sequence_of_calls_agrees_with_a_list",
+            "a_channel_without_history_keeps_its_chain",
+        ],
+    ),
+    (
+        Flaw::ShowsTwice,
+        &[
+            "a_feed_shows_every_event_after_its_head",
+            "replay_is_what_the_feed_showed",
+            "a_publish_that_was_given_up_happened_or_did_not",
+        ],
+    ),
+    (
+        Flaw::Reorders,
+        &[
+            "concurrent_publishers_are_put_into_one_order_that_every_feed_shows",
+            "an_acknowledged_event_stands_before_one_published_later",
+            "a_feed_that_nobody_reads_delays_nobody",
+        ],
+    ),
+    (
+        Flaw::ShowsNothing,
+        &[
+            "two_nodes_share_one_channel",
+            "an_event_that_a_feed_has_shown_can_be_replayed",
+        ],
+    ),
+    (Flaw::FollowsLate, &["a_feed_shows_every_event_after_its_head"]),
+    (Flaw::EndsAfterMany, &["a_feed_that_nobody_reads_delays_nobody"]),
+    (Flaw::OneDropSilencesAll, &["dropping_a_feed_unsubscribes"]),
+    (Flaw::LeaksSubscriptions, &["dropping_a_feed_unsubscribes"]),
+    (
+        Flaw::FollowsAgainInSecret,
+        &[
+            "a_feed_that_was_cut_ends_or_misses_nothing",
+            "after_a_wipe_nothing_old_goes_on",
+        ],
+    ),
+    (Flaw::KeepsLate, &["an_event_that_a_feed_has_shown_can_be_replayed"]),
+    (
+        Flaw::AlwaysComplete,
+        &[
+            "replay_after_a_position_that_was_trimmed_is_incomplete",
+            "replay_inside_the_range_but_not_there_is_incomplete",
+            "replay_after_a_position_that_was_never_given_is_incomplete",
+            "replay_without_a_position_gives_the_newest",
+            "history_is_trimmed_by_age",
+            "after_a_wipe_nothing_old_goes_on",
+        ],
+    ),
+    (
+        Flaw::CompleteWithinTheRange,
+        &["replay_inside_the_range_but_not_there_is_incomplete"],
+    ),
+    (
+        Flaw::CompleteAheadOfTheHead,
+        &["replay_after_a_position_that_was_never_given_is_incomplete"],
+    ),
+    (
+        Flaw::CompleteOnlyIfHeld,
+        &[
+            "replay_after_the_previous_of_the_oldest_is_complete",
+            "replay_after_the_head_is_complete_and_empty",
+        ],
+    ),
+    (
+        Flaw::NeverComplete,
+        &[
+            "replay_is_what_the_feed_showed",
+            "replay_without_a_position_gives_the_newest",
+            "large_histories_come_in_pages",
+        ],
+    ),
+    (Flaw::NewestAreOldest, &["replay_without_a_position_gives_the_newest"]),
+    (Flaw::NeverMore, &["large_histories_come_in_pages"]),
+    (Flaw::IgnoresLimit, &["large_histories_come_in_pages"]),
+    (
+        Flaw::GivesAPart,
+        &[
+            "replay_is_what_the_feed_showed",
+            "large_histories_come_in_pages",
+            "any_sequence_of_calls_agrees_with_a_list",
+        ],
+    ),
+    (
+        Flaw::KeepsHalf,
+        &[
+            "history_is_trimmed_by_count",
+            "replay_after_the_previous_of_the_oldest_is_complete",
+        ],
+    ),
+    (Flaw::KeepsHalfTheBytes, &["history_is_trimmed_by_bytes"]),
+    (
+        Flaw::KeepsEverything,
+        &[
+            "history_is_trimmed_by_count",
+            "history_is_trimmed_by_bytes",
+            "history_is_trimmed_by_age",
+            "a_channel_without_history_keeps_its_chain",
+            "replay_after_a_position_that_was_trimmed_is_incomplete",
+        ],
+    ),
+    (
+        Flaw::IgnoresKeys,
+        &[
+            "a_repeated_key_gives_the_first_position_and_no_second_event",
+            "a_repeated_key_among_concurrent_publishers_makes_one_event",
+            "a_repeated_key_is_recognised_after_its_event_was_trimmed",
+            "a_publish_that_was_given_up_may_be_repeated_with_its_key",
+            "a_repeated_end_with_its_key_gives_its_position",
+            "any_sequence_of_calls_agrees_with_a_list",
+        ],
+    ),
+    (Flaw::KeysAreForAllChannels, &["a_key_counts_for_its_channel_alone"]),
+    (
+        Flaw::KeysGoWithHistory,
+        &["a_repeated_key_is_recognised_after_its_event_was_trimmed"],
+    ),
+    (Flaw::RetriesInSecret, &["a_publish_that_was_given_up_happened_or_did_not"]),
+    (
+        Flaw::GoesOnAfterTheEnd,
+        &[
+            "an_ended_channel_takes_no_more_events",
+            "a_repeated_end_with_its_key_gives_its_position",
+        ],
+    ),
+    (Flaw::ForgetsTheEnd, &["an_ended_channel_can_still_be_followed_and_replayed"]),
+    (Flaw::EndRefusesOldKeys, &["a_repeated_end_with_its_key_gives_its_position"]),
+    (Flaw::PingFails, &["a_broker_that_works_says_so"]),
+    (Flaw::ChangesLineBreaks, &["any_valid_name_and_payload_survives"]),
+    (Flaw::CutsLargePayloads, &["binary_payloads_of_one_mebibyte_survive"]),
+    (Flaw::FoldsCase, &["names_that_look_alike_are_different_channels"]),
+    (Flaw::MixesChannels, &["channels_do_not_hear_each_other"]),
+    (Flaw::FewChannels, &["ten_thousand_channels_work"]),
+    (
+        Flaw::NodesStandAlone,
+        &[
+            "two_nodes_share_one_channel",
+            "an_acknowledged_event_stands_before_one_published_later",
+            "a_repeated_key_among_concurrent_publishers_makes_one_event",
+            "an_ended_channel_takes_no_more_events",
+        ],
+    ),
+    (Flaw::LosesAllOnRestart, &["a_restart_loses_no_acknowledged_event"]),
+];
+
+#[tokio::test(start_paused = true)]
+async fn every_flaw_is_noticed() {
+    let mut unnoticed = Vec::new();
+    for (flaw, clauses) in NOTICED {
+        for name in *clauses {
+            let verdict = clause(name).judge(&Backbone::with(*flaw)).await;
+            if let Verdict::Broken(why) = verdict {
+                println!("{flaw:?}: {name}: {why}");
+            } else {
+                unnoticed.push((flaw, name));
+            }
+        }
+    }
+    assert!(unnoticed.is_empty(), "unnoticed: {unnoticed:#?}");
+}
+
+#[test]
+fn every_clause_notices_something() {
+    let noticing: HashSet<&str> = NOTICED.iter().flat_map(|(_, clauses)| clauses.iter().copied()).collect();
+    for clause in CLAUSES {
+        assert!(
+            noticing.contains(clause.name),
+            "no broken broker shows what {} is for",
+            clause.name
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_else_is_noticed() {
+    let table = table(&[
+        ("late", &Backbone::with(Flaw::Nothing)),
+        ("mute", &Backbone::with(Flaw::PingFails)),
+    ])
+    .await;
+    println!("{table}");
+    assert_eq!(table.matches(" held | held |").count(), CLAUSES.len() - 1, "{table}");
+    assert_eq!(table.matches(" held | BROKEN |").count(), 1);
+    assert!(table.contains("\nmute: a_broker_that_works_says_so: "));
+}
+
+/// What all nodes share.
+struct Backbone {
+    flaw: Flaw,
+    memory: Arc<Mutex<Arc<Memory>>>,
+    nodes: Mutex<Vec<Arc<Node>>>,
+    cuts: watch::Sender<usize>,
+    subscriptions: Arc<AtomicUsize>,
+}
+
+impl Backbone {
+    fn with(flaw: Flaw) -> Self {
+        Backbone {
+            flaw,
+            memory: Arc::new(Mutex::new(Arc::new(memory(flaw)))),
+            nodes: Mutex::default(),
+            cuts: watch::Sender::new(0),
+            subscriptions: Arc::default(),
+        }
+    }
+}
+
+fn memory(flaw: Flaw) -> Memory {
+    let rules = rules();
+    Memory::new(Rules::new(rules.iter().map(|rule| {
+        let mut rule = (**rule).clone();
+        match flaw {
+            Flaw::KeepsHalf => rule.history.events /= 2,
+            Flaw::KeepsHalfTheBytes => rule.history.bytes /= 2,
+            Flaw::KeepsEverything => {
+                rule.history = airwave_core::rule::History {
+                    events: usize::MAX,
+                    age: std::time::Duration::MAX,
+                    bytes: usize::MAX,
+                }
+            }
+            _ => {}
+        }
+        rule
+    })))
+}
+
+#[async_trait]
+impl Fixture for Backbone {
+    async fn node(&self) -> Arc<dyn Broker> {
+        let memory = match self.flaw {
+            Flaw::NodesStandAlone => Arc::new(Mutex::new(Arc::new(memory(self.flaw)))),
+            _ => self.memory.clone(),
+        };
+        let node = Arc::new(Node {
+            flaw: self.flaw,
+            memory,
+            cuts: self.cuts.clone(),
+            base: Mutex::new(Position::now()),
+            subscriptions: self.subscriptions.clone(),
+            silenced: Arc::default(),
+            fresh: AtomicBool::new(false),
+            keys: Mutex::default(),
+            names: Mutex::default(),
+        });
+        self.nodes.lock().unwrap().push(node.clone());
+        node
+    }
+
+    fn faults(&self) -> &[Fault] {
+        &[Fault::Wipe, Fault::Cut, Fault::Restart]
+    }
+
+    async fn inflict(&self, fault: Fault) {
+        if fault == Fault::Wipe || self.flaw == Flaw::LosesAllOnRestart {
+            *self.memory.lock().unwrap() = Arc::new(memory(self.flaw));
+            for node in &*self.nodes.lock().unwrap() {
+                *node.base.lock().unwrap() = Position::now();
+            }
+        }
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    async fn subscriptions(&self, _: &ChannelName) -> Option<usize> {
+        Some(self.subscriptions.load(Ordering::SeqCst))
+    }
+}
+
+/// A memory broker with one thing wrong. It answers late, and its feeds are read by a task.
+struct Node {
+    flaw: Flaw,
+    memory: Arc<Mutex<Arc<Memory>>>,
+    cuts: watch::Sender<usize>,
+    base: Mutex<Position>,
+    subscriptions: Arc<AtomicUsize>,
+    silenced: Arc<AtomicBool>,
+    fresh: AtomicBool,
+    keys: Mutex<HashMap<IdempotencyKey, Position>>,
+    names: Mutex<HashSet<ChannelName>>,
+}
+
+impl Node {
+    fn memory(&self) -> Arc<Memory> {
+        self.memory.lock().unwrap().clone()
+    }
+
+    fn renamed(&self, channel: &ChannelName) -> ChannelName {
+        match self.flaw {
+            Flaw::FoldsCase => ChannelName::new(&channel.as_str().to_ascii_lowercase()).unwrap(),
+            Flaw::MixesChannels => {
+                let (front, _) = channel.as_str().rsplit_once('-').unwrap();
+                ChannelName::new(front).unwrap()
+            }
+            _ => channel.clone(),
+        }
+    }
+
+    /// What the world sees of a position.
+    fn told(&self, position: Position) -> Position {
+        match self.flaw {
+            Flaw::CountsFromOne => Position(position.0.saturating_sub(self.base.lock().unwrap().0) + 1),
+            _ => position,
+        }
+    }
+
+    fn meant(&self, position: Position) -> Position {
+        match self.flaw {
+            Flaw::CountsFromOne => Position(position.0.saturating_add(self.base.lock().unwrap().0).saturating_sub(1)),
+            _ => position,
+        }
+    }
+
+    fn told_event(&self, event: &Event, of_feed: bool) -> Arc<Event> {
+        let mut event = event.clone();
+        event.position = self.told(event.position);
+        event.previous = match self.flaw {
+            Flaw::NamesWrongPrevious if of_feed => Position(event.previous.0 - 1),
+            Flaw::NamesNoPrevious => Position::ZERO,
+            _ => self.told(event.previous),
+        };
+        Arc::new(event)
+    }
+
+    /// What a feed shows instead of the `count`th event.
+    fn shown(&self, count: usize, event: Arc<Event>, held: &mut Option<Arc<Event>>) -> Vec<Arc<Event>> {
+        match self.flaw {
+            Flaw::ShowsNothing => vec![],
+            Flaw::DropsSome if count % 3 == 2 => vec![],
+            Flaw::ShowsTwice if count % 3 == 2 => vec![event.clone(), event],
+            Flaw::Reorders if count % 3 == 2 => {
+                *held = Some(event);
+                vec![]
+            }
+            Flaw::Reorders => [event].into_iter().chain(held.take()).collect(),
+            _ => vec![event],
+        }
+    }
+}
+
+#[async_trait]
+impl Broker for Node {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+
+    async fn publish(&self, channel: &ChannelName, mut publish: Publish) -> Result<Published, BrokerError> {
+        let channel = &self.renamed(channel);
+        let (memory, key, ends) = (self.memory(), publish.idempotency_key.clone(), publish.is_end());
+        match (self.flaw, &mut publish.message.data) {
+            (Flaw::ChangesLineBreaks, Data::Text(text)) => *text = text.replace("\r\n", "\n").into(),
+            (Flaw::CutsLargePayloads, Data::Binary(bytes)) => bytes.truncate(64 << 10),
+            (Flaw::IgnoresKeys, _) => publish.idempotency_key = None,
+            (Flaw::GoesOnAfterTheEnd, _) if ends => {
+                publish.message = Message::new(EventName::new("over").unwrap(), Data::text(""));
+            }
+            (Flaw::KeysAreForAllChannels, _) => {
+                if let Some(position) = key.as_ref().and_then(|key| self.keys.lock().unwrap().get(key).copied()) {
+                    return Ok(Published {
+                        position,
+                        duplicate: true,
+                    });
+                }
+            }
+            (Flaw::EndRefusesOldKeys, _) if memory.replay(channel, None, 0).await?.ended => return Err(BrokerError::ended()),
+            _ => {}
+        }
+        let secret =
+            (self.flaw == Flaw::RetriesInSecret).then(|| RetriesInSecret(memory.clone(), channel.clone(), publish.clone()));
+        yield_now().await;
+        std::mem::forget(secret);
+        let again = Publish::new(publish.message.clone());
+        let mut published = memory.publish(channel, publish).await?;
+        if self.flaw == Flaw::KeysGoWithHistory && published.duplicate {
+            let replay = memory.replay(channel, None, usize::MAX).await?;
+            if replay.events.iter().all(|event| event.position != published.position) {
+                published = memory.publish(channel, again).await?;
+            }
+        }
+        if let Some(key) = key {
+            self.keys.lock().unwrap().insert(key, published.position);
+        }
+        self.fresh.store(true, Ordering::SeqCst);
+        published.position = self.told(published.position);
+        Ok(published)
+    }
+
+    async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
+        yield_now().await;
+        let channel = self.renamed(channel);
+        let open = {
+            let mut names = self.names.lock().unwrap();
+            names.insert(channel.clone());
+            names.len()
+        };
+        if self.flaw == Flaw::FewChannels && open > 5000 {
+            return Err(BrokerError::unavailable("too many channels"));
+        }
+        let mut head = self.memory().replay(&channel, None, 1).await?.head;
+        if self.flaw == Flaw::FollowsLate {
+            yield_now().await;
+        }
+        let mut inner = self.memory().follow(&channel).await?;
+        if self.flaw != Flaw::FollowsLate {
+            head = inner.head;
+        }
+        if self.flaw == Flaw::BirthMoves && self.memory().replay(&channel, None, 1).await?.events.is_empty() {
+            head = Position::now();
+        }
+        let (dropped, mut gone) = watch::channel(());
+        let (subscriptions, silenced, flaw) = (self.subscriptions.clone(), self.silenced.clone(), self.flaw);
+        subscriptions.fetch_add(1, Ordering::SeqCst);
+        let (sender, feed) = Feed::new(self.told(head), move || {
+            drop(dropped);
+            if flaw != Flaw::LeaksSubscriptions {
+                subscriptions.fetch_sub(1, Ordering::SeqCst);
+            }
+            silenced.store(true, Ordering::SeqCst);
+        });
+        let me = Node {
+            cuts: self.cuts.clone(),
+            base: Mutex::new(*self.base.lock().unwrap()),
+            memory: self.memory.clone(),
+            subscriptions: self.subscriptions.clone(),
+            silenced: self.silenced.clone(),
+            fresh: AtomicBool::new(false),
+            keys: Mutex::default(),
+            names: Mutex::default(),
+            flaw,
+        };
+        let mut cuts = self.cuts.subscribe();
+        tokio::spawn(async move {
+            let (mut count, mut held, mut secretly) = (0, None, false);
+            loop {
+                let event = tokio::select! {
+                    // What was shown before the cut counts.
+                    biased;
+                    _ = gone.changed() => return,
+                    event = inner.next() => event,
+                    _ = cuts.changed() => None,
+                };
+                let Some(event) = event else {
+                    if flaw != Flaw::FollowsAgainInSecret {
+                        return;
+                    }
+                    // With paused time: when everybody else waits, which is to say, late.
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                    inner = me.memory().follow(&channel).await.unwrap();
+                    secretly = true;
+                    continue;
+                };
+                if flaw == Flaw::OneDropSilencesAll && me.silenced.load(Ordering::SeqCst) {
+                    continue;
+                }
+                count += 1;
+                if flaw == Flaw::EndsAfterMany && count > 500 {
+                    return;
+                }
+                for event in me.shown(count, event, &mut held) {
+                    let mut event = me.told_event(&event, true);
+                    if std::mem::take(&mut secretly) {
+                        event = Arc::new(Event {
+                            previous: Position::ZERO,
+                            ..(*event).clone()
+                        });
+                    }
+                    if !sender.push(event) {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(feed)
+    }
+
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+        yield_now().await;
+        let channel = &self.renamed(channel);
+        let after = after.map(|after| self.meant(after));
+        let asked = if self.flaw == Flaw::IgnoresLimit { usize::MAX } else { limit };
+        let mut replay = self.memory().replay(channel, after, asked).await?;
+        let all = self.memory().replay(channel, None, usize::MAX).await?;
+        match (self.flaw, after) {
+            (Flaw::KeepsLate, _) if self.fresh.swap(false, Ordering::SeqCst) && !replay.more => {
+                if let Some(newest) = replay.events.pop() {
+                    replay.head = newest.previous;
+                }
+            }
+            (Flaw::AlwaysComplete, _) => replay.complete = true,
+            (Flaw::NeverComplete, _) => replay.complete = false,
+            (Flaw::CompleteWithinTheRange, Some(after)) => {
+                let oldest = all.events.first().map_or(replay.head, |event| event.previous);
+                replay.complete = (oldest..=replay.head).contains(&after);
+            }
+            (Flaw::CompleteAheadOfTheHead, Some(after)) => replay.complete |= after > replay.head,
+            (Flaw::CompleteOnlyIfHeld, Some(after)) => {
+                replay.complete = all.events.iter().any(|event| event.position == after);
+            }
+            (Flaw::NewestAreOldest, None) => replay.events = all.events.into_iter().take(limit).collect(),
+            (Flaw::NeverMore, _) => replay.more = false,
+            (Flaw::GivesAPart, _) if replay.events.len() > 1 => drop(replay.events.remove(0)),
+            (Flaw::ForgetsTheEnd, _) => replay.ended = false,
+            (Flaw::BirthMoves, _) if all.events.is_empty() => replay.head = Position::now(),
+            _ => {}
+        }
+        replay.head = self.told(replay.head);
+        replay.events = replay.events.iter().map(|event| self.told_event(event, false)).collect();
+        Ok(replay)
+    }
+
+    async fn ping(&self) -> Result<(), BrokerError> {
+        match self.flaw {
+            Flaw::PingFails => Err(BrokerError::unavailable("no")),
+            _ => self.memory().ping().await,
+        }
+    }
+}
+
+/// Publishes what its caller has given up, twice.
+struct RetriesInSecret(Arc<Memory>, ChannelName, Publish);
+
+impl Drop for RetriesInSecret {
+    fn drop(&mut self) {
+        let (memory, channel, publish) = (self.0.clone(), self.1.clone(), self.2.clone());
+        tokio::spawn(async move {
+            for _ in 0..2 {
+                let result = memory.publish(&channel, publish.clone()).await;
+                assert!(result.is_ok_and(|published| !published.duplicate));
+            }
+        });
+    }
+}
