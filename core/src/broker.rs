@@ -1,6 +1,6 @@
 //! The backbone's contract: it orders, keeps and carries events between nodes.
 //!
-//! `airwave_brokers::memory` is the reference; the contract as tests is [`crate::conformance`] (feature `conformance`).
+//! `airwave_brokers::memory` is the reference; the contract as tests is the module `conformance` (feature of that name).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

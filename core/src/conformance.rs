@@ -2,7 +2,7 @@
 //!
 //! # The contract
 //!
-//! [`Broker`], [`Feed`](crate::Feed) and [`Replay`](crate::Replay) state it method by method; this is what it comes to. A channel is a
+//! [`Broker`], [`Feed`] and [`Replay`] state it method by method; this is what it comes to. A channel is a
 //! **chain**: a birth position, then events, each of which names the one before it.
 //!
 //! - **Positions** strictly increase and are never given twice, whoever publishes, whatever was lost. An acknowledged event stands
