@@ -25,7 +25,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use bytes::{Bytes, BytesMut};
-use futures_util::Stream;
+use futures_util::{Sink, Stream};
 use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -390,7 +390,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             Some(Ok(tungstenite::Message::Binary(frame))) => self.binary(&frame),
             // tungstenite has put the answer into `replies`.
             Some(Ok(tungstenite::Message::Ping(_) | tungstenite::Message::Pong(_) | tungstenite::Message::Frame(_))) => {}
-            Some(Ok(tungstenite::Message::Close(_))) => self.closing = true,
+            Some(Ok(tungstenite::Message::Close(_))) => {
+                // Unlike a pong, the answer to a close comes out only with the next call, and nothing is read any more.
+                let _ = Pin::new(&mut self.websocket).poll_flush(cx);
+                self.closing = true;
+            }
             Some(Err(error)) => return Poll::Ready(self.fault(&error)),
             None => return Poll::Ready(false),
         }
