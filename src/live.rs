@@ -71,7 +71,20 @@ async fn state(State(hub): State<Hub>) -> Response {
             })
         })
         .collect();
+    // What may be published to at all: the page suggests a channel that exists.
+    let rules: Vec<Value> = hub
+        .rules()
+        .iter()
+        .take(SHOWN)
+        .map(|rule| {
+            json!({
+                "match": rule.pattern.to_string(),
+                "use_case": rule.use_case.map(|use_case| use_case.as_str()),
+                "transport": rule.transports.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
     let node = json!({"version": env!("CARGO_PKG_VERSION"), "uptime_s": hub.uptime().as_secs(), "broker": hub.broker_name()});
-    let state = json!({"node": node, "connections": counts(&hub.sessions_by_wire()), "channels": channels});
+    let state = json!({"node": node, "connections": counts(&hub.sessions_by_wire()), "channels": channels, "rules": rules});
     json_response(200, state.to_string())
 }

@@ -16,9 +16,6 @@ use crate::config::{AllowedOrigins, BrokerKind, Config, ConfigError};
 use crate::listener::{self, Serving};
 use crate::live;
 
-/// Open files that are left for everything but clients.
-const OWN_FILES: usize = 128;
-
 /// Why a node could not be put together or served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -104,15 +101,18 @@ pub(crate) async fn serve(
         .map_err(|source| Error::Listen { address, source })?;
     let address = listener.local_addr()?;
     let files = raise_open_files();
-    // Each connection takes a file, and the process needs some for itself.
-    let connections = config
-        .limits
-        .connections
-        .min(usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(OWN_FILES));
-    tracing::info!(%address, open_files = files, connections, broker = hub.broker_name(), "listening");
+    let limit = config.limits.connections;
+    tracing::info!(%address, open_files = files, connections = limit, broker = hub.broker_name(), "listening");
+    if files < limit as u64 {
+        tracing::warn!(
+            open_files = files,
+            connections = limit,
+            "the limit of open files is below limits.connections: raise it with ulimit -n"
+        );
+    }
     let trusted = config.clone();
     let serving = Serving {
-        connections,
+        connections: limit,
         drain: config.drain,
         trusts: Arc::new(move |peer| trusted.trusts(peer)),
     };

@@ -141,6 +141,7 @@ class Pane {
   /** An event of the channel. `past`: it came with the history, before the line was open. */
   event({ id, event, key, text, past }) {
     this.events += 1;
+    showStage();
     this.add({ kind: past ? "past" : "fresh", id, name: event, key, text });
   }
 
@@ -286,6 +287,7 @@ class Listener {
     this.losses = 0;
     this.at(cursor);
     this.pane.state("live", "live", true);
+    $("hero-listening").textContent = "This page listens to that channel already, over every transport that its rule offers.";
     this.pane.control("subscribed", resumed ? "resumed: nothing is missing since the cursor" : "from here on nothing is missed without a word", cursor);
   }
 
@@ -543,21 +545,29 @@ showTwins(panes);
 
 const stage = { channel: null, listeners: [], reachable: true };
 
+/** Puts the panes in the place of the empty page. */
+function showStage() {
+  $("hero").hidden = true;
+  $("stage").hidden = false;
+}
+
 /**
  * Shows `channel`: first what its history holds, then both streams from exactly there on. That is how a page is best built:
  * the answer to the history carries the cursor with which its stream starts.
+ * `quietly`: behind the empty page, which gives way to the first event.
  */
-async function choose(channel) {
+async function choose(channel, { quietly = false } = {}) {
   for (const listener of stage.listeners) listener.stop();
   stage.listeners = [];
   stage.channel = channel;
-  $("hero").hidden = true;
-  $("stage").hidden = false;
   $("stage-channel").textContent = channel;
   $("publish-channel").value = channel;
-  const hash = `#${channel}`;
-  if (location.hash !== hash) history.replaceState(null, "", hash);
-  document.title = `${channel} · Airwave`;
+  if (!quietly) {
+    showStage();
+    const hash = `#${channel}`;
+    if (location.hash !== hash) history.replaceState(null, "", hash);
+    document.title = `${channel} · Airwave`;
+  }
   showSnippets(channel);
   markChosen();
   for (const pane of panes) {
@@ -708,8 +718,7 @@ $("publish-channel").addEventListener("change", () => {
   if (fault) publishResult("bad", fault);
   else {
     publishResult("", "");
-    // Before the first event the empty page stays as it is: publishing chooses the channel.
-    if (stage.channel !== null && stage.channel !== channel) choose(channel);
+    if (stage.channel !== channel) choose(channel);
   }
 });
 
@@ -724,8 +733,8 @@ function showNode({ node, connections }) {
   $("node-version").textContent = node.version;
   $("node-broker").textContent = node.broker;
   $("node-uptime").textContent = duration(node.uptime_s);
-  $("node-sse").textContent = connections.sse.toLocaleString("en");
-  $("node-websocket").textContent = connections.websocket.toLocaleString("en");
+  $("node-sse").textContent = (connections.sse ?? 0).toLocaleString("en");
+  $("node-websocket").textContent = (connections.websocket ?? 0).toLocaleString("en");
 }
 
 function duration(total) {
@@ -792,14 +801,15 @@ function fillChannel(button, { events, bytes, listeners, ended, use_case: useCas
   if (ended) facts.push(["ended", "ended"]);
   if (useCase) facts.push(["", useCase]);
   facts.push(["", `${events.toLocaleString("en")} ${events === 1 ? "event" : "events"}`], ["", size(bytes)]);
+  const { sse = 0, websocket = 0 } = listeners;
   const who = [];
-  if (listeners.sse > 0 || transport.includes("sse")) who.push([listeners.sse > 0 ? "sse" : "nobody", `SSE ${listeners.sse}`]);
-  if (listeners.websocket > 0 || transport.includes("websocket")) who.push([listeners.websocket > 0 ? "websocket" : "nobody", `WS ${listeners.websocket}`]);
+  if (sse > 0 || transport.includes("sse")) who.push([sse > 0 ? "sse" : "nobody", `SSE ${sse}`]);
+  if (websocket > 0 || transport.includes("websocket")) who.push([websocket > 0 ? "websocket" : "nobody", `WS ${websocket}`]);
   const text = JSON.stringify([facts, who, cursor]);
   if (button.dataset.shows === text) return;
   button.dataset.shows = text;
   const whoPart = element("span", "who");
-  whoPart.title = `listening now: ${listeners.sse} over SSE, ${listeners.websocket} over WebSocket`;
+  whoPart.title = `listening now: ${sse} over SSE, ${websocket} over WebSocket`;
   whoPart.append(...who.map(([className, part]) => element("span", className, part)));
   button.title = `cursor ${cursor}`;
   button.lastElementChild.replaceChildren(whoPart, ...facts.map(([className, part]) => element("span", className, part)));
@@ -810,6 +820,53 @@ function markChosen() {
 }
 
 $("channels-filter").addEventListener("input", showChannels);
+
+let shownRules = "";
+function showRules(rules) {
+  const text = JSON.stringify(rules);
+  if (text === shownRules) return;
+  shownRules = text;
+  $("rules-card").hidden = rules.length === 0;
+  $("rules").replaceChildren(
+    ...rules.map(({ match, use_case: useCase, transport }) => {
+      const button = element("button", "rule");
+      button.type = "button";
+      button.title = "Choose a channel of this rule";
+      const facts = element("span", "facts");
+      if (useCase) facts.append(element("span", "", useCase));
+      for (const { name, title } of transports) if (transport.includes(name)) facts.append(element("span", name, title));
+      button.append(element("span", "pattern", match), facts);
+      button.addEventListener("click", () => {
+        $("publish-channel").value = exampleOf(match);
+        $("publish-channel").focus();
+        $("publish-channel").select();
+      });
+      const item = element("li");
+      item.append(button);
+      return item;
+    }),
+  );
+}
+
+/** A channel that the pattern matches: `orders/{id}` makes `orders/demo`. */
+function exampleOf(pattern) {
+  return /^\{\*?\w+\}$/.test(pattern) ? "hello" : pattern.replace(/\{\*?\w+\}/g, "demo");
+}
+
+/** The first thing to show: the channel in which something happened last, or a first channel to try. */
+function begin(rules) {
+  if (latest.length > 0) {
+    choose(latest.reduce((a, b) => (BigInt(b.cursor) > BigInt(a.cursor) ? b : a)).name);
+    return;
+  }
+  const example = rules.length > 0 ? exampleOf(rules[0].match) : "hello";
+  $("hero-curl").textContent = curlPublish(example);
+  // The address that the command takes for granted need not be typed.
+  const usual = ["http://127.0.0.1:8080/", "http://localhost:8080/"].includes(origin);
+  $("hero-airwave").textContent = `airwave publish ${example} --event greeting '{"text":"hi"}'${usual ? "" : ` --url ${origin}`}`;
+  $("hero").hidden = false;
+  choose(example, { quietly: true });
+}
 
 let pollTimer;
 async function poll() {
@@ -822,7 +879,8 @@ async function poll() {
     latest = state.channels;
     showNode(state);
     showChannels();
-    if (stage.channel === null && latest.length > 0) choose(latest[0].name);
+    showRules(state.rules ?? []);
+    if (stage.channel === null) begin(state.rules ?? []);
     else if (!stage.reachable) choose(stage.channel);
   } catch {
     $("node-state").dataset.state = "unreachable";
@@ -851,9 +909,6 @@ function showSnippets(channel) {
 function curlPublish(channel) {
   return `curl ${origin}publish -H 'content-type: application/json' \\\n  -d '{"channel":"${channel}","event":"greeting","data":{"text":"hi"}}'`;
 }
-
-$("hero-curl").textContent = curlPublish("hello");
-$("hero-airwave").textContent = `airwave publish hello '{"text":"hi"}'`;
 
 for (const button of document.querySelectorAll(".copy")) {
   button.addEventListener("click", async () => {
