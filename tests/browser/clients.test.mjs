@@ -142,23 +142,44 @@ describe("the ws package", () => {
     assert.equal(socket.readyState, WebSocket.OPEN);
   });
 
-  const cases = [
-    ["a channel that no rule matches", "channels/nobody/knows", null, 4404, "unknown-channel"],
-    ["a channel of another transport", "channels/sse-only/x", null, 4406, "wrong-transport"],
-    ["a frame that is no JSON", "socket", "{nonsense", 4400, "bad-request"],
-    ["a frame of an unknown type", "socket", '{"type":"dance"}', 4400, "bad-request"],
-    ["a message over its limit", "socket", "x".repeat(64 * 1024 + 1), 1009, null],
-    ["a binary frame that is cut short", "socket", Buffer.from([1, 200, 65]), 4400, "bad-request"],
+  const closing = [
+    ["a channel that no rule matches", "channels/nobody/knows", [], 4404, "unknown-channel"],
+    ["a channel of another transport", "channels/sse-only/x", [], 4406, "wrong-transport"],
+    ["a frame far over the limit of messages", "socket", ["x".repeat(256 * 1024)], 1009, null],
+    ["text that is not UTF-8", "socket", [Buffer.from([0xc3, 0x28])], 1007, null],
+    ["more frames at once than the burst", "socket", Array.from({ length: 500 }, (_, id) => JSON.stringify({ type: "ping", id })), 4429, null],
   ];
-  for (const [what, path, message, code, said] of cases) {
+  for (const [what, path, messages, code, said] of closing) {
     test(`close code ${code}: ${what}`, async (t) => {
       const server = await Server.start(t);
       const { socket, heard } = await connect(t, `${server.url}/${path}`);
-      if (message !== null) socket.send(message);
+      for (const message of messages) socket.send(message, { binary: false });
       const closed = await heard.first(({ type }) => type === "close", "close");
       assert.equal(closed.code, code);
       const errors = heard.entries.filter(({ frame }) => frame?.type === "error").map(({ frame }) => frame.code);
-      if (said !== null) assert.deepEqual(errors, [said]);
+      assert.deepEqual(errors, said === null ? [] : [said]);
+    });
+  }
+
+  const answered = [
+    ["a frame that is no JSON", "{nonsense", "bad-request", null],
+    ["a frame of an unknown type", '{"type":"dance","id":3}', "bad-request", 3],
+    ["a message over its limit", JSON.stringify({ type: "send", id: 3, channel: "both/x", event: "say", text: "x".repeat(65 * 1024) }), "too-large", 3],
+    ["a name that is no channel's", '{"type":"subscribe","id":3,"channel":"a//b"}', "bad-request", 3],
+    ["a channel that no rule matches", '{"type":"subscribe","id":3,"channel":"nobody/knows"}', "unknown-channel", 3],
+    ["a binary frame that is cut short", Buffer.from([1, 200, 65]), "bad-request", null],
+  ];
+  for (const [what, message, code, id] of answered) {
+    test(`an error, and the conversation goes on: ${what}`, async (t) => {
+      const server = await Server.start(t);
+      const { socket, heard, frame, say } = await connect(t, `${server.url}/socket`);
+      socket.send(message);
+      const error = await frame(({ type }) => type === "error", "error");
+      assert.deepEqual([error.code, error.id], [code, id]);
+      assert.ok(error.message.length > 0);
+      say({ type: "ping", id: 4 });
+      assert.deepEqual(await frame(({ id }) => id === 4, "pong"), { type: "pong", id: 4 });
+      assert.equal(heard.entries.length, 2);
     });
   }
 

@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), "../../..");
 const targetDir = resolve(root, process.env.CARGO_TARGET_DIR ?? "target");
-const binary = process.env.AIRWAVE_BIN ?? join(targetDir, "debug", "airwave");
+export const binary = process.env.AIRWAVE_BIN ?? join(targetDir, "debug", "airwave");
 export const screenshots = process.env.AIRWAVE_TEST_SCREENSHOTS ?? join(targetDir, "screenshots");
 
 /** Rules for every use that the tests make of channels. `more` are lines that stand before them. */
