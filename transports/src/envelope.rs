@@ -345,7 +345,7 @@ mod tests {
             let data = if json { Data::json(&text).unwrap() } else { Data::text(text.clone()) };
             let event = Event { position: Position(7), previous: Position(6), message: Message::new(EventName::new("e").unwrap(), data) };
             let line = envelope(&ChannelName::new("a/b").unwrap(), &event);
-            prop_assert!(!line.chars().any(|c| c.is_control() || c == '\u{2028}' || c == '\u{2029}'));
+            prop_assert!(!line.chars().any(|c| c.is_control() || c == '\u{2028}' || c == '\u{2029}'), "{line:?}");
             let value: serde_json::Value = serde_json::from_str(&line).unwrap();
             prop_assert_eq!(value[if json { "data" } else { "text" }].as_str(), Some(text.as_str()));
         }
