@@ -32,6 +32,9 @@ impl ServerArgs {
     }
 }
 
+/// A connection that takes requests.
+pub(super) type Connection = SendRequest<Full<Bytes>>;
+
 /// Where the server is.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Server {
@@ -43,7 +46,7 @@ pub(super) struct Server {
 
 impl Server {
     /// Takes the URL apart. The error never shows it: it may hold a password.
-    fn parse(url: &str) -> Result<Self, String> {
+    pub(super) fn parse(url: &str) -> Result<Self, String> {
         const EXAMPLE: &str = "write for example http://127.0.0.1:8080";
         let uri: Uri = url.parse().map_err(|_| format!("is no URL; {EXAMPLE}"))?;
         match uri.scheme_str() {
@@ -86,8 +89,8 @@ impl Server {
         }
     }
 
-    /// A connection that takes requests. It ends when the sender is dropped.
-    pub(super) async fn open(&self) -> Result<SendRequest<Full<Bytes>>, String> {
+    /// A connection that takes requests. It ends when it is dropped.
+    pub(super) async fn open(&self) -> Result<Connection, String> {
         let stream = self.connect().await?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
         // What goes wrong with the connection is told to whoever waits for an answer.

@@ -88,6 +88,7 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
     }
     let mut listener = Listener {
         server,
+        out: std::io::stdout(),
         printer: Printer {
             format: match (args.json, args.raw) {
                 (true, _) => Format::Json,
@@ -105,6 +106,7 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
             ended: HashSet::new(),
         },
         backoff: Backoff::default(),
+        told: String::new(),
     };
     // Ctrl-C is left to the system: what has been printed is out, and nothing needs to be undone.
     block_on(async {
@@ -458,18 +460,20 @@ impl Over {
 const SILENCE: Duration = Duration::from_secs(50);
 const LARGEST_ERROR: usize = 1 << 20;
 
-struct Listener {
+struct Listener<W> {
     server: Server,
+    out: W,
     printer: Printer,
     place: Place,
     backoff: Backoff,
+    /// What was said last: the same trouble again is not news, until it has been over.
+    told: String,
 }
 
-impl Listener {
+impl<W: Write> Listener<W> {
     async fn listen(&mut self, chosen: Option<Transport>) -> Result<(), Stop> {
         let mut transport = chosen.unwrap_or(Transport::Sse);
         let mut switched = false;
-        let mut last_trouble = String::new();
         loop {
             let over = match transport {
                 Transport::Sse => self.over_sse().await,
@@ -494,10 +498,9 @@ impl Listener {
                     }));
                 }
                 Over::Lost { why, wait } => {
-                    // The same trouble again is not news.
-                    if why != last_trouble {
+                    if why != self.told {
                         say(&format!("{}: {why}; trying again", self.server));
-                        last_trouble = why;
+                        self.told = why;
                     }
                     let pause = self.backoff.next();
                     sleep(wait.unwrap_or(pause)).await;
@@ -516,8 +519,7 @@ impl Listener {
                 break;
             }
         }
-        let mut stdout = std::io::stdout().lock();
-        match stdout.write_all(&out).and_then(|()| stdout.flush()) {
+        match self.out.write_all(&out).and_then(|()| self.out.flush()) {
             Ok(()) => over,
             Err(error) => Some(Over::Stop(Stop::of_output(error))),
         }
@@ -544,6 +546,7 @@ impl Listener {
                 resumed,
             } => {
                 self.backoff.reset();
+                self.told.clear();
                 let how = if resumed { "resumed" } else { "listening" };
                 say(&printable(&format!("{channel}: {how} after {cursor}")));
                 self.place.cursors.insert(channel, cursor);
@@ -755,6 +758,7 @@ fn of_close(frame: Option<&CloseFrame>) -> Over {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::fake::{Act, play};
     use super::*;
     use proptest::prelude::*;
 
@@ -900,6 +904,132 @@ mod tests {
         assert!(!two.has_ended());
         two.ended.extend(["a".to_owned(), "b".to_owned()]);
         assert!(two.has_ended());
+    }
+
+    fn listener(server: Server, channels: &[&str]) -> Listener<Vec<u8>> {
+        Listener {
+            server,
+            out: Vec::new(),
+            printer: Printer {
+                format: Format::Line,
+                name_channel: channels.len() > 1,
+                left: None,
+            },
+            place: place(channels),
+            backoff: Backoff::default(),
+            told: String::new(),
+        }
+    }
+
+    fn printed(listener: &Listener<Vec<u8>>) -> &str {
+        std::str::from_utf8(&listener.out).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_broke_off_goes_on_after_its_last_id() {
+        let (server, requests) = play(vec![
+            Act::stream("retry: 1\nid: 5\nevent: airwave.subscribed\ndata: {\"channel\":\"a\",\"cursor\":\"5\",\"resumed\":true}\n\nid: 6\nevent: e\ndata: x\n\nid: 7\nevent: e\ndata: cut"),
+            Act::HangUp,
+            Act::stream("retry: 1\nevent: airwave.error\ndata: {\"code\":\"unavailable\",\"message\":\"later\"}\n\n"),
+            Act::stream("id: 7\nevent: e\ndata: y\n\nid: 8\nevent: airwave.end\ndata: {\"channel\":\"a\",\"cursor\":\"8\"}\n\n"),
+        ])
+        .await;
+        let mut listener = listener(server, &["a"]);
+        listener.place.given = Some("5".into());
+        listener.listen(None).await.unwrap();
+        assert_eq!(printed(&listener), "6 e x\n7 e y\n");
+        let heads: Vec<String> = requests.await.unwrap().into_iter().map(|request| request.head).collect();
+        assert!(heads[0].starts_with("get /channels/a?after=5 ") && !heads[0].contains("last-event-id"));
+        for head in &heads[1..] {
+            assert!(
+                head.starts_with("get /channels/a ") && head.contains("last-event-id: 6"),
+                "{head}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn an_ended_channel_and_a_refusal_end_it() {
+        let (server, _) = play(vec![Act::Answer("204 No Content", "", String::new())]).await;
+        listener(server, &["a"]).listen(None).await.unwrap();
+
+        let error = json!({"error": {"code": "forbidden", "message": "not you"}});
+        let (server, _) = play(vec![Act::json("403 Forbidden", &error)]).await;
+        let stop = listener(server, &["a"]).listen(None).await.unwrap_err();
+        assert!(matches!(stop, Stop::Failed(why) if why == "not you (forbidden)"));
+    }
+
+    #[tokio::test]
+    async fn a_count_ends_it_in_the_middle_of_what_came() {
+        let (server, _) = play(vec![Act::stream("id: 1\ndata: x\n\nid: 2\ndata: y\n\nid: 3\ndata: z\n\n")]).await;
+        let mut listener = listener(server, &["a"]);
+        listener.printer.left = Some(2);
+        listener.listen(Some(Transport::Sse)).await.unwrap();
+        assert_eq!(printed(&listener), "1 message x\n2 message y\n");
+    }
+
+    #[tokio::test]
+    async fn a_chosen_transport_is_not_left() {
+        let error = json!({"error": {"code": "wrong-transport", "message": "m", "transport": "websocket", "url": "/"}});
+        let (server, _) = play(vec![Act::json("406 Not Acceptable", &error)]).await;
+        let stop = listener(server, &["a"]).listen(Some(Transport::Sse)).await.unwrap_err();
+        assert!(matches!(stop, Stop::Failed(why) if why.contains("--transport websocket")));
+    }
+
+    /// The server sends the client from SSE to WebSocket, drains in the middle, and is told the right cursors afterwards.
+    #[tokio::test]
+    async fn a_websocket_goes_on_from_each_cursor() {
+        let (tcp, server) = super::super::fake::bind().await;
+        let fake = tokio::spawn(async move {
+            let (mut stream, _) = tcp.accept().await.unwrap();
+            let body = json!({"error": {"code": "wrong-transport", "message": "m", "transport": "websocket"}}).to_string();
+            let answer = format!("HTTP/1.1 406 Not Acceptable\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes())
+                .await
+                .unwrap();
+
+            let mut commands = Vec::new();
+            for frames in [
+                &[
+                    "{\"channel\":\"a\",\"id\":\"5\",\"event\":\"e\",\"data\":1}",
+                    "{\"type\":\"heartbeat\"}",
+                ][..],
+                &[
+                    "{\"channel\":\"b\",\"id\":\"9\",\"event\":\"e\",\"text\":\"x\"}",
+                    "{\"type\":\"end\",\"channel\":\"a\",\"cursor\":\"5\"}",
+                    "{\"type\":\"end\",\"channel\":\"b\",\"cursor\":\"9\"}",
+                ],
+            ] {
+                let (stream, _) = tcp.accept().await.unwrap();
+                let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+                for _ in 0..2 {
+                    let Message::Text(text) = socket.next().await.unwrap().unwrap() else {
+                        panic!()
+                    };
+                    commands.push(serde_json::from_str::<Value>(&text).unwrap());
+                }
+                for frame in frames {
+                    socket.send(Message::text(*frame)).await.unwrap();
+                }
+                let close = CloseFrame {
+                    code: 1012.into(),
+                    reason: "retry=1".into(),
+                };
+                let _ = socket.close(Some(close)).await;
+                while let Some(Ok(_)) = socket.next().await {}
+            }
+            commands
+        });
+        let mut listener = listener(server, &["a", "b"]);
+        listener.listen(None).await.unwrap();
+        assert_eq!(printed(&listener), "a 5 e 1\nb 9 e x\n");
+        let after: Vec<Value> = fake
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|command| command["after"].clone())
+            .collect();
+        assert_eq!(after, [Value::Null, Value::Null, json!("5"), Value::Null]);
     }
 
     #[test]

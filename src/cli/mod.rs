@@ -3,6 +3,8 @@
 
 mod check;
 mod client;
+#[cfg(test)]
+mod fake;
 mod listen;
 mod publish;
 mod serve;

@@ -13,13 +13,12 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1::SendRequest;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::client::{Backoff, Server, ServerArgs, chance, channel_name};
+use super::client::{Backoff, Connection, Server, ServerArgs, chance, channel_name};
 use super::{Stop, block_on, say};
 
 pub(super) const HELP: &str = "\
@@ -98,7 +97,7 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
         connection: None,
     };
     let cursor = if args.lines {
-        block_on(publisher.lines(&template, args.json, args.end))?
+        block_on(publisher.lines(read_lines(), &template, args.json, args.end))?
     } else {
         let data = one(args.data.as_deref(), args.binary.as_deref(), args.json, args.text, args.end)?;
         Some(block_on(publisher.one(&template, data, args.end))?)
@@ -355,7 +354,7 @@ struct Publisher {
     server: Server,
     authorization: Option<HeaderValue>,
     retry_for: Duration,
-    connection: Option<SendRequest<Full<Bytes>>>,
+    connection: Option<Connection>,
 }
 
 /// Tries until the time is up, and says so in a line when it begins and when it is over.
@@ -401,10 +400,20 @@ impl Publisher {
         }
     }
 
-    /// One request and its answer, once. An error leaves open whether it was done.
+    /// One request and its answer. An error leaves open whether it was done.
     async fn attempt(&mut self, body: Bytes) -> Result<(StatusCode, Bytes), String> {
+        // A connection that has been quiet may have been closed by the server just now, which is no trouble worth a word.
+        if let Some(connection) = self.connection.take().filter(|connection| !connection.is_closed())
+            && let Ok(answer) = self.exchange(Some(connection), body.clone()).await
+        {
+            return Ok(answer);
+        }
+        self.exchange(None, body).await
+    }
+
+    async fn exchange(&mut self, connection: Option<Connection>, body: Bytes) -> Result<(StatusCode, Bytes), String> {
         let exchange = async {
-            let mut connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
+            let mut connection = match connection {
                 Some(connection) => connection,
                 None => self.server.open().await?,
             };
@@ -456,9 +465,14 @@ impl Publisher {
         }
     }
 
-    /// Publishes standard input until it ends.
-    async fn lines(&mut self, template: &Template, json: bool, end: bool) -> Result<Option<String>, Stop> {
-        let mut lines = read_lines();
+    /// Publishes all lines. The last cursor.
+    async fn lines(
+        &mut self,
+        mut lines: mpsc::Receiver<String>,
+        template: &Template,
+        json: bool,
+        end: bool,
+    ) -> Result<Option<String>, Stop> {
         let (mut cursor, mut failed, mut number) = (None, 0u64, 0);
         let mut waiting: Vec<String> = Vec::new();
         let mut items: Vec<Item> = Vec::new();
@@ -579,6 +593,7 @@ fn next_line(from: &mut impl BufRead) -> std::io::Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::fake::{Act, Seen, bind, play, read};
     use super::*;
     use proptest::prelude::*;
     use serde_json::{Value, json};
@@ -712,6 +727,151 @@ mod tests {
         let body = json!([{"error": {"code": "ended", "message": "over"}}, {"error": {"code": "ended", "message": "over"}}]);
         let ended = outcome(two(), StatusCode::CONFLICT, body.to_string().as_bytes());
         assert_eq!(ended.stop.as_deref(), Some("line 1: over (ended)"));
+    }
+
+    fn publisher(server: Server, retry_for: Duration) -> Publisher {
+        Publisher {
+            server,
+            authorization: None,
+            retry_for,
+            connection: None,
+        }
+    }
+
+    fn done(cursor: &str) -> Value {
+        json!({"channel": "logs/app", "cursor": cursor, "duplicate": false})
+    }
+
+    fn unavailable() -> Value {
+        json!({"error": {"code": "unavailable", "message": "no broker"}})
+    }
+
+    /// The idempotency keys of a request's publications.
+    fn keys(seen: &Seen) -> Vec<String> {
+        let body: Value = serde_json::from_str(&seen.body).unwrap();
+        let all = body.as_array().cloned().unwrap_or_else(|| vec![body]);
+        all.iter()
+            .map(|item| item["idempotency_key"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    const PATIENT: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn one_event_is_sent_under_one_key_until_it_is_answered() {
+        let (server, requests) = play(vec![
+            Act::HangUp,
+            Act::json("503 Service Unavailable", &unavailable()),
+            Act::Answer("502 Bad Gateway", "", "<html>".into()),
+            Act::json("200 OK", &done("17")),
+        ])
+        .await;
+        let mut publisher = publisher(server, PATIENT);
+        publisher.authorization = Some(HeaderValue::from_static("Bearer t0ken"));
+        let cursor = publisher.one(&template(), Some(Data::Text("x".into())), false).await.unwrap();
+        assert_eq!(cursor, "17");
+        let requests = requests.await.unwrap();
+        assert_eq!(requests.len(), 4);
+        for request in &requests {
+            assert!(request.head.starts_with("post /publish http/1.1\r\n"), "{}", request.head);
+            assert!(request.head.contains("authorization: bearer t0ken"));
+            assert_eq!(keys(request), ["run-0"]);
+        }
+    }
+
+    /// The server answers and then closes its side, as it does with a connection that has been quiet for long.
+    #[tokio::test]
+    async fn a_connection_that_went_stale_is_no_trouble() {
+        let (tcp, server) = bind().await;
+        let fake = tokio::spawn(async move {
+            for _ in 0..2 {
+                let (mut stream, _) = tcp.accept().await.unwrap();
+                read(&mut stream).await;
+                let body = done("1").to_string();
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes())
+                    .await
+                    .unwrap();
+            }
+        });
+        // Without patience the first error would be the end.
+        let mut publisher = publisher(server, Duration::ZERO);
+        for _ in 0..2 {
+            assert_eq!(publisher.one(&template(), None, true).await.unwrap(), "1");
+            assert!(publisher.connection.is_some());
+        }
+        fake.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_not_tried_again() {
+        let error = json!({"error": {"code": "ended", "message": "it is over"}});
+        let (server, requests) = play(vec![Act::json("409 Conflict", &error)]).await;
+        let stop = publisher(server, PATIENT).one(&template(), None, true).await.unwrap_err();
+        assert!(matches!(stop, Stop::Failed(why) if why == "it is over (ended)"));
+        assert_eq!(requests.await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn patience_ends() {
+        let (listener, server) = bind().await;
+        // Nobody listens there any more.
+        drop(listener);
+        let stop = publisher(server, Duration::ZERO)
+            .one(&template(), None, true)
+            .await
+            .unwrap_err();
+        assert!(matches!(stop, Stop::Failed(why) if why.contains("connection refused; gave up")));
+    }
+
+    #[tokio::test]
+    async fn lines_go_on_where_the_answer_left_them() {
+        let too_large = json!({"error": {"code": "too-large", "message": "too long"}});
+        let (server, requests) = play(vec![
+            Act::HangUp,
+            Act::json("207 Multi-Status", &json!([done("1"), unavailable(), too_large])),
+            Act::json("200 OK", &json!([done("2")])),
+            Act::json("200 OK", &done("3")),
+        ])
+        .await;
+        let (sender, lines) = mpsc::channel(10);
+        for line in ["a", "b", "c"] {
+            sender.send(line.to_owned()).await.unwrap();
+        }
+        drop(sender);
+        let stop = publisher(server, PATIENT)
+            .lines(lines, &template(), false, true)
+            .await
+            .unwrap_err();
+        assert!(matches!(stop, Stop::Failed(why) if why == "1 of 3 lines were not published"));
+        let requests = requests.await.unwrap();
+        let sent: Vec<_> = requests.iter().map(keys).collect();
+        assert_eq!(
+            sent,
+            [
+                vec!["run-1", "run-2", "run-3"],
+                vec!["run-1", "run-2", "run-3"],
+                vec!["run-2"],
+                vec!["run-0"]
+            ]
+        );
+        assert!(requests[3].body.contains("\"end\":true"));
+    }
+
+    #[tokio::test]
+    async fn lines_of_json_are_checked_one_by_one() {
+        let (server, requests) = play(vec![Act::json("200 OK", &json!([done("1"), done("2")]))]).await;
+        let (sender, lines) = mpsc::channel(10);
+        for line in ["{\"a\":1}", "{", "2"] {
+            sender.send(line.to_owned()).await.unwrap();
+        }
+        drop(sender);
+        let stop = publisher(server, PATIENT)
+            .lines(lines, &template(), true, false)
+            .await
+            .unwrap_err();
+        assert!(matches!(stop, Stop::Failed(why) if why == "1 of 3 lines were not published"));
+        assert_eq!(keys(&requests.await.unwrap()[0]), ["run-1", "run-3"]);
     }
 
     #[test]

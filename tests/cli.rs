@@ -1,0 +1,406 @@
+//! The `airwave` binary as a user has it: a real server on a port of its own, real clients, their output and exit codes.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+/// Far longer than anything here takes; only what hangs meets it.
+const AGES: &str = "120s";
+const AGES_TIME: Duration = Duration::from_secs(120);
+
+/// A folder of its own, gone when it is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("airwave-cli-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn with(file: &str) -> Self {
+        let folder = Self::new();
+        std::fs::write(folder.0.join("airwave.toml"), file).unwrap();
+        folder
+    }
+
+    /// `airwave` with these words, in this folder, with no setting from outside.
+    fn airwave(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_airwave"));
+        command.args(words).current_dir(&self.0).stdin(Stdio::null());
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("AIRWAVE_") || text == "RUST_LOG" {
+                command.env_remove(&name);
+            }
+        }
+        command
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that does not outlive its test.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let started = std::time::Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < AGES_TIME, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Everything that is printed until the end, and the exit code.
+    fn output(&mut self) -> (String, Option<i32>) {
+        let mut text = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        (text, self.wait().code())
+    }
+
+    #[cfg(unix)]
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.0.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Lines as they come, from a thread, so that a test can wait for one.
+fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+fn wait_for(lines: &Receiver<String>, part: &str) -> String {
+    loop {
+        let line = lines
+            .recv_timeout(AGES_TIME)
+            .unwrap_or_else(|_| panic!("no line with {part:?}"));
+        if line.contains(part) {
+            return line;
+        }
+    }
+}
+
+struct Server {
+    process: Running,
+    url: String,
+    folder: Folder,
+    log: Receiver<String>,
+}
+
+impl Server {
+    fn start() -> Self {
+        Self::start_in(Folder::new(), &[])
+    }
+
+    fn start_in(folder: Folder, variables: &[(&str, &str)]) -> Self {
+        let mut command = folder.airwave(&["--listen", "127.0.0.1:0"]);
+        command.envs(variables.iter().copied());
+        let mut process = Running::start(&mut command);
+        let out = lines(process.0.stdout.take().unwrap());
+        let log = lines(process.0.stderr.take().unwrap());
+        let line = out.recv_timeout(AGES_TIME).unwrap();
+        let url = line
+            .strip_prefix("airwave listening on ")
+            .unwrap_or_else(|| panic!("{line}"))
+            .to_owned();
+        Self {
+            process,
+            url,
+            folder,
+            log,
+        }
+    }
+
+    fn client(&self, words: &[&str]) -> Command {
+        let mut command = self.folder.airwave(words);
+        command.env("AIRWAVE_URL", &self.url);
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.client(words).output().unwrap()
+    }
+
+    /// The cursor of what was published.
+    fn publish(&self, words: &[&str]) -> String {
+        let output = self.run(&[&["publish"], words].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A listener that is confirmed.
+    fn listen(&self, words: &[&str]) -> (Running, Receiver<String>) {
+        let mut process = Running::start(&mut self.client(&[&["listen", "--for", AGES], words].concat()));
+        let said = lines(process.0.stderr.take().unwrap());
+        wait_for(&said, "listening after");
+        (process, said)
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn what_is_published_is_heard_over_both_transports() {
+    let server = Server::start();
+    for transport in ["sse", "websocket"] {
+        let channel = format!("both/{transport}");
+        let (mut listener, _said) = server.listen(&[&channel, "--transport", transport]);
+        std::fs::write(server.folder.0.join("bin"), [0, 255]).unwrap();
+        let first = server.publish(&[&channel, "{\"n\": 1}", "--event", "count"]);
+        let second = server.publish(&[&channel, "two\nlines"]);
+        let third = server.publish(&[&channel, "--binary", "bin"]);
+        server.publish(&[&channel, "--end"]);
+        let (printed, code) = listener.output();
+        let expected = format!("{first} count {{\"n\": 1}}\n{second} message two\\nlines\n{third} message AP8=\n");
+        assert_eq!((printed, code), (expected, Some(0)), "{transport}");
+
+        // A cursor that was printed is one to go on from; an ended channel ends the listener, and takes nothing more.
+        let again = server.run(&[
+            "listen",
+            &channel,
+            "--transport",
+            transport,
+            "--after",
+            &first,
+            "--raw",
+            "--for",
+            AGES,
+        ]);
+        assert_eq!(
+            (again.stdout, again.status.code()),
+            (b"two\nlines\n\0\xff\n".to_vec(), Some(0)),
+            "{transport}"
+        );
+        let refused = server.run(&["publish", &channel, "x"]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(text(&refused.stderr).contains("(ended)"), "{}", text(&refused.stderr));
+    }
+}
+
+#[test]
+fn lines_arrive_in_order_on_one_stream_of_several_channels() {
+    // More than one request, and less than history holds: a slow machine must not make a gap.
+    const MANY: usize = 900;
+    let server = Server::start();
+    let count = MANY.to_string();
+    let over = |transport: &str| server.listen(&["log/a", "log/b", "--transport", transport, "--count", &count, "--json"]);
+    let (mut sse, sse_said) = over("sse");
+    let (mut websocket, websocket_said) = over("websocket");
+    // The second channel's confirmation; the first has been waited for.
+    wait_for(&sse_said, "listening after");
+    wait_for(&websocket_said, "listening after");
+
+    let mut publisher = Running::start(
+        server
+            .client(&["publish", "log/b", "--lines", "--event", "line"])
+            .stdin(Stdio::piped()),
+    );
+    let mut input = publisher.0.stdin.take().unwrap();
+    for i in 0..MANY {
+        writeln!(input, "line {i}").unwrap();
+    }
+    drop(input);
+    let (cursor, code) = publisher.output();
+    assert_eq!(code, Some(0));
+
+    for (mut printed, name) in [(sse.output(), "sse"), (websocket.output(), "websocket")] {
+        assert_eq!(printed.1, Some(0), "{name}");
+        let events: Vec<serde_json::Value> = printed.0.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(events.len(), MANY, "{name}");
+        for (i, event) in events.iter().enumerate() {
+            assert_eq!(
+                (&event["channel"], &event["text"]),
+                (&"log/b".into(), &format!("line {i}").into()),
+                "{name}"
+            );
+        }
+        assert_eq!(events[MANY - 1]["id"], cursor.trim(), "{name}");
+        printed.0.clear();
+    }
+}
+
+#[test]
+fn a_token_opens_publishing_and_nothing_shows_it() {
+    const TOKEN: &str = "correct-horse-battery-staple";
+    let file = "[[channels]]\nmatch = \"open/{id}\"\nuse_case = \"feed\"\n";
+    let server = Server::start_in(
+        Folder::with(file),
+        &[("AIRWAVE_PUBLISH_TOKEN", TOKEN), ("AIRWAVE_LOG_LEVEL", "trace")],
+    );
+    let without = server.run(&["publish", "open/1", "x"]);
+    assert_eq!(without.status.code(), Some(1));
+    assert!(text(&without.stderr).contains("(unauthorized)"), "{}", text(&without.stderr));
+    let output = server
+        .client(&["publish", "open/1", "x"])
+        .env("AIRWAVE_PUBLISH_TOKEN", TOKEN)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let unknown = server.run(&["listen", "closed", "--for", AGES]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(
+        text(&unknown.stderr).contains("(unknown-channel)"),
+        "{}",
+        text(&unknown.stderr)
+    );
+
+    let Server { process, log, .. } = server;
+    drop(process);
+    let log: Vec<String> = log.iter().collect();
+    assert!(!log.is_empty() && !log.iter().any(|line| line.contains(TOKEN)), "{log:#?}");
+}
+
+#[test]
+fn the_transport_is_the_one_that_the_server_names() {
+    let file = "[[channels]]\nmatch = \"chat/{id}\"\nuse_case = \"chat\"\n";
+    let server = Server::start_in(Folder::with(file), &[]);
+    let (mut listener, _said) = server.listen(&["chat/1", "--count", "1"]);
+    let cursor = server.publish(&["chat/1", "hi"]);
+    assert_eq!(listener.output(), (format!("{cursor} message hi\n"), Some(0)));
+    let wrong = server.run(&["listen", "chat/1", "--transport", "sse", "--for", AGES]);
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(
+        text(&wrong.stderr).contains("--transport websocket"),
+        "{}",
+        text(&wrong.stderr)
+    );
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_listener_quietly() {
+    let server = Server::start();
+    let (mut listener, said) = server.listen(&["pipe"]);
+    let stdout: ChildStdout = listener.0.stdout.take().unwrap();
+    drop(stdout);
+    server.publish(&["pipe", "x"]);
+    assert_eq!(listener.wait().code(), Some(0));
+    assert_eq!(said.iter().collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[test]
+fn too_few_events_in_the_time_are_an_error() {
+    let server = Server::start();
+    let none = server.run(&["listen", "quiet", "--for", "1ms"]);
+    assert_eq!(none.status.code(), Some(0));
+    let few = server.run(&["listen", "quiet", "--for", "1ms", "--count", "1"]);
+    assert_eq!(few.status.code(), Some(1));
+    assert!(
+        text(&few.stderr).ends_with("airwave: 0 of 1 events\n"),
+        "{}",
+        text(&few.stderr)
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_the_server_well_with_listeners_on_it() {
+    for signal in ["-TERM", "-INT"] {
+        let mut server = Server::start();
+        let (_sse, sse_said) = server.listen(&["drain", "--transport", "sse"]);
+        let (_websocket, websocket_said) = server.listen(&["drain", "--transport", "websocket"]);
+        server.process.signal(signal);
+        wait_for(&sse_said, "the stream ended; trying again");
+        wait_for(&websocket_said, "closed (1012 retry=");
+        assert_eq!(server.process.wait().code(), Some(0), "{signal}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_starts_nothing() {
+    let folder = Folder::with("[limits]\nconections = 5\n[[channels]]\nmatch = \"a\"\nuse_case = \"chat\"\n");
+    let expected = "airwave: configuration refused\n\
+                    airwave.toml:2:1: \"conections\" is unknown in [limits]; did you mean \"connections\"?\n";
+    for words in [&["check"][..], &["serve"], &[]] {
+        let output = folder.airwave(words).output().unwrap();
+        assert_eq!(
+            (text(&output.stderr).as_str(), output.status.code()),
+            (expected, Some(2)),
+            "{words:?}"
+        );
+        assert!(output.stdout.is_empty());
+    }
+    let output = folder.airwave(&["check", "--config", "other.toml"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        text(&output.stderr).starts_with("airwave: cannot read other.toml: "),
+        "{}",
+        text(&output.stderr)
+    );
+    let output = Folder::new().airwave(&["serve", "--listen", "0.0.0.0:0"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--listen: 0.0.0.0:0 can be reached from other machines"));
+}
+
+#[test]
+fn check_shows_what_is_in_force() {
+    let folder = Folder::with("[[channels]]\nmatch = \"a/{id}\"\nuse_case = \"chat\"\nhistory.events = 9\n");
+    let output = folder
+        .airwave(&["check", "--log", "debug"])
+        .env("AIRWAVE_DRAIN", "3s")
+        .output()
+        .unwrap();
+    let shown = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(!shown.contains('\x1b'), "no colours in a pipe");
+    let rows: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    for row in [
+        &["history.events", "9", "airwave.toml:4"][..],
+        &["transport", "websocket", "use", "case", "chat"],
+        &["drain", "3s", "AIRWAVE_DRAIN"],
+        &["log.level", "debug", "--log"],
+    ] {
+        assert!(rows.iter().any(|found| found == row), "{row:?} in\n{shown}");
+    }
+    let output = folder.airwave(&["check", "--json"]).output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["rules"][0]["history"]["events"]["value"], 9);
+}
+
+#[test]
+fn an_address_in_use_is_said() {
+    let server = Server::start();
+    let address = server.url.strip_prefix("http://").unwrap();
+    let output = server.folder.airwave(&["serve", "--listen", address]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains(&format!("cannot listen on {address}")),
+        "{}",
+        text(&output.stderr)
+    );
+}
