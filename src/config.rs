@@ -58,14 +58,15 @@ pub struct Config {
     /// Whose pages may listen and send besides the server's own.
     pub origins: AllowedOrigins,
     /// What backends show to publish over HTTP; `None`: anyone who reaches the server may, which [`Config::check`] allows
-    /// on loopback addresses only, or where `publish_open` says so.
+    /// only where [`Config::is_local`] holds or `publish_open` says so.
     pub publish_token: Option<Secret>,
     /// Anyone who reaches the server may publish, though it can be reached from other machines. If that is false and there
     /// is no token, nobody may publish over HTTP there, and a file must say that it means so (`open = false`).
     pub publish_open: bool,
-    /// The peers (reverse proxies) whose word about the client's address is taken.
+    /// The peers (reverse proxies) whose word about the client's address is taken. If there are any, other machines reach
+    /// the server whatever address it listens on.
     pub trusted_proxies: Vec<Network>,
-    /// Whether the page that shows the channels live is served. Default: on loopback addresses only.
+    /// Whether the page that shows the channels live is served. Default: as [`Config::is_local`].
     pub live_page: bool,
     /// How the log is written.
     pub log: LogConfig,
@@ -177,7 +178,7 @@ impl Config {
         if !config.provenance.is_set("live_page") {
             config.live_page = config.is_local();
             if !config.live_page {
-                config.provenance.set("live_page", Origin::Implied("listens beyond loopback"));
+                config.provenance.set("live_page", Origin::Implied("other machines reach it"));
             }
         }
         config.check()?;
@@ -248,16 +249,23 @@ impl Config {
             );
         }
         if !self.is_local() {
+            let (key, reached) = if self.listens_on_loopback() {
+                (
+                    "trusted_proxies",
+                    format!("{} can be reached from other machines through a proxy", self.listen),
+                )
+            } else {
+                ("listen", format!("{} can be reached from other machines", self.listen))
+            };
             if self.is_zero_config() {
-                problem("listen", format!("{} {ZERO_CONFIG_IS_LOCAL}", self.listen));
+                problem(key, format!("{reached}, {ZERO_CONFIG_IS_LOCAL}"));
             } else if self.publish_token.is_none() && !self.publish_open && !self.provenance.is_set("publish.open") {
                 problem(
-                    "listen",
+                    key,
                     format!(
-                        "{} can be reached from other machines, and anyone there could publish; write a token of at least 16 characters \
+                        "{reached}, and anyone there could publish; write a token of at least 16 characters \
                          (openssl rand -hex 32) as [publish] token = \"…\" or AIRWAVE_PUBLISH_TOKEN; or say it with [publish] open = true \
-                         (anyone may publish over HTTP) or open = false (nobody may)",
-                        self.listen
+                         (anyone may publish over HTTP) or open = false (nobody may)"
                     ),
                 );
             }
@@ -269,8 +277,12 @@ impl Config {
         }
     }
 
-    /// Whether only this machine can reach the server.
+    /// Whether only this machine can reach the server: it listens on loopback, and no proxy is said to stand before it.
     pub fn is_local(&self) -> bool {
+        self.listens_on_loopback() && self.trusted_proxies.is_empty()
+    }
+
+    fn listens_on_loopback(&self) -> bool {
         self.listen.ip().to_canonical().is_loopback()
     }
 
@@ -338,8 +350,8 @@ impl Config {
     }
 }
 
-const ZERO_CONFIG_IS_LOCAL: &str = "can be reached from other machines, and without a configuration file every client may listen and \
-    publish on every channel; write an airwave.toml that says which channels there are, for example\n    \
+const ZERO_CONFIG_IS_LOCAL: &str = "and without a configuration file every client may listen and publish on every channel; \
+    write an airwave.toml that says which channels there are, for example\n    \
     [publish]\n    token = \"…\"                # at least 16 characters: openssl rand -hex 32\n    \
     [[channels]]\n    match = \"orders/{id}\"\n    use_case = \"job-status\"";
 

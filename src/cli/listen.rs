@@ -976,6 +976,23 @@ mod tests {
         assert!(matches!(stop, Stop::Failed(why) if why.contains("--transport websocket")));
     }
 
+    #[tokio::test]
+    async fn channels_without_a_transport_in_common_are_no_endless_search() {
+        let elsewhere = |name: &str| {
+            let error = json!({"error": {"code": "wrong-transport", "message": "m", "transport": name}});
+            Act::json("406 Not Acceptable", &error)
+        };
+        // The third would be met by whoever goes on searching.
+        let (server, _) = play(vec![
+            elsewhere("websocket"),
+            elsewhere("sse"),
+            Act::Answer("403 Forbidden", "", String::new()),
+        ])
+        .await;
+        let stop = listener(server, &["a", "b"]).listen(None).await.unwrap_err();
+        assert!(matches!(stop, Stop::Failed(why) if why.contains("no transport in common")));
+    }
+
     /// The server sends the client from SSE to WebSocket, drains in the middle, and is told the right cursors afterwards.
     #[tokio::test]
     async fn a_websocket_goes_on_from_each_cursor() {

@@ -207,6 +207,10 @@ fn without_a_file_everything_goes_on_loopback_and_nothing_beyond() {
     .unwrap_err()
     .to_string();
     assert!(error.starts_with("AIRWAVE_LISTEN: [::]:80 can be reached"), "{error}");
+    // Written down, the same rule is somebody's decision.
+    let written = "[publish]\ntoken = \"0123456789abcdef\"\n[[channels]]\nmatch = \"{*channel}\"\ntransport = [\"sse\", \"websocket\"]\n\
+                   history = { events = 1000, age = \"1h\" }\nsend = \"publish\"\n";
+    assert!(with_env(Some(written), &[("AIRWAVE_LISTEN", "[::]:80")]).is_ok());
     assert!(with_env(None, &[("AIRWAVE_LISTEN", "[::1]:80")]).unwrap().live_page);
     assert!(with_env(None, &[("AIRWAVE_LISTEN", "[::ffff:127.0.0.1]:80")]).is_ok());
 }
@@ -223,7 +227,7 @@ fn beyond_loopback_publishing_needs_a_token_or_a_word() {
     );
     let config = with_env(Some(&open), &[("AIRWAVE_PUBLISH_TOKEN", "0123456789abcdef")]).unwrap();
     assert!(!config.live_page, "the live page is for loopback unless somebody asks for it");
-    assert_eq!(config.origin("live_page").to_string(), "listens beyond loopback");
+    assert_eq!(config.origin("live_page").to_string(), "other machines reach it");
     assert!(
         with_env(Some(&open), &[("AIRWAVE_PUBLISH_OPEN", "true")])
             .unwrap()
@@ -235,6 +239,25 @@ fn beyond_loopback_publishing_needs_a_token_or_a_word() {
         &format!("publish = {{ token = \"0123456789abcdef\", open = true }}\n{ONE_RULE}"),
         "airwave.toml:1:48: publish.open = true lets everybody publish, and publish.token asks for a token; remove one of them",
     );
+}
+
+/// On loopback behind a proxy, what comes through the proxy comes from anywhere.
+#[test]
+fn a_proxy_before_it_makes_a_loopback_server_public() {
+    let behind = format!("trusted_proxies = [\"127.0.0.1\"]\n{ONE_RULE}");
+    let [error] = &refusals(&behind)[..] else { panic!() };
+    assert!(
+        error.starts_with(
+            "airwave.toml:1:19: 127.0.0.1:8080 can be reached from other machines through a proxy, and anyone there could publish"
+        ),
+        "{error}"
+    );
+    let config = with_env(Some(&behind), &[("AIRWAVE_PUBLISH_TOKEN", "0123456789abcdef")]).unwrap();
+    assert!(!config.live_page && !config.is_local());
+    let error = with_env(None, &[("AIRWAVE_TRUSTED_PROXIES", "127.0.0.1")])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("through a proxy, and without a configuration file"), "{error}");
 }
 
 #[test]
@@ -621,7 +644,8 @@ fn a_missing_file_is_named() {
 #[test]
 fn networks_hold_their_addresses() {
     let holds = |network: &str, address: &str| {
-        let config = with_env(None, &[("AIRWAVE_TRUSTED_PROXIES", network)]).unwrap();
+        let variables = [("AIRWAVE_TRUSTED_PROXIES", network), ("AIRWAVE_PUBLISH_OPEN", "false")];
+        let config = with_env(Some(ONE_RULE), &variables).unwrap();
         config.trusts(address.parse().unwrap())
     };
     assert!(holds("10.0.0.0/8", "10.255.0.1") && !holds("10.0.0.0/8", "11.0.0.1"));
