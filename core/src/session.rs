@@ -181,6 +181,8 @@ pub struct Joined {
     seat: Seat,
     next: u64,
     cursor: Position,
+    /// Where the listener stands as long as it has not been told more: before a gap that it has not heard of.
+    stands_at: Position,
     resumed: bool,
     catch_up: Option<Box<CatchUp>>,
     over: bool,
@@ -257,6 +259,10 @@ impl Joiner {
                 seat,
                 next,
                 cursor,
+                stands_at: match after {
+                    After::Position(position) if position != Position::ZERO => position,
+                    _ => cursor,
+                },
                 resumed,
                 catch_up,
                 over,
@@ -402,22 +408,48 @@ impl Session {
         self.subscriptions.iter().any(|s| s.seat.log.name == *channel)
     }
 
+    /// Begins to deliver several channels, each after its confirmation. The cursor of the first confirmation already knows them all: a listener that is
+    /// cut off after it must not come back as one that never heard of the others.
+    pub fn add_all(&mut self, joined: Vec<Joined>) {
+        for joined in &joined {
+            self.stamp_at(&joined.seat.log.name, joined.stands_at);
+        }
+        for joined in joined {
+            self.add(joined, None);
+        }
+    }
+
+    /// Sets the channel's part of the stream's cursor, where the format has one; gives its index.
+    fn stamp_at(&mut self, name: &ChannelName, position: Position) -> usize {
+        if self.stamp.is_none() {
+            return 0;
+        }
+        match self.cursor.iter().position(|(known, _)| known == name) {
+            Some(index) => {
+                self.cursor[index].1 = position;
+                index
+            }
+            None => {
+                self.cursor.push((name.clone(), position));
+                self.cursor.len() - 1
+            }
+        }
+    }
+
     /// Begins to deliver a channel, after its confirmation. `id`: the client's number of the command.
     pub fn add(&mut self, joined: Joined, id: Option<u64>) {
         let Joined {
             seat,
             next,
             cursor,
+            stands_at: _,
             resumed,
             catch_up,
             over,
             mut goodbye,
         } = joined;
         let name = seat.log.name.clone();
-        let stamp_index = self.cursor.len();
-        if self.stamp.is_some() {
-            self.cursor.push((name.clone(), cursor));
-        }
+        let stamp_index = self.stamp_at(&name, cursor);
         let stamp = self.stamp_cursor();
         let retry = self.connection.hub.retry_hint();
         self.notice(&Notice::Subscribed {

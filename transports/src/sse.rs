@@ -183,9 +183,7 @@ async fn serve(hub: &Hub, wire: &WireHandle, parts: &Parts, channels: Vec<(Chann
         *response.status_mut() = StatusCode::NO_CONTENT;
         return Ok(response);
     }
-    for joined in joined {
-        session.add(joined, None);
-    }
+    session.add_all(joined);
     let mut response = stream_response(Body::empty());
     if parts.method != Method::HEAD {
         let unclaimed = Unclaimed(Arc::new(Mutex::new(Some(session))));

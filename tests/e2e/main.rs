@@ -1,0 +1,11 @@
+//! End to end: a real node on real sockets, and what its clients hear.
+
+#![allow(clippy::unwrap_used)]
+
+/// The node, its clients, and the ways by which a client comes to its events.
+mod support;
+
+/// Who hears what: every event once and in order, late joiners, conflation, the end of a channel.
+mod delivery;
+/// Coming back: no gap, no duplicate, one cursor for all transports, and gaps that are announced.
+mod resume;
