@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 /// The node, its clients, and the ways by which a client comes to its events.
+#[allow(dead_code)]
 mod support;
 
 /// Who hears what: every event once and in order, late joiners, conflation, the end of a channel.
