@@ -142,6 +142,8 @@ impl Builder {
     /// # Errors
     /// [`Error::Config`]: the configuration is not acceptable; [`Error::Pattern`]: a pattern is not one.
     pub async fn build(self) -> Result<Airwave> {
+        // A configuration that was put together in code has not been checked yet.
+        self.config.check()?;
         let mut handlers = Vec::with_capacity(self.handlers.len());
         for (pattern, handler) in self.handlers {
             handlers.push((pattern.parse().map_err(Error::Pattern)?, handler));

@@ -82,6 +82,7 @@ pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
 /// # Errors
 /// The address cannot be listened on.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>, ready: impl FnOnce(SocketAddr)) -> Result<(), Error> {
+    config.check()?;
     let hub = hub(&config, None, Vec::new());
     let app = routes(&config, &hub, false);
     serve(&config, hub, app, shutdown, ready).await

@@ -201,9 +201,22 @@ async fn publish_all(http: &Http, parts: &Parts, body: Body) -> Result<Response,
     let (mut done, mut first_error) = (0, None);
     let count = publications.len();
     let mut answers = Vec::with_capacity(count);
+    // Behind a failure that may pass nothing more is tried in that channel: whoever repeats the failed ones keeps their order.
+    let mut stopped: Vec<String> = Vec::new();
     // One after the other: what stands first in the array stands first in its channel.
     for publication in publications {
-        answers.push(match publish_one(&http.hub, publication).await {
+        let channel = publication.channel.to_string();
+        let result = if stopped.contains(&channel) {
+            Err(Refusal::unavailable(
+                "not tried, because an earlier publication to this channel failed: repeat both, in order",
+            ))
+        } else {
+            publish_one(&http.hub, publication).await
+        };
+        if result.as_ref().is_err_and(|refusal| refusal.code == Code::Unavailable) && !stopped.contains(&channel) {
+            stopped.push(channel);
+        }
+        answers.push(match result {
             Ok(answer) => {
                 done += 1;
                 answer
