@@ -202,18 +202,19 @@ impl State {
     }
 
     fn replay(&self, after: Option<Position>, limit: usize) -> Replay {
-        let oldest_previous = self.kept.front().map_or(self.head, |oldest| oldest.event.previous);
+        // What is kept begins after this position: the head, if nothing is.
+        let begin = self.kept.front().map_or(self.head, |oldest| oldest.event.previous);
         let (range, complete) = match after {
             Some(after) => {
                 let first_after = self.kept.partition_point(|kept| kept.event.position <= after);
                 let held = first_after > 0 && self.kept[first_after - 1].event.position == after;
                 let end = self.kept.len().min(first_after.saturating_add(limit));
                 // Equality, not `<=`: a position within the range that is not there was lost.
-                (first_after..end, held || after == self.head || after == oldest_previous)
+                (first_after..end, held || after == begin)
             }
             None => {
                 let first = self.kept.len().saturating_sub(limit);
-                (first..self.kept.len(), first == 0 && oldest_previous == self.birth)
+                (first..self.kept.len(), first == 0 && begin == self.birth)
             }
         };
         Replay {
@@ -434,6 +435,8 @@ mod tests {
         publish(&broker, "a", say("x".repeat(97))).await;
         assert_eq!(replay(&broker, "a", None).await.events.len(), 0);
 
+        // Not only after the next sweep.
+        lock(&broker.shared.sweep).task.take().unwrap().abort();
         publish(&broker, "a", say("old")).await;
         tokio::time::advance(MINUTE / 2).await;
         let old = publish(&broker, "a", say("new")).await;
@@ -502,6 +505,18 @@ mod tests {
         assert_eq!(remembered(&broker), 0);
     }
 
+    #[tokio::test]
+    async fn a_channel_that_is_used_again_before_it_is_forgotten_stays() {
+        let broker = keeping(10, MINUTE, usize::MAX);
+        replay(&broker, "a", None).await;
+        let channel = broker.shared.open(&name("a"));
+        assert!(!broker.shared.forget(&channel, Instant::now()));
+        assert!(Arc::ptr_eq(&channel, &broker.shared.open(&name("a"))));
+        assert!(broker.shared.forget(&channel, Instant::now() + A_WHILE));
+        assert!(lock(&channel.state).forgotten, "whoever still holds it can tell");
+        assert!(!Arc::ptr_eq(&channel, &broker.shared.open(&name("a"))));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_forgotten_channel_comes_back_above_all_that_it_gave() {
         let broker = keeping(10, MINUTE, usize::MAX);
@@ -510,6 +525,7 @@ mod tests {
         lock(&broker.shared.open(&name("a")).state).head = ahead;
         let last = publish(&broker, "a", say("the clock was an hour ahead")).await;
         assert!(last > ahead);
+        publish(&broker, "forgotten-after-it", say("one")).await;
         tokio::time::sleep(A_WHILE).await;
         assert_eq!(remembered(&broker), 0);
 
@@ -570,6 +586,13 @@ mod tests {
         broker.shared.sweep(later);
         broker.shared.sweep(later);
         assert_eq!(remembered(&broker), 0);
+
+        for n in 0..SWEEP_WORK + 10 {
+            replay(&broker, &format!("{n}"), None).await;
+        }
+        broker.shared.sweep(later);
+        assert_eq!(remembered(&broker), 10);
+        broker.shared.sweep(later);
 
         for n in 0..2 * SWEEP_WORK + 10 {
             publish(&broker, "long", say("one").with_idempotency_key(key(&n.to_string()))).await;
