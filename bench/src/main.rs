@@ -215,6 +215,7 @@ fn run(cli: Cli) -> Result<bool, String> {
     if cli.common.pin {
         settings.pinning = Some(Pinning::new()?);
     }
+    let machine = process::machine();
     let milliseconds = Duration::from_millis;
     let report = match cli.command {
         Command::Fanout {
@@ -260,11 +261,11 @@ fn run(cli: Cli) -> Result<bool, String> {
             };
             scenario::paced(&settings, shape)?
         }
-        Command::All { pacing, write } => return all(&settings, pacing, write),
+        Command::All { pacing, write } => return all(&settings, pacing, write, &machine),
         // They returned above.
         Command::ServeRaw | Command::ServeAxum => return Ok(true),
     };
-    println!("{}.\n\n{}", process::machine(), report.markdown());
+    println!("{machine}.\n\n{}", report.markdown());
     Ok(report.faults().is_empty())
 }
 
@@ -279,7 +280,7 @@ fn fanout(transport: Transport, listeners: usize, pacing: Pacing) -> Paced {
     }
 }
 
-fn all(settings: &Settings, pacing: Pacing, write: Option<PathBuf>) -> Result<bool, String> {
+fn all(settings: &Settings, pacing: Pacing, write: Option<PathBuf>, machine: &str) -> Result<bool, String> {
     if let Some(path) = &write {
         // Not after minutes of measuring.
         replace_measured(&read(path)?, "").map_err(|error| format!("{}: {error}", path.display()))?;
@@ -400,23 +401,21 @@ fn all(settings: &Settings, pacing: Pacing, write: Option<PathBuf>) -> Result<bo
         });
         add(&mut reports, report)?;
     }
-    let mut text = format!(
-        "Measured with `airwave-bench` {} on {}.\n",
-        env!("CARGO_PKG_VERSION"),
-        process::machine()
-    );
     // Writing to a String cannot fail.
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "Measured with `airwave-bench` {} on {machine}.",
+        env!("CARGO_PKG_VERSION")
+    );
     let _ = write!(text, "\n### Budgets\n\n{}", table::budgets(&budgets));
+    println!("{text}");
     for report in &reports {
         let _ = write!(text, "\n{}", report.markdown());
     }
-    match write {
-        Some(path) => {
-            let file = replace_measured(&read(&path)?, &text).map_err(|error| format!("{}: {error}", path.display()))?;
-            std::fs::write(&path, file).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-            println!("{}", table::budgets(&budgets));
-        }
-        None => println!("\n{text}"),
+    if let Some(path) = write {
+        let file = replace_measured(&read(&path)?, &text).map_err(|error| format!("{}: {error}", path.display()))?;
+        std::fs::write(&path, file).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
     Ok(reports.iter().all(|report| report.faults().is_empty()))
 }

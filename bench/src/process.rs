@@ -161,7 +161,10 @@ impl Server {
         }
         let line = lines
             .recv_timeout(Duration::from_secs(20))
-            .map_err(|_| format!("{kind} did not say where it listens: {}", self.stderr()))?;
+            .map_err(|_| match self.child.try_wait() {
+                Ok(Some(status)) => format!("{kind} ended ({status}) without saying where it listens: {}", self.stderr()),
+                _ => format!("{kind} did not say where it listens within 20 s: {}", self.stderr()),
+            })?;
         line.strip_prefix("airwave listening on http://")
             .and_then(|address| address.trim_end().parse().ok())
             .ok_or_else(|| {
@@ -244,6 +247,27 @@ pub fn own_cpu() -> Result<Duration, String> {
     cpu(std::process::id())
 }
 
+/// Processor time that anybody has used on this machine, the hypervisor's other guests (steal) included.
+pub fn everybodys_cpu() -> Result<Duration, String> {
+    let text = fs::read_to_string("/proc/stat").map_err(|error| format!("cannot read /proc/stat: {error}"))?;
+    let ticks = busy_ticks(&text).ok_or("/proc/stat is not what it should be")?;
+    Ok(in_seconds(ticks))
+}
+
+/// user + nice + system + irq + softirq + steal out of /proc/stat: all but idle and waiting for disks.
+fn busy_ticks(stat: &str) -> Option<u64> {
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    let fields: Vec<u64> = line.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
+    let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = fields[..] else {
+        return None;
+    };
+    Some(user + nice + system + irq + softirq + steal)
+}
+
+fn in_seconds(ticks: u64) -> Duration {
+    Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
 fn cpu(process: u32) -> Result<Duration, String> {
     let path = format!("/proc/{process}/stat");
     let text = fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))?;
@@ -323,7 +347,7 @@ pub fn build_airwave() -> Result<PathBuf, String> {
     Ok(binary)
 }
 
-/// Processors, model and kernel, for the head of a report.
+/// Processors, model, kernel and load, for the head of a report.
 pub fn machine() -> String {
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -334,7 +358,9 @@ pub fn machine() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     // The part behind the version names somebody's build.
     let kernel = kernel.trim().split('-').next().unwrap_or_default();
-    format!("{processors} processors ({model}), Linux {kernel}, loopback")
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    format!("{processors} processors ({model}), Linux {kernel}, loopback; load average when it began: {load}")
 }
 
 #[cfg(test)]
@@ -355,6 +381,13 @@ mod tests {
         while own_cpu().unwrap_or_default() == before {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
+    }
+
+    #[test]
+    fn idle_time_is_not_busy() {
+        let stat = "cpu  1 2 4 1000 1000 8 16 32 0 0\ncpu0 9 9 9 9 9 9 9 9 0 0\n";
+        assert_eq!(busy_ticks(stat), Some(63));
+        assert_eq!(busy_ticks("intr 5"), None);
     }
 
     #[test]

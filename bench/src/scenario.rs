@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::check::Histogram;
 use crate::load::{Load, Pace, Transport};
-use crate::process::{Kind, Memory, Pinning, Server, own_cpu, raise_open_files};
+use crate::process::{Kind, Memory, Pinning, Server, everybodys_cpu, own_cpu, raise_open_files};
 use crate::publish::{Job, Publisher};
 use crate::table::{Column, Figure, Report};
 
@@ -35,6 +35,8 @@ pub struct Measured {
     pub cpu: Duration,
     /// The generator's processor time in the window.
     pub generator_cpu: Duration,
+    /// Processor time of everybody else on the machine in the window: what disturbs.
+    pub others_cpu: Duration,
     /// Length of the window.
     pub wall: Duration,
     /// Publish to receipt.
@@ -115,6 +117,11 @@ fn milliseconds(histogram: &Histogram, share: f64) -> Option<f64> {
     histogram.percentile(share).map(|nanoseconds| nanoseconds as f64 / 1e6)
 }
 
+/// Processor time in percent of one processor.
+fn busy(measured: &Measured, cpu: Duration) -> Option<f64> {
+    (!measured.wall.is_zero()).then(|| 100.0 * cpu.as_secs_f64() / measured.wall.as_secs_f64())
+}
+
 fn fault_columns() -> Vec<Column> {
     vec![
         Column::plain("lost", 0, |measured| Some(measured.lost as f64)),
@@ -134,9 +141,8 @@ fn rate_columns() -> Vec<Column> {
         Column::plain("max ms", 1, |measured| milliseconds(&measured.latency, 1.0)),
         Column::plain("publish p99 ms", 1, |measured| milliseconds(&measured.round_trip, 0.99)),
         Column::plain("encodes/event", 2, ENCODES),
-        Column::plain("generator busy %", 0, |measured| {
-            Some(100.0 * measured.generator_cpu.as_secs_f64() / measured.wall.as_secs_f64().max(1e-9))
-        }),
+        Column::plain("generator busy %", 0, |measured| busy(measured, measured.generator_cpu)),
+        Column::plain("others busy %", 0, |measured| busy(measured, measured.others_cpu)),
     ];
     columns.extend(fault_columns());
     columns
@@ -159,6 +165,7 @@ struct Run {
 struct Window {
     cpu: Duration,
     generator_cpu: Duration,
+    everybodys_cpu: Duration,
     begin: Instant,
     delivered: u64,
     published: u64,
@@ -256,6 +263,7 @@ impl Run {
             broker_reads,
             cpu: self.server.cpu()?,
             generator_cpu: own_cpu()?,
+            everybodys_cpu: everybodys_cpu()?,
             begin: Instant::now(),
             delivered: self.load.totals.delivered,
         });
@@ -269,6 +277,8 @@ impl Run {
             measured.wall = window.begin.elapsed();
             measured.cpu = self.server.cpu()?.saturating_sub(window.cpu);
             measured.generator_cpu = own_cpu()?.saturating_sub(window.generator_cpu);
+            let both = measured.cpu + measured.generator_cpu;
+            measured.others_cpu = everybodys_cpu()?.saturating_sub(window.everybodys_cpu).saturating_sub(both);
             measured.deliveries = self.load.totals.delivered - window.delivered;
             measured.events = self.published() - window.published;
             let grown = |name, before: Option<f64>| Some(self.server.metric(name)? - before?);
@@ -563,6 +573,7 @@ pub fn storm(
         Column::plain("CPU s", 2, CPU),
         Column::to_raw("CPU ÷ raw", CPU),
         Column::plain("broker reads", 0, BROKER_READS),
+        Column::plain("others busy %", 0, |measured| busy(measured, measured.others_cpu)),
         Column::plain("whole storm s", 2, |measured| Some(measured.wall.as_secs_f64())),
     ];
     columns.extend(fault_columns());
