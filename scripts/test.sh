@@ -187,7 +187,7 @@ if [[ -n $prepared ]]; then
   gate test 1500 cargo test --locked --workspace
 
   # Loom replaces the standard library's atomics throughout core, hence a build of its own.
-  if grep -rqE 'cfg\((.*[^a-z_])?loom\b' --include='*.rs' core/src; then
+  if grep -rq 'loom::model' --include='*.rs' core/src; then
     gate loom 900 env RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR="$target/loom" scripts/nonempty.sh \
       cargo test --locked -p airwave-core --lib loom
   else
