@@ -1,7 +1,7 @@
 //! WebSocket (RFC 6455): client and server converse.
 //!
 //! tungstenite reads: it unmasks, puts fragments together, checks UTF-8 and answers pings and closes. It writes nothing to the socket itself, but into
-//! [`Tap::replies`]; events are whole frames, encoded once and shared, and go to the socket as they are. So frames never mix, a connection
+//! `Tap::replies`; events are whole frames, encoded once and shared, and go to the socket as they are. So frames never mix, a connection
 //! needs no write buffer of its own, and everything that waits goes out in one write.
 
 use std::borrow::Cow;
