@@ -10,3 +10,11 @@ mod support;
 mod delivery;
 /// Coming back: no gap, no duplicate, one cursor for all transports, and gaps that are announced.
 mod resume;
+/// Every "no": its code, its form on each transport, origins and tokens.
+mod refusals;
+
+/// Backends publish and read history over HTTP.
+mod publish;
+
+/// What applications are asked, and what clients send.
+mod handlers;

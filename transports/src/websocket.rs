@@ -289,6 +289,12 @@ enum Done {
     },
 }
 
+/// What is still to be read of a frame that is not a [`Command`].
+#[derive(Deserialize)]
+struct Numbered {
+    id: Option<u64>,
+}
+
 /// A client's JSON frame.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -431,7 +437,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
                     self.refuse(id.filter(|id| *id <= MAX_ID), None, &refusal);
                 }
             }
-            Err(refusal) => self.refuse(None, None, &refusal),
+            Err(refusal) => {
+                // A client waits for the answer to its number, whatever else is wrong with the frame.
+                let numbered = serde_json::from_str::<Numbered>(text).ok();
+                let id = numbered.and_then(|frame| frame.id).filter(|id| *id <= MAX_ID);
+                self.refuse(id, None, &refusal);
+            }
         }
     }
 

@@ -399,6 +399,11 @@ fn refused(value: Value) -> Heard {
     }
 }
 
+/// `"data":null` is data.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    serde::Deserialize::deserialize(deserializer).map(Some)
+}
+
 /// The envelope: docs/protocol.md, section 5.
 pub fn envelope(text: &str) -> Event {
     #[derive(serde::Deserialize)]
@@ -407,7 +412,7 @@ pub fn envelope(text: &str) -> Event {
         channel: String,
         id: String,
         event: String,
-        #[serde(borrow)]
+        #[serde(borrow, default, deserialize_with = "present")]
         data: Option<&'a RawValue>,
         text: Option<String>,
         base64: Option<String>,

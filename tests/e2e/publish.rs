@@ -1,0 +1,209 @@
+//! Publishing over HTTP: docs/protocol.md, section 7.
+
+use serde_json::{Value, json};
+
+use crate::support::{Heard, Node, Way, config, http, rule, run};
+
+async fn publish(node: &Node, body: Value) -> Value {
+    let answer = node.post("/publish", &[], body.to_string()).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
+}
+
+#[test]
+fn one_publication() {
+    run(async {
+        let node = Node::new().await;
+        let mut sse = node.listen(Way::Sse, "a").await;
+        let mut websocket = node.listen(Way::WebSocket, "a").await;
+        let answer = publish(&node, json!({"channel": "a", "event": "e", "data": {"x": [1, null]}, "key": "k"})).await;
+        assert_eq!((&answer["channel"], &answer["duplicate"]), (&json!("a"), &json!(false)));
+        for listener in [&mut sse, &mut websocket] {
+            let event = listener.event().await;
+            assert_eq!((event.name.as_str(), event.text()), ("e", "{\"x\":[1,null]}"));
+            assert_eq!(json!(event.id), answer["cursor"]);
+        }
+        // The event's name has a default, and the payload its three forms.
+        publish(&node, json!({"channel": "a", "text": "a\nb"})).await;
+        publish(&node, json!({"channel": "a", "base64": "AAEC/w=="})).await;
+        publish(&node, json!({"channel": "a", "data": null})).await;
+        for listener in [&mut sse, &mut websocket] {
+            let event = listener.event().await;
+            assert_eq!((event.name.as_str(), event.text()), ("message", "a\nb"));
+            assert_eq!(listener.event().await.data, [0, 1, 2, 255]);
+            assert_eq!(listener.event().await.text(), "null");
+        }
+    });
+}
+
+#[test]
+fn an_array_is_answered_item_by_item() {
+    run(async {
+        let node = Node::of(config([rule("a/{id}", |_| {})])).await;
+        let mut listener = node.listen(Way::Sse, "a/1").await;
+        let (good, nobody, bad) = (
+            |n: u64| json!({"channel": "a/1", "data": n}),
+            json!({"channel": "b", "data": 1}),
+            json!({"channel": "a/1", "event": "airwave.forged", "data": 1}),
+        );
+        for (items, status) in [
+            (json!([good(1), good(2)]), 200),
+            (json!([good(3), nobody, good(4), bad]), 207),
+            (json!([nobody, bad]), 404),
+            (json!([bad, nobody]), 400),
+        ] {
+            let answer = node.post("/publish", &[], items.to_string()).await;
+            assert_eq!(answer.status, status, "{answer:?}");
+            let (items, answers) = (items.as_array().unwrap(), answer.json());
+            let answers = answers.as_array().unwrap();
+            assert_eq!(answers.len(), items.len());
+            for (item, answer) in items.iter().zip(answers) {
+                let fine = item["channel"] == "a/1" && item["event"].is_null();
+                assert_eq!(answer["cursor"].is_string(), fine, "{answer}");
+                assert_eq!(answer["error"]["code"].is_string(), !fine, "{answer}");
+            }
+        }
+        assert_eq!(listener.numbers(4).await, [1, 2, 3, 4]);
+        for (body, word) in [("[]".to_owned(), "1 to 1000"), (format!("[{}1]", "1,".repeat(1000)), "")] {
+            let answer = node.post("/publish", &[], body).await;
+            assert_eq!((answer.status, answer.error().as_str()), (400, "bad-request"));
+            assert!(answer.json()["error"]["message"].as_str().unwrap().contains(word), "{answer:?}");
+        }
+        let many: Vec<Value> = (0..1001).map(good).collect();
+        assert_eq!(node.post("/publish", &[], json!(many).to_string()).await.error(), "bad-request");
+        let many: Vec<Value> = (0..1000).map(good).collect();
+        assert_eq!(node.post("/publish", &[], json!(many).to_string()).await.status, 200);
+        assert_eq!(listener.numbers(1000).await, (0..1000).collect::<Vec<_>>());
+    });
+}
+
+/// P2: repeated with the same key, by header or in the body, it happens once.
+#[test]
+fn a_key_makes_repeating_harmless() {
+    run(async {
+        let node = Node::new().await;
+        let mut listener = node.listen(Way::WebSocket, "a").await;
+        let header = [("idempotency-key", "one")];
+        let first = node.post("/publish", &header, r#"{"channel":"a","data":1}"#).await.json();
+        let again = node.post("/publish", &header, r#"{"channel":"a","data":2}"#).await.json();
+        assert_eq!((&first["cursor"], &again["duplicate"]), (&again["cursor"], &json!(true)));
+        let in_body = publish(&node, json!({"channel": "a", "data": 3, "idempotency_key": "one"})).await;
+        assert_eq!(in_body["cursor"], first["cursor"]);
+        // What stands in the body counts more than the header; a key is of one channel.
+        let header = [("idempotency-key", "two")];
+        let body = r#"{"channel":"a","data":4,"idempotency_key":"one"}"#;
+        assert_eq!(node.post("/publish", &header, body).await.json()["duplicate"], true);
+        let other = publish(&node, json!({"channel": "b", "data": 5, "idempotency_key": "one"})).await;
+        assert_eq!(other["duplicate"], false);
+        publish(&node, json!({"channel": "a", "data": 6})).await;
+        assert_eq!(listener.numbers(2).await, [1, 6]);
+        // Many at once: one of them does it.
+        let posts = (0..20).map(|n| {
+            let body = json!({"channel": "a", "data": 100 + n, "idempotency_key": "crowd"}).to_string();
+            let address = node.own;
+            tokio::spawn(async move {
+                let json = [("content-type", "application/json")];
+                http::request(address, "POST", "/publish", &json, body.into()).await.json()
+            })
+        });
+        let mut answers = Vec::new();
+        for post in posts.collect::<Vec<_>>() {
+            answers.push(post.await.unwrap());
+        }
+        assert_eq!(answers.iter().filter(|answer| answer["duplicate"] == false).count(), 1);
+        assert!(answers.iter().all(|answer| answer["cursor"] == answers[0]["cursor"]));
+        let crowd = listener.event().await;
+        assert_eq!(json!(crowd.id), answers[0]["cursor"]);
+        for (key, status) in [("with space", 400), ("", 200), (&"k".repeat(256), 400), (&"k".repeat(255), 200)] {
+            let answer = node.post("/publish", &[("idempotency-key", key)], r#"{"channel":"a","data":1}"#).await;
+            assert_eq!(answer.status, status, "{key:?}");
+        }
+        let answer = node.post("/publish", &[("idempotency-key", "x")], r#"[{"channel":"a","data":1}]"#).await;
+        assert_eq!(answer.error(), "bad-request");
+    });
+}
+
+/// Event and end are two steps: repeated with one key after an unknown outcome, both have happened once.
+#[test]
+fn an_end_can_be_repeated_with_its_key() {
+    run(async {
+        let node = Node::new().await;
+        for (channel, body) in [
+            ("a", r#"{"channel":"a","data":1,"end":true,"idempotency_key":"k"}"#),
+            ("b", r#"{"channel":"b","end":true,"idempotency_key":"k"}"#),
+        ] {
+            let mut listener = node.listen(Way::Sse, channel).await;
+            let first = node.post("/publish", &[], body).await.json();
+            let again = node.post("/publish", &[], body).await.json();
+            assert_eq!((&first["cursor"], &first["duplicate"]), (&again["cursor"], &json!(false)));
+            assert_eq!(again["duplicate"], true, "{again}");
+            if channel == "a" {
+                assert_eq!(listener.number().await, 1);
+            }
+            let Heard::End { cursor, .. } = listener.next().await else {
+                panic!("not the end")
+            };
+            assert_eq!(json!(cursor), first["cursor"]);
+        }
+        // The event alone had happened, the end had not: the repetition ends it.
+        publish(&node, json!({"channel": "c", "data": 1, "idempotency_key": "k"})).await;
+        let answer = publish(&node, json!({"channel": "c", "data": 1, "end": true, "idempotency_key": "k"})).await;
+        assert_eq!(answer["duplicate"], true);
+        let page = node.get("/channels/c").await.json();
+        assert_eq!((&page["ended"], &page["cursor"]), (&json!(true), &answer["cursor"]));
+        assert_eq!(page["events"].as_array().unwrap().len(), 1);
+    });
+}
+
+/// docs/protocol.md, section 6.
+#[test]
+fn history_is_read_in_pages_and_continued_by_a_stream() {
+    run(async {
+        let node = Node::of_rule("{*all}", |rule| rule.history.events = 200).await;
+        for number in 0..120 {
+            node.publish("a", number).await;
+        }
+        let newest = node.get("/channels/a").await.json();
+        let numbers = |page: &Value| -> Vec<u64> {
+            let events = page["events"].as_array().unwrap();
+            events.iter().map(|event| event["data"].as_u64().unwrap()).collect()
+        };
+        assert_eq!(numbers(&newest), (70..120).collect::<Vec<_>>());
+        assert_eq!((&newest["complete"], &newest["more"], &newest["ended"]), (&json!(true), &json!(false), &json!(false)));
+        let first = node.get("/channels/a?limit=1000").await.json();
+        let mut cursor = first["events"][0]["id"].as_str().unwrap().to_owned();
+        let mut all = vec![0];
+        loop {
+            let page = node.get(&format!("/channels/a?limit=50&after={cursor}")).await.json();
+            all.extend(numbers(&page));
+            assert_eq!(page["complete"], true);
+            cursor = page["cursor"].as_str().unwrap().to_owned();
+            if page["more"] == false {
+                break;
+            }
+        }
+        assert_eq!(all, (0..120).collect::<Vec<_>>());
+        node.publish("a", 120).await;
+        for way in [Way::Sse, Way::WebSocket] {
+            let mut listener = node.resume(way, "a", &cursor).await;
+            assert!(listener.subscribed().await.resumed);
+            assert_eq!(listener.number().await, 120);
+        }
+        // A channel that nobody has heard of yet has a cursor to begin with.
+        let page = node.get("/channels/new").await.json();
+        let mut listener = node.resume(Way::Sse, "new", page["cursor"].as_str().unwrap()).await;
+        assert!(listener.subscribed().await.resumed);
+        for (query, word) in [
+            ("limit=0", "limit"),
+            ("limit=1001", "limit"),
+            ("limit=x", "limit"),
+            ("after=x", "after"),
+            ("after=-1", "after"),
+            ("limit=1&limit=2", "limit"),
+        ] {
+            let answer = node.get(&format!("/channels/a?{query}")).await;
+            assert_eq!((answer.status, answer.error().as_str()), (400, "bad-request"), "{query}");
+            assert!(answer.json()["error"]["message"].as_str().unwrap().contains(word));
+        }
+    });
+}
