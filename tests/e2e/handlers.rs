@@ -76,13 +76,21 @@ impl Handler for Room {
                 Data::Text(_) => "text",
                 Data::Binary(_) => "binary",
             })?),
-            "who" => Ok(Reply::json(&json!([user, client.transport.as_str(), channel.name().as_str()]))?),
+            "who" => Ok(Reply::json(&json!([
+                user,
+                client.transport.as_str(),
+                channel.name().as_str()
+            ]))?),
             _ => Err(Refusal::bad_request("this room knows say, raw, kind and who")),
         }
     }
 
     async fn unsubscribe(&self, client: &Client, channel: &Channel, reason: LeaveReason) {
-        self.note(format!("{} leaves {}: {reason:?}", client.user().unwrap(), channel.param("room").unwrap()));
+        self.note(format!(
+            "{} leaves {}: {reason:?}",
+            client.user().unwrap(),
+            channel.param("room").unwrap()
+        ));
     }
 }
 
@@ -105,10 +113,7 @@ async fn who_a_client_is_decides_what_it_may(way: Way) {
         assert_eq!(listener.number().await, 1);
     }
     node.open(way, "/channels/chat/1?token=ann").await.subscribed().await;
-    for (query, code, status, close) in [
-        ("", "unauthorized", 401, 4401),
-        ("?token=mallory", "forbidden", 403, 4403),
-    ] {
+    for (query, code, status, close) in [("", "unauthorized", 401, 4401), ("?token=mallory", "forbidden", 403, 4403)] {
         let path = format!("/channels/chat/1{query}");
         match node.try_open(way, &path, &[]).await {
             Err(answer) => assert_eq!((answer.status, answer.error().as_str()), (status, code)),
@@ -123,7 +128,11 @@ async fn who_a_client_is_decides_what_it_may(way: Way) {
     }
     // Channels of no handler are nobody's business.
     node.listen(way, "open/1").await;
-    let subscribes = room.notes().iter().filter(|note| note.contains("ann subscribes to 1")).count();
+    let subscribes = room
+        .notes()
+        .iter()
+        .filter(|note| note.contains("ann subscribes to 1"))
+        .count();
     assert_eq!(subscribes, 3);
 }
 
@@ -131,7 +140,10 @@ async fn unsubscribe_is_called_once_for_each_subscription(way: Way) {
     let (node, room) = chat().await;
     let leaves = |reason: &str| {
         let notes = room.notes();
-        notes.iter().filter(|note| note.contains("leaves") && note.ends_with(reason)).count()
+        notes
+            .iter()
+            .filter(|note| note.contains("leaves") && note.ends_with(reason))
+            .count()
     };
     let mut gone = node.open(way, "/channels/chat/1?token=ann").await;
     gone.subscribed().await;
@@ -146,7 +158,9 @@ async fn unsubscribe_is_called_once_for_each_subscription(way: Way) {
         let mut socket = node.open(way, "/socket?token=ann").await;
         socket.send(json!({"type": "subscribe", "id": 1, "channel": "chat/3"})).await;
         socket.subscribed().await;
-        socket.send(json!({"type": "unsubscribe", "id": 2, "channel": "chat/3"})).await;
+        socket
+            .send(json!({"type": "unsubscribe", "id": 2, "channel": "chat/3"}))
+            .await;
         socket.answer().await;
         until("who says so has left", || leaves("Unsubscribed") == 1).await;
         // And hears no more of it.
@@ -162,7 +176,11 @@ async fn unsubscribe_is_called_once_for_each_subscription(way: Way) {
     until("nobody is left", || node.airwave.hub().sessions() == 0).await;
     let notes = room.notes();
     for room in ["1", "2"] {
-        assert_eq!(notes.iter().filter(|note| note.contains(&format!("leaves {room}"))).count(), 1, "{notes:?}");
+        assert_eq!(
+            notes.iter().filter(|note| note.contains(&format!("leaves {room}"))).count(),
+            1,
+            "{notes:?}"
+        );
     }
 }
 
@@ -170,7 +188,14 @@ async fn unsubscribe_is_called_once_for_each_subscription(way: Way) {
 async fn send(node: &Node, way: Way, user: &str, message: Value) -> Result<Value, String> {
     if way.is_sse() {
         let headers = [("content-type", "application/json"), ("authorization", user)];
-        let answer = http::request(node.address(way), "POST", "/channels/chat/1", &headers, message.to_string().into()).await;
+        let answer = http::request(
+            node.address(way),
+            "POST",
+            "/channels/chat/1",
+            &headers,
+            message.to_string().into(),
+        )
+        .await;
         return match answer.status {
             200 => Ok(answer.json()["data"].clone()),
             _ => Err(answer.error()),
@@ -192,9 +217,14 @@ async fn a_message_reaches_the_handler_and_is_answered(way: Way) {
     let (node, _) = chat().await;
     let mut listener = node.open(way, "/channels/chat/1?token=ann").await;
     listener.subscribed().await;
-    let reply = send(&node, way, "Bearer bob", json!({"event": "say", "data": "hi"})).await.unwrap();
+    let reply = send(&node, way, "Bearer bob", json!({"event": "say", "data": "hi"}))
+        .await
+        .unwrap();
     let event = listener.event().await;
-    assert_eq!((event.name.as_str(), event.text()), ("said", "{\"by\":\"bob\",\"text\":\"hi\"}"));
+    assert_eq!(
+        (event.name.as_str(), event.text()),
+        ("said", "{\"by\":\"bob\",\"text\":\"hi\"}")
+    );
     assert_eq!(reply, json!({"cursor": event.id}));
     let done = send(&node, way, "Bearer bob", json!({"event": "raw", "text": "x\ny"})).await;
     assert_eq!((done, listener.event().await.text()), (Ok(Value::Null), "x\ny"));
@@ -205,7 +235,11 @@ async fn a_message_reaches_the_handler_and_is_answered(way: Way) {
     ] {
         assert_eq!(send(&node, way, "Bearer bob", message).await, Ok(json!(kind)));
     }
-    let transport = if way.is_sse() { TransportName::HTTP } else { TransportName::WEBSOCKET };
+    let transport = if way.is_sse() {
+        TransportName::HTTP
+    } else {
+        TransportName::WEBSOCKET
+    };
     let who = send(&node, way, "Bearer bob", json!({"event": "who", "data": 1})).await;
     assert_eq!(who, Ok(json!(["bob", transport.as_str(), "chat/1"])));
     for (user, message, code) in [
@@ -218,9 +252,17 @@ async fn a_message_reaches_the_handler_and_is_answered(way: Way) {
         ("Bearer bob", json!({"event": "say", "data": 1, "text": "x"}), "bad-request"),
         ("Bearer bob", json!({"event": "say", "base64": "?"}), "bad-request"),
         ("Bearer bob", json!({"event": "a\r\nb", "data": 1}), "bad-request"),
-        ("Bearer bob", json!({"event": "say", "data": 1, "key": "a\u{0}"}), "bad-request"),
+        (
+            "Bearer bob",
+            json!({"event": "say", "data": 1, "key": "a\u{0}"}),
+            "bad-request",
+        ),
     ] {
-        assert_eq!(send(&node, way, user, message.clone()).await, Err(code.to_owned()), "{message}");
+        assert_eq!(
+            send(&node, way, user, message.clone()).await,
+            Err(code.to_owned()),
+            "{message}"
+        );
     }
 }
 
@@ -236,7 +278,9 @@ fn without_a_handler_the_rule_decides() {
         .await;
         let mut listener = node.listen(Way::WebSocket, "publish/1").await;
         for (channel, outcome) in [("handler/1", 403), ("publish/1", 200), ("refuse/1", 403), ("nobody/1", 404)] {
-            let posted = node.post(&format!("/channels/{channel}"), &[], r#"{"event":"e","data":1,"key":"k"}"#).await;
+            let posted = node
+                .post(&format!("/channels/{channel}"), &[], r#"{"event":"e","data":1,"key":"k"}"#)
+                .await;
             assert_eq!(posted.status, outcome, "{channel}");
             let mut socket = node.open(Way::WebSocket, "/socket").await;
             socket
@@ -285,8 +329,12 @@ fn commands_are_answered_in_order() {
             }
         }
         // Without a number there is no reply; errors are told all the same.
-        socket.send(json!({"type": "send", "channel": "chat/1", "event": "who", "data": 1})).await;
-        socket.send(json!({"type": "send", "channel": "chat/1", "event": "what", "data": 1})).await;
+        socket
+            .send(json!({"type": "send", "channel": "chat/1", "event": "who", "data": 1}))
+            .await;
+        socket
+            .send(json!({"type": "send", "channel": "chat/1", "event": "what", "data": 1}))
+            .await;
         let answer = socket.answer().await;
         assert_eq!((&answer["type"], &answer["id"]), (&json!("error"), &Value::Null));
     });

@@ -8,13 +8,18 @@ mod support;
 
 /// Who hears what: every event once and in order, late joiners, conflation, the end of a channel.
 mod delivery;
-/// Coming back: no gap, no duplicate, one cursor for all transports, and gaps that are announced.
-mod resume;
 /// Every "no": its code, its form on each transport, origins and tokens.
 mod refusals;
+/// Coming back: no gap, no duplicate, one cursor for all transports, and gaps that are announced.
+mod resume;
 
 /// Backends publish and read history over HTTP.
 mod publish;
 
 /// What applications are asked, and what clients send.
 mod handlers;
+/// Listeners that do not read, and those that are gone.
+mod slow;
+
+/// Heartbeats, silence, HEAD, the stream byte by byte.
+mod line;

@@ -16,7 +16,11 @@ fn one_publication() {
         let node = Node::new().await;
         let mut sse = node.listen(Way::Sse, "a").await;
         let mut websocket = node.listen(Way::WebSocket, "a").await;
-        let answer = publish(&node, json!({"channel": "a", "event": "e", "data": {"x": [1, null]}, "key": "k"})).await;
+        let answer = publish(
+            &node,
+            json!({"channel": "a", "event": "e", "data": {"x": [1, null]}, "key": "k"}),
+        )
+        .await;
         assert_eq!((&answer["channel"], &answer["duplicate"]), (&json!("a"), &json!(false)));
         for listener in [&mut sse, &mut websocket] {
             let event = listener.event().await;
@@ -67,10 +71,16 @@ fn an_array_is_answered_item_by_item() {
         for (body, word) in [("[]".to_owned(), "1 to 1000"), (format!("[{}1]", "1,".repeat(1000)), "")] {
             let answer = node.post("/publish", &[], body).await;
             assert_eq!((answer.status, answer.error().as_str()), (400, "bad-request"));
-            assert!(answer.json()["error"]["message"].as_str().unwrap().contains(word), "{answer:?}");
+            assert!(
+                answer.json()["error"]["message"].as_str().unwrap().contains(word),
+                "{answer:?}"
+            );
         }
         let many: Vec<Value> = (0..1001).map(good).collect();
-        assert_eq!(node.post("/publish", &[], json!(many).to_string()).await.error(), "bad-request");
+        assert_eq!(
+            node.post("/publish", &[], json!(many).to_string()).await.error(),
+            "bad-request"
+        );
         let many: Vec<Value> = (0..1000).map(good).collect();
         assert_eq!(node.post("/publish", &[], json!(many).to_string()).await.status, 200);
         assert_eq!(listener.numbers(1000).await, (0..1000).collect::<Vec<_>>());
@@ -114,11 +124,20 @@ fn a_key_makes_repeating_harmless() {
         assert!(answers.iter().all(|answer| answer["cursor"] == answers[0]["cursor"]));
         let crowd = listener.event().await;
         assert_eq!(json!(crowd.id), answers[0]["cursor"]);
-        for (key, status) in [("with space", 400), ("", 200), (&"k".repeat(256), 400), (&"k".repeat(255), 200)] {
-            let answer = node.post("/publish", &[("idempotency-key", key)], r#"{"channel":"a","data":1}"#).await;
+        for (key, status) in [
+            ("with space", 400),
+            ("", 200),
+            (&"k".repeat(256), 400),
+            (&"k".repeat(255), 200),
+        ] {
+            let answer = node
+                .post("/publish", &[("idempotency-key", key)], r#"{"channel":"a","data":1}"#)
+                .await;
             assert_eq!(answer.status, status, "{key:?}");
         }
-        let answer = node.post("/publish", &[("idempotency-key", "x")], r#"[{"channel":"a","data":1}]"#).await;
+        let answer = node
+            .post("/publish", &[("idempotency-key", "x")], r#"[{"channel":"a","data":1}]"#)
+            .await;
         assert_eq!(answer.error(), "bad-request");
     });
 }
@@ -169,7 +188,10 @@ fn history_is_read_in_pages_and_continued_by_a_stream() {
             events.iter().map(|event| event["data"].as_u64().unwrap()).collect()
         };
         assert_eq!(numbers(&newest), (70..120).collect::<Vec<_>>());
-        assert_eq!((&newest["complete"], &newest["more"], &newest["ended"]), (&json!(true), &json!(false), &json!(false)));
+        assert_eq!(
+            (&newest["complete"], &newest["more"], &newest["ended"]),
+            (&json!(true), &json!(false), &json!(false))
+        );
         let first = node.get("/channels/a?limit=1000").await.json();
         let mut cursor = first["events"][0]["id"].as_str().unwrap().to_owned();
         let mut all = vec![0];

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use airwave::config::{AllowedOrigins, Secret};
-use airwave::{Airwave, Broker, Channel, ChannelName, Client, Code, Handler, Message, Position, Publish, Published, Refusal, Replay, Reply};
+use airwave::{
+    Airwave, Broker, Channel, ChannelName, Client, Code, Handler, Message, Position, Publish, Published, Refusal, Replay, Reply,
+};
 use airwave_brokers::memory::Memory;
 use airwave_core::rule::TransportName;
 use airwave_core::{BrokerError, Feed};
@@ -88,7 +90,9 @@ struct Refuser;
 
 impl Refuser {
     fn no(channel: &Channel) -> Refusal {
-        let code = Code::ALL.into_iter().find(|code| Some(code.as_str()) == channel.param("code"));
+        let code = Code::ALL
+            .into_iter()
+            .find(|code| Some(code.as_str()) == channel.param("code"));
         Refusal::new(code.unwrap(), "this text is for people, and says what to do")
     }
 }
@@ -129,14 +133,19 @@ async fn every_code_has_its_form(way: Way) {
         } else if temporary {
             // An EventSource never comes back after a 429 or a 5xx (P9).
             assert_eq!(refused.status, None, "{code}");
-            assert!(refused.retry.is_some_and(|retry| (1000..60_000).contains(&retry)), "{refused:?}");
+            assert!(
+                refused.retry.is_some_and(|retry| (1000..60_000).contains(&retry)),
+                "{refused:?}"
+            );
         } else {
             assert_eq!(refused.status, Some(status), "{code}");
         }
         // The same over plain HTTP.
         let page = node.get(&format!("/channels/no/{code}")).await;
         assert_eq!((page.status, page.error().as_str()), (status, code));
-        let sent = node.post(&format!("/channels/no/{code}"), &[], r#"{"event":"x","data":1}"#).await;
+        let sent = node
+            .post(&format!("/channels/no/{code}"), &[], r#"{"event":"x","data":1}"#)
+            .await;
         assert_eq!((sent.status, sent.error().as_str()), (status, code));
         if way.is_sse() {
             let refused = refusal(&node, way, &format!("/events?channel=quiet&channel=no/{code}")).await;
@@ -144,7 +153,9 @@ async fn every_code_has_its_form(way: Way) {
         } else {
             // A refused command is no reason to close.
             let mut socket = node.open(way, "/socket").await;
-            socket.send(json!({"type": "subscribe", "id": 1, "channel": format!("no/{code}")})).await;
+            socket
+                .send(json!({"type": "subscribe", "id": 1, "channel": format!("no/{code}")}))
+                .await;
             let answer = socket.answer().await;
             assert_eq!((&answer["id"], &answer["code"]), (&json!(1), &json!(code)));
             assert_eq!(answer["channel"], format!("no/{code}"));
@@ -181,7 +192,10 @@ async fn another_transport_is_named_with_its_url(way: Way) {
         let path = format!("{prefix}/channels/{wrong}");
         let refused = refusal(&node, way, &path).await;
         assert_eq!(refused.code, "wrong-transport");
-        assert_eq!((&refused.error["transport"], &refused.error["url"]), (&json!(to_use), &json!(path)));
+        assert_eq!(
+            (&refused.error["transport"], &refused.error["url"]),
+            (&json!(to_use), &json!(path))
+        );
         // A message goes over whatever there is; history too, and it names what to listen over.
         let page = node.get(&path).await.json();
         assert_eq!((&page["transport"], &page["url"]), (&json!(to_use), &json!(path)));
@@ -201,7 +215,10 @@ async fn another_transport_is_named_for_a_channel_among_several(way: Way) {
             let mut socket = node.open(way, &format!("{prefix}/socket")).await;
             socket.send(json!({"type": "subscribe", "id": 1, "channel": "told/1"})).await;
             let answer = socket.answer().await;
-            assert_eq!((&answer["code"], &answer["transport"]), (&json!("wrong-transport"), &json!("sse")));
+            assert_eq!(
+                (&answer["code"], &answer["transport"]),
+                (&json!("wrong-transport"), &json!("sse"))
+            );
             assert_eq!(answer["url"], format!("{prefix}/channels/told/1"));
             let mut other = node.open(way, &format!("{prefix}/channels/said/1")).await;
             other.subscribed().await;
@@ -232,18 +249,30 @@ async fn names_that_are_none(way: Way) {
     ] {
         let refused = refusal(&node, way, &format!("/channels/{name}")).await;
         assert_eq!(refused.code, "bad-request", "{name}");
-        assert_eq!(refused.status.or(refused.close), Some(if way.is_sse() { 400 } else { 4400 }), "{name}");
+        assert_eq!(
+            refused.status.or(refused.close),
+            Some(if way.is_sse() { 400 } else { 4400 }),
+            "{name}"
+        );
         for (method, body) in [("GET", ""), ("POST", r#"{"event":"x","data":1}"#)] {
             let json = [("content-type", "application/json")];
             let answer = http::request(node.address(way), method, &format!("/channels/{name}"), &json, body.into()).await;
-            assert_eq!((answer.status, answer.error().as_str()), (400, "bad-request"), "{method} {name}");
+            assert_eq!(
+                (answer.status, answer.error().as_str()),
+                (400, "bad-request"),
+                "{method} {name}"
+            );
         }
     }
     // Valid, and nobody's: a name is literal, whatever a broker or a path might make of it.
     for name in ["a", "a/b", "known", "%2e%2e.", "knowN/1", "~", "...", "a%2Fb"] {
         let refused = refusal(&node, way, &format!("/channels/{name}")).await;
         assert_eq!(refused.code, "unknown-channel", "{name}");
-        assert_eq!(refused.status.or(refused.close), Some(if way.is_sse() { 404 } else { 4404 }), "{name}");
+        assert_eq!(
+            refused.status.or(refused.close),
+            Some(if way.is_sse() { 404 } else { 4404 }),
+            "{name}"
+        );
     }
 }
 
@@ -265,18 +294,32 @@ async fn preflight(node: &Node, way: Way, path: &str, origin: &str) -> Answer {
 async fn foreign_pages_are_kept_out(way: Way) {
     let node = with_origins(AllowedOrigins::Listed(vec!["https://app.example".into()])).await;
     let same_host_other_port = format!("http://{}", node.address(way).ip());
-    for origin in ["https://evil.example", "null", "https://app.example.evil.example", "", same_host_other_port.as_str()] {
+    for origin in [
+        "https://evil.example",
+        "null",
+        "https://app.example.evil.example",
+        "",
+        same_host_other_port.as_str(),
+    ] {
         for path in ["/channels/a", if way.is_sse() { "/events?channel=a" } else { "/socket" }] {
             let Err(answer) = node.try_open(way, path, &[("origin", origin)]).await else {
                 panic!("{origin} may listen to {path}")
             };
-            assert_eq!((answer.status, answer.error().as_str()), (403, "forbidden"), "{origin} {path}");
+            assert_eq!(
+                (answer.status, answer.error().as_str()),
+                (403, "forbidden"),
+                "{origin} {path}"
+            );
             assert_eq!(answer.header("access-control-allow-origin"), None);
         }
         let json = [("content-type", "application/json"), ("origin", origin)];
         for (method, path) in [("GET", "/channels/a"), ("POST", "/channels/a"), ("POST", "/publish")] {
             let answer = http::request(node.address(way), method, path, &json, r#"{"channel":"a","data":1}"#.into()).await;
-            assert_eq!((answer.status, answer.error().as_str()), (403, "forbidden"), "{origin} {method} {path}");
+            assert_eq!(
+                (answer.status, answer.error().as_str()),
+                (403, "forbidden"),
+                "{origin} {method} {path}"
+            );
         }
         assert_eq!(preflight(&node, way, "/channels/a", origin).await.status, 403, "{origin}");
     }
@@ -372,7 +415,10 @@ async fn too_many_connections(way: Way) {
         ] {
             let refused = refusal(&node, way, path).await;
             assert_eq!((refused.status, refused.code.as_str()), (Some(400), "bad-request"), "{path}");
-            assert!(refused.error["message"].as_str().unwrap().contains(word), "{path}: {refused:?}");
+            assert!(
+                refused.error["message"].as_str().unwrap().contains(word),
+                "{path}: {refused:?}"
+            );
         }
     } else {
         let mut socket = node.open(way, "/socket").await;
@@ -385,7 +431,10 @@ async fn too_many_connections(way: Way) {
             }
         }
         socket.send(json!({"type": "unsubscribe", "id": 2, "channel": "a"})).await;
-        assert_eq!(socket.answer().await, json!({"type": "unsubscribed", "id": 2, "channel": "a"}));
+        assert_eq!(
+            socket.answer().await,
+            json!({"type": "unsubscribed", "id": 2, "channel": "a"})
+        );
         socket.send(json!({"type": "subscribe", "id": 3, "channel": "c"})).await;
         socket.subscribed().await;
     }

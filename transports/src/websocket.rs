@@ -584,6 +584,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Conversation<S> {
                         this.done(done);
                         continue;
                     }
+                    // We do not listen meanwhile, so a silence is ours.
+                    this.session.heard();
                 }
                 None => match this.poll_read(cx) {
                     Poll::Ready(true) => continue,
