@@ -24,10 +24,10 @@ impl<K: Clone + Eq + Hash + Send + 'static, V: Clone + Send + Sync + 'static> Fl
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut outcome = {
+        let (mut outcome, flight) = {
             let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             match waiting.get(&key) {
-                Some(outcome) => outcome.clone(),
+                Some(outcome) => (outcome.clone(), None),
                 None => {
                     let (sender, outcome) = watch::channel(None);
                     waiting.insert(key.clone(), outcome.clone());
@@ -35,17 +35,20 @@ impl<K: Clone + Eq + Hash + Send + 'static, V: Clone + Send + Sync + 'static> Fl
                         waiting: self.0.clone(),
                         key,
                     };
-                    let fetch = fetch();
-                    tokio::spawn(async move {
-                        let value = fetch.await;
-                        // First the key, so that whoever comes now begins anew; then the word to those who wait.
-                        drop(land);
-                        sender.send_replace(Some(value));
-                    });
-                    outcome
+                    (outcome, Some((sender, land)))
                 }
             }
         };
+        // Not under the lock: a runtime that is shutting down drops the task at once, and that frees the key.
+        if let Some((sender, land)) = flight {
+            let fetch = fetch();
+            tokio::spawn(async move {
+                let value = fetch.await;
+                // First the key, so that whoever comes now begins anew; then the word to those who wait.
+                drop(land);
+                sender.send_replace(Some(value));
+            });
+        }
         let value = outcome.wait_for(Option::is_some).await.ok()?;
         value.clone()
     }
