@@ -110,6 +110,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A feed must not be dropped by the broker's own call into its feeder, which may be the last to hold it: that call holds the feed's lock.
+        for feeder in lock(&self.logs).values() {
+            feeder.close();
+        }
+    }
+}
+
 impl HubBuilder {
     /// What this node allows.
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -590,12 +599,12 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
                 continue;
             };
             feeder.log.trim();
-            if feeder.log.close_if_unused(limits.linger) {
+            // Closed and forgotten in one step: whoever finds it closed must not find it again.
+            let unused = {
                 let mut logs = lock(&hub.logs);
-                if logs.get(&name).is_some_and(|current| Arc::ptr_eq(current, &feeder)) {
-                    logs.remove(&name);
-                }
-                drop(logs);
+                feeder.log.close_if_unused(limits.linger) && logs.remove(&name).is_some()
+            };
+            if unused {
                 feeder.close();
             }
         }
@@ -609,11 +618,14 @@ async fn watch_broker(hub: Weak<Inner>) {
     let mut told = false;
     loop {
         ticks.tick().await;
-        let Some(hub) = hub.upgrade() else { return };
-        let answer = match timeout(hub.backbone.limits.broker_timeout, hub.backbone.broker.ping()).await {
+        let Some(backbone) = hub.upgrade().map(|hub| hub.backbone.clone()) else {
+            return;
+        };
+        let answer = match timeout(backbone.limits.broker_timeout, backbone.broker.ping()).await {
             Ok(answer) => answer.map_err(|error| error.to_string()),
             Err(_) => Err("the broker does not answer".to_owned()),
         };
+        let Some(hub) = hub.upgrade() else { return };
         hub.backbone.metrics.broker_up.set(i64::from(answer.is_ok()));
         let mut down = lock(&hub.broker_down);
         match answer {
