@@ -12,17 +12,19 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::broker::{BrokerError, Feed, FeedSink, Replay};
 use crate::channel::Backbone;
 use crate::event::{ChannelName, Event, Position};
-use crate::log::{Appended, Log};
+use crate::log::{Appended, Log, goes_on_after, is_whole, lost_end};
 use crate::rule::Rule;
 use crate::wire::GapReason;
 
-/// How many events wait at most while a log heals. Beyond it they are dropped and read from history instead.
+/// How many events wait at most while a log heals. Beyond it they are dropped and read from history instead, which holds what a feed has shown.
 const PENDING_BOUND: usize = 10_000;
 /// How many events one history read asks for while healing.
 const HEAL_PAGE: usize = 1000;
 /// How many fruitless history reads it takes until a chain that nothing closes is called a loss: about ten seconds.
 const HEAL_TRIES: u32 = 12;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// A feed that ends sooner than this is not followed again at once, so that a broker whose feeds do not last is not called in a busy loop.
+const FEED_LASTS: Duration = Duration::from_secs(1);
 
 /// A log and the feed that fills it.
 pub(crate) struct Feeder {
@@ -38,9 +40,18 @@ struct State {
     /// Tells the feed that is in use from one that was given up.
     generation: u64,
     feed: Option<Feed>,
+    /// When the feed was opened.
+    followed: Instant,
     /// While the log heals, its events wait here.
-    healing: Option<VecDeque<Arc<Event>>>,
+    healing: Option<Pending>,
     closed: bool,
+}
+
+#[derive(Default)]
+struct Pending {
+    events: VecDeque<Arc<Event>>,
+    /// The newest event that did not find room. The log is not whole before it has come this far: `previous` need not show it, it may be zero.
+    dropped: Position,
 }
 
 struct Window {
@@ -82,6 +93,7 @@ impl Feeder {
             state: Mutex::new(State {
                 generation: 1,
                 feed: None,
+                followed: Instant::now(),
                 healing: None,
                 closed: false,
             }),
@@ -133,11 +145,11 @@ impl Feeder {
                 return;
             }
             if let Some(pending) = &mut state.healing {
-                if pending.len() >= PENDING_BOUND {
-                    // The next event that comes breaks the chain, and history fills the hole.
-                    pending.clear();
+                if pending.events.len() >= PENDING_BOUND {
+                    pending.dropped = pending.events.back().map_or(pending.dropped, |last| last.position);
+                    pending.events.clear();
                 }
-                pending.push_back(event);
+                pending.events.push_back(event);
                 return;
             }
             match self.log.append(event.clone()) {
@@ -145,9 +157,12 @@ impl Feeder {
                 Appended::Known => return,
                 Appended::Broken => {
                     tracing::debug!(channel = %self.log.name, position = %event.position, previous = %event.previous, "the chain is broken: healing");
-                    state.healing = Some(VecDeque::from([event]));
+                    state.healing = Some(Pending {
+                        events: VecDeque::from([event]),
+                        ..Pending::default()
+                    });
                     drop(state);
-                    self.heal(generation, false);
+                    self.heal(generation, None);
                     return;
                 }
             }
@@ -156,16 +171,17 @@ impl Feeder {
     }
 
     fn ended(&self, generation: u64) {
-        {
+        let pause = {
             let mut state = self.lock();
             if state.generation != generation || state.closed {
                 return;
             }
             state.generation += 1;
-            state.healing = Some(VecDeque::new());
-        }
+            state.healing = Some(Pending::default());
+            FEED_LASTS.saturating_sub(state.followed.elapsed())
+        };
         tracing::debug!(channel = %self.log.name, "the feed ended: following again");
-        self.heal(generation + 1, true);
+        self.heal(generation + 1, Some(pause));
     }
 
     /// Makes what was appended visible: at once, or where the rule has a rate, when the window has passed.
@@ -209,11 +225,16 @@ impl Feeder {
         });
     }
 
-    fn heal(&self, generation: u64, follow_again: bool) {
+    /// `follow_after`: the feed is gone; follow again after that pause.
+    fn heal(&self, generation: u64, follow_after: Option<Duration>) {
         self.backbone.metrics.heals.inc();
         let me = self.me.clone();
-        self.runtime
-            .spawn(async move { Feeder::heal_now(me, generation, follow_again).await });
+        self.runtime.spawn(async move {
+            if let Some(pause) = follow_after.filter(|pause| !pause.is_zero()) {
+                sleep(jittered(pause)).await;
+            }
+            Feeder::heal_now(me, generation, follow_after.is_some()).await;
+        });
     }
 
     /// Until the log is whole again, or closed. The log's owner may go away meanwhile: only a weak handle is held across waits.
@@ -231,7 +252,8 @@ impl Feeder {
                     generation = {
                         let mut state = feeder.lock();
                         state.generation += 1;
-                        state.healing = Some(VecDeque::new());
+                        state.followed = Instant::now();
+                        state.healing = Some(Pending::default());
                         state.generation
                     };
                     feeder.attach(feed, generation);
@@ -270,17 +292,7 @@ impl Feeder {
 
     /// `give_up`: history will not close the hole before what the feed has shown; announce it.
     fn take_in(&self, generation: u64, replay: &Replay, give_up: bool) -> Healed {
-        let head = self.log.head();
-        if !replay.complete {
-            let reason = lost_reason(head, replay);
-            let cursor = goes_on_after(replay);
-            tracing::warn!(channel = %self.log.name, after = %head, %cursor, reason = reason.as_str(), "events are lost");
-            self.log.append_gap(cursor, reason);
-        }
-        for event in &replay.events {
-            // History is whole from its first event on, so a break can only be its own first link, which `complete` has judged.
-            self.log.append(event.clone());
-        }
+        // Under the lock from the first look: of two that heal at once, one for the feed that ended meanwhile, only one may append.
         let mut state = self.lock();
         if state.generation != generation || state.closed {
             return Healed::Superseded;
@@ -288,13 +300,30 @@ impl Feeder {
         let Some(pending) = &mut state.healing else {
             return Healed::Superseded;
         };
+        let head = self.log.head();
+        if !is_whole(head, replay) {
+            let reason = lost_reason(head, replay);
+            let cursor = goes_on_after(replay);
+            tracing::warn!(channel = %self.log.name, after = %head, %cursor, reason = reason.as_str(), "events are lost");
+            self.log.append_gap(cursor, reason);
+        }
+        for event in replay.events.iter().cloned().chain(lost_end(replay)) {
+            // History is whole from its first event on, so a break can only be its own first link, which has been judged.
+            self.log.append(event);
+        }
         if replay.more {
             return Healed::NotYet;
         }
-        while let Some(event) = pending.front() {
+        if self.log.head() < pending.dropped {
+            if !give_up {
+                return Healed::NotYet;
+            }
+            self.log.append_gap(pending.dropped, GapReason::BrokerLostData);
+        }
+        while let Some(event) = pending.events.front() {
             match self.log.append(event.clone()) {
                 Appended::Yes | Appended::Known => {
-                    pending.pop_front();
+                    pending.events.pop_front();
                 }
                 Appended::Broken if give_up => self.log.append_gap(event.previous, GapReason::BrokerLostData),
                 Appended::Broken => return Healed::NotYet,
@@ -330,16 +359,6 @@ pub(crate) fn lost_reason(after: Position, replay: &Replay) -> GapReason {
             Some(first) if first.previous > Position::ZERO && first.previous < after => GapReason::BrokerLostData,
             _ => GapReason::HistoryExpired,
         }
-    }
-}
-
-/// The position after which a stream goes on that an incomplete replay continues.
-pub(crate) fn goes_on_after(replay: &Replay) -> Position {
-    match replay.events.first() {
-        Some(first) if first.previous != Position::ZERO => first.previous,
-        // The broker has forgotten what came before: any position below will do, for it is only ever compared.
-        Some(first) => Position(first.position.0 - 1),
-        None => replay.head,
     }
 }
 

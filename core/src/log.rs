@@ -130,6 +130,8 @@ struct Ring {
     end: Option<u64>,
     /// The newest event of each key, where the rule needs it.
     latest: Option<Latest>,
+    /// Whether the bound of bytes has taken away what history may still hold.
+    cut_short: bool,
     /// The last run of entries that was joined for each wire: listeners stand at the same place most of the time.
     batches: [Option<(u64, u64, Batch)>; MAX_WIRES],
 }
@@ -178,6 +180,17 @@ pub(crate) struct Place {
     pub(crate) first: Vec<Arc<Entry>>,
 }
 
+/// What a log knows of a cursor.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Its listener goes on at this place.
+    At(u64),
+    /// It is beyond the head.
+    Ahead,
+    /// This node cannot tell: ask the broker.
+    Unknown,
+}
+
 /// What became of an event that was offered.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Appended {
@@ -188,6 +201,38 @@ pub(crate) enum Appended {
     Broken,
 }
 
+/// The position after which a stream goes on that this replay continues.
+pub(crate) fn goes_on_after(replay: &Replay) -> Position {
+    let first = match replay.events.first() {
+        Some(first) => (first.position, first.previous),
+        None if replay.ended => (replay.head, Position::ZERO),
+        None => return replay.head,
+    };
+    match first {
+        // The broker has forgotten what came before: the nearest position below is as good, because nothing can stand between.
+        (position, Position::ZERO) => Position(position.0.saturating_sub(1)),
+        (_, previous) => previous,
+    }
+}
+
+/// Whether nothing is missing between `after` and this replay, which was asked for with it. The broker cannot know the positions that
+/// [`goes_on_after`] gives for want of better ones, so those are recognised here: a gap is final.
+pub(crate) fn is_whole(after: Position, replay: &Replay) -> bool {
+    replay.complete || goes_on_after(replay) == after
+}
+
+/// The end of a channel that has left history: whoever comes must still be told.
+pub(crate) fn lost_end(replay: &Replay) -> Option<Arc<Event>> {
+    let lost = replay.ended && !replay.more && !replay.events.last().is_some_and(|event| event.is_end());
+    lost.then(|| {
+        Arc::new(Event {
+            position: replay.head,
+            previous: Position::ZERO,
+            message: Publish::end().message,
+        })
+    })
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing here panics half-way through a change that matters; a log must outlive a listener's panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -196,20 +241,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Log {
     /// A log that begins with the newest page of the channel's history.
     pub(crate) fn open(name: ChannelName, rule: Arc<Rule>, limits: &Limits, history: Replay) -> Self {
-        let Replay {
-            mut events, head, ended, ..
-        } = history;
-        if ended && !events.last().is_some_and(|event| event.is_end()) {
-            // The end has left history, but whoever comes must still be told.
-            let message = Publish::end().message;
-            events = vec![Arc::new(Event {
-                position: head,
-                previous: Position::ZERO,
-                message,
-            })];
-        }
+        let floor = goes_on_after(&history);
+        let end = lost_end(&history);
         let keeps_latest = rule.delivery == Delivery::Latest || rule.replay == ReplayOnSubscribe::Last;
-        let floor = events.first().map_or(head, |event| event.previous);
         let log = Self {
             visible: AtomicU64::new(0),
             ring: Mutex::new(Ring {
@@ -221,6 +255,7 @@ impl Log {
                 gaps: 0,
                 end: None,
                 latest: keeps_latest.then(Latest::default),
+                cut_short: false,
                 batches: Default::default(),
             }),
             seats: Mutex::new(Seats {
@@ -234,10 +269,10 @@ impl Log {
         };
         {
             let mut ring = lock(&log.ring);
-            for event in events {
+            for event in history.events.into_iter().chain(end) {
                 log.push(&mut ring, Entry::new(Item::Event(event)));
             }
-            ring.head = head;
+            ring.head = history.head;
             log.visible.store(ring.end_place(), Ordering::Release);
         }
         log
@@ -247,8 +282,10 @@ impl Log {
         let place = ring.end_place();
         ring.head = entry.position();
         ring.bytes += entry.cost();
+        // A broker that has forgotten the channel, end and all, begins it anew.
+        ring.end = entry.is_end().then_some(place);
         match &entry.item {
-            Item::Event(event) if event.is_end() => ring.end = Some(place),
+            Item::Event(event) if event.is_end() => {}
             Item::Event(event) => {
                 if let Some(latest) = &mut ring.latest {
                     latest.put(event.message.conflation_key(), place, &entry);
@@ -260,6 +297,7 @@ impl Log {
         // No listener stands before this run any more, unless it is slow.
         ring.batches = Default::default();
         while ring.entries.len() > self.max_events || (ring.bytes > self.max_bytes && ring.entries.len() > 1) {
+            ring.cut_short |= ring.entries.len() <= self.max_events;
             ring.pop();
         }
     }
@@ -347,7 +385,12 @@ impl Log {
         let mut ring = lock(&self.ring);
         ring.batches = Default::default();
         let age = self.rule.history.age;
-        while ring.entries.front().is_some_and(|entry| entry.at.elapsed() > age) {
+        // The end stays: whoever comes must be told.
+        while ring
+            .entries
+            .front()
+            .is_some_and(|entry| entry.at.elapsed() > age && !entry.is_end())
+        {
             ring.pop();
         }
     }
@@ -358,8 +401,8 @@ impl Log {
         (ring.entries.len(), ring.bytes, ring.end.is_some())
     }
 
-    /// Where a listener without a cursor begins.
-    pub(crate) fn begin_fresh(&self) -> Place {
+    /// Where a listener without a cursor begins. `None`: it is to be sent all that history holds, and the ring holds less.
+    pub(crate) fn begin_fresh(&self) -> Option<Place> {
         let ring = lock(&self.ring);
         // The end of a channel is news for whoever comes, however late.
         let visible = ring
@@ -367,12 +410,13 @@ impl Log {
             .unwrap_or(u64::MAX)
             .min(self.visible.load(Ordering::Acquire))
             .max(ring.first);
-        match self.rule.replay {
+        Some(match self.rule.replay {
             ReplayOnSubscribe::None => Place {
                 next: visible,
                 cursor: ring.position_before(visible),
                 first: Vec::new(),
             },
+            ReplayOnSubscribe::All if ring.cut_short && ring.entries.len() < self.rule.history.events => return None,
             ReplayOnSubscribe::All => Place {
                 next: ring.first,
                 cursor: ring.floor,
@@ -396,22 +440,23 @@ impl Log {
                     first,
                 }
             }
-        }
-    }
-
-    /// Where a listener begins that has everything up to `cursor`; `None`: this node cannot tell, ask the broker.
-    pub(crate) fn begin_after(&self, cursor: Position) -> Option<Place> {
-        let next = lock(&self.ring).place_after(cursor)?;
-        Some(Place {
-            next,
-            cursor,
-            first: Vec::new(),
         })
     }
 
-    /// Where a listener begins that will skip what it has: at the end of the ring.
-    pub(crate) fn end_place(&self) -> u64 {
-        lock(&self.ring).end_place()
+    /// Where a listener begins that has everything up to `cursor`.
+    pub(crate) fn find(&self, cursor: Position) -> Found {
+        let ring = lock(&self.ring);
+        match ring.place_after(cursor) {
+            Some(place) => Found::At(place),
+            None if cursor > ring.head => Found::Ahead,
+            None => Found::Unknown,
+        }
+    }
+
+    /// Whether the channel has ended, and a listener at `place` has had all of it.
+    pub(crate) fn is_over(&self, place: u64) -> bool {
+        let ring = lock(&self.ring);
+        ring.end.is_some() && place >= ring.end_place()
     }
 
     /// The place where a listener goes on that gives up what it missed, and the position it then stands at.
@@ -548,7 +593,7 @@ impl Ring {
     /// Equality, not a range: a position that lies within the ring and is not there was lost.
     fn place_after(&self, cursor: Position) -> Option<u64> {
         if cursor == self.head {
-            return Some(self.end.map_or(self.end_place(), |end| end + 1).min(self.end_place()));
+            return Some(self.end_place());
         }
         let found = if self.gaps == 0 {
             self.entries.binary_search_by_key(&cursor, |entry| entry.position()).ok()

@@ -18,10 +18,10 @@ use crate::broker::Replay;
 use crate::channel::{Channel, refusal};
 use crate::cursor::Cursor;
 use crate::event::{ChannelName, Position};
-use crate::feeder::{goes_on_after, jittered, lost_reason};
+use crate::feeder::{jittered, lost_reason};
 use crate::handler::{Client, Handler, LeaveReason};
 use crate::hub::{Connection, Hub, WireHandle};
-use crate::log::{Entry, Item, Log, READ_BYTES, Read, Seat, WireSlot};
+use crate::log::{Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
 use crate::refusal::Refusal;
 use crate::rule::{Delivery, Limits, SlowPolicy};
 use crate::wire::{Gap, GapReason, Notice, Stamp};
@@ -193,8 +193,8 @@ struct Subscription {
     seat: Seat,
     next: u64,
     cursor: Position,
-    /// Events up to here are left out: the listener had them from a node that was ahead.
-    skip_through: Position,
+    /// The listener comes from a node that was ahead: it waits until this one has its position, too.
+    ahead: bool,
     catch_up: Option<Box<CatchUp>>,
     /// Index into [`Session::cursor`].
     stamp_index: usize,
@@ -240,7 +240,6 @@ impl Joiner {
     pub async fn join(&self, name: &ChannelName, after: After) -> Result<Joined, Refusal> {
         let hub = &self.connection.hub;
         let admission = hub.admit_listener(&self.connection, name).await?;
-        let seat = self.sit(hub, name, &admission.rule).await?;
         // From here on the handler is told when it is over, also if we fail.
         let goodbye = admission.handler.map(|handler| {
             let reason = LeaveReason::Disconnected;
@@ -252,48 +251,63 @@ impl Joiner {
                 reason,
             })
         });
+        let seat = self.sit(hub, name, &admission.rule).await?;
         let log = seat.log.clone();
-        let begin = |next, cursor, resumed, catch_up: Option<Box<CatchUp>>, seat, goodbye| {
-            let over = resumed && catch_up.is_none() && log.size().2 && next >= log.end_place();
-            Joined {
-                seat,
-                next,
-                cursor,
-                stands_at: match after {
-                    After::Position(position) if position != Position::ZERO => position,
-                    _ => cursor,
-                },
-                resumed,
-                catch_up,
-                over,
-                goodbye,
-            }
+        let mut joined = Joined {
+            seat,
+            next: 0,
+            cursor: Position::ZERO,
+            stands_at: Position::ZERO,
+            resumed: false,
+            catch_up: None,
+            over: false,
+            goodbye,
         };
         let position = match after {
             After::Position(position) if position != Position::ZERO => position,
             After::Unreadable | After::Nothing | After::Position(_) => {
-                let place = log.begin_fresh();
-                let mut first = VecDeque::from(place.first);
+                let mut catch_up = match log.begin_fresh() {
+                    Some(place) => {
+                        (joined.next, joined.cursor) = (place.next, place.cursor);
+                        CatchUp::of(place.first.into(), place.next)
+                    }
+                    None => {
+                        let replay = hub.ask(name, Position::ZERO, PAGE).await.map_err(|error| refusal(&error))?;
+                        joined.cursor = goes_on_after(&replay);
+                        let mut catch_up = CatchUp::empty();
+                        catch_up.take_in(&log, joined.cursor, &replay, false);
+                        catch_up
+                    }
+                };
                 if after == After::Unreadable {
                     let gap = Gap {
                         after: None,
-                        cursor: place.cursor,
+                        cursor: joined.cursor,
                         reason: GapReason::UnknownPosition,
                     };
-                    first.push_front(Entry::new(Item::Gap(gap)));
+                    catch_up.waiting.push_front(Entry::new(Item::Gap(gap)));
                 }
-                let catch_up = (!first.is_empty()).then(|| CatchUp::of(first, place.next));
-                return Ok(begin(place.next, place.cursor, false, catch_up, seat, goodbye));
+                joined.stands_at = joined.cursor;
+                let needed = !catch_up.waiting.is_empty() || catch_up.lands_at.is_none();
+                joined.catch_up = needed.then_some(catch_up);
+                return Ok(joined);
             }
         };
-        if let Some(place) = log.begin_after(position) {
-            return Ok(begin(place.next, place.cursor, true, None, seat, goodbye));
+        joined.stands_at = position;
+        if let Found::At(next) = log.find(position) {
+            (joined.next, joined.cursor, joined.resumed) = (next, position, true);
+            joined.over = log.is_over(next);
+            return Ok(joined);
         }
         let replay = hub.ask(name, position, PAGE).await.map_err(|error| refusal(&error))?;
-        let cursor = if replay.complete { position } else { goes_on_after(&replay) };
+        joined.resumed = is_whole(position, &replay);
+        joined.cursor = if joined.resumed { position } else { goes_on_after(&replay) };
+        // This node may not have heard of the end yet that the listener was told by another.
+        joined.over = joined.resumed && replay.ended && replay.head == position;
         let mut catch_up = CatchUp::empty();
         catch_up.take_in(&log, position, &replay, false);
-        Ok(begin(log.end_place(), cursor, replay.complete, Some(catch_up), seat, goodbye))
+        joined.catch_up = Some(catch_up);
+        Ok(joined)
     }
 
     async fn sit(&self, hub: &Hub, name: &ChannelName, rule: &Arc<crate::Rule>) -> Result<Seat, Refusal> {
@@ -442,15 +456,18 @@ impl Session {
             seat,
             next,
             cursor,
-            stands_at: _,
+            stands_at,
             resumed,
             catch_up,
             over,
             mut goodbye,
         } = joined;
         let name = seat.log.name.clone();
-        let stamp_index = self.stamp_at(&name, cursor);
-        let stamp = self.stamp_cursor();
+        let stamp_index = self.stamp_at(&name, stands_at);
+        // Until the gap itself is told, whoever comes back must come from before it.
+        let stamp = self
+            .stamp_cursor()
+            .or_else(|| (stands_at != cursor).then_some(Cursor::One(stands_at)));
         let retry = self.connection.hub.retry_hint();
         self.notice(&Notice::Subscribed {
             id,
@@ -475,7 +492,7 @@ impl Session {
             seat,
             next,
             cursor,
-            skip_through: Position::ZERO,
+            ahead: false,
             catch_up,
             stamp_index,
             ended: false,
@@ -682,7 +699,24 @@ impl Subscription {
                 continue;
             }
             let log = self.seat.log.clone();
-            let fell_off = if reading.stamp.is_none() && self.skip_through == Position::ZERO {
+            if self.ahead {
+                match log.find(self.cursor) {
+                    Found::Ahead => return Ok(()),
+                    Found::At(next) => {
+                        self.next = next;
+                        // It has had the end from the other node.
+                        self.ended = log.is_over(next);
+                    }
+                    // This node has come past the position without having it. The broker knows whether it was lost.
+                    Found::Unknown => self.catch_up = Some(CatchUp::more()),
+                }
+                self.ahead = false;
+                if self.ended {
+                    return Ok(());
+                }
+                continue;
+            }
+            let fell_off = if reading.stamp.is_none() {
                 match log.read_batch(self.next, reading.slot) {
                     Read::Nothing => return Ok(()),
                     Read::FellOff => true,
@@ -726,12 +760,6 @@ impl Subscription {
         let mut joined = BytesMut::new();
         let mut events = 0;
         for entry in entries {
-            if let Item::Event(event) = &entry.item
-                && event.position <= self.skip_through
-            {
-                continue;
-            }
-            self.skip_through = Position::ZERO;
             self.cursor = entry.position();
             self.ended |= entry.is_end();
             if let Item::Gap(gap) = &entry.item {
@@ -796,8 +824,8 @@ impl Subscription {
                 self.catch_up = Some(CatchUp::of(VecDeque::from([Entry::new(Item::Gap(gap))]), next));
             }
             SlowPolicy::Refill => {
-                let mut catch_up = CatchUp::empty();
-                (catch_up.more, catch_up.too_slow) = (true, true);
+                let mut catch_up = CatchUp::more();
+                catch_up.too_slow = true;
                 self.catch_up = Some(catch_up);
             }
         }
@@ -838,18 +866,16 @@ impl Subscription {
                 self.next = next;
                 self.catch_up = None;
             }
-            None => match log.begin_after(self.cursor) {
-                Some(place) => {
-                    self.next = place.next;
+            None => match log.find(self.cursor) {
+                Found::At(next) => {
+                    self.next = next;
                     self.catch_up = None;
                 }
-                None if self.cursor > log.head() => {
-                    // This node is behind what the listener has: wait for it, and leave out what it had.
-                    self.next = log.end_place();
-                    self.skip_through = self.cursor;
+                Found::Ahead => {
+                    self.ahead = true;
                     self.catch_up = None;
                 }
-                None => {
+                Found::Unknown => {
                     // The ring has moved on meanwhile, or the log is healing: another page, soon.
                     catch_up.more = true;
                     catch_up.backoff = (catch_up.backoff * 2).clamp(BACKOFF.0, BACKOFF.1);
@@ -869,6 +895,14 @@ impl CatchUp {
             too_slow: false,
             lands_at: None,
             backoff: Duration::ZERO,
+        })
+    }
+
+    /// A page of history first.
+    fn more() -> Box<Self> {
+        Box::new(Self {
+            more: true,
+            ..*Self::empty()
         })
     }
 
@@ -898,7 +932,7 @@ impl CatchUp {
 
     fn take_in(&mut self, log: &Log, after: Position, replay: &Replay, too_slow: bool) {
         self.more = replay.more;
-        if !replay.complete {
+        if !is_whole(after, replay) {
             let reason = if too_slow {
                 GapReason::TooSlow
             } else {
@@ -914,7 +948,8 @@ impl CatchUp {
         if !replay.events.is_empty() {
             self.backoff = Duration::ZERO;
         }
-        let entries = replay.events.iter().map(|event| Entry::new(Item::Event(event.clone())));
+        let events: Vec<_> = replay.events.iter().cloned().chain(lost_end(replay)).collect();
+        let entries = events.into_iter().map(|event| Entry::new(Item::Event(event)));
         if log.rule.delivery == Delivery::Every {
             self.waiting.extend(entries);
             return;

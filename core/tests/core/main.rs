@@ -1,5 +1,20 @@
 //! Core's integration tests: one binary, a room for each kind of question.
 #![allow(clippy::unwrap_used)]
 
+/// The broker, the wire and the client that these tests share.
+mod support;
+
 /// Is the resume protocol itself right? A model of it, checked in every interleaving.
 mod model;
+
+/// What fan-out costs, and that it reaches everybody.
+mod fanout;
+
+/// Is a loss always announced, once, and never one that is none?
+mod gaps;
+
+/// Does whoever comes back, wherever and whenever, have everything exactly once?
+mod resume;
+
+/// Is everybody told of a channel's end, once, and let go?
+mod ends;

@@ -1,0 +1,556 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use airwave_core::session::After;
+use airwave_core::wire::GapReason::{self, *};
+use airwave_core::{Cursor, Hub, Position};
+
+use crate::support::*;
+
+/// What a client is told that comes back: whether it is resumed, the gap if there is one, and the texts that follow.
+#[derive(Debug, PartialEq)]
+struct Told {
+    resumed: bool,
+    gap: Option<(Option<Position>, Position, GapReason)>,
+    texts: Vec<String>,
+}
+
+async fn come_back(hub: &Hub, channel: &str, after: After) -> Told {
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::at(hub, &wire, channel, after).await;
+    let (cursor, resumed) = listener.confirmation().await;
+    let mut lines = listener.settled().await;
+    let mut gap = None;
+    // A node's ring may show the loss where it happened: later.
+    if let Some(at) = lines.iter().position(|line| matches!(line, Line::Gap { .. }))
+        && let Line::Gap {
+            after,
+            cursor: goes_on,
+            reason,
+            ..
+        } = lines.remove(at)
+    {
+        assert_eq!(resumed, at > 0);
+        assert!(
+            resumed || cursor == goes_on,
+            "the confirmation's cursor is where the stream goes on"
+        );
+        gap = Some((after, goes_on, reason));
+    }
+    // Anything but events, a second gap for example, is a failure here.
+    let texts = texts(&lines).into_iter().map(str::to_owned).collect();
+    Told { resumed, gap, texts }
+}
+
+/// A gap is final: who has been told of one and comes back from its new cursor is told of none, on this node and on a fresh one.
+async fn a_gap_is_final(backbone: &Arc<Backbone>, hub: &Hub, channel: &str, told: &Told) {
+    let (_, cursor, _) = told.gap.unwrap();
+    let again = Told {
+        resumed: true,
+        gap: None,
+        texts: told.texts.clone(),
+    };
+    assert_eq!(come_back(hub, channel, after(cursor)).await, again, "on the same node");
+    let other = crate::support::hub(&backbone.node(), rule());
+    assert_eq!(come_back(&other, channel, after(cursor)).await, again, "on another node");
+}
+
+fn say_all(backbone: &Backbone, texts: impl IntoIterator<Item = usize>) -> Vec<Position> {
+    texts.into_iter().map(|i| backbone.say("c", &i.to_string())).collect()
+}
+
+fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|i| i.to_string()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn history_that_expired_is_a_gap_and_a_final_one() {
+    for forgets_previous in [false, true] {
+        let backbone = Backbone::new();
+        let positions = say_all(&backbone, 0..20);
+        backbone.keep("c", 10);
+        if forgets_previous {
+            backbone.forget_previous();
+        }
+        let hub = hub(&backbone.node(), rule());
+        // Event 9 is gone, but what follows it is all there; only a broker that knows the previous of its oldest can tell.
+        let edge = come_back(&hub, "c", after(positions[9])).await;
+        assert_eq!((edge.resumed, edge.texts), (!forgets_previous, numbers(10..20)));
+        let told = come_back(&hub, "c", after(positions[8])).await;
+        let goes_on = if forgets_previous {
+            Position(positions[10].0 - 1)
+        } else {
+            positions[9]
+        };
+        assert_eq!(
+            told,
+            Told {
+                resumed: false,
+                gap: Some((Some(positions[8]), goes_on, HistoryExpired)),
+                texts: numbers(10..20)
+            }
+        );
+        a_gap_is_final(&backbone, &hub, "c", &told).await;
+    }
+}
+
+/// The node's ring still has what the broker has dropped: nothing is lost, so nothing is announced.
+#[tokio::test(start_paused = true)]
+async fn what_the_node_still_has_is_no_gap() {
+    let backbone = Backbone::new();
+    let hub = hub(&backbone.node(), rule());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let _keeps_it_open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let positions = say_all(&backbone, 0..20);
+    backbone.keep("c", 1);
+    let told = come_back(&hub, "c", after(positions[4])).await;
+    assert_eq!((told.resumed, told.gap, told.texts), (true, None, numbers(5..20)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_kept_and_nothing_was_missed() {
+    let backbone = Backbone::new();
+    let positions = say_all(&backbone, 0..3);
+    backbone.keep("c", 0);
+    let mut rule = rule();
+    rule.history.events = 0;
+    let hub = hub(&backbone.node(), rule);
+    let told = come_back(&hub, "c", after(positions[2])).await;
+    assert_eq!((told.resumed, told.gap, told.texts.len()), (true, None, 0));
+    let told = come_back(&hub, "c", after(positions[1])).await;
+    assert_eq!(told.gap, Some((Some(positions[1]), positions[2], HistoryExpired)));
+    a_gap_is_final(&backbone, &hub, "c", &told).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_position_that_was_never_given_is_a_gap() {
+    let backbone = Backbone::new();
+    let positions = say_all(&backbone, 0..5);
+    let hub = hub(&backbone.node(), rule());
+    let future = Position(positions[4].0 + 1_000_000_000_000);
+    let told = come_back(&hub, "c", after(future)).await;
+    assert_eq!(told.gap, Some((Some(future), positions[4], UnknownPosition)));
+    a_gap_is_final(&backbone, &hub, "c", &told).await;
+    let told = come_back(&hub, "c", after(Position(1))).await;
+    assert_eq!(told.gap.unwrap().0, Some(Position(1)));
+    assert_eq!(told.texts, numbers(0..5), "what is still there follows");
+    a_gap_is_final(&backbone, &hub, "c", &told).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cursor_that_cannot_be_read_is_a_gap_and_then_live() {
+    let backbone = Backbone::new();
+    let positions = say_all(&backbone, 0..5);
+    let hub = hub(&backbone.node(), rule());
+    for text in ["not-a-cursor", "-1", "99999999999999999999", "AQAA"] {
+        let told = come_back(&hub, "c", After::parse(Some(text))).await;
+        assert_eq!(told.gap, Some((None, positions[4], UnknownPosition)), "{text}");
+        assert!(!told.resumed && told.texts.is_empty());
+        a_gap_is_final(&backbone, &hub, "c", &told).await;
+    }
+    for none in [None, Some(""), Some("0")] {
+        let told = come_back(&hub, "c", After::parse(none)).await;
+        assert_eq!((told.gap, told.resumed), (None, false), "{none:?}");
+    }
+}
+
+/// A failover lost events 7, 8 and 9. Clients that had some of them come back, before and after somebody published again.
+#[tokio::test(start_paused = true)]
+async fn a_lost_tail_is_told_to_who_has_seen_it_and_to_nobody_else() {
+    let backbone = Backbone::new();
+    let positions = say_all(&backbone, 0..10);
+    backbone.lose_tail("c", 3);
+    let before = hub(&backbone.node(), rule());
+    let told = come_back(&before, "c", after(positions[8])).await;
+    assert_eq!(told.gap, Some((Some(positions[8]), positions[6], BrokerLostData)));
+    assert!(told.texts.is_empty());
+    a_gap_is_final(&backbone, &before, "c", &told).await;
+    let told = come_back(&before, "c", after(positions[6])).await;
+    assert_eq!((told.resumed, told.gap), (true, None));
+
+    say_all(&backbone, 10..12);
+    for hub in [before, hub(&backbone.node(), rule())] {
+        for lost in 7..10 {
+            let told = come_back(&hub, "c", after(positions[lost])).await;
+            assert_eq!(told.gap, Some((Some(positions[lost]), positions[6], BrokerLostData)));
+            assert_eq!(told.texts, ["10", "11"], "not a part of it, and nothing twice");
+            a_gap_is_final(&backbone, &hub, "c", &told).await;
+        }
+        for &held in &positions[..7] {
+            let told = come_back(&hub, "c", after(held)).await;
+            assert_eq!(told.gap, None);
+            assert_eq!(told.texts[told.texts.len() - 2..], ["10", "11"]);
+        }
+    }
+}
+
+/// The same while listeners are there: each is told once, in the stream, whether the feed ended or only the chain shows it.
+#[tokio::test(start_paused = true)]
+async fn a_lost_tail_is_told_once_to_each_listener() {
+    for feeds_end in [true, false] {
+        let backbone = Backbone::new();
+        let hub = hub(&backbone.node(), rule());
+        let wires = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
+        let mut listeners = Vec::new();
+        for i in 0..10 {
+            let mut listener = Listener::at(&hub, &wires[i % 2], "c", After::Nothing).await;
+            listener.confirmation().await;
+            listeners.push(listener);
+        }
+        let positions = say_all(&backbone, 0..10);
+        for listener in &mut listeners {
+            assert_eq!(texts(&listener.ready()), numbers(0..10));
+        }
+        backbone.lose_tail("c", 3);
+        if feeds_end {
+            backbone.end_feeds("c");
+            for listener in &mut listeners {
+                let lines = listener.settled().await;
+                assert_eq!(lines.len(), 1, "{lines:?}");
+                assert!(
+                    matches!(lines[0], Line::Gap { after, cursor, reason: BrokerLostData, .. } if (after, cursor) == (Some(positions[9]), positions[6])),
+                    "{lines:?}"
+                );
+            }
+        }
+        say_all(&backbone, 10..13);
+        for listener in &mut listeners {
+            let mut lines = listener.settled().await;
+            if !feeds_end {
+                let gap = lines.remove(0);
+                assert!(
+                    matches!(gap, Line::Gap { after, cursor, reason: BrokerLostData, .. } if (after, cursor) == (Some(positions[9]), positions[6])),
+                    "{gap:?}"
+                );
+            }
+            assert_eq!(texts(&lines), numbers(10..13));
+        }
+        let told = come_back(&hub, "c", after(positions[6])).await;
+        assert_eq!((told.resumed, told.gap, told.texts), (true, None, numbers(10..13)));
+        let told = come_back(&hub, "c", after(positions[8])).await;
+        assert_eq!(told.gap.map(|gap| gap.2), Some(BrokerLostData));
+        assert_eq!(told.texts, numbers(9..13), "as the node saw it");
+        let elsewhere = crate::support::hub(&backbone.node(), rule());
+        let told = come_back(&elsewhere, "c", after(positions[8])).await;
+        assert_eq!(told.gap.map(|gap| gap.2), Some(BrokerLostData));
+        assert_eq!(told.texts, numbers(10..13), "as another finds it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wiped_broker_is_told_to_everybody() {
+    let backbone = Backbone::new();
+    let hub = hub(&backbone.node(), rule());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let positions = say_all(&backbone, 0..5);
+    assert_eq!(listener.settled().await.len(), 6);
+    backbone.wipe("c");
+    backbone.end_feeds("c");
+    say_all(&backbone, 5..7);
+    let lines = listener.settled().await;
+    assert!(
+        matches!(lines[0], Line::Gap { after, .. } if after == Some(positions[4])),
+        "{lines:?}"
+    );
+    assert_eq!(texts(&lines[1..]), numbers(5..7));
+    // On a node that has seen it, and on one that has not.
+    for hub in [hub, crate::support::hub(&backbone.node(), rule())] {
+        let told = come_back(&hub, "c", after(positions[2])).await;
+        assert!(told.gap.is_some());
+        assert_eq!(told.texts[told.texts.len() - 2..], numbers(5..7));
+    }
+}
+
+/// P5: the feed skipped events in silence, the broker holds them, so they come late, but they come, without a gap.
+#[tokio::test(start_paused = true)]
+async fn a_broken_chain_is_healed_without_a_gap() {
+    for lost in [1, 5, 2500] {
+        let backbone = Backbone::new();
+        let node = backbone.node();
+        let hub = hub(&node, rule());
+        let wires = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
+        let mut listeners = [
+            Listener::at(&hub, &wires[0], "c", After::Nothing).await,
+            Listener::at(&hub, &wires[1], "c", After::Nothing).await,
+        ];
+        for listener in &mut listeners {
+            listener.confirmation().await;
+        }
+        say_all(&backbone, 0..3);
+        node.lose(lost);
+        say_all(&backbone, 3..3 + lost);
+        for listener in &mut listeners {
+            assert_eq!(texts(&listener.settled().await), numbers(0..3), "nobody knows yet");
+        }
+        say_all(&backbone, 3 + lost..8 + lost);
+        for listener in &mut listeners {
+            assert_eq!(texts(&listener.settled().await), numbers(3..8 + lost));
+        }
+        say_all(&backbone, 8 + lost..9 + lost);
+        for listener in &mut listeners {
+            assert_eq!(texts(&listener.settled().await), numbers(8 + lost..9 + lost));
+        }
+        assert_eq!(node.follows.load(SeqCst), 1, "the feed was good enough");
+    }
+}
+
+/// The feed skipped events, and they are gone from history too: a gap for those who were there.
+#[tokio::test(start_paused = true)]
+async fn a_broken_chain_that_history_cannot_close_is_a_gap() {
+    for forgets_previous in [false, true] {
+        let backbone = Backbone::new();
+        let node = backbone.node();
+        let hub = hub(&node, rule());
+        let wire = hub.register_wire(Lines::plain("a"));
+        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        listener.confirmation().await;
+        let first = say_all(&backbone, 0..3);
+        backbone.keep("c", 2);
+        if forgets_previous {
+            backbone.forget_previous();
+        }
+        node.lose(5);
+        let lost = say_all(&backbone, 3..8);
+        let last = say_all(&backbone, 8..9);
+        let lines = listener.settled().await;
+        assert_eq!(texts(&lines[..3]), numbers(0..3));
+        let goes_on = if forgets_previous { Position(lost[4].0 - 1) } else { lost[3] };
+        assert_eq!(
+            lines[3],
+            Line::Gap {
+                channel: "c".into(),
+                after: Some(first[2]),
+                cursor: goes_on,
+                reason: HistoryExpired,
+                stamp: None
+            }
+        );
+        assert_eq!(texts(&lines[4..]), numbers(7..9));
+        let told = come_back(&hub, "c", after(last[0])).await;
+        assert_eq!((told.resumed, told.gap), (true, None));
+        let told = Told {
+            resumed: false,
+            gap: Some((None, goes_on, HistoryExpired)),
+            texts: numbers(7..9),
+        };
+        a_gap_is_final(&backbone, &hub, "c", &told).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_feed_that_ends_is_followed_again_and_nothing_is_missed() {
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let hub = hub(&node, rule());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    listener.confirmation().await;
+    let mut heard = 0;
+    for round in 0..20 {
+        say_all(&backbone, heard..heard + 3);
+        node.cut();
+        // In the time without a feed, too.
+        say_all(&backbone, heard + 3..heard + 5);
+        if round % 2 == 0 {
+            settle().await;
+        }
+        say_all(&backbone, heard + 5..heard + 7);
+        assert_eq!(texts(&listener.settled().await), numbers(heard..heard + 7), "round {round}");
+        heard += 7;
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    }
+    assert_eq!(node.follows.load(SeqCst), 21);
+    assert_eq!(node.feeds.load(SeqCst), 1, "feeds that were given up are unsubscribed");
+}
+
+/// A broker whose feeds end at once is asked again and again, but not without pause.
+#[tokio::test(start_paused = true)]
+async fn a_feed_that_ends_at_once_is_no_busy_loop() {
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let hub = hub(&node, rule());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    listener.confirmation().await;
+    node.stillborn.store(true, SeqCst);
+    node.cut();
+    for _ in 0..20 {
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    }
+    let follows = node.follows.load(SeqCst);
+    assert!((2..=40).contains(&follows), "{follows} follows in ten seconds");
+    say_all(&backbone, 0..1);
+    node.stillborn.store(false, SeqCst);
+    assert_eq!(listener.line().await.text(), "0");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_away_while_healing_costs_time_and_nothing_else() {
+    for hangs in [false, true] {
+        let backbone = Backbone::new();
+        let node = backbone.node();
+        let hub = hub(&node, rule());
+        let wire = hub.register_wire(Lines::plain("a"));
+        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        listener.confirmation().await;
+        say_all(&backbone, 0..3);
+        assert_eq!(listener.settled().await.len(), 3);
+        // Not for so long that listeners are told of it.
+        if hangs {
+            node.hang(true);
+        } else {
+            node.unavailable(true);
+        }
+        node.cut();
+        say_all(&backbone, 3..6);
+        tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+        assert_eq!(listener.ready(), []);
+        assert!(node.follows.load(SeqCst) < 40, "{} follows", node.follows.load(SeqCst));
+        if hangs {
+            node.hang(false);
+        } else {
+            node.unavailable(false);
+        }
+        let back = tokio::time::Instant::now();
+        say_all(&backbone, 6..7);
+        assert_eq!(texts(&listener.lines(4).await), numbers(3..7));
+        // P9: caught up within 5 s.
+        assert!(back.elapsed() < std::time::Duration::from_secs(5), "{:?}", back.elapsed());
+    }
+}
+
+/// The feed breaks once more while the loss of its first break is being looked into: one gap, nothing twice, nothing missing.
+#[tokio::test(start_paused = true)]
+async fn two_disturbances_at_once_are_one_gap() {
+    for chain_breaks_first in [true, false] {
+        let backbone = Backbone::new();
+        let node = backbone.node();
+        let hub = hub(&node, rule());
+        let wire = hub.register_wire(Lines::plain("a"));
+        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        listener.confirmation().await;
+        say_all(&backbone, 0..3);
+        assert_eq!(listener.settled().await.len(), 3);
+        backbone.keep("c", 2);
+        // What is read now is answered late.
+        node.hold_answers(true);
+        if chain_breaks_first {
+            node.lose(5);
+            say_all(&backbone, 3..9);
+            settle().await;
+            node.cut();
+        } else {
+            node.cut();
+            say_all(&backbone, 3..9);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+        assert_eq!(node.replays.load(SeqCst), 2 + usize::from(chain_breaks_first));
+        say_all(&backbone, 9..12);
+        node.hold_answers(false);
+        let lines = listener.settled().await;
+        assert!(matches!(lines[0], Line::Gap { .. }), "{lines:?}");
+        assert_eq!(texts(&lines[1..]), numbers(7..12), "{lines:?}");
+    }
+}
+
+/// So much is said while the log heals that it cannot all wait: it is read from history instead, whatever `previous` says.
+#[tokio::test(start_paused = true)]
+async fn more_than_can_wait_while_healing_is_read_from_history() {
+    for forgets_previous in [false, true] {
+        let backbone = Backbone::new();
+        let node = backbone.node();
+        let hub = hub(&node, rule());
+        let wire = hub.register_wire(Lines::plain("a"));
+        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        listener.confirmation().await;
+        if forgets_previous {
+            backbone.forget_previous();
+        }
+        say_all(&backbone, 0..1);
+        assert_eq!(listener.line().await.text(), "0");
+        node.lose(1);
+        node.unavailable(true);
+        say_all(&backbone, 1..10_500);
+        settle().await;
+        node.unavailable(false);
+        let mut heard = vec!["0".to_owned()];
+        while heard.len() < 10_500 {
+            heard.push(listener.line().await.text().to_owned());
+        }
+        assert_eq!(heard, numbers(0..10_500));
+    }
+}
+
+/// The same where history holds nothing and no `previous` is known: then it is a gap, but not silence.
+#[tokio::test(start_paused = true)]
+async fn more_than_can_wait_while_healing_is_never_lost_in_silence() {
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let mut rule = rule();
+    rule.history.events = 0;
+    let hub = hub(&node, rule);
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    listener.confirmation().await;
+    backbone.keep("c", 0);
+    backbone.forget_previous();
+    say_all(&backbone, 0..1);
+    assert_eq!(listener.line().await.text(), "0");
+    node.hold_answers(true);
+    node.cut();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(node.follows.load(SeqCst), 2);
+    say_all(&backbone, 1..10_500);
+    node.hold_answers(false);
+    let lines = listener.settled().await;
+    let gaps = lines.iter().filter(|line| matches!(line, Line::Gap { .. })).count();
+    let heard: Vec<_> = lines
+        .iter()
+        .filter(|line| matches!(line, Line::Event { .. }))
+        .map(Line::text)
+        .collect();
+    assert_eq!(gaps, 1, "{} lines", lines.len());
+    assert_eq!(heard, numbers(10_500 - heard.len()..10_500));
+}
+
+/// Cut off between the confirmation and the gap, or while another channel of the stream is told: the gap is told to who comes back.
+#[tokio::test(start_paused = true)]
+async fn a_gap_that_did_not_arrive_is_told_again() {
+    let backbone = Backbone::new();
+    let old = ["a", "b"].map(|channel| {
+        let first = backbone.say(channel, "1");
+        for n in 2..10 {
+            backbone.say(channel, &n.to_string());
+        }
+        backbone.keep(channel, 3);
+        first
+    });
+    let hub = hub(&backbone.node(), rule());
+    let [plain, stamped] = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
+    let mut listener = Listener::at(&hub, &plain, "a", after(old[0])).await;
+    let confirmed = listener.line().await;
+    assert!(matches!(confirmed, Line::Subscribed { resumed: false, .. }));
+    let told = come_back(&hub, "a", After::parse(confirmed.cursor().as_deref())).await;
+    assert_eq!(told.gap.map(|gap| gap.0), Some(Some(old[0])));
+
+    // Of a stream of several, the cursor of every line stands before each gap that has not been told.
+    let names = ["a", "b"].map(name);
+    let mut listener = Listener::new(&hub, &stamped);
+    let mut joined = Vec::new();
+    for (channel, old) in names.iter().zip(old) {
+        joined.push(listener.join(channel.as_str(), after(old)).await.unwrap());
+    }
+    listener.session.add_all(joined);
+    let lines = listener.settled().await;
+    for at in 0..lines.len() {
+        let arrived = &lines[..=at];
+        let cursor = Cursor::parse(&arrived[at].cursor().unwrap()).unwrap();
+        for (channel, old) in names.iter().zip(old) {
+            let told = arrived
+                .iter()
+                .any(|line| matches!(line, Line::Gap { channel: c, .. } if c == channel.as_str()));
+            assert_eq!(cursor.position(channel) == Some(old), !told, "after {arrived:?}");
+        }
+    }
+}
