@@ -248,7 +248,9 @@ impl Feeder {
             let step = async {
                 if follow_again {
                     let feed = follow(&backbone, &log.name).await?;
-                    let Some(feeder) = me.upgrade() else { return Ok(None) };
+                    let Some(feeder) = me.upgrade() else {
+                        return Ok::<_, BrokerError>(None);
+                    };
                     generation = {
                         let mut state = feeder.lock();
                         state.generation += 1;
@@ -259,10 +261,12 @@ impl Feeder {
                     feeder.attach(feed, generation);
                     follow_again = false;
                 }
-                backbone.replay(&log.name, Some(log.head()), HEAL_PAGE).await.map(Some)
+                let after = log.link();
+                let replay = backbone.replay(&log.name, Some(after), HEAL_PAGE).await?;
+                Ok(Some((after, replay)))
             };
-            let replay = match step.await {
-                Ok(Some(replay)) => replay,
+            let (after, replay) = match step.await {
+                Ok(Some(answer)) => answer,
                 Ok(None) => return,
                 Err(error) => {
                     tracing::warn!(channel = %log.name, %error, "cannot heal yet");
@@ -273,7 +277,7 @@ impl Feeder {
             };
             let Some(feeder) = me.upgrade() else { return };
             tries += u32::from(replay.events.is_empty());
-            match feeder.take_in(generation, &replay, tries >= HEAL_TRIES) {
+            match feeder.take_in(generation, after, &replay, tries >= HEAL_TRIES) {
                 Healed::Yes => {
                     feeder.log.show();
                     return;
@@ -291,7 +295,7 @@ impl Feeder {
     }
 
     /// `give_up`: history will not close the hole before what the feed has shown; announce it.
-    fn take_in(&self, generation: u64, replay: &Replay, give_up: bool) -> Healed {
+    fn take_in(&self, generation: u64, after: Position, replay: &Replay, give_up: bool) -> Healed {
         // Under the lock from the first look: of two that heal at once, one for the feed that ended meanwhile, only one may append.
         let mut state = self.lock();
         if state.generation != generation || state.closed {
@@ -300,12 +304,15 @@ impl Feeder {
         let Some(pending) = &mut state.healing else {
             return Healed::Superseded;
         };
-        let head = self.log.head();
-        if !is_whole(head, replay) {
-            let reason = lost_reason(head, replay);
-            let cursor = goes_on_after(replay);
-            tracing::warn!(channel = %self.log.name, after = %head, %cursor, reason = reason.as_str(), "events are lost");
-            self.log.append_gap(cursor, reason);
+        let link = self.log.link();
+        if link != after {
+            return Healed::NotYet;
+        }
+        if !is_whole(link, replay) {
+            let reason = lost_reason(link, replay);
+            let goes_on = goes_on_after(replay);
+            tracing::warn!(channel = %self.log.name, after = %link, %goes_on, reason = reason.as_str(), "events are lost");
+            self.log.append_gap(goes_on, reason);
         }
         for event in replay.events.iter().cloned().chain(lost_end(replay)) {
             // History is whole from its first event on, so a break can only be its own first link, which has been judged.

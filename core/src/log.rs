@@ -49,7 +49,13 @@ pub(crate) struct Entry {
 
 pub(crate) enum Item {
     Event(Arc<Event>),
-    Gap(Gap),
+    /// What its listeners are told, and the position that the next event names as its previous. After a lost tail that lies behind what
+    /// listeners have had; the cursor they are given does not go back, or a node that does not know of the loss yet would send them the lost
+    /// events once more.
+    Gap {
+        gap: Gap,
+        link: Position,
+    },
 }
 
 impl Entry {
@@ -66,8 +72,35 @@ impl Entry {
     pub(crate) fn position(&self) -> Position {
         match &self.item {
             Item::Event(event) => event.position,
-            Item::Gap(gap) => gap.cursor,
+            Item::Gap { gap, .. } => gap.cursor,
         }
+    }
+
+    /// A gap that `after` stands before, in a stream that goes on after `link`.
+    pub(crate) fn gap(after: Option<Position>, link: Position, reason: GapReason) -> Arc<Self> {
+        let cursor = match reason {
+            // A position that was never given: nothing has been seen up to there.
+            GapReason::UnknownPosition => link,
+            _ => after.map_or(link, |after| after.max(link)),
+        };
+        Self::new(Item::Gap {
+            gap: Gap { after, cursor, reason },
+            link,
+        })
+    }
+
+    /// The position that the next event names as its previous.
+    pub(crate) fn link(&self) -> Position {
+        match &self.item {
+            Item::Event(event) => event.position,
+            Item::Gap { link, .. } => *link,
+        }
+    }
+
+    /// Whether a listener with this cursor goes on behind this entry. Not behind a gap whose cursor stands for lost events: whoever comes with it may
+    /// not have been told.
+    fn is_at(&self, cursor: Position) -> bool {
+        self.position() == cursor && self.link() == cursor
     }
 
     pub(crate) fn is_end(&self) -> bool {
@@ -86,7 +119,7 @@ impl Entry {
                 slot.metrics.encodes.inc();
                 slot.wire.event(channel, event)
             }
-            Item::Gap(gap) => slot.wire.notice(&Notice::Gap {
+            Item::Gap { gap, .. } => slot.wire.notice(&Notice::Gap {
                 channel,
                 gap,
                 stamp: None,
@@ -98,7 +131,7 @@ impl Entry {
     fn cost(&self) -> usize {
         match &self.item {
             Item::Event(event) => ENTRY_COST + 3 * event.message.weight(),
-            Item::Gap(_) => ENTRY_COST,
+            Item::Gap { .. } => ENTRY_COST,
         }
     }
 }
@@ -123,6 +156,8 @@ struct Ring {
     /// The position before `entries[0]`: a cursor that equals it has missed nothing of the ring.
     floor: Position,
     head: Position,
+    /// What the next event must name as its previous: the head, except after a lost tail.
+    link: Position,
     bytes: usize,
     /// Gap entries in the ring. While there are none, positions increase along the ring.
     gaps: usize,
@@ -157,6 +192,7 @@ pub(crate) struct Batch {
     /// The place after the last one looked at.
     pub(crate) next: u64,
     pub(crate) cursor: Position,
+    pub(crate) link: Position,
     pub(crate) events: u64,
     pub(crate) oldest: Instant,
     pub(crate) ended: bool,
@@ -251,6 +287,7 @@ impl Log {
                 first: 0,
                 floor,
                 head: floor,
+                link: floor,
                 bytes: 0,
                 gaps: 0,
                 end: None,
@@ -272,7 +309,7 @@ impl Log {
             for event in history.events.into_iter().chain(end) {
                 log.push(&mut ring, Entry::new(Item::Event(event)));
             }
-            ring.head = history.head;
+            (ring.head, ring.link) = (history.head, history.head);
             log.visible.store(ring.end_place(), Ordering::Release);
         }
         log
@@ -280,7 +317,7 @@ impl Log {
 
     fn push(&self, ring: &mut Ring, entry: Arc<Entry>) {
         let place = ring.end_place();
-        ring.head = entry.position();
+        (ring.head, ring.link) = (entry.position(), entry.link());
         ring.bytes += entry.cost();
         // A broker that has forgotten the channel, end and all, begins it anew.
         ring.end = entry.is_end().then_some(place);
@@ -291,7 +328,7 @@ impl Log {
                     latest.put(event.message.conflation_key(), place, &entry);
                 }
             }
-            Item::Gap(_) => ring.gaps += 1,
+            Item::Gap { .. } => ring.gaps += 1,
         }
         ring.entries.push_back(entry);
         // No listener stands before this run any more, unless it is slow.
@@ -309,22 +346,18 @@ impl Log {
             return Appended::Known;
         }
         // Zero: the feed is whole, but the broker has forgotten what came before.
-        if event.previous != ring.head && event.previous != Position::ZERO {
+        if event.previous != ring.link && event.previous != Position::ZERO {
             return Appended::Broken;
         }
         self.push(&mut ring, Entry::new(Item::Event(event)));
         Appended::Yes
     }
 
-    /// Announces to all listeners that what lies between the head and `cursor` is lost. The log goes on after `cursor`.
-    pub(crate) fn append_gap(&self, cursor: Position, reason: GapReason) {
+    /// Announces to all listeners that events after the head are lost, or the head itself. The log goes on after `link`.
+    pub(crate) fn append_gap(&self, link: Position, reason: GapReason) {
         let mut ring = lock(&self.ring);
-        let gap = Gap {
-            after: Some(ring.head),
-            cursor,
-            reason,
-        };
-        self.push(&mut ring, Entry::new(Item::Gap(gap)));
+        let gap = Entry::gap(Some(ring.head), link, reason);
+        self.push(&mut ring, gap);
         let end = ring.end_place();
         if let Some(latest) = &mut ring.latest {
             // What was lost may have been newer than what is remembered.
@@ -335,6 +368,11 @@ impl Log {
     /// The position of the newest event that this node has.
     pub(crate) fn head(&self) -> Position {
         lock(&self.ring).head
+    }
+
+    /// The position after which the broker is asked for what is missing.
+    pub(crate) fn link(&self) -> Position {
+        lock(&self.ring).link
     }
 
     /// Lets listeners see everything that was appended, and wakes those that sleep.
@@ -504,25 +542,24 @@ impl Log {
             }
         };
         // Encoding and joining happen outside the lock: a large event must not hold up the publisher.
-        let Some((batch, worth_keeping)) = self.join(&entries, next, slot) else {
+        let Some(batch) = self.join(&entries, next, slot) else {
             // Everything was superseded by events that are still to come.
             return Read::Some(Batch {
                 bytes: Bytes::new(),
                 next,
                 cursor: Position::ZERO,
+                link: Position::ZERO,
                 events: 0,
                 oldest: Instant::now(),
                 ended: false,
                 gap: None,
             });
         };
-        if worth_keeping {
-            lock(&self.ring).batches[slot.index] = Some((from, visible, batch.clone()));
-        }
+        lock(&self.ring).batches[slot.index] = Some((from, visible, batch.clone()));
         Read::Some(batch)
     }
 
-    fn join(&self, entries: &[Arc<Entry>], next: u64, slot: &WireSlot) -> Option<(Batch, bool)> {
+    fn join(&self, entries: &[Arc<Entry>], next: u64, slot: &WireSlot) -> Option<Batch> {
         let (first, last) = (entries.first()?, entries.last()?);
         let bytes = match entries {
             [only] => only.bytes(&self.name, slot).clone(),
@@ -539,15 +576,16 @@ impl Log {
             bytes,
             next,
             cursor: last.position(),
+            link: last.link(),
             events: entries.len() as u64,
             oldest: first.at,
             ended: last.is_end(),
             gap: entries.iter().rev().find_map(|entry| match &entry.item {
-                Item::Gap(gap) => Some(gap.reason),
+                Item::Gap { gap, .. } => Some(gap.reason),
                 Item::Event(_) => None,
             }),
         };
-        Some((batch, entries.len() > 1))
+        Some(batch)
     }
 
     /// What a listener at `from` has not had, one by one, and the place after it.
@@ -571,10 +609,10 @@ impl Ring {
 
     fn pop(&mut self) {
         if let Some(entry) = self.entries.pop_front() {
-            self.floor = entry.position();
+            self.floor = entry.link();
             self.first += 1;
             self.bytes -= entry.cost();
-            self.gaps -= usize::from(matches!(entry.item, Item::Gap(_)));
+            self.gaps -= usize::from(matches!(entry.item, Item::Gap { .. }));
         }
     }
 
@@ -586,19 +624,19 @@ impl Ring {
     fn position_before(&self, place: u64) -> Position {
         match self.index(place) {
             None | Some(0) => self.floor,
-            Some(index) => self.entries.get(index - 1).map_or(self.head, |entry| entry.position()),
+            Some(index) => self.entries.get(index - 1).map_or(self.link, |entry| entry.link()),
         }
     }
 
     /// Equality, not a range: a position that lies within the ring and is not there was lost.
     fn place_after(&self, cursor: Position) -> Option<u64> {
-        if cursor == self.head {
+        if cursor == self.head && cursor == self.link {
             return Some(self.end_place());
         }
         let found = if self.gaps == 0 {
             self.entries.binary_search_by_key(&cursor, |entry| entry.position()).ok()
         } else {
-            self.entries.iter().rposition(|entry| entry.position() == cursor)
+            self.entries.iter().rposition(|entry| entry.is_at(cursor))
         };
         match found {
             Some(index) => Some(self.first + index as u64 + 1),
@@ -622,7 +660,7 @@ impl Ring {
             }
             bytes += match &entry.item {
                 Item::Event(event) => event.message.weight(),
-                Item::Gap(_) => 0,
+                Item::Gap { .. } => 0,
             };
             entries.push(entry.clone());
         }

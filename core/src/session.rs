@@ -24,7 +24,7 @@ use crate::hub::{Connection, Hub, WireHandle};
 use crate::log::{Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
 use crate::refusal::Refusal;
 use crate::rule::{Delivery, Limits, SlowPolicy};
-use crate::wire::{Gap, GapReason, Notice, Stamp};
+use crate::wire::{GapReason, Notice, Stamp};
 
 /// How many events a listener is given from the broker's history at a time.
 const PAGE: usize = 500;
@@ -192,7 +192,12 @@ pub struct Joined {
 struct Subscription {
     seat: Seat,
     next: u64,
+    /// What the listener holds.
     cursor: Position,
+    /// What the next event must name as its previous: the cursor, except after a lost tail that the listener had seen.
+    link: Position,
+    /// Events up to here are left out: the listener had them before they were lost, and this node may not know that they are.
+    skip_through: Position,
     /// The listener comes from a node that was ahead: it waits until this one has its position, too.
     ahead: bool,
     catch_up: Option<Box<CatchUp>>,
@@ -275,17 +280,13 @@ impl Joiner {
                         let replay = hub.ask(name, Position::ZERO, PAGE).await.map_err(|error| refusal(&error))?;
                         joined.cursor = goes_on_after(&replay);
                         let mut catch_up = CatchUp::empty();
-                        catch_up.take_in(&log, joined.cursor, &replay, false);
+                        catch_up.take_in(&log, joined.cursor, joined.cursor, &replay, false);
                         catch_up
                     }
                 };
                 if after == After::Unreadable {
-                    let gap = Gap {
-                        after: None,
-                        cursor: joined.cursor,
-                        reason: GapReason::UnknownPosition,
-                    };
-                    catch_up.waiting.push_front(Entry::new(Item::Gap(gap)));
+                    let gap = Entry::gap(None, joined.cursor, GapReason::UnknownPosition);
+                    catch_up.waiting.push_front(gap);
                 }
                 joined.stands_at = joined.cursor;
                 let needed = !catch_up.waiting.is_empty() || catch_up.lands_at.is_none();
@@ -301,11 +302,14 @@ impl Joiner {
         }
         let replay = hub.ask(name, position, PAGE).await.map_err(|error| refusal(&error))?;
         joined.resumed = is_whole(position, &replay);
-        joined.cursor = if joined.resumed { position } else { goes_on_after(&replay) };
         // This node may not have heard of the end yet that the listener was told by another.
         joined.over = joined.resumed && replay.ended && replay.head == position;
         let mut catch_up = CatchUp::empty();
-        catch_up.take_in(&log, position, &replay, false);
+        catch_up.take_in(&log, position, position, &replay, false);
+        joined.cursor = match catch_up.waiting.front() {
+            Some(gap) if !joined.resumed => gap.position(),
+            _ => position,
+        };
         joined.catch_up = Some(catch_up);
         Ok(joined)
     }
@@ -492,6 +496,8 @@ impl Session {
             seat,
             next,
             cursor,
+            link: cursor,
+            skip_through: Position::ZERO,
             ahead: false,
             catch_up,
             stamp_index,
@@ -700,7 +706,7 @@ impl Subscription {
             }
             let log = self.seat.log.clone();
             if self.ahead {
-                match log.find(self.cursor) {
+                match log.find(self.link) {
                     Found::Ahead => return Ok(()),
                     Found::At(next) => {
                         self.next = next;
@@ -716,7 +722,7 @@ impl Subscription {
                 }
                 continue;
             }
-            let fell_off = if reading.stamp.is_none() {
+            let fell_off = if reading.stamp.is_none() && self.skip_through == Position::ZERO {
                 match log.read_batch(self.next, reading.slot) {
                     Read::Nothing => return Ok(()),
                     Read::FellOff => true,
@@ -725,7 +731,7 @@ impl Subscription {
                         if batch.events == 0 {
                             continue;
                         }
-                        self.cursor = batch.cursor;
+                        (self.cursor, self.link) = (batch.cursor, batch.link);
                         self.ended = batch.ended;
                         reading.count(batch.events, batch.bytes.len(), batch.oldest);
                         if let Some(reason) = batch.gap {
@@ -760,10 +766,18 @@ impl Subscription {
         let mut joined = BytesMut::new();
         let mut events = 0;
         for entry in entries {
+            self.link = entry.link();
+            if entry.position() <= self.skip_through {
+                continue;
+            }
             self.cursor = entry.position();
+            self.skip_through = Position::ZERO;
             self.ended |= entry.is_end();
-            if let Item::Gap(gap) = &entry.item {
+            if let Item::Gap { gap, link } = &entry.item {
                 reading.connection.hub.metrics().gap(gap.reason);
+                if gap.cursor > *link {
+                    self.skip_through = gap.cursor;
+                }
             }
             events += 1;
             let Some(stamp) = reading.stamp else {
@@ -785,7 +799,7 @@ impl Subscription {
                     joined.extend_from_slice(entry.bytes(&log.name, reading.slot));
                     stamp(&cursor, &mut joined);
                 }
-                Item::Gap(gap) => {
+                Item::Gap { gap, .. } => {
                     let notice = Notice::Gap {
                         channel: &log.name,
                         gap,
@@ -814,14 +828,10 @@ impl Subscription {
         match log.rule.slow {
             SlowPolicy::Close => return Err(TooSlow),
             SlowPolicy::Skip => {
-                let (next, cursor) = log.skip();
-                let gap = Gap {
-                    after: Some(self.cursor),
-                    cursor,
-                    reason: GapReason::TooSlow,
-                };
+                let (next, link) = log.skip();
+                let gap = Entry::gap(Some(self.cursor), link, GapReason::TooSlow);
                 self.next = next;
-                self.catch_up = Some(CatchUp::of(VecDeque::from([Entry::new(Item::Gap(gap))]), next));
+                self.catch_up = Some(CatchUp::of(VecDeque::from([gap]), next));
             }
             SlowPolicy::Refill => {
                 let mut catch_up = CatchUp::more();
@@ -844,12 +854,7 @@ impl Subscription {
             return Poll::Ready(());
         }
         if catch_up.more || catch_up.fetch.is_some() {
-            let (hub, name, after, pause) = (
-                reading.connection.hub.clone(),
-                log.name.clone(),
-                self.cursor,
-                catch_up.backoff,
-            );
+            let (hub, name, after, pause) = (reading.connection.hub.clone(), log.name.clone(), self.link, catch_up.backoff);
             let fetch = catch_up
                 .fetch
                 .get_or_insert_with(|| Box::pin(fetch_page(hub, name, after, pause)));
@@ -858,7 +863,7 @@ impl Subscription {
             };
             catch_up.fetch = None;
             let too_slow = catch_up.too_slow;
-            catch_up.take_in(&log, self.cursor, &replay, too_slow);
+            catch_up.take_in(&log, self.cursor, self.link, &replay, too_slow);
             return Poll::Ready(());
         }
         match catch_up.lands_at {
@@ -866,7 +871,7 @@ impl Subscription {
                 self.next = next;
                 self.catch_up = None;
             }
-            None => match log.find(self.cursor) {
+            None => match log.find(self.link) {
                 Found::At(next) => {
                     self.next = next;
                     self.catch_up = None;
@@ -930,20 +935,17 @@ impl CatchUp {
         piece
     }
 
-    fn take_in(&mut self, log: &Log, after: Position, replay: &Replay, too_slow: bool) {
+    /// `replay`: what history holds after `link`, for a listener that holds `cursor`.
+    fn take_in(&mut self, log: &Log, cursor: Position, link: Position, replay: &Replay, too_slow: bool) {
         self.more = replay.more;
-        if !is_whole(after, replay) {
+        if !is_whole(link, replay) {
             let reason = if too_slow {
                 GapReason::TooSlow
             } else {
-                lost_reason(after, replay)
+                lost_reason(link, replay)
             };
-            let gap = Gap {
-                after: Some(after),
-                cursor: goes_on_after(replay),
-                reason,
-            };
-            self.waiting.push_back(Entry::new(Item::Gap(gap)));
+            self.waiting
+                .push_back(Entry::gap(Some(cursor), goes_on_after(replay), reason));
         }
         if !replay.events.is_empty() {
             self.backoff = Duration::ZERO;

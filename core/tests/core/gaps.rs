@@ -75,7 +75,9 @@ async fn history_that_expired_is_a_gap_and_a_final_one() {
         let hub = hub(&backbone.node(), rule());
         // Event 9 is gone, but what follows it is all there; only a broker that knows the previous of its oldest can tell.
         let edge = come_back(&hub, "c", after(positions[9])).await;
-        assert_eq!((edge.resumed, edge.texts), (!forgets_previous, numbers(10..20)));
+        // Between neighbouring positions nothing can stand.
+        let provable = !forgets_previous || positions[9].0 + 1 == positions[10].0;
+        assert_eq!((edge.resumed, edge.texts), (provable, numbers(10..20)));
         let told = come_back(&hub, "c", after(positions[8])).await;
         let goes_on = if forgets_previous {
             Position(positions[10].0 - 1)
@@ -162,9 +164,11 @@ async fn a_lost_tail_is_told_to_who_has_seen_it_and_to_nobody_else() {
     backbone.lose_tail("c", 3);
     let before = hub(&backbone.node(), rule());
     let told = come_back(&before, "c", after(positions[8])).await;
-    assert_eq!(told.gap, Some((Some(positions[8]), positions[6], BrokerLostData)));
+    // The cursor does not go back to event 6: a node that does not know of the loss yet would send 7 and 8 once more.
+    assert_eq!(told.gap, Some((Some(positions[8]), positions[8], BrokerLostData)));
     assert!(told.texts.is_empty());
-    a_gap_is_final(&backbone, &before, "c", &told).await;
+    // Until something new is published there is nothing else to hold, and who comes back hears the same again.
+    assert_eq!(come_back(&before, "c", after(positions[8])).await, told);
     let told = come_back(&before, "c", after(positions[6])).await;
     assert_eq!((told.resumed, told.gap), (true, None));
 
@@ -172,9 +176,8 @@ async fn a_lost_tail_is_told_to_who_has_seen_it_and_to_nobody_else() {
     for hub in [before, hub(&backbone.node(), rule())] {
         for lost in 7..10 {
             let told = come_back(&hub, "c", after(positions[lost])).await;
-            assert_eq!(told.gap, Some((Some(positions[lost]), positions[6], BrokerLostData)));
+            assert_eq!(told.gap, Some((Some(positions[lost]), positions[lost], BrokerLostData)));
             assert_eq!(told.texts, ["10", "11"], "not a part of it, and nothing twice");
-            a_gap_is_final(&backbone, &hub, "c", &told).await;
         }
         for &held in &positions[..7] {
             let told = come_back(&hub, "c", after(held)).await;
@@ -208,7 +211,7 @@ async fn a_lost_tail_is_told_once_to_each_listener() {
                 let lines = listener.settled().await;
                 assert_eq!(lines.len(), 1, "{lines:?}");
                 assert!(
-                    matches!(lines[0], Line::Gap { after, cursor, reason: BrokerLostData, .. } if (after, cursor) == (Some(positions[9]), positions[6])),
+                    matches!(lines[0], Line::Gap { after, cursor, reason: BrokerLostData, .. } if (after, cursor) == (Some(positions[9]), positions[9])),
                     "{lines:?}"
                 );
             }
@@ -219,14 +222,15 @@ async fn a_lost_tail_is_told_once_to_each_listener() {
             if !feeds_end {
                 let gap = lines.remove(0);
                 assert!(
-                    matches!(gap, Line::Gap { after, cursor, reason: BrokerLostData, .. } if (after, cursor) == (Some(positions[9]), positions[6])),
+                    matches!(gap, Line::Gap { after, cursor, reason: BrokerLostData, .. } if (after, cursor) == (Some(positions[9]), positions[9])),
                     "{gap:?}"
                 );
             }
             assert_eq!(texts(&lines), numbers(10..13));
         }
         let told = come_back(&hub, "c", after(positions[6])).await;
-        assert_eq!((told.resumed, told.gap, told.texts), (true, None, numbers(10..13)));
+        assert_eq!(told.gap.map(|gap| gap.2), Some(BrokerLostData));
+        assert_eq!(told.texts, numbers(7..13), "this node still has what was lost, and says that it was");
         let told = come_back(&hub, "c", after(positions[8])).await;
         assert_eq!(told.gap.map(|gap| gap.2), Some(BrokerLostData));
         assert_eq!(told.texts, numbers(9..13), "as the node saw it");

@@ -4,6 +4,8 @@
 /// The broker, the wire and the client that these tests share.
 mod support;
 
+/// Resume across a fork, step by step.
+mod forks;
 /// Is the resume protocol itself right? A model of it, checked in every interleaving.
 mod model;
 

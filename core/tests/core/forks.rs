@@ -1,0 +1,207 @@
+//! Resume across a fork, step by step: a broker whose answers and feeds the test writes down, so that the order of things is exact.
+//!
+//! Each of these was a shortest counterexample of the model once. Events are named by their positions: the confirmation is `S`, a gap `G after>cursor:reason`,
+//! an event `E`.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use airwave_core::broker::{Broker, BrokerError, Feed, FeedSender, Publish, Published, Replay};
+use airwave_core::hub::WireHandle;
+use airwave_core::session::{After, Session, Turn};
+use airwave_core::wire::{Notice, Stamp, Wire};
+use airwave_core::{ChannelName, Data, Event, EventName, Hub, Message, Position, Rules};
+use bytes::Bytes;
+
+use crate::support::{name, request, rule};
+
+#[derive(Default)]
+struct Lab {
+    held: Mutex<Vec<Arc<Event>>>,
+    head: Mutex<u64>,
+    feeds: Mutex<Vec<FeedSender>>,
+    gates: Mutex<VecDeque<tokio::sync::oneshot::Receiver<()>>>,
+    asked: Mutex<u32>,
+}
+fn ev(position: u64, previous: u64) -> Arc<Event> {
+    Arc::new(Event {
+        position: Position(position),
+        previous: Position(previous),
+        message: Message::new(EventName::new("x").unwrap(), Data::text(position.to_string())),
+    })
+}
+impl Lab {
+    fn set(&self, head: u64, held: &[(u64, u64)]) {
+        *self.head.lock().unwrap() = head;
+        *self.held.lock().unwrap() = held.iter().map(|(a, b)| ev(*a, *b)).collect();
+    }
+}
+#[async_trait::async_trait]
+impl Broker for Lab {
+    fn name(&self) -> &'static str {
+        "lab"
+    }
+    async fn publish(&self, _: &ChannelName, _: Publish) -> Result<Published, BrokerError> {
+        Err(BrokerError::rejected("this broker only tells"))
+    }
+    async fn follow(&self, _: &ChannelName) -> Result<Feed, BrokerError> {
+        let (s, f) = Feed::new(Position(*self.head.lock().unwrap()), || {});
+        self.feeds.lock().unwrap().push(s);
+        Ok(f)
+    }
+    async fn replay(&self, _: &ChannelName, after: Option<Position>, _limit: usize) -> Result<Replay, BrokerError> {
+        let answer = {
+            let held = self.held.lock().unwrap().clone();
+            let head = Position(*self.head.lock().unwrap());
+            let complete = match after {
+                None => true,
+                Some(a) => a == head || held.iter().any(|e| e.position == a) || held.first().is_some_and(|e| e.previous == a),
+            };
+            let events = held.into_iter().filter(|e| after.is_none_or(|a| e.position > a)).collect();
+            Replay {
+                events,
+                complete,
+                more: false,
+                head,
+                ended: false,
+            }
+        };
+        *self.asked.lock().unwrap() += 1;
+        let gate = self.gates.lock().unwrap().pop_front();
+        if let Some(g) = gate {
+            let _ = g.await;
+        }
+        Ok(answer)
+    }
+    async fn ping(&self) -> Result<(), BrokerError> {
+        Ok(())
+    }
+}
+struct Plain;
+impl Wire for Plain {
+    fn name(&self) -> &'static str {
+        "plain"
+    }
+    fn event(&self, _: &ChannelName, e: &Event) -> Bytes {
+        format!("E{} ", e.position.0).into()
+    }
+    fn notice(&self, n: &Notice<'_>) -> Bytes {
+        match n {
+            Notice::Subscribed { cursor, resumed, .. } => format!("S{}{} ", cursor.0, if *resumed { "+" } else { "-" }).into(),
+            Notice::Gap { gap, .. } => {
+                format!("G{}>{}:{} ", gap.after.map_or(0, |p| p.0), gap.cursor.0, gap.reason.as_str()).into()
+            }
+            _ => Bytes::new(),
+        }
+    }
+    fn stamp(&self) -> Option<Stamp> {
+        None
+    }
+}
+struct Rig {
+    lab: Arc<Lab>,
+    hub: Hub,
+    wire: WireHandle,
+}
+fn rig() -> Rig {
+    let lab = Arc::new(Lab::default());
+    let hub = Hub::builder(lab.clone(), Rules::new([rule()])).build();
+    let wire = hub.register_wire(Arc::new(Plain));
+    Rig { lab, hub, wire }
+}
+
+impl Rig {
+    async fn join(&self, after: After) -> Session {
+        let connection = self.hub.connect(request(), true).unwrap();
+        let mut session = Session::new(connection, &self.wire);
+        let joined = session.joiner().join(&name("c"), after).await.unwrap();
+        session.add(joined, None);
+        session
+    }
+}
+
+/// All that comes until nothing does.
+async fn hear(session: &mut Session) -> String {
+    let mut text = String::new();
+    loop {
+        let mut out = vec![];
+        match tokio::time::timeout(Duration::from_secs(10), session.turn(&mut out)).await {
+            Ok(Turn::Frames) => out
+                .iter()
+                .for_each(|bytes| text.push_str(std::str::from_utf8(bytes).unwrap())),
+            _ => return text,
+        }
+    }
+}
+
+/// The client saw 20 elsewhere; the broker has lost it; this node's feed still brings it.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_was_lost_is_not_sent_again_by_a_node_that_does_not_know() {
+    let rig = rig();
+    rig.lab.set(10, &[]);
+    let mut other = rig.join(After::Nothing).await;
+    assert_eq!(hear(&mut other).await, "S10- ");
+    let mut client = rig.join(After::Position(Position(20))).await;
+    assert_eq!(hear(&mut client).await, "S20- G20>20:broker-lost-data ");
+    rig.lab.feeds.lock().unwrap()[0].push(ev(20, 10));
+    assert_eq!(hear(&mut other).await, "E20 ");
+    assert_eq!(hear(&mut client).await, "");
+    // The node hears of the loss: the client has been told, the other has not.
+    rig.lab.set(30, &[(30, 10)]);
+    rig.lab.feeds.lock().unwrap().clear();
+    assert_eq!(hear(&mut other).await, "G20>20:broker-lost-data E30 ");
+    assert_eq!(hear(&mut client).await, "E30 ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_waits_for_its_node_is_judged_again_when_the_node_is_there() {
+    let rig = rig();
+    rig.lab.set(10, &[]);
+    let _open = rig.join(After::Nothing).await;
+    rig.lab.set(20, &[(20, 10)]);
+    let mut client = rig.join(After::Position(Position(20))).await;
+    assert_eq!(hear(&mut client).await, "S20+ ");
+    // A failover without 20.
+    rig.lab.set(30, &[(30, 10)]);
+    rig.lab.feeds.lock().unwrap().clear();
+    assert_eq!(hear(&mut client).await, "G20>20:broker-lost-data E30 ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_of_its_node_is_not_for_a_client_that_was_ahead_of_it() {
+    let rig = rig();
+    rig.lab.set(10, &[]);
+    let mut other = rig.join(After::Nothing).await;
+    hear(&mut other).await;
+    // 20 was trimmed before this node heard of it; the client has had 30.
+    rig.lab.set(30, &[(30, 20)]);
+    let mut client = rig.join(After::Position(Position(30))).await;
+    assert_eq!(hear(&mut client).await, "S30+ ");
+    rig.lab.feeds.lock().unwrap().clear();
+    assert_eq!(hear(&mut other).await, "G10>20:history-expired E30 ");
+    assert_eq!(hear(&mut client).await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_that_heal_at_once_one_appends() {
+    let rig = rig();
+    rig.lab.set(20, &[(20, 10)]);
+    let mut client = rig.join(After::Nothing).await;
+    assert_eq!(hear(&mut client).await, "S20- ");
+    rig.lab.set(30, &[(30, 10)]);
+    let (first, held) = tokio::sync::oneshot::channel();
+    let (second, held_too) = tokio::sync::oneshot::channel();
+    rig.lab.gates.lock().unwrap().extend([held, held_too]);
+    for _ in 0..2 {
+        let asked = *rig.lab.asked.lock().unwrap();
+        rig.lab.feeds.lock().unwrap().clear();
+        while *rig.lab.asked.lock().unwrap() == asked {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    first.send(()).unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    second.send(()).unwrap();
+    assert_eq!(hear(&mut client).await, "G20>20:broker-lost-data E30 ");
+}
