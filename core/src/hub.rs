@@ -58,6 +58,8 @@ pub(crate) struct Inner {
     pub(crate) stale: AtomicU32,
     broker_down: Mutex<Option<(Instant, String)>>,
     started: Instant,
+    /// Milliseconds since the start, plus one, as of the last tick.
+    pub(crate) clock: Arc<AtomicU64>,
     pub(crate) runtime: Handle,
 }
 
@@ -155,6 +157,7 @@ impl HubBuilder {
             stale: AtomicU32::new(0),
             broker_down: Mutex::default(),
             started: Instant::now(),
+            clock: Arc::new(AtomicU64::new(1)),
             runtime: Handle::current(),
         });
         tokio::spawn(look_after(Arc::downgrade(&inner), inner.backbone.limits.clone()));
@@ -577,6 +580,8 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
     loop {
         ticks.tick().await;
         let Some(hub) = hub.upgrade() else { return };
+        hub.clock
+            .store(hub.started.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
         for (_, session) in &*lock(&hub.sessions) {
             session.look_after(&limits);
         }

@@ -40,8 +40,9 @@ const SILENT: u8 = 4;
 pub(crate) struct Shared {
     bell: Arc<Bell>,
     flags: AtomicU8,
-    started: Instant,
-    /// Milliseconds since `started`, plus one; zero: never, or not now.
+    /// The hub's coarse clock: asking the system for the time costs more than the rest of a short turn.
+    clock: Arc<AtomicU64>,
+    /// Times of that clock; zero: never, or not now.
     wrote: AtomicU64,
     /// When the last heartbeat was due. Where answers are expected they are asked for even while events go out: a client that only listens
     /// says nothing else.
@@ -52,7 +53,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     fn now(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64 + 1
+        self.clock.load(Ordering::Relaxed)
     }
 
     /// Rings even a session that waits for its socket.
@@ -350,12 +351,13 @@ impl Session {
         let slot = wire.0.clone();
         slot.metrics.connections.inc();
         slot.metrics.connections_total.inc();
+        let clock = connection.hub.0.clock.clone();
         let shared = Arc::new(Shared {
             bell: Arc::default(),
             flags: AtomicU8::new(0),
-            started: Instant::now(),
-            wrote: AtomicU64::new(1),
-            asked: AtomicU64::new(1),
+            wrote: AtomicU64::new(clock.load(Ordering::Relaxed)),
+            asked: AtomicU64::new(clock.load(Ordering::Relaxed)),
+            clock,
             heard: AtomicU64::new(0),
             stalled: AtomicU64::new(0),
         });

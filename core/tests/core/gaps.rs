@@ -230,7 +230,11 @@ async fn a_lost_tail_is_told_once_to_each_listener() {
         }
         let told = come_back(&hub, "c", after(positions[6])).await;
         assert_eq!(told.gap.map(|gap| gap.2), Some(BrokerLostData));
-        assert_eq!(told.texts, numbers(7..13), "this node still has what was lost, and says that it was");
+        assert_eq!(
+            told.texts,
+            numbers(7..13),
+            "this node still has what was lost, and says that it was"
+        );
         let told = come_back(&hub, "c", after(positions[8])).await;
         assert_eq!(told.gap.map(|gap| gap.2), Some(BrokerLostData));
         assert_eq!(told.texts, numbers(9..13), "as the node saw it");
