@@ -408,6 +408,10 @@ fn all(settings: &Settings, pacing: Pacing, write: Option<PathBuf>, machine: &st
         "Measured with `airwave-bench` {} on {machine}.",
         env!("CARGO_PKG_VERSION")
     );
+    let disturbed = reports.iter().map(Report::disturbance).fold(0.0, f64::max);
+    if disturbed > 25.0 {
+        let _ = writeln!(text, "\n{}", not_quiet(disturbed));
+    }
     let _ = write!(text, "\n### Budgets\n\n{}", table::budgets(&budgets));
     println!("{text}");
     for report in &reports {
@@ -418,6 +422,14 @@ fn all(settings: &Settings, pacing: Pacing, write: Option<PathBuf>, machine: &st
         std::fs::write(&path, file).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
     Ok(reports.iter().all(|report| report.faults().is_empty()))
+}
+
+/// What is said above the tables of a run that shared the machine.
+fn not_quiet(percent: f64) -> String {
+    format!(
+        "**Preliminary: the machine was not quiet.** Others used up to {percent:.0} % of a processor meanwhile. Memory, delivery and the \
+         counted figures hold; the ratios are hints; the latencies say nothing."
+    )
 }
 
 fn read(path: &PathBuf) -> Result<String, String> {

@@ -110,6 +110,8 @@ pub const CATCH_UP_P99: Figure = |measured| milliseconds(&measured.catch_up, 0.9
 pub const ENCODES: Figure = |measured| (measured.events > 0).then_some(measured.encodes? / measured.events as f64);
 /// Reads of the broker's history.
 pub const BROKER_READS: Figure = |measured| measured.broker_reads;
+/// What everybody else used of the machine, in percent of one processor.
+pub const OTHERS_BUSY: Figure = |measured| busy(measured, measured.others_cpu);
 /// Listeners that have caught up, in percent.
 pub const CAUGHT_UP: Figure = |measured| Some(100.0 * measured.caught_up as f64 / measured.listeners.max(1) as f64);
 
@@ -142,7 +144,7 @@ fn rate_columns() -> Vec<Column> {
         Column::plain("publish p99 ms", 1, |measured| milliseconds(&measured.round_trip, 0.99)),
         Column::plain("encodes/event", 2, ENCODES),
         Column::plain("generator busy %", 0, |measured| busy(measured, measured.generator_cpu)),
-        Column::plain("others busy %", 0, |measured| busy(measured, measured.others_cpu)),
+        Column::plain("others busy %", 0, OTHERS_BUSY),
     ];
     columns.extend(fault_columns());
     columns
@@ -573,7 +575,7 @@ pub fn storm(
         Column::plain("CPU s", 2, CPU),
         Column::to_raw("CPU ÷ raw", CPU),
         Column::plain("broker reads", 0, BROKER_READS),
-        Column::plain("others busy %", 0, |measured| busy(measured, measured.others_cpu)),
+        Column::plain("others busy %", 0, OTHERS_BUSY),
         Column::plain("whole storm s", 2, |measured| Some(measured.wall.as_secs_f64())),
     ];
     columns.extend(fault_columns());

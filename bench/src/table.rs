@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::process::Kind;
-use crate::scenario::Measured;
+use crate::scenario::{Measured, OTHERS_BUSY};
 
 /// All rounds of one scenario.
 pub struct Report {
@@ -82,6 +82,12 @@ impl Report {
     /// The median over the rounds of a figure's ratio to the raw limit of the same round.
     pub fn ratio(&self, kind: Kind, figure: Figure) -> Option<f64> {
         middle(&self.values(kind, figure, true))
+    }
+
+    /// The most that others used of the machine during a measurement, in percent of one processor.
+    pub fn disturbance(&self) -> f64 {
+        let all = self.rounds.iter().flat_map(BTreeMap::values).flatten();
+        all.filter_map(OTHERS_BUSY).fold(0.0, f64::max)
     }
 
     /// Runs that failed, and what every listener should have seen and did not. Empty: all is well.
@@ -300,6 +306,20 @@ mod tests {
                 .markdown()
                 .contains("**FAULT** t, hand-written axum, round 1: it fell over")
         );
+    }
+
+    #[test]
+    fn the_worst_disturbance_is_told() {
+        use std::time::Duration;
+        let mut report = report(&[[1.0, 1.0], [1.0, 1.0]]);
+        let disturbed = Measured {
+            others_cpu: Duration::from_secs(3),
+            wall: Duration::from_secs(2),
+            ..Measured::default()
+        };
+        report.rounds[1].insert(Kind::Raw, Ok(disturbed));
+        report.rounds[0].insert(Kind::Axum, Err("failed".into()));
+        assert_eq!(report.disturbance(), 150.0);
     }
 
     #[test]
