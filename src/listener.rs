@@ -24,15 +24,20 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-/// A head larger than this, or slower than that, ends the connection (P13).
+/// A head larger than this ends the connection (P13).
 const MAX_HEAD: usize = 16 << 10;
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// What [`Serving::head`] usually is.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may go on sending after its last answer, and how long it may pause.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_millis(500);
 /// How long the kernel may fail to deliver before it gives a dead peer up (RFC 5482).
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// RFC 9113, section 3.4: how an HTTP/2 connection begins. No HTTP/1 method has these four letters.
@@ -47,6 +52,8 @@ pub struct Serving {
     pub connections: usize,
     /// How long a drain may take.
     pub drain: Duration,
+    /// How long a request's head may take, and how long a connection may wait for its next request (P13). Usually [`HEAD_TIMEOUT`].
+    pub head: Duration,
     /// Whose word about the client's address is taken (`X-Forwarded-For`).
     pub trusts: Arc<dyn Fn(IpAddr) -> bool + Send + Sync>,
 }
@@ -90,6 +97,7 @@ pub async fn serve(
         let connection = Served {
             app: app.clone(),
             peer,
+            head: serving.head,
             trusts: serving.trusts.clone(),
             tasks: tasks.clone(),
             draining: draining.clone(),
@@ -126,6 +134,7 @@ pub async fn serve(
 struct Served {
     app: Router,
     peer: SocketAddr,
+    head: Duration,
     trusts: Arc<dyn Fn(IpAddr) -> bool + Send + Sync>,
     tasks: TaskTracker,
     draining: watch::Receiver<bool>,
@@ -141,7 +150,7 @@ impl Served {
         let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(USER_TIMEOUT));
         let cut = happened(self.cutting.clone());
         let serve = async {
-            match timeout(HEAD_TIMEOUT, is_http2(&stream)).await {
+            match timeout(self.head, is_http2(&stream)).await {
                 Ok(Ok(true)) => self.http2(stream).await,
                 Ok(Ok(false)) => self.http1(stream).await,
                 Ok(Err(_)) | Err(_) => {}
@@ -191,7 +200,7 @@ impl Served {
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
+            .header_read_timeout(self.head)
             .max_buf_size(MAX_HEAD);
         let mut connection = builder.serve_connection(Io::new(stream, blocked.clone()), service);
         let mut drained = false;
@@ -237,11 +246,20 @@ impl Served {
                 if let Err(error) = result {
                     tracing::debug!(%error, "an HTTP/1 connection ended badly");
                 }
-                let mut stream = connection.into_parts().io.into_stream();
-                let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
+                // Boxed: its buffer is of no use to the connection before.
+                Box::pin(close(connection.into_parts().io.into_stream())).await;
             }
         }
     }
+}
+
+/// Ends a connection so that the last answer arrives. A socket that is closed while it holds what nobody has read sends a reset, which may overtake the answer
+/// that says what is too much (RFC 9112, section 9.6): the client may finish first, for a while.
+async fn close(mut stream: TcpStream) {
+    let _ = stream.shutdown().await;
+    let mut piece = [0u8; 4096];
+    let rest = async { while matches!(timeout(QUIET, stream.read(&mut piece)).await, Ok(Ok(1..))) {} };
+    let _ = timeout(CLOSE_WAIT, rest).await;
 }
 
 /// Until the word is given; for ever if it never will be.
@@ -347,7 +365,8 @@ fn head_of(response: &Response<Body>) -> Bytes {
     head.put_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).as_bytes());
     let switching = status == StatusCode::SWITCHING_PROTOCOLS;
     for (name, value) in response.headers() {
-        if switching || (name != CONNECTION && name != CONTENT_LENGTH && name != TRANSFER_ENCODING) {
+        // axum gives an empty body its length, and a 101 has none (RFC 9110, section 8.6).
+        if name != CONTENT_LENGTH && name != TRANSFER_ENCODING && (switching || name != CONNECTION) {
             head.put_slice(name.as_str().as_bytes());
             head.put_slice(b": ");
             head.put_slice(value.as_bytes());

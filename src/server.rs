@@ -115,6 +115,7 @@ pub(crate) async fn serve(
     let serving = Serving {
         connections: limit,
         drain: config.drain,
+        head: listener::HEAD_TIMEOUT,
         trusts: Arc::new(move |peer| trusted.trusts(peer)),
     };
     ready(address);

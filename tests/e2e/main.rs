@@ -21,5 +21,9 @@ mod handlers;
 /// Listeners that do not read, and those that are gone.
 mod slow;
 
+/// Connections: kept, pipelined, shared, taken back; an application's own routes beside ours.
+mod connection;
+/// Input that nobody should send.
+mod hostile;
 /// Heartbeats, silence, HEAD, the stream byte by byte.
 mod line;

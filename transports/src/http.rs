@@ -1,6 +1,7 @@
 //! Plain HTTP: backends publish, SSE clients send, pages read history, operators ask how it goes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use airwave_core::event::IdempotencyKey;
 use airwave_core::rule::TransportName;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::time::timeout;
 
 use crate::envelope::{self, Publication, envelope, quoted};
 use crate::request::{
@@ -24,6 +26,8 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_PUBLICATIONS: usize = 1000;
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 50;
+/// How long a body may take, so that one that never ends takes no place for ever.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// An array may hold many messages, each of which has its own limit.
 const PUBLISH_BODY_MESSAGES: usize = 64;
 
@@ -76,12 +80,16 @@ async fn json_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Byte
     {
         return Err(Refusal::bad_request("send JSON, with 'Content-Type: application/json'"));
     }
-    match Limited::new(body, limit).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
+    match timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
             Err(Refusal::new(Code::TooLarge, format!("the body is larger than {limit} bytes")))
         }
-        Err(_) => Err(Refusal::bad_request("the body broke off")),
+        Ok(Err(_)) => Err(Refusal::bad_request("the body broke off")),
+        Err(_) => Err(Refusal::bad_request(format!(
+            "the body did not come within {} seconds",
+            BODY_TIMEOUT.as_secs()
+        ))),
     }
 }
 
@@ -306,6 +314,16 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_ends_is_given_up() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let endless = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+        let refusal = json_body(&headers, Body::from_stream(endless), 1000).await.unwrap_err();
+        assert_eq!(refusal.code, Code::BadRequest);
+        assert!(refusal.message.contains("30 seconds"), "{refusal}");
+    }
 
     #[test]
     fn only_the_token_publishes() {

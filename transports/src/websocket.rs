@@ -149,7 +149,11 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
     } else {
         // RFC 6455, section 4.2.1: sixteen bytes in base64, which are 24 characters with two of padding.
         let key = parts.headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
-        let Some(key) = key.filter(|key| key.len() == 24 && key.ends_with(b"==") && parts.method == Method::GET) else {
+        let base64 = |key: &&[u8]| {
+            let (text, padding) = key.split_at(key.len().saturating_sub(2));
+            key.len() == 24 && padding == b"==" && text.iter().all(|b| b.is_ascii_alphanumeric() || b"+/".contains(b))
+        };
+        let Some(key) = key.filter(base64).filter(|_| parts.method == Method::GET) else {
             return malformed("'Sec-WebSocket-Key' is missing or not sixteen bytes in base64");
         };
         let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key)) else {

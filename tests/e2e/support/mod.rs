@@ -8,6 +8,7 @@ pub mod whatwg_sse;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use airwave::{Airwave, Channel, Config, Message, Rule, Rules};
@@ -117,15 +118,38 @@ pub(crate) use {each_transport, each_way};
 
 /// Runs a scenario on a runtime of its own, with two workers as on the smallest machine that we think of.
 pub fn run(scenario: impl Future<Output = ()>) {
+    static WATCH: Once = Once::new();
+    WATCH.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let on_purpose = panic.payload_as_str().is_some_and(|text| text.contains("on purpose"));
+            if !on_purpose && std::thread::current().name() == Some(WORKER) {
+                PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(panic.to_string());
+            }
+            usual(panic);
+        }));
+    });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .thread_name(WORKER)
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async { tokio::time::timeout(3 * HANG, scenario).await.expect("the scenario hangs") });
     // Whatever still waits for a client is not waited for.
     runtime.shutdown_background();
+    let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(
+        panics.is_empty(),
+        "a task of the node (or a client's, of another test) panicked: {panics:?}"
+    );
 }
+
+/// Scenarios run on the tests' own threads, so whatever panics on one of these is a task that nobody waits for.
+const WORKER: &str = "e2e-worker";
+
+/// P13: no input makes the node panic. tokio would hide it.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// The outcome of one step, which must not hang.
 pub async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {

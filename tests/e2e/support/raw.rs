@@ -57,6 +57,8 @@ impl Raw {
         let mut raw = Self::saying(address, handshake(address, path)).await;
         let head = raw.head().await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        // RFC 9110, section 8.6.
+        assert!(!head.contains("content-length"), "{head}");
         raw
     }
 
@@ -117,6 +119,21 @@ impl Raw {
     pub async fn rest(mut self) -> Vec<u8> {
         while self.more().await {}
         self.read
+    }
+
+    /// Whether the other end says this before anything else.
+    pub async fn rest_begins_with(&mut self, wanted: &str) -> bool {
+        while self.read.len() < wanted.len() {
+            if !self.more().await {
+                return false;
+            }
+        }
+        self.read.starts_with(wanted.as_bytes())
+    }
+
+    /// Whether the other end is done, in order and not by a reset, and said nothing more.
+    pub async fn is_done(&mut self) -> bool {
+        self.read.is_empty() && matches!(within("read", self.stream.read(&mut [0])).await, Ok(0))
     }
 
     /// The next frame; `None`: the connection has ended.

@@ -1,0 +1,588 @@
+//! Whatever comes in, it ends that request or that connection with the right word, and costs nobody else anything (P13).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use airwave::listener::{self, Serving};
+use airwave::{Airwave, Channel, Client, ConnectRequest, Handler, Identity, Message, Refusal, Reply};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::raw::{Raw, frame, handshake};
+use crate::support::{Dice, Heard, Listener, Node, Way, config, http, rule, run, until, within};
+
+/// Others, who must not notice.
+struct Bystanders {
+    listeners: Vec<Listener>,
+    said: u64,
+}
+
+impl Bystanders {
+    async fn of(node: &Node) -> Self {
+        let mut listeners = Vec::new();
+        for way in Way::ALL {
+            listeners.push(node.listen(way, "bystanders").await);
+        }
+        Self { listeners, said: 0 }
+    }
+
+    /// They are all still there, on the connections that they had, and hear what is said, and nothing else.
+    async fn are_well(&mut self, node: &Node) {
+        self.said += 1;
+        node.publish("bystanders", self.said).await;
+        for listener in &mut self.listeners {
+            assert_eq!(listener.number().await, self.said);
+        }
+    }
+}
+
+/// A frame with a length that it does not have.
+fn lying(first: u8, length: u64) -> Vec<u8> {
+    let mut bytes = vec![first, 0x80 | 127];
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(&[1, 2, 3, 4, 5]);
+    bytes
+}
+
+#[test]
+fn malformed_frames_end_their_connection() {
+    run(async {
+        let node = Node::new().await;
+        let mut bystanders = Bystanders::of(&node).await;
+        let fragments = |count: usize| {
+            let mut bytes = frame(0x01, b"x");
+            for _ in 1..count {
+                bytes.extend(frame(0x00, b"x"));
+            }
+            bytes
+        };
+        let large = vec![b'x'; 60_000];
+        let cases: Vec<(&str, Vec<u8>, u16)> = vec![
+            ("not masked", vec![0x81, 2, b'h', b'i'], 1002),
+            ("reserved bit 1", frame(0xc1, b"{}"), 1002),
+            ("reserved bit 2", frame(0xa1, b"{}"), 1002),
+            ("reserved bit 3", frame(0x91, b"{}"), 1002),
+            ("reserved opcode 3", frame(0x83, b"{}"), 1002),
+            ("reserved opcode 15", frame(0x8f, b"{}"), 1002),
+            ("a ping in fragments", frame(0x09, b"x"), 1002),
+            ("a ping of 126 bytes", frame(0x89, &[b'x'; 126]), 1002),
+            ("a continuation of nothing", frame(0x80, b"x"), 1002),
+            (
+                "a message within a message",
+                [frame(0x01, b"x"), frame(0x81, b"y")].concat(),
+                1002,
+            ),
+            ("129 fragments", fragments(129), 1009),
+            ("a large frame", frame(0x82, &vec![0; 200_000]), 1009),
+            ("a large frame that never comes", lying(0x82, 1 << 30), 1009),
+            ("the largest length", lying(0x82, (1 << 63) - 1), 1009),
+            ("a length beyond", lying(0x82, u64::MAX), 1009),
+            (
+                "large in fragments",
+                [
+                    frame(0x02, &large),
+                    frame(0x00, &large),
+                    frame(0x00, &large),
+                    frame(0x80, &large),
+                ]
+                .concat(),
+                1009,
+            ),
+            ("text that is not UTF-8", frame(0x81, b"\xff\xfe"), 1007),
+            ("half a character", frame(0x81, b"\"\xe2\x82"), 1007),
+            ("a surrogate", frame(0x81, b"\xed\xa0\x80"), 1007),
+            (
+                "not UTF-8 in fragments",
+                [frame(0x01, b"\xe2"), frame(0x80, b"x")].concat(),
+                1007,
+            ),
+            ("a close of one byte", frame(0x88, b"\x03"), 1002),
+            ("a close code below 1000", frame(0x88, &999u16.to_be_bytes()), 1002),
+            ("a close code that is never sent", frame(0x88, &1006u16.to_be_bytes()), 1002),
+            ("401 pings at once", frame(0x89, b"").repeat(401), 4429),
+            ("401 commands at once", frame(0x81, br#"{"type":"ping"}"#).repeat(401), 4429),
+        ];
+        for address in [node.own, node.axum] {
+            for (what, bytes, code) in &cases {
+                let mut raw = Raw::websocket(address, "/channels/a").await;
+                // The server may close before it has read all of it.
+                let _ = raw.try_say(bytes).await;
+                let (heard, reason) = raw.close_frame().await;
+                assert_eq!(heard, *code, "{what}: {reason}");
+                assert!(raw.frame().await.is_none(), "{what}: it goes on after its close");
+            }
+        }
+        bystanders.are_well(&node).await;
+        until("they are gone", || node.airwave.hub().sessions() == Way::ALL.len()).await;
+    });
+}
+
+/// What is unusual and allowed.
+#[test]
+fn unusual_frames_are_understood() {
+    run(async {
+        let node = Node::new().await;
+        let mut raw = Raw::websocket(node.own, "/socket").await;
+        // 128 fragments, with pings in between, each byte in a packet of its own, and an empty one at the end.
+        let text = format!("{{\"type\":\"ping\",\"id\":7{}}}", " ".repeat(105));
+        for (index, byte) in text.bytes().enumerate() {
+            let opcode = if index == 0 { 0x01 } else { 0x00 };
+            raw.say(frame(opcode, &[byte])).await;
+            if index % 50 == 0 {
+                raw.say(frame(0x89, b"are you there?")).await;
+                assert_eq!(
+                    raw.frame().await.map(|f| (f.opcode, f.payload)),
+                    Some((10, b"are you there?".to_vec()))
+                );
+            }
+        }
+        raw.say(frame(0x80, b"")).await;
+        assert_eq!(raw.frame().await.unwrap().text(), "{\"type\":\"pong\",\"id\":7}");
+        // A pong that nobody asked for, and a close with a reason, which is answered.
+        raw.say(frame(0x8a, b"hello")).await;
+        raw.say(frame(0x88, &[&4999u16.to_be_bytes()[..], "grüße".as_bytes()].concat()))
+            .await;
+        assert_eq!(raw.close_frame().await.0, 4999);
+        assert!(raw.frame().await.is_none());
+        // A close without a code.
+        let mut raw = Raw::websocket(node.own, "/socket").await;
+        raw.say(frame(0x88, b"")).await;
+        assert_eq!(raw.frame().await.map(|f| (f.opcode, f.payload)), Some((8, vec![])));
+        // A frame that comes together with the handshake.
+        let together = [
+            handshake(node.own, "/socket").into_bytes(),
+            frame(0x81, br#"{"type":"ping","id":1}"#),
+        ]
+        .concat();
+        let mut raw = Raw::saying(node.own, together).await;
+        assert!(raw.head().await.starts_with("HTTP/1.1 101 "));
+        assert_eq!(raw.frame().await.unwrap().text(), "{\"type\":\"pong\",\"id\":1}");
+    });
+}
+
+/// Text frames that are no command: an answer, and the conversation goes on.
+#[test]
+fn frames_that_are_not_understood_are_answered() {
+    run(async {
+        let node = Node::new().await;
+        let mut bystanders = Bystanders::of(&node).await;
+        let deep = format!("{{\"type\":\"ping\",\"id\":{}1{}}}", "[".repeat(40), "]".repeat(40));
+        let deeper = "[".repeat(50_000);
+        let long_name = format!(r#"{{"type":"subscribe","id":5,"channel":"{}"}}"#, "x".repeat(300));
+        let large = format!(
+            r#"{{"type":"send","id":5,"channel":"a","event":"e","text":"{}"}}"#,
+            "x".repeat(70_000)
+        );
+        let mut socket = node.open(Way::WebSocket, "/socket").await;
+        for (text, id, code) in [
+            ("", Value::Null, "bad-request"),
+            ("{", Value::Null, "bad-request"),
+            ("null", Value::Null, "bad-request"),
+            ("[]", Value::Null, "bad-request"),
+            ("\"subscribe\"", Value::Null, "bad-request"),
+            ("{}", Value::Null, "bad-request"),
+            (r#"{"type":"ping","id":"7"}"#, Value::Null, "bad-request"),
+            (r#"{"type":"ping","id":-1}"#, Value::Null, "bad-request"),
+            (r#"{"type":"ping","id":1.5}"#, Value::Null, "bad-request"),
+            (r#"{"type":"ping","id":9007199254740992}"#, Value::Null, "bad-request"),
+            (r#"{"type":"ping","id":1,"id":2}"#, Value::Null, "bad-request"),
+            (r#"{"type":"dance","id":5}"#, json!(5), "bad-request"),
+            (r#"{"type":7,"id":5}"#, json!(5), "bad-request"),
+            (r#"{"type":"ping","id":5,"colour":"red"}"#, json!(5), "bad-request"),
+            (r#"{"type":"subscribe","id":5}"#, json!(5), "bad-request"),
+            (r#"{"type":"subscribe","id":5,"channel":""}"#, json!(5), "bad-request"),
+            (r#"{"type":"subscribe","id":5,"channel":"a/../b"}"#, json!(5), "bad-request"),
+            (r#"{"type":"subscribe","id":5,"channel":"a\r\nb"}"#, json!(5), "bad-request"),
+            (r#"{"type":"subscribe","id":5,"channel":"a\u0000"}"#, json!(5), "bad-request"),
+            (
+                r#"{"type":"subscribe","id":5,"channel":"a","after":{}}"#,
+                json!(5),
+                "bad-request",
+            ),
+            (r#"{"type":"unsubscribe","id":5,"channel":"a"}"#, json!(5), "bad-request"),
+            (r#"{"type":"send","id":5,"channel":"a","data":1}"#, json!(5), "bad-request"),
+            (r#"{"type":"send","id":5,"channel":"a","event":"e"}"#, json!(5), "bad-request"),
+            (
+                r#"{"type":"send","id":5,"channel":"a","event":"e","data":01}"#,
+                Value::Null,
+                "bad-request",
+            ),
+            (
+                r#"{"type":"send","id":5,"channel":"a","event":"e","data":1}"#,
+                json!(5),
+                "forbidden",
+            ),
+            (deep.as_str(), Value::Null, "bad-request"),
+            (deeper.as_str(), Value::Null, "bad-request"),
+            (long_name.as_str(), json!(5), "bad-request"),
+            (large.as_str(), json!(5), "too-large"),
+        ] {
+            socket.send_message(tokio_tungstenite::tungstenite::Message::text(text)).await;
+            let answer = socket.answer().await;
+            let shown: String = text.chars().take(80).collect();
+            assert_eq!((&answer["type"], &answer["code"]), (&json!("error"), &json!(code)), "{shown}");
+            assert_eq!(answer["id"], id, "{shown}");
+            assert!(answer["message"].as_str().unwrap().len() > 10, "{shown}");
+        }
+        socket.send(json!({"type": "subscribe", "id": 8, "channel": "a"})).await;
+        assert_eq!(socket.subscribed().await.id, Some(8));
+        socket.send(json!({"type": "subscribe", "id": 9, "channel": "a"})).await;
+        assert_eq!(socket.answer().await["code"], "bad-request");
+        bystanders.are_well(&node).await;
+    });
+}
+
+#[test]
+fn handshakes_that_are_none() {
+    run(async {
+        let node = Node::new().await;
+        for address in [node.own, node.axum] {
+            for (from, to, status) in [
+                ("version: 13", "version: 8", "426"),
+                ("sec-websocket-version: 13\r\n", "", "426"),
+                ("sec-websocket-key: AAECAwQFBgcICQoLDA0ODw==\r\n", "", "400"),
+                ("AAECAwQFBgcICQoLDA0ODw==", "short", "400"),
+                ("AAECAwQFBgcICQoLDA0ODw==", "!!!!!!!!!!!!!!!!!!!!!!==", "400"),
+                ("GET /socket", "POST /socket", "400"),
+            ] {
+                let request = handshake(address, "/socket").replace(from, to);
+                let mut raw = Raw::saying(address, request).await;
+                let (head, body) = raw.answer().await;
+                assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{to}: {head}");
+                assert!(body.contains("\"bad-request\""), "{body}");
+                assert!(status != "426" || head.contains("sec-websocket-version: 13"), "{head}");
+            }
+        }
+    });
+}
+
+#[test]
+fn bodies_that_are_not_understood() {
+    run(async {
+        let node = Node::new().await;
+        let mut bystanders = Bystanders::of(&node).await;
+        let deep = format!(r#"{{"channel":"a","data":{}1{}}}"#, "[".repeat(32), "]".repeat(32));
+        let bottomless = format!(r#"{{"channel":"a","data":{}"#, "[".repeat(1_000_000));
+        let name = "x".repeat(256);
+        let cases: Vec<(Vec<u8>, &str)> = vec![
+            (b"".to_vec(), "not understood"),
+            (b"{".to_vec(), "line 1"),
+            (b"null".to_vec(), "not understood"),
+            (b"7".to_vec(), "not understood"),
+            (b"\xff\xfe".to_vec(), "UTF-8"),
+            (b"{\"channel\":\"a\",\"data\":\"\xff\"}".to_vec(), "UTF-8"),
+            (b"\xef\xbb\xbf{\"channel\":\"a\",\"data\":1}".to_vec(), "not understood"),
+            (br#"{"data":1}"#.to_vec(), "channel"),
+            (br#"{"channel":7,"data":1}"#.to_vec(), "not understood"),
+            (br#"{"channel":"a","data":1,"colour":2}"#.to_vec(), "colour"),
+            (br#"{"channel":"a","channel":"b","data":1}"#.to_vec(), "duplicate"),
+            (br#"{"channel":"a","data":1,"text":"x"}"#.to_vec(), "exactly one"),
+            (br#"{"channel":"a","base64":"not base64!"}"#.to_vec(), "base64"),
+            (br#"{"channel":"a","event":"x"}"#.to_vec(), "data"),
+            (br#"{"channel":"a","event":"","data":1}"#.to_vec(), "empty"),
+            (br#"{"channel":"a","event":"a b","data":1}"#.to_vec(), "event name"),
+            (
+                br#"{"channel":"a","event":"x\ndata: forged","data":1}"#.to_vec(),
+                "event name",
+            ),
+            (br#"{"channel":"a","event":"airwave.gap","data":1}"#.to_vec(), "reserved"),
+            (br#"{"channel":"a\u0000","data":1}"#.to_vec(), "channel name"),
+            (br#"{"channel":"..","data":1}"#.to_vec(), "'..'"),
+            (format!(r#"{{"channel":"{name}","data":1}}"#).into_bytes(), "255"),
+            (br#"{"channel":"a","data":1,"key":""}"#.to_vec(), "key"),
+            (br#"{"channel":"a","data":1,"idempotency_key":"a b"}"#.to_vec(), "idempotency"),
+            (br#"{"channel":"a","data":NaN}"#.to_vec(), "not understood"),
+            (
+                br#"{"channel":"a","data":1}{"channel":"a","data":2}"#.to_vec(),
+                "not understood",
+            ),
+            (deep.into_bytes(), "nested"),
+            (bottomless.into_bytes(), "nested"),
+        ];
+        for (body, word) in cases {
+            let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
+            let answer = node.post("/publish", &[], body).await;
+            assert_eq!((answer.status, answer.error().as_str()), (400, "bad-request"), "{shown}");
+            let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+            assert!(message.contains(word), "{shown}: {message}");
+            assert!(message.len() < 500, "{shown}: {message}");
+        }
+        for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""] {
+            // What a foreign page may send without asking first.
+            for path in ["/publish", "/channels/a"] {
+                let body = r#"{"channel":"a","event":"e","data":1}"#;
+                let answer = http::request(node.own, "POST", path, &[("content-type", kind)], body.into()).await;
+                assert_eq!(
+                    (answer.status, answer.error().as_str()),
+                    (400, "bad-request"),
+                    "{kind} {path}"
+                );
+            }
+        }
+        let kind = [("content-type", "Application/JSON; charset=utf-8")];
+        let answer = http::request(node.own, "POST", "/publish", &kind, r#"{"channel":"a","data":1}"#.into()).await;
+        assert_eq!(answer.status, 200);
+        bystanders.are_well(&node).await;
+    });
+}
+
+/// The answer arrives, though the server has not read what is too much.
+#[test]
+fn bodies_that_are_too_large() {
+    run(async {
+        let node = Node::new().await;
+        let mut bystanders = Bystanders::of(&node).await;
+        let one = |bytes: usize| format!(r#"{{"channel":"a","text":"{}"}}"#, "x".repeat(bytes));
+        assert_eq!(node.post("/publish", &[], one(65_000)).await.status, 200);
+        let answer = node.post("/publish", &[], one(66_000)).await;
+        assert_eq!((answer.status, answer.error().as_str()), (413, "too-large"));
+        assert!(
+            answer.json()["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("limits.message_bytes")
+        );
+        let sent = node
+            .post(
+                "/channels/a",
+                &[],
+                format!(r#"{{"event":"e","text":"{}"}}"#, "x".repeat(70_000)),
+            )
+            .await;
+        assert_eq!((sent.status, sent.error().as_str()), (413, "too-large"));
+        for (path, bytes) in [("/publish", 6_000_000), ("/channels/a", 1_000_000)] {
+            let body = "x".repeat(bytes);
+            for chunked in [false, true] {
+                let head = format!(
+                    "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n",
+                    node.own
+                );
+                let request = if chunked {
+                    format!("{head}transfer-encoding: chunked\r\n\r\n{bytes:x}\r\n{body}\r\n0\r\n\r\n")
+                } else {
+                    format!("{head}content-length: {bytes}\r\n\r\n{body}")
+                };
+                let mut raw = Raw::saying(node.own, request).await;
+                let (head, body) = raw.answer().await;
+                assert!(head.starts_with("HTTP/1.1 413 "), "{path} chunked: {chunked}: {head}");
+                assert!(body.contains("too-large"), "{body}");
+                // A reset could have overtaken the answer: the client may finish what it says.
+                assert!(raw.is_done().await, "{path} chunked: {chunked}");
+                for _ in 0..10 {
+                    raw.say("and more").await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        }
+        bystanders.are_well(&node).await;
+    });
+}
+
+#[test]
+fn heads_that_are_too_large_or_no_http() {
+    run(async {
+        let node = Node::new().await;
+        let mut bystanders = Bystanders::of(&node).await;
+        let host = node.own;
+        for (request, status) in [
+            (
+                format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\nx: {}\r\n\r\n", "x".repeat(20_000)),
+                "431",
+            ),
+            (
+                format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\n{}\r\n", "x: y\r\n".repeat(10_000)),
+                "431",
+            ),
+            (format!("GET /{} HTTP/1.1\r\nhost: {host}\r\n\r\n", "x".repeat(20_000)), "4"),
+            ("GET /healthz HTTP/1.1\r\nhost : x\r\n\r\n".to_owned(), "400"),
+            ("GET /healthz HTTP/1.1\r\nx\0y: z\r\n\r\n".to_owned(), "400"),
+            (
+                "\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03".to_owned() + &"x".repeat(300),
+                "400",
+            ),
+            ("hello\r\n\r\n".to_owned(), "400"),
+            (
+                format!("POST /publish HTTP/1.1\r\nhost: {host}\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello"),
+                "400",
+            ),
+            (
+                format!("POST /publish HTTP/1.1\r\nhost: {host}\r\ncontent-length: -1\r\n\r\n"),
+                "400",
+            ),
+        ] {
+            let mut raw = Raw::connect(host).await;
+            let _ = raw.try_say(&request).await;
+            let head = raw.head().await;
+            let shown: String = request.chars().take(60).collect();
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{shown}: {head}");
+        }
+        // HTTP/2 that begins well and goes on badly.
+        for rest in [
+            &b"* HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+            b"* HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+            b"xyz",
+        ] {
+            let mut raw = Raw::saying(host, [b"PRI ", rest].concat()).await;
+            let _ = raw.try_say([0xff; 64]).await;
+            raw.rest().await;
+        }
+        bystanders.are_well(&node).await;
+    });
+}
+
+/// Bytes of no meaning, at every place where bytes can come in.
+#[test]
+fn noise() {
+    run(async {
+        let node = Node::new().await;
+        let mut bystanders = Bystanders::of(&node).await;
+        let mut dice = Dice::new(11);
+        for round in 0..150 {
+            let noise: Vec<u8> = (0..1 + dice.roll(400)).map(|_| dice.roll(256) as u8).collect();
+            match round % 3 {
+                0 => drop(Raw::saying(node.own, noise).await),
+                1 => Raw::websocket(node.own, "/socket").await.say(noise).await,
+                _ => {
+                    // Well-formed frames of nonsense.
+                    let mut raw = Raw::websocket(node.own, "/channels/a").await;
+                    for piece in noise.chunks(40) {
+                        let first = [0x81, 0x82, 0x01, 0x80, 0x89, 0x88][dice.roll(6)];
+                        let _ = raw.try_say(frame(first, piece)).await;
+                    }
+                }
+            }
+        }
+        bystanders.are_well(&node).await;
+        until("they are gone", || node.airwave.hub().sessions() == Way::ALL.len()).await;
+    });
+}
+
+/// A node with an accept loop of its own, so that its limits can be short.
+async fn serve(node: &Node, change: impl FnOnce(&mut Serving)) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut serving = Serving {
+        connections: 100,
+        drain: Duration::from_secs(5),
+        head: listener::HEAD_TIMEOUT,
+        trusts: Arc::new(|_| false),
+    };
+    change(&mut serving);
+    let (app, hub) = (node.airwave.router(), node.airwave.hub().clone());
+    tokio::spawn(listener::serve(listener, app, hub, serving, std::future::pending()));
+    address
+}
+
+/// "Slowloris": heads that never end, in any state of the connection.
+#[test]
+fn slow_heads_are_cut() {
+    run(async {
+        let node = Node::new().await;
+        let address = serve(&node, |serving| serving.head = Duration::from_millis(300)).await;
+        let whole = format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\n\r\n");
+        for begin in [
+            "",
+            "P",
+            "PRI",
+            "GET /channels/a HTTP/1.1\r\nhost: x\r\n",
+            whole.as_str(),
+            "\r\n",
+        ] {
+            let raw = Raw::saying(address, begin).await;
+            let rest = within(begin, raw.rest()).await;
+            let answer = String::from_utf8_lossy(&rest);
+            assert_eq!(answer.contains("200 OK"), begin == whole, "{begin:?}: {answer}");
+        }
+        // A byte now and then does not help.
+        let mut raw = Raw::connect(address).await;
+        within("the slow head is cut", async {
+            for byte in "GET /channels/a HTTP/1.1\r\nx: ".bytes().chain(std::iter::repeat(b'x')) {
+                if raw.try_say([byte]).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        // A stream that has begun is not a head.
+        let mut listener = Listener::connect(address, Way::Sse, "/channels/a", &[], None).await.unwrap();
+        listener.subscribed().await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        node.publish("a", 1).await;
+        assert_eq!(listener.number().await, 1);
+    });
+}
+
+/// Beyond the cap of connections one is closed without an answer, so that an EventSource comes back.
+#[test]
+fn connections_beyond_the_cap_are_closed() {
+    run(async {
+        let node = Node::new().await;
+        // None that stream, and 1024 to spare.
+        let address = serve(&node, |serving| serving.connections = 0).await;
+        let mut open = Vec::new();
+        for _ in 0..1024 {
+            open.push(Raw::connect(address).await);
+        }
+        let whole = format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\n\r\n");
+        let mut last = Raw::connect(address).await;
+        let _ = last.try_say(&whole).await;
+        assert_eq!(last.rest().await, b"");
+        // Those who are in are served.
+        open[0].say(&whole).await;
+        assert!(open[0].head().await.starts_with("HTTP/1.1 200 "));
+        drop(open);
+        within("there is room again", async {
+            loop {
+                let mut raw = Raw::connect(address).await;
+                let _ = raw.try_say(&whole).await;
+                if raw.rest_begins_with("HTTP/1.1 200 ").await {
+                    break;
+                }
+            }
+        })
+        .await;
+    });
+}
+
+/// A handler that panics takes its own connection with it and nothing else.
+#[test]
+fn a_panic_in_a_handler_stays_with_its_client() {
+    struct Broken;
+
+    #[airwave::async_trait]
+    impl Handler for Broken {
+        async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
+            assert!(request.query.contains("calm"), "on purpose");
+            Ok(Identity::anonymous())
+        }
+
+        async fn message(&self, _: &Client, _: &Channel, _: Message) -> Result<Reply, Refusal> {
+            panic!("on purpose")
+        }
+    }
+
+    run(async {
+        let builder = Airwave::from_config(config([rule("{*all}", |_| {})])).handle("broken/{id}", Broken);
+        let node = Node::serving(builder, Airwave::router).await;
+        let mut bystanders = Bystanders::of(&node).await;
+        let get = "GET /channels/broken/1 HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n";
+        Raw::saying(node.own, get).await.rest().await;
+        let post = "POST /channels/broken/1?calm HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 22\r\n\r\n\
+                    {\"event\":\"e\",\"data\":1}";
+        Raw::saying(node.own, post).await.rest().await;
+        Raw::saying(node.own, handshake(node.own, "/channels/broken/1"))
+            .await
+            .rest()
+            .await;
+        let mut socket = node.open(Way::WebSocket, "/channels/broken/1?calm").await;
+        socket.subscribed().await;
+        socket
+            .send(json!({"type": "send", "id": 1, "channel": "broken/1", "event": "e", "data": 1}))
+            .await;
+        assert!(matches!(socket.next().await, Heard::Closed { .. }));
+        bystanders.are_well(&node).await;
+        until("they are gone", || node.airwave.hub().sessions() == Way::ALL.len()).await;
+    });
+}
