@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 /// The node, its clients, and the ways by which a client comes to its events.
-#[allow(dead_code)]
 mod support;
 
 /// Who hears what: every event once and in order, late joiners, conflation, the end of a channel.
@@ -23,6 +22,8 @@ mod slow;
 
 /// Connections: kept, pipelined, shared, taken back; an application's own routes beside ours.
 mod connection;
+/// Drain, kill, restart.
+mod drain;
 /// Input that nobody should send.
 mod hostile;
 /// Heartbeats, silence, HEAD, the stream byte by byte.

@@ -51,14 +51,6 @@ impl Way {
     pub fn is_sse(self) -> bool {
         !matches!(self, Way::WebSocket | Way::WebSocketBehindAxum)
     }
-
-    pub fn transport(self) -> TransportName {
-        if self.is_sse() {
-            TransportName::SSE
-        } else {
-            TransportName::WEBSOCKET
-        }
-    }
 }
 
 /// `each_way!(scenario)`: the async function `scenario(Way)` as one test for each way.
@@ -95,26 +87,7 @@ macro_rules! each_way {
     )*};
 }
 
-/// `each_transport!(scenario)`: as [`each_way`], for what does not depend on who serves the connection.
-macro_rules! each_transport {
-    ($($scenario:ident),* $(,)?) => {$(
-        mod $scenario {
-            use crate::support::{Way, run};
-
-            #[test]
-            fn sse() {
-                run(super::$scenario(Way::Sse));
-            }
-
-            #[test]
-            fn websocket() {
-                run(super::$scenario(Way::WebSocket));
-            }
-        }
-    )*};
-}
-
-pub(crate) use {each_transport, each_way};
+pub(crate) use each_way;
 
 /// Runs a scenario on a runtime of its own, with two workers as on the smallest machine that we think of.
 pub fn run(scenario: impl Future<Output = ()>) {
@@ -122,7 +95,7 @@ pub fn run(scenario: impl Future<Output = ()>) {
     WATCH.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            let on_purpose = panic.payload_as_str().is_some_and(|text| text.contains("on purpose"));
+            let on_purpose = panic.to_string().contains("on purpose");
             if !on_purpose && std::thread::current().name() == Some(WORKER) {
                 PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(panic.to_string());
             }

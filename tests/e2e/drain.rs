@@ -1,0 +1,374 @@
+//! The end of a node, asked for (P11) and not: what its clients see, and what they find when they come back.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use airwave::{Airwave, Broker, ChannelName, Position, Publish, Published, Replay};
+use airwave_brokers::memory::Memory;
+use airwave_core::{BrokerError, Feed};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::sync::Notify;
+
+use crate::support::raw::{Raw, handshake};
+use crate::support::{Heard, Listener, Node, Way, config, http, rule, run, until, within};
+
+/// Everything that a listener hears to its end; the numbers of the events must follow on one another.
+async fn to_the_end(listener: &mut Listener, mut expected: u64) -> (u64, Heard) {
+    loop {
+        match listener.next().await {
+            Heard::Event(event) => {
+                assert_eq!(event.number(), expected);
+                expected += 1;
+            }
+            other => return (expected, other),
+        }
+    }
+}
+
+fn check_goodbye(way: Way, closed: &Heard) {
+    let Heard::Closed { retry, code, reason } = closed else {
+        panic!("{way:?} heard {closed:?}")
+    };
+    let wait = if way.is_sse() {
+        retry.unwrap()
+    } else {
+        assert_eq!(*code, Some(1012));
+        reason.strip_prefix("retry=").unwrap().parse().unwrap()
+    };
+    assert!((1000..5000).contains(&wait), "{way:?} is to wait {wait} ms");
+}
+
+#[test]
+fn every_listener_is_let_go_after_a_whole_event() {
+    run(async {
+        let mut node = Node::of_rule("{*all}", |rule| rule.history.events = 100_000).await;
+        let mut listeners = Vec::new();
+        for way in [Way::ALL, Way::ALL].concat() {
+            listeners.push((way, node.listen(way, "a").await));
+        }
+        let mut raw = Raw::saying(
+            node.own,
+            format!(
+                "GET /channels/a HTTP/1.1\r\nhost: {}\r\naccept: text/event-stream\r\n\r\n",
+                node.own
+            ),
+        )
+        .await;
+        raw.through("airwave.subscribed").await;
+        let over = Arc::new(AtomicBool::new(false));
+        let publisher = tokio::spawn({
+            let (airwave, over) = (node.airwave.clone(), over.clone());
+            async move {
+                let channel = airwave.channel("a").unwrap();
+                for number in 0u64.. {
+                    channel.publish("n", &number).await.unwrap();
+                    tokio::task::yield_now().await;
+                    if over.load(Ordering::SeqCst) {
+                        return number + 1;
+                    }
+                }
+                0
+            }
+        });
+        for (_, listener) in &mut listeners {
+            assert_eq!(listener.number().await, 0);
+        }
+        let drained = node.drain();
+        let mut goodbyes = Vec::new();
+        for (way, mut listener) in listeners {
+            let (heard, closed) = to_the_end(&mut listener, 1).await;
+            check_goodbye(way, &closed);
+            goodbyes.push((heard, listener.cursor().to_owned()));
+        }
+        let rest = String::from_utf8(raw.rest().await).unwrap();
+        let last = rest.trim_end_matches('\n').rsplit("\n\n").next().unwrap();
+        assert!(rest.ends_with("\n\n") && last.starts_with("retry: "), "{last}");
+        within("the drain", drained).await.unwrap().unwrap();
+        over.store(true, Ordering::SeqCst);
+        let published = publisher.await.unwrap();
+        // Nobody else is told of it: what each has is a place in the channel to go on from, on another node of the same broker.
+        for (heard, cursor) in goodbyes {
+            let page = node
+                .channel("a")
+                .history(Some(cursor.parse().unwrap()), 100_000)
+                .await
+                .unwrap();
+            assert_eq!((page.complete, page.events.len() as u64), (true, published - heard));
+        }
+    });
+}
+
+#[test]
+fn nothing_new_is_taken_in() {
+    run(async {
+        let mut node = Node::new().await;
+        let mut idle = Raw::connect(node.own).await;
+        idle.say(format!("GET /healthz HTTP/1.1\r\nhost: {}\r\n\r\n", node.own)).await;
+        assert_eq!(idle.answer().await.1, "ok");
+        let drained = node.drain();
+        within("the drain", drained).await.unwrap().unwrap();
+        assert!(idle.is_done().await, "a connection that waits for its next request is closed");
+        assert!(TcpStream::connect(node.own).await.is_err());
+        // Where another server still listens, whoever comes is told to come again.
+        let (ready, health) = (
+            http::get(node.axum, "/readyz", &[]).await,
+            http::get(node.axum, "/healthz", &[]).await,
+        );
+        assert_eq!((ready.status, &ready.body[..], health.status), (503, &b"draining\n"[..], 200));
+        let body = r#"{"channel":"a","data":1}"#;
+        let headers = [("content-type", "application/json")];
+        let publish = http::request(node.axum, "POST", "/publish", &headers, body.into()).await;
+        assert_eq!((publish.status, publish.error().as_str()), (503, "unavailable"));
+        for way in [Way::SseBehindAxum, Way::WebSocketBehindAxum] {
+            let mut listener = node.open(way, "/channels/a").await;
+            assert!(matches!(listener.next().await, Heard::Refused { code, .. } if code == "unavailable"));
+            let Heard::Closed { retry, code, .. } = listener.next().await else {
+                panic!("it goes on")
+            };
+            assert!(if way.is_sse() { retry.is_some() } else { code == Some(1013) });
+        }
+    });
+}
+
+/// A broker whose publishes wait for leave.
+struct Gated {
+    memory: Memory,
+    asked: Arc<Notify>,
+    leave: Arc<Notify>,
+}
+
+#[airwave::async_trait]
+impl Broker for Gated {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+        self.asked.notify_one();
+        self.leave.notified().await;
+        self.memory.publish(channel, publish).await
+    }
+
+    async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
+        self.memory.follow(channel).await
+    }
+
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+        self.memory.replay(channel, after, limit).await
+    }
+
+    async fn ping(&self) -> Result<(), BrokerError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn publishes_under_way_finish() {
+    run(async {
+        let (asked, leave) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let mut config = config([rule("{*all}", |_| {})]);
+        config.limits.broker_timeout = Duration::from_secs(20);
+        config.drain = Duration::from_secs(20);
+        let broker = Gated {
+            memory: Memory::new(config.rules.clone()),
+            asked: asked.clone(),
+            leave: leave.clone(),
+        };
+        let mut node = Node::serving(Airwave::from_config(config).broker(Arc::new(broker)), Airwave::router).await;
+        // One waits for the broker, one is still being sent.
+        let address = node.own;
+        let body = r#"{"channel":"a","data":1}"#;
+        let waiting = tokio::spawn(async move {
+            let headers = [("content-type", "application/json")];
+            http::request(address, "POST", "/publish", &headers, body.into()).await
+        });
+        within("the publish is under way", asked.notified()).await;
+        let head = format!(
+            "POST /publish HTTP/1.1\r\nhost: {address}\r\nexpect: 100-continue\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut half = Raw::saying(address, head).await;
+        // The server asks for the body once it has begun with the request.
+        assert!(half.head().await.starts_with("HTTP/1.1 100 "));
+        half.say(&body[..10]).await;
+        let hub = node.airwave.hub().clone();
+        let drained = node.drain();
+        until("the node drains", || hub.is_draining()).await;
+        half.say(&body[10..]).await;
+        within("the second publish is under way", asked.notified()).await;
+        assert!(!drained.is_finished() && !waiting.is_finished());
+        leave.notify_one();
+        leave.notify_one();
+        until("leave is taken", || {
+            leave.notify_one();
+            waiting.is_finished()
+        })
+        .await;
+        let answer = waiting.await.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let (head, body) = half.answer().await;
+        assert!(
+            head.starts_with("HTTP/1.1 200 ") && body.contains("\"duplicate\":false"),
+            "{head}{body}"
+        );
+        within("the drain", drained).await.unwrap().unwrap();
+        assert_eq!(node.channel("a").history(None, 10).await.unwrap().events.len(), 2);
+    });
+}
+
+/// Who does not read its goodbye, and who never finishes, is cut after the grace time.
+#[test]
+fn what_is_left_after_the_grace_time_is_cut() {
+    run(async {
+        let mut config = config([rule("{*all}", |rule| rule.history.events = 1000)]);
+        config.drain = Duration::from_millis(500);
+        let mut node = Node::of(config).await;
+        let mut stalled = Vec::new();
+        for way in [Way::Sse, Way::WebSocket, Way::SseOverHttp2] {
+            let mut listener = Listener::connect(node.own, way, "/channels/a", &[], Some(4096))
+                .await
+                .unwrap();
+            listener.subscribed().await;
+            stalled.push(listener);
+        }
+        let mut begun = Raw::saying(node.own, "POST /publish HTTP/1.1\r\ncontent-type: application/json\r\n").await;
+        let text = "x".repeat(50_000);
+        for _ in 0..150 {
+            node.channel("a").publish("n", &text).await.unwrap();
+        }
+        let drained = node.drain();
+        within("the drain", drained).await.unwrap().unwrap();
+        until("all sessions are gone", || node.airwave.hub().sessions() == 0).await;
+        // Each hears what was on its way, and then an end that is no goodbye.
+        for mut listener in stalled {
+            loop {
+                match listener.next().await {
+                    Heard::Event(event) => assert_eq!(event.data.len(), 50_002),
+                    Heard::Closed { code, .. } => {
+                        assert_eq!(code, None);
+                        break;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        let _ = begun.try_say("x: y").await;
+        assert!(begun.rest().await.is_empty());
+    });
+}
+
+/// The `airwave` binary, which does not outlive its test.
+struct Process {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Process {
+    async fn start(listen: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_airwave"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("AIRWAVE_") {
+                command.env_remove(name);
+            }
+        }
+        // A folder without an airwave.toml.
+        command
+            .current_dir(env!("CARGO_TARGET_TMPDIR"))
+            .args(["serve", "--listen", listen]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = within("the first line", lines.next_line()).await.unwrap().unwrap();
+        let address = line.rsplit("http://").next().unwrap().parse().unwrap();
+        Self { child, address }
+    }
+
+    async fn listen(&self, way: Way, path: &str) -> Listener {
+        Listener::connect(self.address, way, path, &[], None).await.unwrap()
+    }
+
+    async fn publish(&self, channel: &str, number: u64) {
+        let headers = [("content-type", "application/json")];
+        let body = json!({"channel": channel, "event": "n", "data": number}).to_string();
+        let answer = http::request(self.address, "POST", "/publish", &headers, body.into()).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+
+    async fn signal(&self, signal: &str) {
+        let id = self.child.id().unwrap().to_string();
+        let status = Command::new("kill").args([signal, &id]).status().await.unwrap();
+        assert!(status.success());
+    }
+}
+
+const OVER_OUR_LOOP: [Way; 3] = [Way::Sse, Way::WebSocket, Way::SseOverHttp2];
+
+#[test]
+fn sigterm_drains_the_process() {
+    run(async {
+        let mut process = Process::start("127.0.0.1:0").await;
+        let mut listeners = Vec::new();
+        for way in OVER_OUR_LOOP {
+            let mut listener = process.listen(way, "/channels/a").await;
+            listener.subscribed().await;
+            listeners.push((way, listener));
+        }
+        let mut undecided = Raw::saying(process.address, handshake(process.address, "/socket")).await;
+        undecided.head().await;
+        process.publish("a", 0).await;
+        process.signal("-TERM").await;
+        for (way, mut listener) in listeners {
+            let (heard, closed) = to_the_end(&mut listener, 0).await;
+            assert_eq!(heard, 1);
+            check_goodbye(way, &closed);
+        }
+        assert_eq!(undecided.close_frame().await.0, 1012);
+        drop(undecided);
+        let status = within("the process ends", process.child.wait()).await.unwrap();
+        assert_eq!(status.code(), Some(0));
+    });
+}
+
+/// The memory broker dies with its process. Whoever comes back to the next one on that address is told.
+#[test]
+fn kill_9_and_a_restart_is_a_gap() {
+    run(async {
+        let mut process = Process::start("127.0.0.1:0").await;
+        let address = process.address;
+        let mut listeners = Vec::new();
+        for way in OVER_OUR_LOOP {
+            let mut listener = process.listen(way, "/channels/a").await;
+            listener.subscribed().await;
+            listeners.push((way, listener));
+        }
+        process.publish("a", 0).await;
+        for (_, listener) in &mut listeners {
+            assert_eq!(listener.number().await, 0);
+        }
+        process.child.start_kill().unwrap();
+        within("the process ends", process.child.wait()).await.unwrap();
+        let process = Process::start(&address.to_string()).await;
+        process.publish("a", 1).await;
+        for (way, mut before) in listeners {
+            let (heard, closed) = to_the_end(&mut before, 1).await;
+            assert!(heard == 1 && matches!(closed, Heard::Closed { code: None, .. }), "{closed:?}");
+            let path = format!("/channels/a?after={}", before.cursor());
+            let mut after = process.listen(way, &path).await;
+            assert!(!after.subscribed().await.resumed);
+            let (reason, from) = after.gap().await;
+            assert_eq!(from.as_deref(), Some(before.cursor()), "{reason}");
+            // What the new process has is what is left.
+            assert_eq!(after.number().await, 1);
+        }
+    });
+}
