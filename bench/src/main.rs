@@ -189,11 +189,15 @@ fn main() -> ExitCode {
 
 /// Tells whether everything was delivered correctly.
 fn run(cli: Cli) -> Result<bool, String> {
+    if matches!(cli.command, Command::ServeRaw | Command::ServeAxum) {
+        process::end_with_parent();
+    }
     match cli.command {
         Command::ServeRaw => return yardstick::raw::serve().map(|()| true),
         Command::ServeAxum => return yardstick::axum::serve().map(|()| true),
         _ => {}
     }
+    process::clean_up_on_signals()?;
     if cfg!(debug_assertions) {
         eprintln!("this is a debug build: check the machinery with it, and believe no figure");
     }

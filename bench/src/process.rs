@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, set_parent_process_death_signal, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::wire::{Dechunker, Head};
 
@@ -86,6 +88,48 @@ pub struct Server {
     pub address: SocketAddr,
 }
 
+/// Children and their folders, for [`clean_up_on_signals`]. A child is in it from its start until it was killed, and is
+/// reaped only after that, so none of these process ids can be somebody else's.
+static RUNNING: Mutex<Vec<(u32, PathBuf)>> = Mutex::new(Vec::new());
+
+fn running() -> MutexGuard<'static, Vec<(u32, PathBuf)>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From here on SIGINT and SIGTERM end this process and what it started: a run of minutes is interrupted often, and a server
+/// left behind would disturb the next one.
+pub fn clean_up_on_signals() -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let guard = runtime.enter();
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| format!("cannot watch for signals: {error}"))?;
+    drop(guard);
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        });
+        let running = running();
+        for (process, folder) in running.iter() {
+            if let Some(process) = i32::try_from(*process).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(process, Signal::KILL);
+            }
+            let _ = fs::remove_dir_all(folder);
+        }
+        // Still holding the lock, so that nothing is started meanwhile.
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+/// Ends this process when the bench that started it is gone, however it went.
+pub fn end_with_parent() {
+    // Without it only an interrupted run leaves something behind.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+}
+
 /// Everything open, nothing in the way: one rule for all channels, limits far above what a run uses.
 const AIRWAVE_CONFIG: &str = r#"
 [broker]
@@ -135,7 +179,12 @@ impl Server {
         if let Some(pinning) = pinning {
             Pinning::apply(&pinning.server)?;
         }
+        let mut running = running();
         let child = command.spawn();
+        if let Ok(child) = &child {
+            running.push((child.id(), folder.clone()));
+        }
+        drop(running);
         if let Some(pinning) = pinning {
             Pinning::apply(&pinning.generator)?;
         }
@@ -224,6 +273,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         // It may be gone already; then there is nothing to end.
         let _ = self.child.kill();
+        running().retain(|(process, _)| *process != self.child.id());
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
