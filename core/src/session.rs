@@ -706,7 +706,7 @@ impl Subscription {
                 }
                 continue;
             }
-            let log = self.seat.log.clone();
+            let log = &self.seat.log;
             if self.ahead {
                 match log.find(self.link) {
                     Found::Ahead => return Ok(()),
@@ -749,6 +749,7 @@ impl Subscription {
                     Read::FellOff => true,
                     Read::Some((entries, next)) => {
                         self.next = next;
+                        let log = log.clone();
                         self.write(reading, &log, &entries);
                         if !reading.out.is_empty() || self.ended {
                             return Ok(());
@@ -758,6 +759,7 @@ impl Subscription {
                 }
             };
             if fell_off {
+                let log = self.seat.log.clone();
                 self.fell_off(reading, &log)?;
             }
         }

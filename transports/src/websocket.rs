@@ -182,7 +182,7 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
     };
     response.extensions_mut().insert(Handover::new(move || {
         let begun = take()?;
-        Some(Box::new(move |socket, read, head| Box::pin(begun.go_on(socket, read, head))))
+        Some(Box::new(move |socket, read, head| begun.go_on(socket, read, head)))
     }));
     tokio::spawn(async move {
         let upgraded = upgrade.await;
@@ -222,7 +222,12 @@ struct Begun {
 
 impl Begun {
     /// `read`: what came after the handshake already; `head`: what is to be written before anything else.
-    async fn go_on<S: AsyncRead + AsyncWrite + Unpin>(self, socket: S, read: Bytes, head: Bytes) {
+    ///
+    /// Not an `async fn`: its future would keep room for every step on the way here, for as long as the connection lives.
+    fn go_on<S>(self, socket: S, read: Bytes, head: Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let Self { hub, session, path } = self;
         match session {
             Ok(session) => {
@@ -230,13 +235,14 @@ impl Begun {
                     .split_once("/channels/")
                     .map_or(path.strip_suffix("/socket"), |(prefix, _)| Some(prefix));
                 let prefix = prefix.unwrap_or_default().into();
-                let conversation = Conversation::new(&hub, session, socket, read, head, prefix).await;
-                drop((hub, path));
-                conversation.await;
+                match Conversation::new(&hub, session, socket, read, head, prefix) {
+                    Some(conversation) => Box::pin(conversation),
+                    None => Box::pin(std::future::ready(())),
+                }
             }
             Err(refusal) => {
                 hub.metrics().refused(refusal.code);
-                refuse(socket, head, &refusal, &path).await;
+                Box::pin(async move { refuse(socket, head, &refusal, &path).await })
             }
         }
     }
@@ -323,7 +329,8 @@ struct Command<'a> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
-    async fn new(hub: &Hub, session: Session, socket: S, first: Bytes, head: Bytes, prefix: Box<str>) -> Self {
+    /// `None` cannot happen: making a WebSocket without a handshake waits for nothing.
+    fn new(hub: &Hub, session: Session, socket: S, first: Bytes, head: Bytes, prefix: Box<str>) -> Option<Self> {
         let limits = hub.limits();
         // Base64 takes a third more than what it stands for.
         let largest = limits.message_bytes.saturating_mul(2).saturating_add(FRAME_OVERHEAD);
@@ -345,12 +352,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             replies: Vec::new(),
             watch,
         };
-        let websocket = WebSocketStream::from_raw_socket(tap, Role::Server, Some(config)).await;
+        let websocket = WebSocketStream::from_raw_socket(tap, Role::Server, Some(config)).now_or_never()?;
         let mut out = Outgoing::default();
         if !head.is_empty() {
             out.pieces.push(head);
         }
-        Self {
+        Some(Self {
             websocket,
             session,
             out,
@@ -358,7 +365,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             closing: false,
             farewell: None,
             prefix,
-        }
+        })
     }
 
     fn close(&mut self, code: u16, reason: &str) {

@@ -174,9 +174,9 @@ async fn a_lost_tail_is_told_to_who_has_seen_it_and_to_nobody_else() {
 
     say_all(&backbone, 10..12);
     for hub in [before, hub(&backbone.node(), rule())] {
-        for lost in 7..10 {
-            let told = come_back(&hub, "c", after(positions[lost])).await;
-            assert_eq!(told.gap, Some((Some(positions[lost]), positions[lost], BrokerLostData)));
+        for &lost in &positions[7..10] {
+            let told = come_back(&hub, "c", after(lost)).await;
+            assert_eq!(told.gap, Some((Some(lost), lost, BrokerLostData)));
             assert_eq!(told.texts, ["10", "11"], "not a part of it, and nothing twice");
         }
         for &held in &positions[..7] {
