@@ -25,7 +25,7 @@ pub(crate) const MAX_WIRES: usize = 4;
 /// How much one read takes at most, unless a single event is larger. Bounds what a connection holds.
 pub(crate) const READ_BYTES: usize = 64 << 10;
 
-/// How many keys "the newest of each key" remembers; beyond that the oldest is forgotten.
+/// How many keys "the newest of each key" remembers, within the ring's bound of bytes; beyond that the oldest is forgotten.
 const MAX_KEYS: usize = 10_000;
 
 /// What an entry costs besides its payload: the entry, its slots, names.
@@ -174,6 +174,9 @@ struct Ring {
 #[derive(Default)]
 struct Latest {
     by_key: HashMap<Arc<str>, (u64, Arc<Entry>)>,
+    /// Oldest first, every event that `by_key` has, and some that newer ones of their key have replaced.
+    order: VecDeque<(u64, Arc<str>)>,
+    bytes: usize,
     /// Everything before this place may have been forgotten: by the bound, or because the log opened later.
     whole_from: u64,
 }
@@ -325,7 +328,7 @@ impl Log {
             Item::Event(event) if event.is_end() => {}
             Item::Event(event) => {
                 if let Some(latest) = &mut ring.latest {
-                    latest.put(event.message.conflation_key(), place, &entry);
+                    latest.put(event.message.conflation_key(), place, &entry, self.max_bytes);
                 }
             }
             Item::Gap { .. } => ring.gaps += 1,
@@ -669,19 +672,29 @@ impl Ring {
 }
 
 impl Latest {
-    fn put(&mut self, key: &Arc<str>, place: u64, entry: &Arc<Entry>) {
+    fn put(&mut self, key: &Arc<str>, place: u64, entry: &Arc<Entry>, max_bytes: usize) {
+        self.order.push_back((place, key.clone()));
+        self.bytes += entry.cost();
         if let Some((_, older)) = self.by_key.insert(key.clone(), (place, entry.clone())) {
             older.superseded_by.store(place, Ordering::Release);
-        } else if self.by_key.len() > MAX_KEYS {
-            // Rare: a scan is dearer than an order kept for every event.
-            if let Some(oldest) = self
-                .by_key
-                .iter()
-                .min_by_key(|(_, (place, _))| *place)
-                .map(|(key, _)| key.clone())
-                && let Some((place, _)) = self.by_key.remove(&oldest)
-            {
+            self.bytes -= older.cost();
+        }
+        // Keys are chosen by who publishes, so neither their number nor their weight is bounded by anything but this.
+        while self.by_key.len() > MAX_KEYS || (self.bytes > max_bytes && self.by_key.len() > 1) {
+            self.forget_oldest();
+        }
+        if self.order.len() > 2 * self.by_key.len() + 64 {
+            let Self { order, by_key, .. } = self;
+            order.retain(|(place, key)| by_key.get(key).is_some_and(|(newest, _)| newest == place));
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        while let Some((place, key)) = self.order.pop_front() {
+            if self.by_key.get(&key).is_some_and(|(newest, _)| *newest == place) {
+                self.bytes -= self.by_key.remove(&key).map_or(0, |(_, entry)| entry.cost());
                 self.whole_from = place + 1;
+                return;
             }
         }
     }

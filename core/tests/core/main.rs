@@ -20,3 +20,15 @@ mod resume;
 
 /// Is everybody told of a channel's end, once, and let go?
 mod ends;
+
+/// What becomes of those who do not keep up, and what they cost the others.
+mod slow;
+
+/// Rules with a rate: fewer wakes, nothing lost.
+mod window;
+
+/// The application's say: who is asked what, how often, and what comes of it.
+mod handlers;
+
+/// One node: opening and closing logs, telling everybody, going away without a trace.
+mod node;
