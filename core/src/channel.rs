@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
 use crate::broker::{Broker, BrokerError, BrokerErrorKind, Publish, Published, Replay};
+use crate::cursor::stable_hash;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::metrics::Metrics;
 use crate::refusal::{Code, Refusal};
@@ -144,7 +145,7 @@ impl Channel {
             // The second publish of one handled message needs a key of its own.
             publish.idempotency_key = Some(match count.fetch_add(1, Ordering::Relaxed) {
                 0 => key.clone(),
-                n => IdempotencyKey::new(&format!("{key}~{n}"))?,
+                n => numbered(key, n)?,
             });
         }
         self.backbone.publish(&self.name, publish).await
@@ -168,6 +169,16 @@ impl Channel {
             .await
             .map_err(|error| refusal(&error))
     }
+}
+
+/// The key of the publish number `n` of one handled message: the same whenever the message is repeated.
+fn numbered(key: &IdempotencyKey, n: u32) -> Result<IdempotencyKey, Refusal> {
+    // What a client may choose fills the whole length, so of a long key only the beginning and a hash are kept.
+    let text = match key.as_str().get(..200) {
+        Some(beginning) => format!("{beginning}~{:016x}~{n}", stable_hash(key.as_str())),
+        None => format!("{key}~{n}"),
+    };
+    Ok(IdempotencyKey::new(&text)?)
 }
 
 impl std::fmt::Debug for Channel {

@@ -106,12 +106,17 @@ impl std::fmt::Display for Cursor {
     }
 }
 
-/// FNV-1a, folded to 48 bits: stable across nodes and versions, unlike the standard library's hashers. Two channels of one
-/// stream collide once in 10^10 streams of 100; the listener would then be told of a gap, as positions are compared for equality.
-fn hash(name: &ChannelName) -> u64 {
-    let full = name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+/// FNV-1a: stable across nodes and versions, unlike the standard library's hashers.
+pub(crate) fn stable_hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    })
+}
+
+/// Folded to 48 bits. Two channels of one stream collide once in 10^10 streams of 100; the listener would then be told of a gap, as
+/// positions are compared for equality.
+fn hash(name: &ChannelName) -> u64 {
+    let full = stable_hash(name.as_str());
     (full >> 48 ^ full) & 0xffff_ffff_ffff
 }
 
