@@ -1,0 +1,497 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use airwave_core::rule::Limits;
+use airwave_core::session::{After, CloseReason};
+use airwave_core::{Broker, Code, Hub, Session};
+use tokio::time::{Instant, sleep};
+
+use crate::support::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn listening_hub(limits: Limits) -> (Arc<Backbone>, Arc<Node>, Hub) {
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let hub = hub_with(&node, rule(), limits);
+    (backbone, node, hub)
+}
+
+/// With real threads, so that they truly come at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_that_join_at_once_are_one_follow_and_one_replay() {
+    let (backbone, node, hub) = listening_hub(limits());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let history: Vec<_> = (0..100).map(|n| backbone.say("c", &n.to_string())).collect();
+    // They wait for each other at the broker's door.
+    node.hang(true);
+    let joins: Vec<_> = (0..10_000)
+        .map(|n| {
+            let (hub, wire, cursor) = (hub.clone(), wire.clone(), history[n % 99]);
+            tokio::spawn(async move {
+                let mut listener = Listener::new(&hub, &wire);
+                let joined = listener.join("c", after(cursor)).await.unwrap();
+                listener.session.add(joined, None);
+                assert_eq!(listener.confirmation().await, (cursor, true));
+                assert_eq!(listener.line().await.text(), (n % 99 + 1).to_string());
+                listener
+            })
+        })
+        .collect();
+    while node.follows.load(SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    node.hang(false);
+    let mut listeners = Vec::new();
+    for join in joins {
+        listeners.push(join.await.unwrap());
+    }
+    assert_eq!((node.follows.load(SeqCst), node.replays.load(SeqCst)), (1, 1));
+    assert_eq!(hub.sessions(), 10_000);
+    assert_eq!(hub.channels(9)[0].listeners, [("a", 10_000)]);
+}
+
+/// Those whose cursors the ring does not hold ask the broker, but those that ask the same at once ask once.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_that_ask_the_same_at_once_are_one_replay() {
+    let (backbone, node, hub) = listening_hub(Limits {
+        ring_events: 10,
+        ..limits()
+    });
+    let mut rule = rule();
+    rule.history.events = 10;
+    drop(hub);
+    let hub = hub_with(
+        &node,
+        rule,
+        Limits {
+            ring_events: 10,
+            ..limits()
+        },
+    );
+    let wire = hub.register_wire(Lines::plain("a"));
+    let history: Vec<_> = (0..100).map(|n| backbone.say("c", &n.to_string())).collect();
+    let _open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let before = node.replays.load(SeqCst);
+    node.hang(true);
+    let joins: Vec<_> = (0..1000)
+        .map(|_| {
+            let (hub, wire, cursor) = (hub.clone(), wire.clone(), history[5]);
+            tokio::spawn(async move { Listener::at(&hub, &wire, "c", after(cursor)).await })
+        })
+        .collect();
+    settle().await;
+    node.hang(false);
+    for join in joins {
+        let mut listener = join.await.unwrap();
+        listener.confirmation().await;
+        assert_eq!(listener.ready().len(), 94);
+    }
+    assert_eq!(node.replays.load(SeqCst) - before, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_away_refuses_joins_and_is_asked_anew() {
+    for hangs in [false, true] {
+        let (_, node, hub) = listening_hub(limits());
+        let wire = hub.register_wire(Lines::plain("a"));
+        node.hang(hangs);
+        node.unavailable(!hangs);
+        let mut listener = Listener::new(&hub, &wire);
+        let since = Instant::now();
+        let refusal = listener.subscribe("c", After::Nothing).await.unwrap_err();
+        assert_eq!(refusal.code, Code::Unavailable);
+        // P9.
+        assert!(since.elapsed() <= 2 * SECOND + SECOND / 10, "{:?}", since.elapsed());
+        let since = Instant::now();
+        assert_eq!(
+            hub.channel("c").unwrap().publish("x", "y").await.unwrap_err().code,
+            Code::Unavailable
+        );
+        assert!(since.elapsed() <= 2 * SECOND + SECOND / 10, "{:?}", since.elapsed());
+        assert!(hub.ready().await.is_err());
+        node.hang(false);
+        node.unavailable(false);
+        listener.subscribe("c", After::Nothing).await.unwrap();
+        assert!(hub.ready().await.is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unused_log_is_closed_and_opened_again() {
+    let (backbone, node, hub) = listening_hub(limits());
+    let wire = hub.register_wire(Lines::plain("a"));
+    for round in 1..4 {
+        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        listener.confirmation().await;
+        sleep(100 * SECOND).await;
+        assert_eq!(node.feeds.load(SeqCst), 1, "as long as somebody listens");
+        backbone.say("c", "x");
+        assert_eq!(texts(&listener.ready()), ["x"]);
+        drop(listener);
+        sleep(20 * SECOND).await;
+        assert_eq!((node.feeds.load(SeqCst), hub.channels(9).len()), (1, 1), "it lingers");
+        // Who comes back in time finds it open.
+        drop(Listener::at(&hub, &wire, "c", After::Nothing).await);
+        assert_eq!(node.follows.load(SeqCst), round);
+        sleep(29 * SECOND).await;
+        assert_eq!(node.feeds.load(SeqCst), 1);
+        sleep(3 * SECOND).await;
+        assert_eq!((node.feeds.load(SeqCst), hub.channels(9).len()), (0, 0));
+        assert_eq!(node.unsubscribed.load(SeqCst), round);
+    }
+}
+
+/// Listeners come and go in the moment when logs are closed. None is refused, none misses anything, and no feed is left over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn joining_in_the_moment_of_closing_works() {
+    let (backbone, node, hub) = listening_hub(Limits {
+        linger: Duration::ZERO,
+        heartbeat: Duration::from_millis(40),
+        ..limits()
+    });
+    let wire = hub.register_wire(Lines::plain("a"));
+    let stop = Arc::new(AtomicBool::new(false));
+    let joins = Arc::new(AtomicUsize::new(0));
+    let visitors: Vec<_> = (0..3)
+        .map(|n| {
+            let (hub, wire, backbone, stop, joins) = (hub.clone(), wire.clone(), backbone.clone(), stop.clone(), joins.clone());
+            tokio::spawn(async move {
+                let mut turn = 0;
+                while !stop.load(SeqCst) {
+                    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+                    listener.confirmation().await;
+                    turn += 1;
+                    let text = format!("{n}-{turn}");
+                    backbone.say("c", &text);
+                    // Others speak, too.
+                    while !matches!(listener.line().await, Line::Event { text: heard, .. } if heard == text) {}
+                    drop(listener);
+                    joins.fetch_add(1, SeqCst);
+                    // Now and then nobody is there.
+                    sleep(Duration::from_millis([0, 3, 11][turn % 3])).await;
+                }
+            })
+        })
+        .collect();
+    // Until logs have been closed under them often enough, whatever the machine's speed.
+    let patience = Instant::now();
+    while node.unsubscribed.load(SeqCst) < 20 || joins.load(SeqCst) < 500 {
+        assert!(patience.elapsed() < 2 * PATIENCE, "{} closed", node.unsubscribed.load(SeqCst));
+        sleep(Duration::from_millis(5)).await;
+    }
+    stop.store(true, SeqCst);
+    for visitor in visitors {
+        visitor.await.unwrap();
+    }
+    while node.feeds.load(SeqCst) > 0 {
+        assert!(patience.elapsed() < 3 * PATIENCE);
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(node.follows.load(SeqCst), node.unsubscribed.load(SeqCst));
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_tells_every_session_and_takes_nobody_in() {
+    let (backbone, _, hub) = listening_hub(limits());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut waiting = Vec::new();
+    for n in 0..100 {
+        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        listener.confirmation().await;
+        if n % 2 == 0 {
+            listener.ready();
+        }
+        waiting.push(tokio::spawn(async move {
+            let lines = listener.rest().await;
+            (lines, listener.closed)
+        }));
+    }
+    let mut with_news = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let mut without_channels = Listener::new(&hub, &wire);
+    settle().await;
+    backbone.say("c", "last");
+    settle().await;
+    hub.drain();
+    for waiting in waiting {
+        let (lines, closed) = waiting.await.unwrap();
+        assert_eq!(lines.last(), Some(&Line::Drain));
+        assert!(matches!(closed, Some(CloseReason::Drain { retry }) if retry >= 1000));
+    }
+    for listener in [&mut with_news, &mut without_channels] {
+        assert_eq!(listener.rest().await.last(), Some(&Line::Drain));
+    }
+    assert_eq!(hub.connect(request(), true).map(|_| ()).unwrap_err().code, Code::Unavailable);
+    assert_eq!(
+        with_news.subscribe("d", After::Nothing).await.unwrap_err().code,
+        Code::Unavailable
+    );
+    assert_eq!(hub.ready().await, Err("draining".into()));
+}
+
+/// After ten seconds without the broker every session is told, once for each outage.
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_told_once() {
+    for hangs in [false, true] {
+        let (_, node, hub) = listening_hub(limits());
+        let wire = hub.register_wire(Lines::plain("a"));
+        let mut listeners = Vec::new();
+        for _ in 0..3 {
+            let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+            listener.confirmation().await;
+            listeners.push(listener);
+        }
+        for _ in 0..3 {
+            sleep(10 * SECOND).await;
+            node.hang(hangs);
+            node.unavailable(!hangs);
+            sleep(8 * SECOND).await;
+            for listener in &mut listeners {
+                assert_eq!(listener.ready(), [], "too early");
+            }
+            sleep(10 * SECOND).await;
+            for listener in &mut listeners {
+                assert_eq!(listener.ready(), [Line::Stale]);
+            }
+            sleep(60 * SECOND).await;
+            for listener in &mut listeners {
+                assert_eq!(listener.ready(), [], "once");
+            }
+            node.hang(false);
+            node.unavailable(false);
+        }
+        // A short one is not worth a word.
+        sleep(10 * SECOND).await;
+        node.unavailable(true);
+        sleep(6 * SECOND).await;
+        node.unavailable(false);
+        sleep(30 * SECOND).await;
+        for listener in &mut listeners {
+            assert_eq!(listener.ready(), []);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_broken_by_heartbeats() {
+    let (backbone, _, hub) = listening_hub(Limits {
+        heartbeat: 15 * SECOND,
+        ..limits()
+    });
+    let wire = hub.register_wire(Lines::plain("a"));
+    for visible in [false, true] {
+        let session = Session::new(hub.connect(request(), true).unwrap(), &wire).visible_heartbeat(visible);
+        let mut listener = Listener::of(session);
+        listener.subscribe("c", After::Nothing).await.unwrap();
+        listener.confirmation().await;
+        let mut since = Instant::now();
+        for _ in 0..5 {
+            assert_eq!(listener.line().await, Line::Heartbeat { visible });
+            let passed = since.elapsed();
+            assert!((15 * SECOND..=17 * SECOND).contains(&passed), "{passed:?}");
+            since = Instant::now();
+        }
+        // What is said counts as a sign of life.
+        for _ in 0..10 {
+            sleep(10 * SECOND).await;
+            backbone.say("c", "x");
+            assert_eq!(texts(&listener.ready()), ["x"]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_expected_to_answer_and_does_not_is_closed() {
+    let (_, _, hub) = listening_hub(Limits {
+        heartbeat: 15 * SECOND,
+        idle: 60 * SECOND,
+        ..limits()
+    });
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::of(Session::new(hub.connect(request(), true).unwrap(), &wire).expects_answers());
+    for _ in 0..10 {
+        assert_eq!(listener.line().await, Line::Heartbeat { visible: false });
+        listener.session.heard();
+    }
+    let since = Instant::now();
+    let lines = listener.rest().await;
+    assert!(
+        since.elapsed() >= 58 * SECOND && since.elapsed() <= 62 * SECOND,
+        "{:?}",
+        since.elapsed()
+    );
+    assert_eq!(listener.closed, Some(CloseReason::Silent));
+    assert!((2..=4).contains(&lines.len()), "asked several times: {lines:?}");
+    // Who is not expected to answer never is.
+    let mut listener = Listener::new(&hub, &wire);
+    sleep(3600 * SECOND).await;
+    listener.ready();
+    assert_eq!(listener.closed, None);
+}
+
+/// A loop that waits for its socket is woken when it has waited too long, though its bell rings all the time.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_makes_no_progress_is_cut() {
+    let (backbone, _, hub) = listening_hub(limits());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    listener.confirmation().await;
+    // Slow, but not stuck.
+    for _ in 0..10 {
+        listener.session.stalled(true);
+        sleep(20 * SECOND).await;
+        listener.session.stalled(false);
+    }
+    backbone.say("c", "x");
+    assert_eq!(texts(&listener.ready()), ["x"]);
+    listener.session.stalled(true);
+    backbone.say("c", "rings");
+    let since = Instant::now();
+    let cut = tokio::time::timeout(100 * SECOND, std::future::poll_fn(|cx| listener.session.poll_cut(cx))).await;
+    assert_eq!(cut, Ok(CloseReason::Stalled));
+    assert!(
+        since.elapsed() >= 29 * SECOND && since.elapsed() <= 32 * SECOND,
+        "{:?}",
+        since.elapsed()
+    );
+    let mut out = Vec::new();
+    assert_eq!(
+        listener.session.turn(&mut out).await,
+        airwave_core::session::Turn::Closed(CloseReason::Stalled)
+    );
+}
+
+/// Nothing holds a hub but those who use it, and nothing of it is left when they are gone.
+#[tokio::test(start_paused = true)]
+async fn when_everybody_has_gone_nothing_is_left() {
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    for ending in [
+        "hub last",
+        "session last",
+        "while healing",
+        "while a client waits for history",
+        "while hanging",
+    ] {
+        let mut rule = rule();
+        rule.history.events = 4;
+        let hub = hub_with(
+            &node,
+            rule,
+            Limits {
+                ring_events: 4,
+                ..limits()
+            },
+        );
+        let lines = Lines::plain("a");
+        let wire = hub.register_wire(lines.clone());
+        let mut listeners = Vec::new();
+        for n in 0..10 {
+            listeners.push(Listener::at(&hub, &wire, ["c", "d"][n % 2], After::Nothing).await);
+        }
+        for n in 0..10 {
+            backbone.say("c", &n.to_string());
+        }
+        drop(wire);
+        match ending {
+            "hub last" => {
+                drop(std::mem::take(&mut listeners));
+                assert_eq!(hub.sessions(), 0);
+                assert!(hub.channels(9).iter().all(|channel| channel.listeners.is_empty()));
+                drop(hub);
+            }
+            "session last" => {
+                drop(hub);
+                settle().await;
+                assert!(Arc::strong_count(&lines) > 1, "a session is enough to keep its hub");
+                drop(listeners);
+            }
+            "while healing" => {
+                node.unavailable(true);
+                node.cut();
+                sleep(SECOND).await;
+                drop((listeners, hub));
+            }
+            "while a client waits for history" => {
+                node.unavailable(true);
+                for listener in &mut listeners {
+                    listener.ready();
+                }
+                sleep(SECOND).await;
+                drop((listeners, hub));
+            }
+            _ => {
+                node.hang(true);
+                node.cut();
+                let joiner = listeners[0].session.joiner();
+                let joining = tokio::spawn(async move { joiner.join(&name("e"), After::Nothing).await.is_ok() });
+                sleep(SECOND).await;
+                joining.abort();
+                drop((listeners, hub));
+            }
+        }
+        // Calls that are under way may finish, within the broker's time.
+        sleep(3 * SECOND).await;
+        node.unavailable(false);
+        node.hang(false);
+        assert_eq!(Arc::strong_count(&lines), 1, "{ending}: the hub lives on");
+        assert_eq!(node.feeds.load(SeqCst), 0, "{ending}: a feed is still open");
+        let calls = || node.pings.load(SeqCst) + node.follows.load(SeqCst) + node.replays.load(SeqCst);
+        let before = calls();
+        sleep(60 * SECOND).await;
+        assert_eq!(calls(), before, "{ending}: somebody still calls the broker");
+        // The test's own handle, and each node's handle on itself.
+        assert_eq!(Arc::strong_count(&node), 1, "{ending}");
+    }
+}
+
+/// The last hub goes while events come in on another thread. Once that hung for ever.
+#[test]
+fn a_hub_may_go_while_events_come_in() {
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let stop = Arc::new(AtomicBool::new(false));
+    let publisher = {
+        let (backbone, stop) = (backbone.clone(), stop.clone());
+        std::thread::spawn(move || {
+            while !stop.load(SeqCst) {
+                backbone.say("c", "x");
+            }
+        })
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    for _ in 0..300 {
+        runtime.block_on(async {
+            let hub = hub(&node, rule());
+            let wire = hub.register_wire(Lines::plain("a"));
+            let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+            listener.lines(3).await;
+        });
+    }
+    stop.store(true, SeqCst);
+    publisher.join().unwrap();
+    drop(runtime);
+    assert_eq!(node.feeds.load(SeqCst), 0);
+}
+
+/// The broker the nodes of this file stand on is what it says.
+#[tokio::test]
+async fn the_test_broker_keeps_the_contract_where_it_matters() {
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let positions: Vec<_> = (0..5).map(|n| backbone.say("c", &n.to_string())).collect();
+    backbone.keep("c", 3);
+    let replay = async |after| node.replay(&name("c"), after, 2).await.unwrap();
+    let page = replay(Some(positions[1])).await;
+    assert_eq!((page.complete, page.more, page.events.len()), (true, true, 2));
+    assert!(!replay(Some(positions[0])).await.complete);
+    let page = replay(None).await;
+    assert_eq!((page.complete, page.events[0].position), (false, positions[3]));
+    let mut feed = node.follow(&name("c")).await.unwrap();
+    assert_eq!(feed.head, positions[4]);
+    let next = backbone.say("c", "5");
+    assert_eq!(feed.next().await.unwrap().position, next);
+    node.cut();
+    assert!(feed.next().await.is_none());
+}
