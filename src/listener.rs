@@ -409,6 +409,16 @@ fn client_address<B>(request: &Request<B>, peer: SocketAddr, trusts: &dyn Fn(IpA
 mod tests {
     use super::*;
 
+    /// What a connection costs before it streams, or between two requests; hyper's buffers come to it. Whoever makes it grow should know.
+    #[test]
+    fn a_connection_is_small() {
+        fn of<F>(_: fn(Served, TcpStream) -> F) -> usize {
+            size_of::<F>()
+        }
+        let connection = of(Served::run);
+        assert!(connection <= 3072, "{connection} bytes");
+    }
+
     #[test]
     fn only_trusted_proxies_name_the_client() {
         let proxy: SocketAddr = "127.0.0.1:9".parse().unwrap();

@@ -16,7 +16,8 @@ use crate::rule::TransportName;
 /// message that a WebSocket client sends and one that an SSE client POSTs are the same call.
 ///
 /// Every method has a default: implement what you need. Calls for one connection come one after the other; different connections
-/// call at the same time. A slow method delays only further commands of its own connection, never deliveries.
+/// call at the same time. A slow method delays only further commands of its own connection, never deliveries. A call that is under way when its connection
+/// breaks may be dropped at its next `await`: what must not stop half-way belongs in a task of its own. A drain waits for it.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
     /// Who is this? Called once for each connection (an SSE stream, a WebSocket, a single POST) that turns to a channel of this handler, before anything

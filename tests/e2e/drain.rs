@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use airwave::{Airwave, Broker, ChannelName, Position, Publish, Published, Replay};
 use airwave_brokers::memory::Memory;
+use airwave_core::rule::SendPolicy;
 use airwave_core::{BrokerError, Feed};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -219,6 +220,36 @@ fn publishes_under_way_finish() {
         );
         within("the drain", drained).await.unwrap().unwrap();
         assert_eq!(node.channel("a").history(None, 10).await.unwrap().events.len(), 2);
+    });
+}
+
+/// A message that is being handled is answered before the goodbye.
+#[test]
+fn commands_under_way_are_answered() {
+    run(async {
+        let (asked, leave) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let mut config = config([rule("{*all}", |rule| rule.send = SendPolicy::Publish)]);
+        config.limits.broker_timeout = Duration::from_secs(20);
+        config.drain = Duration::from_secs(20);
+        let broker = Gated {
+            memory: Memory::new(config.rules.clone()),
+            asked: asked.clone(),
+            leave: leave.clone(),
+        };
+        let mut node = Node::serving(Airwave::from_config(config).broker(Arc::new(broker)), Airwave::router).await;
+        let mut socket = node.listen(Way::WebSocket, "a").await;
+        socket
+            .send(json!({"type": "send", "id": 1, "channel": "b", "event": "e", "data": 1}))
+            .await;
+        within("the message is being handled", asked.notified()).await;
+        let mut other = node.listen(Way::WebSocket, "a").await;
+        let drained = node.drain();
+        check_goodbye(Way::WebSocket, &other.next().await);
+        leave.notify_one();
+        assert_eq!(socket.answer().await, json!({"type": "reply", "id": 1, "data": null}));
+        check_goodbye(Way::WebSocket, &socket.next().await);
+        within("the drain", drained).await.unwrap().unwrap();
+        assert_eq!(node.channel("b").history(None, 10).await.unwrap().events.len(), 1);
     });
 }
 

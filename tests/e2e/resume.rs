@@ -1,8 +1,11 @@
 //! Who comes back with a cursor misses nothing and gets nothing twice, or is told of a gap.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
+use airwave::{Airwave, Broker, ChannelName, Position, Publish, Published, Replay};
+use airwave_brokers::memory::Memory;
+use airwave_core::{BrokerError, Feed};
 use tokio::sync::Semaphore;
 
 use crate::support::{Dice, Heard, Listener, Node, Way, config, each_way, rule, until};
@@ -16,6 +19,7 @@ each_way!(
     a_cursor_older_than_history_is_a_gap,
     a_cursor_from_before_a_restart_is_a_gap,
     a_confirmation_can_be_resumed_from,
+    a_broker_that_lost_all_is_a_gap_for_those_who_listen,
 );
 
 /// Publishes 0, 1, 2, … as fast as it may: never more than history holds ahead of the listener.
@@ -320,5 +324,71 @@ async fn a_confirmation_can_be_resumed_from(way: Way) {
         let mut listener = node.resume(way, channel, &cursor).await;
         assert!(listener.subscribed().await.resumed);
         assert_eq!(listener.number().await, 1);
+    }
+}
+
+/// A broker that can be wiped, as by a restart of the machine that it runs on.
+struct Wiped {
+    rules: airwave::Rules,
+    memory: Mutex<Arc<Memory>>,
+}
+
+impl Wiped {
+    fn memory(&self) -> Arc<Memory> {
+        self.memory.lock().unwrap().clone()
+    }
+
+    fn wipe(&self) {
+        *self.memory.lock().unwrap() = Arc::new(Memory::new(self.rules.clone()));
+    }
+}
+
+/// The node's own handle of a [`Wiped`].
+struct Handle(Arc<Wiped>);
+
+#[airwave::async_trait]
+impl Broker for Handle {
+    fn name(&self) -> &'static str {
+        "wiped"
+    }
+
+    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+        self.0.memory().publish(channel, publish).await
+    }
+
+    async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
+        self.0.memory().follow(channel).await
+    }
+
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+        self.0.memory().replay(channel, after, limit).await
+    }
+
+    async fn ping(&self) -> Result<(), BrokerError> {
+        Ok(())
+    }
+}
+
+/// A gap in the middle of a stream, without a reconnect; from there on it goes on, and from the gap it can be resumed.
+async fn a_broker_that_lost_all_is_a_gap_for_those_who_listen(way: Way) {
+    let config = config([rule("{*all}", |_| {})]);
+    let wiped = Arc::new(Wiped {
+        rules: config.rules.clone(),
+        memory: Mutex::new(Arc::new(Memory::new(config.rules.clone()))),
+    });
+    let builder = Airwave::from_config(config).broker(Arc::new(Handle(wiped.clone())));
+    let node = Node::serving(builder, Airwave::router).await;
+    let mut listener = node.listen(way, "a").await;
+    for round in 0..3 {
+        let last = node.publish("a", round).await;
+        assert_eq!(listener.number().await, round);
+        wiped.wipe();
+        let (reason, after) = listener.gap().await;
+        assert_eq!((reason.as_str(), after), ("history-expired", Some(last)));
+        let cursor = listener.cursor().to_owned();
+        let mut again = node.resume(way, "a", &cursor).await;
+        assert!(again.subscribed().await.resumed, "a gap is final");
+        node.publish("a", 100 + round).await;
+        assert_eq!((listener.number().await, again.number().await), (100 + round, 100 + round));
     }
 }

@@ -457,3 +457,19 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
     };
     Bytes::from(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each of ten thousand idle streams costs beside its kernel buffers. Whoever makes it grow should know.
+    #[test]
+    fn a_stream_is_small() {
+        let socket = size_of::<SocketStream<tokio::net::TcpStream>>();
+        assert!(socket <= 256, "{socket} bytes");
+        let body = size_of::<Stream>();
+        assert!(body <= 192, "{body} bytes");
+        let session = size_of::<Session>();
+        assert!(session <= 176, "{session} bytes");
+    }
+}

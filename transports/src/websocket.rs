@@ -609,6 +609,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Conversation<S> {
             }
             match ready!(this.session.poll_turn(cx, &mut this.out.pieces)) {
                 Turn::Frames => {}
+                Turn::Closed(CloseReason::Drain { .. }) if this.command.is_some() => {
+                    // What is under way finishes and is answered first, unless the grace time is over before (P11).
+                    if this.out.pieces.is_empty() {
+                        return this.session.poll_cut(cx).map(|_| ());
+                    }
+                }
                 Turn::Closed(reason) => match reason {
                     CloseReason::Stalled => return Poll::Ready(()),
                     CloseReason::Drain { retry } => this.close(1012, &format!("retry={retry}")),
@@ -860,4 +866,17 @@ fn close_frame(code: u16, reason: &str) -> Bytes {
     let mut payload = code.to_be_bytes().to_vec();
     payload.extend_from_slice(&reason.as_bytes()[..reason.len().min(123)]);
     frame(0x8, &payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpStream;
+
+    /// What each of ten thousand idle WebSockets costs beside its kernel buffers. Whoever makes it grow should know.
+    #[test]
+    fn a_conversation_is_small() {
+        let conversation = size_of::<Conversation<TcpStream>>();
+        assert!(conversation <= 720, "{conversation} bytes");
+    }
 }

@@ -1,0 +1,360 @@
+//! What goes out on the wire, read back by somebody else: an event stream parser written from the standard alone, and tungstenite as a client.
+//! Whatever is published, under whatever name, a reader gets exactly that, in one event, and nothing that was not said.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "../../tests/support/whatwg_sse.rs"]
+mod whatwg_sse;
+
+use std::io::{self, Read, Write};
+
+use airwave_core::wire::{Gap, GapReason, Notice};
+use airwave_core::{ChannelName, Code, Cursor, Data, Event, EventName, Key, Message, Position, Refusal, Wire};
+use airwave_transports::sse::{ManyChannels, OneChannel};
+use airwave_transports::websocket::Frames;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::BytesMut;
+use proptest::prelude::*;
+use serde_json::Value;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::{self, WebSocket};
+use whatwg_sse::{ParsedEvent, Parser};
+
+/// Text that is made of everything that an event stream gives a meaning to.
+fn text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        "\\PC{0,12}",
+        any::<char>().prop_map(String::from),
+        prop::sample::select(vec![
+            "\r\n",
+            "\r",
+            "\n",
+            "\n\n",
+            "\0",
+            "\u{feff}",
+            "\u{85}",
+            "\u{2028}",
+            "\u{2029}",
+            "\u{b}",
+            "\u{c}",
+            "\u{1b}",
+            "\u{7f}",
+            "data: ",
+            "data",
+            "id: 7",
+            "id",
+            "event: forged",
+            "retry: 1",
+            ":",
+            ": ",
+            " ",
+            "\"",
+            "\\",
+            "</script>",
+            "{",
+            "[",
+            "\u{d7ff}",
+            "\u{10ffff}",
+        ])
+        .prop_map(String::from),
+    ];
+    prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+}
+
+fn data() -> impl Strategy<Value = Data> {
+    let leaf = prop_oneof![
+        text().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<bool>().prop_map(Value::from),
+        Just(Value::Null),
+    ];
+    let json = leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((text(), inner), 0..4).prop_map(|fields| Value::Object(fields.into_iter().collect())),
+        ]
+    });
+    prop_oneof![
+        json.clone().prop_map(|value| Data::json(&value).unwrap()),
+        // As it may come from a client: with line breaks between its parts.
+        json.prop_map(|value| Data::json_text(&serde_json::to_string_pretty(&value).unwrap()).unwrap()),
+        text().prop_map(Data::text),
+        prop::collection::vec(any::<u8>(), 0..300).prop_map(Data::binary),
+    ]
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let name = "[A-Za-z0-9_.~:@=+-]{1,30}".prop_filter("reserved", |name| !name.starts_with("airwave."));
+    let key = prop::option::of("[^\\p{Cc}]{1,20}");
+    (name, data(), key).prop_map(|(name, data, key)| Message {
+        event: EventName::new(&name).unwrap(),
+        data,
+        key: key.map(|key| Key::new(&key).unwrap()),
+    })
+}
+
+fn channel() -> impl Strategy<Value = ChannelName> {
+    "[a-z0-9~:@=+-]{1,10}(/[a-z0-9_-]{1,10}){0,3}".prop_map(|name| ChannelName::new(&name).unwrap())
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    prop::collection::vec((message(), 1..1000u64), 0..8).prop_map(|messages| {
+        let mut position = 1_748_123_004_217_000;
+        let event = |(message, step): (Message, u64)| {
+            let previous = Position(position);
+            position += step;
+            Event {
+                position: Position(position),
+                previous,
+                message,
+            }
+        };
+        messages.into_iter().map(event).collect()
+    })
+}
+
+/// The stream, cut at any places, as a browser would hear it.
+fn hear(stream: &[u8], cuts: &[prop::sample::Index]) -> Vec<ParsedEvent> {
+    let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+    places.extend([0, stream.len()]);
+    places.sort_unstable();
+    let mut parser = Parser::new();
+    places
+        .windows(2)
+        .flat_map(|ends| parser.feed(&stream[ends[0]..ends[1]]))
+        .collect()
+}
+
+/// docs/protocol.md, section 4: line breaks of a text arrive as LF.
+fn as_lines(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\r', "\n")
+}
+
+/// JSON goes out on one line, without anything that somebody might take for a line break.
+fn is_plain_line(text: &str) -> bool {
+    !text.contains(|c: char| c.is_control() || ['\u{85}', '\u{2028}', '\u{2029}'].contains(&c))
+}
+
+fn check_envelope(text: &str, channel: &ChannelName, event: &Event) -> Result<(), TestCaseError> {
+    prop_assert!(is_plain_line(text), "{:?}", text);
+    let value: Value = serde_json::from_str(text).unwrap();
+    prop_assert_eq!(value["channel"].as_str(), Some(channel.as_str()));
+    prop_assert_eq!(&value["id"], &Value::from(event.position.to_string()));
+    prop_assert_eq!(value["event"].as_str(), Some(event.message.event.as_str()));
+    prop_assert_eq!(value["key"].as_str(), event.message.key.as_ref().map(Key::as_str));
+    let mut fields = 3 + usize::from(event.message.key.is_some());
+    match &event.message.data {
+        Data::Json(json) => prop_assert_eq!(&value["data"], &serde_json::from_str::<Value>(json.as_str()).unwrap()),
+        Data::Text(text) => prop_assert_eq!(value["text"].as_str(), Some(&**text)),
+        Data::Binary(bytes) => prop_assert_eq!(&STANDARD.decode(value["base64"].as_str().unwrap()).unwrap()[..], &bytes[..]),
+    }
+    fields += 1;
+    prop_assert_eq!(value.as_object().unwrap().len(), fields);
+    Ok(())
+}
+
+/// Every kind of notice, with whatever text a handler may put into a refusal.
+fn notices<'a>(channel: &'a ChannelName, refusal: &'a Refusal, gap: &'a Gap) -> Vec<Notice<'a>> {
+    vec![
+        Notice::Subscribed {
+            id: None,
+            channel,
+            cursor: Position(7),
+            stamp: None,
+            resumed: true,
+            retry: 1000,
+        },
+        Notice::Gap {
+            channel,
+            gap,
+            stamp: None,
+        },
+        Notice::End {
+            channel,
+            cursor: Position(9),
+            stamp: None,
+        },
+        Notice::Refused {
+            id: None,
+            channel: None,
+            refusal,
+            url: Some("/channels/a"),
+            retry: 1000,
+        },
+        Notice::Stale,
+        Notice::Heartbeat { visible: true },
+        Notice::Heartbeat { visible: false },
+        Notice::Drain { retry: 1000 },
+    ]
+}
+
+const GAP: Gap = Gap {
+    after: None,
+    cursor: Position(8),
+    reason: GapReason::TooSlow,
+};
+
+proptest! {
+    #[test]
+    fn an_event_source_hears_what_was_published(channel in channel(), events in events(), cuts: Vec<prop::sample::Index>) {
+        let mut stream = Vec::new();
+        for event in &events {
+            stream.extend_from_slice(&OneChannel.event(&channel, event));
+            // Heartbeats may stand anywhere between events.
+            stream.extend_from_slice(&OneChannel.notice(&Notice::Heartbeat { visible: false }));
+        }
+        let heard = hear(&stream, &cuts);
+        prop_assert_eq!(heard.len(), events.len());
+        for (heard, event) in heard.iter().zip(&events) {
+            prop_assert_eq!(&heard.last_event_id, &event.position.to_string());
+            let name = event.message.event.as_str();
+            match &event.message.data {
+                Data::Json(json) => {
+                    prop_assert_eq!((heard.event.as_str(), heard.data.as_str()), (name, json.as_str()));
+                    prop_assert!(is_plain_line(&heard.data));
+                }
+                Data::Text(text) => prop_assert_eq!((heard.event.as_str(), &heard.data), (name, &as_lines(text))),
+                Data::Binary(bytes) => {
+                    prop_assert_eq!(heard.event.strip_suffix(";base64"), Some(name));
+                    prop_assert_eq!(&STANDARD.decode(&heard.data).unwrap()[..], &bytes[..]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_source_of_several_channels_hears_what_was_published(
+        channels in prop::collection::vec(channel(), 1..4),
+        events in events(),
+        cuts: Vec<prop::sample::Index>,
+    ) {
+        let mut stream = BytesMut::new();
+        let stamp = ManyChannels.stamp().unwrap();
+        let mut cursors = Vec::new();
+        for (index, event) in events.iter().enumerate() {
+            let channel = &channels[index % channels.len()];
+            stream.extend_from_slice(&ManyChannels.event(channel, event));
+            cursors.push(Cursor::many(channels.iter().map(|channel| (channel, event.position))));
+            stamp(&cursors[index], &mut stream);
+        }
+        let heard = hear(&stream, &cuts);
+        prop_assert_eq!(heard.len(), events.len());
+        for (index, (heard, event)) in heard.iter().zip(&events).enumerate() {
+            prop_assert_eq!(heard.event.as_str(), event.message.event.as_str());
+            prop_assert_eq!(Cursor::parse(&heard.last_event_id), Ok(cursors[index].clone()));
+            check_envelope(&heard.data, &channels[index % channels.len()], event)?;
+        }
+    }
+
+    /// A notice is one event, or none; and no text in it makes it two.
+    #[test]
+    fn notices_are_what_they_are(channel in channel(), message in text(), cuts: Vec<prop::sample::Index>) {
+        let refusal = Refusal::new(Code::Forbidden, message.clone());
+        let mut stream = Vec::new();
+        for notice in notices(&channel, &refusal, &GAP) {
+            stream.extend_from_slice(&OneChannel.notice(&notice));
+            prop_assert_eq!(OneChannel.notice(&notice), ManyChannels.notice(&notice));
+        }
+        let heard = hear(&stream, &cuts);
+        let names: Vec<_> = heard.iter().map(|event| event.event.as_str()).collect();
+        prop_assert_eq!(
+            names,
+            ["airwave.subscribed", "airwave.gap", "airwave.end", "airwave.error", "airwave.stale", "airwave.heartbeat"]
+        );
+        let said: Value = serde_json::from_str(&heard[3].data).unwrap();
+        prop_assert_eq!(said["message"].as_str(), Some(message.as_str()));
+        // Those without an id leave the last one as it was.
+        let ids: Vec<_> = heard.iter().map(|event| event.last_event_id.as_str()).collect();
+        prop_assert_eq!(ids, ["7", "8", "9", "9", "9", "9"]);
+    }
+
+    #[test]
+    fn a_websocket_client_hears_what_was_published(channel in channel(), events in events(), message in text()) {
+        let mut stream = Vec::new();
+        for event in &events {
+            stream.extend_from_slice(&Frames.event(&channel, event));
+        }
+        let refusal = Refusal::new(Code::Forbidden, message.clone());
+        let reply = Data::text(message.clone());
+        let notices = notices(&channel, &refusal, &GAP);
+        for notice in notices.iter().chain([
+            &Notice::Reply { id: 3, data: Some(&reply) },
+            &Notice::Reply { id: 4, data: None },
+            &Notice::Unsubscribed { id: Some(5), channel: &channel },
+        ]) {
+            stream.extend_from_slice(&Frames.notice(notice));
+        }
+        let mut heard = frames(&stream).into_iter();
+        for event in &events {
+            match (&event.message.data, heard.next().unwrap()) {
+                (Data::Binary(payload), tungstenite::Message::Binary(frame)) => {
+                    let mut wanted = vec![1, channel.as_str().len() as u8];
+                    wanted.extend_from_slice(channel.as_str().as_bytes());
+                    wanted.push(event.message.event.as_str().len() as u8);
+                    wanted.extend_from_slice(event.message.event.as_str().as_bytes());
+                    wanted.extend_from_slice(&event.position.0.to_be_bytes());
+                    wanted.extend_from_slice(payload);
+                    prop_assert_eq!(&frame[..], &wanted[..]);
+                }
+                (_, tungstenite::Message::Text(text)) => check_envelope(&text, &channel, event)?,
+                (_, other) => prop_assert!(false, "{:?}", other),
+            }
+        }
+        let mut kinds = Vec::new();
+        for frame in heard {
+            let kind = match frame {
+                tungstenite::Message::Text(text) => {
+                    prop_assert!(is_plain_line(&text));
+                    let value: Value = serde_json::from_str(&text).unwrap();
+                    let kind = value["type"].as_str().unwrap().to_owned();
+                    match kind.as_str() {
+                        "error" => prop_assert_eq!(value["message"].as_str(), Some(message.as_str())),
+                        "reply" if value["id"] == 3 => prop_assert_eq!(value["data"].as_str(), Some(message.as_str())),
+                        _ => {}
+                    }
+                    kind
+                }
+                tungstenite::Message::Ping(_) => "(ping)".to_owned(),
+                other => panic!("{other:?}"),
+            };
+            kinds.push(kind);
+        }
+        prop_assert_eq!(
+            kinds,
+            ["subscribed", "gap", "end", "error", "stale", "(ping)", "heartbeat", "(ping)", "reply", "reply", "unsubscribed"]
+        );
+    }
+}
+
+/// A server's bytes as the other end of a WebSocket.
+struct Recorded<'a>(&'a [u8]);
+
+impl Read for Recorded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Recorded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn frames(stream: &[u8]) -> Vec<tungstenite::Message> {
+    let mut socket = WebSocket::from_raw_socket(Recorded(stream), Role::Client, None);
+    let mut messages = Vec::new();
+    loop {
+        match socket.read() {
+            Ok(message) => messages.push(message),
+            Err(tungstenite::Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => {
+                return messages;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
