@@ -227,7 +227,10 @@ impl Served {
             Step::Take(taken) => {
                 let parts = connection.into_parts();
                 let Taken { conversation, head } = taken;
-                let future = conversation(parts.io.into_stream(), parts.read_buf, head);
+                // Even when it is empty, it would keep hyper's read buffer of 8 KiB alive.
+                let read = Bytes::copy_from_slice(&parts.read_buf);
+                let future = conversation(parts.io.into_stream(), read, head);
+                drop(parts.service);
                 let place = self.place;
                 // A task of its own, so that nothing of hyper's is kept. Sessions are cut by the hub, so this one need not watch for it.
                 self.tasks.spawn(async move {
