@@ -1,7 +1,9 @@
 //! The handle that applications publish with. It stands on the broker alone: publishing needs no listener and no open log.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
@@ -19,6 +21,37 @@ pub(crate) struct Backbone {
     pub(crate) rules: Rules,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
+    pub(crate) jitter: Jitter,
+}
+
+/// Spreads in time what many would do at once. Not for secrets.
+pub(crate) struct Jitter(AtomicU64);
+
+impl Default for Jitter {
+    fn default() -> Self {
+        // The standard library's hasher keys differ from process to process and from call to call.
+        Self::new(RandomState::new().build_hasher().finish())
+    }
+}
+
+impl Jitter {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(AtomicU64::new(seed))
+    }
+
+    /// From 0 to 1.
+    pub(crate) fn unit(&self) -> f64 {
+        // SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+        let state = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Half to all of `full`, so that many who wait do not come back together.
+    pub(crate) fn spread(&self, full: Duration) -> Duration {
+        full / 2 + full.mul_f64(self.unit() / 2.0)
+    }
 }
 
 impl Backbone {

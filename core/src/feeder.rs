@@ -229,9 +229,11 @@ impl Feeder {
     fn heal(&self, generation: u64, follow_after: Option<Duration>) {
         self.backbone.metrics.heals.inc();
         let me = self.me.clone();
+        let pause = follow_after.filter(|pause| !pause.is_zero());
+        let pause = pause.map(|pause| self.backbone.jitter.spread(pause));
         self.runtime.spawn(async move {
-            if let Some(pause) = follow_after.filter(|pause| !pause.is_zero()) {
-                sleep(jittered(pause)).await;
+            if let Some(pause) = pause {
+                sleep(pause).await;
             }
             Feeder::heal_now(me, generation, follow_after.is_some()).await;
         });
@@ -270,7 +272,7 @@ impl Feeder {
                 Ok(None) => return,
                 Err(error) => {
                     tracing::warn!(channel = %log.name, %error, "cannot heal yet");
-                    sleep(jittered(backoff)).await;
+                    sleep(backbone.jitter.spread(backoff)).await;
                     backoff = (backoff * 2).min(BACKOFF.1);
                     continue;
                 }
@@ -288,7 +290,7 @@ impl Feeder {
             drop(feeder);
             if !replay.more {
                 // What waits does not follow yet: history is still behind what the feed has shown.
-                sleep(jittered(backoff)).await;
+                sleep(backbone.jitter.spread(backoff)).await;
                 backoff = (backoff * 2).min(BACKOFF.1);
             }
         }
@@ -367,16 +369,4 @@ pub(crate) fn lost_reason(after: Position, replay: &Replay) -> GapReason {
             _ => GapReason::HistoryExpired,
         }
     }
-}
-
-/// Half to all of `full`, so that many who wait do not come back together.
-pub(crate) fn jittered(full: Duration) -> Duration {
-    full / 2 + full.mul_f64(random_unit() / 2.0)
-}
-
-/// From 0 to 1. Not for secrets: the standard library's hasher keys are random enough to spread things in time.
-pub(crate) fn random_unit() -> f64 {
-    use std::hash::{BuildHasher, Hasher};
-    let bits = std::hash::RandomState::new().build_hasher().finish() >> 11;
-    bits as f64 / (1u64 << 53) as f64
 }

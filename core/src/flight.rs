@@ -3,14 +3,20 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use tokio::sync::watch;
-
-type Waiting<K, V> = Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>;
+use tokio::sync::Notify;
 
 /// One fetch under way per key. A caller that goes away does not stop the fetch that others wait for.
-pub(crate) struct Flights<K, V>(Waiting<K, V>);
+pub(crate) struct Flights<K, V>(Arc<UnderWay<K, V>>);
+
+type UnderWay<K, V> = Mutex<HashMap<K, Arc<Flight<V>>>>;
+
+/// Those who wait are woken in the order in which they came, so that a simulation can be repeated.
+struct Flight<V> {
+    outcome: OnceLock<Option<V>>,
+    landed: Notify,
+}
 
 impl<K, V> Default for Flights<K, V> {
     fn default() -> Self {
@@ -24,45 +30,62 @@ impl<K: Clone + Eq + Hash + Send + 'static, V: Clone + Send + Sync + 'static> Fl
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let (mut outcome, flight) = {
-            let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match waiting.get(&key) {
-                Some(outcome) => (outcome.clone(), None),
+        let (flight, land) = {
+            let mut under_way = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match under_way.get(&key) {
+                Some(flight) => (flight.clone(), None),
                 None => {
-                    let (sender, outcome) = watch::channel(None);
-                    waiting.insert(key.clone(), outcome.clone());
+                    let flight = Arc::new(Flight {
+                        outcome: OnceLock::new(),
+                        landed: Notify::new(),
+                    });
+                    under_way.insert(key.clone(), flight.clone());
                     let land = Land {
-                        waiting: self.0.clone(),
+                        under_way: self.0.clone(),
                         key,
+                        flight: flight.clone(),
+                        outcome: None,
                     };
-                    (outcome, Some((sender, land)))
+                    (flight, Some(land))
                 }
             }
         };
+        // Before the look at the outcome: whoever asks for it before it is there is woken.
+        let landed = flight.landed.notified();
         // Not under the lock: a runtime that is shutting down drops the task at once, and that frees the key.
-        if let Some((sender, land)) = flight {
+        if let Some(mut land) = land {
             let fetch = fetch();
             tokio::spawn(async move {
-                let value = fetch.await;
-                // First the key, so that whoever comes now begins anew; then the word to those who wait.
+                let outcome = fetch.await;
+                land.outcome = Some(outcome);
                 drop(land);
-                sender.send_replace(Some(value));
             });
         }
-        let value = outcome.wait_for(Option::is_some).await.ok()?;
-        value.clone()
+        if flight.outcome.get().is_none() {
+            landed.await;
+        }
+        flight.outcome.get().cloned().flatten()
     }
 }
 
-/// Frees the key, also if the fetch panics.
+/// Dropped at the end of a fetch, also if it panics.
 struct Land<K: Eq + Hash, V> {
-    waiting: Waiting<K, V>,
+    under_way: Arc<UnderWay<K, V>>,
     key: K,
+    flight: Arc<Flight<V>>,
+    outcome: Option<V>,
 }
 
 impl<K: Eq + Hash, V> Drop for Land<K, V> {
     fn drop(&mut self) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        // First the key, so that whoever comes now begins anew; then the word to those who wait.
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.key);
+        // Nobody else sets it.
+        let _ = self.flight.outcome.set(self.outcome.take());
+        self.flight.landed.notify_waiters();
     }
 }
 
@@ -70,6 +93,7 @@ impl<K: Eq + Hash, V> Drop for Land<K, V> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::watch;
 
     #[tokio::test]
     async fn many_callers_cause_one_fetch() {

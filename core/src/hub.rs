@@ -11,9 +11,9 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::broker::{Broker, BrokerError, Replay};
-use crate::channel::{Backbone, Channel, refusal};
+use crate::channel::{Backbone, Channel, Jitter, refusal};
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
-use crate::feeder::{Feeder, random_unit};
+use crate::feeder::Feeder;
 use crate::flight::Flights;
 use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
 use crate::log::{MAX_WIRES, WireSlot};
@@ -40,6 +40,7 @@ pub struct HubBuilder {
     rules: Rules,
     limits: Limits,
     handlers: Vec<(Pattern, Arc<dyn Handler>)>,
+    jitter: Jitter,
 }
 
 pub(crate) struct Inner {
@@ -134,6 +135,12 @@ impl HubBuilder {
         self
     }
 
+    /// Makes this node's random pauses and hints the same each time. For simulations: nodes that share a seed come back together.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.jitter = Jitter::new(seed);
+        self
+    }
+
     /// Starts the node. Must be called within a tokio runtime, which it then uses.
     pub fn build(self) -> Hub {
         let backbone = Arc::new(Backbone {
@@ -141,6 +148,7 @@ impl HubBuilder {
             rules: self.rules,
             limits: self.limits,
             metrics: Metrics::default(),
+            jitter: self.jitter,
         });
         let inner = Arc::new(Inner {
             backbone,
@@ -174,6 +182,7 @@ impl Hub {
             rules,
             limits: Limits::default(),
             handlers: Vec::new(),
+            jitter: Jitter::default(),
         }
     }
 
@@ -269,7 +278,7 @@ impl Hub {
     /// How many milliseconds a client should wait before it connects again: jittered, and longer where many would come at once.
     pub fn retry_hint(&self) -> u32 {
         let crowd = self.0.connections.load(Ordering::Relaxed).min(30_000) as f64;
-        (1000.0 + random_unit() * (2000.0 + crowd)) as u32
+        (1000.0 + self.0.backbone.jitter.unit() * (2000.0 + crowd)) as u32
     }
 
     /// Takes in a client. `counted`: it stays, and takes one of the node's places.

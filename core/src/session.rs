@@ -18,7 +18,7 @@ use crate::broker::Replay;
 use crate::channel::{Channel, refusal};
 use crate::cursor::Cursor;
 use crate::event::{ChannelName, Position};
-use crate::feeder::{jittered, lost_reason};
+use crate::feeder::lost_reason;
 use crate::handler::{Client, Handler, LeaveReason};
 use crate::hub::{Connection, Hub, WireHandle};
 use crate::log::{Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
@@ -988,7 +988,7 @@ impl Reading<'_> {
 /// Reads the page after `after`, however long the broker is away: the listener stays connected meanwhile.
 async fn fetch_page(hub: Hub, name: ChannelName, after: Position, pause: Duration) -> Arc<Replay> {
     if pause > Duration::ZERO {
-        sleep(jittered(pause)).await;
+        sleep(hub.0.backbone.jitter.spread(pause)).await;
     }
     let mut backoff = BACKOFF.0;
     loop {
@@ -996,7 +996,7 @@ async fn fetch_page(hub: Hub, name: ChannelName, after: Position, pause: Duratio
             Ok(replay) => return replay,
             Err(error) => {
                 tracing::debug!(channel = %name, %error, "history is out of reach: a listener waits");
-                sleep(jittered(backoff)).await;
+                sleep(hub.0.backbone.jitter.spread(backoff)).await;
                 backoff = (backoff * 2).min(BACKOFF.1);
             }
         }
