@@ -1,0 +1,481 @@
+//! The memory broker as several nodes share it, with everything that can go wrong between a node and its broker, on demand.
+//!
+//! What it does wrong is what the contract allows (`airwave_core::Broker`): feeds lag and end, calls fail or hang, a failover loses the
+//! newest events, a restart loses all. One thing is against the contract, because a lost packet can do it: a feed skips an event in silence.
+//! And it can lie ([`Lie`]), so that a test can see the checker notice.
+//!
+//! It also knows what really happened, see [`Truth`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use airwave_brokers::memory::Memory;
+use airwave_core::broker::FeedSender;
+use airwave_core::event::IdempotencyKey;
+use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, Position, Publish, Published, Replay, Rules};
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::history::{Clock, Truth};
+use crate::random::Random;
+
+/// A way to break the contract that must not go unnoticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// A replay is always complete.
+    AlwaysComplete,
+    /// A replay leaves out an event in its middle.
+    ReplaysWithAHole,
+    /// A replay is answered by a replica that lacks the newest events.
+    ReplaysFromALaggingReplica,
+    /// A replay leaves out its oldest events, as if they had grown too old.
+    HidesHistory,
+    /// A feed skips events, and names the one before them as the previous of the next.
+    HidesWhatFeedsSkip,
+    /// A repeated publish is another event.
+    ForgetsKeys,
+    /// A publish is acknowledged and dropped.
+    AcknowledgesNothing,
+}
+
+/// What a call to a broker that is away does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Away {
+    Refuses,
+    Hangs,
+}
+
+/// What stands between one node and the broker.
+#[derive(Clone, Debug, Default)]
+struct Weather {
+    away: Option<Away>,
+    /// Feeds show nothing for the time being.
+    held: bool,
+    /// How long events are under way to this node.
+    lag: Duration,
+    /// Feeds that were opened before the count reached this are over.
+    feeds_ended: u64,
+    /// So many of the events that come next are left out.
+    skip: u32,
+}
+
+pub struct Backbone {
+    inner: Mutex<Inner>,
+    rules: Rules,
+    clock: Clock,
+    lie: Option<Lie>,
+}
+
+struct Inner {
+    memory: Memory,
+    /// Counts restarts, and restarts and failovers: a feed of an earlier time shows nothing that is newer.
+    restarts: u64,
+    epoch: u64,
+    /// What failovers have lost, which the memory broker still holds. With the position before each.
+    lost: BTreeMap<Position, Position>,
+    truth: BTreeMap<ChannelName, Truth>,
+    nodes: Vec<Weather>,
+    random: Random,
+}
+
+/// The backbone as one node reaches it.
+pub struct Node {
+    pub backbone: Arc<Backbone>,
+    pub index: usize,
+}
+
+impl Backbone {
+    pub fn new(rules: Rules, nodes: usize, random: Random, clock: Clock, lie: Option<Lie>) -> Arc<Self> {
+        let inner = Inner {
+            memory: Memory::new(rules.clone()),
+            restarts: 0,
+            epoch: 0,
+            lost: BTreeMap::new(),
+            truth: BTreeMap::new(),
+            nodes: vec![Weather::default(); nodes],
+            random,
+        };
+        Arc::new(Self {
+            inner: Mutex::new(inner),
+            rules,
+            clock,
+            lie,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    pub fn truth(&self) -> BTreeMap<String, Truth> {
+        let truth = &self.lock().truth;
+        truth.iter().map(|(name, truth)| (name.to_string(), truth.clone())).collect()
+    }
+
+    pub fn go_away(&self, node: usize, away: Option<Away>) {
+        self.lock().nodes[node].away = away;
+    }
+
+    pub fn hold_feeds(&self, node: usize, held: bool) {
+        self.lock().nodes[node].held = held;
+    }
+
+    pub fn lag(&self, node: usize, lag: Duration) {
+        self.lock().nodes[node].lag = lag;
+    }
+
+    pub fn end_feeds(&self, node: usize) {
+        self.lock().nodes[node].feeds_ended += 1;
+    }
+
+    pub fn skip(&self, node: usize, events: u32) {
+        self.lock().nodes[node].skip = events;
+    }
+
+    /// The primary dies, and its replica lacks the newest `events` of each channel.
+    pub fn fail_over(&self, events: usize) {
+        let mut inner = self.lock();
+        inner.epoch += 1;
+        let names: Vec<_> = inner.truth.keys().cloned().collect();
+        for name in names {
+            let (kept, ..) = inner.log(&name);
+            inner.truth.get_mut(&name).unwrap().losses.push(self.clock.now());
+            for event in kept.iter().rev().take(events) {
+                inner.lost.insert(event.position, event.previous);
+                let at = self.clock.now();
+                let truth = inner.truth.get_mut(&name).unwrap();
+                truth.places.get_mut(&event.position.0).unwrap().lost = Some(at);
+                truth.head = event.previous.0;
+            }
+        }
+    }
+
+    /// The broker starts again with nothing.
+    pub fn restart_empty(&self) {
+        let mut inner = self.lock();
+        let newest = inner
+            .truth
+            .values()
+            .filter_map(|truth| truth.places.keys().last())
+            .max()
+            .copied();
+        while Position::now().0 <= newest.unwrap_or(0) {
+            // A restart takes longer than the microseconds by which a burst can be ahead of the clock.
+            std::thread::yield_now();
+        }
+        inner.epoch += 1;
+        inner.restarts += 1;
+        inner.memory = Memory::new(self.rules.clone());
+        for truth in inner.truth.values_mut() {
+            truth.losses.push(self.clock.now());
+            for place in truth.places.values_mut() {
+                place.lost.get_or_insert_with(|| self.clock.now());
+            }
+        }
+        let names: Vec<_> = inner.truth.keys().cloned().collect();
+        for name in names {
+            inner.touch(&name, &self.clock);
+        }
+    }
+}
+
+impl Inner {
+    /// Writes down the birth of a channel that somebody names for the first time since the broker started.
+    fn touch(&mut self, name: &ChannelName, clock: &Clock) {
+        let known = self
+            .truth
+            .get(name)
+            .is_some_and(|truth| truth.places.values().any(|place| place.lost.is_none()));
+        if !known {
+            let (_, head, _) = self.log(name);
+            let truth = self.truth.entry(name.clone()).or_default();
+            truth.birth(head.0, clock.now());
+        }
+    }
+
+    /// The position that now stands before what came after `position`.
+    fn surviving(&self, mut position: Position) -> Position {
+        while let Some(previous) = self.lost.get(&position) {
+            position = *previous;
+        }
+        position
+    }
+
+    fn as_it_is_now(&self, event: &Arc<Event>) -> Arc<Event> {
+        let previous = self.surviving(event.previous);
+        if previous == event.previous {
+            return event.clone();
+        }
+        Arc::new(Event {
+            previous,
+            ..Event::clone(event)
+        })
+    }
+
+    /// What the broker holds of a channel, its head, and whether it has ended.
+    fn log(&self, name: &ChannelName) -> (Vec<Arc<Event>>, Position, bool) {
+        let all = at_once(self.memory.replay(name, None, usize::MAX)).unwrap();
+        let kept = all.events.iter().filter(|event| !self.lost.contains_key(&event.position));
+        (
+            kept.map(|event| self.as_it_is_now(event)).collect(),
+            self.surviving(all.head),
+            all.ended,
+        )
+    }
+
+    fn replay(&self, name: &ChannelName, after: Option<Position>, limit: usize) -> Replay {
+        if self.lost.is_empty() {
+            return at_once(self.memory.replay(name, after, limit)).unwrap();
+        }
+        // As the contract says it (`airwave_core::Broker::replay`), of what is left.
+        let (kept, head, ended) = self.log(name);
+        let oldest_previous = kept.first().map_or(head, |oldest| oldest.previous);
+        let first = match after {
+            Some(after) => kept.partition_point(|event| event.position <= after),
+            None => kept.len().saturating_sub(limit),
+        };
+        let end = kept.len().min(first.saturating_add(limit));
+        let complete = match after {
+            Some(after) => after == head || after == oldest_previous || kept.iter().any(|event| event.position == after),
+            None => false,
+        };
+        Replay {
+            more: end < kept.len(),
+            events: kept[first..end].to_vec(),
+            complete,
+            head,
+            ended,
+        }
+    }
+
+    fn publish(
+        &mut self,
+        name: &ChannelName,
+        publish: &Publish,
+        lie: Option<Lie>,
+        clock: &Clock,
+    ) -> Result<Published, BrokerError> {
+        let mut attempt = publish.clone();
+        if lie == Some(Lie::ForgetsKeys) {
+            attempt.idempotency_key = None;
+        }
+        let mut published = at_once(self.memory.publish(name, attempt))?;
+        if published.duplicate && self.lost.contains_key(&published.position) {
+            // The failover lost the key with its event; the memory broker still has both.
+            let key = publish.idempotency_key.as_ref().map_or("", IdempotencyKey::as_str);
+            let mut attempt = publish.clone();
+            attempt.idempotency_key = IdempotencyKey::new(&format!("{key}~{}", self.epoch)).ok();
+            published = at_once(self.memory.publish(name, attempt))?;
+            assert!(
+                !published.duplicate || !self.lost.contains_key(&published.position),
+                "one key is lost once an epoch"
+            );
+        }
+        if !published.duplicate {
+            let (kept, head, _) = self.log(name);
+            assert_eq!(head, published.position);
+            let previous = kept.last().map_or(self.truth[name].head, |event| event.previous.0);
+            let truth = self.truth.get_mut(name).unwrap();
+            let body = String::from_utf8_lossy(publish.message.data.as_bytes());
+            truth.event(published.position.0, previous, &body, clock.now());
+            let oldest = kept.first().map_or(head, |event| event.position);
+            for (_, place) in truth
+                .places
+                .range_mut(..oldest.0)
+                .rev()
+                .take_while(|(_, place)| place.trimmed.is_none())
+            {
+                place.trimmed = Some(clock.now());
+            }
+        }
+        Ok(published)
+    }
+}
+
+/// The memory broker never waits.
+fn at_once<T>(answer: impl Future<Output = T>) -> T {
+    answer.now_or_never().expect("the memory broker answers at once")
+}
+
+impl Node {
+    fn weather<T>(&self, look: impl FnOnce(&mut Weather) -> T) -> T {
+        look(&mut self.backbone.lock().nodes[self.index])
+    }
+
+    /// A call takes its time there and back, and may be lost on either way.
+    async fn call<T>(&self, act: impl FnOnce(&mut Inner) -> Result<T, BrokerError>) -> Result<T, BrokerError> {
+        let there = self.delay();
+        self.way(there).await?;
+        let answer = act(&mut self.backbone.lock());
+        let back = self.delay();
+        self.way(back).await?;
+        answer
+    }
+
+    fn delay(&self) -> Duration {
+        let random = &mut self.backbone.lock().random;
+        let most = if random.chance(0.1) { 300 } else { 20 };
+        Duration::from_millis(random.below(most))
+    }
+
+    async fn way(&self, delay: Duration) -> Result<(), BrokerError> {
+        sleep(delay).await;
+        match self.weather(|weather| weather.away) {
+            None => Ok(()),
+            Some(Away::Refuses) => Err(BrokerError::unavailable("the broker is away")),
+            // Until the caller has waited long enough.
+            Some(Away::Hangs) => pending().await,
+        }
+    }
+}
+
+#[async_trait]
+impl Broker for Node {
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+
+    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+        let Backbone { clock, lie, .. } = &*self.backbone;
+        self.call(|inner| {
+            inner.touch(channel, clock);
+            if *lie == Some(Lie::AcknowledgesNothing) && inner.random.chance(0.1) {
+                let position = Position(inner.truth[channel].head).next();
+                return Ok(Published {
+                    position,
+                    duplicate: false,
+                });
+            }
+            inner.publish(channel, &publish, *lie, clock)
+        })
+        .await
+    }
+
+    async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
+        self.call(|inner| {
+            inner.touch(channel, &self.backbone.clock);
+            let source = at_once(inner.memory.follow(channel))?;
+            let head = inner.surviving(source.head);
+            let (sender, feed) = Feed::new(head, || {});
+            let pump = Pump {
+                node: Node {
+                    backbone: self.backbone.clone(),
+                    index: self.index,
+                },
+                feed: inner.nodes[self.index].feeds_ended,
+                epoch: inner.epoch,
+                sender,
+                waiting: VecDeque::new(),
+                shown: head,
+                unsaid: false,
+            };
+            // On the node's own runtime: it dies with the node, and its time is the node's.
+            tokio::spawn(pump.run(source));
+            Ok(feed)
+        })
+        .await
+    }
+
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+        let lie = self.backbone.lie;
+        self.call(|inner| {
+            inner.touch(channel, &self.backbone.clock);
+            let mut replay = inner.replay(channel, after, limit);
+            match lie {
+                Some(Lie::AlwaysComplete) => replay.complete = true,
+                Some(Lie::HidesHistory) if replay.events.len() > 2 => {
+                    replay.events.drain(..2);
+                    replay.complete = false;
+                }
+                Some(Lie::ReplaysWithAHole) if replay.events.len() > 2 => drop(replay.events.remove(1)),
+                Some(Lie::ReplaysFromALaggingReplica) => {
+                    for _ in 0..3 {
+                        if let Some(newest) = replay.events.pop() {
+                            replay.head = newest.previous;
+                        }
+                    }
+                    replay.complete &= after.is_none_or(|after| after <= replay.head);
+                }
+                _ => {}
+            }
+            Ok(replay)
+        })
+        .await
+    }
+
+    async fn ping(&self) -> Result<(), BrokerError> {
+        self.call(|_| Ok(())).await
+    }
+}
+
+/// One feed of one node: carries events from the memory broker's feed to the node's, in the weather that there is.
+struct Pump {
+    node: Node,
+    /// How many times feeds had been ended when this one began.
+    feed: u64,
+    epoch: u64,
+    sender: FeedSender,
+    /// Events under way, and when they are there.
+    waiting: VecDeque<(Instant, Arc<Event>)>,
+    shown: Position,
+    /// Something was skipped since.
+    unsaid: bool,
+}
+
+impl Pump {
+    async fn run(mut self, mut source: Feed) {
+        // Looks up from time to time, for the weather changes without a word.
+        const LOOK: Duration = Duration::from_millis(20);
+        loop {
+            let next = timeout(LOOK, source.next()).await;
+            let (weather, epoch) = {
+                let inner = self.node.backbone.lock();
+                (inner.nodes[self.node.index].clone(), inner.epoch)
+            };
+            if self.sender.is_closed() || weather.feeds_ended != self.feed {
+                return;
+            }
+            if epoch != self.epoch || matches!(next, Ok(None)) {
+                // It hung on a broker that is gone: it shows nothing more, and after a while that is noticed.
+                let random = self.node.backbone.lock().random.below(500);
+                sleep(Duration::from_millis(random)).await;
+                return;
+            }
+            if let Ok(Some(event)) = next {
+                let event = self.node.backbone.lock().as_it_is_now(&event);
+                self.waiting.push_back((Instant::now() + weather.lag, event));
+            }
+            while !weather.held && self.waiting.front().is_some_and(|(due, _)| *due <= Instant::now()) {
+                let next = self.waiting.pop_front();
+                next.into_iter().for_each(|(_, event)| self.show(event));
+            }
+        }
+    }
+
+    fn show(&mut self, event: Arc<Event>) {
+        let lie = self.node.backbone.lie == Some(Lie::HidesWhatFeedsSkip);
+        let skip = self.node.weather(|weather| {
+            let skip = weather.skip > 0;
+            weather.skip -= u32::from(skip);
+            skip
+        });
+        if skip || (lie && self.node.backbone.lock().random.chance(0.05)) {
+            self.unsaid = true;
+            return;
+        }
+        let position = event.position;
+        let event = match self.unsaid && lie {
+            true => Arc::new(Event {
+                previous: self.shown,
+                ..Event::clone(&event)
+            }),
+            false => event,
+        };
+        self.unsaid = false;
+        self.shown = position;
+        self.sender.push(event);
+    }
+}

@@ -1,0 +1,200 @@
+//! What a seed stands for: how the nodes are set up, and what goes wrong when.
+
+use std::fmt;
+use std::time::Duration;
+
+use airwave_core::Rules;
+use airwave_core::rule::{History, Limits, ReplayOnSubscribe, Rule, SlowPolicy, TransportName};
+
+use crate::backbone::Away;
+use crate::random::Random;
+
+pub const NODES: [&str; 2] = ["north", "south"];
+pub const CHANNELS: [&str; 2] = ["a", "b"];
+/// Where clients live. Few places, since the simulation of a host costs more than what runs on it.
+pub const PLACES: [&str; 3] = ["home", "office", "train"];
+/// Where each listener lives, and what it listens to.
+pub const LISTENERS: [(&str, &str, &[&str]); 6] = [
+    ("ada", "home", &["a"]),
+    ("ben", "office", &["a"]),
+    ("cleo", "train", &["b"]),
+    ("dan", "home", &["a", "b"]),
+    ("eve", "office", &["a", "b"]),
+    ("finn", "train", &["b", "a"]),
+];
+/// Where backends live.
+pub const CELLAR: &str = "cellar";
+pub const PUBLISHERS: [&str; 2] = ["pia", "paul"];
+
+/// For so long things go wrong, in simulated time.
+pub const TROUBLE: Duration = Duration::from_secs(15);
+
+/// One thing that goes wrong, or is put right again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    /// What is sent between a place and a node waits until it is released.
+    Hold(&'static str, usize),
+    Release(&'static str, usize),
+    /// What is sent is lost, and so are the connections, although nobody is told.
+    Partition(&'static str, usize),
+    /// The same from the node to the place only.
+    Mute(&'static str, usize),
+    Crash(usize),
+    Drain(usize),
+    Start(usize),
+    HoldFeeds(usize, bool),
+    Lag(usize, Duration),
+    EndFeeds(usize),
+    SkipEvents(usize, u32),
+    BrokerAway(usize, Option<Away>),
+    FailOver(usize),
+    RestartEmpty,
+}
+
+/// All that a seed decides beforehand. What the hosts do is drawn while they run.
+pub struct Plan {
+    pub seed: u64,
+    pub faults: Vec<(Duration, Fault)>,
+    pub latency: (Duration, Duration),
+    pub random_order: bool,
+    rules: [Rule; 2],
+    ring_bytes: usize,
+}
+
+impl Plan {
+    pub fn new(seed: u64) -> Self {
+        let random = &mut Random::new(seed, 1);
+        let rules = CHANNELS.map(|channel| {
+            let mut rule = Rule::new(channel.parse().unwrap(), vec![TransportName::SSE, TransportName::WEBSOCKET]);
+            rule.history = History {
+                events: random.pick(&[5, 30, 30, 1000]),
+                ..History::default()
+            };
+            rule.replay = random.pick(&[ReplayOnSubscribe::None, ReplayOnSubscribe::All]);
+            rule.slow = random.pick(&[SlowPolicy::Refill, SlowPolicy::Refill, SlowPolicy::Skip, SlowPolicy::Close]);
+            rule.max_rate = random.pick(&[None, None, std::num::NonZeroU32::new(10)]);
+            rule
+        });
+        Self {
+            seed,
+            faults: faults(random),
+            latency: (Duration::ZERO, random.millis(20, 300)),
+            random_order: random.chance(0.5),
+            rules,
+            ring_bytes: random.pick(&[5_000, 20_000, 1 << 20]),
+        }
+    }
+
+    pub fn rules(&self) -> Rules {
+        Rules::new(self.rules.clone())
+    }
+
+    pub fn skips(&self, channel: &str) -> bool {
+        let rule = self.rules.iter().find(|rule| rule.pattern.as_str() == channel);
+        rule.is_some_and(|rule| rule.slow == SlowPolicy::Skip)
+    }
+
+    /// As a server has them, but in a hurry.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            message_bytes: 2048,
+            ring_events: 8,
+            ring_bytes: self.ring_bytes,
+            heartbeat: Duration::from_secs(1),
+            idle: Duration::from_secs(4),
+            stalled_write: Duration::from_secs(3),
+            linger: Duration::from_secs(2),
+            broker_timeout: Duration::from_secs(1),
+            ..Limits::default()
+        }
+    }
+}
+
+/// Not every seed has every kind of fault: a run in which the broker never loses anything shows false gaps that another would excuse.
+fn faults(random: &mut Random) -> Vec<(Duration, Fault)> {
+    let mut faults = Vec::new();
+    let clients: Vec<&'static str> = PLACES.into_iter().chain([CELLAR]).collect();
+    let (begin, end) = (500, TROUBLE.as_millis() as u64);
+    let kind = |random: &mut Random, probability, most, fault: &mut dyn FnMut(&mut Random, Duration)| {
+        if random.chance(probability) {
+            for _ in 0..=random.below(most) {
+                let at = random.millis(begin, end);
+                fault(random, at);
+            }
+        }
+    };
+    let mut add = |at: Duration, fault: Fault| faults.push((at, fault));
+    kind(random, 0.6, 6, &mut |random, at| {
+        let (client, node) = (random.pick(&clients), random.index(2));
+        add(at, Fault::Hold(client, node));
+        add(at + random.millis(100, 4000), Fault::Release(client, node));
+    });
+    kind(random, 0.6, 6, &mut |random, at| {
+        let (client, node) = (random.pick(&clients), random.index(2));
+        let fault = random.pick(&[Fault::Partition(client, node), Fault::Mute(client, node)]);
+        add(at, fault);
+        add(at + random.millis(100, 4000), Fault::Release(client, node));
+    });
+    kind(random, 0.5, 3, &mut |random, at| {
+        let node = random.index(2);
+        if random.chance(0.4) {
+            add(at, Fault::Drain(node));
+        }
+        let dies = at + random.millis(1, 1500);
+        add(dies, Fault::Crash(node));
+        add(dies + random.millis(100, 3000), Fault::Start(node));
+    });
+    kind(random, 0.6, 4, &mut |random, at| {
+        let node = random.index(2);
+        add(at, Fault::HoldFeeds(node, true));
+        add(at + random.millis(200, 4000), Fault::HoldFeeds(node, false));
+    });
+    kind(random, 0.6, 4, &mut |random, at| {
+        add(at, Fault::Lag(random.index(2), random.millis(0, 1500)))
+    });
+    kind(random, 0.6, 6, &mut |random, at| add(at, Fault::EndFeeds(random.index(2))));
+    kind(random, 0.5, 6, &mut |random, at| {
+        add(at, Fault::SkipEvents(random.index(2), 1 + random.below(4) as u32));
+    });
+    kind(random, 0.5, 3, &mut |random, at| {
+        let away = random.pick(&[Away::Refuses, Away::Hangs]);
+        let nodes = random.pick(&[&[0][..], &[1], &[0, 1]]);
+        let back = at + random.millis(200, 5000);
+        for node in nodes {
+            add(at, Fault::BrokerAway(*node, Some(away)));
+            add(back, Fault::BrokerAway(*node, None));
+            if random.chance(0.5) {
+                add(at, Fault::EndFeeds(*node));
+            }
+        }
+    });
+    kind(random, 0.4, 3, &mut |random, at| {
+        add(at, Fault::FailOver(1 + random.index(5)))
+    });
+    kind(random, 0.25, 2, &mut |_, at| add(at, Fault::RestartEmpty));
+    // Whatever ends later is put right with everything else.
+    faults.retain(|(at, _)| *at < TROUBLE);
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}", self.seed)?;
+        for rule in &self.rules {
+            writeln!(
+                f,
+                "  channel {}: {} events of history, replay {:?}, slow {:?}, rate {:?}",
+                rule.pattern, rule.history.events, rule.replay, rule.slow, rule.max_rate
+            )?;
+        }
+        writeln!(
+            f,
+            "  a ring of {} bytes, latency {:?}, random order {}",
+            self.ring_bytes, self.latency, self.random_order
+        )?;
+        self.faults
+            .iter()
+            .try_for_each(|(at, fault)| writeln!(f, "  {at:>9.3?} {fault:?}"))
+    }
+}
