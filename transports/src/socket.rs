@@ -6,9 +6,9 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker, ready};
 
 use airwave_core::Session;
 use airwave_core::session::CloseReason;
@@ -168,6 +168,65 @@ impl Outgoing {
         if self.pieces.is_empty() && self.pieces.capacity() > 4 {
             self.pieces = Vec::new();
         }
+    }
+}
+
+/// Knows whether a socket may have something to read, so that a task that was woken to write does not ask it.
+///
+/// Asking costs more than all else that a listener does for an event but writing. So the socket wakes this instead of the task, and this
+/// notes why.
+pub(crate) struct Readable {
+    state: Arc<ReadableState>,
+    waker: Waker,
+}
+
+struct ReadableState {
+    maybe: AtomicBool,
+    task: Mutex<Option<Waker>>,
+}
+
+impl Wake for ReadableState {
+    fn wake(self: Arc<Self>) {
+        self.maybe.store(true, Ordering::SeqCst);
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+}
+
+impl Default for Readable {
+    /// There may be something to read, until it has been tried.
+    fn default() -> Self {
+        let state = Arc::new(ReadableState {
+            maybe: AtomicBool::new(true),
+            task: Mutex::default(),
+        });
+        Self {
+            waker: Waker::from(state.clone()),
+            state,
+        }
+    }
+}
+
+impl Readable {
+    /// `read` if there may be something to read. It is tried again until it has said that there is nothing.
+    pub(crate) fn poll<T>(&self, cx: &mut Context<'_>, read: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        {
+            let mut task = self.state.task.lock().unwrap_or_else(PoisonError::into_inner);
+            if !task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+                *task = Some(cx.waker().clone());
+            }
+        }
+        // Before the try: what becomes readable after it must not be forgotten.
+        if !self.state.maybe.swap(false, Ordering::SeqCst) {
+            return Poll::Pending;
+        }
+        let result = read(&mut Context::from_waker(&self.waker));
+        if result.is_ready() {
+            self.state.maybe.store(true, Ordering::SeqCst);
+        }
+        result
     }
 }
 

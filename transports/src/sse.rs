@@ -29,7 +29,7 @@ use crate::envelope::{envelope, refusal_fields};
 use crate::request::{
     connect_request, header_text, path_as_seen, query_value, query_values, refusal_response, wants_visible_heartbeat,
 };
-use crate::socket::{Handover, Outgoing, Written, poll_gone};
+use crate::socket::{Handover, Outgoing, Readable, Written, poll_gone};
 use crate::{ChannelRequest, Transport};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -290,6 +290,7 @@ fn joined(mut pieces: Vec<Bytes>) -> Option<Bytes> {
 struct SocketStream<S> {
     session: Session,
     socket: S,
+    readable: Readable,
     out: Outgoing,
     closing: bool,
 }
@@ -302,6 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SocketStream<S> {
         Self {
             session,
             socket,
+            readable: Readable::default(),
             out,
             closing: false,
         }
@@ -313,7 +315,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for SocketStream<S> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        if poll_gone(&mut this.socket, cx).is_ready() {
+        if this.readable.poll(cx, |cx| poll_gone(&mut this.socket, cx)).is_ready() {
             return Poll::Ready(());
         }
         loop {

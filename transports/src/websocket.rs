@@ -42,7 +42,7 @@ use tokio_tungstenite::tungstenite::{self};
 
 use crate::envelope::{self, Payload, envelope, refusal_fields, some_raw, text_or_number};
 use crate::request::{connect_request, path_as_seen, query_value, refusal_response, wants_visible_heartbeat};
-use crate::socket::{Handover, Outgoing, Written, poll_gone};
+use crate::socket::{Handover, Outgoing, Readable, Written, poll_gone};
 use crate::{ChannelRequest, Transport};
 
 /// tungstenite zero-fills this much before every read (snapview/tungstenite-rs#480), so it is small.
@@ -273,6 +273,7 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, head: Bytes, r
 /// One client's WebSocket, until either side is done.
 struct Conversation<S> {
     websocket: WebSocketStream<Tap<S>>,
+    readable: Readable,
     session: Session,
     out: Outgoing,
     /// The command that is being carried out. While it is, no other is read; events go on.
@@ -359,6 +360,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         }
         Some(Self {
             websocket,
+            readable: Readable::default(),
             session,
             out,
             command: None,
@@ -400,7 +402,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         if self.websocket.get_ref().replies.len() > MAX_REPLIES {
             return Poll::Pending;
         }
-        let message = ready!(Pin::new(&mut self.websocket).poll_next(cx));
+        let websocket = Pin::new(&mut self.websocket);
+        let message = ready!(self.readable.poll(cx, |cx| websocket.poll_next(cx)));
         self.session.heard();
         match message {
             Some(Ok(tungstenite::Message::Text(text))) => self.text(text.as_str()),
