@@ -14,6 +14,6 @@ pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 
-pub use memory::Memory;
 #[cfg(feature = "redis")]
 pub use self::redis::Redis;
+pub use memory::Memory;

@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use airwave_core::broker::IDEMPOTENCY_WINDOW;
 use airwave_core::event::Key;
-use airwave_core::{Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, Position, Publish, Published, Replay, Rules};
+use airwave_core::{
+    Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, Position, Publish, Published, Replay, Rules,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::{Cmd, Value, cmd};
@@ -51,6 +53,18 @@ pub struct Redis {
     commands: Arc<Commands>,
     listening: Arc<Listening>,
     tasks: [AbortHandle; 2],
+}
+
+/// Checks a URL without asking anybody: what is wrong with it, and what to write.
+///
+/// # Errors
+/// A sentence without its subject, and without any part of the URL.
+pub fn check(url: &str) -> Result<(), String> {
+    match Server::new(url) {
+        Ok(_) => Ok(()),
+        Err(ConnectError::Url(wrong)) => Err(wrong),
+        Err(other) => Err(other.to_string()),
+    }
 }
 
 impl Redis {
@@ -176,7 +190,9 @@ impl Broker for Redis {
             let listener = self.listening.join(channel).await?;
             // Only now: what is published after this answer is heard.
             let head = self.read(channel, None, 0).await?.head;
-            listener.open(head).ok_or_else(|| lost("the subscription broke while it was made"))
+            listener
+                .open(head)
+                .ok_or_else(|| lost("the subscription broke while it was made"))
         };
         timeout(DEADLINE, follow).await.unwrap_or_else(|_| Err(late()))
     }
@@ -337,7 +353,15 @@ mod tests {
         for length in 0..header {
             assert_eq!(decode(whole[..length].to_vec()), None, "the first {length} bytes of one");
         }
-        for forged in ["x:1:t0000", "1:x:t0000", "1:1:x0100a", "1:1:t0100\n", "-1:1:t0100a", "1:1:tzz00a", "1:1:t0101a\n"] {
+        for forged in [
+            "x:1:t0000",
+            "1:x:t0000",
+            "1:1:x0100a",
+            "1:1:t0100\n",
+            "-1:1:t0100a",
+            "1:1:tzz00a",
+            "1:1:t0101a\n",
+        ] {
             assert_eq!(decode(forged.as_bytes().to_vec()), None, "{forged}");
         }
     }

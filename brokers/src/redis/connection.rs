@@ -131,14 +131,7 @@ impl Server {
         let info = url.into_connection_info().map_err(|_| malformed())?;
         let (host, port) = match info.addr() {
             ConnectionAddr::Tcp(host, port) => (host, port),
-            ConnectionAddr::TcpTls { host, port, .. } => {
-                // Rustls wants one provider for the process. An application that has chosen its own keeps it.
-                if rustls::crypto::CryptoProvider::get_default().is_none() {
-                    // Fails only if somebody else was faster, which is as good.
-                    let _ = rustls::crypto::ring::default_provider().install_default();
-                }
-                (host, port)
-            }
+            ConnectionAddr::TcpTls { host, port, .. } => (host, port),
             _ => return Err(malformed()),
         };
         let database = info.redis_settings().db();
@@ -160,6 +153,12 @@ impl Server {
 
     /// Opens a connection to a server that can be used. `message` is called with each message of a subscription, in order.
     pub(super) async fn open(&self, message: impl Fn(Vec<Value>) + Send + Sync + 'static) -> Result<Wire, ConnectError> {
+        let tls = matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+        // Rustls wants one provider for the process. An application that has chosen its own keeps it.
+        if tls && rustls::crypto::CryptoProvider::get_default().is_none() {
+            // Fails only if somebody else was faster, which is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
         let dead = Arc::new(Dead::default());
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
@@ -196,7 +195,9 @@ impl Server {
             .and_then(Value::extract_error)
             .map_err(|error| self.explain(&error))?;
         let told = |what: &str| {
-            let text = greeting.as_map_iter()?.find_map(|(name, value)| (text_of(name)? == what).then_some(value));
+            let text = greeting
+                .as_map_iter()?
+                .find_map(|(name, value)| (text_of(name)? == what).then_some(value));
             text_of(text?)
         };
         let version = told("version").unwrap_or_default();
@@ -211,7 +212,9 @@ impl Server {
                     "it runs in {mode} mode, which is not built yet; name a standalone server (in its configuration: cluster-enabled no)"
                 )));
             }
-            None => return Err(self.unusable("it does not say what it is; is there a proxy before it? Name the server itself".into())),
+            None => {
+                return Err(self.unusable("it does not say what it is; is there a proxy before it? Name the server itself".into()));
+            }
         }
         if told("role") != Some("master") {
             return Err(self.unusable("it is a replica, which may lag and takes no events; name its master".into()));
@@ -253,11 +256,15 @@ impl Server {
 
     pub(super) fn explain(&self, error: &RedisError) -> ConnectError {
         let advice = match error.code() {
-            Some("NOAUTH") => "it wants a password; write it into the broker's URL, redis://:PASSWORD@host or redis://USER:PASSWORD@host",
+            Some("NOAUTH") => {
+                "it wants a password; write it into the broker's URL, redis://:PASSWORD@host or redis://USER:PASSWORD@host"
+            }
             Some("WRONGPASS") => "it does not accept this user and password; correct them in the broker's URL",
             Some("NOPERM") => "this user may not do what Airwave needs; docs/deploying.md has the ACL rule",
             Some("LOADING") => "it is loading its data; try again in a moment",
-            Some("NOPROTO" | "ERR") => "it refused our greeting; Airwave needs Redis 7.0 or newer, and a database number that it has",
+            Some("NOPROTO" | "ERR") => {
+                "it refused our greeting; Airwave needs Redis 7.0 or newer, and a database number that it has"
+            }
             _ if error.kind() == redis::ErrorKind::AuthenticationFailed => {
                 "it does not accept this user and password; correct them in the broker's URL"
             }
@@ -358,9 +365,15 @@ impl Commands {
     async fn open(server: &Server) -> Result<Connected, ConnectError> {
         let Wire { mut connection, dead } = server.open(|_| {}).await?;
         let mut load = async |text: &str| -> Result<Arc<str>, ConnectError> {
-            let loaded = timeout(CONNECT_WITHIN, connection.send_packed_command(cmd("SCRIPT").arg("LOAD").arg(text))).await;
+            let loaded = timeout(
+                CONNECT_WITHIN,
+                connection.send_packed_command(cmd("SCRIPT").arg("LOAD").arg(text)),
+            )
+            .await;
             let loaded = loaded.map_err(|_| server.unreachable("no answer in time"))?;
-            let hash = loaded.and_then(Value::extract_error).map_err(|error| server.explain(&error))?;
+            let hash = loaded
+                .and_then(Value::extract_error)
+                .map_err(|error| server.explain(&error))?;
             Ok(text_of(&hash).unwrap_or_default().into())
         };
         let (append, read) = (load(APPEND).await?, load(READ).await?);

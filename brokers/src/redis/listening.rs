@@ -78,7 +78,11 @@ struct Subscription {
 enum Ear {
     /// The head is not known yet, so events wait.
     Opening(Vec<Arc<Event>>),
-    Open { feed: FeedSender, head: Position, last: Position },
+    Open {
+        feed: FeedSender,
+        head: Position,
+        last: Position,
+    },
 }
 
 impl Ear {
@@ -225,7 +229,9 @@ impl Listening {
     fn leave(&self, channel: &ChannelName, id: u64) {
         let left = {
             let mut state = lock(&self.state);
-            let Some(subscription) = state.channels.get(channel).cloned() else { return };
+            let Some(subscription) = state.channels.get(channel).cloned() else {
+                return;
+            };
             let mut subscription = lock(&subscription);
             let left = subscription.ears.iter().position(|(other, _)| *other == id);
             let left = left.map(|at| subscription.ears.swap_remove(at));
@@ -354,7 +360,9 @@ impl Listening {
         let mut state = lock(&self.state);
         while subscribe.len() + unsubscribe.len() < BATCH {
             let Some(name) = state.changed.pop() else { break };
-            let Some(subscription) = state.channels.get(&name).cloned() else { continue };
+            let Some(subscription) = state.channels.get(&name).cloned() else {
+                continue;
+            };
             let mut subscription = lock(&subscription);
             if subscription.ears.is_empty() {
                 state.channels.remove(&name);
@@ -395,7 +403,10 @@ impl Listening {
             // A message may be on its way to it: it must find nobody.
             let ended = {
                 let mut subscription = lock(&subscription);
-                (std::mem::take(&mut subscription.ears), std::mem::take(&mut subscription.waiting))
+                (
+                    std::mem::take(&mut subscription.ears),
+                    std::mem::take(&mut subscription.waiting),
+                )
             };
             drop(ended);
         }
@@ -445,7 +456,9 @@ impl Listening {
     async fn remember(&self) {
         let channels: Vec<ChannelName> = lock(&self.state).channels.keys().cloned().collect();
         for channels in channels.chunks(BATCH) {
-            let Ok(connected) = self.commands.connected().await else { return };
+            let Ok(connected) = self.commands.connected().await else {
+                return;
+            };
             let calls = channels.iter().map(|channel| {
                 // GT: one that lives longer, because its history does, is left alone.
                 let mut call = cmd("PEXPIRE");

@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use redis::{FromRedisValue, cmd};
@@ -28,10 +28,17 @@ pub struct Server {
 fn program() -> Option<PathBuf> {
     let named = std::env::var_os("AIRWAVE_TEST_REDIS_SERVER").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = named.or_else(|| std::env::split_paths(&path).map(|dir| dir.join("redis-server")).find(|file| file.is_file()));
+    let found = named.or_else(|| {
+        std::env::split_paths(&path)
+            .map(|dir| dir.join("redis-server"))
+            .find(|file| file.is_file())
+    });
     if found.is_none() {
         let missing = "there is no redis-server: install it, or name one in AIRWAVE_TEST_REDIS_SERVER";
-        assert!(std::env::var_os("AIRWAVE_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"), "{missing}");
+        assert!(
+            std::env::var_os("AIRWAVE_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
+            "{missing}"
+        );
         eprintln!("skipped: {missing}");
     }
     found
@@ -122,7 +129,9 @@ impl Server {
     }
 
     fn answers(&self) -> bool {
-        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else {
+            return false;
+        };
         stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let mut answer = [0; 5];
         stream.write_all(b"PING\r\n").is_ok()
@@ -141,7 +150,10 @@ impl Server {
     /// `STOP`, `CONT`.
     pub fn signal(&self, signal: &str) {
         let pid = self.child.lock().unwrap().as_ref().unwrap().id();
-        let sent = Command::new("kill").args([format!("-{signal}"), pid.to_string()]).status().unwrap();
+        let sent = Command::new("kill")
+            .args([format!("-{signal}"), pid.to_string()])
+            .status()
+            .unwrap();
         assert!(sent.success());
     }
 
@@ -167,5 +179,85 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Stands between a broker and its server, and can break the line without closing it. Ends with the test's process.
+pub struct Proxy {
+    pub port: u16,
+    shared: Arc<Line>,
+}
+
+#[derive(Default)]
+struct Line {
+    swallow: AtomicBool,
+    /// The number of the one connection that is swallowed, plus one.
+    swallow_one: AtomicU64,
+    refuse: AtomicBool,
+    connections: AtomicU64,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+impl Proxy {
+    pub fn to(server: u16) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared = Arc::new(Line::default());
+        let line = shared.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let Ok(client) = client else { return };
+                let number = line.connections.fetch_add(1, Ordering::SeqCst);
+                if line.refuse.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else {
+                    continue;
+                };
+                line.open
+                    .lock()
+                    .unwrap()
+                    .extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+                for (mut from, mut to) in [
+                    (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                    (server.try_clone().unwrap(), client.try_clone().unwrap()),
+                ] {
+                    let line = line.clone();
+                    std::thread::spawn(move || {
+                        let mut buffer = [0; 65536];
+                        while let Ok(read @ 1..) = from.read(&mut buffer) {
+                            let one = line.swallow_one.load(Ordering::SeqCst) == number + 1;
+                            if !one && !line.swallow.load(Ordering::SeqCst) && to.write_all(&buffer[..read]).is_err() {
+                                break;
+                            }
+                        }
+                        let _ = to.shutdown(std::net::Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Proxy { port, shared }
+    }
+
+    /// Takes everything in and passes nothing on.
+    pub fn swallow(&self, swallow: bool) {
+        self.shared.swallow.store(swallow, Ordering::SeqCst);
+    }
+
+    /// The same for one connection, counted from zero.
+    pub fn swallow_one(&self, number: u64) {
+        self.shared.swallow_one.store(number + 1, Ordering::SeqCst);
+    }
+
+    /// Drops every connection, and new ones at once.
+    pub fn refuse(&self) {
+        self.shared.refuse.store(true, Ordering::SeqCst);
+        for stream in self.shared.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
     }
 }
