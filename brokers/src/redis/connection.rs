@@ -213,7 +213,9 @@ impl Server {
                 )));
             }
             None => {
-                return Err(self.unusable("it does not say what it is; is there a proxy before it? Name the server itself".into()));
+                return Err(
+                    self.unusable("it does not say what it is; is there a proxy before it? Name the server itself".into())
+                );
             }
         }
         if told("role") != Some("master") {
