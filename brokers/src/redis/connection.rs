@@ -270,6 +270,9 @@ impl Server {
             _ if error.kind() == redis::ErrorKind::AuthenticationFailed => {
                 "it does not accept this user and password; correct them in the broker's URL"
             }
+            _ if error.to_string().contains("certificate") => {
+                "its TLS certificate is not accepted; name a host that it is for, and put its authority into the system's store, or into a file that SSL_CERT_FILE names"
+            }
             _ => return self.unreachable(error.to_string()),
         };
         self.unusable(format!("{advice} ({error})"))
@@ -288,6 +291,7 @@ fn text_of(value: &Value) -> Option<&str> {
 pub(super) struct Backoff {
     wait: Duration,
     opened: Instant,
+    failed: u64,
 }
 
 impl Backoff {
@@ -295,11 +299,23 @@ impl Backoff {
         Self {
             wait: BACKOFF.0,
             opened: Instant::now(),
+            failed: 0,
         }
+    }
+
+    /// The first failure of an outage is worth a warning, and then every minute or so.
+    pub(super) fn failed(&mut self, error: &ConnectError) {
+        if self.failed.is_multiple_of(60) {
+            tracing::warn!(%error, tries = self.failed + 1, "cannot connect yet");
+        } else {
+            tracing::debug!(%error, tries = self.failed + 1, "cannot connect yet");
+        }
+        self.failed += 1;
     }
 
     pub(super) fn opened(&mut self) {
         self.opened = Instant::now();
+        self.failed = 0;
     }
 
     pub(super) fn broke(&mut self) {
@@ -404,7 +420,7 @@ impl Commands {
                     tracing::info!(server = %self.server, "connected again for commands");
                     self.current.send_replace(Some(connected));
                 }
-                Err(error) => tracing::warn!(%error, "cannot connect yet"),
+                Err(error) => backoff.failed(&error),
             }
         }
     }

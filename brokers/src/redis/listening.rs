@@ -6,7 +6,7 @@
 //!
 //! Locks are taken in the order *all channels*, *one channel*, *feed*; none is held across an await.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -62,7 +62,7 @@ struct State {
     /// Which connection the feeds belong to; zero: none, and there are none.
     connection: u64,
     channels: HashMap<ChannelName, Arc<Mutex<Subscription>>>,
-    changed: Vec<ChannelName>,
+    changed: VecDeque<ChannelName>,
     listeners: u64,
 }
 
@@ -209,7 +209,7 @@ impl Listening {
                 Some(confirmed)
             };
             if !subscription.wanted {
-                state.changed.push(channel.clone());
+                state.changed.push_back(channel.clone());
                 self.changed.notify_one();
             }
             let listener = Listener {
@@ -236,7 +236,7 @@ impl Listening {
             let left = subscription.ears.iter().position(|(other, _)| *other == id);
             let left = left.map(|at| subscription.ears.swap_remove(at));
             if subscription.ears.is_empty() {
-                state.changed.push(channel.clone());
+                state.changed.push_back(channel.clone());
                 self.changed.notify_one();
             }
             left
@@ -294,7 +294,7 @@ impl Listening {
                     tracing::info!(server = %self.server, "connected again for subscriptions");
                     wire = Some(opened);
                 }
-                Err(error) => tracing::warn!(%error, "cannot connect yet"),
+                Err(error) => backoff.failed(&error),
             }
         }
     }
@@ -326,11 +326,8 @@ impl Listening {
                     let me = self.clone();
                     tokio::spawn(async move { me.remember().await });
                 }
-                () = self.changed.notified() => loop {
+                () = self.changed.notified() => {
                     let (subscribe, unsubscribe) = self.take_changes();
-                    if subscribe.is_empty() && unsubscribe.is_empty() {
-                        break;
-                    }
                     let names = |channels: &[ChannelName]| channels.iter().map(|name| self.wire_name(name)).collect::<Vec<_>>();
                     let change = async {
                         if !unsubscribe.is_empty() {
@@ -359,7 +356,7 @@ impl Listening {
         let (mut subscribe, mut unsubscribe) = (Vec::new(), Vec::new());
         let mut state = lock(&self.state);
         while subscribe.len() + unsubscribe.len() < BATCH {
-            let Some(name) = state.changed.pop() else { break };
+            let Some(name) = state.changed.pop_front() else { break };
             let Some(subscription) = state.channels.get(&name).cloned() else {
                 continue;
             };
@@ -373,6 +370,9 @@ impl Listening {
                 subscription.wanted = true;
                 subscribe.push(name);
             }
+        }
+        if !state.changed.is_empty() {
+            self.changed.notify_one();
         }
         (subscribe, unsubscribe)
     }
