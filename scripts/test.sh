@@ -139,8 +139,11 @@ else
 fi
 need_cc || lacks "missing: a C compiler, as rustc's linker"
 
-# What `cargo test` starts itself. A test of a broker says here what it needs: add redis_server, nats_server.
+# What `cargo test` starts itself. A test of a broker says here what it needs: add nats_server.
 needs=()
+if is_chosen test; then
+  needs+=(redis_server)
+fi
 if is_chosen browser; then
   needs+=(chromium curl)
   if ! command -v node >/dev/null || ! command -v npm >/dev/null; then

@@ -140,7 +140,8 @@ impl Builder {
     /// Starts the node, on the tokio runtime that this is awaited in.
     ///
     /// # Errors
-    /// [`Error::Config`]: the configuration is not acceptable; [`Error::Pattern`]: a pattern is not one.
+    /// [`Error::Config`]: the configuration is not acceptable; [`Error::Pattern`]: a pattern is not one; [`Error::Broker`]: the broker
+    /// cannot be used.
     pub async fn build(self) -> Result<Airwave> {
         // A configuration that was put together in code has not been checked yet.
         self.config.check()?;
@@ -148,7 +149,7 @@ impl Builder {
         for (pattern, handler) in self.handlers {
             handlers.push((pattern.parse().map_err(Error::Pattern)?, handler));
         }
-        let hub = server::hub(&self.config, self.broker, handlers);
+        let hub = server::hub(&self.config, self.broker, handlers).await?;
         Ok(Airwave {
             hub,
             config: self.config,

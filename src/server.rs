@@ -23,6 +23,9 @@ pub enum Error {
     /// The configuration is not acceptable.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The broker cannot be used.
+    #[error("{0}")]
+    Broker(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A pattern that a handler was registered with is not one.
     #[error("a handler cannot be registered: {0}")]
     Pattern(String),
@@ -40,20 +43,34 @@ pub enum Error {
 }
 
 /// The broker that the configuration names.
-fn broker(config: &Config) -> Arc<dyn Broker> {
+async fn broker(config: &Config) -> Result<Arc<dyn Broker>, Error> {
     match config.broker.url.kind() {
-        BrokerKind::Memory => Arc::new(Memory::new(config.rules.clone())),
+        BrokerKind::Memory => Ok(Arc::new(Memory::new(config.rules.clone()))),
+        #[cfg(feature = "redis")]
+        BrokerKind::Redis => {
+            let redis = airwave_brokers::Redis::connect(config.broker.url.expose(), config.rules.clone()).await;
+            Ok(Arc::new(redis.map_err(|error| Error::Broker(Box::new(error)))?))
+        }
+        #[cfg(not(feature = "redis"))]
+        BrokerKind::Redis => Err(Error::Broker("Redis is not part of this build".into())),
     }
 }
 
 /// A hub as the configuration describes it, with the application's handlers.
-pub(crate) fn hub(config: &Config, own_broker: Option<Arc<dyn Broker>>, handlers: Vec<(Pattern, Arc<dyn Handler>)>) -> Hub {
-    let broker = own_broker.unwrap_or_else(|| broker(config));
+pub(crate) async fn hub(
+    config: &Config,
+    own_broker: Option<Arc<dyn Broker>>,
+    handlers: Vec<(Pattern, Arc<dyn Handler>)>,
+) -> Result<Hub, Error> {
+    let broker = match own_broker {
+        Some(broker) => broker,
+        None => broker(config).await?,
+    };
     let mut builder = Hub::builder(broker, config.rules.clone()).limits(config.limits.clone());
     for (pattern, handler) in handlers {
         builder = builder.handle(pattern, handler);
     }
-    builder.build()
+    Ok(builder.build())
 }
 
 /// All routes of a node. `embedded`: inside an application, whose address tells nothing about who reaches it.
@@ -80,10 +97,10 @@ pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
 /// Runs the `airwave` server until `shutdown`, then drains. `ready` is called once, with the address that is listened on.
 ///
 /// # Errors
-/// The address cannot be listened on.
+/// The broker cannot be used, or the address cannot be listened on.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>, ready: impl FnOnce(SocketAddr)) -> Result<(), Error> {
     config.check()?;
-    let hub = hub(&config, None, Vec::new());
+    let hub = hub(&config, None, Vec::new()).await?;
     let app = routes(&config, &hub, false);
     serve(&config, hub, app, shutdown, ready).await
 }

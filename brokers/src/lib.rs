@@ -2,6 +2,7 @@
 //! [`airwave_core::Broker`].
 //!
 //! 1. [`memory`]: one node, in this process. The reference: read it first
+//! 2. `redis` (feature `redis`): several nodes, on one Redis server
 //!
 //! A broker imports `airwave_core` and its own client library, and never another broker; what two of them would both
 //! write belongs in core. `tests/conformance.rs` runs every clause of the contract over every broker.
@@ -10,5 +11,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
+#[cfg(feature = "redis")]
+pub use self::redis::Redis;
 pub use memory::Memory;

@@ -79,6 +79,58 @@ impl Broker for Replaced {
     }
 }
 
+#[cfg(feature = "redis")]
+mod support;
+
+#[cfg(feature = "redis")]
+mod redis_server {
+    use airwave_brokers::Redis;
+
+    use super::*;
+    use crate::support::Server;
+
+    async fn fixture(needs: &[Fault]) -> Option<OneRedis> {
+        let server = if needs.contains(&Fault::Restart) {
+            Server::that_stores()
+        } else {
+            Server::start(&[])
+        };
+        server.map(OneRedis)
+    }
+
+    airwave_core::conformance_tests!(fixture);
+
+    /// One server of its own; each node is a broker with connections of its own.
+    struct OneRedis(Server);
+
+    #[async_trait]
+    impl Fixture for OneRedis {
+        async fn node(&self) -> Arc<dyn Broker> {
+            Arc::new(Redis::connect(&self.0.url(), rules()).await.unwrap())
+        }
+
+        fn faults(&self) -> &[Fault] {
+            &[Fault::Wipe, Fault::Cut, Fault::Restart]
+        }
+
+        async fn inflict(&self, fault: Fault) {
+            match fault {
+                Fault::Wipe => self.0.ask(&["FLUSHALL"]),
+                Fault::Cut => self.0.cut(),
+                Fault::Restart => {
+                    self.0.kill();
+                    assert!(self.0.run());
+                }
+            }
+        }
+
+        async fn subscriptions(&self, channel: &ChannelName) -> Option<usize> {
+            let counted: (String, usize) = self.0.ask(&["PUBSUB", "NUMSUB", &format!("airwave:0:{{{channel}}}")]);
+            Some(counted.1)
+        }
+    }
+}
+
 #[test]
 fn every_clause_is_in_the_list() {
     let source = include_str!("../../core/src/conformance.rs");

@@ -19,13 +19,21 @@ pub struct BrokerConfig {
 pub enum BrokerKind {
     /// In this process; ends with it.
     Memory,
+    /// A Redis server.
+    Redis,
 }
+
+const REDIS: Option<BrokerKind> = if cfg!(feature = "redis") {
+    Some(BrokerKind::Redis)
+} else {
+    None
+};
 
 /// Every scheme that means a broker. `None`: known by name, but not part of this build.
 const SCHEMES: &[(&str, Option<BrokerKind>)] = &[
     ("memory", Some(BrokerKind::Memory)),
-    ("redis", None),
-    ("rediss", None),
+    ("redis", REDIS),
+    ("rediss", REDIS),
     ("redis+cluster", None),
     ("redis+sentinel", None),
     ("nats", None),
@@ -66,10 +74,16 @@ impl BrokerUrl {
         match kind {
             None => Err(format!("\"{scheme}:\" is not part of this build; {}", available())),
             Some(BrokerKind::Memory) if !rest.is_empty() => Err("the memory broker's URL is \"memory:\" and nothing more".into()),
-            Some(kind) => Ok(Self {
-                kind: *kind,
-                text: text.into(),
-            }),
+            Some(kind) => {
+                #[cfg(feature = "redis")]
+                if *kind == BrokerKind::Redis {
+                    airwave_brokers::redis::check(text)?;
+                }
+                Ok(Self {
+                    kind: *kind,
+                    text: text.into(),
+                })
+            }
         }
     }
 
@@ -149,7 +163,11 @@ mod tests {
             assert_eq!(redacted(url), shown);
         }
         for refused in [
-            "redis://me:s3cret@h",
+            "nats://me:s3cret@h",
+            "redis://me:s3/cret@h",
+            "redis://me:s3cret@h:port",
+            "redis://me:s3cret@h/database",
+            "redis://me:s3cret@h?s3cret",
             "me:s3cret@h",
             "s3cret",
             "s3cret:x",
@@ -158,26 +176,35 @@ mod tests {
             "reddis://:s3cret@h",
         ] {
             let error = BrokerUrl::new(refused).unwrap_err();
-            assert!(!error.contains("s3cret") && error.contains("\"memory:\""), "{error}");
+            assert!(!error.contains("s3") && !error.contains("cret"), "{error}");
+            assert!(error.contains("write") || error.contains("\"memory:\""), "{error}");
         }
     }
 
     #[test]
     fn schemes_are_known_by_name() {
+        let built = available();
         assert_eq!(BrokerUrl::new("memory:").unwrap().kind(), BrokerKind::Memory);
-        for known in ["redis", "rediss", "redis+cluster", "redis+sentinel", "nats", "tls"] {
+        #[cfg(feature = "redis")]
+        {
+            assert_eq!(built, "write \"memory:\" or \"redis:\" or \"rediss:\"");
+            for url in ["redis://h", "rediss://h", "redis://:p@h:7000", "rediss://u:p%40@[::1]:7000/3"] {
+                assert_eq!(BrokerUrl::new(url).unwrap().kind(), BrokerKind::Redis);
+            }
+        }
+        for known in ["redis+cluster", "redis+sentinel", "nats", "tls"] {
             assert_eq!(
                 BrokerUrl::new(&format!("{known}://h")).unwrap_err(),
-                format!("\"{known}:\" is not part of this build; write \"memory:\"")
+                format!("\"{known}:\" is not part of this build; {built}")
             );
         }
         assert_eq!(
             BrokerUrl::new("kafka://h").unwrap_err(),
-            "has the unknown scheme \"kafka\"; write \"memory:\""
+            format!("has the unknown scheme \"kafka\"; {built}")
         );
         assert_eq!(
             BrokerUrl::new("memroy://").unwrap_err(),
-            "has the unknown scheme \"memroy\"; did you mean \"memory\"? write \"memory:\""
+            format!("has the unknown scheme \"memroy\"; did you mean \"memory\"? {built}")
         );
     }
 }

@@ -359,7 +359,7 @@ fn bad_values_are_refused_with_what_to_write() {
         ),
         (
             "broker.url = \"nats://me:s3cret@h\"\n",
-            "airwave.toml:1:14: broker.url \"nats:\" is not part of this build; write \"memory:\"",
+            "airwave.toml:1:14: broker.url \"nats:\" is not part of this build; write \"memory:\" or \"redis:\" or \"rediss:\"",
         ),
         (
             "[publish]\ntoken = 12345678901234567\n",
@@ -599,7 +599,8 @@ fn secrets_are_never_shown() {
         format!("[publish]\ntoken = \"{TOKEN}\" \"x\"\n{ONE_RULE}"),
         format!("[publish]\ntoken = \"{TOKEN} with spaces\"\n{ONE_RULE}"),
         format!("[publish]\ntoken = [\"{TOKEN}\"]\n{ONE_RULE}"),
-        format!("[broker]\nurl = \"redis://me:{TOKEN}@h\"\n{ONE_RULE}"),
+        format!("[broker]\nurl = \"nats://me:{TOKEN}@h\"\n{ONE_RULE}"),
+        format!("[broker]\nurl = \"redis://me:{TOKEN}@\"\n{ONE_RULE}"),
         format!("[broker]\nurl = \"{TOKEN}\"\n{ONE_RULE}"),
         format!("[broker]\nurl = \"memory:{TOKEN}\"\n{ONE_RULE}"),
     ] {

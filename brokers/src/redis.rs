@@ -1,0 +1,368 @@
+//! Redis, version 7 or newer, as the backbone of several nodes.
+//!
+//! **Truth is the store, pub/sub is speed.** Each channel has a *head* (a hash: its newest position, its birth, whether it has ended)
+//! and a *stream* (its history, each entry's id is the event's position). Publishing is one script, `append.lua`, which does all of it
+//! or nothing and then tells the live subscribers; reading is one script, `read.lua`, so head and history always fit together.
+//!
+//! A node has two connections, however many channels it follows: one for commands, pipelined, and one for subscriptions
+//! (`listening`). Neither connection is trusted because it is open: every node publishes to itself, and what does not hear itself
+//! for a while is dead. Nothing is ever sent twice in secret.
+//!
+//! Keys of one channel share a hash tag, so that they stay together on a cluster: `airwave:{NAME}:head`, `:stream`, `:key:…`. A
+//! channel's name cannot hold a brace. Pub/sub knows no databases, so its channels name theirs: `airwave:0:{NAME}`.
+
+mod connection;
+mod listening;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use airwave_core::broker::IDEMPOTENCY_WINDOW;
+use airwave_core::event::Key;
+use airwave_core::{
+    Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, Position, Publish, Published, Replay, Rules,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::{Cmd, Value, cmd};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+pub use self::connection::ConnectError;
+use self::connection::{Commands, Server, lost};
+use self::listening::Listening;
+
+/// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
+const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What no call exceeds. Below the two seconds within which callers are promised an answer.
+const DEADLINE: Duration = Duration::from_millis(1800);
+
+/// A page of history may be many megabytes.
+const READ_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a page of history can be. Bounds what one script does to a server that others use too.
+const MOST_AT_ONCE: usize = 100_000;
+
+const APPEND: &str = include_str!("redis/append.lua");
+const READ: &str = include_str!("redis/read.lua");
+
+/// The broker. Dropping it ends its feeds and closes its connections.
+pub struct Redis {
+    rules: Rules,
+    commands: Arc<Commands>,
+    listening: Arc<Listening>,
+    tasks: [AbortHandle; 2],
+}
+
+/// Checks a URL without asking anybody: what is wrong with it, and what to write.
+///
+/// # Errors
+/// A sentence without its subject, and without any part of the URL.
+pub fn check(url: &str) -> Result<(), String> {
+    match Server::new(url) {
+        Ok(_) => Ok(()),
+        Err(ConnectError::Url(wrong)) => Err(wrong),
+        Err(other) => Err(other.to_string()),
+    }
+}
+
+impl Redis {
+    /// Connects to the server that `url` names, `redis://[user:password@]host[:port][/database]` or `rediss://…` for TLS, and keeps
+    /// of each channel what `rules` say. Belongs to the tokio runtime that it is awaited in.
+    ///
+    /// # Errors
+    /// The URL is wrong, or the server cannot be reached, refuses us, or is not one that we can use; the text says what to do. Later
+    /// outages are no errors of this kind: they are waited for.
+    pub async fn connect(url: &str, rules: Rules) -> Result<Redis, ConnectError> {
+        let server = Server::new(url)?;
+        let (commands, keep_commands) = Commands::connect(server.clone()).await?;
+        let (listening, keep_listening) = Listening::connect(server, commands.clone()).await?;
+        let tasks = [
+            tokio::spawn(keep_commands).abort_handle(),
+            tokio::spawn(keep_listening).abort_handle(),
+        ];
+        Ok(Redis {
+            rules,
+            commands,
+            listening,
+            tasks,
+        })
+    }
+
+    async fn read(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+        let limit = limit.min(MOST_AT_ONCE);
+        let history = self.rules.history(channel);
+        let answer = self
+            .script(READ_SCRIPT, |call| {
+                call.arg(2).arg(key(channel, "head")).arg(key(channel, "stream"));
+                call.arg(after.map(|after| after.to_string()).unwrap_or_default()).arg(limit);
+                call.arg(micros(history.age)).arg(millis(head_lives(history.age)));
+            })
+            .await?;
+        replay_of(answer).ok_or_else(|| not_ours(channel))
+    }
+
+    /// Calls a script by its hash. Where the server has forgotten it (`SCRIPT FLUSH`), which it says before doing anything, by its text.
+    async fn script(&self, script: Script, arguments: impl Fn(&mut Cmd)) -> Result<Value, BrokerError> {
+        let connected = self.commands.connected().await?;
+        let call = |name: &str, which: &str| {
+            let mut call = cmd(name);
+            call.arg(which);
+            arguments(&mut call);
+            call
+        };
+        let answer = connected.send(&call("EVALSHA", (script.hash)(&connected))).await;
+        let answer = match answer {
+            Err(error) if error.code() == Some("NOSCRIPT") => connected.send(&call("EVAL", script.text)).await,
+            answer => answer,
+        };
+        answer.map_err(|error| self.commands.failed(&connected, error))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Script {
+    text: &'static str,
+    hash: fn(&connection::Connected) -> &str,
+}
+
+const APPEND_SCRIPT: Script = Script {
+    text: APPEND,
+    hash: |connected| &connected.append,
+};
+
+const READ_SCRIPT: Script = Script {
+    text: READ,
+    hash: |connected| &connected.read,
+};
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.listening.close();
+    }
+}
+
+#[async_trait]
+impl Broker for Redis {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+        let history = self.rules.history(channel);
+        let event = encode(&publish.message);
+        let append = self.script(APPEND_SCRIPT, |call| {
+            call.arg(2 + usize::from(publish.idempotency_key.is_some()));
+            call.arg(key(channel, "head")).arg(key(channel, "stream"));
+            if let Some(idempotency_key) = &publish.idempotency_key {
+                call.arg(key(channel, &format!("key:{idempotency_key}")));
+            }
+            call.arg(&event[..]).arg(publish.message.weight());
+            call.arg(self.listening.wire_name(channel)).arg(u8::from(publish.is_end()));
+            // Bounded to what a double counts exactly.
+            let bytes = history.bytes.min(1 << 50);
+            call.arg(history.events.min(1 << 50)).arg(micros(history.age)).arg(bytes);
+            call.arg(millis(head_lives(history.age))).arg(millis(history.age).max(1));
+            call.arg(millis(IDEMPOTENCY_WINDOW));
+        });
+        let Ok(answer) = timeout(DEADLINE, append).await else {
+            return Err(late());
+        };
+        let answer = strings(answer?).ok_or_else(|| not_ours(channel))?;
+        let mut answer = answer.iter().map(|bytes| std::str::from_utf8(bytes).unwrap_or_default());
+        let (outcome, position) = (answer.next(), answer.next().and_then(|text| text.parse().ok()));
+        match (outcome, position) {
+            (Some("ended"), _) => Err(BrokerError::ended()),
+            (Some(outcome @ ("new" | "known")), Some(position)) => Ok(Published {
+                position,
+                duplicate: outcome == "known",
+            }),
+            _ => Err(not_ours(channel)),
+        }
+    }
+
+    async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
+        let follow = async {
+            let listener = self.listening.join(channel).await?;
+            // Only now: what is published after this answer is heard.
+            let head = self.read(channel, None, 0).await?.head;
+            listener
+                .open(head)
+                .ok_or_else(|| lost("the subscription broke while it was made"))
+        };
+        timeout(DEADLINE, follow).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+        timeout(READ_DEADLINE, self.read(channel, after, limit))
+            .await
+            .unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn ping(&self) -> Result<(), BrokerError> {
+        timeout(DEADLINE, self.listening.hears_itself())
+            .await
+            .unwrap_or_else(|_| Err(late()))
+    }
+}
+
+fn late() -> BrokerError {
+    BrokerError::unavailable("Redis did not answer in time")
+}
+
+/// Something else writes to our keys, or a later version of this program did.
+fn not_ours(channel: &ChannelName) -> BrokerError {
+    BrokerError::unavailable(format!(
+        "the keys airwave:{{{channel}}}:* hold what Airwave did not write there: give it a database of its own"
+    ))
+}
+
+fn key(channel: &ChannelName, what: &str) -> String {
+    format!("airwave:{{{channel}}}:{what}")
+}
+
+/// Ages are bounded to a century: the server adds them to its clock.
+fn bounded(age: Duration) -> Duration {
+    age.min(Duration::from_secs(100 * 365 * 24 * 3600))
+}
+
+fn micros(age: Duration) -> u64 {
+    u64::try_from(bounded(age).as_micros()).unwrap_or(u64::MAX)
+}
+
+fn millis(age: Duration) -> u64 {
+    u64::try_from(bounded(age).as_millis()).unwrap_or(u64::MAX)
+}
+
+fn head_lives(age: Duration) -> Duration {
+    HEAD_LIVES.max(age.saturating_mul(2))
+}
+
+/// A message as bytes: kind, the lengths of name and key as two hexadecimal digits each, name, key, payload.
+fn encode(message: &Message) -> Vec<u8> {
+    let (name, key) = (message.event.as_str(), message.key.as_ref().map_or("", |key| key.as_str()));
+    let mut bytes = Vec::with_capacity(5 + message.weight());
+    bytes.push(message.data.kind());
+    // Both are at most 255 bytes long, and a key is never empty.
+    bytes.extend_from_slice(format!("{:02x}{:02x}", name.len(), key.len()).as_bytes());
+    bytes.extend_from_slice(name.as_bytes());
+    bytes.extend_from_slice(key.as_bytes());
+    bytes.extend_from_slice(message.data.as_bytes());
+    bytes
+}
+
+/// An event as the scripts tell it: `position:previous:message`. `None`: it is not one.
+fn decode(bytes: Vec<u8>) -> Option<Event> {
+    let bytes = Bytes::from(bytes);
+    let mut parts = bytes.splitn(3, |byte| *byte == b':');
+    let position = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
+    let previous = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
+    let message = bytes.slice_ref(parts.next()?);
+    let length = |digits: &[u8]| usize::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+    let (kind, names) = (*message.first()?, 5 + length(message.get(1..3)?)?);
+    let keys = names + length(message.get(3..5)?)?;
+    let name = std::str::from_utf8(message.get(5..names)?).ok()?;
+    let key = std::str::from_utf8(message.get(names..keys)?).ok()?;
+    let key = if key.is_empty() { None } else { Some(Key::new(key).ok()?) };
+    Some(Event {
+        position,
+        previous,
+        message: Message {
+            event: EventName::from_stored(name).ok()?,
+            data: Data::from_stored(kind, message.slice(keys..)).ok()?,
+            key,
+        },
+    })
+}
+
+fn strings(answer: Value) -> Option<Vec<Vec<u8>>> {
+    let Value::Array(items) = answer else { return None };
+    items
+        .into_iter()
+        .map(|item| match item {
+            Value::BulkString(bytes) => Some(bytes),
+            Value::SimpleString(text) => Some(text.into_bytes()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn replay_of(answer: Value) -> Option<Replay> {
+    let Value::Array(items) = answer else { return None };
+    let mut items = items.into_iter();
+    let flag = |items: &mut std::vec::IntoIter<Value>| match items.next()? {
+        Value::Int(flag) => Some(flag == 1),
+        _ => None,
+    };
+    let Value::BulkString(head) = items.next()? else { return None };
+    let head: Position = std::str::from_utf8(&head).ok()?.parse().ok()?;
+    let (ended, complete, more) = (flag(&mut items)?, flag(&mut items)?, flag(&mut items)?);
+    let events = items.map(|item| match item {
+        Value::BulkString(bytes) => decode(bytes).map(Arc::new),
+        _ => None,
+    });
+    Some(Replay {
+        events: events.collect::<Option<_>>()?,
+        complete,
+        more,
+        head,
+        ended,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(message: &Message) -> Vec<u8> {
+        let mut bytes = b"1748123004217002:1748123004217001:".to_vec();
+        bytes.extend(encode(message));
+        bytes
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        let long = "x".repeat(255);
+        for (name, key, data) in [
+            ("said", None, Data::text("")),
+            ("said", Some("k:1"), Data::text("a:b:c\n")),
+            (&long[..], Some(&long[..]), Data::binary(vec![0, 255, b':'])),
+            ("s", Some("é"), Data::json_text("[1]").unwrap()),
+        ] {
+            let message = Message {
+                event: EventName::new(name).unwrap(),
+                data,
+                key: key.map(|key| Key::new(key).unwrap()),
+            };
+            let event = decode(stored(&message)).unwrap();
+            assert_eq!((event.position.0, event.previous.0), (1748123004217002, 1748123004217001));
+            assert_eq!(event.message, message);
+        }
+        let end = Publish::end().message;
+        assert!(decode(stored(&end)).unwrap().is_end());
+    }
+
+    #[test]
+    fn what_is_not_an_event_is_not_read_as_one() {
+        let whole = stored(&Message::new(EventName::new("said").unwrap(), Data::text("text")));
+        let header = whole.len() - 4;
+        for length in 0..header {
+            assert_eq!(decode(whole[..length].to_vec()), None, "the first {length} bytes of one");
+        }
+        for forged in [
+            "x:1:t0000",
+            "1:x:t0000",
+            "1:1:x0100a",
+            "1:1:t0100\n",
+            "-1:1:t0100a",
+            "1:1:tzz00a",
+            "1:1:t0101a\n",
+        ] {
+            assert_eq!(decode(forged.as_bytes().to_vec()), None, "{forged}");
+        }
+    }
+}

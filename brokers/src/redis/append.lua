@@ -1,0 +1,71 @@
+#!lua
+-- Gives an event its place: one step, or nothing.
+--
+-- Without a flag in the first line this counts as a write from the start, so a replica, a full server and one that has too few
+-- replicas refuse it before anything has happened.
+--
+-- KEYS  head, stream [, idempotency key]
+-- ARGV  the event, its weight, pub/sub channel, '1' if it ends the channel; of history: events, age in µs, bytes;
+--       in ms: how long the head lives, how long the stream lives, how long the key is recognised
+-- gives {'known', position}, {'ended'} or {'new', position}
+
+-- Positions are near 2^51: exact as doubles, but tostring() would round them.
+local function text(number) return string.format('%.0f', number) end
+
+if KEYS[3] then
+  local first = redis.call('GET', KEYS[3])
+  if first then return {'known', first} end
+end
+
+local head = redis.call('HMGET', KEYS[1], 'position', 'ended', 'written', 'trimmed')
+local previous, ended, written, trimmed = head[1], head[2], tonumber(head[3] or 0), tonumber(head[4] or 0)
+if ended then return {'ended'} end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+if not previous then
+  -- A stream without its head (evicted, say) is of a chain that nobody knows any more.
+  redis.call('UNLINK', KEYS[2])
+  previous = text(now)
+  redis.call('HSET', KEYS[1], 'birth', previous)
+end
+local position = text(math.max(tonumber(previous) + 1, now))
+
+local event, weight, events, age, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+-- What was written to this channel in all, in bytes. Each entry names the sum before it, so what the stream holds is a difference,
+-- however the server trims.
+local total = written + weight
+if events > 0 and age > 0 then
+  redis.call('XADD', KEYS[2], 'MAXLEN', '=', text(events), position .. '-0', 'p', previous, 'w', text(written), 'e', event)
+  redis.call('XTRIM', KEYS[2], 'MINID', '=', text(math.max(now - age, 0)))
+  -- Half of it goes at once, so that it is seldom. `trimmed` may be behind what count and age have trimmed: look before trimming.
+  if total - trimmed > 2 * bytes then
+    trimmed = tonumber(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1][2][4])
+    while total - trimmed > 2 * bytes do
+      local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 16)
+      local first
+      for _, entry in ipairs(oldest) do
+        first = entry
+        if total - tonumber(entry[2][4]) <= bytes then break end
+      end
+      trimmed = tonumber(first[2][4])
+      if first[1] == position .. '-0' and weight > bytes then
+        redis.call('UNLINK', KEYS[2])
+        trimmed = total
+      else
+        redis.call('XTRIM', KEYS[2], 'MINID', '=', first[1])
+      end
+    end
+  end
+  redis.call('PEXPIRE', KEYS[2], ARGV[9])
+else
+  -- What an earlier rule kept must not look like the newest.
+  redis.call('UNLINK', KEYS[2])
+end
+
+redis.call('HSET', KEYS[1], 'position', position, 'written', text(total), 'trimmed', text(trimmed))
+if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'ended', '1') end
+redis.call('PEXPIRE', KEYS[1], ARGV[8])
+if KEYS[3] then redis.call('SET', KEYS[3], position, 'PX', ARGV[10]) end
+redis.call('PUBLISH', ARGV[3], position .. ':' .. previous .. ':' .. event)
+return {'new', position}

@@ -1,0 +1,457 @@
+//! Connections to the server: which one, opening it, looking at what answers there, and keeping the one for commands open.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use airwave_core::BrokerError;
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind,
+    RedisError, Value, cmd,
+};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{APPEND, READ};
+
+/// For the way to the server and its greeting.
+const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
+
+/// How long a call waits for a connection before it says that there is none. Nothing has been sent then.
+const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
+
+/// Between tries to connect: from the first to the last, for ever, jittered.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// A connection that lived so long was a good one.
+const GOOD_AFTER: Duration = Duration::from_secs(5);
+
+/// How many commands wait to be written before callers wait for their turn.
+const QUEUE: usize = 4096;
+
+/// Why no broker could be made. The text says what to do, and holds no credentials.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The URL is not one.
+    #[error("the broker's URL {0}")]
+    Url(String),
+    /// Nobody answers there.
+    #[error("Redis at {address} cannot be reached: {reason}; start it, or correct the broker's URL")]
+    Unreachable {
+        /// Host, port and database.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The server answers, but will not have us or cannot serve us.
+    #[error("Redis at {address} cannot be used: {reason}")]
+    Unusable {
+        /// Host, port and database.
+        address: String,
+        /// What happened, and what to do.
+        reason: String,
+    },
+}
+
+/// A failed connection that can be made again.
+pub(super) fn lost(what: &str) -> BrokerError {
+    BrokerError::unavailable(format!("Redis: {what}"))
+}
+
+/// Where the server is and how to log in.
+#[derive(Clone)]
+pub(super) struct Server {
+    client: Client,
+    address: Arc<str>,
+    pub(super) database: i64,
+}
+
+/// A connection, until it is found to be dead.
+pub(super) struct Wire {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) dead: Arc<Dead>,
+}
+
+/// Says once that a connection is of no use any more.
+#[derive(Default)]
+pub(super) struct Dead {
+    is: AtomicBool,
+    told: Notify,
+}
+
+impl Dead {
+    pub(super) fn tell(&self) {
+        self.is.store(true, Ordering::Release);
+        self.told.notify_waiters();
+    }
+
+    pub(super) fn is(&self) -> bool {
+        self.is.load(Ordering::Acquire)
+    }
+
+    pub(super) async fn wait(&self) {
+        let told = self.told.notified();
+        let mut told = std::pin::pin!(told);
+        // Listening before looking, or the word is lost between the two.
+        told.as_mut().enable();
+        if !self.is() {
+            told.await;
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.address)
+    }
+}
+
+impl Server {
+    pub(super) fn new(url: &str) -> Result<Server, ConnectError> {
+        // The library's own errors might quote the URL.
+        let malformed = || {
+            ConnectError::Url(
+                "cannot be read; write redis://user:password@host:6379/0, with %40 for '@', %2F for '/' and %3A for ':' in the password"
+                    .into(),
+            )
+        };
+        if !(url.starts_with("redis://") || url.starts_with("rediss://")) {
+            return Err(malformed());
+        }
+        if url.contains(['?', '#']) {
+            return Err(ConnectError::Url(
+                "has parameters after '?' or '#'; none is known (in a password write %3F and %23)".into(),
+            ));
+        }
+        let info = url.into_connection_info().map_err(|_| malformed())?;
+        let (host, port) = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => (host, port),
+            ConnectionAddr::TcpTls { host, port, .. } => (host, port),
+            _ => return Err(malformed()),
+        };
+        let database = info.redis_settings().db();
+        if database < 0 {
+            return Err(malformed());
+        }
+        let address = format!("{host}:{port}/{database}").into();
+        let tcp = TcpSettings::default().set_nodelay(true);
+        // Push messages need RESP3.
+        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let info: ConnectionInfo = info.set_tcp_settings(tcp).set_redis_settings(redis);
+        let client = Client::open(info).map_err(|_| malformed())?;
+        Ok(Server {
+            client,
+            address,
+            database,
+        })
+    }
+
+    /// Opens a connection to a server that can be used. `message` is called with each message of a subscription, in order.
+    pub(super) async fn open(&self, message: impl Fn(Vec<Value>) + Send + Sync + 'static) -> Result<Wire, ConnectError> {
+        let tls = matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+        // Rustls wants one provider for the process. An application that has chosen its own keeps it.
+        if tls && rustls::crypto::CryptoProvider::get_default().is_none() {
+            // Fails only if somebody else was faster, which is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let dead = Arc::new(Dead::default());
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_WITHIN))
+            // The library's own is half a second; our calls have deadlines of their own.
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(QUEUE)
+            .set_push_sender({
+                let dead = dead.clone();
+                move |push: PushInfo| -> Result<(), redis::aio::SendError> {
+                    match push.kind {
+                        PushKind::Message => message(push.data),
+                        PushKind::Disconnection => dead.tell(),
+                        _ => {}
+                    }
+                    Ok(())
+                }
+            });
+        let opening = async {
+            let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
+            let mut connection = connection.map_err(|error| self.explain(&error))?;
+            self.examine(&mut connection).await?;
+            Ok(connection)
+        };
+        let connection = match timeout(2 * CONNECT_WITHIN, opening).await {
+            Ok(connection) => connection?,
+            Err(_) => return Err(self.unreachable("no answer in time")),
+        };
+        Ok(Wire { connection, dead })
+    }
+
+    async fn examine(&self, connection: &mut MultiplexedConnection) -> Result<(), ConnectError> {
+        let greeting = connection.send_packed_command(&cmd("HELLO")).await;
+        let greeting = greeting
+            .and_then(Value::extract_error)
+            .map_err(|error| self.explain(&error))?;
+        let told = |what: &str| {
+            let text = greeting
+                .as_map_iter()?
+                .find_map(|(name, value)| (text_of(name)? == what).then_some(value));
+            text_of(text?)
+        };
+        let version = told("version").unwrap_or_default();
+        let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+        if major < 7 {
+            return Err(self.unusable(format!("it is version {version}; install 7.0 or newer")));
+        }
+        match told("mode") {
+            Some("standalone") => {}
+            Some(mode) => {
+                return Err(self.unusable(format!(
+                    "it runs in {mode} mode, which is not built yet; name a standalone server (in its configuration: cluster-enabled no)"
+                )));
+            }
+            None => {
+                return Err(
+                    self.unusable("it does not say what it is; is there a proxy before it? Name the server itself".into())
+                );
+            }
+        }
+        if told("role") != Some("master") {
+            return Err(self.unusable("it is a replica, which may lag and takes no events; name its master".into()));
+        }
+        Ok(())
+    }
+
+    /// Asks whether the server may throw away what we have stored. Not every user may ask that.
+    pub(super) async fn warn_of_eviction(&self, connection: &mut MultiplexedConnection) {
+        let Ok(info) = connection.send_packed_command(cmd("INFO").arg("memory")).await else {
+            return;
+        };
+        let evicts = |info: &str| {
+            let is = |what: &str| info.lines().find_map(|line| line.strip_prefix(what)).map(str::trim);
+            let policy = is("maxmemory_policy:")?;
+            (is("maxmemory:")? != "0" && policy != "noeviction").then(|| policy.to_owned())
+        };
+        if let Some(policy) = text_of(&info).and_then(evicts) {
+            tracing::warn!(
+                server = %self, policy,
+                "Redis may evict heads, history and idempotency keys when its memory is full: set maxmemory-policy noeviction"
+            );
+        }
+    }
+
+    pub(super) fn unreachable(&self, reason: impl Into<String>) -> ConnectError {
+        ConnectError::Unreachable {
+            address: self.address.to_string(),
+            reason: reason.into(),
+        }
+    }
+
+    fn unusable(&self, reason: String) -> ConnectError {
+        ConnectError::Unusable {
+            address: self.address.to_string(),
+            reason,
+        }
+    }
+
+    pub(super) fn explain(&self, error: &RedisError) -> ConnectError {
+        let advice = match error.code() {
+            Some("NOAUTH") => {
+                "it wants a password; write it into the broker's URL, redis://:PASSWORD@host or redis://USER:PASSWORD@host"
+            }
+            Some("WRONGPASS") => "it does not accept this user and password; correct them in the broker's URL",
+            Some("NOPERM") => "this user may not do what Airwave needs; docs/deploying.md has the ACL rule",
+            Some("LOADING") => "it is loading its data; try again in a moment",
+            Some("NOPROTO" | "ERR") => {
+                "it refused our greeting; Airwave needs Redis 7.0 or newer, and a database number that it has"
+            }
+            _ if error.kind() == redis::ErrorKind::AuthenticationFailed => {
+                "it does not accept this user and password; correct them in the broker's URL"
+            }
+            _ if error.to_string().contains("certificate") => {
+                "its TLS certificate is not accepted; name a host that it is for, and put its authority into the system's store, or into a file that SSL_CERT_FILE names"
+            }
+            _ => return self.unreachable(error.to_string()),
+        };
+        self.unusable(format!("{advice} ({error})"))
+    }
+}
+
+fn text_of(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text),
+        _ => None,
+    }
+}
+
+/// When to try again: soon, then less and less often, for ever. One that breaks at once does not begin anew.
+pub(super) struct Backoff {
+    wait: Duration,
+    opened: Instant,
+    failed: u64,
+}
+
+impl Backoff {
+    pub(super) fn new() -> Self {
+        Self {
+            wait: BACKOFF.0,
+            opened: Instant::now(),
+            failed: 0,
+        }
+    }
+
+    /// The first failure of an outage is worth a warning, and then every minute or so.
+    pub(super) fn failed(&mut self, error: &ConnectError) {
+        if self.failed.is_multiple_of(60) {
+            tracing::warn!(%error, tries = self.failed + 1, "cannot connect yet");
+        } else {
+            tracing::debug!(%error, tries = self.failed + 1, "cannot connect yet");
+        }
+        self.failed += 1;
+    }
+
+    pub(super) fn opened(&mut self) {
+        self.opened = Instant::now();
+        self.failed = 0;
+    }
+
+    pub(super) fn broke(&mut self) {
+        if self.opened.elapsed() >= GOOD_AFTER {
+            self.wait = BACKOFF.0;
+        }
+    }
+
+    pub(super) async fn pause(&mut self) {
+        // Half to all of it, so that nodes which lost the same server do not come back together.
+        let random = random_bits() >> 11;
+        sleep(self.wait.mul_f64(0.5 + random as f64 / (1u64 << 54) as f64)).await;
+        self.wait = (self.wait * 2).min(BACKOFF.1);
+    }
+}
+
+/// Not for secrets: the standard library's hasher keys are random enough to spread things and to tell nodes apart.
+pub(super) fn random_bits() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// The connection for commands. Kept open by a task.
+pub(super) struct Commands {
+    server: Server,
+    current: watch::Sender<Option<Connected>>,
+}
+
+/// The connection for commands as it is now, and the scripts that its server knows.
+#[derive(Clone)]
+pub(super) struct Connected {
+    connection: MultiplexedConnection,
+    dead: Arc<Dead>,
+    pub(super) append: Arc<str>,
+    pub(super) read: Arc<str>,
+}
+
+impl Connected {
+    pub(super) async fn send(&self, command: &Cmd) -> Result<Value, RedisError> {
+        self.connection
+            .clone()
+            .send_packed_command(command)
+            .await
+            .and_then(Value::extract_error)
+    }
+
+    /// It is of no use any more.
+    pub(super) fn give_up(&self) {
+        self.dead.tell();
+    }
+}
+
+impl Commands {
+    /// The first connection, and the task that keeps one open.
+    pub(super) async fn connect(server: Server) -> Result<(Arc<Commands>, impl Future<Output = ()>), ConnectError> {
+        let mut first = Self::open(&server).await?;
+        server.warn_of_eviction(&mut first.connection).await;
+        let commands = Arc::new(Commands {
+            server,
+            current: watch::Sender::new(Some(first)),
+        });
+        Ok((commands.clone(), commands.keep()))
+    }
+
+    async fn open(server: &Server) -> Result<Connected, ConnectError> {
+        let Wire { mut connection, dead } = server.open(|_| {}).await?;
+        let mut load = async |text: &str| -> Result<Arc<str>, ConnectError> {
+            let loaded = timeout(
+                CONNECT_WITHIN,
+                connection.send_packed_command(cmd("SCRIPT").arg("LOAD").arg(text)),
+            )
+            .await;
+            let loaded = loaded.map_err(|_| server.unreachable("no answer in time"))?;
+            let hash = loaded
+                .and_then(Value::extract_error)
+                .map_err(|error| server.explain(&error))?;
+            Ok(text_of(&hash).unwrap_or_default().into())
+        };
+        let (append, read) = (load(APPEND).await?, load(READ).await?);
+        Ok(Connected {
+            connection,
+            dead,
+            append,
+            read,
+        })
+    }
+
+    async fn keep(self: Arc<Self>) {
+        let mut backoff = Backoff::new();
+        loop {
+            let now = self.current.borrow().clone();
+            if let Some(connected) = now {
+                connected.dead.wait().await;
+                backoff.broke();
+                tracing::warn!(server = %self.server, "the connection for commands is lost");
+                self.current.send_replace(None);
+            }
+            backoff.pause().await;
+            match Self::open(&self.server).await {
+                Ok(connected) => {
+                    backoff.opened();
+                    tracing::info!(server = %self.server, "connected again for commands");
+                    self.current.send_replace(Some(connected));
+                }
+                Err(error) => backoff.failed(&error),
+            }
+        }
+    }
+
+    /// The connection, if there is one soon.
+    pub(super) async fn connected(&self) -> Result<Connected, BrokerError> {
+        let mut current = self.current.subscribe();
+        let wanted = current.wait_for(|now| now.as_ref().is_some_and(|now| !now.dead.is()));
+        match timeout(WAIT_FOR_CONNECTION, wanted).await {
+            Ok(Ok(now)) => now.clone().ok_or_else(|| lost("there is no connection")),
+            _ => Err(lost("there is no connection")),
+        }
+    }
+
+    /// The connection, if there is one now.
+    pub(super) fn now(&self) -> Option<Connected> {
+        self.current.borrow().clone()
+    }
+
+    /// What a failed call means for its caller, and for the connection.
+    pub(super) fn failed(&self, connected: &Connected, error: RedisError) -> BrokerError {
+        // A server that has become a replica stays connected: whoever is the master now must be looked for.
+        if error.is_unrecoverable_error() || error.is_connection_dropped() || error.code() == Some("READONLY") {
+            connected.give_up();
+        }
+        let message = match error.code() {
+            Some("OOM") => "Redis is full (its maxmemory): give it more, or keep less history".to_owned(),
+            Some("NOPERM") => format!("Redis refuses this user: {error}; docs/deploying.md has the ACL rule"),
+            Some("READONLY") => "this Redis is a replica and takes no events".to_owned(),
+            _ => format!("Redis: {error}"),
+        };
+        BrokerError::unavailable(message).caused_by(error)
+    }
+}

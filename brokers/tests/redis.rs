@@ -1,0 +1,547 @@
+//! Redis beyond the contract: outages of every kind, and what it costs. A real server for each test.
+
+#![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use airwave_brokers::Redis;
+use airwave_brokers::redis::ConnectError;
+use airwave_core::rule::TransportName;
+use airwave_core::{
+    Broker, BrokerError, BrokerErrorKind, ChannelName, Data, EventName, Feed, Message, Position, Publish, Rule, Rules,
+};
+use support::{Proxy, Server};
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a test waits for anything. It decides nothing but when a hang is called one.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What an outage may take at most: promised, so asserted, with room for a machine that is busy.
+const UNAVAILABLE_WITHIN: Duration = Duration::from_millis(2000);
+const FOUND_WITHIN: Duration = Duration::from_secs(5);
+
+fn name(text: &str) -> ChannelName {
+    ChannelName::new(text).unwrap()
+}
+
+fn say(text: impl ToString) -> Publish {
+    Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
+}
+
+async fn connect(server: &Server) -> Redis {
+    Redis::connect(&server.url(), Rules::default()).await.unwrap()
+}
+
+async fn publish(broker: &Redis, channel: &str) -> Position {
+    broker.publish(&name(channel), say("text")).await.unwrap().position
+}
+
+async fn ended(feed: &mut Feed) {
+    let next = timeout(PATIENCE, feed.next())
+        .await
+        .expect("the feed goes on as if nothing had happened");
+    assert_eq!(next, None);
+}
+
+/// Asks until the answer is not "unavailable".
+async fn insist<T>(mut ask: impl AsyncFnMut() -> Result<T, BrokerError>) -> T {
+    let asked = async {
+        loop {
+            match ask().await {
+                Ok(answer) => return answer,
+                Err(error) if error.kind == BrokerErrorKind::Unavailable => sleep(Duration::from_millis(20)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    timeout(PATIENCE, asked).await.expect("it does not come back")
+}
+
+/// Follows until it works.
+async fn follow(broker: &Redis, channel: &str) -> Feed {
+    let following = async {
+        loop {
+            match broker.follow(&name(channel)).await {
+                Ok(feed) => return feed,
+                Err(error) => assert_eq!(error.kind, BrokerErrorKind::Unavailable, "{error}"),
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, following).await.expect("it does not come back")
+}
+
+async fn unavailable<T>(call: impl Future<Output = Result<T, BrokerError>>) -> String {
+    let since = Instant::now();
+    let Err(error) = call.await else { panic!("it answered") };
+    assert_eq!(error.kind, BrokerErrorKind::Unavailable, "{error}");
+    assert!(since.elapsed() < UNAVAILABLE_WITHIN, "answered after {:?}", since.elapsed());
+    error.to_string()
+}
+
+/// Calls a command was called since the last `CONFIG RESETSTAT`.
+fn calls(server: &Server, command: &str) -> u64 {
+    let stats: String = server.ask(&["INFO", "commandstats"]);
+    let line = stats
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_restarts_empty_gives_no_position_again_and_calls_nothing_complete() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    let mut feed = broker.follow(&name("a")).await.unwrap();
+    let mut old = vec![feed.head];
+    for _ in 0..10 {
+        old.push(publish(&broker, "a").await);
+        assert_eq!(feed.next().await.unwrap().position, *old.last().unwrap());
+    }
+
+    server.kill();
+    ended(&mut feed).await;
+    unavailable(broker.publish(&name("a"), say("lost"))).await;
+    unavailable(broker.ping()).await;
+    unavailable(broker.follow(&name("a"))).await;
+    assert!(server.run());
+
+    let new = insist(async || broker.publish(&name("a"), say("new")).await).await.position;
+    assert!(new > *old.last().unwrap());
+    for after in old {
+        let replay = broker.replay(&name("a"), Some(after), 100).await.unwrap();
+        assert!(
+            !replay.complete && replay.events.len() == 1 && replay.head == new,
+            "after {after}: {replay:?}"
+        );
+    }
+    insist(async || broker.ping().await).await;
+    let mut feed = follow(&broker, "a").await;
+    assert_eq!(feed.head, new);
+    let next = publish(&broker, "a").await;
+    assert_eq!(feed.next().await.unwrap().position, next);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn feeds_heal_after_a_restart_with_all_that_was_stored() {
+    let Some(server) = Server::that_stores() else { return };
+    let nodes = [connect(&server).await, connect(&server).await];
+    let mut feed = nodes[0].follow(&name("a")).await.unwrap();
+    let first = publish(&nodes[1], "a").await;
+    assert_eq!(feed.next().await.unwrap().position, first);
+
+    server.kill();
+    ended(&mut feed).await;
+    assert!(server.run());
+
+    let second = insist(async || nodes[1].publish(&name("a"), say("second")).await)
+        .await
+        .position;
+    let feed = follow(&nodes[0], "a").await;
+    assert_eq!(feed.head, second);
+    let replay = nodes[0].replay(&name("a"), Some(first), 100).await.unwrap();
+    assert!(replay.complete && replay.events.len() == 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stands_still_is_found_and_comes_back() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    let mut feed = broker.follow(&name("a")).await.unwrap();
+    let first = publish(&broker, "a").await;
+    assert_eq!(feed.next().await.unwrap().position, first);
+
+    server.signal("STOP");
+    let since = Instant::now();
+    unavailable(broker.publish(&name("a"), say("unknown"))).await;
+    unavailable(broker.ping()).await;
+    ended(&mut feed).await;
+    assert!(since.elapsed() < FOUND_WITHIN, "found after {:?}", since.elapsed());
+    server.signal("CONT");
+
+    insist(async || broker.ping().await).await;
+    let mut feed = follow(&broker, "a").await;
+    let replay = broker.replay(&name("a"), Some(first), 100).await.unwrap();
+    assert!(replay.complete, "nothing was lost");
+    let next = publish(&broker, "a").await;
+    assert_eq!(feed.next().await.unwrap().position, next);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_the_subscriber_ends_its_feeds_and_disturbs_no_publish() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    let mut feeds = Vec::new();
+    for n in 0..100 {
+        feeds.push((n, broker.follow(&name(&format!("a/{n}"))).await.unwrap()));
+    }
+    let killed: i64 = server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    assert_eq!(killed, 1, "one connection for all subscriptions");
+    for n in 0..100 {
+        publish(&broker, &format!("a/{n}")).await;
+    }
+    for (n, feed) in &mut feeds {
+        ended(feed).await;
+        let again = follow(&broker, &format!("a/{n}")).await;
+        let replay = broker.replay(&name(&format!("a/{n}")), Some(feed.head), 10).await.unwrap();
+        assert!(replay.complete && replay.events.len() == 1 && again.head == replay.head);
+    }
+}
+
+/// The connections stay open, and nothing comes through any more: no end, no error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_swallows_everything_is_found_and_healed() {
+    let Some(server) = Server::start(&[]) else { return };
+    let proxy = Proxy::to(server.port);
+    let broker = Redis::connect(&format!("redis://127.0.0.1:{}", proxy.port), Rules::default())
+        .await
+        .unwrap();
+    let other = connect(&server).await;
+    let mut feed = broker.follow(&name("a")).await.unwrap();
+
+    proxy.swallow(true);
+    let since = Instant::now();
+    let missed = publish(&other, "a").await;
+    unavailable(broker.publish(&name("a"), say("unheard"))).await;
+    unavailable(broker.ping()).await;
+    ended(&mut feed).await;
+    assert!(since.elapsed() < FOUND_WITHIN, "found after {:?}", since.elapsed());
+    proxy.swallow(false);
+
+    insist(async || broker.ping().await).await;
+    follow(&broker, "a").await;
+    let replay = broker.replay(&name("a"), Some(feed.head), 10).await.unwrap();
+    assert!(replay.complete && replay.events[0].position == missed);
+}
+
+/// What comes from the server alone is swallowed for the subscriber alone: commands go on, and only the probe can tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_that_hears_nothing_is_found_while_commands_work() {
+    let Some(server) = Server::start(&[]) else { return };
+    let proxy = Proxy::to(server.port);
+    let broker = Redis::connect(&format!("redis://127.0.0.1:{}", proxy.port), Rules::default())
+        .await
+        .unwrap();
+    let mut feed = broker.follow(&name("a")).await.unwrap();
+    // Connections come in the order in which the broker makes them: commands, then subscriptions.
+    proxy.swallow_one(1);
+    let since = Instant::now();
+    let position = publish(&broker, "a").await;
+    unavailable(broker.ping()).await;
+    ended(&mut feed).await;
+    assert!(since.elapsed() < FOUND_WITHIN, "found after {:?}", since.elapsed());
+    let feed = follow(&broker, "a").await;
+    assert_eq!(feed.head, position);
+    insist(async || broker.ping().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_channels_take_one_connection_and_few_commands() {
+    const CHANNELS: usize = 10_000;
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = Arc::new(connect(&server).await);
+    let _: String = server.ask(&["CONFIG", "RESETSTAT"]);
+    let mut feeds = Vec::new();
+    // Many at once, as when a node comes back, but not so many that a busy machine takes longer than a command may.
+    for first in (0..CHANNELS).step_by(1000) {
+        let follows = (first..first + 1000).map(|n| {
+            let broker = broker.clone();
+            tokio::spawn(async move { follow(&broker, &format!("a/{n}")).await })
+        });
+        for follow in follows.collect::<Vec<_>>() {
+            feeds.push(follow.await.unwrap());
+        }
+    }
+    let clients: String = server.ask(&["CLIENT", "LIST"]);
+    assert_eq!(
+        clients.lines().count(),
+        3,
+        "one for commands, one for subscriptions, one that asks"
+    );
+    assert!(
+        calls(&server, "subscribe") < CHANNELS as u64 / 2,
+        "{} SUBSCRIBEs",
+        calls(&server, "subscribe")
+    );
+    for (n, feed) in feeds.iter_mut().enumerate() {
+        let position = publish(&broker, &format!("a/{n}")).await;
+        assert_eq!(feed.next().await.unwrap().position, position);
+    }
+    drop(feeds);
+    let left = async {
+        while !server.ask::<Vec<String>>(&["PUBSUB", "CHANNELS", "airwave:0:{*"]).is_empty() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, left).await.expect("subscriptions are left");
+}
+
+/// A hub opens a log with one follow and one replay, whatever number of listeners wants it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opening_a_channel_costs_one_subscription_and_two_reads() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    publish(&broker, "a").await;
+    let _: String = server.ask(&["CONFIG", "RESETSTAT"]);
+    let _feed = broker.follow(&name("a")).await.unwrap();
+    broker.replay(&name("a"), None, 100).await.unwrap();
+    let counted = ["subscribe", "evalsha", "eval", "psubscribe"].map(|command| calls(&server, command));
+    assert_eq!(counted, [1, 2, 0, 0]);
+    publish(&broker, "a").await;
+    assert_eq!(calls(&server, "evalsha"), 3, "one script call per publish");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_forgot_the_scripts_is_told_them_again() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    let first = publish(&broker, "a").await;
+    let _: String = server.ask(&["SCRIPT", "FLUSH"]);
+    assert!(publish(&broker, "a").await > first);
+    let _: String = server.ask(&["SCRIPT", "FLUSH"]);
+    assert_eq!(broker.replay(&name("a"), Some(first), 10).await.unwrap().events.len(), 1);
+}
+
+/// It may lag, so what it would say of history is no answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_became_a_replica_answers_nothing() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    let mut feed = broker.follow(&name("a")).await.unwrap();
+    let first = publish(&broker, "a").await;
+    assert_eq!(feed.next().await.unwrap().position, first);
+    // A master that nobody is: port 1 of this machine.
+    let _: String = server.ask(&["REPLICAOF", "127.0.0.1", "1"]);
+    unavailable(broker.replay(&name("a"), Some(first), 10)).await;
+    unavailable(broker.publish(&name("a"), say("text"))).await;
+    let _: String = server.ask(&["REPLICAOF", "NO", "ONE"]);
+    let replay = insist(async || broker.replay(&name("a"), Some(first), 10).await).await;
+    assert!(replay.complete);
+    insist(async || broker.publish(&name("a"), say("text")).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_server_takes_no_events_but_tells_its_history() {
+    let Some(server) = Server::start(&["--maxmemory-policy", "noeviction"]) else {
+        return;
+    };
+    let broker = connect(&server).await;
+    let first = publish(&broker, "a").await;
+    let _: String = server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    let told = unavailable(broker.publish(&name("a"), say("too much"))).await;
+    assert!(told.contains("full"), "{told}");
+    let replay = broker.replay(&name("a"), None, 10).await.unwrap();
+    assert_eq!((replay.head, replay.events.len()), (first, 1));
+    let _: String = server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    publish(&broker, "a").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_or_a_history_that_is_gone_is_never_hidden() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    let mut old = vec![broker.replay(&name("a"), None, 0).await.unwrap().head];
+    for _ in 0..5 {
+        old.push(publish(&broker, "a").await);
+    }
+    let _: i64 = server.ask(&["DEL", "airwave:{a}:stream"]);
+    for after in &old {
+        let replay = broker.replay(&name("a"), Some(*after), 10).await.unwrap();
+        assert_eq!((replay.complete, replay.events.len()), (*after == old[5], 0));
+    }
+    old.push(publish(&broker, "a").await);
+    let _: i64 = server.ask(&["DEL", "airwave:{a}:head"]);
+    for after in &old {
+        let replay = broker.replay(&name("a"), Some(*after), 10).await.unwrap();
+        assert!(
+            !replay.complete && replay.events.is_empty() && replay.head > old[6],
+            "{replay:?}"
+        );
+    }
+    assert!(publish(&broker, "a").await > old[6]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_or_foreign_message_ends_the_feed() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    for forged in ["nonsense", "1748123004217002:1748123004217001", "9007199254740000:5:t0100a"] {
+        let mut feed = broker.follow(&name("a")).await.unwrap();
+        let heard: i64 = server.ask(&["PUBLISH", "airwave:0:{a}", forged]);
+        assert_eq!(heard, 1);
+        ended(&mut feed).await;
+    }
+}
+
+/// Pub/sub knows no databases.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn databases_do_not_hear_each_other() {
+    let Some(server) = Server::start(&[]) else { return };
+    let zero = connect(&server).await;
+    let one = Redis::connect(&format!("redis://127.0.0.1:{}/1", server.port), Rules::default())
+        .await
+        .unwrap();
+    let mut feed = zero.follow(&name("a")).await.unwrap();
+    publish(&one, "a").await;
+    let position = publish(&zero, "a").await;
+    assert_eq!(feed.next().await.unwrap().position, position);
+    assert!(broker_has(&zero, 1).await && broker_has(&one, 1).await);
+}
+
+async fn broker_has(broker: &Redis, events: usize) -> bool {
+    broker.replay(&name("a"), None, 10).await.unwrap().events.len() == events
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_live_for_thirty_days_and_history_for_its_age() {
+    let Some(server) = Server::start(&[]) else { return };
+    let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
+    rule.history.age = Duration::from_secs(60);
+    let broker = Redis::connect(&server.url(), Rules::new([rule])).await.unwrap();
+    let days = |seconds: i64| (seconds + 3600) / (24 * 3600);
+    broker.replay(&name("quiet"), None, 0).await.unwrap();
+    assert_eq!(days(server.ask(&["TTL", "airwave:{quiet}:head"])), 30);
+    let keyed = say("text").with_idempotency_key(airwave_core::event::IdempotencyKey::new("k").unwrap());
+    broker.publish(&name("a"), keyed).await.unwrap();
+    assert_eq!(days(server.ask(&["TTL", "airwave:{a}:head"])), 30);
+    let stream: i64 = server.ask(&["PTTL", "airwave:{a}:stream"]);
+    let idempotency: i64 = server.ask(&["PTTL", "airwave:{a}:key:k"]);
+    assert!(
+        (1..=60_000).contains(&stream) && (1..=120_000).contains(&idempotency),
+        "{stream} {idempotency}"
+    );
+    let keys: Vec<String> = server.ask(&["KEYS", "*"]);
+    assert_eq!(keys.len(), 4, "{keys:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn positions_go_on_when_the_clock_goes_backwards() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    let ahead = publish(&broker, "a").await.0 + 3_600_000_000;
+    let _: i64 = server.ask(&["HSET", "airwave:{a}:head", "position", &ahead.to_string()]);
+    assert_eq!(publish(&broker, "a").await, Position(ahead + 1));
+    assert_eq!(publish(&broker, "a").await, Position(ahead + 2));
+}
+
+/// What the old rule kept must not pass for the newest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_that_stops_keeping_history_leaves_no_part_of_it() {
+    let Some(server) = Server::start(&[]) else { return };
+    let kept = publish(&connect(&server).await, "a").await;
+    let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
+    rule.history.events = 0;
+    let broker = Redis::connect(&server.url(), Rules::new([rule])).await.unwrap();
+    publish(&broker, "a").await;
+    let replay = broker.replay(&name("a"), Some(kept), 10).await.unwrap();
+    assert!(!replay.complete && replay.events.is_empty(), "{replay:?}");
+}
+
+async fn refused(url: &str) -> ConnectError {
+    match timeout(PATIENCE, Redis::connect(url, Rules::default())).await.unwrap() {
+        Ok(_) => panic!("connected to {url}"),
+        Err(error) => error,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
+    let Some(server) = Server::with_password("s3cret") else {
+        return;
+    };
+    let at = format!("127.0.0.1:{}", server.port);
+    let right = Redis::connect(&format!("redis://:s3cret@{at}"), Rules::default())
+        .await
+        .unwrap();
+    publish(&right, "a").await;
+    let right = Redis::connect(&format!("redis://default:s3cret@{at}"), Rules::default())
+        .await
+        .unwrap();
+    right.ping().await.unwrap();
+    for url in [
+        format!("redis://{at}"),
+        format!("redis://:wr0ng@{at}"),
+        format!("redis://me:wr0ng@{at}"),
+    ] {
+        let error = refused(&url).await;
+        assert!(matches!(error, ConnectError::Unusable { .. }), "{error}");
+        let error = format!("{error} {error:?}");
+        assert!(
+            error.contains("password") && !error.contains("wr0ng") && !error.contains("s3cret"),
+            "{error}"
+        );
+    }
+    let error = refused(&format!("redis://:s3cret@{at}/99")).await;
+    assert!(
+        matches!(error, ConnectError::Unusable { .. }) && error.to_string().contains("database"),
+        "{error}"
+    );
+
+    let Some(cluster) = Server::start(&["--cluster-enabled", "yes"]) else {
+        return;
+    };
+    let error = refused(&cluster.url()).await.to_string();
+    assert!(error.contains("cluster mode"), "{error}");
+    let Some(replica) = Server::start(&["--replicaof", "127.0.0.1 1"]) else {
+        return;
+    };
+    let error = refused(&replica.url()).await.to_string();
+    assert!(error.contains("name its master"), "{error}");
+
+    server.kill();
+    let error = refused(&format!("redis://:s3cret@{at}")).await;
+    assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
+    let error = format!("{error} {error:?}");
+    assert!(
+        error.contains(&at) && error.contains("start it") && !error.contains("s3cret"),
+        "{error}"
+    );
+}
+
+#[test]
+fn urls_are_checked_without_asking_anybody_and_never_shown() {
+    use airwave_brokers::redis::check;
+    for good in [
+        "redis://h",
+        "redis://h:7000/3",
+        "redis://:p%40@h",
+        "rediss://u:p@h",
+        "redis://[::1]:7000",
+    ] {
+        assert_eq!(check(good), Ok(()), "{good}");
+    }
+    for bad in [
+        "redis://",
+        "redis://u:s3cret@",
+        "redis://u:s3cret@h:port",
+        "redis://u:s3cret@h/x",
+        "redis://u:s3cret@h/-1",
+        "redis://u:s3cret@h?protocol=resp2",
+        "redis://u:s3cret@h#insecure",
+        "unix:///s3cret",
+        "valkey://u:s3cret@h",
+    ] {
+        let told = check(bad).unwrap_err();
+        assert!(!told.contains("s3cret") && told.contains("write"), "{bad}: {told}");
+    }
+}
+
+/// A server that takes connections and drops them at once is the worst case of a busy loop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_is_no_busy_loop() {
+    let Some(server) = Server::start(&[]) else { return };
+    let proxy = Proxy::to(server.port);
+    let _broker = Redis::connect(&format!("redis://127.0.0.1:{}", proxy.port), Rules::default())
+        .await
+        .unwrap();
+    proxy.refuse();
+    let before = proxy.connections();
+    sleep(Duration::from_secs(3)).await;
+    let tries = proxy.connections() - before;
+    // Two connections, each after 50 ms, 100 ms, … 1 s, and half of that by chance: at most ten each.
+    assert!((2..=24).contains(&tries), "{tries} tries in three seconds");
+}

@@ -1,0 +1,263 @@
+//! A real `redis-server` for tests: of its own, on a free loopback port, in a temporary folder, ended by its process id.
+
+#![allow(dead_code)] // each test file uses a part
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use redis::{FromRedisValue, cmd};
+
+/// How long a server may take to start. Decides nothing but when a hang is called one.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Server {
+    pub port: u16,
+    password: Option<&'static str>,
+    program: PathBuf,
+    dir: PathBuf,
+    arguments: Vec<String>,
+    child: Mutex<Option<Child>>,
+}
+
+/// Where the program is; `None` after saying so. It is a failure where everything must be there.
+fn program() -> Option<PathBuf> {
+    let named = std::env::var_os("AIRWAVE_TEST_REDIS_SERVER").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = named.or_else(|| {
+        std::env::split_paths(&path)
+            .map(|dir| dir.join("redis-server"))
+            .find(|file| file.is_file())
+    });
+    if found.is_none() {
+        let missing = "there is no redis-server: install it, or name one in AIRWAVE_TEST_REDIS_SERVER";
+        assert!(
+            std::env::var_os("AIRWAVE_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
+            "{missing}"
+        );
+        eprintln!("skipped: {missing}");
+    }
+    found
+}
+
+impl Server {
+    /// One that keeps nothing on disk.
+    pub fn start(arguments: &[&str]) -> Option<Server> {
+        Self::with(arguments, None)
+    }
+
+    /// One that has everything on disk before it answers.
+    pub fn that_stores() -> Option<Server> {
+        Self::start(&["--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    pub fn with_password(password: &'static str) -> Option<Server> {
+        Self::with(&["--requirepass", password], Some(password))
+    }
+
+    fn with(arguments: &[&str], password: Option<&'static str>) -> Option<Server> {
+        static STARTED: AtomicU64 = AtomicU64::new(0);
+        let program = program()?;
+        let dir = std::env::temp_dir().join(format!(
+            "airwave-redis-{}-{}",
+            std::process::id(),
+            STARTED.fetch_add(1, Ordering::Relaxed)
+        ));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut server = Server {
+            port: 0,
+            password,
+            program,
+            dir,
+            arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
+            child: Mutex::new(None),
+        };
+        // Somebody else may take the port between our look and the server's bind.
+        for _ in 0..10 {
+            server.port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if server.run() {
+                return Some(server);
+            }
+        }
+        panic!("redis-server does not start: {}", server.log());
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Starts the process and waits until it answers. False: it ended.
+    pub fn run(&self) -> bool {
+        let log = std::fs::File::create(self.dir.join("log")).unwrap();
+        let mut child = Command::new(&self.program)
+            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--dir"])
+            .arg(&self.dir)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let since = Instant::now();
+        loop {
+            if child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            if self.answers() {
+                *self.child.lock().unwrap() = Some(child);
+                return true;
+            }
+            if since.elapsed() > PATIENCE {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("redis-server does not answer: {}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn answers(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else {
+            return false;
+        };
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut answer = [0; 5];
+        stream.write_all(b"PING\r\n").is_ok()
+            && stream.read_exact(&mut answer).is_ok()
+            && (&answer == b"+PONG" || &answer == b"-NOAU")
+    }
+
+    /// Dies without warning.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.child.lock().unwrap().take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// `STOP`, `CONT`.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.lock().unwrap().as_ref().unwrap().id();
+        let sent = Command::new("kill")
+            .args([format!("-{signal}"), pid.to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    }
+
+    /// Asks the server something, on a connection of its own.
+    pub fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let password = self.password.map(|password| format!(":{password}@")).unwrap_or_default();
+        let client = redis::Client::open(format!("redis://{password}127.0.0.1:{}/0", self.port)).unwrap();
+        let mut connection = client.get_connection().unwrap();
+        let mut command = cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query(&mut connection).unwrap()
+    }
+
+    /// Breaks every connection but the one that asks for it.
+    pub fn cut(&self) {
+        for kind in ["normal", "pubsub"] {
+            let _: i64 = self.ask(&["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"]);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Stands between a broker and its server, and can break the line without closing it. Ends with the test's process.
+pub struct Proxy {
+    pub port: u16,
+    shared: Arc<Line>,
+}
+
+#[derive(Default)]
+struct Line {
+    swallow: AtomicBool,
+    /// The number of the one connection that is swallowed, plus one.
+    swallow_one: AtomicU64,
+    refuse: AtomicBool,
+    connections: AtomicU64,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+impl Proxy {
+    pub fn to(server: u16) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared = Arc::new(Line::default());
+        let line = shared.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let Ok(client) = client else { return };
+                let number = line.connections.fetch_add(1, Ordering::SeqCst);
+                if line.refuse.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else {
+                    continue;
+                };
+                line.open
+                    .lock()
+                    .unwrap()
+                    .extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+                for (mut from, mut to) in [
+                    (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                    (server.try_clone().unwrap(), client.try_clone().unwrap()),
+                ] {
+                    let line = line.clone();
+                    std::thread::spawn(move || {
+                        let mut buffer = [0; 65536];
+                        while let Ok(read @ 1..) = from.read(&mut buffer) {
+                            let one = line.swallow_one.load(Ordering::SeqCst) == number + 1;
+                            if !one && !line.swallow.load(Ordering::SeqCst) && to.write_all(&buffer[..read]).is_err() {
+                                break;
+                            }
+                        }
+                        let _ = to.shutdown(std::net::Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Proxy { port, shared }
+    }
+
+    /// Takes everything in and passes nothing on.
+    pub fn swallow(&self, swallow: bool) {
+        self.shared.swallow.store(swallow, Ordering::SeqCst);
+    }
+
+    /// The same for one connection, counted from zero.
+    pub fn swallow_one(&self, number: u64) {
+        self.shared.swallow_one.store(number + 1, Ordering::SeqCst);
+    }
+
+    /// Drops every connection, and new ones at once.
+    pub fn refuse(&self) {
+        self.shared.refuse.store(true, Ordering::SeqCst);
+        for stream in self.shared.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+}
