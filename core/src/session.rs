@@ -770,6 +770,15 @@ impl Subscription {
         let mut joined = BytesMut::new();
         let mut events = 0;
         for entry in entries {
+            let mine;
+            let entry = match &entry.item {
+                // The log's own words begin where the log stood. This listener was ahead of it, and has been told of a loss already.
+                Item::Gap { gap, link } if self.skip_through != Position::ZERO && gap.after.is_some() => {
+                    mine = Entry::gap(Some(self.cursor), *link, gap.reason);
+                    &mine
+                }
+                _ => entry,
+            };
             self.link = entry.link();
             if entry.position() <= self.skip_through {
                 continue;

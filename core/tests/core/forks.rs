@@ -205,3 +205,19 @@ async fn of_two_that_heal_at_once_one_appends() {
     second.send(()).unwrap();
     assert_eq!(hear(&mut client).await, "G20>20:broker-lost-data E30 ");
 }
+
+/// The client saw 20 elsewhere; this node, and the broker, are back at 10. Then the broker starts with nothing: the log's gap begins at 10, the client's
+/// where the client stands.
+#[tokio::test(start_paused = true)]
+async fn a_second_loss_is_told_to_each_from_where_it_stands() {
+    let rig = rig();
+    rig.lab.set(10, &[]);
+    let mut other = rig.join(After::Nothing).await;
+    assert_eq!(hear(&mut other).await, "S10- ");
+    let mut client = rig.join(After::Position(Position(20))).await;
+    assert_eq!(hear(&mut client).await, "S20- G20>20:broker-lost-data ");
+    rig.lab.set(40, &[(40, 30)]);
+    rig.lab.feeds.lock().unwrap().clear();
+    assert_eq!(hear(&mut other).await, "G10>30:history-expired E40 ");
+    assert_eq!(hear(&mut client).await, "G20>30:history-expired E40 ");
+}
