@@ -263,16 +263,15 @@ impl Inner {
             attempt.idempotency_key = None;
         }
         let mut published = at_once(self.memory.publish(name, attempt))?;
-        if published.duplicate && self.lost.contains_key(&published.position) {
-            // The failover lost the key with its event; the memory broker still has both.
+        for again in 1.. {
+            if !published.duplicate || !self.lost.contains_key(&published.position) {
+                break;
+            }
+            // A failover lost the key with its event; the memory broker still has both. So whoever tries again does so with another key.
             let key = publish.idempotency_key.as_ref().map_or("", IdempotencyKey::as_str);
             let mut attempt = publish.clone();
-            attempt.idempotency_key = IdempotencyKey::new(&format!("{key}~{}", self.epoch)).ok();
+            attempt.idempotency_key = IdempotencyKey::new(&format!("{key}~{again}")).ok();
             published = at_once(self.memory.publish(name, attempt))?;
-            assert!(
-                !published.duplicate || !self.lost.contains_key(&published.position),
-                "one key is lost once an epoch"
-            );
         }
         if !published.duplicate {
             let (kept, head, _) = self.log(name);
