@@ -259,6 +259,8 @@ fn what_is_left_after_the_grace_time_is_cut() {
     run(async {
         let mut config = config([rule("{*all}", |rule| rule.history.events = 1000)]);
         config.drain = Duration::from_millis(500);
+        // Not what cuts them here.
+        config.limits.stalled_write = Duration::from_secs(600);
         let mut node = Node::of(config).await;
         let mut stalled = Vec::new();
         for way in [Way::Sse, Way::WebSocket, Way::SseOverHttp2] {

@@ -522,8 +522,17 @@ fn connections_beyond_the_cap_are_closed() {
         // None that stream, and 1024 to spare.
         let address = serve(&node, |serving| serving.connections = 0).await;
         let mut open = Vec::new();
-        for _ in 0..1024 {
-            open.push(Raw::connect(address).await);
+        for number in 0..1024 {
+            // A stream whose socket was taken from hyper holds its place as well.
+            open.push(match number % 100 {
+                50 => Raw::websocket(address, "/socket").await,
+                51 => {
+                    let mut raw = Raw::saying(address, "GET /channels/a HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n").await;
+                    raw.through("airwave.subscribed").await;
+                    raw
+                }
+                _ => Raw::connect(address).await,
+            });
         }
         let whole = format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\n\r\n");
         let mut last = Raw::connect(address).await;
