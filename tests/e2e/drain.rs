@@ -277,7 +277,10 @@ fn what_is_left_after_the_grace_time_is_cut() {
         }
         let drained = node.drain();
         within("the drain", drained).await.unwrap().unwrap();
+        let begin = std::time::Instant::now();
         until("all sessions are gone", || node.airwave.hub().sessions() == 0).await;
+        // After 30 s the kernel would have given them up.
+        assert!(begin.elapsed() < Duration::from_secs(20));
         // Each hears what was on its way, and then an end that is no goodbye.
         for mut listener in stalled {
             loop {

@@ -325,6 +325,20 @@ async fn a_confirmation_can_be_resumed_from(way: Way) {
         assert!(listener.subscribed().await.resumed);
         assert_eq!(listener.number().await, 1);
     }
+    if way.is_sse() {
+        // A browser that comes back sends what its page began with as well: the header is newer. An empty one is none.
+        let mut listener = node.listen(way, "new").await;
+        let newer = node.publish("new", 2).await;
+        assert_eq!(listener.number().await, 2);
+        node.publish("new", 3).await;
+        let older = node.get("/channels/new").await.json()["events"][0]["id"].as_str().unwrap().to_owned();
+        let path = format!("/channels/new?after={older}");
+        for (header, wanted) in [(newer.as_str(), 3), ("", 2)] {
+            let mut listener = node.try_open(way, &path, &[("last-event-id", header)]).await.unwrap();
+            assert!(listener.subscribed().await.resumed);
+            assert_eq!(listener.number().await, wanted);
+        }
+    }
 }
 
 /// A broker that can be wiped, as by a restart of the machine that it runs on.
