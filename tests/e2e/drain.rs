@@ -307,12 +307,17 @@ struct Process {
 
 impl Process {
     async fn start(listen: &str) -> Self {
+        Self::start_with(listen, &[]).await
+    }
+
+    async fn start_with(listen: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_airwave"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("AIRWAVE_") {
                 command.env_remove(name);
             }
         }
+        command.envs(variables.iter().copied());
         // A folder without an airwave.toml.
         command
             .current_dir(env!("CARGO_TARGET_TMPDIR"))
@@ -370,6 +375,32 @@ fn sigterm_drains_the_process() {
         }
         assert_eq!(undecided.close_frame().await.0, 1012);
         drop(undecided);
+        let status = within("the process ends", process.child.wait()).await.unwrap();
+        assert_eq!(status.code(), Some(0));
+    });
+}
+
+/// Who does not read cannot keep the process.
+#[test]
+fn sigterm_ends_the_process_though_a_client_is_stalled() {
+    run(async {
+        let mut process = Process::start_with("127.0.0.1:0", &[("AIRWAVE_DRAIN", "1s")]).await;
+        let mut stalled = Vec::new();
+        for way in OVER_OUR_LOOP {
+            let mut listener = Listener::connect(process.address, way, "/channels/a", &[], Some(4096))
+                .await
+                .unwrap();
+            listener.subscribed().await;
+            stalled.push(listener);
+        }
+        let text = "x".repeat(50_000);
+        let fifty = json!(vec![json!({"channel": "a", "text": text}); 50]).to_string();
+        for _ in 0..3 {
+            let headers = [("content-type", "application/json")];
+            let answer = http::request(process.address, "POST", "/publish", &headers, fifty.clone().into()).await;
+            assert_eq!(answer.status, 200);
+        }
+        process.signal("-TERM").await;
         let status = within("the process ends", process.child.wait()).await.unwrap();
         assert_eq!(status.code(), Some(0));
     });

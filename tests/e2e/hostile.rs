@@ -527,7 +527,11 @@ fn connections_beyond_the_cap_are_closed() {
             open.push(match number % 100 {
                 50 => Raw::websocket(address, "/socket").await,
                 51 => {
-                    let mut raw = Raw::saying(address, "GET /channels/a HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n").await;
+                    let mut raw = Raw::saying(
+                        address,
+                        "GET /channels/a HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n",
+                    )
+                    .await;
                     raw.through("airwave.subscribed").await;
                     raw
                 }

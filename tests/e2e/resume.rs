@@ -331,7 +331,10 @@ async fn a_confirmation_can_be_resumed_from(way: Way) {
         let newer = node.publish("new", 2).await;
         assert_eq!(listener.number().await, 2);
         node.publish("new", 3).await;
-        let older = node.get("/channels/new").await.json()["events"][0]["id"].as_str().unwrap().to_owned();
+        let older = node.get("/channels/new").await.json()["events"][0]["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let path = format!("/channels/new?after={older}");
         for (header, wanted) in [(newer.as_str(), 3), ("", 2)] {
             let mut listener = node.try_open(way, &path, &[("last-event-id", header)]).await.unwrap();

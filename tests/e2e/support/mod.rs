@@ -252,7 +252,9 @@ impl Node {
     /// A fresh listener of one channel, confirmed.
     pub async fn listen(&self, way: Way, channel: &str) -> Listener {
         let mut listener = self.open(way, &format!("/channels/{channel}")).await;
-        assert!(!listener.subscribed().await.resumed, "{way:?}");
+        let subscribed = listener.subscribed().await;
+        // No command, no number.
+        assert_eq!((subscribed.resumed, subscribed.id), (false, None), "{way:?}");
         listener
     }
 
