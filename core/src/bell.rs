@@ -2,10 +2,7 @@
 
 use std::task::{Context, Poll, Waker};
 
-#[cfg(loom)]
-use loom::sync::Mutex;
-#[cfg(not(loom))]
-use std::sync::Mutex;
+use crate::sync::Mutex;
 
 /// One session's bell: any number of logs ring it, one task waits for it.
 ///
@@ -86,5 +83,112 @@ impl State {
         if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             self.waker = Some(cx.waker().clone());
         }
+    }
+}
+
+/// A lost wake is a deadlock, which loom reports.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use std::sync::Arc;
+
+    use loom::future::block_on;
+    use loom::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+    use loom::thread;
+
+    use super::*;
+
+    /// More than three switches between threads where none had to be does not find more and takes for ever.
+    fn check(act: impl Fn() + Sync + Send + 'static) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(act);
+    }
+
+    #[test]
+    fn loom_what_is_rung_after_a_change_is_never_missed() {
+        check(|| {
+            let bell = Arc::new(Bell::default());
+            let changed = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
+            let ringers = [0, 1].map(|n| {
+                let (bell, changed) = (bell.clone(), changed.clone());
+                thread::spawn(move || {
+                    changed[n].store(true, Ordering::Release);
+                    bell.ring();
+                })
+            });
+            block_on(std::future::poll_fn(|cx| {
+                loop {
+                    bell.clear();
+                    if changed.iter().all(|changed| changed.load(Ordering::Acquire)) {
+                        return Poll::Ready(());
+                    }
+                    if bell.poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
+            }));
+            for ringer in ringers {
+                ringer.join().unwrap();
+            }
+        });
+    }
+
+    /// A task that waits for its socket does not clear its bell, which may be ringing.
+    #[test]
+    fn loom_an_alarm_reaches_a_task_whose_bell_rings_already() {
+        check(|| {
+            let bell = Arc::new(Bell::default());
+            let cut = Arc::new(AtomicBool::new(false));
+            bell.ring();
+            let ringer = {
+                let bell = bell.clone();
+                thread::spawn(move || bell.ring())
+            };
+            let hub = {
+                let (bell, cut) = (bell.clone(), cut.clone());
+                thread::spawn(move || {
+                    cut.store(true, Ordering::Relaxed);
+                    bell.alarm();
+                })
+            };
+            block_on(std::future::poll_fn(|cx| {
+                bell.listen(cx);
+                if cut.load(Ordering::Relaxed) {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            }));
+            ringer.join().unwrap();
+            hub.join().unwrap();
+        });
+    }
+
+    /// What the hub says by a flag and an alarm reaches a session between its turns, too.
+    #[test]
+    fn loom_an_alarm_reaches_a_task_that_is_about_to_sleep() {
+        check(|| {
+            let bell = Arc::new(Bell::default());
+            let flags = Arc::new(AtomicU8::new(0));
+            let hub = {
+                let (bell, flags) = (bell.clone(), flags.clone());
+                thread::spawn(move || {
+                    flags.fetch_or(2, Ordering::Relaxed);
+                    bell.alarm();
+                })
+            };
+            block_on(std::future::poll_fn(|cx| {
+                loop {
+                    bell.clear();
+                    if flags.swap(0, Ordering::Relaxed) != 0 {
+                        return Poll::Ready(());
+                    }
+                    if bell.poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
+            }));
+            hub.join().unwrap();
+        });
     }
 }

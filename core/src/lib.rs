@@ -12,7 +12,7 @@
 //! 7. [`metrics`]: what a node counts
 //! 8. [`channel`]: the handle that applications publish with
 //! 9. [`handler`]: what the application says about clients
-//! 10. `bell`, `log`: one channel on this node: ring, listeners, wake
+//! 10. `sync`, `bell`, `log`: one channel on this node: ring, listeners, wake
 //! 11. [`hub`]: one node: opens logs, heals them, drains
 //! 12. [`session`]: one connected client, as every transport uses it
 //!
@@ -37,6 +37,7 @@ pub mod metrics;
 pub mod refusal;
 pub mod rule;
 pub mod session;
+mod sync;
 pub mod wire;
 
 pub use broker::{Broker, BrokerError, BrokerErrorKind, Feed, Publish, Published, Replay};

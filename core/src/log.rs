@@ -4,8 +4,8 @@
 //! that its place has fallen off the ring.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,6 +17,7 @@ use crate::broker::{Publish, Replay};
 use crate::event::{ChannelName, Event, Position};
 use crate::metrics::WireMetrics;
 use crate::rule::{Delivery, Limits, ReplayOnSubscribe, Rule};
+use crate::sync::{AtomicU64, Mutex, MutexGuard};
 use crate::wire::{Gap, GapReason, Notice, Wire};
 
 /// How many wires a hub can have. Each entry of a ring has a slot for each.
@@ -728,5 +729,571 @@ impl Drop for Seat {
         if seats.bells.len() * 4 < seats.bells.capacity() && seats.bells.capacity() > 64 {
             seats.bells.shrink_to_fit();
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::{Data, EventName, Key, Message};
+
+    /// Writes an event as its position, an end and a gap with a sign before it.
+    struct Positions;
+
+    impl Wire for Positions {
+        fn name(&self) -> &'static str {
+            "positions"
+        }
+
+        fn event(&self, _: &ChannelName, event: &Event) -> Bytes {
+            format!("{} ", event.position).into()
+        }
+
+        fn notice(&self, notice: &Notice<'_>) -> Bytes {
+            match notice {
+                Notice::Gap { gap, .. } => format!("g{} ", gap.cursor).into(),
+                Notice::End { cursor, .. } => format!("e{cursor} ").into(),
+                other => panic!("a log never says {other:?}"),
+            }
+        }
+
+        fn stamp(&self) -> Option<crate::wire::Stamp> {
+            None
+        }
+    }
+
+    fn slot() -> WireSlot {
+        WireSlot {
+            index: 1,
+            wire: Arc::new(Positions),
+            metrics: Metrics::default().wire("positions"),
+        }
+    }
+
+    fn event(position: u64, previous: u64, key: u8, size: usize) -> Arc<Event> {
+        let message = Message::new(EventName::new("x").unwrap(), Data::binary(vec![0; size]));
+        Arc::new(Event {
+            position: Position(position),
+            previous: Position(previous),
+            message: message.with_key(Key::new(&key.to_string()).unwrap()),
+        })
+    }
+
+    fn rule(delivery: Delivery, replay: ReplayOnSubscribe) -> Arc<Rule> {
+        let mut rule = Rule::new("c".parse().unwrap(), vec![]);
+        (rule.delivery, rule.replay, rule.history.events) = (delivery, replay, 0);
+        rule.history.age = Duration::from_secs(100);
+        Arc::new(rule)
+    }
+
+    const BIRTH: u64 = 100;
+
+    fn log(rule: Arc<Rule>, ring_events: usize, ring_bytes: usize) -> Arc<Log> {
+        let limits = Limits {
+            ring_events,
+            ring_bytes,
+            ..Limits::default()
+        };
+        let history = Replay {
+            events: Vec::new(),
+            complete: true,
+            more: false,
+            head: Position(BIRTH),
+            ended: false,
+        };
+        Arc::new(Log::open(ChannelName::new("c").unwrap(), rule, &limits, history))
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// Key, size, distance from the event before, and whether that one is known.
+        Append(u8, usize, u64, bool),
+        /// An event that does not follow: its chain is broken, or it is known.
+        Offer(bool),
+        /// Forward where history has expired, back where a tail was lost.
+        Gap(i64),
+        Show,
+        /// Which listener, one by one or as a batch.
+        Read(usize, bool),
+        /// The listener that has fallen off skips ahead, or is given what is remembered of each key.
+        GetUp(usize, bool),
+        Age(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let size = prop_oneof![8 => 0..50usize, 1 => 20_000..30_000usize, 1 => Just(70_000usize)];
+        prop_oneof![
+            10 => (0..4u8, size, 1..3u64, any::<bool>()).prop_map(|(key, size, far, known)| Step::Append(key, size, far, known)),
+            1 => any::<bool>().prop_map(Step::Offer),
+            1 => (-5..5i64).prop_map(Step::Gap),
+            6 => Just(Step::Show),
+            8 => (0..3usize, any::<bool>()).prop_map(|(who, batch)| Step::Read(who, batch)),
+            2 => (0..3usize, any::<bool>()).prop_map(|(who, latest)| Step::GetUp(who, latest)),
+            1 => (0..60u64).prop_map(Step::Age),
+        ]
+    }
+
+    /// The log as a list that forgets nothing, with a note of what a ring would have dropped.
+    struct Naive {
+        all: Vec<NaiveEntry>,
+        first: usize,
+        visible: usize,
+        head: u64,
+        link: u64,
+        /// The highest position so far.
+        given: u64,
+        latest: bool,
+        max_events: usize,
+        max_bytes: usize,
+    }
+
+    struct NaiveEntry {
+        position: u64,
+        /// What comes next names this as its previous.
+        link: u64,
+        /// `None`: a gap.
+        key: Option<u8>,
+        weight: usize,
+        cost: usize,
+        at: Instant,
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Told {
+        Nothing,
+        FellOff,
+        /// What was written, and the place after it.
+        Text(String, u64),
+    }
+
+    impl Naive {
+        fn push(&mut self, position: u64, link: u64, key: Option<u8>, weight: usize) {
+            let cost = ENTRY_COST + if key.is_some() { 3 * weight } else { 0 };
+            let at = Instant::now();
+            self.all.push(NaiveEntry {
+                position,
+                link,
+                key,
+                weight,
+                cost,
+                at,
+            });
+            (self.head, self.link) = (position, link);
+            self.given = self.given.max(position);
+            while self.all.len() - self.first > self.max_events
+                || (self.all.len() - self.first > 1
+                    && self.all[self.first..].iter().map(|e| e.cost).sum::<usize>() > self.max_bytes)
+            {
+                self.first += 1;
+            }
+        }
+
+        fn is_superseded(&self, place: usize) -> bool {
+            let key = self.all[place].key;
+            self.latest && key.is_some() && self.all[place + 1..self.visible].iter().any(|later| later.key == key)
+        }
+
+        fn read(&self, from: u64) -> Told {
+            let from = usize::try_from(from).unwrap();
+            if from >= self.visible {
+                return Told::Nothing;
+            }
+            if from < self.first {
+                return Told::FellOff;
+            }
+            let (mut text, mut bytes, mut next) = (String::new(), 0, from);
+            while next < self.visible && bytes < READ_BYTES {
+                let entry = &self.all[next];
+                if !self.is_superseded(next) {
+                    let sign = if entry.key.is_none() { "g" } else { "" };
+                    text += &format!("{sign}{} ", entry.position);
+                    bytes += entry.weight;
+                }
+                next += 1;
+            }
+            Told::Text(text, next as u64)
+        }
+
+        /// A cursor is known if it is the head, stands in the ring, or just before it; of two that are the same, the later counts. That of a gap
+        /// behind which the stream goes back is none, because it stands for events that are lost.
+        fn find(&self, cursor: u64) -> Found {
+            let floor = self.first.checked_sub(1).map_or(BIRTH, |before| self.all[before].link);
+            let is_at = |place: &usize| (self.all[*place].position, self.all[*place].link) == (cursor, cursor);
+            match (self.first..self.all.len()).rev().find(is_at) {
+                _ if (cursor, cursor) == (self.head, self.link) => Found::At(self.all.len() as u64),
+                Some(place) => Found::At(place as u64 + 1),
+                None if cursor == floor => Found::At(self.first as u64),
+                None if cursor > self.head => Found::Ahead,
+                None => Found::Unknown,
+            }
+        }
+
+        fn position_before(&self, place: u64) -> u64 {
+            let before = usize::try_from(place).unwrap().checked_sub(1);
+            before.map_or(BIRTH, |before| self.all[before].link)
+        }
+
+        /// The newest event of each key from `place` on, unless it is still to be shown.
+        fn newest(&self, place: u64) -> Vec<u64> {
+            let newest = |at: usize| {
+                let key = self.all[at].key;
+                key.is_some() && self.all[at + 1..].iter().all(|later| later.key != key)
+            };
+            let from = usize::try_from(place).unwrap();
+            // What has left the ring before it was shown is as good as shown.
+            (from..self.visible.max(self.first).max(from))
+                .filter(|&at| newest(at))
+                .map(|at| self.all[at].position)
+                .collect()
+        }
+    }
+
+    fn read(log: &Log, from: u64, batch: bool, slot: &WireSlot) -> (Told, Option<Position>) {
+        let text = |bytes: &[u8]| std::str::from_utf8(bytes).unwrap().to_owned();
+        if batch {
+            return match log.read_batch(from, slot) {
+                Read::Nothing => (Told::Nothing, None),
+                Read::FellOff => (Told::FellOff, None),
+                Read::Some(batch) => (
+                    Told::Text(text(&batch.bytes), batch.next),
+                    (batch.events > 0).then_some(batch.cursor),
+                ),
+            };
+        }
+        match log.read_entries(from) {
+            Read::Nothing => (Told::Nothing, None),
+            Read::FellOff => (Told::FellOff, None),
+            Read::Some((entries, next)) => {
+                let all = entries.iter().map(|entry| text(entry.bytes(&log.name, slot))).collect();
+                (Told::Text(all, next), entries.last().map(|entry| entry.position()))
+            }
+        }
+    }
+
+    async fn compare(steps: Vec<Step>, delivery: Delivery, replay: ReplayOnSubscribe, max_events: usize, max_bytes: usize) {
+        let log = log(rule(delivery, replay), max_events, max_bytes);
+        let slot = slot();
+        let mut naive = Naive {
+            all: Vec::new(),
+            first: 0,
+            visible: 0,
+            head: BIRTH,
+            link: BIRTH,
+            given: BIRTH,
+            latest: delivery == Delivery::Latest,
+            max_events,
+            max_bytes,
+        };
+        // Where each listener stands: place and cursor.
+        let mut listeners = [(0u64, Position(BIRTH)); 3];
+        let mut last_gap = 0;
+        for step in steps {
+            match step {
+                Step::Append(key, size, far, known) => {
+                    // Never given twice, not even where the head went back.
+                    let position = naive.given + far;
+                    let previous = if known { naive.link } else { 0 };
+                    let event = event(position, previous, key, size);
+                    let weight = event.message.weight();
+                    assert_eq!(log.append(event), Appended::Yes);
+                    naive.push(position, position, Some(key), weight);
+                }
+                Step::Offer(known) => {
+                    let head = naive.head;
+                    let (offered, answer) = if known {
+                        (event(head, head - 1, 0, 0), Appended::Known)
+                    } else {
+                        (event(naive.given + 10, naive.given + 5, 0, 0), Appended::Broken)
+                    };
+                    assert_eq!(log.append(offered), answer);
+                }
+                Step::Gap(far) => {
+                    let link = naive.link.saturating_add_signed(far).max(BIRTH);
+                    log.append_gap(Position(link), GapReason::HistoryExpired);
+                    naive.push(naive.head.max(link), link, None, 0);
+                    last_gap = naive.all.len() as u64;
+                }
+                Step::Show => {
+                    log.show();
+                    naive.visible = naive.all.len();
+                }
+                Step::Read(who, batch) => {
+                    let (place, cursor) = &mut listeners[who];
+                    let expected = naive.read(*place);
+                    // Twice, as two listeners at the same place would: the second may be given what was kept of the first.
+                    assert_eq!(read(&log, *place, batch, &slot).0, expected);
+                    let (told, at) = read(&log, *place, batch, &slot);
+                    assert_eq!(told, expected);
+                    if let Told::Text(_, next) = told {
+                        *place = next;
+                        *cursor = at.unwrap_or(*cursor);
+                    }
+                }
+                Step::GetUp(who, latest) => {
+                    let (place, cursor) = &mut listeners[who];
+                    if naive.read(*place) != Told::FellOff {
+                        continue;
+                    }
+                    let remembered = log.catch_up_latest(*cursor, *place);
+                    // Heavy events may be forgotten sooner, and then it must say so; here nothing is that heavy.
+                    assert_eq!(remembered.is_some(), naive.latest && *place >= last_gap);
+                    match remembered.filter(|_| latest) {
+                        Some(found) => {
+                            let given: Vec<u64> = found.first.iter().map(|entry| entry.position().0).collect();
+                            assert_eq!(given, naive.newest(*place));
+                            *place = found.next;
+                            *cursor = found.first.last().map_or(*cursor, |entry| entry.position());
+                        }
+                        None => (*place, *cursor) = log.skip(),
+                    }
+                    assert_eq!(*place, naive.visible.max(naive.first) as u64);
+                }
+                Step::Age(seconds) => {
+                    tokio::time::advance(Duration::from_secs(seconds)).await;
+                    log.trim();
+                    while naive.first < naive.all.len() && naive.all[naive.first].at.elapsed() > Duration::from_secs(100) {
+                        naive.first += 1;
+                    }
+                }
+            }
+            // What every step must leave true.
+            let (entries, bytes, ended) = log.size();
+            let kept = &naive.all[naive.first..];
+            assert_eq!(
+                (entries, bytes, ended),
+                (kept.len(), kept.iter().map(|e| e.cost).sum(), false)
+            );
+            assert_eq!(log.head().0, naive.head);
+            for cursor in naive.head.saturating_sub(12)..naive.given + 3 {
+                assert_eq!(
+                    log.find(Position(cursor)),
+                    naive.find(cursor),
+                    "cursor {cursor}, head {}",
+                    naive.head
+                );
+            }
+            let place = log.begin_fresh().unwrap();
+            let visible = naive.visible.max(naive.first) as u64;
+            match replay {
+                ReplayOnSubscribe::None => {
+                    assert_eq!((place.next, place.cursor.0), (visible, naive.position_before(visible)));
+                    assert!(place.first.is_empty());
+                }
+                ReplayOnSubscribe::All => {
+                    let first = naive.first as u64;
+                    assert_eq!((place.next, place.cursor.0), (first, naive.position_before(first)));
+                }
+                ReplayOnSubscribe::Last => {
+                    let given: Vec<u64> = place.first.iter().map(|entry| entry.position().0).collect();
+                    assert_eq!((place.next, given), (visible, naive.newest(0)));
+                }
+            }
+        }
+        // Whoever reads on has everything in the end, or of each key the newest.
+        log.show();
+        naive.visible = naive.all.len();
+        for (mut place, _) in listeners {
+            let mut heard = String::new();
+            let from = place;
+            loop {
+                let expected = naive.read(place);
+                let (told, _) = read(&log, place, true, &slot);
+                assert_eq!(told, expected);
+                match told {
+                    Told::Nothing => break,
+                    Told::FellOff => return,
+                    Told::Text(text, next) => {
+                        heard += &text;
+                        place = next;
+                    }
+                }
+            }
+            for position in naive.newest(from) {
+                assert_eq!(heard.split(' ').filter(|word| *word == position.to_string()).count(), 1);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_ring_is_a_list_that_forgets(
+            steps in prop::collection::vec(step(), 1..120),
+            latest in any::<bool>(),
+            replay in prop_oneof![Just(ReplayOnSubscribe::None), Just(ReplayOnSubscribe::Last), Just(ReplayOnSubscribe::All)],
+            max_events in prop_oneof![Just(1usize), 2..6usize, Just(50usize)],
+            max_bytes in prop_oneof![Just(1_000_000usize), Just(10_000_000usize)],
+        ) {
+            let delivery = if latest { Delivery::Latest } else { Delivery::Every };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(compare(steps, delivery, replay, max_events, max_bytes));
+        }
+    }
+}
+
+/// Publishing against subscribing, reading, leaving and closing. A lost wake is a deadlock, which loom reports.
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use std::task::Poll;
+
+    use loom::future::block_on;
+    use loom::thread;
+
+    use super::*;
+    use crate::{Data, EventName, Message};
+
+    const BIRTH: Position = Position(100);
+
+    fn log() -> Arc<Log> {
+        let mut rule = Rule::new("c".parse().unwrap(), vec![]);
+        rule.history.events = 0;
+        let limits = Limits {
+            ring_events: 8,
+            ..Limits::default()
+        };
+        let history = Replay {
+            events: Vec::new(),
+            complete: true,
+            more: false,
+            head: BIRTH,
+            ended: false,
+        };
+        Arc::new(Log::open(ChannelName::new("c").unwrap(), Arc::new(rule), &limits, history))
+    }
+
+    fn event(position: u64) -> Arc<Event> {
+        Arc::new(Event {
+            position: Position(position),
+            previous: Position(position - 1),
+            message: Message::new(EventName::new("x").unwrap(), Data::text("")),
+        })
+    }
+
+    /// More than three switches between threads where none had to be does not find more and takes for ever.
+    fn check(act: impl Fn() + Sync + Send + 'static) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(act);
+    }
+
+    fn publish(log: &Log, position: u64) {
+        assert_eq!(log.append(event(position)), Appended::Yes);
+        log.show();
+    }
+
+    /// Reads from `next` until `last` has come, as a session does: clear, read, wait.
+    fn read_to(log: &Log, bell: &Bell, mut next: u64, last: u64) -> Vec<u64> {
+        let mut heard = Vec::new();
+        block_on(std::future::poll_fn(|cx| {
+            loop {
+                bell.clear();
+                match log.read_entries(next) {
+                    Read::Some((entries, after)) => {
+                        heard.extend(entries.iter().map(|entry| entry.position().0));
+                        next = after;
+                    }
+                    Read::Nothing => {}
+                    Read::FellOff => panic!("the ring has room"),
+                }
+                if heard.last() == Some(&last) {
+                    return Poll::Ready(());
+                }
+                if bell.poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+            }
+        }));
+        heard
+    }
+
+    /// P4 and P6: a fresh listener has its place, and everything after it.
+    #[test]
+    fn loom_who_sits_while_events_come_misses_none() {
+        check(|| {
+            let log = log();
+            let publisher = {
+                let log = log.clone();
+                thread::spawn(move || (101..=102).for_each(|position| publish(&log, position)))
+            };
+            let bell = Arc::new(Bell::default());
+            let seat = log.sit(bell.clone(), "x").unwrap();
+            let place = log.begin_fresh().unwrap();
+            if place.cursor.0 < 102 {
+                let heard = read_to(&log, &bell, place.next, 102);
+                assert_eq!(heard, (place.cursor.0 + 1..=102).collect::<Vec<_>>());
+            }
+            publisher.join().unwrap();
+            drop(seat);
+        });
+    }
+
+    /// A listener that is ahead of its node is woken when the node has its position, and goes on behind it.
+    #[test]
+    fn loom_who_waits_for_its_node_misses_none() {
+        check(|| {
+            let log = log();
+            let publisher = {
+                let log = log.clone();
+                thread::spawn(move || (101..=102).for_each(|position| publish(&log, position)))
+            };
+            let bell = Arc::new(Bell::default());
+            let seat = log.sit(bell.clone(), "x").unwrap();
+            let mut next = 0;
+            block_on(std::future::poll_fn(|cx| {
+                loop {
+                    bell.clear();
+                    match log.find(Position(101)) {
+                        Found::At(place) => next = place,
+                        Found::Ahead if bell.poll(cx).is_pending() => return Poll::Pending,
+                        Found::Ahead => continue,
+                        Found::Unknown => panic!("101 is in the ring"),
+                    }
+                    return Poll::Ready(());
+                }
+            }));
+            assert_eq!(read_to(&log, &bell, next, 102), [102]);
+            publisher.join().unwrap();
+            drop(seat);
+        });
+    }
+
+    /// Two listeners, of which one leaves: the other is woken all the same.
+    #[test]
+    fn loom_leaving_takes_nobody_elses_wake() {
+        check(|| {
+            let log = log();
+            let bells = [(); 2].map(|()| Arc::new(Bell::default()));
+            let [leaves, stays] = bells.each_ref().map(|bell| log.sit(bell.clone(), "x").unwrap());
+            let leaver = thread::spawn(move || drop(leaves));
+            let publisher = {
+                let log = log.clone();
+                thread::spawn(move || publish(&log, 101))
+            };
+            assert_eq!(read_to(&log, &bells[1], 0, 101), [101]);
+            leaver.join().unwrap();
+            publisher.join().unwrap();
+            drop(stays);
+        });
+    }
+
+    /// Whoever has a seat has a log that is open, and a log that was closed has nobody.
+    #[test]
+    fn loom_a_log_is_closed_or_taken_but_not_both() {
+        check(|| {
+            let log = log();
+            let sitter = {
+                let log = log.clone();
+                thread::spawn(move || log.sit(Arc::default(), "x"))
+            };
+            let closed = log.close_if_unused(Duration::ZERO);
+            let seat = sitter.join().unwrap();
+            assert_ne!(closed, seat.is_some());
+            drop(seat);
+            assert!(log.close_if_unused(Duration::ZERO) && log.sit(Arc::default(), "x").is_none());
+        });
     }
 }
