@@ -289,7 +289,8 @@ async fn silence_is_broken_by_heartbeats() {
         for _ in 0..5 {
             assert_eq!(listener.line().await, Line::Heartbeat { visible });
             let passed = since.elapsed();
-            assert!((15 * SECOND..=17 * SECOND).contains(&passed), "{passed:?}");
+            // The clock of sessions ticks once a second.
+            assert!((14 * SECOND..=17 * SECOND).contains(&passed), "{passed:?}");
             since = Instant::now();
         }
         // What is said counts as a sign of life.
