@@ -202,6 +202,8 @@ pub(crate) struct Batch {
     pub(crate) ended: bool,
     /// The last gap that stands in it.
     pub(crate) gap: Option<GapReason>,
+    /// Where a gap says that it begins which is the first thing in it. A listener that stands elsewhere needs words of its own.
+    pub(crate) opens_after: Option<Position>,
 }
 
 /// What a read found.
@@ -557,6 +559,7 @@ impl Log {
                 oldest: Instant::now(),
                 ended: false,
                 gap: None,
+                opens_after: None,
             });
         };
         lock(&self.ring).batches[slot.index] = Some((from, visible, batch.clone()));
@@ -588,6 +591,10 @@ impl Log {
                 Item::Gap { gap, .. } => Some(gap.reason),
                 Item::Event(_) => None,
             }),
+            opens_after: match &first.item {
+                Item::Gap { gap, .. } => gap.after,
+                Item::Event(_) => None,
+            },
         };
         Some(batch)
     }

@@ -21,7 +21,7 @@ use crate::event::{ChannelName, Position};
 use crate::feeder::lost_reason;
 use crate::handler::{Client, Handler, LeaveReason};
 use crate::hub::{Connection, Hub, WireHandle};
-use crate::log::{Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
+use crate::log::{Batch, Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
 use crate::refusal::Refusal;
 use crate::rule::{Delivery, Limits, SlowPolicy};
 use crate::wire::{GapReason, Notice, Stamp};
@@ -497,7 +497,7 @@ impl Session {
         self.subscriptions.push(Subscription {
             seat,
             next,
-            cursor,
+            cursor: stands_at,
             link: cursor,
             skip_through: Position::ZERO,
             ahead: false,
@@ -724,8 +724,14 @@ impl Subscription {
                 }
                 continue;
             }
-            let fell_off = if reading.stamp.is_none() && self.skip_through == Position::ZERO {
-                match log.read_batch(self.next, reading.slot) {
+            let shared = match reading.stamp.is_none() && self.skip_through == Position::ZERO {
+                true => Some(log.read_batch(self.next, reading.slot)),
+                false => None,
+            };
+            let needs_own = |batch: &Batch| batch.opens_after.is_some_and(|after| after != self.cursor);
+            let fell_off = if let Some(shared) = shared.filter(|shared| !matches!(shared, Read::Some(batch) if needs_own(batch)))
+            {
+                match shared {
                     Read::Nothing => return Ok(()),
                     Read::FellOff => true,
                     Read::Some(batch) => {
@@ -772,8 +778,8 @@ impl Subscription {
         for entry in entries {
             let mine;
             let entry = match &entry.item {
-                // The log's own words begin where the log stood. This listener was ahead of it, and has been told of a loss already.
-                Item::Gap { gap, link } if self.skip_through != Position::ZERO && gap.after.is_some() => {
+                // The log's own words begin where the log stood. Past a fork a listener may stand elsewhere: it was ahead, or it is new.
+                Item::Gap { gap, link } if gap.after.is_some_and(|after| after != self.cursor) => {
                     mine = Entry::gap(Some(self.cursor), *link, gap.reason);
                     &mine
                 }

@@ -221,3 +221,21 @@ async fn a_second_loss_is_told_to_each_from_where_it_stands() {
     assert_eq!(hear(&mut other).await, "G10>30:history-expired E40 ");
     assert_eq!(hear(&mut client).await, "G20>30:history-expired E40 ");
 }
+
+/// The node's log stands at 20, which is lost, and goes on from 10. Who comes now begins at 10, and so does the next gap as it is told.
+#[tokio::test(start_paused = true)]
+async fn a_loss_is_told_to_who_came_after_the_last_one_from_where_it_began() {
+    let rig = rig();
+    rig.lab.set(20, &[(20, 10)]);
+    let mut old = rig.join(After::Nothing).await;
+    assert_eq!(hear(&mut old).await, "S20- ");
+    rig.lab.set(10, &[]);
+    rig.lab.feeds.lock().unwrap().clear();
+    assert_eq!(hear(&mut old).await, "G20>20:broker-lost-data ");
+    let mut new = rig.join(After::Nothing).await;
+    assert_eq!(hear(&mut new).await, "S10- ");
+    rig.lab.set(40, &[(40, 30)]);
+    rig.lab.feeds.lock().unwrap().clear();
+    assert_eq!(hear(&mut old).await, "G20>30:history-expired E40 ");
+    assert_eq!(hear(&mut new).await, "G10>30:history-expired E40 ");
+}
