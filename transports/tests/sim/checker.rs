@@ -133,9 +133,9 @@ struct Standing {
     /// The newest event that it was ever given.
     newest: u64,
     delivered: BTreeSet<u64>,
-    /// A gap was announced after the last event; and how many on this connection.
+    /// A gap was announced after the last event; and how many on this connection that left it where it stood.
     gap: bool,
-    told_here: usize,
+    unmoved: usize,
     /// The confirmation said that a gap to here comes next.
     announced: Option<u64>,
 }
@@ -167,7 +167,7 @@ impl Standing {
 
     fn asks(&mut self, after: Option<u64>, how: &str) -> Option<Breach> {
         self.announced = None;
-        self.told_here = 0;
+        self.unmoved = 0;
         self.asked = after;
         // Before its first confirmation it may know where it stands from the cursor of a stream of several channels, or not.
         if self.cursor.is_some() && after != self.cursor {
@@ -238,7 +238,7 @@ impl Standing {
         self.newest = position;
         self.delivered.insert(position);
         self.gap = false;
-        self.told_here = 0;
+        self.unmoved = 0;
         breach
     }
 
@@ -246,7 +246,8 @@ impl Standing {
         let stood = self.cursor;
         // Each loss may be told once on a connection, even if the listener stands where it stood.
         let losses = truth.losses.iter().filter(|lost| **lost < at).count();
-        let repeated = self.told_here >= losses.max(1) && stood == Some(cursor);
+        let moves = stood != Some(cursor);
+        let repeated = !moves && self.unmoved >= losses;
         if after != stood {
             return breach(
                 Promise::NoSilentGap,
@@ -297,7 +298,7 @@ impl Standing {
         }
         self.cursor = Some(cursor);
         self.gap = true;
-        self.told_here += 1;
+        self.unmoved += usize::from(!moves);
         self.announced = None;
         None
     }

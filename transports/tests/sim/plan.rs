@@ -39,7 +39,10 @@ pub enum Fault {
     Partition(&'static str, usize),
     /// The same from the node to the place only.
     Mute(&'static str, usize),
+    /// The process dies, and the system closes its connections.
     Crash(usize),
+    /// The machine dies, and nobody is told.
+    PowerLoss(usize),
     Drain(usize),
     Start(usize),
     HoldFeeds(usize, bool),
@@ -141,7 +144,8 @@ fn faults(random: &mut Random) -> Vec<(Duration, Fault)> {
             add(at, Fault::Drain(node));
         }
         let dies = at + random.millis(1, 1500);
-        add(dies, Fault::Crash(node));
+        let death = random.pick(&[Fault::Crash(node), Fault::PowerLoss(node)]);
+        add(dies, death);
         add(dies + random.millis(100, 3000), Fault::Start(node));
     });
     kind(random, 0.6, 4, &mut |random, at| {

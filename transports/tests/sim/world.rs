@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use airwave_core::rule::Limits;
@@ -85,7 +85,19 @@ fn catch_panics() {
     PANICS.set(Some(Vec::new()));
 }
 
+/// tokio numbers tasks through the whole process, and a runtime that is dropped drops its tasks in an order that depends on their numbers. So a run must
+/// have the process to itself, and begin at a round number, or a crash would close connections in another order each time.
+fn from_a_round_task_number() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let number = || runtime.block_on(async { tokio::spawn(async { tokio::task::id().to_string() }).await.unwrap() });
+    while number().parse::<u64>().unwrap() % 64 != 63 {}
+    alone
+}
+
 pub fn run(seed: u64, lie: Option<Lie>) -> Run {
+    let _alone = from_a_round_task_number();
     catch_panics();
     let plan = Plan::new(seed);
     let clock = Clock::default();
@@ -244,6 +256,12 @@ impl Stage<'_> {
             Fault::Crash(node) => {
                 self.hubs.lock().unwrap()[node] = None;
                 sim.crash(NODES[node]);
+            }
+            Fault::PowerLoss(node) => {
+                let clients = PLACES.into_iter().chain([CELLAR]);
+                clients.clone().for_each(|client| sim.partition(client, NODES[node]));
+                self.bring(Fault::Crash(node));
+                clients.for_each(|client| self.bring(Fault::Release(client, node)));
             }
             Fault::Start(node) => {
                 if !sim.is_host_running(NODES[node]) {
