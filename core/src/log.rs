@@ -470,7 +470,7 @@ impl Log {
                 let first = ring
                     .latest
                     .as_ref()
-                    .map(|latest| latest.between(Position::ZERO, visible))
+                    .map(|latest| latest.between(0, visible))
                     .unwrap_or_default();
                 // A listener that is cut off before it has the last of these must get them again: it has nothing yet.
                 let cursor = if first.is_empty() {
@@ -525,7 +525,7 @@ impl Log {
         Some(Place {
             next: visible,
             cursor,
-            first: latest.between(cursor, visible),
+            first: latest.between(place, visible),
         })
     }
 
@@ -707,12 +707,13 @@ impl Latest {
         }
     }
 
-    /// In order: what is newer than `cursor` and stands before `visible`.
-    fn between(&self, cursor: Position, visible: u64) -> Vec<Arc<Entry>> {
+    /// In order: what stands at `from` or later, and before `visible`. Places, not positions: behind a lost tail a listener's cursor goes back
+    /// to the fork, and the lost events must not come again.
+    fn between(&self, from: u64, visible: u64) -> Vec<Arc<Entry>> {
         let mut found: Vec<_> = self
             .by_key
             .values()
-            .filter(|(place, entry)| *place < visible && entry.position() > cursor)
+            .filter(|(place, _)| (from..visible).contains(place))
             .collect();
         found.sort_unstable_by_key(|(place, _)| *place);
         found.into_iter().map(|(_, entry)| entry.clone()).collect()
@@ -1138,6 +1139,29 @@ mod tests {
             let delivery = if latest { Delivery::Latest } else { Delivery::Every };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
             runtime.block_on(compare(steps, delivery, replay, max_events, max_bytes));
+        }
+
+        /// What is remembered of each key is the newest, oldest forgotten first, and it is known what may be missing.
+        #[test]
+        fn what_is_forgotten_is_the_oldest(puts in prop::collection::vec((0..12u8, 0..300usize), 1..200), roomy in any::<bool>()) {
+            let max_bytes = if roomy { 1 << 30 } else { 8 * ENTRY_COST };
+            let mut latest = Latest::default();
+            let mut newest: Vec<(u64, u8, usize)> = Vec::new();
+            let mut forgotten = 0;
+            for (place, (key, size)) in (0..).zip(puts) {
+                let event = event(place + 1, place, key, size);
+                let entry = Entry::new(Item::Event(event.clone()));
+                latest.put(event.message.conflation_key(), place, &entry, max_bytes);
+                newest.retain(|(_, known, _)| *known != key);
+                newest.push((place, key, entry.cost()));
+                while newest.len() > 1 && newest.iter().map(|(_, _, cost)| cost).sum::<usize>() > max_bytes {
+                    forgotten = newest.remove(0).0 + 1;
+                }
+                let given: Vec<u64> = latest.between(0, u64::MAX).iter().map(|e| e.position().0 - 1).collect();
+                prop_assert_eq!(given, newest.iter().map(|(place, _, _)| *place).collect::<Vec<_>>());
+                prop_assert_eq!(latest.whole_from, forgotten);
+                prop_assert!(latest.order.len() <= 2 * newest.len() + 65, "{} for {}", latest.order.len(), newest.len());
+            }
         }
     }
 }
