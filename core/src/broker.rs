@@ -3,11 +3,13 @@
 //! `airwave_brokers::memory` is the reference; the contract as tests is the module `conformance` (feature of that name).
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use prometheus_client::metrics::counter::Counter;
 
 use crate::event::{ChannelName, Event, IdempotencyKey, Message, Position};
 
@@ -51,6 +53,65 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Can this broker deliver now, end to end? Asked by the readiness probe.
     async fn ping(&self) -> Result<(), BrokerError>;
+
+    /// Where this broker notes what the node's figures shall say of it; asked once, when the node starts. One that has no connection to
+    /// lose has nothing to note.
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
+    }
+}
+
+/// What a broker notes of its backbone while it works. Cheap to clone; all clones note into one. [`Hub`](crate::Hub) notes every event
+/// of a feed itself, so a broker notes what no feed shows.
+#[derive(Clone, Debug)]
+pub struct Pulse(Arc<Noted>);
+
+#[derive(Debug)]
+struct Noted {
+    since: Instant,
+    /// Of the last sign of life: ms after `since`.
+    heard: AtomicU64,
+    reconnects: Counter,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self(Arc::new(Noted {
+            since: Instant::now(),
+            heard: AtomicU64::new(0),
+            reconnects: Counter::default(),
+        }))
+    }
+}
+
+impl Pulse {
+    /// The backbone has delivered something: a probe of this node's, for example.
+    pub fn heard(&self) {
+        self.0.heard.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// A connection to the backbone was lost and has been made again.
+    pub fn reconnected(&self) {
+        self.0.reconnects.inc();
+    }
+
+    /// How often [`Pulse::reconnected`] was noted.
+    pub fn reconnects(&self) -> u64 {
+        self.0.reconnects.get()
+    }
+
+    /// How long ago the backbone delivered anything; at first, how long this has been there.
+    pub fn silent_for(&self) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(self.0.heard.load(Ordering::Relaxed)))
+    }
+
+    pub(crate) fn counter(&self) -> Counter {
+        self.0.reconnects.clone()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.0.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// What is to be published.

@@ -1,8 +1,8 @@
 //! The handle that applications publish with. It stands on the broker alone: publishing needs no listener and no open log.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -22,6 +22,81 @@ pub(crate) struct Backbone {
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     pub(crate) jitter: Jitter,
+    pub(crate) outage: Outage,
+}
+
+/// Channels that cannot be healed, counted, so that an outage is logged once for the node and not for each channel and try.
+#[derive(Default)]
+pub(crate) struct Outage(Mutex<Troubled>);
+
+#[derive(Default)]
+struct Troubled {
+    since: Option<Instant>,
+    now: usize,
+    in_all: usize,
+    tries: u64,
+}
+
+/// One channel that cannot be healed. Dropping it says that it is over.
+pub(crate) struct Unhealed(Arc<Backbone>);
+
+impl Unhealed {
+    /// The first try to heal this channel has failed.
+    pub(crate) fn begin(backbone: &Arc<Backbone>, channel: &ChannelName, error: &BrokerError) -> Self {
+        let first = {
+            let mut troubled = backbone.outage.lock();
+            troubled.now += 1;
+            troubled.in_all += 1;
+            backbone.metrics.healing.set(troubled.now as i64);
+            let first = troubled.since.is_none();
+            troubled.since.get_or_insert_with(Instant::now);
+            first
+        };
+        if first {
+            tracing::warn!(%channel, %error, "cannot heal yet; this and every other channel is tried until it can be, and then summed up");
+        }
+        let unhealed = Self(backbone.clone());
+        unhealed.again(channel, error);
+        unhealed
+    }
+
+    /// One more try has failed.
+    pub(crate) fn again(&self, channel: &ChannelName, error: &BrokerError) {
+        self.0.outage.lock().tries += 1;
+        tracing::debug!(%channel, %error, "cannot heal yet");
+    }
+}
+
+impl Drop for Unhealed {
+    fn drop(&mut self) {
+        let over = {
+            let mut troubled = self.0.outage.lock();
+            troubled.now -= 1;
+            self.0.metrics.healing.set(troubled.now as i64);
+            (troubled.now == 0).then(|| std::mem::take(&mut *troubled))
+        };
+        if let Some(Troubled {
+            since: Some(since),
+            in_all,
+            tries,
+            ..
+        }) = over
+        {
+            let seconds = since.elapsed().as_secs_f64();
+            tracing::info!(
+                channels = in_all,
+                tries,
+                seconds,
+                "what could not be healed is healed, or closed"
+            );
+        }
+    }
+}
+
+impl Outage {
+    fn lock(&self) -> MutexGuard<'_, Troubled> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Spreads in time what many would do at once. Not for secrets.

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::broker::{BrokerError, Feed, FeedSink, Replay};
-use crate::channel::Backbone;
+use crate::channel::{Backbone, Unhealed};
 use crate::event::{ChannelName, Event, Position};
 use crate::log::{Appended, Log, goes_on_after, is_whole, lost_end};
 use crate::rule::Rule;
@@ -139,6 +139,7 @@ impl Feeder {
     }
 
     fn event(&self, generation: u64, event: Arc<Event>) {
+        self.backbone.metrics.pulse.heard();
         {
             let mut state = self.lock();
             if state.generation != generation {
@@ -243,6 +244,7 @@ impl Feeder {
     async fn heal_now(me: Weak<Feeder>, mut generation: u64, mut follow_again: bool) {
         let mut backoff = BACKOFF.0;
         let mut tries = 0;
+        let mut unhealed: Option<Unhealed> = None;
         loop {
             let Some(feeder) = me.upgrade() else { return };
             let (backbone, log) = (feeder.backbone.clone(), feeder.log.clone());
@@ -271,7 +273,10 @@ impl Feeder {
                 Ok(Some(answer)) => answer,
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::warn!(channel = %log.name, %error, "cannot heal yet");
+                    match &unhealed {
+                        Some(unhealed) => unhealed.again(&log.name, &error),
+                        None => unhealed = Some(Unhealed::begin(&backbone, &log.name, &error)),
+                    }
                     sleep(backbone.jitter.spread(backoff)).await;
                     backoff = (backoff * 2).min(BACKOFF.1);
                     continue;

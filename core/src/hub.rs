@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::broker::{Broker, BrokerError, Replay};
-use crate::channel::{Backbone, Channel, Jitter, refusal};
+use crate::channel::{Backbone, Channel, Jitter, Outage, refusal};
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::feeder::Feeder;
 use crate::flight::Flights;
@@ -144,10 +144,11 @@ impl HubBuilder {
     /// Starts the node. Must be called within a tokio runtime, which it then uses.
     pub fn build(self) -> Hub {
         let backbone = Arc::new(Backbone {
+            metrics: Metrics::new(self.broker.pulse()),
             broker: self.broker,
             rules: self.rules,
             limits: self.limits,
-            metrics: Metrics::default(),
+            outage: Outage::default(),
             jitter: self.jitter,
         });
         let inner = Arc::new(Inner {

@@ -1,5 +1,6 @@
 //! What a node counts. Names and labels are listed in docs/deploying.md; no label ever holds what a client chose.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -10,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::broker::Pulse;
 use crate::refusal::Code;
 use crate::rule::SlowPolicy;
 use crate::wire::GapReason;
@@ -41,6 +43,9 @@ pub struct Metrics {
     pub(crate) heals: Counter,
     pub(crate) replays: Counter,
     pub(crate) broker_up: Gauge,
+    pub(crate) healing: Gauge,
+    pub(crate) pulse: Pulse,
+    silent: Gauge<f64, AtomicU64>,
 }
 
 /// The handles of one wire, cached so that the hot path looks nothing up.
@@ -55,6 +60,13 @@ pub(crate) struct WireMetrics {
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::new(Pulse::default())
+    }
+}
+
+impl Metrics {
+    /// The figures of a node whose broker notes into `pulse`.
+    pub(crate) fn new(pulse: Pulse) -> Self {
         let mut registry = Registry::with_prefix("airwave");
         // Half a millisecond to about 16 seconds.
         let latency = || Histogram::new((0..16).map(|i| 0.000_5 * f64::from(1 << i)));
@@ -77,6 +89,9 @@ impl Default for Metrics {
             heals: Counter::default(),
             replays: Counter::default(),
             broker_up: Gauge::default(),
+            healing: Gauge::default(),
+            pulse,
+            silent: Gauge::default(),
             registry: Mutex::default(),
         };
         let r = &mut registry;
@@ -146,6 +161,21 @@ impl Default for Metrics {
         );
         r.register("broker_replays", "History reads asked of the broker", metrics.replays.clone());
         r.register("broker_up", "1 while the broker answers", metrics.broker_up.clone());
+        r.register(
+            "healing",
+            "Channels that could not be healed yet and are tried again",
+            metrics.healing.clone(),
+        );
+        r.register(
+            "broker_reconnects",
+            "Times that a connection to the broker was lost and made again",
+            metrics.pulse.counter(),
+        );
+        r.register(
+            "broker_silent_seconds",
+            "Time since the broker delivered anything to this node, its own probes included",
+            metrics.silent.clone(),
+        );
         // All series exist from the start, so that a rate never begins with a hole.
         for reason in GapReason::ALL {
             drop(metrics.gaps.get_or_create(&Label { kind: reason.as_str() }));
@@ -181,6 +211,7 @@ impl Metrics {
 
     /// All figures in the Prometheus text format (OpenMetrics 1.0).
     pub fn encode(&self) -> String {
+        self.silent.set(self.pulse.silent_for().as_secs_f64());
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &self.registry.lock().unwrap_or_else(PoisonError::into_inner));

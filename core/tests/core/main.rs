@@ -30,5 +30,8 @@ mod window;
 /// The application's say: who is asked what, how often, and what comes of it.
 mod handlers;
 
+/// What operators see of an outage.
+mod outage;
+
 /// One node: opening and closing logs, telling everybody, going away without a trace.
 mod node;

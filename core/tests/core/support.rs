@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use airwave_core::broker::{FeedSender, Publish};
+use airwave_core::broker::{FeedSender, Publish, Pulse};
 use airwave_core::event::IdempotencyKey;
 use airwave_core::hub::WireHandle;
 use airwave_core::rule::{Limits, TransportName};
@@ -428,6 +428,7 @@ pub struct Node {
     pub unsubscribed: AtomicUsize,
     /// Feeds end as soon as they are opened.
     pub stillborn: AtomicBool,
+    pub pulse: Pulse,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -464,6 +465,7 @@ impl Backbone {
             feeds: AtomicUsize::new(0),
             unsubscribed: AtomicUsize::new(0),
             stillborn: AtomicBool::new(false),
+            pulse: Pulse::default(),
         });
         lock(&self.nodes).push(Arc::downgrade(&node));
         node
@@ -668,6 +670,10 @@ impl Node {
 impl Broker for Node {
     fn name(&self) -> &'static str {
         "test"
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {

@@ -1,0 +1,135 @@
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use airwave_core::Hub;
+use airwave_core::session::After;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+use crate::support::*;
+
+/// Keeps what is logged about healing, with its level.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<(Level, String)>>>);
+
+impl Subscriber for Heard {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        struct Text(String);
+        impl Visit for Text {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                self.0.push_str(&format!("{}={value:?} ", field.name()));
+            }
+        }
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        if text.0.contains("heal") {
+            self.0.lock().unwrap().push((*event.metadata().level(), text.0));
+        }
+    }
+}
+
+impl Heard {
+    fn at(&self, level: Level) -> Vec<String> {
+        let heard = self.0.lock().unwrap();
+        let of_level = heard.iter().filter(|(other, _)| *other == level);
+        of_level.map(|(_, text)| text.clone()).collect()
+    }
+}
+
+fn figure(hub: &Hub, name: &str) -> f64 {
+    let text = hub.metrics().encode();
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    found.unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+/// One line when it begins and one when it is over, and not one for each channel and try.
+#[tokio::test(start_paused = true)]
+async fn an_outage_with_many_channels_does_not_flood_the_log() {
+    const CHANNELS: usize = 50;
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let hub = hub(&node, rule());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listeners = Vec::new();
+    for n in 0..CHANNELS {
+        let mut listener = Listener::at(&hub, &wire, &format!("c/{n}"), After::Nothing).await;
+        listener.confirmation().await;
+        listeners.push(listener);
+    }
+    let heard = Heard::default();
+    let _guard = tracing::subscriber::set_default(heard.clone());
+    for outage in 1..=2 {
+        node.unavailable(true);
+        node.cut();
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        assert_eq!(figure(&hub, "airwave_healing"), CHANNELS as f64);
+        assert_eq!(heard.at(Level::WARN).len(), outage, "{:?}", heard.at(Level::WARN));
+        assert_eq!(heard.at(Level::INFO).len(), outage - 1, "it is not over yet");
+
+        node.unavailable(false);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(figure(&hub, "airwave_healing"), 0.0);
+        assert_eq!(heard.at(Level::WARN).len(), outage);
+        let over = heard.at(Level::INFO);
+        assert_eq!(over.len(), outage);
+        assert!(over[outage - 1].contains(&format!("channels={CHANNELS} ")), "{over:?}");
+    }
+    assert!(
+        heard.at(Level::DEBUG).len() > 2 * CHANNELS,
+        "each try is there for who looks for it"
+    );
+}
+
+/// Whatever the broker, events are signs of life; what it notes itself is shown too.
+#[tokio::test(start_paused = true)]
+async fn the_figures_show_what_the_broker_notes() {
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let pulse = &node.pulse;
+    pulse.reconnected();
+    pulse.reconnected();
+    assert_eq!(pulse.reconnects(), 2);
+    let hub = hub(&node, rule());
+    assert_eq!(figure(&hub, "airwave_broker_reconnects_total"), 2.0);
+    pulse.reconnected();
+    assert_eq!(figure(&hub, "airwave_broker_reconnects_total"), 3.0);
+
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    listener.confirmation().await;
+    let quiet = Duration::from_millis(30);
+    for sign_of_life in [true, false] {
+        // The real clock: this figure is for people.
+        std::thread::sleep(quiet);
+        assert!(pulse.silent_for() >= quiet);
+        assert!(figure(&hub, "airwave_broker_silent_seconds") >= quiet.as_secs_f64());
+        let before = std::time::Instant::now();
+        if sign_of_life {
+            pulse.heard();
+        } else {
+            backbone.say("c", "text");
+            listener.line().await;
+        }
+        let silent = pulse.silent_for();
+        let tick = Duration::from_millis(1);
+        assert!(
+            silent <= before.elapsed() + tick,
+            "{silent:?} of silence after a sign of life"
+        );
+    }
+}
