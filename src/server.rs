@@ -77,7 +77,8 @@ pub(crate) async fn hub(
 pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
     let publishers = match &config.publish_token {
         Some(token) => Publishers::Token(token.expose().into()),
-        None if config.publish_open || (!embedded && config.is_local()) => Publishers::Anybody,
+        None if config.publish_open => Publishers::Anybody,
+        None if !embedded && config.is_local() => Publishers::Local,
         None => Publishers::Nobody,
     };
     let origins = match &config.origins {

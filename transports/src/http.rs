@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
@@ -181,7 +181,7 @@ async fn publish(State(http): State<Http>, request: Request) -> Response {
 }
 
 async fn publish_all(http: &Http, parts: &Parts, body: Body) -> Result<Response, Refusal> {
-    authorize(&http.options.publishers, &parts.headers)?;
+    authorize(&http.options.publishers, parts)?;
     if http.hub.is_draining() {
         return Err(Refusal::unavailable("this server is going away: publish again"));
     }
@@ -286,14 +286,18 @@ async fn publish_one(hub: &Hub, mut publication: Publication<'_>) -> Result<Stri
     ))
 }
 
-fn authorize(publishers: &Publishers, headers: &HeaderMap) -> Result<(), Refusal> {
+fn authorize(publishers: &Publishers, parts: &Parts) -> Result<(), Refusal> {
     match publishers {
         Publishers::Anybody => Ok(()),
+        Publishers::Local if is_addressed_locally(parts) => Ok(()),
+        Publishers::Local => Err(Refusal::forbidden(
+            "without a publish token this server takes publishes only at localhost or an IP address: set publish.token in its configuration",
+        )),
         Publishers::Nobody => Err(Refusal::forbidden(
             "publishing over HTTP is off: set publish.token in the server's configuration and send 'Authorization: Bearer TOKEN'",
         )),
         Publishers::Token(token) => {
-            let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
+            let given = parts.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
                 let (scheme, token) = value.split_at_checked(7)?;
                 scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
             });
@@ -304,6 +308,20 @@ fn authorize(publishers: &Publishers, headers: &HeaderMap) -> Result<(), Refusal
             }
         }
     }
+}
+
+/// Whether the request names the server in a way that no foreign site's name can.
+fn is_addressed_locally(parts: &Parts) -> bool {
+    // HTTP/2 has the name in the target (RFC 9113, section 8.3.1), HTTP/1.1 in a header (RFC 9112, section 3.2).
+    let authority = match parts.uri.authority() {
+        Some(authority) => Some(authority.clone()),
+        None => parts.headers.get(HOST).and_then(|host| host.as_bytes().try_into().ok()),
+    };
+    let Some(authority) = authority else {
+        return false;
+    };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok()
 }
 
 /// Takes as long for a wrong token as for the right one, so that time tells nothing about how much of it was right.
@@ -325,14 +343,23 @@ mod tests {
         assert!(refusal.message.contains("30 seconds"), "{refusal}");
     }
 
+    fn request(target: &str, headers: &[(HeaderName, &'static str)]) -> Parts {
+        let mut request = http::Request::post(target);
+        for (name, value) in headers {
+            request = request.header(name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn refused(publishers: &Publishers, parts: &Parts) -> Result<(), Code> {
+        authorize(publishers, parts).map_err(|no| no.code)
+    }
+
     #[test]
     fn only_the_token_publishes() {
         let with = |value: Option<&'static str>| {
-            let mut headers = HeaderMap::new();
-            if let Some(value) = value {
-                headers.insert(AUTHORIZATION, HeaderValue::from_static(value));
-            }
-            authorize(&Publishers::Token("correct horse".into()), &headers).map_err(|no| no.code)
+            let headers: Vec<_> = value.map(|value| (AUTHORIZATION, value)).into_iter().collect();
+            refused(&Publishers::Token("correct horse".into()), &request("/publish", &headers))
         };
         assert_eq!(with(Some("Bearer correct horse")), Ok(()));
         assert_eq!(with(Some("bearer correct horse")), Ok(()));
@@ -346,9 +373,36 @@ mod tests {
         ] {
             assert_eq!(with(wrong), Err(Code::Unauthorized), "{wrong:?}");
         }
-        assert_eq!(
-            authorize(&Publishers::Nobody, &HeaderMap::new()).unwrap_err().code,
-            Code::Forbidden
-        );
+        assert_eq!(refused(&Publishers::Nobody, &request("/publish", &[])), Err(Code::Forbidden));
+    }
+
+    #[test]
+    fn a_name_that_a_foreign_site_made_lead_here_publishes_nothing() {
+        let named = |host: &'static str| refused(&Publishers::Local, &request("/publish", &[(HOST, host)]));
+        for ours in [
+            "localhost",
+            "LocalHost:8080",
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "[::1]",
+            "192.168.1.7",
+        ] {
+            assert_eq!(named(ours), Ok(()), "{ours}");
+        }
+        for foreign in [
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.1@evil.example",
+            "",
+        ] {
+            assert_eq!(named(foreign), Err(Code::Forbidden), "{foreign}");
+        }
+        assert_eq!(refused(&Publishers::Local, &request("/publish", &[])), Err(Code::Forbidden));
+        // HTTP/2 has the name in the target.
+        assert_eq!(refused(&Publishers::Local, &request("http://[::1]:80/publish", &[])), Ok(()));
+        let rebound = request("http://evil.example/publish", &[(HOST, "localhost")]);
+        assert_eq!(refused(&Publishers::Local, &rebound), Err(Code::Forbidden));
     }
 }

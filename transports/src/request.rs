@@ -31,8 +31,11 @@ pub enum Publishers {
     /// Nobody: the route answers `forbidden`.
     #[default]
     Nobody,
-    /// Anybody who reaches the server. For servers on a loopback address.
+    /// Anybody who reaches the server.
     Anybody,
+    /// Whoever addresses the server as `localhost` or by an IP address. For servers on a loopback address: a page of a foreign site that has its own
+    /// name lead here (DNS rebinding) would be same-origin, and is told apart by that name.
+    Local,
     /// Whoever knows the token.
     Token(Arc<str>),
 }
@@ -42,6 +45,7 @@ impl std::fmt::Debug for Publishers {
         f.write_str(match self {
             Publishers::Nobody => "Nobody",
             Publishers::Anybody => "Anybody",
+            Publishers::Local => "Local",
             Publishers::Token(_) => "Token(…)",
         })
     }
