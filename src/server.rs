@@ -12,6 +12,7 @@ use airwave_transports::{Options, Origins, Publishers};
 use axum::Router;
 use tokio::net::TcpListener;
 
+use crate::client;
 use crate::config::{AllowedOrigins, BrokerKind, Config, ConfigError};
 use crate::listener::{self, Serving};
 use crate::live;
@@ -87,7 +88,7 @@ pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
         AllowedOrigins::Listed(list) => Origins::List(list.clone()),
     };
     let options = Options { origins, publishers };
-    let router = airwave_transports::router(hub.clone(), options, airwave_transports::standard(hub));
+    let router = airwave_transports::router(hub.clone(), options, airwave_transports::standard(hub)).merge(client::routes());
     if config.live_page && !embedded {
         router.merge(live::routes(hub.clone()))
     } else {

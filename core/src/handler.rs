@@ -76,7 +76,8 @@ impl ConnectRequest {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
-    /// The token of an `Authorization: Bearer` header (RFC 6750, section 2.1).
+    /// The token of an `Authorization: Bearer` header (RFC 6750, section 2.1), or of the subprotocol that stands for it where a browser opens a
+    /// WebSocket (docs/protocol.md, section 5).
     pub fn bearer_token(&self) -> Option<&str> {
         let (scheme, token) = self.header("authorization")?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())

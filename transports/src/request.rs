@@ -8,7 +8,11 @@ use airwave_core::{ChannelName, ConnectRequest, Refusal};
 use axum::body::Body;
 use axum::extract::{ConnectInfo, OriginalUri};
 use axum::response::Response;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL,
+};
 use http::request::Parts;
 
 use crate::envelope;
@@ -108,17 +112,35 @@ impl Origins {
 
 /// The request as a handler sees it.
 pub fn connect_request(parts: &Parts, transport: TransportName) -> ConnectRequest {
-    let headers = parts
+    let mut headers: Vec<(String, String)> = parts
         .headers
         .iter()
         .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
         .collect();
+    if !parts.headers.contains_key(AUTHORIZATION)
+        && let Some(token) = token_in_subprotocol(&parts.headers)
+    {
+        headers.push((AUTHORIZATION.as_str().to_owned(), format!("Bearer {token}")));
+    }
     ConnectRequest {
         transport,
         peer: peer(parts),
         query: parts.uri.query().unwrap_or_default().to_owned(),
         headers,
     }
+}
+
+/// What a browser's WebSocket shows in place of an `Authorization` header, which it cannot send: `airwave.bearer.TOKEN` among the subprotocols
+/// that it offers, TOKEN in base64url. A query would show it to every log on the way.
+fn token_in_subprotocol(headers: &HeaderMap) -> Option<String> {
+    let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
+    let encoded = offered
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .find_map(|protocol| protocol.trim().strip_prefix("airwave.bearer."))?;
+    let token = String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).ok()?).ok()?;
+    // As in the header that it stands for: nothing but visible characters.
+    token.bytes().all(|byte| byte.is_ascii_graphic()).then_some(token)
 }
 
 /// The address of the other end, where the server tells it (`ConnectInfo`).
@@ -255,6 +277,36 @@ mod tests {
         }
         assert!(matches!(check(&listed, Some("https://app.example")), Ok(Origin::Allowed(_))));
         assert!(Origins::Same.check(&headers("", Some("http://")), None).is_err());
+    }
+
+    #[test]
+    fn a_subprotocol_stands_for_the_header_that_a_browser_cannot_send() {
+        let token = |offered: &'static str, header: Option<&'static str>| {
+            let mut request = http::Request::new(());
+            let headers = request.headers_mut();
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(offered));
+            if let Some(header) = header {
+                headers.insert(AUTHORIZATION, HeaderValue::from_static(header));
+            }
+            let request = connect_request(&request.into_parts().0, TransportName::WEBSOCKET);
+            request.bearer_token().map(str::to_owned)
+        };
+        // "a.b-c" in base64url.
+        assert_eq!(token("airwave, airwave.bearer.YS5iLWM", None).as_deref(), Some("a.b-c"));
+        assert_eq!(
+            token("airwave,airwave.bearer.YS5iLWM", Some("Bearer header")).as_deref(),
+            Some("header")
+        );
+        // Padding, no base64, a line break, and nothing at all.
+        for offered in [
+            "airwave.bearer.YS5iLWM=",
+            "airwave.bearer.?",
+            "airwave.bearer.YQpi",
+            "airwave",
+            "airwave.bearer",
+        ] {
+            assert_eq!(token(offered, None), None, "{offered}");
+        }
     }
 
     #[test]

@@ -26,7 +26,9 @@ use axum::response::Response;
 use axum::routing::any;
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, Sink, Stream};
-use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::header::{
+    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use http::request::Parts;
 use http::{Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
@@ -57,6 +59,8 @@ const FRAME_OVERHEAD: usize = 2048;
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// JSON numbers beyond this are not exact in JavaScript.
 const MAX_ID: u64 = (1 << 53) - 1;
+/// The one subprotocol, chosen where it is offered. A browser that shows a token must offer it, because a token is no protocol that could be chosen.
+const PROTOCOL: &str = "airwave";
 /// The `id` of a binary message whose client wants no reply.
 const NO_ID: u64 = u64::MAX;
 
@@ -164,6 +168,11 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    // RFC 6455, section 4.2.2: only what was offered may be chosen.
+    if header_has(&parts, &SEC_WEBSOCKET_PROTOCOL, PROTOCOL) {
+        let protocol = HeaderValue::from_static(PROTOCOL);
+        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, protocol);
     }
     let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() else {
         return malformed("this connection cannot be upgraded: is a proxy in between that does not know WebSockets?");

@@ -1,0 +1,1 @@
+function e(e){throw Error(`not built yet`)}export{e as share};

@@ -1,0 +1,174 @@
+// One connection that carries several channels: comes back by itself, and notices when it is dead. What is said on it is its heirs' business.
+
+import { fromBase64 } from "./bytes.js";
+import type { Client } from "./client.js";
+import type { Sending, Subscription } from "./subscription.js";
+import { AirwaveError, type Gap, type Member, type TransportName } from "./types.js";
+
+/** How long a connection may take to come about. */
+const CONNECT_MS = 10_000;
+/** A line that held so long was a good one: the next wait begins small again. */
+const GOOD_MS = 5_000;
+
+/** A JSON frame of the server, or a control event of SSE in the same form. */
+// biome-ignore lint: what a frame holds is said by its type
+export type Frame = Record<string, any>;
+
+/** Whether the same may succeed later without being changed. */
+export function isTemporary({ code }: AirwaveError): boolean {
+  return code === "unavailable" || code === "too-many" || code === "internal" || code === "disconnected";
+}
+
+export abstract class Line {
+  abstract readonly kind: TransportName;
+  readonly members: Map<string, Subscription> = new Map();
+  up = false;
+  protected readonly client: Client;
+  /** Set by whoever ends the connection only to make a new one at once. */
+  protected again = false;
+  /** Milliseconds that the server asked us to wait. */
+  protected hint: number | undefined;
+  protected base: number;
+  protected last = 0;
+  #attempt = 0;
+  #running = false;
+  #watch: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(client: Client) {
+    this.client = client;
+    this.base = client.backoff[0];
+  }
+
+  /** Makes one connection and resolves, or rejects, when it is over. */
+  protected abstract connect(): Promise<void>;
+  /** Ends the present connection, so that `connect` settles. */
+  protected abstract cut(error?: AirwaveError): void;
+  /** A channel has come (`added`) or gone. */
+  protected abstract changed(subscription: Subscription, added: boolean): void;
+  /** Says what waits in a channel's outbox, if that can be said now. */
+  abstract flush(subscription: Subscription): void;
+  /** Something may have changed (the network, the page's visibility): is this line still alive? */
+  abstract probe(): void;
+
+  add(subscription: Subscription): void {
+    subscription.line = this;
+    subscription.live = false;
+    this.members.set(subscription.name, subscription);
+    this.changed(subscription, true);
+    if (this.up) this.flush(subscription);
+    void this.#run();
+  }
+
+  remove(subscription: Subscription): void {
+    if (this.members.get(subscription.name) !== subscription) return;
+    this.members.delete(subscription.name);
+    subscription.line = undefined;
+    this.changed(subscription, false);
+    subscription.live = false;
+    for (const sending of subscription.outbox) sending.sent = false;
+    if (!this.members.size) this.cut();
+  }
+
+  async #run(): Promise<void> {
+    if (this.#running) return;
+    this.#running = true;
+    while (this.members.size) {
+      let error: AirwaveError | undefined;
+      this.again = false;
+      this.hint = undefined;
+      const since = Date.now();
+      this.heardWithin(CONNECT_MS);
+      try {
+        await this.connect();
+      } catch (thrown) {
+        error = thrown instanceof AirwaveError ? thrown : new AirwaveError("disconnected", String(thrown));
+      }
+      clearTimeout(this.#watch);
+      if (this.up && Date.now() - since > GOOD_MS) this.#attempt = 0;
+      this.up = false;
+      for (const member of this.members.values()) {
+        if (this.again) member.live = false;
+        else member.down(error);
+      }
+      this.broken();
+      if (this.again || !this.members.size) continue;
+      // Full jitter: a crowd that lost its server together does not come back together.
+      const most = Math.min(this.client.backoff[1], this.base * 2 ** this.#attempt);
+      this.#attempt += 1;
+      await this.client.pause(this.hint ?? Math.random() * most);
+    }
+    this.#running = false;
+    this.client.idle(this);
+  }
+
+  /** The connection is gone: what was on its way over it is unknown. */
+  protected broken(): void {
+    for (const { outbox } of this.members.values()) for (const sending of [...outbox]) this.lost(sending);
+  }
+
+  protected lost(sending: Sending): void {
+    if (!sending.sent) return;
+    sending.sent = false;
+    if (!sending.repeat) sending.settle(new AirwaveError("disconnected", "the line broke before the answer"));
+  }
+
+  /** The connection stands. */
+  protected opened(): void {
+    this.up = true;
+    this.heardWithin(this.client.silence);
+    for (const member of [...this.members.values()]) this.flush(member);
+  }
+
+  /** A sign of life. */
+  protected alive(): void {
+    this.last = Date.now();
+  }
+
+  protected heardWithin(limit: number): void {
+    clearTimeout(this.#watch);
+    this.alive();
+    const check = (): void => {
+      const left = this.last + limit - Date.now();
+      // One timer that looks again, because to set a new one for each event would cost more than the event.
+      if (left > 0) this.#watch = setTimeout(check, left);
+      else this.cut(new AirwaveError("disconnected", `nothing was heard for ${limit} ms`));
+    };
+    this.#watch = setTimeout(check, limit);
+  }
+
+  /** An event or a notice, in the form that both transports share. */
+  protected take(frame: Frame): void {
+    const member = this.members.get(frame["channel"] as string);
+    const live = member?.live ? member : undefined;
+    switch (frame["type"]) {
+      case undefined: {
+        const { channel, id, event, key, text, base64 } = frame as { channel: string; id: string; event: string; key?: string; text?: string; base64?: string };
+        const data: unknown = text ?? (base64 === undefined ? frame["data"] : fromBase64(base64));
+        return live?.heard(key === undefined ? { channel, id, event, data } : { channel, id, event, data, key });
+      }
+      case "gap":
+        return live?.gap({ channel: frame["channel"], after: frame["after"], cursor: frame["cursor"], reason: frame["reason"] } as Gap);
+      case "end":
+        if (live) {
+          live.live = false;
+          live.ended(frame["cursor"] as string);
+        }
+        return;
+      case "stale":
+        for (const each of this.members.values()) each.stale();
+        return;
+      case "presence":
+        return live?.present({ members: frame["members"] as Member[], more: Boolean(frame["more"]) });
+      case "join":
+        return live?.moved("joined", member_(frame));
+      case "leave":
+        return live?.moved("left", member_(frame));
+      case "update":
+        return live?.moved("updated", member_(frame));
+    }
+  }
+}
+
+function member_({ user, connections = 1, meta }: Frame): Member {
+  return { user, connections, meta } as Member;
+}

@@ -1,0 +1,249 @@
+// Channels over one WebSocket: docs/protocol.md, section 5.
+
+import { decodeFrame, encodeFrame, toBase64, toBase64Url } from "./bytes.js";
+import { type Frame, isTemporary, Line } from "./line.js";
+import { type Sending, Subscription } from "./subscription.js";
+import { AirwaveError, type Code } from "./types.js";
+
+/** The server takes 100 frames per second and twice as many in a burst, and closes on more: stay below both. */
+const FRAMES_PER_MS = 0.09;
+const BURST = 150;
+/** How long a line that is asked may take to answer. */
+const PONG_MS = 5_000;
+
+/** Those of RFC 6455. The others are an HTTP status and 4000. */
+const CLOSE_CODES: Record<number, Code> = { 1009: "too-large", 1011: "internal", 1012: "unavailable", 1013: "unavailable" };
+
+export const STATUS_CODES: Record<number, Code> = {
+  400: "bad-request",
+  401: "unauthorized",
+  403: "forbidden",
+  404: "unknown-channel",
+  406: "wrong-transport",
+  409: "ended",
+  413: "too-large",
+  429: "too-many",
+  503: "unavailable",
+};
+
+export class SocketLine extends Line {
+  readonly kind = "websocket";
+  #socket: WebSocket | undefined;
+  #over: ((error: AirwaveError | undefined) => void) | undefined;
+  #id = 0;
+  /** Who waits for the answer to which number. */
+  #asked = new Map<number, Sending | Subscription>();
+  #queue: (string | Uint8Array)[] = [];
+  #allowance = BURST;
+  #filled = 0;
+  #pacing: ReturnType<typeof setTimeout> | undefined;
+  /** HTTP worked and the upgrade did not, the last time. */
+  #suspect = false;
+  #refusedToken = false;
+
+  protected async connect(): Promise<void> {
+    const { client } = this;
+    const token = await client.token(this.#refusedToken ? "refused" : "new");
+    if (!this.members.size) return;
+    const url = `${client.url.replace(/^http/, "ws")}socket?heartbeat=event`;
+    const Socket = client.WebSocket as typeof WebSocket;
+    const socket = token ? new Socket(url, ["airwave", `airwave.bearer.${toBase64Url(token)}`]) : new Socket(url);
+    socket.binaryType = "arraybuffer";
+    // What went wrong is told by the close that follows; but an error without a listener ends a Node process.
+    socket.onerror = () => {};
+    this.#socket = socket;
+    let said: AirwaveError | undefined;
+    const error = await new Promise<AirwaveError | undefined>((done) => {
+      this.#over = done;
+      socket.onopen = () => {
+        this.#suspect = false;
+        this.#allowance = BURST;
+        this.#filled = Date.now();
+        for (const member of this.members.values()) this.#subscribe(member);
+        this.opened();
+      };
+      socket.onmessage = ({ data }: MessageEvent) => {
+        this.alive();
+        if (typeof data !== "string") {
+          const event = decodeFrame(data as ArrayBuffer);
+          const member = event && this.members.get(event.channel);
+          if (member?.live) member.heard(event!);
+          return;
+        }
+        const frame = JSON.parse(data) as Frame;
+        if (frame["type"] === "error" && frame["id"] === null) said = refusal(frame);
+        this.#answer(frame);
+      };
+      socket.onclose = ({ code, reason }: CloseEvent) => {
+        this.hint = code === 1012 ? Number(/retry=(\d+)/.exec(reason)?.[1] ?? NaN) || undefined : undefined;
+        done(new AirwaveError(CLOSE_CODES[code] ?? STATUS_CODES[code - 4000] ?? "disconnected", said?.message ?? (reason || `the WebSocket closed with ${code}`), said?.transport));
+      };
+    });
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close();
+    this.#socket = this.#over = undefined;
+    if (!this.up && error?.code === "disconnected") await this.#blocked();
+    if (error) {
+      this.#judge(error);
+      throw error;
+    }
+  }
+
+  /** A refusal that no repetition changes is told to everybody on this line. */
+  #judge(error: AirwaveError): void {
+    if (error.code === "too-large") {
+      for (const asked of this.#asked.values()) if (!(asked instanceof Subscription)) asked.settle(error);
+      return;
+    }
+    const retries = error.code === "unauthorized" && this.client.hasToken && !this.#refusedToken;
+    this.#refusedToken = retries;
+    if (retries) this.again = true;
+    else if (!isTemporary(error)) for (const member of [...this.members.values()]) member.refused(error);
+  }
+
+  /** Where HTTP works and the upgrade does not, twice in a row, something in between does not let WebSockets pass. */
+  async #blocked(): Promise<void> {
+    const [first] = this.members.values();
+    if (!first || !(await this.client.reaches(first))) return;
+    if (this.#suspect) this.client.fallBack(this);
+    else this.again = true;
+    this.#suspect = true;
+  }
+
+  protected cut(error?: AirwaveError): void {
+    this.#over?.(error);
+  }
+
+  protected override broken(): void {
+    clearTimeout(this.#pacing);
+    this.#pacing = undefined;
+    this.#queue = [];
+    this.#asked.clear();
+    super.broken();
+  }
+
+  protected changed(subscription: Subscription, added: boolean): void {
+    if (!this.up) return;
+    if (added) this.#subscribe(subscription);
+    else if (subscription.state !== "ended" && subscription.state !== "refused") {
+      this.#write(JSON.stringify({ type: "unsubscribe", id: (this.#id += 1), channel: subscription.name }));
+    }
+  }
+
+  probe(): void {
+    if (!this.up) return;
+    const asked = Date.now();
+    this.#write('{"type":"ping"}');
+    setTimeout(() => {
+      if (this.up && this.last < asked) this.cut(new AirwaveError("disconnected", "a ping was not answered"));
+    }, PONG_MS);
+  }
+
+  #subscribe(subscription: Subscription): void {
+    const id = this.#ask(subscription);
+    const { name, cursor, options } = subscription;
+    this.#write(JSON.stringify({ type: "subscribe", id, channel: name, after: cursor, presence: options.presence || undefined }));
+  }
+
+  #ask(who: Sending | Subscription): number {
+    this.#id += 1;
+    this.#asked.set(this.#id, who);
+    return this.#id;
+  }
+
+  flush({ name, outbox }: Subscription): void {
+    if (!this.up) return;
+    for (const sending of [...outbox]) {
+      if (sending.sent) continue;
+      sending.sent = true;
+      const id = sending.reply ? this.#ask(sending) : undefined;
+      const { data, event, key } = sending;
+      if (data instanceof Uint8Array && !sending.repeat) this.#write(encodeFrame(name, event, id, data));
+      else {
+        const idempotency_key = sending.repeat ? sending.idempotencyKey : undefined;
+        this.#write(JSON.stringify({ type: "send", id, channel: name, event, ...payload(data), key, idempotency_key }));
+      }
+      if (id === undefined) sending.settle(null, null);
+    }
+  }
+
+  #answer(frame: Frame): void {
+    const id = frame["id"] as number;
+    const asked = frame["type"] ? this.#asked.get(id) : undefined;
+    if (!asked) return this.take(frame);
+    this.#asked.delete(id);
+    if (asked instanceof Subscription) {
+      if (this.members.get(asked.name) !== asked) return;
+      if (frame["type"] === "error") this.#notSubscribed(asked, refusal(frame));
+      else {
+        this.#refusedToken = false;
+        asked.confirmed(frame["cursor"] as string, frame["resumed"] as boolean);
+      }
+    } else if (frame["type"] === "reply") {
+      asked.settle(null, frame["data"]);
+    } else {
+      const error = refusal(frame);
+      if (asked.repeat && error.code === "unauthorized" && this.client.hasToken && !asked.retried) {
+        asked.retried = true;
+        this.#renew();
+      } else if (asked.repeat && isTemporary(error) && error.code !== "internal") {
+        void this.client.pause(Math.random() * this.base).then(() => {
+          asked.sent = false;
+          asked.to.line?.flush(asked.to);
+        });
+      } else asked.settle(error);
+    }
+  }
+
+  #notSubscribed(subscription: Subscription, error: AirwaveError): void {
+    if (error.code === "unauthorized" && this.client.hasToken && !subscription.retried) {
+      subscription.retried = true;
+      this.#renew();
+    } else if (error.code === "wrong-transport" && this.client.moves(subscription, error)) {
+      return;
+    } else if (isTemporary(error)) {
+      subscription.down(error);
+      void this.client.pause(this.base + Math.random() * this.base).then(() => {
+        if (this.up && this.members.get(subscription.name) === subscription && !subscription.live) this.#subscribe(subscription);
+      });
+    } else subscription.refused(error);
+  }
+
+  /** A new connection at once, with a fresh token. The channels go on where they were. */
+  #renew(): void {
+    this.#refusedToken = true;
+    this.again = true;
+    this.cut();
+  }
+
+  #write(frame: string | Uint8Array): void {
+    this.#queue.push(frame);
+    this.#pace();
+  }
+
+  #pace(): void {
+    const now = Date.now();
+    this.#allowance = Math.min(BURST, this.#allowance + (now - this.#filled) * FRAMES_PER_MS);
+    this.#filled = now;
+    while (this.#queue.length && this.#allowance >= 1) {
+      this.#allowance -= 1;
+      this.#socket?.send(this.#queue.shift() as string);
+    }
+    if (this.#queue.length) {
+      this.#pacing ??= setTimeout(() => {
+        this.#pacing = undefined;
+        this.#pace();
+      }, 20);
+    }
+  }
+}
+
+/** The field of the envelope that holds these data. */
+export function payload(data: unknown): { base64: string } | { data: unknown } {
+  if (data instanceof Uint8Array) return { base64: toBase64(data) };
+  return { data: data ?? null };
+}
+
+export function refusal({ code, message, transport }: Frame): AirwaveError {
+  return new AirwaveError(code as Code, message as string, transport as string | undefined);
+}

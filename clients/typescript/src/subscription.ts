@@ -1,0 +1,279 @@
+// One channel, whatever carries it: its cursor, its listeners, and the messages that wait to be said.
+
+import type { Line } from "./line.js";
+import {
+  AirwaveError,
+  type AnyEvent,
+  type AnyEvents,
+  type Channel,
+  type ChannelEvent,
+  type ChannelOptions,
+  type ControlEvents,
+  type Gap,
+  type Member,
+  type Off,
+  type Presence,
+  type SendOptions,
+  type State,
+  type TransportName,
+} from "./types.js";
+
+/** What a subscription needs of the client that it belongs to. */
+export interface Owner {
+  readonly queue: number;
+  /** Called once, when nothing more comes. */
+  over(subscription: Subscription): void;
+}
+
+/** What the channel's URL says about how to listen. */
+export interface Info {
+  transport: string | null;
+  transports: string[];
+  ended: boolean;
+}
+
+/** A message that has no answer yet. */
+export interface Sending {
+  readonly to: Subscription;
+  readonly event: string;
+  readonly data: unknown;
+  readonly key: string | undefined;
+  readonly idempotencyKey: string;
+  readonly repeat: boolean;
+  readonly reply: boolean;
+  /** On its way over the present connection. */
+  sent: boolean;
+  /** A fresh token has been tried for it already. */
+  retried: boolean;
+  settle(error: AirwaveError | null, value?: unknown): void;
+}
+
+/** What a slow `for await` may leave lying before it is told that it was too slow. */
+const READER_LIMIT = 10_000;
+
+const CONTROL: { [K in keyof ControlEvents]: true } = { gap: true, end: true, resumed: true, state: true, stale: true, presence: true, error: true };
+
+type Listener = (first: unknown, second?: unknown) => void;
+
+export class Subscription implements Channel<AnyEvents, AnyEvents> {
+  readonly name: string;
+  readonly options: ChannelOptions;
+  cursor: string | undefined;
+  state: State = "connecting";
+  members: readonly Member[] = [];
+  line: Line | undefined;
+  /** Confirmed on the present connection: what came before that is not this subscription's. */
+  live = false;
+  /** A fresh token has been tried since it was last confirmed. */
+  retried = false;
+  info: Info | undefined;
+  /** How often it was asked for. */
+  users = 1;
+  readonly outbox: Sending[] = [];
+  #owner: Owner;
+  #more = false;
+  #wasDown = false;
+  #listeners = new Map<string, Set<Listener>>();
+  #readers = new Set<(event: AnyEvent<AnyEvents> | AirwaveError | null) => void>();
+
+  constructor(owner: Owner, name: string, options: ChannelOptions) {
+    this.#owner = owner;
+    this.name = name;
+    this.options = options;
+    this.cursor = options.after;
+  }
+
+  get transport(): TransportName | undefined {
+    return this.line?.kind;
+  }
+
+  get isOver(): boolean {
+    return this.state === "ended" || this.state === "refused" || this.state === "closed";
+  }
+
+  // ---- listening ----------------------------------------------------------------------------------------------------
+
+  on(event: string, listener: (first: never, second: never) => void): Off {
+    // No event's name has a "!", so what the client tells cannot be mistaken for what was published.
+    const name = event in CONTROL ? `!${event}` : event;
+    let set = this.#listeners.get(name);
+    if (!set) this.#listeners.set(name, (set = new Set()));
+    set.add(listener as Listener);
+    return () => set.delete(listener as Listener);
+  }
+
+  #tell(name: string, first: unknown, second?: unknown): boolean {
+    const set = this.#listeners.get(name);
+    if (!set?.size) return false;
+    for (const listener of [...set]) {
+      try {
+        listener(first, second);
+      } catch (error) {
+        // A fault of the application's is its own: the next event must be heard all the same.
+        queueMicrotask(() => {
+          throw error;
+        });
+      }
+    }
+    return true;
+  }
+
+  #read(event: AnyEvent<AnyEvents>): void {
+    for (const push of [...this.#readers]) push(event);
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<AnyEvent<AnyEvents>, void, undefined> {
+    const waiting: (AnyEvent<AnyEvents> | AirwaveError | null)[] = this.isOver ? [null] : [];
+    let wake: (() => void) | undefined;
+    const push = (event: AnyEvent<AnyEvents> | AirwaveError | null): void => {
+      if (waiting.length > READER_LIMIT) {
+        waiting.length = 0;
+        event = new AirwaveError("overflow", `'for await' over '${this.name}' fell ${READER_LIMIT} events behind`);
+        this.#readers.delete(push);
+      }
+      waiting.push(event);
+      wake?.();
+    };
+    this.#readers.add(push);
+    try {
+      for (;;) {
+        while (waiting.length) {
+          const event = waiting.shift();
+          if (!event) return;
+          if (event instanceof AirwaveError) throw event;
+          yield event;
+        }
+        await new Promise<void>((done) => (wake = done));
+      }
+    } finally {
+      this.#readers.delete(push);
+    }
+  }
+
+  // ---- what the line tells ------------------------------------------------------------------------------------------
+
+  /** `shown`: whether the cursor that was given could be followed. */
+  confirmed(cursor: string, resumed: boolean): void {
+    this.live = true;
+    this.retried = false;
+    // If the cursor could not be followed, the old one stays until the gap has been told: a line that breaks in between must not make it silent.
+    if (resumed || this.cursor === undefined) this.cursor = cursor;
+    const back = this.#wasDown && resumed;
+    this.#wasDown = false;
+    this.become("open");
+    if (back) this.#tell("!resumed", { channel: this.name, cursor });
+  }
+
+  heard(event: ChannelEvent): void {
+    this.cursor = event.id;
+    this.#tell(event.event, event.data, event);
+    this.#tell("*", event.data, event);
+    this.#read(event);
+  }
+
+  gap(gap: Gap): void {
+    this.cursor = gap.cursor;
+    const event = { channel: this.name, id: gap.cursor, event: "airwave.gap" as const, data: gap };
+    const told = [this.#tell("!gap", gap), this.#tell("*", gap, event), this.#readers.size > 0];
+    this.#read(event);
+    if (!told.includes(true)) console.warn(`airwave: events of '${this.name}' are lost (${gap.reason}), and nothing listens to "gap"`);
+  }
+
+  stale(): void {
+    this.#tell("!stale", {});
+  }
+
+  ended(cursor: string): void {
+    this.cursor = cursor;
+    this.#tell("!end", { channel: this.name, cursor });
+    this.#finish("ended", new AirwaveError("ended", `the channel '${this.name}' has ended`));
+  }
+
+  refused(error: AirwaveError): void {
+    if (!this.#tell("!error", error)) console.error(`airwave: '${this.name}' is refused: ${error.message}`);
+    this.#finish("refused", error);
+  }
+
+  down(error: AirwaveError | undefined): void {
+    this.live = false;
+    this.#wasDown = true;
+    this.become("waiting", error);
+  }
+
+  present(presence: Presence): void {
+    this.members = presence.members;
+    this.#more = presence.more;
+    this.#tell("!presence", presence);
+  }
+
+  /** Somebody came, left or changed. */
+  moved(kind: "joined" | "left" | "updated", member: Member): void {
+    const others = this.members.filter(({ user }) => user !== member.user);
+    this.present({ members: kind === "left" ? others : [...others, member], more: this.#more, [kind]: member });
+  }
+
+  become(state: State, error?: AirwaveError): void {
+    if (this.isOver || (this.state === state && !error)) return;
+    this.state = state;
+    this.#tell("!state", { state, transport: this.transport, ...(error && { error }) });
+  }
+
+  // ---- speaking -----------------------------------------------------------------------------------------------------
+
+  // biome-ignore lint: the typed signature is the interface's
+  send(event: string, data?: unknown, options: SendOptions = {}): Promise<any> {
+    return new Promise((resolve, reject) => {
+      const { repeat = true, timeout = 30_000 } = options;
+      if (this.isOver) return reject(new AirwaveError(this.state === "ended" ? "ended" : "closed", `the channel '${this.name}' is ${this.state}`));
+      if (!this.line?.up && (!repeat || this.outbox.length >= this.#owner.queue)) {
+        return reject(new AirwaveError("disconnected", `no line to '${this.name}'`));
+      }
+      const timer = setTimeout(() => sending.settle(new AirwaveError("timeout", `no answer within ${timeout} ms`)), timeout);
+      const sending: Sending = {
+        to: this,
+        event,
+        data,
+        key: options.key,
+        idempotencyKey: options.idempotencyKey ?? unique(),
+        repeat,
+        reply: repeat || options.reply !== false,
+        sent: false,
+        retried: false,
+        settle: (error, value) => {
+          const at = this.outbox.indexOf(sending);
+          if (at < 0) return;
+          this.outbox.splice(at, 1);
+          clearTimeout(timer);
+          if (error) reject(error);
+          else resolve(value);
+        },
+      };
+      this.outbox.push(sending);
+      this.line?.flush(this);
+    });
+  }
+
+  close(): void {
+    this.users -= 1;
+    if (this.users <= 0) this.shut();
+  }
+
+  /** Closes, however often it was asked for. */
+  shut(): void {
+    this.#finish("closed", new AirwaveError("closed", `the channel '${this.name}' was closed`));
+  }
+
+  #finish(state: State, error: AirwaveError): void {
+    if (this.isOver) return;
+    this.become(state, state === "refused" ? error : undefined);
+    this.line?.remove(this);
+    for (const sending of [...this.outbox]) sending.settle(error);
+    for (const push of [...this.#readers]) push(state === "refused" ? error : null);
+    this.#owner.over(this);
+  }
+}
+
+/** `randomUUID` is there only on secure origins; these keys need to be different, not secret. */
+function unique(): string {
+  return globalThis.crypto?.randomUUID?.() ?? Array.from({ length: 4 }, () => Math.random().toString(36).slice(2)).join("");
+}
