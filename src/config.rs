@@ -117,6 +117,12 @@ impl Sources {
             ..Self::default()
         }
     }
+
+    /// The same with this process's variables (`AIRWAVE_LISTEN`, `AIRWAVE_BROKER_URL`, …) over it.
+    pub fn with_environment(mut self) -> Self {
+        self.environment = std::env::vars_os().collect();
+        self
+    }
 }
 
 /// Settings that the command line can give, as they were typed.

@@ -32,6 +32,7 @@ mod client;
 pub mod config;
 pub mod listener;
 mod live;
+mod pages;
 pub mod server;
 
 use std::path::Path;
@@ -48,6 +49,7 @@ pub use airwave_transports::Transport;
 /// For implementing [`Handler`] and [`Broker`].
 pub use async_trait::async_trait;
 pub use config::Config;
+pub use pages::pages;
 pub use server::Error;
 
 /// What building and serving a node give.
@@ -96,6 +98,12 @@ impl Airwave {
     /// All routes, to be nested under any prefix of any axum application, behind any server.
     pub fn router(&self) -> Router {
         server::routes(&self.config, &self.hub, true)
+    }
+
+    /// The page at `path` (`/live`, without a slash at its end) that shows what goes on on this node, with its files beside it under `live/`. It
+    /// shows every channel's name to whoever reaches it.
+    pub fn live_page(&self, path: &str) -> Router {
+        live::routes(path, self.hub.clone())
     }
 
     /// Serves `app` on the configured address until SIGTERM or SIGINT, through our own accept loop, then drains.

@@ -3,45 +3,32 @@
 use airwave_core::Hub;
 use airwave_transports::request::json_response;
 use axum::Router;
-use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::get;
-use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use serde_json::{Map, Value, json};
+
+use crate::pages::file;
 
 /// More channels than a person looks at.
 const SHOWN: usize = 500;
 
-/// `/`, its style and script, and the state it shows.
-pub(crate) fn routes(hub: Hub) -> Router {
+/// The page at `path`, its style and script beside it, and the state it shows.
+pub(crate) fn routes(path: &str, hub: Hub) -> Router {
+    // What is beside a page is beside the last slash of its path.
+    let beside = path.rsplit_once('/').map_or("", |(folder, _)| folder);
     Router::new()
+        .route(path, get(|| async { file("index.html", include_str!("live/index.html")) }))
         .route(
-            "/",
-            get(|| async { file("text/html; charset=utf-8", include_str!("live/index.html")) }),
+            &format!("{beside}/live/live.css"),
+            get(|| async { file("live.css", include_str!("live/live.css")) }),
         )
         .route(
-            "/live/live.css",
-            get(|| async { file("text/css; charset=utf-8", include_str!("live/live.css")) }),
+            &format!("{beside}/live/live.js"),
+            get(|| async { file("live.js", include_str!("live/live.js")) }),
         )
-        .route(
-            "/live/live.js",
-            get(|| async { file("text/javascript; charset=utf-8", include_str!("live/live.js")) }),
-        )
-        .route("/live/state", get(state))
+        .route(&format!("{beside}/live/state"), get(state))
         .with_state(hub)
-}
-
-fn file(kind: &'static str, text: &'static str) -> Response {
-    let mut response = Response::new(Body::from(text));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(
-        CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static("default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
-    );
-    response
 }
 
 async fn state(State(hub): State<Hub>) -> Response {

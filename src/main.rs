@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+#[cfg(feature = "gallery")]
+mod gallery;
 
 fn main() -> std::process::ExitCode {
     cli::run()

@@ -90,7 +90,7 @@ pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
     let options = Options { origins, publishers };
     let router = airwave_transports::router(hub.clone(), options, airwave_transports::standard(hub)).merge(client::routes());
     if config.live_page && !embedded {
-        router.merge(live::routes(hub.clone()))
+        router.merge(live::routes("/", hub.clone()))
     } else {
         router
     }

@@ -29,13 +29,20 @@ pub(super) fn run(args: ConfigArgs) -> Result<(), Stop> {
     runtime.block_on(async {
         // Before the first line is printed: whoever has read it may signal at once.
         let shutdown = Signals::listen().map_err(|error| Stop::Failed(format!("cannot listen for signals: {error}")))?;
-        server::run(config, shutdown.first(), ready)
-            .await
-            .map_err(|error| match error {
-                server::Error::Config(error) => refused(&error),
-                error => Stop::Failed(error.to_string()),
-            })
+        serve(config, shutdown.first()).await.map_err(|error| match error {
+            server::Error::Config(error) => refused(&error),
+            error => Stop::Failed(error.to_string()),
+        })
     })
+}
+
+/// A node as it is configured; without a file, the examples are served, too.
+async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), server::Error> {
+    #[cfg(feature = "gallery")]
+    if config.file().is_none() {
+        return crate::gallery::run(config, shutdown, ready).await;
+    }
+    server::run(config, shutdown, ready).await
 }
 
 /// Scripts wait for this line, so it is the first one and is there at once.

@@ -1,0 +1,240 @@
+// What the pages of the gallery share: a client whose traffic is counted, the bar at the top, a canvas that knows its size and colours.
+
+import { connect } from "/client.js";
+
+export const TITLES = { sse: "SSE", websocket: "WebSocket" };
+
+/** A browser's request line and headers, and an answer's. A page cannot see them, so they are estimated. */
+const REQUEST_HEAD = 420 + navigator.userAgent.length;
+const ANSWER_HEAD = 220;
+
+/** What a client costs: counted where it touches the network. */
+export class Cost {
+  /** Connections that stay open: streams and sockets. Opened so far, open now. */
+  opened = 0;
+  open = 0;
+  /** Requests, and frames of a WebSocket. */
+  up = 0;
+  down = 0;
+  bytesUp = 0;
+  bytesDown = 0;
+  onchange = () => {};
+
+  fetch = async (input, init = {}) => {
+    this.up += 1;
+    this.bytesUp += REQUEST_HEAD + size(init.body);
+    this.onchange();
+    const response = await fetch(input, init);
+    this.bytesDown += ANSWER_HEAD;
+    if (!response.body) return response;
+    const stream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");
+    if (!stream) this.down += 1;
+    else this.#connected(1);
+    const ended = () => stream && this.#connected(-1);
+    let last = 0;
+    const counted = response.body.pipeThrough(
+      new TransformStream({
+        transform: (bytes, out) => {
+          this.bytesDown += bytes.length;
+          if (stream) {
+            for (const byte of bytes) {
+              // A blank line ends an event.
+              if (byte === 10 && last === 10) this.down += 1;
+              last = byte;
+            }
+          }
+          this.onchange();
+          out.enqueue(bytes);
+        },
+        flush: ended,
+        cancel: ended,
+      }),
+    );
+    return new Response(counted, { status: response.status, statusText: response.statusText, headers: response.headers });
+  };
+
+  get WebSocket() {
+    const cost = this;
+    return class extends WebSocket {
+      constructor(...address) {
+        super(...address);
+        cost.up += 1;
+        cost.bytesUp += REQUEST_HEAD;
+        this.addEventListener("open", () => {
+          cost.bytesDown += ANSWER_HEAD;
+          cost.#connected(1);
+          this.addEventListener("close", () => cost.#connected(-1));
+        });
+        this.addEventListener("message", ({ data }) => {
+          cost.down += 1;
+          cost.bytesDown += frame(size(data));
+          cost.onchange();
+        });
+      }
+
+      send(data) {
+        cost.up += 1;
+        cost.bytesUp += frame(size(data)) + 4; // A client's frames are masked.
+        cost.onchange();
+        super.send(data);
+      }
+    };
+  }
+
+  #connected(change) {
+    if (change > 0) this.opened += 1;
+    this.open += change;
+    this.onchange();
+  }
+
+  toString() {
+    const connections = `${this.open} ${this.open === 1 ? "connection" : "connections"}`;
+    return `${connections} · ↓ ${count(this.down)} messages, ${bytes(this.bytesDown)} · ↑ ${count(this.up)} messages, ${bytes(this.bytesUp)}`;
+  }
+}
+
+const utf8 = new TextEncoder();
+const size = (data) => (data == null ? 0 : typeof data === "string" ? utf8.encode(data).length : (data.byteLength ?? data.size ?? 0));
+const frame = (payload) => payload + (payload < 126 ? 2 : payload < 65536 ? 4 : 10);
+
+/** A client and what it costs. `transport`: "sse", "websocket", or "auto", which is what the rule says. */
+export function metered(transport = "auto") {
+  const cost = new Cost();
+  const airwave = connect(new URL("/", location), { transport, fetch: cost.fetch, WebSocket: cost.WebSocket });
+  return { airwave, cost };
+}
+
+/** Calls `paint` at most four times a second, however often the returned function is. */
+export function calmly(paint) {
+  let waiting = false;
+  return () => {
+    if (waiting) return;
+    waiting = true;
+    setTimeout(() => {
+      waiting = false;
+      paint();
+    }, 250);
+  };
+}
+
+/**
+ * Fills `<header id="bar">` and gives `{ airwave, transport, watch }`. `recommended` is the matrix's transport; the address may ask for the other
+ * (`?transport=websocket`). `watch(channel)` shows that channel's state in the bar, and its losses above the page.
+ */
+export function open({ title, recommended }) {
+  const asked = new URLSearchParams(location.search).get("transport");
+  const transport = asked === "sse" || asked === "websocket" ? asked : recommended;
+  const { airwave, cost } = metered(transport);
+
+  const home = make("a", { className: "home", href: "/", title: "All examples" }, mark(), make("span", {}, "Gallery"));
+  const state = make("span", { className: "pill", id: "state" }, "connecting");
+  state.dataset.is = "connecting";
+  const choices = make("span", { className: "switch" });
+  choices.setAttribute("aria-label", "Transport");
+  for (const kind of ["sse", "websocket"]) {
+    const link = make("a", { href: `?transport=${kind}${location.hash}` }, TITLES[kind] + (kind === recommended ? " ✓" : ""));
+    link.dataset.is = kind;
+    link.title = kind === recommended ? "What the decision matrix says" : "The other transport, to compare";
+    link.setAttribute("aria-current", String(kind === transport));
+    link.addEventListener("click", () => (link.href = `?transport=${kind}${location.hash}`));
+    choices.append(link);
+  }
+  const figures = make("div", { className: "cost", id: "cost" });
+  const inner = make("div", { className: "inner" }, home, make("h1", {}, title), state, make("span", { className: "grow" }), choices, figures);
+  document.getElementById("bar").append(inner);
+
+  const paint = () => (figures.textContent = `This page over ${TITLES[transport]}: ${cost}`);
+  cost.onchange = calmly(paint);
+  paint();
+
+  const words = { connecting: "connecting", open: "live", waiting: "reconnecting", ended: "ended", refused: "refused", closed: "closed" };
+  let watched;
+  const watch = (channel) => {
+    watched = channel;
+    const show = (now) => {
+      if (watched !== channel) return;
+      state.dataset.is = now;
+      state.textContent = words[now] ?? now;
+    };
+    show(channel.state ?? "connecting");
+    channel.on("state", (change) => show(change.state));
+    return channel;
+  };
+  addEventListener("pagehide", () => airwave.close());
+  return { airwave, transport, cost, watch };
+}
+
+/** Says something above the page's content until it is clicked, or until the next. */
+export function toast(text) {
+  let box = document.querySelector(".toast");
+  if (!box) {
+    box = make("div", { className: "toast" });
+    box.setAttribute("role", "status");
+    box.addEventListener("click", () => box.remove());
+    document.querySelector("main").prepend(box);
+  }
+  box.textContent = text;
+}
+
+/** An element with properties and children. Texts stay texts. */
+export function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+function mark() {
+  const ns = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(ns, "svg");
+  for (const [name, value] of Object.entries({ viewBox: "0 0 32 32", fill: "none", stroke: "currentColor", "stroke-width": "3", "stroke-linecap": "round", "aria-hidden": "true" })) svg.setAttribute(name, value);
+  const dot = document.createElementNS(ns, "circle");
+  for (const [name, value] of Object.entries({ cx: "7", cy: "16", r: "2.5", fill: "currentColor" })) dot.setAttribute(name, value);
+  const waves = document.createElementNS(ns, "path");
+  waves.setAttribute("d", "M13 9a10 10 0 0 1 0 14M19 5a16 16 0 0 1 0 22M25 1a22 22 0 0 1 0 30");
+  svg.append(dot, waves);
+  return svg;
+}
+
+/**
+ * Draws on a canvas at every frame while it is on the screen: `draw(context, width, height, colour)`, in CSS pixels; `colour("--c1")` is the style
+ * sheet's, in the light and in the dark. Returns a function that stops.
+ */
+export function animate(canvas, draw) {
+  const context = canvas.getContext("2d");
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  let style = getComputedStyle(canvas);
+  let running = true;
+  let last = 0;
+  const colour = (name) => style.getPropertyValue(name).trim();
+  const step = (now) => {
+    if (!running) return;
+    requestAnimationFrame(step);
+    if (still && now - last < 500) return;
+    const { clientWidth: width, clientHeight: height } = canvas;
+    if (width === 0 || height === 0) return;
+    last = now;
+    const ratio = devicePixelRatio || 1;
+    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+      canvas.width = Math.round(width * ratio);
+      canvas.height = Math.round(height * ratio);
+      style = getComputedStyle(canvas);
+    }
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, width, height);
+    draw(context, width, height, colour);
+  };
+  requestAnimationFrame(step);
+  return () => (running = false);
+}
+
+export const count = (n) => n.toLocaleString("en");
+
+export function bytes(n) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (n >= 1000 && unit < units.length - 1) {
+    n /= 1000;
+    unit += 1;
+  }
+  return `${unit === 0 ? n : n.toFixed(n < 10 ? 1 : 0)} ${units[unit]}`;
+}

@@ -1,0 +1,161 @@
+// The decision matrix, each row live. All rows share one client, so one stream and one socket carry them all; a row that is compared has two of its own.
+
+import { calmly, count, bytes, make, metered, TITLES } from "./frame.js";
+
+/** What the preset's words cannot say in a table: why, and what the other transport would cost. */
+const ROWS = {
+  dashboard: {
+    title: "Dashboard",
+    reason: "Tabs only listen. SSE is plain HTTP: every proxy passes it and the browser reconnects it. A WebSocket would carry the same figures, and a way up that nobody uses.",
+    verdict: "Nearly the same bytes down, nothing up on either: so the simpler one.",
+  },
+  "job-status": {
+    title: "Job status",
+    reason: "A job tells how it gets on, and ends. With SSE a plain EventSource hears all of it, and a 204 stops it when the job is over. A WebSocket has no such word: each client must know by itself when to stop.",
+    verdict: "The same few events; SSE also knows an end that every browser understands.",
+  },
+  "ai-tokens": {
+    title: "AI tokens",
+    reason: "One long answer, of which a refresh wants the beginning. SSE resumes by Last-Event-ID. The rate of the rule coalesces tokens, which matters more than the transport.",
+    verdict: "Framing is a few bytes a token: an SSE event has its id and name in text. In return any HTTP client can read it.",
+  },
+  feed: {
+    title: "Feed",
+    reason: "The server tells what happened; a client that slept asks for what it missed by its cursor. Nothing goes up but a mark now and then, which a POST carries.",
+    verdict: "A quiet line on both. SSE needs no ping from the client and survives any proxy.",
+  },
+  chat: {
+    title: "Chat",
+    reason: "People answer, and typing is news too. On a WebSocket a message is one small frame; over SSE each is an HTTP request with all its headers.",
+    verdict: "Look at the bytes up: each line said over SSE costs a whole request.",
+  },
+  collab: {
+    title: "Shared editor",
+    reason: "Each keystroke goes both ways, and is binary. WebSocket frames carry bytes as they are; SSE makes base64 of them, a third more, and a request of each keystroke.",
+    verdict: "Bytes up tell: a keystroke is some 60 bytes as a frame, and ten times that as a request.",
+  },
+  game: {
+    title: "Game",
+    reason: "Input goes up many times a second. A frame costs tens of bytes, a POST costs half a kilobyte and an answer each. Only the newest state of each player counts, on both.",
+    verdict: "Sixty inputs a second are sixty requests over SSE: this is what WebSocket is for.",
+  },
+  trading: {
+    title: "Trading",
+    reason: "Quotes down, orders up, each acknowledged on the line that it came by. Quotes are conflated per symbol, so a slow screen shows the newest price and not a queue.",
+    verdict: "Quotes cost the same; each order over SSE is a request of its own.",
+  },
+};
+
+const other = { sse: "websocket", websocket: "sse" };
+const shared = metered();
+const total = document.getElementById("total");
+shared.cost.onchange = calmly(() => (total.textContent = `This page, all rows together: ${shared.cost}`));
+addEventListener("pagehide", () => shared.airwave.close());
+
+/** The row that is compared now: one at a time, because a browser has six connections for a host. */
+let compared;
+
+const words = ({ delivery, max_rate: rate, history, replay, presence }) =>
+  [
+    delivery === "latest" ? "newest of each key" : "every event",
+    rate ? `at most ${rate}/s` : "",
+    history.events > 0 ? `${count(history.events)} events or ${hours(history.age_s)} kept` : "nothing kept",
+    replay === "all" ? "all of it on subscribe" : replay === "last" ? "last values on subscribe" : "",
+    presence ? "presence" : "",
+  ]
+    .filter(Boolean)
+    .join(" · ");
+const hours = (seconds) => (seconds >= 172_800 ? `${seconds / 86_400} days` : `${seconds / 3600} h`);
+
+/** One view of an example over one client. */
+async function side(stage, example, transport, client) {
+  const box = make("div", { className: "preview" });
+  const pill = make("span", { className: "pill" }, TITLES[transport]);
+  pill.dataset.is = transport;
+  const root = make("div", { className: "side" }, make("div", { className: "head" }, pill), box);
+  root.dataset.transport = transport;
+  stage.append(root);
+  const { default: preview } = await import(`/${example}/preview.js`);
+  const stop = await preview(box, client.airwave);
+  return { root, stop };
+}
+
+function figures(root, cost) {
+  const values = make("dl", { className: "figures" });
+  root.append(values);
+  const since = performance.now();
+  const paint = () => {
+    const seconds = Math.round((performance.now() - since) / 1000);
+    const lines = [
+      [`${seconds} s`, "messages", "bytes"],
+      ["down", count(cost.down), bytes(cost.bytesDown)],
+      ["up", count(cost.up), bytes(cost.bytesUp)],
+      ["connections", `${cost.open}`, cost.opened > cost.open ? `${cost.opened} in all` : ""],
+    ];
+    values.replaceChildren(...lines.flatMap(([name, ...cells]) => [make("dt", {}, name), ...cells.map((cell) => make("dd", {}, cell))]));
+  };
+  cost.onchange = calmly(paint);
+  paint();
+}
+
+class Row {
+  constructor(row) {
+    const { title, reason, verdict } = ROWS[row.use_case];
+    this.name = row.use_case;
+    this.transport = row.transport;
+    this.stage = make("div", { className: "stage" });
+    this.verdict = make("p", { className: "verdict", hidden: true }, verdict);
+    this.toggle = make("button", { type: "button" }, `Compare with ${TITLES[other[row.transport]]}`);
+    this.toggle.setAttribute("aria-pressed", "false");
+    this.toggle.addEventListener("click", () => this.compare(this.toggle.getAttribute("aria-pressed") !== "true"));
+    const pill = make("span", { className: "pill" }, TITLES[row.transport]);
+    pill.dataset.is = row.transport;
+    const link = row.example ? make("a", { href: `/${row.use_case}/` }, title) : make("span", {}, title);
+    const actions = make("div", { className: "actions" }, make("a", { className: "button", href: `/${row.use_case}/` }, "Open"), this.toggle);
+    actions.hidden = !row.example;
+    this.element = make(
+      "li",
+      { className: "card row" },
+      make("div", {}, make("h2", {}, link, pill), make("p", { className: "use small" }, make("code", {}, `use_case = "${row.use_case}"`)), make("p", { className: "reason" }, reason), make("p", { className: "preset" }, words(row)), actions),
+      this.stage,
+      this.verdict,
+    );
+    this.element.dataset.transport = row.transport;
+    this.element.dataset.row = row.use_case;
+    this.sides = [];
+    if (row.example) void this.show([[row.transport, shared, false]]);
+    else this.stage.append(make("p", { className: "absent" }, "Not in this gallery yet."));
+  }
+
+  /** Runs the example once for each of the clients. */
+  async show(clients) {
+    for (const { stop } of this.sides.splice(0)) stop();
+    this.stage.replaceChildren();
+    this.stage.classList.toggle("both", clients.length > 1);
+    for (const [transport, client, counted] of clients) {
+      const made = await side(this.stage, this.name, transport, client);
+      if (counted) figures(made.root, client.cost);
+      this.sides.push(made);
+    }
+  }
+
+  async compare(on) {
+    this.toggle.setAttribute("aria-pressed", String(on));
+    this.toggle.textContent = on ? "End the comparison" : `Compare with ${TITLES[other[this.transport]]}`;
+    this.verdict.hidden = !on;
+    if (!on) {
+      if (compared === this) compared = undefined;
+      await this.show([[this.transport, shared, false]]);
+      for (const { airwave } of this.clients ?? []) airwave.close();
+      return;
+    }
+    if (compared) await compared.compare(false);
+    compared = this;
+    const kinds = [this.transport, other[this.transport]];
+    this.clients = kinds.map((kind) => metered(kind));
+    await this.show(kinds.map((kind, i) => [kind, this.clients[i], true]));
+  }
+}
+
+const matrix = await (await fetch("gallery/matrix")).json();
+document.getElementById("rows").append(...matrix.map((row) => new Row(row).element));
