@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use airwave::config::{AllowedOrigins, Sources};
+use airwave::config::Sources;
 use airwave::server::Error;
 use airwave::{Airwave, Builder, Config, Rule, Rules, UseCase};
 use axum::Router;
@@ -50,15 +50,13 @@ pub(crate) async fn run(
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
     config.rules = rules(&config)?;
-    // A server without a file is refused where other machines reach it, so whoever reaches this one may publish.
-    config.publish_open = config.publish_token.is_none();
-    debug_assert!(config.is_local() && config.origins == AllowedOrigins::default());
-    let live_page = config.live_page;
+    // `/` is the gallery's.
+    let live_page = std::mem::replace(&mut config.live_page, false);
     let builder = EXAMPLES
         .iter()
         .fold(Airwave::from_config(config), |builder, example| (example.add)(builder));
     let airwave = builder.build().await?;
-    let mut app = airwave.router().merge(page());
+    let mut app = airwave.standalone_router().merge(page());
     for example in EXAMPLES {
         (example.start)(&airwave);
         app = app.merge((example.page)());
