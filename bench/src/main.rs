@@ -21,6 +21,7 @@
 //! | `idle` | memory per listener that only waits, then after some events |
 //! | `storm` | all listeners are cut off, miss events, and come back within 2 s |
 //! | `channels` | 1,000 channels with 5 listeners each |
+//! | `chaos` | no benchmark: real processes treated badly, and a checker that judges what clients saw of it |
 //! | `all` | everything in the table of budgets; `--write FILE` puts it between the file's two `measured` markers |
 //!
 //! Where to look: `scenario.rs` says what is measured, `load.rs` is the generator, `check.rs` and `wire.rs` decide what counts as
@@ -33,16 +34,17 @@ mod process;
 mod publish;
 mod scenario;
 mod table;
-mod wire;
 mod yardstick;
 
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use airwave_bench::{chaos, wire};
 use clap::{Args, Parser, Subcommand};
 
+use chaos::{BrokerKind, Plan};
 use load::Transport;
 use process::{Kind, Pinning};
 use scenario::{Paced, Rate, Settings};
@@ -157,6 +159,30 @@ enum Command {
         #[command(flatten)]
         pacing: Pacing,
     },
+    /// Treats real processes badly and judges by the promises.
+    Chaos {
+        /// How long to go on with one seed after the other.
+        #[arg(long, default_value_t = 1.0, conflicts_with = "runs")]
+        minutes: f64,
+        /// So many runs of the one seed, instead.
+        #[arg(long)]
+        runs: Option<u32>,
+        /// The brokers to try in turn; by default those whose servers are here.
+        #[arg(long = "broker")]
+        brokers: Vec<BrokerKind>,
+        /// The first seed; by default the clock's.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// For how long things go wrong in one run.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+        /// How many nodes.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
+        nodes: u8,
+        /// Tells everything that was seen in a run that fails.
+        #[arg(long)]
+        story: bool,
+    },
     /// Everything in the table of budgets.
     All {
         #[command(flatten)]
@@ -197,6 +223,30 @@ fn run(cli: Cli) -> Result<bool, String> {
         Command::ServeAxum => return yardstick::axum::serve().map(|()| true),
         _ => {}
     }
+    if let Command::Chaos {
+        minutes,
+        runs,
+        brokers,
+        seed,
+        seconds,
+        nodes,
+        story,
+    } = cli.command
+    {
+        let airwave = match cli.common.airwave {
+            Some(path) => path,
+            None => process::build_airwave(!cfg!(debug_assertions))?,
+        };
+        let long = Endurance {
+            minutes,
+            runs,
+            seed,
+            trouble: Duration::from_secs(seconds),
+            nodes: usize::from(nodes),
+            story,
+        };
+        return endure(&long, brokers, &airwave);
+    }
     process::clean_up_on_signals()?;
     if cfg!(debug_assertions) {
         eprintln!("this is a debug build: check the machinery with it, and believe no figure");
@@ -213,7 +263,7 @@ fn run(cli: Cli) -> Result<bool, String> {
     if settings.servers.contains(&Kind::Airwave) {
         settings.airwave = match cli.common.airwave {
             Some(path) => path,
-            None => process::build_airwave()?,
+            None => process::build_airwave(true)?,
         };
     }
     if cli.common.pin {
@@ -267,10 +317,79 @@ fn run(cli: Cli) -> Result<bool, String> {
         }
         Command::All { pacing, write } => return all(&settings, pacing, write, &machine),
         // They returned above.
-        Command::ServeRaw | Command::ServeAxum => return Ok(true),
+        Command::Chaos { .. } | Command::ServeRaw | Command::ServeAxum => return Ok(true),
     };
     println!("{machine}.\n\n{}", report.markdown());
     Ok(report.faults().is_empty())
+}
+
+struct Endurance {
+    minutes: f64,
+    runs: Option<u32>,
+    seed: Option<u64>,
+    trouble: Duration,
+    nodes: usize,
+    story: bool,
+}
+
+/// Run after run, until the time is over or somebody interrupts.
+fn endure(long: &Endurance, brokers: Vec<BrokerKind>, airwave: &std::path::Path) -> Result<bool, String> {
+    let mut brokers = brokers;
+    if brokers.is_empty() {
+        brokers = BrokerKind::ALL.into_iter().filter(|kind| kind.program().is_ok()).collect();
+    }
+    if brokers.is_empty() {
+        return Err("there is no broker's server to try; name one with --broker to be told what is missing".into());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let first = long.seed.unwrap_or_else(|| chaos::history::wall_clock() / 1_000_000);
+    let since = Instant::now();
+    let all = async {
+        let (mut done, mut failed) = (0, Vec::new());
+        for number in 0.. {
+            let over = match long.runs {
+                Some(runs) => number >= u64::from(runs),
+                None => since.elapsed().as_secs_f64() >= long.minutes * 60.0,
+            };
+            if over {
+                break;
+            }
+            let seed = if long.runs.is_some() { first } else { first + number };
+            for kind in &brokers {
+                let run = chaos::run(*kind, Plan::new(seed, long.nodes, long.trouble), airwave).await?;
+                done += 1;
+                if run.is_good() {
+                    println!("{run}");
+                } else {
+                    println!("{}", run.report(long.story));
+                    failed.push(format!("{kind} seed {seed}"));
+                }
+            }
+        }
+        println!(
+            "{done} runs, {} failed {failed:?}, {:.0} s",
+            failed.len(),
+            since.elapsed().as_secs_f64()
+        );
+        Ok(failed.is_empty())
+    };
+    let interrupted = async {
+        let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+        let Ok(mut terminate) = terminate else {
+            return std::future::pending().await;
+        };
+        tokio::select! { _ = terminate.recv() => {}, _ = tokio::signal::ctrl_c() => {} }
+    };
+    // Whichever ends, all processes end with it.
+    runtime.block_on(async {
+        tokio::select! {
+            result = all => result,
+            () = interrupted => Err("interrupted".into()),
+        }
+    })
 }
 
 fn fanout(transport: Transport, listeners: usize, pacing: Pacing) -> Paced {

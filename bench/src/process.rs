@@ -358,26 +358,19 @@ impl Memory {
 }
 
 /// The `airwave` binary beside this one, built afresh if this is a checkout: an old one must not be measured by mistake.
-pub fn build_airwave() -> Result<PathBuf, String> {
+pub fn build_airwave(release: bool) -> Result<PathBuf, String> {
     let this = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let folder = this.parent().unwrap_or(Path::new("."));
     let binary = folder.join("airwave");
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let target = folder.parent().unwrap_or(folder);
     if workspace.join("Cargo.toml").is_file() {
-        eprintln!("building airwave (release) ...");
+        eprintln!("building airwave ...");
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "-p",
-                "airwave",
-                "--bin",
-                "airwave",
-                "--target-dir",
-            ])
+            .args(["build", "--quiet", "-p", "airwave", "--bin", "airwave"])
+            .args(release.then_some("--release"))
+            .arg("--target-dir")
             .arg(target)
             .current_dir(&workspace)
             .status()
@@ -389,7 +382,7 @@ pub fn build_airwave() -> Result<PathBuf, String> {
     let binary = if binary.is_file() {
         binary
     } else {
-        target.join("release").join("airwave")
+        target.join(if release { "release" } else { "debug" }).join("airwave")
     };
     if !binary.is_file() {
         return Err("there is no airwave binary beside this one; give it with --airwave PATH".into());

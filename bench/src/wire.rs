@@ -60,7 +60,14 @@ impl Head {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dechunker {
     /// In the line with the size; `digits` tells that there was one, `extension` that the rest of the line is to be skipped.
-    Size { size: u64, digits: bool, extension: bool },
+    Size {
+        /// What was read of it so far.
+        size: u64,
+        /// There was a digit.
+        digits: bool,
+        /// Past a semicolon.
+        extension: bool,
+    },
     /// In a chunk with so many bytes to come.
     Data(u64),
     /// Before the line end that follows a chunk, `true` once its CR is past.
@@ -213,9 +220,19 @@ impl<'a> Frame<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Text<'a> {
     /// An object with a `type`.
-    Notice { kind: &'a str, cursor: u64 },
+    Notice {
+        /// Its `type`.
+        kind: &'a str,
+        /// Its cursor, 0 if it has none.
+        cursor: u64,
+    },
     /// The envelope of an event.
-    Event { position: u64, data: &'a [u8] },
+    Event {
+        /// Its `id`.
+        position: u64,
+        /// Where its data begins; the rest of the envelope stands behind it.
+        data: &'a [u8],
+    },
 }
 
 impl<'a> Text<'a> {

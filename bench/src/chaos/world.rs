@@ -1,0 +1,307 @@
+//! A broker, nodes, and the lines between them, as processes that can be treated badly.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval, sleep, timeout};
+
+use super::clients::request;
+use super::history::wall_clock;
+use super::link::{Line, Link};
+use super::servers::{Broker, BrokerKind, Folder, Node, Signal};
+
+/// No step takes so long, however busy the machine is: it only turns a hang into a failure.
+pub const HANG: Duration = Duration::from_secs(60);
+
+/// What a node's keeper is told to do with it. The time is how long the node then is away.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Kill(Duration),
+    Drain(Duration),
+    Pause(Duration),
+}
+
+/// A broker, nodes, and the lines between them. Dropping it ends them all.
+pub struct World {
+    /// Which broker.
+    pub kind: BrokerKind,
+    broker: tokio::sync::Mutex<Broker>,
+    links: Vec<Link>,
+    nodes: Vec<Kept>,
+    wrong: Arc<Mutex<Vec<String>>>,
+    folder: Folder,
+}
+
+/// A node that is started again whenever it has ended.
+struct Kept {
+    address: watch::Receiver<Option<SocketAddr>>,
+    orders: mpsc::UnboundedSender<Order>,
+    peak: Arc<AtomicU64>,
+    keeper: JoinHandle<()>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl World {
+    /// Starts a broker and so many nodes of the `airwave` program, and waits until all of them are ready. `config`: a node's file, for
+    /// the URL of its broker.
+    ///
+    /// # Errors
+    /// Something does not start; the text says what to do.
+    pub async fn start(kind: BrokerKind, nodes: usize, airwave: &Path, config: impl Fn(&str) -> String) -> Result<Self, String> {
+        let folder = Folder::new().map_err(|error| format!("there is no folder to work in: {error}"))?;
+        let broker = Broker::start(kind, folder.path()).await?;
+        let wrong = Arc::new(Mutex::new(Vec::new()));
+        let (mut links, mut kept) = (Vec::new(), Vec::new());
+        for number in 0..nodes {
+            let link = Link::to(broker.address).await.map_err(|error| error.to_string())?;
+            let config = config(&kind.url(link.address));
+            let file = folder.path().join(format!("node{number}.toml"));
+            std::fs::write(&file, config).map_err(|error| error.to_string())?;
+            let keeper = Keeper {
+                number,
+                airwave: airwave.to_owned(),
+                config: file,
+                log: folder.path().join(format!("node{number}.log")),
+                wrong: wrong.clone(),
+            };
+            kept.push(keeper.begin());
+            links.push(link);
+        }
+        let world = Self {
+            kind,
+            broker: tokio::sync::Mutex::new(broker),
+            links,
+            nodes: kept,
+            wrong,
+            folder,
+        };
+        world.all_ready().await?;
+        Ok(world)
+    }
+
+    /// Where the nodes listen that run now.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().filter_map(|node| *node.address.borrow()).collect()
+    }
+
+    /// Where a node listens, once it runs. It has another address whenever it was started again.
+    pub async fn address(&self, node: usize) -> SocketAddr {
+        let mut address = self.nodes[node].address.clone();
+        loop {
+            if let Some(address) = *address.borrow_and_update() {
+                return address;
+            }
+            if address.changed().await.is_err() {
+                // Its keeper is gone, and so is the world.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until every node runs and says that it can deliver.
+    ///
+    /// # Errors
+    /// It takes too long; the text says what the node said.
+    pub async fn all_ready(&self) -> Result<(), String> {
+        let since = Instant::now();
+        for number in 0..self.nodes.len() {
+            loop {
+                let answer = match timeout(Duration::from_secs(1), self.address(number)).await {
+                    Ok(address) => request(address, "GET", "/readyz", "", "")
+                        .await
+                        .map_err(|error| error.to_string()),
+                    Err(_) => Err("it does not run".to_owned()),
+                };
+                if matches!(answer, Ok((200, _))) {
+                    break;
+                }
+                if since.elapsed() > HANG {
+                    return Err(format!(
+                        "node {number} is not ready after {HANG:?}: {answer:?}; {}",
+                        self.log(number)
+                    ));
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// What went wrong with processes so far: nodes that ended unasked, did not drain, or panicked.
+    pub fn wrong(&self) -> Vec<String> {
+        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for node in 0..self.nodes.len() {
+            let log = std::fs::read_to_string(self.log_file(node)).unwrap_or_default();
+            let panics = log.lines().filter(|line| line.contains("panicked at"));
+            wrong.extend(panics.map(|line| format!("node {node}: {line}")));
+        }
+        wrong
+    }
+
+    fn log_file(&self, node: usize) -> PathBuf {
+        self.folder.path().join(format!("node{node}.log"))
+    }
+
+    /// All that a node has written to its log, or the end of it if that is much.
+    pub fn log(&self, node: usize) -> String {
+        let text = std::fs::read_to_string(self.log_file(node)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// The most memory that any node had, in KiB.
+    pub fn peak_memory(&self) -> u64 {
+        let peaks = self.nodes.iter().map(|node| node.peak.load(Ordering::Relaxed));
+        peaks.max().unwrap_or_default()
+    }
+
+    fn order(&self, node: usize, order: Order) {
+        // Without a keeper there is nothing left to keep.
+        let _ = self.nodes[node].orders.send(order);
+    }
+
+    /// `kill -9`; the node is started again after `down`. Does not wait.
+    pub fn kill_node(&self, node: usize, down: Duration) {
+        self.order(node, Order::Kill(down));
+    }
+
+    /// SIGTERM; the node is started again so long after it has ended. Does not wait.
+    pub fn drain_node(&self, node: usize, down: Duration) {
+        self.order(node, Order::Drain(down));
+    }
+
+    /// SIGSTOP, and SIGCONT after `long`. Does not wait.
+    pub fn pause_node(&self, node: usize, long: Duration) {
+        self.order(node, Order::Pause(long));
+    }
+
+    /// `kill -9` of the broker, which is started again after `down`. Between, and so before anything new is published, `between` is
+    /// called with the broker's clock: what it lost has a position before that.
+    ///
+    /// # Errors
+    /// It does not start again.
+    pub async fn kill_broker(&self, down: Duration, between: impl FnOnce(u64)) -> Result<(), String> {
+        let mut broker = self.broker.lock().await;
+        broker.kill().await;
+        // Clocks count whole microseconds; nothing may be in the same one.
+        sleep(Duration::from_millis(2)).await;
+        between(wall_clock());
+        sleep(Duration::from_millis(2).max(down)).await;
+        broker.run().await?;
+        for link in &self.links {
+            link.lead_to(broker.address);
+        }
+        Ok(())
+    }
+
+    /// SIGSTOP of the broker, and SIGCONT after `long`.
+    pub async fn pause_broker(&self, long: Duration) {
+        let broker = self.broker.lock().await;
+        broker.signal(Signal::STOP);
+        sleep(long).await;
+        broker.signal(Signal::CONT);
+    }
+
+    /// How the line between a node and its broker is from now on.
+    pub fn set_line(&self, node: usize, line: Line) {
+        self.links[node].set(line);
+    }
+}
+
+/// Starts a node again and again, and does to it what it is ordered to.
+struct Keeper {
+    number: usize,
+    airwave: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+    wrong: Arc<Mutex<Vec<String>>>,
+}
+
+impl Keeper {
+    fn begin(self) -> Kept {
+        let (address_told, address) = watch::channel(None);
+        let (orders, taken) = mpsc::unbounded_channel();
+        let peak = Arc::new(AtomicU64::new(0));
+        let keeper = tokio::spawn(self.keep(address_told, taken, peak.clone()));
+        Kept {
+            address,
+            orders,
+            peak,
+            keeper,
+        }
+    }
+
+    fn wrong(&self, what: &str) {
+        let what = format!("node {}: {what}", self.number);
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+    }
+
+    async fn keep(
+        self,
+        address: watch::Sender<Option<SocketAddr>>,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+        peak: Arc<AtomicU64>,
+    ) {
+        loop {
+            // A node whose broker is out of reach ends at once, as it says; whoever keeps it starts it again.
+            let Ok(mut node) = Node::start(&self.airwave, &self.config, &self.log).await else {
+                sleep(Duration::from_millis(200)).await;
+                continue;
+            };
+            address.send_replace(Some(node.address));
+            let down = self.mind(&mut node, &mut orders, &peak).await;
+            address.send_replace(None);
+            sleep(down).await;
+        }
+    }
+
+    /// Until the node has ended; gives how long it shall be away.
+    async fn mind(&self, node: &mut Node, orders: &mut mpsc::UnboundedReceiver<Order>, peak: &AtomicU64) -> Duration {
+        let mut look = interval(Duration::from_millis(250));
+        loop {
+            let order = tokio::select! {
+                order = orders.recv() => order,
+                ended = node.wait() => {
+                    self.wrong(&format!("it ended by itself ({ended:?}): {}", node.last_words()));
+                    return Duration::ZERO;
+                }
+                _ = look.tick() => {
+                    peak.fetch_max(node.memory().unwrap_or_default(), Ordering::Relaxed);
+                    continue;
+                }
+            };
+            match order {
+                Some(Order::Kill(down)) => {
+                    node.kill().await;
+                    return down;
+                }
+                Some(Order::Drain(down)) => {
+                    node.signal(Signal::TERM);
+                    // It promises ten seconds.
+                    match timeout(HANG, node.wait()).await {
+                        Ok(Ok(status)) if status.code() == Some(0) => {}
+                        ended => self.wrong(&format!("after SIGTERM it ended as {ended:?}: {}", node.last_words())),
+                    }
+                    return down;
+                }
+                Some(Order::Pause(long)) => {
+                    node.signal(Signal::STOP);
+                    sleep(long).await;
+                    node.signal(Signal::CONT);
+                }
+                // The world is gone.
+                None => return HANG,
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+use std::time::Duration;
+
+use airwave_bench::chaos::checker::{Breach, Promise, check};
+use airwave_bench::chaos::history::{History, Outcome, Told};
+use airwave_bench::chaos::{self, BrokerKind, Plan, Run};
+
+use crate::{airwave, is_here};
+
+/// Long enough for each kind of fault once.
+const TROUBLE: Duration = Duration::from_secs(20);
+
+fn short(kind: BrokerKind, seed: u64) {
+    if !is_here(kind) {
+        return;
+    }
+    crate::run(async {
+        let run = chaos::run(kind, Plan::new(seed, 3, TROUBLE), airwave()).await.unwrap();
+        println!("{run}");
+        assert!(run.is_good(), "{}", run.report(true));
+        something_happened(&run);
+        every_broken_history_is_noticed(&run.history);
+    });
+}
+
+#[test]
+fn redis_that_stores() {
+    short(BrokerKind::Redis, 1);
+}
+
+#[test]
+fn redis_that_forgets() {
+    short(BrokerKind::RedisVolatile, 2);
+}
+
+/// A run in which nothing happens keeps every promise. Far below what even a busy machine gets through.
+fn something_happened(run: &Run) {
+    let seen = run.seen();
+    assert!(seen.acknowledged > 50 && seen.events > 150 && seen.resumed > 8, "{seen:?}");
+    assert!(seen.hows.len() >= 3, "{seen:?}");
+    assert!(!seen.gaps.is_empty() || !run.kind.forgets(), "{seen:?}");
+}
+
+/// The checker, tried on this very run with one thing wrong.
+fn every_broken_history_is_noticed(good: &History) {
+    let listener = good.listeners.iter().position(|listener| listener.name == "ben").unwrap();
+    let told = &good.listeners[listener].told;
+    let is_event = |at: &usize| matches!(told[*at].1, Told::Event { .. });
+    let pairs: Vec<usize> = (0..told.len() - 1).filter(|at| is_event(at) && is_event(&(at + 1))).collect();
+    // Somewhere in the middle.
+    let at = pairs[pairs.len() / 2];
+    let broken = |change: &dyn Fn(&mut History)| -> Vec<Promise> {
+        let mut history = good.clone();
+        change(&mut history);
+        check(&history).into_iter().map(|Breach { promise, .. }| promise).collect()
+    };
+    assert_eq!(broken(&|_| {}), []);
+    let dropped = broken(&|history| drop(history.listeners[listener].told.remove(at)));
+    assert_eq!(dropped, [Promise::NoSilentGap]);
+    let duplicated = broken(&|history| history.listeners[listener].told.insert(at, told[at].clone()));
+    assert_eq!(duplicated, [Promise::NoDuplicates]);
+    let reordered = broken(&|history| history.listeners[listener].told.swap(at, at + 1));
+    assert_eq!(reordered.len(), 1, "{reordered:?}");
+    // An event that was acknowledged, and is gone in the end.
+    let channel = &good.listeners[listener].channel;
+    let last = *good.channels[channel].held.last_key_value().unwrap().0;
+    let lost = broken(&|history| {
+        history.channels.get_mut(channel).unwrap().held.remove(&last);
+    });
+    assert!(lost.contains(&Promise::Acknowledged), "{lost:?}");
+    // One that was refused, and came all the same.
+    let refused = broken(&|history| {
+        let body = history.channels[channel].held[&last].clone();
+        let publication = history
+            .publications
+            .iter_mut()
+            .find(|publication| publication.body == body)
+            .unwrap();
+        publication.outcome = Outcome::Refused;
+    });
+    assert!(refused.contains(&Promise::Acknowledged), "{refused:?}");
+    let false_gap = broken(&|history| {
+        let Told::Event { position, .. } = told[at].1 else { return };
+        let gap = Told::Gap {
+            after: Some(position),
+            cursor: position + 1,
+            reason: "broker-lost-data".into(),
+        };
+        history.listeners[listener].told.insert(at + 1, (told[at].0, gap));
+    });
+    assert_eq!(false_gap, [Promise::NoFalseGap]);
+}
