@@ -42,11 +42,11 @@ use axum::Router;
 
 pub use airwave_core::event::{IdempotencyKey, Invalid};
 pub use airwave_core::{
-    Broker, Channel, ChannelName, Client, Code, ConnectRequest, Cursor, Data, Event, EventName, Handler, Hub, Identity, Key,
-    LeaveReason, Message, Position, Publish, Published, Refusal, Replay, Reply, Rule, Rules, UseCase,
+    Broker, Channel, ChannelName, Client, Code, ConnectRequest, Cursor, Data, Directory, Event, EventName, Handler, Hub,
+    Identity, Key, LeaveReason, Member, Message, Position, Publish, Published, Refusal, Replay, Reply, Rule, Rules, UseCase,
 };
 pub use airwave_transports::Transport;
-/// For implementing [`Handler`] and [`Broker`].
+/// For implementing [`Handler`], [`Broker`] and [`Directory`].
 pub use async_trait::async_trait;
 pub use config::Config;
 pub use pages::pages;
@@ -65,7 +65,7 @@ pub struct Airwave {
 /// Puts an [`Airwave`] together.
 pub struct Builder {
     config: Config,
-    broker: Option<Arc<dyn Broker>>,
+    broker: Option<server::Backbone>,
     handlers: Vec<(String, Arc<dyn Handler>)>,
 }
 
@@ -146,9 +146,15 @@ impl Builder {
         self
     }
 
-    /// A broker of your own, instead of the one that the configuration names.
+    /// A broker of your own, instead of the one that the configuration names. For rules with presence: [`Builder::broker_with_directory`].
     pub fn broker(mut self, broker: Arc<dyn Broker>) -> Self {
-        self.broker = Some(broker);
+        self.broker = Some((broker, None));
+        self
+    }
+
+    /// A broker of your own that also knows the members of channels.
+    pub fn broker_with_directory(mut self, broker: Arc<impl Broker + Directory>) -> Self {
+        self.broker = Some((broker.clone(), Some(broker)));
         self
     }
 
@@ -156,7 +162,7 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Config`]: the configuration is not acceptable; [`Error::Pattern`]: a pattern is not one; [`Error::Broker`]: the broker
-    /// cannot be used.
+    /// cannot be used; [`Error::NoDirectory`]: a rule has presence, and the broker knows nothing of members.
     pub async fn build(self) -> Result<Airwave> {
         // A configuration that was put together in code has not been checked yet.
         self.config.check()?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use airwave_brokers::memory::Memory;
 use airwave_core::rule::Pattern;
-use airwave_core::{Broker, Handler, Hub};
+use airwave_core::{Broker, Directory, Handler, Hub};
 use airwave_transports::{Options, Origins, Publishers};
 use axum::Router;
 use tokio::net::TcpListener;
@@ -27,6 +27,11 @@ pub enum Error {
     /// The broker cannot be used.
     #[error("{0}")]
     Broker(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A rule asks for presence, and the broker knows nothing of members.
+    #[error(
+        "the rule '{0}' has presence, which this broker cannot do: write presence = false into that rule (use_case = \"chat\" and \"collab\" turn it on)"
+    )]
+    NoDirectory(String),
     /// A pattern that a handler was registered with is not one.
     #[error("a handler cannot be registered: {0}")]
     Pattern(String),
@@ -43,14 +48,21 @@ pub enum Error {
     Serve(#[from] io::Error),
 }
 
+/// A broker, and its directory of members if it has one.
+pub(crate) type Backbone = (Arc<dyn Broker>, Option<Arc<dyn Directory>>);
+
 /// The broker that the configuration names.
-async fn broker(config: &Config) -> Result<Arc<dyn Broker>, Error> {
+async fn broker(config: &Config) -> Result<Backbone, Error> {
     match config.broker.url.kind() {
-        BrokerKind::Memory => Ok(Arc::new(Memory::new(config.rules.clone()))),
+        BrokerKind::Memory => {
+            let memory = Arc::new(Memory::new(config.rules.clone()));
+            Ok((memory.clone(), Some(memory)))
+        }
         #[cfg(feature = "redis")]
         BrokerKind::Redis => {
             let redis = airwave_brokers::Redis::connect(config.broker.url.expose(), config.rules.clone()).await;
-            Ok(Arc::new(redis.map_err(|error| Error::Broker(Box::new(error)))?))
+            let redis = Arc::new(redis.map_err(|error| Error::Broker(Box::new(error)))?);
+            Ok((redis, None))
         }
         #[cfg(not(feature = "redis"))]
         BrokerKind::Redis => Err(Error::Broker("Redis is not part of this build".into())),
@@ -60,14 +72,19 @@ async fn broker(config: &Config) -> Result<Arc<dyn Broker>, Error> {
 /// A hub as the configuration describes it, with the application's handlers.
 pub(crate) async fn hub(
     config: &Config,
-    own_broker: Option<Arc<dyn Broker>>,
+    own_broker: Option<Backbone>,
     handlers: Vec<(Pattern, Arc<dyn Handler>)>,
 ) -> Result<Hub, Error> {
-    let broker = match own_broker {
-        Some(broker) => broker,
+    let (broker, directory) = match own_broker {
+        Some(backbone) => backbone,
         None => broker(config).await?,
     };
     let mut builder = Hub::builder(broker, config.rules.clone()).limits(config.limits.clone());
+    match (directory, config.rules.iter().find(|rule| rule.presence)) {
+        (Some(directory), _) => builder = builder.directory(directory),
+        (None, None) => {}
+        (None, Some(rule)) => return Err(Error::NoDirectory(rule.pattern.to_string())),
+    }
     for (pattern, handler) in handlers {
         builder = builder.handle(pattern, handler);
     }
@@ -138,8 +155,9 @@ pub(crate) async fn serve(
         trusts: Arc::new(move |peer| trusted.trusts(peer)),
     };
     ready(address);
-    listener::serve(listener, app, hub, serving, shutdown).await?;
-    Ok(())
+    let served = listener::serve(listener, app, hub.clone(), serving, shutdown).await;
+    hub.farewell().await;
+    Ok(served?)
 }
 
 /// As many open files as the system lets us have; how many that are.

@@ -4,6 +4,8 @@
 //! that alone puts all of it into one order. Locks are taken in the order *all channels*, *one channel*, *feed*, none is held
 //! across an await, and nothing here drops a [`Feed`], whose callback takes a channel's lock.
 
+mod members;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -32,6 +34,7 @@ const SWEEP_WORK: usize = 4096;
 /// Events are bounded by their rule's history, idempotency keys only by [`IDEMPOTENCY_WINDOW`] times the publishers' rate.
 pub struct Memory {
     shared: Arc<Shared>,
+    members: members::Shared,
 }
 
 struct Shared {
@@ -98,6 +101,7 @@ impl Memory {
         };
         Memory {
             shared: Arc::new(shared),
+            members: members::Shared::default(),
         }
     }
 }

@@ -2,22 +2,18 @@
 //!
 //! `airwave_brokers::memory` is the reference; the contract as tests is the module `conformance` (feature of that name).
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::event::{ChannelName, Event, IdempotencyKey, Message, Position};
+use crate::line::{Line, LineSender, Sink};
 
 /// How long a repeated publish with the same [`IdempotencyKey`] is recognised.
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(120);
-
-/// How many events a [`Feed`] holds that nobody has taken yet. A feed that would hold more ends.
-const FEED_BOUND: usize = 65_536;
 
 /// The backbone. It never sees a client, a transport or a byte of a wire format.
 ///
@@ -244,141 +240,38 @@ impl BrokerError {
 pub struct Feed {
     /// The channel's newest position when the feed opened; never zero. Every later event is shown.
     pub head: Position,
-    shared: Arc<Shared>,
+    line: Line<Arc<Event>>,
 }
 
 /// The broker's end of a [`Feed`]. Dropping it ends the feed.
-pub struct FeedSender {
-    shared: Arc<Shared>,
-}
-
-/// Takes a feed's events the moment they come, without a task in between.
-///
-/// Called one at a time and in order, while the broker may hold locks: it must neither block nor call the broker back.
-pub(crate) trait FeedSink: Send + Sync + 'static {
-    fn event(&self, event: Arc<Event>);
-    fn ended(&self);
-}
-
-type Unsubscribe = Box<dyn FnOnce() + Send>;
-
-#[derive(Default)]
-struct Shared {
-    state: Mutex<FeedState>,
-}
-
-#[derive(Default)]
-struct FeedState {
-    waiting: VecDeque<Arc<Event>>,
-    sink: Option<Arc<dyn FeedSink>>,
-    waker: Option<Waker>,
-    unsubscribe: Option<Unsubscribe>,
-    ended: bool,
-    dropped: bool,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, FeedState> {
-        // A panic in a sink leaves the state usable; the feed goes on.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub struct FeedSender(LineSender<Arc<Event>>);
 
 impl Feed {
     /// A feed and the broker's end of it. `unsubscribe` is called once, when the feed is dropped.
     pub fn new(head: Position, unsubscribe: impl FnOnce() + Send + 'static) -> (FeedSender, Feed) {
-        let shared = Arc::new(Shared::default());
-        shared.lock().unsubscribe = Some(Box::new(unsubscribe));
-        (FeedSender { shared: shared.clone() }, Feed { head, shared })
+        let (sender, line) = Line::new(unsubscribe);
+        (FeedSender(sender), Feed { head, line })
     }
 
     /// The next event; `None` when the feed has ended.
     pub async fn next(&mut self) -> Option<Arc<Event>> {
-        std::future::poll_fn(|cx| self.poll_next(cx)).await
-    }
-
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<Event>>> {
-        let mut state = self.shared.lock();
-        match state.waiting.pop_front() {
-            Some(event) => Poll::Ready(Some(event)),
-            None if state.ended => Poll::Ready(None),
-            None => {
-                state.waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+        std::future::poll_fn(|cx| self.line.poll_next(cx)).await
     }
 
     /// From now on `sink` is called for each event, beginning with those that wait already.
-    pub(crate) fn attach(&self, sink: Arc<dyn FeedSink>) {
-        let mut state = self.shared.lock();
-        for event in std::mem::take(&mut state.waiting) {
-            sink.event(event);
-        }
-        if state.ended {
-            sink.ended();
-        } else {
-            state.sink = Some(sink);
-        }
-    }
-}
-
-impl Drop for Feed {
-    fn drop(&mut self) {
-        let (unsubscribe, sink) = {
-            let mut state = self.shared.lock();
-            state.dropped = true;
-            state.waiting.clear();
-            (state.unsubscribe.take(), state.sink.take())
-        };
-        // Both may take locks of their own; ours is released first.
-        drop(sink);
-        if let Some(unsubscribe) = unsubscribe {
-            unsubscribe();
-        }
+    pub(crate) fn attach(&self, sink: Arc<dyn Sink<Arc<Event>>>) {
+        self.line.attach(sink);
     }
 }
 
 impl FeedSender {
     /// Shows the feed its next event. False: nobody listens any more, or the feed had to end because nobody took its events.
     pub fn push(&self, event: Arc<Event>) -> bool {
-        let mut state = self.shared.lock();
-        if state.dropped || state.ended {
-            return false;
-        }
-        if let Some(sink) = &state.sink {
-            sink.event(event);
-            return true;
-        }
-        if state.waiting.len() >= FEED_BOUND {
-            state.waiting.clear();
-            state.ended = true;
-        } else {
-            state.waiting.push_back(event);
-        }
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
-        !state.ended
+        self.0.push(event)
     }
 
     /// Whether the feed has been dropped.
     pub fn is_closed(&self) -> bool {
-        self.shared.lock().dropped
-    }
-}
-
-impl Drop for FeedSender {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        if !state.ended {
-            state.ended = true;
-            if let Some(sink) = state.sink.take() {
-                sink.ended();
-            }
-            if let Some(waker) = state.waker.take() {
-                waker.wake();
-            }
-        }
+        self.0.is_closed()
     }
 }

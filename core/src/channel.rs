@@ -1,9 +1,7 @@
 //! The handle that applications publish with. It stands on the broker alone: publishing needs no listener and no open log.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
@@ -11,9 +9,12 @@ use tokio::time::{Instant, timeout};
 use crate::broker::{Broker, BrokerError, BrokerErrorKind, Publish, Published, Replay};
 use crate::cursor::stable_hash;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
+use crate::jitter::Jitter;
 use crate::metrics::Metrics;
 use crate::refusal::{Code, Refusal};
+use crate::roster::Presence;
 use crate::rule::{Limits, Params, Rule, Rules};
+use crate::wire::Member;
 
 /// What every part of a node shares: the broker, the rules, the limits, the figures.
 pub(crate) struct Backbone {
@@ -23,6 +24,8 @@ pub(crate) struct Backbone {
     pub(crate) metrics: Metrics,
     pub(crate) jitter: Jitter,
     pub(crate) outage: Outage,
+    /// Where there is a directory and a rule that asks for it.
+    pub(crate) presence: Option<Arc<Presence>>,
 }
 
 /// Channels that cannot be healed, counted, so that an outage is logged once for the node and not for each channel and try.
@@ -99,36 +102,6 @@ impl Outage {
     }
 }
 
-/// Spreads in time what many would do at once. Not for secrets.
-pub(crate) struct Jitter(AtomicU64);
-
-impl Default for Jitter {
-    fn default() -> Self {
-        // The standard library's hasher keys differ from process to process and from call to call.
-        Self::new(RandomState::new().build_hasher().finish())
-    }
-}
-
-impl Jitter {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(AtomicU64::new(seed))
-    }
-
-    /// From 0 to 1.
-    pub(crate) fn unit(&self) -> f64 {
-        // SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
-        let state = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Half to all of `full`, so that many who wait do not come back together.
-    pub(crate) fn spread(&self, full: Duration) -> Duration {
-        full / 2 + full.mul_f64(self.unit() / 2.0)
-    }
-}
-
 impl Backbone {
     /// Publishes within the broker's time.
     pub(crate) async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, Refusal> {
@@ -161,6 +134,22 @@ impl Backbone {
                 self.metrics.publish_error(refusal.code);
                 Err(refusal)
             }
+        }
+    }
+
+    /// Presence of a channel with this rule.
+    ///
+    /// # Errors
+    /// `bad-request`: there is none.
+    pub(crate) fn presence(&self, channel: &ChannelName, rule: &Rule) -> Result<&Arc<Presence>, Refusal> {
+        match &self.presence {
+            Some(presence) if rule.presence => Ok(presence),
+            _ if rule.presence => Err(Refusal::bad_request(format!(
+                "the channel '{channel}' cannot tell who is in it, because this server was built without a directory of members"
+            ))),
+            _ => Err(Refusal::bad_request(format!(
+                "the channel '{channel}' does not tell who is in it: set presence = true in its rule"
+            ))),
         }
     }
 
@@ -276,6 +265,18 @@ impl Channel {
             .replay(&self.name, after, limit)
             .await
             .map_err(|error| refusal(&error))
+    }
+}
+
+impl Channel {
+    /// Who is in the channel now, on all nodes: users in the order of their ids, the anonymous last. The directory of members is asked, unless this node
+    /// follows the channel's members for a listener anyway.
+    ///
+    /// # Errors
+    /// `bad-request`: the channel's rule says nothing of presence; `unavailable`.
+    pub async fn members(&self) -> Result<Vec<Arc<Member>>, Refusal> {
+        let presence = self.backbone.presence(&self.name, &self.rule)?;
+        presence.members(&self.name).await.map_err(|error| refusal(&error))
     }
 }
 

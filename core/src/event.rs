@@ -23,6 +23,12 @@ pub const RESERVED_PREFIX: &str = "airwave.";
 #[error("{0}")]
 pub struct Invalid(String);
 
+impl Invalid {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
 fn name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.~:@=+".contains(&byte)
 }
@@ -239,7 +245,7 @@ pub enum Data {
     Binary(Bytes),
 }
 
-/// JSON text that is known to be valid and normalised; only [`Data`] makes one.
+/// JSON text that is known to be valid and normalised; only [`Data`] makes one. Like a payload it never reaches a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JsonText(Arc<str>);
 
@@ -247,6 +253,12 @@ impl JsonText {
     /// The JSON text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl fmt::Debug for JsonText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JsonText({} bytes)", self.0.len())
     }
 }
 

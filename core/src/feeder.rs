@@ -9,9 +9,10 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::broker::{BrokerError, Feed, FeedSink, Replay};
+use crate::broker::{BrokerError, Feed, Replay};
 use crate::channel::{Backbone, Unhealed};
 use crate::event::{ChannelName, Event, Position};
+use crate::line::Sink;
 use crate::log::{Appended, Log, goes_on_after, is_whole, lost_end};
 use crate::rule::Rule;
 use crate::wire::GapReason;
@@ -59,13 +60,13 @@ struct Window {
     scheduled: bool,
 }
 
-struct Sink {
+struct Ear {
     feeder: Weak<Feeder>,
     generation: u64,
 }
 
-impl FeedSink for Sink {
-    fn event(&self, event: Arc<Event>) {
+impl Sink<Arc<Event>> for Ear {
+    fn take(&self, event: Arc<Event>) {
         if let Some(feeder) = self.feeder.upgrade() {
             feeder.event(self.generation, event);
         }
@@ -113,7 +114,7 @@ impl Feeder {
 
     /// Lets the feed's events in. Not under our lock: the feed calls us back with the events that wait, and it holds its own lock then.
     fn attach(&self, feed: Feed, generation: u64) {
-        feed.attach(Arc::new(Sink {
+        feed.attach(Arc::new(Ear {
             feeder: self.me.clone(),
             generation,
         }));

@@ -8,9 +8,12 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use crate::channel::Channel;
-use crate::event::{Data, Invalid, Message};
+use crate::event::{Data, Invalid, JsonText, Message};
 use crate::refusal::Refusal;
 use crate::rule::TransportName;
+
+/// How much may be said about a user, in bytes of JSON.
+const MAX_META: usize = 1024;
 
 /// The application's say about the channels that match the pattern it was registered with. The same handler serves every transport: a
 /// message that a WebSocket client sends and one that an SSE client POSTs are the same call.
@@ -97,6 +100,7 @@ impl ConnectRequest {
 #[derive(Clone, Default)]
 pub struct Identity {
     user: Option<Arc<str>>,
+    meta: Option<JsonText>,
     details: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -106,12 +110,31 @@ impl Identity {
         Self::default()
     }
 
-    /// A user by an id that the application chooses.
+    /// A user by an id that the application chooses. In channels with presence it is what others see, has at most 255 bytes, and an empty one is anonymous.
     pub fn user(id: impl Into<Arc<str>>) -> Self {
         Self {
             user: Some(id.into()),
-            details: None,
+            ..Self::default()
         }
+    }
+
+    /// The same with a few words about the user that everybody in a channel with presence may see: a name, a colour, a picture. Of a user with
+    /// several connections the newest counts; of anonymous clients it is not shown, because they are only counted.
+    ///
+    /// # Errors
+    /// The value is no JSON, or more than 1 KiB of it.
+    pub fn with_meta<T: Serialize + ?Sized>(mut self, meta: &T) -> Result<Self, Invalid> {
+        let Data::Json(text) = Data::json(meta)? else {
+            return Err(Invalid::new("what is said about a user is JSON"));
+        };
+        let length = text.as_str().len();
+        if length > MAX_META {
+            return Err(Invalid::new(format!(
+                "what is said about a user has {length} bytes of JSON; at most {MAX_META} are allowed"
+            )));
+        }
+        self.meta = Some(text);
+        Ok(self)
     }
 
     /// The same with a value of the application's own (claims, a session, a database row).
@@ -124,6 +147,16 @@ impl Identity {
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Identity").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    pub(crate) fn user_id(&self) -> Option<&Arc<str>> {
+        self.identity.user.as_ref()
+    }
+
+    pub(crate) fn meta(&self) -> Option<&JsonText> {
+        self.identity.meta.as_ref()
     }
 }
 

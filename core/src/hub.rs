@@ -11,14 +11,17 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::broker::{Broker, BrokerError, Replay};
-use crate::channel::{Backbone, Channel, Jitter, Outage, refusal};
+use crate::channel::{Backbone, Channel, Outage, refusal};
+use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::feeder::Feeder;
 use crate::flight::Flights;
 use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
+use crate::jitter::Jitter;
 use crate::log::{MAX_WIRES, WireSlot};
 use crate::metrics::Metrics;
 use crate::refusal::{Code, Refusal};
+use crate::roster::Presence;
 use crate::rule::{Limits, Params, Pattern, Rule, Rules, SendPolicy, TransportName};
 use crate::session::Shared;
 use crate::wire::Wire;
@@ -27,6 +30,8 @@ use crate::wire::Wire;
 const TICK: Duration = Duration::from_secs(1);
 /// After how long without its broker a node tells its listeners.
 const STALE_AFTER: Duration = Duration::from_secs(10);
+/// How long taking members back may hold up the end of a node.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// How many logs are looked at in one tick, so that a node with a million does not stutter.
 const LOGS_PER_TICK: usize = 50_000;
 
@@ -41,6 +46,7 @@ pub struct HubBuilder {
     limits: Limits,
     handlers: Vec<(Pattern, Arc<dyn Handler>)>,
     jitter: Jitter,
+    directory: Option<Arc<dyn Directory>>,
 }
 
 pub(crate) struct Inner {
@@ -135,6 +141,12 @@ impl HubBuilder {
         self
     }
 
+    /// Where this node finds out who is in the channels whose rules have presence. Without it they have none.
+    pub fn directory(mut self, directory: Arc<dyn Directory>) -> Self {
+        self.directory = Some(directory);
+        self
+    }
+
     /// Makes this node's random pauses and hints the same each time. For simulations: nodes that share a seed come back together.
     pub fn seed(mut self, seed: u64) -> Self {
         self.jitter = Jitter::new(seed);
@@ -143,8 +155,14 @@ impl HubBuilder {
 
     /// Starts the node. Must be called within a tokio runtime, which it then uses.
     pub fn build(self) -> Hub {
+        let wanted = self.rules.iter().any(|rule| rule.presence);
+        let presence = self.directory.filter(|_| wanted).map(|directory| {
+            let jitter = Jitter::new(self.jitter.draw());
+            Presence::begin(directory, jitter, self.limits.broker_timeout)
+        });
         let backbone = Arc::new(Backbone {
             metrics: Metrics::new(self.broker.pulse()),
+            presence,
             broker: self.broker,
             rules: self.rules,
             limits: self.limits,
@@ -184,6 +202,7 @@ impl Hub {
             limits: Limits::default(),
             handlers: Vec::new(),
             jitter: Jitter::default(),
+            directory: None,
         }
     }
 
@@ -263,6 +282,16 @@ impl Hub {
     pub fn cut(&self) {
         for (_, session) in &*lock(&self.0.sessions) {
             session.cut();
+        }
+    }
+
+    /// Takes this node's members out of their channels, for other nodes to see at once. For the end of a drain, before the process ends: members of a node that
+    /// ends without it are gone after a quarter of a minute. Does nothing where there is no presence.
+    pub async fn farewell(&self) {
+        if let Some(presence) = &self.0.backbone.presence
+            && timeout(FAREWELL, presence.farewell()).await.is_err()
+        {
+            tracing::debug!("not all members could be taken back in time: the rest expires");
         }
     }
 

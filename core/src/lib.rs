@@ -8,15 +8,17 @@
 //! 3. [`rule`]: the decision matrix and its settings as types
 //! 4. [`refusal`]: the few error codes that clients see
 //! 5. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`]
-//! 6. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
-//! 7. [`metrics`]: what a node counts
-//! 8. [`channel`]: the handle that applications publish with
-//! 9. [`handler`]: what the application says about clients
-//! 10. `sync`, `bell`, `log`: one channel on this node: ring, listeners, wake
-//! 11. [`hub`]: one node: opens logs, heals them, drains
-//! 12. [`session`]: one connected client, as every transport uses it
+//! 6. [`directory`]: a further ability of a backbone: who is in a channel on which node
+//! 7. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
+//! 8. [`metrics`]: what a node counts
+//! 9. `sync`, `bell`, `log`: one channel on this node: ring, listeners, wake
+//! 10. `roster`: who is in a channel, as this node knows it
+//! 11. [`channel`]: the handle that applications publish with
+//! 12. [`handler`]: what the application says about clients
+//! 13. [`hub`]: one node: opens logs, heals them, drains
+//! 14. [`session`]: one connected client, as every transport uses it
 //!
-//! `conformance` (feature of that name) is the broker contract as a suite of tests.
+//! `conformance` and `directory_conformance` (feature `conformance`) are the two contracts as suites of tests.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -27,14 +29,18 @@ pub mod channel;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod cursor;
+pub mod directory;
 pub mod event;
 mod feeder;
 mod flight;
 pub mod handler;
 pub mod hub;
+mod jitter;
+mod line;
 mod log;
 pub mod metrics;
 pub mod refusal;
+mod roster;
 pub mod rule;
 pub mod session;
 mod sync;
@@ -43,10 +49,11 @@ pub mod wire;
 pub use broker::{Broker, BrokerError, BrokerErrorKind, Feed, Publish, Published, Replay};
 pub use channel::Channel;
 pub use cursor::Cursor;
+pub use directory::Directory;
 pub use event::{ChannelName, Data, Event, EventName, Key, Message, Position};
 pub use handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
 pub use hub::{Connection, Hub};
 pub use refusal::{Code, Refusal};
 pub use rule::{Rule, Rules, UseCase};
 pub use session::Session;
-pub use wire::{Notice, Wire};
+pub use wire::{Member, Notice, Wire};

@@ -23,6 +23,7 @@ use crate::handler::{Client, Handler, LeaveReason};
 use crate::hub::{Connection, Hub, WireHandle};
 use crate::log::{Batch, Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
 use crate::refusal::Refusal;
+use crate::roster::{Attendance, Presence};
 use crate::rule::{Delivery, Limits, SlowPolicy};
 use crate::wire::{GapReason, Notice, Stamp};
 
@@ -175,6 +176,7 @@ pub struct Joiner {
     connection: Arc<Connection>,
     bell: Arc<Bell>,
     wire: &'static str,
+    presence: bool,
 }
 
 /// A channel that a session may listen to, and where it begins. To be given to [`Session::add`].
@@ -188,6 +190,8 @@ pub struct Joined {
     catch_up: Option<Box<CatchUp>>,
     over: bool,
     goodbye: Option<Box<Goodbye>>,
+    /// Where the channel has presence: who comes, and whether they want to hear who else is there.
+    attends: Option<(Arc<Client>, bool)>,
 }
 
 struct Subscription {
@@ -206,6 +210,7 @@ struct Subscription {
     stamp_index: usize,
     ended: bool,
     goodbye: Option<Box<Goodbye>>,
+    attendance: Option<Box<Attendance>>,
 }
 
 /// A listener that is being given what the ring does not hold.
@@ -239,13 +244,21 @@ impl Drop for Goodbye {
 }
 
 impl Joiner {
+    /// The listener also wants to hear who is in the channel: first all, then who comes and goes.
+    pub fn with_presence(mut self, presence: bool) -> Self {
+        self.presence = presence;
+        self
+    }
+
     /// Asks permission, opens the channel, and finds where the listener begins. From the moment this returns, nothing that is published is missed.
     ///
     /// # Errors
-    /// What the handler refuses, and `unknown-channel`, `wrong-transport`, `too-many`, `unavailable`.
+    /// What the handler refuses, and `unknown-channel`, `wrong-transport`, `too-many`, `unavailable`; `bad-request`: it wants to hear who is in a channel
+    /// whose rule says nothing of presence.
     pub async fn join(&self, name: &ChannelName, after: After) -> Result<Joined, Refusal> {
         let hub = &self.connection.hub;
         let admission = hub.admit_listener(&self.connection, name).await?;
+        let client = admission.client.clone();
         // From here on the handler is told when it is over, also if we fail.
         let goodbye = admission.handler.map(|handler| {
             let reason = LeaveReason::Disconnected;
@@ -257,6 +270,14 @@ impl Joiner {
                 reason,
             })
         });
+        let attends = match hub.0.backbone.presence(name, &admission.rule) {
+            Ok(_) => {
+                Presence::check(client.user())?;
+                Some((client, self.presence))
+            }
+            Err(refusal) if self.presence => return Err(refusal),
+            Err(_) => None,
+        };
         let seat = self.sit(hub, name, &admission.rule).await?;
         let log = seat.log.clone();
         let mut joined = Joined {
@@ -268,6 +289,7 @@ impl Joiner {
             catch_up: None,
             over: false,
             goodbye,
+            attends,
         };
         let position = match after {
             After::Position(position) if position != Position::ZERO => position,
@@ -415,6 +437,7 @@ impl Session {
             connection: self.connection.clone(),
             bell: self.shared.bell.clone(),
             wire: self.slot.wire.name(),
+            presence: false,
         }
     }
 
@@ -467,6 +490,7 @@ impl Session {
             catch_up,
             over,
             mut goodbye,
+            attends,
         } = joined;
         let name = seat.log.name.clone();
         let stamp_index = self.stamp_at(&name, stands_at);
@@ -494,7 +518,13 @@ impl Session {
             }
             return;
         }
+        let presence = self.connection.hub.0.backbone.presence.as_ref();
+        let attendance = attends.zip(presence).map(|((client, listens), presence)| {
+            let bell = listens.then(|| self.shared.bell.clone());
+            presence.attend(&name, client.user_id(), client.meta(), bell)
+        });
         self.subscriptions.push(Subscription {
+            attendance,
             seat,
             next,
             cursor: stands_at,
@@ -521,6 +551,9 @@ impl Session {
         let mut subscription = self.subscriptions.swap_remove(index);
         if let Some(goodbye) = &mut subscription.goodbye {
             goodbye.reason = reason;
+        }
+        if let Some(attendance) = &mut subscription.attendance {
+            attendance.at_once = true;
         }
     }
 
@@ -650,7 +683,16 @@ impl Session {
             if let Err(TooSlow) = self.subscriptions[at].read(&mut reading, cx) {
                 return Some(CloseReason::TooSlow);
             }
-            let written: usize = out[before..].iter().map(Bytes::len).sum();
+            let mut written: usize = out[before..].iter().map(Bytes::len).sum();
+            if let Some(attendance) = &mut self.subscriptions[at].attendance
+                && written < room
+            {
+                let before = out.len();
+                if attendance.read(&self.slot, room - written, out) {
+                    self.shared.bell.ring();
+                }
+                written += out[before..].iter().map(Bytes::len).sum::<usize>();
+            }
             if written > 0 {
                 self.reads = self.reads.wrapping_add(1);
                 room = room.saturating_sub(written);

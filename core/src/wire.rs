@@ -1,8 +1,10 @@
 //! The seam between core and transports: one format on the wire.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-use crate::event::{ChannelName, Event, Position};
+use crate::event::{ChannelName, Event, JsonText, Position};
 use crate::refusal::Refusal;
 
 /// One format. Called once per event and format, never per listener. Pure, cannot fail.
@@ -70,6 +72,39 @@ pub struct Gap {
     pub reason: GapReason,
 }
 
+/// Somebody in a channel: a user, over all their connections on all nodes. All clients without a user are one member, who is only counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The user's id; `None`: the anonymous.
+    pub user: Option<Arc<str>>,
+    /// How many connections there are; zero only where a member has left.
+    pub connections: u32,
+    /// What [`Identity::with_meta`](crate::Identity::with_meta) was given.
+    pub meta: Option<JsonText>,
+}
+
+/// What has happened to a [`Member`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// They have come.
+    Join,
+    /// They have left, with their last connection.
+    Leave,
+    /// The number of their connections or what is said about them is another.
+    Update,
+}
+
+impl Change {
+    /// The change as clients see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Change::Join => "join",
+            Change::Leave => "leave",
+            Change::Update => "update",
+        }
+    }
+}
+
 /// What the server says that is not an event. `id` is the number that the client gave its command, if it gave one.
 #[derive(Debug, Clone, Copy)]
 pub enum Notice<'a> {
@@ -132,6 +167,25 @@ pub enum Notice<'a> {
         url: Option<&'a str>,
         /// How long the client should wait before it connects again, in milliseconds.
         retry: u32,
+    },
+    /// A page of who is in a channel. The first page of a new list follows one without `more`, or none; the changes that follow the last page are those
+    /// after the list.
+    Members {
+        /// The channel.
+        channel: &'a ChannelName,
+        /// Each once in the whole list, users in the order of their ids, the anonymous last.
+        members: &'a [Arc<Member>],
+        /// Whether another page follows.
+        more: bool,
+    },
+    /// Somebody has come to a channel, left it, or is there in another way.
+    Change {
+        /// The channel.
+        channel: &'a ChannelName,
+        /// What has happened.
+        change: Change,
+        /// As they are now.
+        member: &'a Member,
     },
     /// The node has not reached its broker for a while.
     Stale,

@@ -28,3 +28,6 @@ mod drain;
 mod hostile;
 /// Heartbeats, silence, HEAD, the stream byte by byte.
 mod line;
+
+/// Who is in a channel, over two nodes and every transport.
+mod presence;

@@ -1,9 +1,10 @@
 //! The JSON that WebSocket frames, several-channel SSE and plain HTTP have in common: the envelope out, messages and publications in.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use airwave_core::event::IdempotencyKey;
-use airwave_core::{ChannelName, Code, Data, Event, EventName, Key, Message, Refusal};
+use airwave_core::{ChannelName, Code, Data, Event, EventName, Key, Member, Message, Refusal};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -56,6 +57,30 @@ pub fn quoted(text: &str) -> String {
         // A string can always be written as JSON.
         _ => "\"\"".to_owned(),
     }
+}
+
+/// A member of a channel as one JSON object.
+pub fn member_json(member: &Member) -> String {
+    let user = member.user.as_deref().map_or_else(|| "null".to_owned(), quoted);
+    let meta = member
+        .meta
+        .as_ref()
+        .map_or_else(String::new, |meta| format!(",\"meta\":{}", meta.as_str()));
+    format!("{{\"user\":{user},\"connections\":{}{meta}}}", member.connections)
+}
+
+/// The fields of a page of members.
+pub fn members_fields(channel: &ChannelName, members: &[Arc<Member>], more: bool) -> String {
+    format!(
+        "\"channel\":\"{channel}\",\"members\":{},\"more\":{more}",
+        members_json(members)
+    )
+}
+
+/// Members as a JSON array.
+pub fn members_json(members: &[Arc<Member>]) -> String {
+    let members: Vec<String> = members.iter().map(|member| member_json(member)).collect();
+    format!("[{}]", members.join(","))
 }
 
 /// Data as JSON: an answer's `data` field.

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use crate::envelope::{self, Publication, envelope, quoted};
 use crate::request::{
-    Options, Publishers, connect_request, header_text, json_response, path_as_seen, query_value, refusal_response,
+    Options, Publishers, connect_request, header_text, json_response, path_as_seen, query_value, refusal_response, wants_presence,
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -140,6 +140,11 @@ pub(crate) async fn history(
     };
     let connection = hub.connect(connect_request(parts, TransportName::HTTP), false)?;
     let (channel, page) = hub.history(&connection, &channel, after, limit).await?;
+    let members = if wants_presence(parts)? {
+        format!(",\"members\":{}", envelope::members_json(&channel.members().await?))
+    } else {
+        String::new()
+    };
     let events: Vec<String> = page
         .events
         .iter()
@@ -157,7 +162,7 @@ pub(crate) async fn history(
         .collect();
     let complete = after.is_none() || page.complete;
     let body = format!(
-        "{{\"channel\":\"{}\",\"cursor\":\"{cursor}\",\"complete\":{complete},\"more\":{},\"ended\":{},\"transport\":{},\"transports\":[{}],\"url\":{},\"events\":[{}]}}",
+        "{{\"channel\":\"{}\",\"cursor\":\"{cursor}\",\"complete\":{complete},\"more\":{},\"ended\":{},\"transport\":{},\"transports\":[{}],\"url\":{},\"events\":[{}]{members}}}",
         channel.name(),
         page.more,
         page.ended,

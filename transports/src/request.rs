@@ -212,6 +212,18 @@ pub fn wants_visible_heartbeat(parts: &Parts) -> Result<bool, Refusal> {
     }
 }
 
+/// `?presence=true`: the client wants to hear who is in the channel.
+///
+/// # Errors
+/// `bad-request`: another value.
+pub fn wants_presence(parts: &Parts) -> Result<bool, Refusal> {
+    match query_value(parts, "presence")?.as_deref() {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Refusal::bad_request("'presence' can only be 'true' or 'false'")),
+    }
+}
+
 /// The text of a header; `None` if it is absent or empty.
 ///
 /// # Errors

@@ -25,9 +25,10 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::envelope::{envelope, refusal_fields};
+use crate::envelope::{envelope, member_json, members_fields, refusal_fields};
 use crate::request::{
-    connect_request, header_text, path_as_seen, query_value, query_values, refusal_response, wants_visible_heartbeat,
+    connect_request, header_text, path_as_seen, query_value, query_values, refusal_response, wants_presence,
+    wants_visible_heartbeat,
 };
 use crate::socket::{Handover, Outgoing, Readable, Written, poll_gone};
 use crate::{ChannelRequest, Transport};
@@ -171,7 +172,7 @@ async fn serve(hub: &Hub, wire: &WireHandle, parts: &Parts, channels: Vec<(Chann
     let visible = wants_visible_heartbeat(parts)?;
     let connection = hub.connect(connect_request(parts, TransportName::SSE), true)?;
     let mut session = Session::new(connection, wire).ends_with_channels().visible_heartbeat(visible);
-    let joiner = session.joiner();
+    let joiner = session.joiner().with_presence(wants_presence(parts)?);
     let mut joined = Vec::with_capacity(channels.len());
     for (name, after) in &channels {
         joined.push(joiner.join(name, *after).await?);
@@ -450,6 +451,18 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
                 refusal_fields(refusal, *url)
             )
         }
+        // Without an id: nobody resumes from here.
+        Notice::Members { channel, members, more } => {
+            format!(
+                "event: airwave.presence\ndata: {{{}}}\n\n",
+                members_fields(channel, members, *more)
+            )
+        }
+        Notice::Change { channel, change, member } => format!(
+            "event: airwave.{}\ndata: {{\"channel\":\"{channel}\",\"member\":{}}}\n\n",
+            change.as_str(),
+            member_json(member)
+        ),
         Notice::Stale => "event: airwave.stale\ndata: {}\n\n".to_owned(),
         Notice::Heartbeat { visible: true } => "event: airwave.heartbeat\ndata: {}\n\n".to_owned(),
         Notice::Heartbeat { visible: false } => ":\n\n".to_owned(),

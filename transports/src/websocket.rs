@@ -42,8 +42,8 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self};
 
-use crate::envelope::{self, Payload, envelope, refusal_fields, some_raw, text_or_number};
-use crate::request::{connect_request, path_as_seen, query_value, refusal_response, wants_visible_heartbeat};
+use crate::envelope::{self, Payload, envelope, member_json, members_fields, refusal_fields, some_raw, text_or_number};
+use crate::request::{connect_request, path_as_seen, query_value, refusal_response, wants_presence, wants_visible_heartbeat};
 use crate::socket::{Handover, Outgoing, Readable, Written, poll_gone};
 use crate::{ChannelRequest, Transport};
 
@@ -216,7 +216,8 @@ async fn begin(
     let mut session = Session::new(connection, wire).expects_answers().visible_heartbeat(visible);
     if let Some(channel) = channel {
         let after = query_value(parts, "after")?;
-        let joined = session.joiner().join(&channel?, After::parse(after.as_deref())).await?;
+        let joiner = session.joiner().with_presence(wants_presence(parts)?);
+        let joined = joiner.join(&channel?, After::parse(after.as_deref())).await?;
         session.add(joined, None);
     }
     Ok(session)
@@ -326,6 +327,7 @@ struct Command<'a> {
     channel: Option<Cow<'a, str>>,
     #[serde(borrow)]
     after: Option<&'a RawValue>,
+    presence: Option<bool>,
     #[serde(borrow)]
     event: Option<Cow<'a, str>>,
     #[serde(borrow, default, deserialize_with = "some_raw")]
@@ -479,7 +481,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         match &*command.kind {
             "subscribe" => {
                 let after = command.after.map(text_or_number).transpose()?;
-                self.subscribe(id, channel.ok_or_else(need_channel)?, After::parse(after.as_deref()))
+                self.subscribe(
+                    id,
+                    channel.ok_or_else(need_channel)?,
+                    After::parse(after.as_deref()),
+                    command.presence.unwrap_or(false),
+                )
             }
             "unsubscribe" => {
                 let channel = channel.ok_or_else(need_channel)?;
@@ -514,7 +521,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         }
     }
 
-    fn subscribe(&mut self, id: Option<u64>, channel: ChannelName, after: After) -> Result<(), Refusal> {
+    fn subscribe(&mut self, id: Option<u64>, channel: ChannelName, after: After, presence: bool) -> Result<(), Refusal> {
         if self.session.is_subscribed(&channel) {
             return Err(Refusal::bad_request(format!("already subscribed to '{channel}'")));
         }
@@ -525,7 +532,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
                 format!("a connection listens to at most {limit} channels"),
             ));
         }
-        let joiner = self.session.joiner();
+        let joiner = self.session.joiner().with_presence(presence);
         self.command = Some(Box::pin(async move {
             let result = Box::new(joiner.join(&channel, after).await);
             Done::Subscribed { id, channel, result }
@@ -832,6 +839,14 @@ impl Wire for Frames {
                     refusal_fields(refusal, *url)
                 )
             }
+            Notice::Members { channel, members, more } => {
+                format!("{{\"type\":\"presence\",{}}}", members_fields(channel, members, *more))
+            }
+            Notice::Change { channel, change, member } => format!(
+                "{{\"type\":\"{}\",\"channel\":\"{channel}\",\"member\":{}}}",
+                change.as_str(),
+                member_json(member)
+            ),
             Notice::Stale => "{\"type\":\"stale\"}".to_owned(),
             // A ping, which every client answers; scripts cannot see it, so some ask for a frame as well.
             Notice::Heartbeat { visible: false } => return Bytes::from_static(&[0x89, 0]),

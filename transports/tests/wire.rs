@@ -6,9 +6,10 @@
 mod whatwg_sse;
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
-use airwave_core::wire::{Gap, GapReason, Notice};
-use airwave_core::{ChannelName, Code, Cursor, Data, Event, EventName, Key, Message, Position, Refusal, Wire};
+use airwave_core::wire::{Change, Gap, GapReason, Notice};
+use airwave_core::{ChannelName, Code, Cursor, Data, Event, EventName, Key, Member, Message, Position, Refusal, Wire};
 use airwave_transports::sse::{ManyChannels, OneChannel};
 use airwave_transports::websocket::Frames;
 use base64::Engine;
@@ -154,7 +155,7 @@ fn check_envelope(text: &str, channel: &ChannelName, event: &Event) -> Result<()
 }
 
 /// Every kind of notice, with whatever text a handler may put into a refusal.
-fn notices<'a>(channel: &'a ChannelName, refusal: &'a Refusal, gap: &'a Gap) -> Vec<Notice<'a>> {
+fn notices<'a>(channel: &'a ChannelName, refusal: &'a Refusal, gap: &'a Gap, members: &'a [Arc<Member>]) -> Vec<Notice<'a>> {
     vec![
         Notice::Subscribed {
             id: None,
@@ -181,11 +182,43 @@ fn notices<'a>(channel: &'a ChannelName, refusal: &'a Refusal, gap: &'a Gap) -> 
             url: Some("/channels/a"),
             retry: 1000,
         },
+        Notice::Members {
+            channel,
+            members,
+            more: true,
+        },
+        Notice::Change {
+            channel,
+            change: Change::Update,
+            member: &members[0],
+        },
         Notice::Stale,
         Notice::Heartbeat { visible: true },
         Notice::Heartbeat { visible: false },
         Notice::Drain { retry: 1000 },
     ]
+}
+
+/// Somebody of any name, of whom anything is said, and the anonymous.
+fn members(text: &str) -> Vec<Arc<Member>> {
+    let Data::Json(meta) = Data::json(text).unwrap() else {
+        panic!()
+    };
+    let somebody = Member {
+        user: Some(text.into()),
+        connections: 3,
+        meta: Some(meta),
+    };
+    let anonymous = Member {
+        user: None,
+        connections: 2,
+        meta: None,
+    };
+    vec![Arc::new(somebody), Arc::new(anonymous)]
+}
+
+fn check_member(member: &Value, text: &str) {
+    assert_eq!(*member, serde_json::json!({"user": text, "connections": 3, "meta": text}));
 }
 
 const GAP: Gap = Gap {
@@ -251,7 +284,8 @@ proptest! {
     fn notices_are_what_they_are(channel in channel(), message in text(), cuts: Vec<prop::sample::Index>) {
         let refusal = Refusal::new(Code::Forbidden, message.clone());
         let mut stream = Vec::new();
-        for notice in notices(&channel, &refusal, &GAP) {
+        let members = members(&message);
+        for notice in notices(&channel, &refusal, &GAP, &members) {
             stream.extend_from_slice(&OneChannel.notice(&notice));
             prop_assert_eq!(OneChannel.notice(&notice), ManyChannels.notice(&notice));
         }
@@ -259,13 +293,23 @@ proptest! {
         let names: Vec<_> = heard.iter().map(|event| event.event.as_str()).collect();
         prop_assert_eq!(
             names,
-            ["airwave.subscribed", "airwave.gap", "airwave.end", "airwave.error", "airwave.stale", "airwave.heartbeat"]
+            ["airwave.subscribed", "airwave.gap", "airwave.end", "airwave.error", "airwave.presence", "airwave.update", "airwave.stale", "airwave.heartbeat"]
         );
+        for heard in &heard[4..6] {
+            prop_assert!(is_plain_line(&heard.data));
+        }
+        let list: Value = serde_json::from_str(&heard[4].data).unwrap();
+        prop_assert_eq!((list["channel"].as_str(), &list["more"]), (Some(channel.as_str()), &Value::Bool(true)));
+        check_member(&list["members"][0], &message);
+        prop_assert_eq!(&list["members"][1], &serde_json::json!({"user": null, "connections": 2}));
+        let update: Value = serde_json::from_str(&heard[5].data).unwrap();
+        prop_assert_eq!(update["channel"].as_str(), Some(channel.as_str()));
+        check_member(&update["member"], &message);
         let said: Value = serde_json::from_str(&heard[3].data).unwrap();
         prop_assert_eq!(said["message"].as_str(), Some(message.as_str()));
         // Those without an id leave the last one as it was.
         let ids: Vec<_> = heard.iter().map(|event| event.last_event_id.as_str()).collect();
-        prop_assert_eq!(ids, ["7", "8", "9", "9", "9", "9"]);
+        prop_assert_eq!(ids, ["7", "8", "9", "9", "9", "9", "9", "9"]);
     }
 
     #[test]
@@ -276,7 +320,8 @@ proptest! {
         }
         let refusal = Refusal::new(Code::Forbidden, message.clone());
         let reply = Data::text(message.clone());
-        let notices = notices(&channel, &refusal, &GAP);
+        let members = members(&message);
+        let notices = notices(&channel, &refusal, &GAP, &members);
         for notice in notices.iter().chain([
             &Notice::Reply { id: 3, data: Some(&reply) },
             &Notice::Reply { id: 4, data: None },
@@ -309,6 +354,8 @@ proptest! {
                     let kind = value["type"].as_str().unwrap().to_owned();
                     match kind.as_str() {
                         "error" => prop_assert_eq!(value["message"].as_str(), Some(message.as_str())),
+                        "presence" => check_member(&value["members"][0], &message),
+                        "update" => check_member(&value["member"], &message),
                         "reply" if value["id"] == 3 => prop_assert_eq!(value["data"].as_str(), Some(message.as_str())),
                         _ => {}
                     }
@@ -321,7 +368,7 @@ proptest! {
         }
         prop_assert_eq!(
             kinds,
-            ["subscribed", "gap", "end", "error", "stale", "(ping)", "heartbeat", "(ping)", "reply", "reply", "unsubscribed"]
+            ["subscribed", "gap", "end", "error", "presence", "update", "stale", "(ping)", "heartbeat", "(ping)", "reply", "reply", "unsubscribed"]
         );
     }
 }

@@ -35,3 +35,6 @@ mod outage;
 
 /// One node: opening and closing logs, telling everybody, going away without a trace.
 mod node;
+
+/// Who is in a channel, over several nodes and whatever happens to what is between them.
+mod presence;

@@ -14,8 +14,8 @@ use airwave_core::rule::{Limits, TransportName};
 use airwave_core::session::{After, CloseReason, Joined, Turn};
 use airwave_core::wire::{GapReason, Stamp};
 use airwave_core::{
-    Broker, BrokerError, ChannelName, ConnectRequest, Cursor, Data, Event, EventName, Feed, Hub, Key, Message, Notice, Position,
-    Published, Refusal, Replay, Rule, Rules, Session, Wire,
+    Broker, BrokerError, ChannelName, ConnectRequest, Cursor, Data, Event, EventName, Feed, Hub, Key, Member, Message, Notice,
+    Position, Published, Refusal, Replay, Rule, Rules, Session, Wire,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -105,6 +105,11 @@ impl Wire for Lines {
                 cursor,
                 stamp: all,
             } => format!("end {channel} {cursor} {}\n", stamp(all)),
+            Notice::Members { channel, members, more } => {
+                let members: Vec<String> = members.iter().map(|member| one(member)).collect();
+                format!("members {channel} {} {more}\n", members.join(","))
+            }
+            Notice::Change { channel, change, member } => format!("{} {channel} {}\n", change.as_str(), one(member)),
             Notice::Stale => "stale\n".to_owned(),
             Notice::Heartbeat { visible } => format!("heartbeat {visible}\n"),
             Notice::Drain { .. } => "drain\n".to_owned(),
@@ -148,12 +153,32 @@ pub enum Line {
         cursor: Position,
         stamp: Option<String>,
     },
+    /// Each member as `id*connections`, or with words about it `id*connections=words`; the anonymous as `?`.
+    Members {
+        channel: String,
+        members: Vec<String>,
+        more: bool,
+    },
+    Change {
+        change: String,
+        channel: String,
+        member: String,
+    },
     Stale,
     Heartbeat {
         visible: bool,
     },
     Drain,
     Other,
+}
+
+pub fn one(member: &Member) -> String {
+    let user = member.user.as_deref().unwrap_or("?");
+    let meta = member
+        .meta
+        .as_ref()
+        .map_or_else(String::new, |meta| format!("={}", meta.as_str()));
+    format!("{user}*{}{meta}", member.connections)
 }
 
 impl Line {
@@ -185,6 +210,20 @@ impl Line {
                 channel: channel.to_owned(),
                 cursor: position(cursor),
                 stamp: stamp(all),
+            },
+            ["members", channel, members, more] => Line::Members {
+                channel: channel.to_owned(),
+                members: members
+                    .split(',')
+                    .filter(|member| !member.is_empty())
+                    .map(str::to_owned)
+                    .collect(),
+                more: more == "true",
+            },
+            [change @ ("join" | "leave" | "update"), channel, member] => Line::Change {
+                change: change.to_owned(),
+                channel: channel.to_owned(),
+                member: member.to_owned(),
             },
             ["stale"] => Line::Stale,
             ["heartbeat", visible] => Line::Heartbeat {

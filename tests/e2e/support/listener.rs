@@ -38,6 +38,8 @@ pub enum Heard {
     },
     Stale,
     Heartbeat,
+    /// `presence`, `join`, `leave` or `update`, and what was said with it.
+    Members(String, Value),
     Refused {
         code: String,
         whole: Value,
@@ -443,6 +445,9 @@ fn sse_heard(event: super::whatwg_sse::ParsedEvent, channel: Option<&str>) -> He
         "airwave.stale" => Heard::Stale,
         "airwave.heartbeat" => Heard::Heartbeat,
         "airwave.error" => refused(value()),
+        "airwave.presence" | "airwave.join" | "airwave.leave" | "airwave.update" => {
+            Heard::Members(event.event["airwave.".len()..].to_owned(), value())
+        }
         name => Heard::Event(match channel {
             Some(channel) => {
                 let (name, data) = match name.strip_suffix(";base64") {
@@ -466,8 +471,9 @@ fn sse_heard(event: super::whatwg_sse::ParsedEvent, channel: Option<&str>) -> He
 }
 
 fn frame_heard(text: &str) -> Heard {
-    let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
-    match value.get("type").and_then(Value::as_str) {
+    let mut value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let kind = value.get("type").cloned();
+    match kind.as_ref().and_then(Value::as_str) {
         None => Heard::Event(envelope(text)),
         Some("subscribed") => subscribed(&value),
         Some("gap") => gap(&value),
@@ -475,6 +481,11 @@ fn frame_heard(text: &str) -> Heard {
         Some("stale") => Heard::Stale,
         Some("heartbeat") => Heard::Heartbeat,
         Some("error") => refused(value),
+        Some(kind @ ("presence" | "join" | "leave" | "update")) => {
+            let kind = kind.to_owned();
+            value.as_object_mut().unwrap().remove("type");
+            Heard::Members(kind, value)
+        }
         Some(_) => Heard::Answer(value),
     }
 }

@@ -1,0 +1,132 @@
+//! Who is in a channel, for nodes that share this process: the reference of [`Directory`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use airwave_core::directory::{Beat, Entry, NODE_EXPIRES, NodeId, Watch, WatchSender};
+use airwave_core::{BrokerError, ChannelName, Directory};
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::{Memory, lock};
+
+/// All that is known of members. Entries, and the watches that are shown them, behind one lock, which alone puts them into order.
+#[derive(Default)]
+pub(super) struct Members {
+    /// When each node has beaten last.
+    beats: HashMap<NodeId, Instant>,
+    channels: HashMap<ChannelName, Present>,
+    watches: u64,
+}
+
+#[derive(Default)]
+struct Present {
+    entries: HashMap<(NodeId, Arc<str>), Entry>,
+    watches: Vec<(u64, WatchSender)>,
+}
+
+impl Members {
+    /// Forgets nodes that are dead, and what they said.
+    fn bury(&mut self, now: Instant) {
+        let before = self.beats.len();
+        self.beats.retain(|_, last| now.duration_since(*last) < NODE_EXPIRES);
+        if self.beats.len() != before {
+            let beats = &self.beats;
+            self.channels.retain(|_, present| {
+                present.entries.retain(|(node, _), _| beats.contains_key(node));
+                !present.is_empty()
+            });
+        }
+    }
+
+    fn leave(&mut self, node: NodeId) {
+        self.beats.remove(&node);
+        self.channels.retain(|_, present| {
+            present.entries.retain(|(other, _), _| *other != node);
+            !present.is_empty()
+        });
+    }
+
+    fn unwatch(&mut self, channel: &ChannelName, id: u64) {
+        if let Some(present) = self.channels.get_mut(channel) {
+            present.watches.retain(|(other, _)| *other != id);
+            if present.is_empty() {
+                self.channels.remove(channel);
+            }
+        }
+    }
+}
+
+impl Present {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.watches.is_empty()
+    }
+}
+
+#[async_trait]
+impl Directory for Memory {
+    async fn set(&self, channel: &ChannelName, entries: &[Entry]) -> Result<(), BrokerError> {
+        let mut members = lock(&self.members);
+        members.bury(Instant::now());
+        // What the dead say counts for nothing.
+        if entries.iter().any(|entry| !members.beats.contains_key(&entry.node)) {
+            return Ok(());
+        }
+        let present = members.channels.entry(channel.clone()).or_default();
+        for entry in entries {
+            let key = (entry.node, entry.member.clone());
+            match &entry.value {
+                Some(_) => present.entries.insert(key, entry.clone()),
+                None => present.entries.remove(&key),
+            };
+            present.watches.retain(|(_, watch)| watch.push(entry.clone()));
+        }
+        if present.is_empty() {
+            members.channels.remove(channel);
+        }
+        Ok(())
+    }
+
+    async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
+        let mut members = lock(&self.members);
+        members.bury(Instant::now());
+        let present = members.channels.get(channel);
+        Ok(present.map_or_else(Vec::new, |present| present.entries.values().cloned().collect()))
+    }
+
+    async fn watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError> {
+        let mut members = lock(&self.members);
+        members.watches += 1;
+        let id = members.watches;
+        // Weak, because the watches hang on it, and must end when the broker goes.
+        let (shared, name) = (Arc::downgrade(&self.members), channel.clone());
+        let (sender, watch) = Watch::new(move || {
+            if let Some(members) = shared.upgrade() {
+                let mut members: std::sync::MutexGuard<'_, Members> = lock(&members);
+                members.unwatch(&name, id);
+            }
+        });
+        let present = members.channels.entry(channel.clone()).or_default();
+        present.watches.push((id, sender));
+        Ok(watch)
+    }
+
+    async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
+        let mut members = lock(&self.members);
+        let now = Instant::now();
+        members.bury(now);
+        let known = members.beats.insert(node, now).is_some();
+        Ok(Beat {
+            known,
+            living: members.beats.keys().copied().collect(),
+        })
+    }
+
+    async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
+        lock(&self.members).leave(node);
+        Ok(())
+    }
+}
+
+/// The type of the field in [`Memory`].
+pub(super) type Shared = Arc<Mutex<Members>>;
