@@ -4,33 +4,41 @@
 //! and a *stream* (its history, each entry's id is the event's position). Publishing is one script, `append.lua`, which does all of it
 //! or nothing and then tells the live subscribers; reading is one script, `read.lua`, so head and history always fit together.
 //!
-//! A node has two connections, however many channels it follows: one for commands, pipelined, and one for subscriptions
-//! (`listening`). Neither connection is trusted because it is open: every node publishes to itself, and what does not hear itself
-//! for a while is dead. Nothing is ever sent twice in secret.
+//! A node has two connections to each server that has events, however many channels it follows: one for commands, pipelined, and one
+//! for subscriptions (`listening`). Neither connection is trusted because it is open: every node publishes to itself, and what does not
+//! hear itself for a while is dead. Nothing that may have happened is ever sent twice in secret.
 //!
-//! Keys of one channel share a hash tag, so that they stay together on a cluster: `airwave:{NAME}:head`, `:stream`, `:key:…`. A
-//! channel's name cannot hold a brace. Pub/sub knows no databases, so its channels name theirs: `airwave:0:{NAME}`.
+//! One server is one such pair. Behind sentinels (`sentinel`) it is one pair too, to whichever server they name. On a cluster (`cluster`)
+//! it is one pair for each master, and a map of which partition is where. How all of it is named: `naming`.
 
+mod address;
+mod cluster;
 mod connection;
 mod listening;
+mod naming;
+mod sentinel;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use airwave_core::broker::IDEMPOTENCY_WINDOW;
+use airwave_core::broker::{IDEMPOTENCY_WINDOW, Pulse};
 use airwave_core::event::Key;
 use airwave_core::{
     Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, Position, Publish, Published, Replay, Rules,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::{Cmd, Value, cmd};
+use redis::{Cmd, Value};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use self::address::Address;
+use self::cluster::{Cluster, Shard};
 pub use self::connection::ConnectError;
-use self::connection::{Commands, Server, lost};
-use self::listening::Listening;
+use self::connection::{Server, lost};
+use self::naming::Naming;
+use self::sentinel::Sentinels;
 
 /// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
 const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -50,9 +58,18 @@ const READ: &str = include_str!("redis/read.lua");
 /// The broker. Dropping it ends its feeds and closes its connections.
 pub struct Redis {
     rules: Rules,
-    commands: Arc<Commands>,
-    listening: Arc<Listening>,
-    tasks: [AbortHandle; 2],
+    naming: Naming,
+    servers: Servers,
+    pulse: Pulse,
+}
+
+enum Servers {
+    One {
+        shard: Shard,
+        /// Asks the sentinels, if there are any.
+        watch: Option<AbortHandle>,
+    },
+    Cluster(Arc<Cluster>),
 }
 
 /// Checks a URL without asking anybody: what is wrong with it, and what to write.
@@ -60,7 +77,7 @@ pub struct Redis {
 /// # Errors
 /// A sentence without its subject, and without any part of the URL.
 pub fn check(url: &str) -> Result<(), String> {
-    match Server::new(url) {
+    match Address::parse(url) {
         Ok(_) => Ok(()),
         Err(ConnectError::Url(wrong)) => Err(wrong),
         Err(other) => Err(other.to_string()),
@@ -68,25 +85,53 @@ pub fn check(url: &str) -> Result<(), String> {
 }
 
 impl Redis {
-    /// Connects to the server that `url` names, `redis://[user:password@]host[:port][/database]` or `rediss://…` for TLS, and keeps
-    /// of each channel what `rules` say. Belongs to the tokio runtime that it is awaited in.
+    /// Connects to what `url` names, and keeps of each channel what `rules` say. Belongs to the tokio runtime that it is awaited in.
+    ///
+    /// - `redis://[user:password@]host[:port][/database]`: one server;
+    /// - `redis+sentinel://[user:password@]host[:port],host…/MASTER-NAME[/database][?sentinel_user=…&sentinel_password=…]`: the server
+    ///   that these sentinels call the master. User and password are the server's; sentinels that want some have their own;
+    /// - `redis+cluster://[user:password@]host[:port],host…`: a cluster, of which some nodes are named.
+    ///
+    /// Each with `rediss` for TLS, to sentinels too.
     ///
     /// # Errors
     /// The URL is wrong, or the server cannot be reached, refuses us, or is not one that we can use; the text says what to do. Later
     /// outages are no errors of this kind: they are waited for.
     pub async fn connect(url: &str, rules: Rules) -> Result<Redis, ConnectError> {
-        let server = Server::new(url)?;
-        let (commands, keep_commands) = Commands::connect(server.clone()).await?;
-        let (listening, keep_listening) = Listening::connect(server, commands.clone()).await?;
-        let tasks = [
-            tokio::spawn(keep_commands).abort_handle(),
-            tokio::spawn(keep_listening).abort_handle(),
-        ];
+        let pulse = Pulse::default();
+        let one = async |server: Server, database: i64| {
+            let naming = Naming::Database(database);
+            // There is no map that could be wrong.
+            let astray = Arc::new(Notify::new());
+            Ok::<_, ConnectError>((naming, Shard::connect(server, naming, pulse.clone(), 0, astray).await?))
+        };
+        let (naming, servers) = match Address::parse(url)? {
+            Address::Server(info) => {
+                let database = info.redis_settings().db();
+                let (naming, shard) = one(Server::alone(info), database).await?;
+                (naming, Servers::One { shard, watch: None })
+            }
+            Address::Sentinels {
+                sentinels,
+                master,
+                server,
+            } => {
+                let sentinels = Sentinels::new(sentinels, master);
+                let database = server.redis_settings().db();
+                let (naming, shard) = one(Server::watched(server, sentinels.clone()), database).await?;
+                let watch = Some(tokio::spawn(sentinels.watch()).abort_handle());
+                (naming, Servers::One { shard, watch })
+            }
+            Address::Cluster(seeds) => {
+                let cluster = Cluster::connect(seeds, pulse.clone()).await?;
+                (Naming::Partitions, Servers::Cluster(cluster))
+            }
+        };
         Ok(Redis {
             rules,
-            commands,
-            listening,
-            tasks,
+            naming,
+            servers,
+            pulse,
         })
     }
 
@@ -94,8 +139,8 @@ impl Redis {
         let limit = limit.min(MOST_AT_ONCE);
         let history = self.rules.history(channel);
         let answer = self
-            .script(READ_SCRIPT, |call| {
-                call.arg(2).arg(key(channel, "head")).arg(key(channel, "stream"));
+            .script(channel, READ_SCRIPT, |call| {
+                call.arg(2).arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
                 call.arg(after.map(|after| after.to_string()).unwrap_or_default()).arg(limit);
                 call.arg(micros(history.age)).arg(millis(head_lives(history.age)));
             })
@@ -103,21 +148,20 @@ impl Redis {
         replay_of(answer).ok_or_else(|| not_ours(channel))
     }
 
-    /// Calls a script by its hash. Where the server has forgotten it (`SCRIPT FLUSH`), which it says before doing anything, by its text.
-    async fn script(&self, script: Script, arguments: impl Fn(&mut Cmd)) -> Result<Value, BrokerError> {
-        let connected = self.commands.connected().await?;
-        let call = |name: &str, which: &str| {
-            let mut call = cmd(name);
-            call.arg(which);
-            arguments(&mut call);
-            call
-        };
-        let answer = connected.send(&call("EVALSHA", (script.hash)(&connected))).await;
-        let answer = match answer {
-            Err(error) if error.code() == Some("NOSCRIPT") => connected.send(&call("EVAL", script.text)).await,
-            answer => answer,
-        };
-        answer.map_err(|error| self.commands.failed(&connected, error))
+    fn key(&self, channel: &ChannelName, what: &str) -> String {
+        self.naming.key(channel, what)
+    }
+
+    /// Calls a script where the channel is. All keys must be the channel's own.
+    async fn script(&self, channel: &ChannelName, script: Script, arguments: impl Fn(&mut Cmd)) -> Result<Value, BrokerError> {
+        match &self.servers {
+            Servers::One { shard, .. } => {
+                let connected = shard.commands.connected().await?;
+                let answer = connected.script(script, &arguments, false).await;
+                answer.map_err(|error| shard.commands.failed(&connected, error))
+            }
+            Servers::Cluster(cluster) => cluster.script(channel, script, arguments).await,
+        }
     }
 }
 
@@ -125,24 +169,27 @@ impl Redis {
 struct Script {
     text: &'static str,
     hash: fn(&connection::Connected) -> &str,
+    /// Whether it publishes, so that feeds wait for what it says.
+    tells: bool,
 }
 
 const APPEND_SCRIPT: Script = Script {
     text: APPEND,
     hash: |connected| &connected.append,
+    tells: true,
 };
 
 const READ_SCRIPT: Script = Script {
     text: READ,
     hash: |connected| &connected.read,
+    tells: false,
 };
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
+        if let Servers::One { watch: Some(watch), .. } = &self.servers {
+            watch.abort();
         }
-        self.listening.close();
     }
 }
 
@@ -155,19 +202,19 @@ impl Broker for Redis {
     async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
         let history = self.rules.history(channel);
         let event = encode(&publish.message);
-        let append = self.script(APPEND_SCRIPT, |call| {
+        let append = self.script(channel, APPEND_SCRIPT, |call| {
             call.arg(2 + usize::from(publish.idempotency_key.is_some()));
-            call.arg(key(channel, "head")).arg(key(channel, "stream"));
+            call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
             if let Some(idempotency_key) = &publish.idempotency_key {
-                call.arg(key(channel, &format!("key:{idempotency_key}")));
+                call.arg(self.key(channel, &format!("key:{idempotency_key}")));
             }
             call.arg(&event[..]).arg(publish.message.weight());
-            call.arg(self.listening.wire_name(channel)).arg(u8::from(publish.is_end()));
+            call.arg(self.naming.wire(channel)).arg(u8::from(publish.is_end()));
             // Bounded to what a double counts exactly.
             let bytes = history.bytes.min(1 << 50);
             call.arg(history.events.min(1 << 50)).arg(micros(history.age)).arg(bytes);
             call.arg(millis(head_lives(history.age))).arg(millis(history.age).max(1));
-            call.arg(millis(IDEMPOTENCY_WINDOW));
+            call.arg(millis(IDEMPOTENCY_WINDOW)).arg(self.naming.publish());
         });
         let Ok(answer) = timeout(DEADLINE, append).await else {
             return Err(late());
@@ -187,7 +234,10 @@ impl Broker for Redis {
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
         let follow = async {
-            let listener = self.listening.join(channel).await?;
+            let listener = match &self.servers {
+                Servers::One { shard, .. } => shard.listening.join(channel).await?,
+                Servers::Cluster(cluster) => cluster.join(channel).await?,
+            };
             // Only now: what is published after this answer is heard.
             let head = self.read(channel, None, 0).await?.head;
             listener
@@ -204,9 +254,17 @@ impl Broker for Redis {
     }
 
     async fn ping(&self) -> Result<(), BrokerError> {
-        timeout(DEADLINE, self.listening.hears_itself())
-            .await
-            .unwrap_or_else(|_| Err(late()))
+        let hears = async {
+            match &self.servers {
+                Servers::One { shard, .. } => shard.listening.hears_itself().await,
+                Servers::Cluster(cluster) => cluster.hears_itself().await,
+            }
+        };
+        timeout(DEADLINE, hears).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 }
 
@@ -217,12 +275,8 @@ fn late() -> BrokerError {
 /// Something else writes to our keys, or a later version of this program did.
 fn not_ours(channel: &ChannelName) -> BrokerError {
     BrokerError::unavailable(format!(
-        "the keys airwave:{{{channel}}}:* hold what Airwave did not write there: give it a database of its own"
+        "the keys of the channel {channel} (airwave:…{{{channel}}}:*) hold what Airwave did not write there: give it a database of its own"
     ))
-}
-
-fn key(channel: &ChannelName, what: &str) -> String {
-    format!("airwave:{{{channel}}}:{what}")
 }
 
 /// Ages are bounded to a century: the server adds them to its clock.

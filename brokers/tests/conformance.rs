@@ -131,6 +131,76 @@ mod redis_server {
     }
 }
 
+#[cfg(feature = "redis")]
+mod redis_cluster {
+    use airwave_brokers::Redis;
+    use airwave_core::conformance::Verdict;
+
+    use super::*;
+    use crate::support::many::{Cluster, until};
+
+    /// Three masters and their replicas, one after the other: a cluster for each clause would take most of the time to be made.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_clause_holds() {
+        // Nobody is to be taken for dead, however busy this machine is.
+        let Some(cluster) = Cluster::start(3, 60_000, &["--appendonly", "yes", "--appendfsync", "always"]) else {
+            return;
+        };
+        let fixture = OneCluster(cluster);
+        let mut broken = Vec::new();
+        for clause in CLAUSES {
+            match clause.judge(&fixture).await {
+                Verdict::Held => {}
+                Verdict::Skipped(fault) => panic!("{}: this fixture makes {fault:?}", clause.name),
+                Verdict::Broken(why) => broken.push(format!("{}: {why}", clause.name)),
+            }
+        }
+        assert!(broken.is_empty(), "{}", broken.join("\n"));
+    }
+
+    struct OneCluster(Cluster);
+
+    #[async_trait]
+    impl Fixture for OneCluster {
+        async fn node(&self) -> Arc<dyn Broker> {
+            Arc::new(Redis::connect(&self.0.url(), rules()).await.unwrap())
+        }
+
+        fn faults(&self) -> &[Fault] {
+            &[Fault::Wipe, Fault::Cut, Fault::Restart]
+        }
+
+        async fn inflict(&self, fault: Fault) {
+            for master in &self.0.0[..3] {
+                match fault {
+                    Fault::Wipe => master.ask(&["FLUSHALL"]),
+                    Fault::Cut => master.cut(),
+                    Fault::Restart => {
+                        master.kill();
+                        assert!(master.run());
+                    }
+                }
+            }
+            if fault == Fault::Restart {
+                until("the cluster is whole again", || {
+                    self.0
+                        .0
+                        .iter()
+                        .all(|node| node.told(&["CLUSTER", "INFO"], "cluster_state") == "ok")
+                });
+            }
+        }
+
+        async fn subscriptions(&self, channel: &ChannelName) -> Option<usize> {
+            let owner = &self.0.0[self.0.owner(self.0.slot(channel.as_str()))];
+            let partition = crate::support::many::partition(channel.as_str());
+            let wire = format!("airwave:{{{partition}}}:{{{channel}}}");
+            let counted: (String, usize) = owner.ask(&["PUBSUB", "SHARDNUMSUB", &wire]);
+            Some(counted.1)
+        }
+    }
+}
+
 #[test]
 fn every_clause_is_in_the_list() {
     let source = include_str!("../../core/src/conformance.rs");

@@ -511,6 +511,12 @@ fn urls_are_checked_without_asking_anybody_and_never_shown() {
         "redis://:p%40@h",
         "rediss://u:p@h",
         "redis://[::1]:7000",
+        "redis+cluster://h",
+        "redis+cluster://u:p%2C@h:7000,[::1]:7001,h3/",
+        "rediss+cluster://u:p@h,h2/0",
+        "redis+sentinel://h/mymaster",
+        "redis+sentinel://u:p@h:7000,[::1],h3/my.master-1/3",
+        "rediss+sentinel://h/m/0?sentinel_user=u&sentinel_password=p%26",
     ] {
         assert_eq!(check(good), Ok(()), "{good}");
     }
@@ -524,6 +530,20 @@ fn urls_are_checked_without_asking_anybody_and_never_shown() {
         "redis://u:s3cret@h#insecure",
         "unix:///s3cret",
         "valkey://u:s3cret@h",
+        "redis+cluster://u:s3cret@",
+        "redis+cluster://u:s3cret@h,,h2",
+        "redis+cluster://u:s3cret@h,u:s3cret@h2",
+        "redis+cluster://u:s3cret@h/3",
+        "redis+cluster://u:s3cret@h?s3cret",
+        "redis+sentinel://u:s3cret@h",
+        "redis+sentinel://u:s3cret@h/",
+        "redis+sentinel://u:s3cret@h/s3 cret/0",
+        "redis+sentinel://u:s3cret@h/m/x",
+        "redis+sentinel://u:s3cret@h/m/0/1",
+        "redis+sentinel://h/m?password=s3cret",
+        "redis+sentinel://h/m?sentinel_user=s3cret",
+        "redis+sentinel://u:s3?cret@h/m",
+        "redis+other://u:s3cret@h",
     ] {
         let told = check(bad).unwrap_err();
         assert!(!told.contains("s3cret") && told.contains("write"), "{bad}: {told}");

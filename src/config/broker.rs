@@ -19,7 +19,7 @@ pub struct BrokerConfig {
 pub enum BrokerKind {
     /// In this process; ends with it.
     Memory,
-    /// A Redis server.
+    /// A Redis server, alone or behind sentinels, or a Redis Cluster.
     Redis,
 }
 
@@ -34,8 +34,10 @@ const SCHEMES: &[(&str, Option<BrokerKind>)] = &[
     ("memory", Some(BrokerKind::Memory)),
     ("redis", REDIS),
     ("rediss", REDIS),
-    ("redis+cluster", None),
-    ("redis+sentinel", None),
+    ("redis+cluster", REDIS),
+    ("rediss+cluster", REDIS),
+    ("redis+sentinel", REDIS),
+    ("rediss+sentinel", REDIS),
     ("nats", None),
     ("tls", None),
 ];
@@ -187,12 +189,22 @@ mod tests {
         assert_eq!(BrokerUrl::new("memory:").unwrap().kind(), BrokerKind::Memory);
         #[cfg(feature = "redis")]
         {
-            assert_eq!(built, "write \"memory:\" or \"redis:\" or \"rediss:\"");
-            for url in ["redis://h", "rediss://h", "redis://:p@h:7000", "rediss://u:p%40@[::1]:7000/3"] {
+            for url in [
+                "redis://h",
+                "rediss://h",
+                "redis://:p@h:7000",
+                "rediss://u:p%40@[::1]:7000/3",
+                "redis+cluster://u:p@h,h2:7000",
+                "rediss+cluster://h",
+                "redis+sentinel://u:p@h,h2:7000/mymaster/0",
+                "rediss+sentinel://h/mymaster?sentinel_password=p",
+            ] {
+                let scheme = url.split_once("://").unwrap().0;
+                assert!(built.contains(&format!("\"{scheme}:\"")), "{built}");
                 assert_eq!(BrokerUrl::new(url).unwrap().kind(), BrokerKind::Redis);
             }
         }
-        for known in ["redis+cluster", "redis+sentinel", "nats", "tls"] {
+        for known in ["nats", "tls"] {
             assert_eq!(
                 BrokerUrl::new(&format!("{known}://h")).unwrap_err(),
                 format!("\"{known}:\" is not part of this build; {built}")

@@ -359,7 +359,8 @@ fn bad_values_are_refused_with_what_to_write() {
         ),
         (
             "broker.url = \"nats://me:s3cret@h\"\n",
-            "airwave.toml:1:14: broker.url \"nats:\" is not part of this build; write \"memory:\" or \"redis:\" or \"rediss:\"",
+            "airwave.toml:1:14: broker.url \"nats:\" is not part of this build; write \"memory:\" or \"redis:\" or \"rediss:\" or \"redis+cluster:\" \
+             or \"rediss+cluster:\" or \"redis+sentinel:\" or \"rediss+sentinel:\"",
         ),
         (
             "[publish]\ntoken = 12345678901234567\n",

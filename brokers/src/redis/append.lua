@@ -6,7 +6,7 @@
 --
 -- KEYS  head, stream [, idempotency key]
 -- ARGV  the event, its weight, pub/sub channel, '1' if it ends the channel; of history: events, age in µs, bytes;
---       in ms: how long the head lives, how long the stream lives, how long the key is recognised
+--       in ms: how long the head lives, how long the stream lives, how long the key is recognised; then PUBLISH, or SPUBLISH on a cluster
 -- gives {'known', position}, {'ended'} or {'new', position}
 
 -- Positions are near 2^51: exact as doubles, but tostring() would round them.
@@ -67,5 +67,5 @@ redis.call('HSET', KEYS[1], 'position', position, 'written', text(total), 'trimm
 if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'ended', '1') end
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
 if KEYS[3] then redis.call('SET', KEYS[3], position, 'PX', ARGV[10]) end
-redis.call('PUBLISH', ARGV[3], position .. ':' .. previous .. ':' .. event)
+redis.call(ARGV[11], ARGV[3], position .. ':' .. previous .. ':' .. event)
 return {'new', position}

@@ -1,22 +1,22 @@
 //! Connections to the server: which one, opening it, looking at what answers there, and keeping the one for commands open.
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use airwave_core::BrokerError;
+use airwave_core::broker::Pulse;
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind,
-    RedisError, Value, cmd,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, Pipeline, PushInfo, PushKind, RedisError, Value, cmd,
 };
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{APPEND, READ};
+use super::address::Place;
+use super::sentinel::Sentinels;
+use super::{APPEND, READ, Script};
 
 /// For the way to the server and its greeting.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
@@ -63,18 +63,31 @@ pub(super) fn lost(what: &str) -> BrokerError {
     BrokerError::unavailable(format!("Redis: {what}"))
 }
 
-/// Where the server is and how to log in.
+/// Which server, and how to log in.
 #[derive(Clone)]
 pub(super) struct Server {
-    client: Client,
-    address: Arc<str>,
-    pub(super) database: i64,
+    info: ConnectionInfo,
+    /// For people.
+    name: Arc<str>,
+    mode: Mode,
+}
+
+#[derive(Clone)]
+enum Mode {
+    /// It stays where it is.
+    Alone,
+    /// It is where these say.
+    Watched(Arc<Sentinels>),
+    /// One of a cluster's.
+    Clustered,
 }
 
 /// A connection, until it is found to be dead.
 pub(super) struct Wire {
     pub(super) connection: MultiplexedConnection,
     pub(super) dead: Arc<Dead>,
+    /// Where it leads.
+    pub(super) place: Place,
 }
 
 /// Says once that a connection is of no use any more.
@@ -107,53 +120,83 @@ impl Dead {
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.address)
+        f.write_str(&self.name)
     }
 }
 
 impl Server {
-    pub(super) fn new(url: &str) -> Result<Server, ConnectError> {
-        // The library's own errors might quote the URL.
-        let malformed = || {
-            ConnectError::Url(
-                "cannot be read; write redis://user:password@host:6379/0, with %40 for '@', %2F for '/' and %3A for ':' in the password"
-                    .into(),
-            )
-        };
-        if !(url.starts_with("redis://") || url.starts_with("rediss://")) {
-            return Err(malformed());
-        }
-        if url.contains(['?', '#']) {
-            return Err(ConnectError::Url(
-                "has parameters after '?' or '#'; none is known (in a password write %3F and %23)".into(),
-            ));
-        }
-        let info = url.into_connection_info().map_err(|_| malformed())?;
-        let (host, port) = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => (host, port),
-            ConnectionAddr::TcpTls { host, port, .. } => (host, port),
-            _ => return Err(malformed()),
-        };
-        let database = info.redis_settings().db();
-        if database < 0 {
-            return Err(malformed());
-        }
-        let address = format!("{host}:{port}/{database}").into();
-        let tcp = TcpSettings::default().set_nodelay(true);
-        // Push messages need RESP3.
-        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let info: ConnectionInfo = info.set_tcp_settings(tcp).set_redis_settings(redis);
-        let client = Client::open(info).map_err(|_| malformed())?;
-        Ok(Server {
-            client,
-            address,
-            database,
-        })
+    /// One that stays where it is.
+    pub(super) fn alone(info: ConnectionInfo) -> Server {
+        Self::new(info, Mode::Alone)
     }
 
-    /// Opens a connection to a server that can be used. `message` is called with each message of a subscription, in order.
-    pub(super) async fn open(&self, message: impl Fn(Vec<Value>) + Send + Sync + 'static) -> Result<Wire, ConnectError> {
-        let tls = matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+    /// Whichever is the master now.
+    pub(super) fn watched(info: ConnectionInfo, sentinels: Arc<Sentinels>) -> Server {
+        Server {
+            name: sentinels.to_string().into(),
+            mode: Mode::Watched(sentinels),
+            info,
+        }
+    }
+
+    /// One of a cluster's.
+    pub(super) fn clustered(info: ConnectionInfo) -> Server {
+        Self::new(info, Mode::Clustered)
+    }
+
+    fn new(info: ConnectionInfo, mode: Mode) -> Server {
+        let database = info.redis_settings().db();
+        let name = match mode {
+            Mode::Clustered => Place::of(&info).to_string(),
+            _ => format!("{}/{database}", Place::of(&info)),
+        };
+        Server {
+            info,
+            name: name.into(),
+            mode,
+        }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place::of(&self.info)
+    }
+
+    /// The same login at another place.
+    pub(super) fn at(&self, place: &Place) -> Server {
+        Self::new(place.instead_of(&self.info), self.mode.clone())
+    }
+
+    /// Comes back when the server is known to be elsewhere now.
+    pub(super) async fn leaves(&self, place: &Place) {
+        match &self.mode {
+            Mode::Watched(sentinels) => sentinels.leaves(place).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Opens a connection to a server that can be used. `told` is called with what a subscription brings, in order.
+    pub(super) async fn open(&self, told: impl Fn(PushKind, Vec<Value>) + Send + Sync + 'static) -> Result<Wire, ConnectError> {
+        match &self.mode {
+            Mode::Watched(sentinels) => {
+                let place = sentinels.master().await?;
+                self.at(&place).open_here(told, true).await
+            }
+            _ => self.open_here(told, true).await,
+        }
+    }
+
+    /// A connection only to ask what the cluster looks like, which a replica may answer too.
+    pub(super) async fn open_to_ask(&self) -> Result<Wire, ConnectError> {
+        self.open_here(|_, _| {}, false).await
+    }
+
+    async fn open_here(
+        &self,
+        told: impl Fn(PushKind, Vec<Value>) + Send + Sync + 'static,
+        master: bool,
+    ) -> Result<Wire, ConnectError> {
+        let client = Client::open(self.info.clone()).map_err(|error| self.explain(&error))?;
+        let tls = matches!(self.info.addr(), ConnectionAddr::TcpTls { .. });
         // Rustls wants one provider for the process. An application that has chosen its own keeps it.
         if tls && rustls::crypto::CryptoProvider::get_default().is_none() {
             // Fails only if somebody else was faster, which is as good.
@@ -169,27 +212,30 @@ impl Server {
                 let dead = dead.clone();
                 move |push: PushInfo| -> Result<(), redis::aio::SendError> {
                     match push.kind {
-                        PushKind::Message => message(push.data),
                         PushKind::Disconnection => dead.tell(),
-                        _ => {}
+                        kind => told(kind, push.data),
                     }
                     Ok(())
                 }
             });
         let opening = async {
-            let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
+            let connection = client.get_multiplexed_async_connection_with_config(&config).await;
             let mut connection = connection.map_err(|error| self.explain(&error))?;
-            self.examine(&mut connection).await?;
+            self.examine(&mut connection, master).await?;
             Ok(connection)
         };
         let connection = match timeout(2 * CONNECT_WITHIN, opening).await {
             Ok(connection) => connection?,
             Err(_) => return Err(self.unreachable("no answer in time")),
         };
-        Ok(Wire { connection, dead })
+        Ok(Wire {
+            connection,
+            dead,
+            place: self.place(),
+        })
     }
 
-    async fn examine(&self, connection: &mut MultiplexedConnection) -> Result<(), ConnectError> {
+    async fn examine(&self, connection: &mut MultiplexedConnection, master: bool) -> Result<(), ConnectError> {
         let greeting = connection.send_packed_command(&cmd("HELLO")).await;
         let greeting = greeting
             .and_then(Value::extract_error)
@@ -205,20 +251,29 @@ impl Server {
         if major < 7 {
             return Err(self.unusable(format!("it is version {version}; install 7.0 or newer")));
         }
-        match told("mode") {
-            Some("standalone") => {}
-            Some(mode) => {
-                return Err(self.unusable(format!(
-                    "it runs in {mode} mode, which is not built yet; name a standalone server (in its configuration: cluster-enabled no)"
-                )));
+        match (told("mode"), &self.mode) {
+            (Some("standalone"), Mode::Alone | Mode::Watched(_)) | (Some("cluster"), Mode::Clustered) => {}
+            (Some("standalone"), _) => {
+                return Err(self.unusable("it is no cluster; write redis:// or rediss:// in the broker's URL".into()));
             }
-            None => {
+            (Some("cluster"), _) => {
+                return Err(self.unusable(
+                    "it runs in cluster mode; write redis+cluster:// or rediss+cluster:// in the broker's URL".into(),
+                ));
+            }
+            (Some("sentinel"), _) => {
+                return Err(
+                    self.unusable("it is a sentinel; write redis+sentinel://host:port/MASTER-NAME in the broker's URL".into())
+                );
+            }
+            (Some(mode), _) => return Err(self.unusable(format!("it runs in {mode} mode; name a server"))),
+            (None, _) => {
                 return Err(
                     self.unusable("it does not say what it is; is there a proxy before it? Name the server itself".into())
                 );
             }
         }
-        if told("role") != Some("master") {
+        if master && told("role") != Some("master") {
             return Err(self.unusable("it is a replica, which may lag and takes no events; name its master".into()));
         }
         Ok(())
@@ -244,14 +299,14 @@ impl Server {
 
     pub(super) fn unreachable(&self, reason: impl Into<String>) -> ConnectError {
         ConnectError::Unreachable {
-            address: self.address.to_string(),
+            address: self.name.to_string(),
             reason: reason.into(),
         }
     }
 
     fn unusable(&self, reason: String) -> ConnectError {
         ConnectError::Unusable {
-            address: self.address.to_string(),
+            address: self.name.to_string(),
             reason,
         }
     }
@@ -279,7 +334,7 @@ impl Server {
     }
 }
 
-fn text_of(value: &Value) -> Option<&str> {
+pub(super) fn text_of(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text),
@@ -338,10 +393,11 @@ pub(super) fn random_bits() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-/// The connection for commands. Kept open by a task.
+/// The connection for commands. Kept open by [`Commands::keep`].
 pub(super) struct Commands {
     server: Server,
     current: watch::Sender<Option<Connected>>,
+    pulse: Pulse,
 }
 
 /// The connection for commands as it is now, and the scripts that its server knows.
@@ -349,6 +405,7 @@ pub(super) struct Commands {
 pub(super) struct Connected {
     connection: MultiplexedConnection,
     dead: Arc<Dead>,
+    place: Place,
     pub(super) append: Arc<str>,
     pub(super) read: Arc<str>,
 }
@@ -362,6 +419,43 @@ impl Connected {
             .and_then(Value::extract_error)
     }
 
+    /// Sends several in one piece, so that nothing comes between them; each has its own answer.
+    pub(super) async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>, RedisError> {
+        let count = commands.cmd_iter().count();
+        self.connection.clone().send_packed_commands(commands, 0, count).await
+    }
+
+    /// Calls a script by its hash. Where the server has forgotten it (`SCRIPT FLUSH`), which it says before doing anything, by its text.
+    /// `asking`: at a server that is taking the keys over and has been named as such.
+    pub(super) async fn script(
+        &self,
+        script: Script,
+        arguments: &(impl Fn(&mut Cmd) + ?Sized),
+        asking: bool,
+    ) -> Result<Value, RedisError> {
+        let call = async |name: &str, which: &str| {
+            let mut call = cmd(name);
+            call.arg(which);
+            arguments(&mut call);
+            if !asking {
+                return self.send(&call).await;
+            }
+            let mut both = Pipeline::with_capacity(2);
+            both.cmd("ASKING").add_command(call);
+            let answer = self.send_all(&both).await?.pop();
+            answer.unwrap_or(Value::Nil).extract_error()
+        };
+        match call("EVALSHA", (script.hash)(self)).await {
+            Err(error) if error.code() == Some("NOSCRIPT") => call("EVAL", script.text).await,
+            answer => answer,
+        }
+    }
+
+    /// Where it leads.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// It is of no use any more.
     pub(super) fn give_up(&self) {
         self.dead.tell();
@@ -369,19 +463,28 @@ impl Connected {
 }
 
 impl Commands {
-    /// The first connection, and the task that keeps one open.
-    pub(super) async fn connect(server: Server) -> Result<(Arc<Commands>, impl Future<Output = ()>), ConnectError> {
-        let mut first = Self::open(&server).await?;
-        server.warn_of_eviction(&mut first.connection).await;
-        let commands = Arc::new(Commands {
+    pub(super) fn new(server: Server, pulse: Pulse) -> Arc<Commands> {
+        Arc::new(Commands {
             server,
-            current: watch::Sender::new(Some(first)),
-        });
-        Ok((commands.clone(), commands.keep()))
+            current: watch::Sender::new(None),
+            pulse,
+        })
+    }
+
+    /// The first connection, made before [`Commands::keep`] is begun where it is to be seen whether it can be.
+    pub(super) async fn first(&self) -> Result<(), ConnectError> {
+        let mut first = Self::open(&self.server).await?;
+        self.server.warn_of_eviction(&mut first.connection).await;
+        self.current.send_replace(Some(first));
+        Ok(())
     }
 
     async fn open(server: &Server) -> Result<Connected, ConnectError> {
-        let Wire { mut connection, dead } = server.open(|_| {}).await?;
+        let Wire {
+            mut connection,
+            dead,
+            place,
+        } = server.open(|_, _| {}).await?;
         let mut load = async |text: &str| -> Result<Arc<str>, ConnectError> {
             let loaded = timeout(
                 CONNECT_WITHIN,
@@ -398,26 +501,40 @@ impl Commands {
         Ok(Connected {
             connection,
             dead,
+            place,
             append,
             read,
         })
     }
 
-    async fn keep(self: Arc<Self>) {
+    /// Keeps a connection open, for ever.
+    pub(super) async fn keep(self: Arc<Self>) {
         let mut backoff = Backoff::new();
+        let mut lost = false;
         loop {
             let now = self.current.borrow().clone();
             if let Some(connected) = now {
-                connected.dead.wait().await;
+                tokio::select! {
+                    () = connected.dead.wait() => {
+                        tracing::warn!(server = %self.server, at = %connected.place, "the connection for commands is lost");
+                    }
+                    () = self.server.leaves(&connected.place) => {
+                        tracing::warn!(server = %self.server, at = %connected.place, "the sentinels name another master now");
+                        connected.give_up();
+                    }
+                }
                 backoff.broke();
-                tracing::warn!(server = %self.server, "the connection for commands is lost");
+                lost = true;
                 self.current.send_replace(None);
             }
             backoff.pause().await;
             match Self::open(&self.server).await {
                 Ok(connected) => {
                     backoff.opened();
-                    tracing::info!(server = %self.server, "connected again for commands");
+                    tracing::info!(server = %self.server, at = %connected.place, "connected for commands");
+                    if lost {
+                        self.pulse.reconnected();
+                    }
                     self.current.send_replace(Some(connected));
                 }
                 Err(error) => backoff.failed(&error),
@@ -450,6 +567,8 @@ impl Commands {
             Some("OOM") => "Redis is full (its maxmemory): give it more, or keep less history".to_owned(),
             Some("NOPERM") => format!("Redis refuses this user: {error}; docs/deploying.md has the ACL rule"),
             Some("READONLY") => "this Redis is a replica and takes no events".to_owned(),
+            Some("CLUSTERDOWN") => "the Redis cluster is down, or a part of it has no master".to_owned(),
+            Some("TRYAGAIN") => "Redis is moving this channel to another server; try again".to_owned(),
             _ => format!("Redis: {error}"),
         };
         BrokerError::unavailable(message).caused_by(error)

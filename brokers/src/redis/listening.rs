@@ -4,22 +4,26 @@
 //! wants to go on follows again: so the subscriptions of a new connection are made by those who need them, in batches as large as
 //! they come, and nothing that was missed meanwhile can be taken for heard.
 //!
+//! On a cluster each master has one of these, for the channels that are its own. There the server takes subscriptions back when it gives
+//! a slot away: the feeds of its channels end, and those alone.
+//!
 //! Locks are taken in the order *all channels*, *one channel*, *feed*; none is held across an await.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use airwave_core::broker::FeedSender;
+use airwave_core::broker::{FeedSender, Pulse};
 use airwave_core::{BrokerError, ChannelName, Event, Feed, Position};
-use redis::{Value, cmd};
+use redis::aio::MultiplexedConnection;
+use redis::{Pipeline, PushKind, RedisError, Value, cmd};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::connection::{Backoff, Commands, ConnectError, Server, Wire, lost, random_bits};
-use super::{DEADLINE, HEAD_LIVES, bounded, decode, key, millis};
+use super::naming::Naming;
+use super::{DEADLINE, HEAD_LIVES, bounded, decode, millis};
 
 /// How often this node publishes to itself.
 const PROBE_EVERY: Duration = Duration::from_millis(750);
@@ -40,13 +44,24 @@ const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
 /// How often the heads of channels that are followed are told to live on, however quiet they are.
 const REMEMBER_EVERY: Duration = Duration::from_secs(24 * 3600);
 
+/// What a publish carries instead of an event where feeds shall end and be healed from history.
+pub(super) const LOOK: &str = "look";
+
 pub(super) struct Listening {
     server: Server,
     commands: Arc<Commands>,
-    /// What comes before a channel's name in pub/sub, and after it: `}`.
-    prefix: String,
-    /// The pub/sub channel of this node alone. Not a channel's: those have braces.
-    probe: String,
+    naming: Naming,
+    pulse: Pulse,
+    /// Ends the name of the pub/sub channel on which this node hears itself.
+    tag: String,
+    /// That name, for the connection as it is now.
+    probe: Mutex<Arc<str>>,
+    /// The partition that it is in; any that is this server's.
+    home: AtomicU16,
+    /// Told when this server turns out not to have what it was thought to have.
+    astray: Arc<Notify>,
+    /// The server gave away the slot of the probe.
+    probe_left: Notify,
     state: Mutex<State>,
     /// Which connection listens; zero: none.
     connection: watch::Sender<u64>,
@@ -157,31 +172,37 @@ impl Listener {
 }
 
 impl Listening {
-    /// The first connection, and the task that keeps one open.
-    pub(super) async fn connect(
+    /// Not connected yet. `home`: on a cluster, a partition that this server has.
+    pub(super) fn new(
         server: Server,
         commands: Arc<Commands>,
-    ) -> Result<(Arc<Listening>, impl Future<Output = ()>), ConnectError> {
-        let database = server.database;
-        let listening = Arc::new(Listening {
+        naming: Naming,
+        pulse: Pulse,
+        home: u16,
+        astray: Arc<Notify>,
+    ) -> Arc<Listening> {
+        Arc::new(Listening {
             server,
             commands,
-            prefix: format!("airwave:{database}:{{"),
-            probe: format!("airwave:{database}:probe:{:016x}", random_bits()),
+            naming,
+            pulse,
+            tag: format!("{:016x}", random_bits()),
+            probe: Mutex::new("".into()),
+            home: AtomicU16::new(home),
+            astray,
+            probe_left: Notify::new(),
             state: Mutex::default(),
             connection: watch::Sender::new(0),
             changed: Notify::new(),
             asked: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             heard: watch::Sender::new(0),
-        });
-        let first = listening.clone().open(1).await?;
-        Ok((listening.clone(), listening.keep(first)))
+        })
     }
 
-    /// The channel's name in pub/sub.
-    pub(super) fn wire_name(&self, channel: &ChannelName) -> String {
-        format!("{}{channel}}}", self.prefix)
+    /// On a cluster: a partition that this server has, from now on.
+    pub(super) fn set_home(&self, partition: u16) {
+        self.home.store(partition, Ordering::Relaxed);
     }
 
     /// Begins to listen, and comes back when the server has confirmed it.
@@ -252,8 +273,27 @@ impl Listening {
         if *self.connection.borrow() == 0 {
             return Err(lost("there is no connection for subscriptions"));
         }
-        let probe = connected.send(cmd("PUBLISH").arg(&self.probe).arg(number)).await;
-        probe.map_err(|error| self.commands.failed(&connected, error))?;
+        let probe = lock(&self.probe).clone();
+        let asked = match self.naming {
+            Naming::Database(_) => connected.send(cmd("PUBLISH").arg(&*probe).arg(number)).await.map(|_| ()),
+            Naming::Partitions => {
+                let mut both = Pipeline::with_capacity(2);
+                // A master that the others have replaced goes on to carry messages, but does not give out keys.
+                both.cmd("GET").arg(&*probe).cmd("SPUBLISH").arg(&*probe).arg(number);
+                let answers = connected.send_all(&both).await;
+                answers.and_then(|answers| {
+                    for answer in answers {
+                        match answer.extract_error() {
+                            // The slot is on its way elsewhere, but it is still here.
+                            Err(error) if error.code() == Some("ASK") => {}
+                            answer => drop(answer?),
+                        }
+                    }
+                    Ok(())
+                })
+            }
+        };
+        asked.map_err(|error| self.commands.failed(&connected, error))?;
         self.answered.fetch_max(number, Ordering::Relaxed);
         let heard = heard.wait_for(|heard| *heard >= number).await;
         heard.map(|_| ()).map_err(|_| lost("it is closed"))
@@ -266,35 +306,67 @@ impl Listening {
 
     async fn open(self: Arc<Self>, number: u64) -> Result<Wire, ConnectError> {
         let me = Arc::downgrade(&self);
-        let wire = self.server.open(move |data| Listening::message(&me, number, data)).await?;
-        let subscribed = timeout(DEADLINE, wire.connection.clone().subscribe(&self.probe)).await;
-        subscribed
+        let wire = self
+            .server
+            .open(move |kind, data| Listening::told(&me, number, &kind, data))
+            .await?;
+        let probe: Arc<str> = self.naming.probe(self.home.load(Ordering::Relaxed), &self.tag).into();
+        let mut connection = wire.connection.clone();
+        let subscribing = async {
+            match self.naming {
+                Naming::Database(_) => connection.subscribe(&*probe).await,
+                Naming::Partitions => {
+                    let answer = connection.send_packed_command(cmd("SSUBSCRIBE").arg(&*probe)).await;
+                    answer.and_then(Value::extract_error).map(|_| ())
+                }
+            }
+        };
+        timeout(DEADLINE, subscribing)
+            .await
             .map_err(|_| self.server.unreachable("no answer in time"))?
             .map_err(|error| self.server.explain(&error))?;
+        *lock(&self.probe) = probe;
         lock(&self.state).connection = number;
         self.connection.send_replace(number);
         Ok(wire)
     }
 
-    async fn keep(self: Arc<Self>, first: Wire) {
+    /// The first connection, made before [`Listening::keep`] is begun where it is to be seen whether it can be.
+    pub(super) async fn first(self: &Arc<Self>) -> Result<Wire, ConnectError> {
+        self.clone().open(1).await
+    }
+
+    /// Keeps a connection open, for ever.
+    pub(super) async fn keep(self: Arc<Self>, first: Option<Wire>) {
         let mut backoff = Backoff::new();
-        let (mut wire, mut number) = (Some(first), 1);
+        let mut number = 1;
+        let mut wire = first;
+        let mut lost = false;
         loop {
             if let Some(wire) = wire.take() {
                 let why = self.serve(&wire).await;
                 self.end_feeds();
+                self.astray.notify_one();
                 backoff.broke();
-                tracing::warn!(server = %self.server, why, "the connection for subscriptions is lost");
+                lost = true;
+                tracing::warn!(server = %self.server, at = %wire.place, why, "the connection for subscriptions is lost");
             }
             backoff.pause().await;
             number += 1;
             match self.clone().open(number).await {
                 Ok(opened) => {
                     backoff.opened();
-                    tracing::info!(server = %self.server, "connected again for subscriptions");
+                    tracing::info!(server = %self.server, at = %opened.place, "connected for subscriptions");
+                    if lost {
+                        self.pulse.reconnected();
+                    }
                     wire = Some(opened);
                 }
-                Err(error) => backoff.failed(&error),
+                Err(error) => {
+                    // On a cluster the slot of the probe may be what is refused.
+                    self.astray.notify_one();
+                    backoff.failed(&error);
+                }
             }
         }
     }
@@ -309,6 +381,8 @@ impl Listening {
         loop {
             tokio::select! {
                 _ = wire.dead.wait() => return "it broke",
+                () = self.server.leaves(&wire.place) => return "the sentinels name another master now",
+                () = self.probe_left.notified() => return "the server gave away what this node listens to for itself",
                 _ = probes.tick() => {
                     unheard = if *self.heard.borrow() < last { unheard + 1 } else { 0 };
                     if unheard >= PROBES_UNHEARD {
@@ -328,18 +402,8 @@ impl Listening {
                 }
                 () = self.changed.notified() => {
                     let (subscribe, unsubscribe) = self.take_changes();
-                    let names = |channels: &[ChannelName]| channels.iter().map(|name| self.wire_name(name)).collect::<Vec<_>>();
-                    let change = async {
-                        if !unsubscribe.is_empty() {
-                            connection.unsubscribe(names(&unsubscribe)).await?;
-                        }
-                        if !subscribe.is_empty() {
-                            connection.subscribe(names(&subscribe)).await?;
-                        }
-                        Ok::<(), redis::RedisError>(())
-                    };
-                    match timeout(DEADLINE, change).await {
-                        Ok(Ok(())) => self.confirm(&subscribe),
+                    match timeout(DEADLINE, self.change(&mut connection, &subscribe, &unsubscribe)).await {
+                        Ok(Ok(())) => {}
                         Ok(Err(error)) => {
                             tracing::warn!(server = %self.server, %error, "Redis refuses subscriptions");
                             return "a subscription failed";
@@ -349,6 +413,79 @@ impl Listening {
                 }
             }
         }
+    }
+
+    async fn change(
+        &self,
+        connection: &mut MultiplexedConnection,
+        subscribe: &[ChannelName],
+        unsubscribe: &[ChannelName],
+    ) -> Result<(), RedisError> {
+        match self.naming {
+            Naming::Database(_) => {
+                let names = |channels: &[ChannelName]| channels.iter().map(|name| self.naming.wire(name)).collect::<Vec<_>>();
+                if !unsubscribe.is_empty() {
+                    connection.unsubscribe(names(unsubscribe)).await?;
+                }
+                if !subscribe.is_empty() {
+                    connection.subscribe(names(subscribe)).await?;
+                    for name in subscribe {
+                        self.confirm(name.as_str());
+                    }
+                }
+            }
+            Naming::Partitions => {
+                self.change_each(connection, "SUNSUBSCRIBE", unsubscribe).await?;
+                self.change_each(connection, "SSUBSCRIBE", subscribe).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A command for each channel, because a slot that is not here any more must refuse its own channels and no others; all in one write.
+    /// What is confirmed is told to [`Listening::told`] before the answers are.
+    async fn change_each(
+        &self,
+        connection: &mut MultiplexedConnection,
+        command: &str,
+        channels: &[ChannelName],
+    ) -> Result<(), RedisError> {
+        if channels.is_empty() {
+            return Ok(());
+        }
+        let mut calls = Pipeline::with_capacity(channels.len());
+        for channel in channels {
+            calls.cmd(command).arg(self.naming.wire(channel));
+        }
+        let mut refused = None;
+        for answer in connection.send_packed_commands(&calls, 0, channels.len()).await? {
+            match answer.extract_error() {
+                Ok(_) => {}
+                Err(error) if error.is_cluster_error() => refused = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(error) = refused {
+            tracing::debug!(server = %self.server, %error, "channels are not here");
+            self.astray.notify_one();
+            if command == "SSUBSCRIBE" {
+                let mut ended = Vec::new();
+                {
+                    let mut state = lock(&self.state);
+                    for name in channels {
+                        let confirmed = state
+                            .channels
+                            .get(name)
+                            .is_none_or(|subscription| lock(subscription).confirmed);
+                        if !confirmed {
+                            ended.extend(state.channels.remove(name));
+                        }
+                    }
+                }
+                ended.iter().for_each(|subscription| end(subscription));
+            }
+        }
+        Ok(())
     }
 
     /// Which channels must be subscribed to, which not any more. They count as asked for from now on.
@@ -377,17 +514,26 @@ impl Listening {
         (subscribe, unsubscribe)
     }
 
-    fn confirm(&self, channels: &[ChannelName]) {
-        for name in channels {
-            let subscription = lock(&self.state).channels.get(name).cloned();
-            if let Some(subscription) = subscription {
-                let mut subscription = lock(&subscription);
-                subscription.confirmed = true;
-                for waiting in subscription.waiting.drain(..) {
-                    // Whoever gave up waiting has left, too.
-                    let _ = waiting.send(());
-                }
+    fn confirm(&self, name: &str) {
+        let subscription = lock(&self.state).channels.get(name).cloned();
+        if let Some(subscription) = subscription {
+            let mut subscription = lock(&subscription);
+            subscription.confirmed = true;
+            for waiting in subscription.waiting.drain(..) {
+                // Whoever gave up waiting has left, too.
+                let _ = waiting.send(());
             }
+        }
+    }
+
+    /// Ends the feeds of channels that are not this server's any more.
+    pub(super) fn end(&self, gone: impl Fn(&ChannelName) -> bool) {
+        let ended: Vec<_> = {
+            let mut state = lock(&self.state);
+            state.channels.extract_if(|name, _| gone(name)).collect()
+        };
+        for (_, subscription) in ended {
+            end(&subscription);
         }
     }
 
@@ -400,50 +546,83 @@ impl Listening {
             std::mem::take(&mut state.channels)
         };
         for subscription in ended.into_values() {
-            // A message may be on its way to it: it must find nobody.
-            let ended = {
-                let mut subscription = lock(&subscription);
-                (
-                    std::mem::take(&mut subscription.ears),
-                    std::mem::take(&mut subscription.waiting),
-                )
-            };
-            drop(ended);
+            end(&subscription);
         }
     }
 
-    /// Called by the connection's own task, with one message after the other.
-    fn message(me: &Weak<Listening>, connection: u64, data: Vec<Value>) {
+    /// Called by the connection's own task, with one thing after the other.
+    fn told(me: &Weak<Listening>, connection: u64, kind: &PushKind, data: Vec<Value>) {
         let Some(me) = me.upgrade() else { return };
         let mut data = data.into_iter();
-        let (Some(Value::BulkString(channel)), Some(Value::BulkString(payload))) = (data.next(), data.next()) else {
+        let Some(Value::BulkString(channel)) = data.next() else {
             return;
         };
         let Ok(channel) = std::str::from_utf8(&channel) else { return };
-        if channel == me.probe {
-            if let Some(number) = std::str::from_utf8(&payload).ok().and_then(|text| text.parse::<u64>().ok()) {
-                me.heard.send_if_modified(|heard| {
+        match kind {
+            PushKind::Message | PushKind::SMessage => {
+                if let Some(Value::BulkString(payload)) = data.next() {
+                    me.message(connection, channel, payload);
+                }
+            }
+            PushKind::SSubscribe | PushKind::SUnsubscribe => {
+                if lock(&me.state).connection != connection {
+                    return;
+                }
+                let begins = *kind == PushKind::SSubscribe;
+                match me.naming.channel(channel) {
+                    Some(name) if begins => me.confirm(name),
+                    Some(name) => me.taken_back(name),
+                    None if begins => {}
+                    None => me.probe_left.notify_one(),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The server has ended a subscription: because we asked for it, or because the slot is another's now.
+    fn taken_back(&self, name: &str) {
+        let ended = {
+            let mut state = lock(&self.state);
+            let confirmed = state
+                .channels
+                .get(name)
+                .is_some_and(|subscription| lock(subscription).confirmed);
+            if confirmed { state.channels.remove(name) } else { None }
+        };
+        if let Some(subscription) = ended {
+            end(&subscription);
+            self.astray.notify_one();
+        }
+    }
+
+    fn message(&self, connection: u64, channel: &str, payload: Vec<u8>) {
+        let Some(name) = self.naming.channel(channel) else {
+            if channel.ends_with(&*self.tag)
+                && let Some(number) = std::str::from_utf8(&payload).ok().and_then(|text| text.parse::<u64>().ok())
+            {
+                self.pulse.heard();
+                self.heard.send_if_modified(|heard| {
                     let newer = number > *heard;
                     *heard = number.max(*heard);
                     newer
                 });
             }
             return;
-        }
-        let Some(name) = channel.strip_prefix(&*me.prefix).and_then(|rest| rest.strip_suffix('}')) else {
-            return;
         };
         let subscription = {
-            let state = lock(&me.state);
+            let state = lock(&self.state);
             if state.connection != connection {
                 return;
             }
             state.channels.get(name).cloned()
         };
         let Some(subscription) = subscription else { return };
+        let look = payload == LOOK.as_bytes();
         let event = decode(payload).map(Arc::new);
         let mut subscription = lock(&subscription);
         match event {
+            None if look => subscription.ears.clear(),
             Some(event) => subscription.ears.retain_mut(|(_, ear)| ear.hear(&event)),
             None => {
                 tracing::warn!(channel = name, "a message in pub/sub is not an event of ours: its feeds end");
@@ -462,7 +641,9 @@ impl Listening {
             let calls = channels.iter().map(|channel| {
                 // GT: one that lives longer, because its history does, is left alone.
                 let mut call = cmd("PEXPIRE");
-                call.arg(key(channel, "head")).arg(millis(bounded(HEAD_LIVES))).arg("GT");
+                call.arg(self.naming.key(channel, "head"))
+                    .arg(millis(bounded(HEAD_LIVES)))
+                    .arg("GT");
                 call
             });
             for call in calls {
@@ -473,4 +654,16 @@ impl Listening {
             }
         }
     }
+}
+
+/// A message may be on its way to it: it must find nobody.
+fn end(subscription: &Mutex<Subscription>) {
+    let ended = {
+        let mut subscription = lock(subscription);
+        (
+            std::mem::take(&mut subscription.ears),
+            std::mem::take(&mut subscription.waiting),
+        )
+    };
+    drop(ended);
 }

@@ -2,6 +2,11 @@
 
 #![allow(dead_code)] // each test file uses a part
 
+/// A hub over a real broker, and clients that keep what they were told.
+pub mod hub;
+/// Several servers that belong together: a cluster, or a master with its replica and sentinels.
+pub mod many;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -21,7 +26,20 @@ pub struct Server {
     program: PathBuf,
     dir: PathBuf,
     arguments: Vec<String>,
+    kind: Kind,
     child: Mutex<Option<Child>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Alone,
+    /// With the port on which the nodes of a cluster talk.
+    Clustered(u16),
+    Sentinel,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Where the program is; `None` after saying so. It is a failure where everything must be there.
@@ -47,7 +65,24 @@ fn program() -> Option<PathBuf> {
 impl Server {
     /// One that keeps nothing on disk.
     pub fn start(arguments: &[&str]) -> Option<Server> {
-        Self::with(arguments, None)
+        Self::with(arguments, None, Kind::Alone)
+    }
+
+    /// One node of a cluster that is none yet.
+    pub fn of_a_cluster(arguments: &[&str]) -> Option<Server> {
+        Self::with(arguments, None, Kind::Clustered(0))
+    }
+
+    /// One that watches the master on this port, and no other sentinel yet.
+    pub fn sentinel(master: u16, password: Option<&'static str>) -> Option<Server> {
+        let settings = format!(
+            "sentinel monitor mymaster 127.0.0.1 {master} 2\nsentinel down-after-milliseconds mymaster 700\n\
+             sentinel failover-timeout mymaster 3000\n{}",
+            password.map_or_else(String::new, |password| format!(
+                "requirepass {password}\nsentinel sentinel-pass {password}\n"
+            ))
+        );
+        Self::with(&[&settings], password, Kind::Sentinel)
     }
 
     /// One that has everything on disk before it answers.
@@ -56,10 +91,10 @@ impl Server {
     }
 
     pub fn with_password(password: &'static str) -> Option<Server> {
-        Self::with(&["--requirepass", password], Some(password))
+        Self::with(&["--requirepass", password], Some(password), Kind::Alone)
     }
 
-    fn with(arguments: &[&str], password: Option<&'static str>) -> Option<Server> {
+    fn with(arguments: &[&str], password: Option<&'static str>, kind: Kind) -> Option<Server> {
         static STARTED: AtomicU64 = AtomicU64::new(0);
         let program = program()?;
         let dir = std::env::temp_dir().join(format!(
@@ -74,11 +109,18 @@ impl Server {
             program,
             dir,
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
+            kind,
             child: Mutex::new(None),
         };
         // Somebody else may take the port between our look and the server's bind.
         for _ in 0..10 {
-            server.port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            server.port = free_port();
+            match kind {
+                // The usual one, 10,000 above, may be none at all.
+                Kind::Clustered(_) => server.kind = Kind::Clustered(free_port()),
+                Kind::Sentinel => std::fs::write(server.dir.join("settings"), &server.arguments[0]).unwrap(),
+                Kind::Alone => {}
+            }
             if server.run() {
                 return Some(server);
             }
@@ -101,10 +143,21 @@ impl Server {
     /// Starts the process and waits until it answers. False: it ended.
     pub fn run(&self) -> bool {
         let log = std::fs::File::create(self.dir.join("log")).unwrap();
-        let mut child = Command::new(&self.program)
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--dir"])
-            .arg(&self.dir)
-            .args(&self.arguments)
+        let mut command = Command::new(&self.program);
+        if self.kind == Kind::Sentinel {
+            command.arg(self.dir.join("settings")).arg("--sentinel");
+        }
+        command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--dir"]);
+        command.arg(&self.dir);
+        match self.kind {
+            Kind::Alone => drop(command.args(["--save", ""]).args(&self.arguments)),
+            Kind::Clustered(port) => {
+                command.args(["--save", "", "--cluster-enabled", "yes", "--cluster-port", &port.to_string()]);
+                command.args(&self.arguments);
+            }
+            Kind::Sentinel => {}
+        }
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -159,12 +212,52 @@ impl Server {
 
     /// Asks the server something, on a connection of its own.
     pub fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        // A server that changes its role drops whoever is there, sentinels see to that.
+        for _ in 0..20 {
+            match self.try_ask(words) {
+                Err(error) if error.is_connection_dropped() => std::thread::sleep(Duration::from_millis(50)),
+                answer => return answer.unwrap(),
+            }
+        }
+        self.try_ask(words).unwrap()
+    }
+
+    pub fn try_ask<T: FromRedisValue>(&self, words: &[&str]) -> Result<T, redis::RedisError> {
         let password = self.password.map(|password| format!(":{password}@")).unwrap_or_default();
-        let client = redis::Client::open(format!("redis://{password}127.0.0.1:{}/0", self.port)).unwrap();
-        let mut connection = client.get_connection().unwrap();
+        // A sentinel has no databases, and is not asked to select one.
+        let client = redis::Client::open(format!("redis://{password}127.0.0.1:{}", self.port)).unwrap();
+        let mut connection = client.get_connection()?;
         let mut command = cmd(words[0]);
         command.arg(&words[1..]);
-        command.query(&mut connection).unwrap()
+        command.query(&mut connection)
+    }
+
+    /// The port on which it talks to the other nodes of its cluster.
+    pub fn bus(&self) -> u16 {
+        match self.kind {
+            Kind::Clustered(port) => port,
+            _ => panic!("it is not of a cluster"),
+        }
+    }
+
+    /// How often a command was called since the last `CONFIG RESETSTAT`.
+    pub fn calls(&self, command: &str) -> u64 {
+        let stats: String = self.ask(&["INFO", "commandstats"]);
+        let line = stats
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+    }
+
+    /// One line of `INFO`, or of `CLUSTER INFO`: what stands behind `name:`.
+    pub fn told(&self, words: &[&str], name: &str) -> String {
+        let text: String = self.ask(words);
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_default().trim().to_owned()
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.lock().unwrap().is_some()
     }
 
     /// Breaks every connection but the one that asks for it.

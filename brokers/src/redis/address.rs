@@ -1,0 +1,203 @@
+//! What a URL names: one server, the sentinels that know where it is, or a cluster.
+
+use redis::io::tcp::TcpSettings;
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+
+use super::connection::ConnectError;
+
+/// Where to connect to, and how to log in there.
+pub(super) enum Address {
+    Server(ConnectionInfo),
+    Sentinels {
+        sentinels: Vec<ConnectionInfo>,
+        /// By which name they know the master.
+        master: String,
+        /// How to log in to the master. Its host and port are whatever the sentinels say.
+        server: ConnectionInfo,
+    },
+    Cluster(Vec<ConnectionInfo>),
+}
+
+const ONE: &str = "redis://user:password@host:6379/0";
+const SENTINELS: &str = "redis+sentinel://user:password@host:26379,host2:26379/MASTER-NAME/0";
+const CLUSTER: &str = "redis+cluster://user:password@host:6379,host2:6379";
+
+/// The library's own errors might quote the URL.
+fn malformed(form: &str) -> ConnectError {
+    ConnectError::Url(format!(
+        "cannot be read; write {form}, with %40 for '@', %2F for '/', %3A for ':' and %2C for ',' in the password"
+    ))
+}
+
+impl Address {
+    pub(super) fn parse(url: &str) -> Result<Address, ConnectError> {
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| malformed(ONE))?;
+        let (plain, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
+        let form = match (plain, kind) {
+            ("redis" | "rediss", "") => ONE,
+            ("redis" | "rediss", "sentinel") => SENTINELS,
+            ("redis" | "rediss", "cluster") => CLUSTER,
+            _ => return Err(malformed(ONE)),
+        };
+        let (rest, parameters) = match rest.split_once('?') {
+            Some((rest, parameters)) if kind == "sentinel" && !parameters.contains(['@', '/', '?', '#']) => (rest, parameters),
+            None => (rest, ""),
+            Some(_) => return Err(ConnectError::Url(unknown_parameters(kind))),
+        };
+        if rest.contains('#') {
+            return Err(ConnectError::Url(unknown_parameters(kind)));
+        }
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+        if login.contains('@') {
+            return Err(malformed(form));
+        }
+        let login = if authority.contains('@') {
+            format!("{login}@")
+        } else {
+            String::new()
+        };
+        let read = |login: &str, host: &str, database: &str| {
+            if host.is_empty() {
+                return Err(malformed(form));
+            }
+            let info = format!("{plain}://{login}{host}/{database}").into_connection_info();
+            ready(info.map_err(|_| malformed(form))?).ok_or_else(|| malformed(form))
+        };
+        match kind {
+            "cluster" => {
+                if !matches!(path, "" | "0") {
+                    return Err(ConnectError::Url(format!(
+                        "names a database, and a cluster has only one; write {CLUSTER}"
+                    )));
+                }
+                let seeds = hosts.split(',').map(|host| read(&login, host, "0"));
+                Ok(Address::Cluster(seeds.collect::<Result<_, _>>()?))
+            }
+            "sentinel" => {
+                let (master, database) = path.split_once('/').unwrap_or((path, ""));
+                let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+                if master.is_empty() || !master.chars().all(known) {
+                    return Err(ConnectError::Url(format!(
+                        "does not say which master the sentinels are to be asked for; write {SENTINELS}"
+                    )));
+                }
+                let own_login = sentinel_login(parameters)?;
+                let sentinels = hosts.split(',').map(|host| {
+                    let has_port = host.rsplit(']').next().is_some_and(|after| after.contains(':'));
+                    let host = if has_port || host.is_empty() {
+                        host.to_owned()
+                    } else {
+                        format!("{host}:26379")
+                    };
+                    read(&own_login, &host, "")
+                });
+                Ok(Address::Sentinels {
+                    sentinels: sentinels.collect::<Result<_, _>>()?,
+                    master: master.to_owned(),
+                    server: read(&login, "known-by-the-sentinels", database)?,
+                })
+            }
+            _ => Ok(Address::Server(read(&login, hosts, path)?)),
+        }
+    }
+}
+
+fn unknown_parameters(kind: &str) -> String {
+    let known = if kind == "sentinel" {
+        "sentinel_user and sentinel_password are known"
+    } else {
+        "none is known"
+    };
+    format!("has parameters after '?' or '#'; {known} (in a password write %3F and %23)")
+}
+
+/// What the sentinels themselves want to hear, which is not what the server wants.
+fn sentinel_login(parameters: &str) -> Result<String, ConnectError> {
+    let (mut user, mut password) = ("", "");
+    for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+        match parameter.split_once('=') {
+            Some(("sentinel_user", value)) => user = value,
+            Some(("sentinel_password", value)) => password = value,
+            _ => return Err(ConnectError::Url(unknown_parameters("sentinel"))),
+        }
+    }
+    Ok(match (user, password) {
+        ("", "") => String::new(),
+        (_, "") => {
+            return Err(ConnectError::Url(
+                "has a sentinel_user without a sentinel_password; write both".into(),
+            ));
+        }
+        (user, password) => format!("{user}:{password}@"),
+    })
+}
+
+/// The same, as our connections need it. `None`: it is none of ours.
+fn ready(info: ConnectionInfo) -> Option<ConnectionInfo> {
+    let tcp = matches!(info.addr(), ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { .. });
+    if !tcp || info.redis_settings().db() < 0 {
+        return None;
+    }
+    // Push messages need RESP3.
+    let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let tcp = TcpSettings::default().set_nodelay(true);
+    Some(info.set_tcp_settings(tcp).set_redis_settings(redis))
+}
+
+/// A host and its port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl Place {
+    pub(super) fn of(info: &ConnectionInfo) -> Place {
+        match info.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Place {
+                host: host.clone(),
+                port: *port,
+            },
+            // `ready` lets none of the others through.
+            _ => Place {
+                host: String::new(),
+                port: 0,
+            },
+        }
+    }
+
+    /// As servers write it: `host:port`, without brackets around an IPv6 address. One that tells no host means its own.
+    pub(super) fn told(text: &str, by: &Place) -> Option<Place> {
+        let (host, port) = text.rsplit_once(':')?;
+        Some(Place {
+            host: if host.is_empty() || host == "?" { &by.host } else { host }.to_owned(),
+            port: port.parse().ok()?,
+        })
+    }
+
+    /// The same login and the same TLS there.
+    pub(super) fn instead_of(&self, info: &ConnectionInfo) -> ConnectionInfo {
+        let address = match info.addr() {
+            ConnectionAddr::TcpTls {
+                insecure, tls_params, ..
+            } => ConnectionAddr::TcpTls {
+                host: self.host.clone(),
+                port: self.port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
+            _ => ConnectionAddr::Tcp(self.host.clone(), self.port),
+        };
+        info.clone().set_addr(address)
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
