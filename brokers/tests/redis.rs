@@ -565,3 +565,131 @@ async fn an_outage_is_no_busy_loop() {
     // Two connections, each after 50 ms, 100 ms, … 1 s, and half of that by chance: at most ten each.
     assert!((2..=24).contains(&tries), "{tries} tries in three seconds");
 }
+
+/// Those that TLS trusts are of the whole process, so what connects has one of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_is_spoken_with_who_can_prove_who_it_is_and_nobody_else() {
+    let Some(secured) = support::tls::Secured::start() else {
+        return;
+    };
+    let connect = |host: &str, trusted: &std::path::Path| {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tls_in_a_process_of_its_own", "--ignored", "--nocapture"])
+            .env("AIRWAVE_TEST_URL", format!("rediss://{host}:{}/0", secured.port))
+            .env("SSL_CERT_FILE", trusted)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&child.stdout).into_owned();
+        assert!(child.status.success(), "{told} {}", String::from_utf8_lossy(&child.stderr));
+        told
+    };
+    let told = connect("127.0.0.1", &secured.authority);
+    assert!(told.contains("it works"), "{told}");
+    // Of an authority that we do not trust; for another host.
+    for (host, trusted) in [("127.0.0.1", &secured.other_authority), ("localhost", &secured.authority)] {
+        let told = connect(host, trusted);
+        assert!(told.contains("refused: "), "{told}");
+        assert!(
+            told.contains("its TLS certificate is not accepted") && told.contains("SSL_CERT_FILE"),
+            "{told}"
+        );
+    }
+    assert_eq!(
+        secured.server.calls("evalsha"),
+        2,
+        "a head and an event, by the one who was let in"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a part of the test before it, which runs it"]
+async fn tls_in_a_process_of_its_own() {
+    let url = std::env::var("AIRWAVE_TEST_URL").unwrap();
+    match Redis::connect(&url, Rules::default()).await {
+        Ok(broker) => {
+            let mut feed = broker.follow(&name("a")).await.unwrap();
+            let position = publish(&broker, "a").await;
+            assert_eq!(feed.next().await.unwrap().position, position);
+            broker.ping().await.unwrap();
+            println!("it works");
+        }
+        Err(error) => println!("refused: {error}"),
+    }
+}
+
+/// Thousands come back at once, to a node that has been there and to one that is new. What they missed is read once for each channel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reconnect_storm_costs_one_history_read_for_each_channel_and_node() {
+    const CHANNELS: usize = 5;
+    const CLIENTS: usize = 5000;
+    const MISSED: usize = 40;
+    let Some(server) = Server::start(&[]) else { return };
+    let node = async || {
+        let broker = Redis::connect(&server.url(), support::hub::rules()).await.unwrap();
+        Arc::new(support::hub::Node::new(Arc::new(broker)))
+    };
+    let channel = |n: usize| format!("a/{}", n % CHANNELS);
+    let (old, new) = (node().await, node().await);
+    let mut cursors = Vec::new();
+    let mut missed = vec![Vec::new(); CHANNELS];
+    for n in 0..CHANNELS {
+        // The old node has the channel open.
+        let client = old.listen(&channel(n), None).await;
+        cursors.push(old.say(&channel(n), "heard").await.unwrap());
+        client.hears(cursors[n]).await;
+        for _ in 0..MISSED {
+            missed[n].push(old.say(&channel(n), "missed").await.unwrap());
+        }
+        client.hears(missed[n][MISSED - 1]).await;
+    }
+    for (node, replays) in [(old, 0), (new, CHANNELS)] {
+        let before = node.figure("airwave_broker_replays_total");
+        let _: String = server.ask(&["CONFIG", "RESETSTAT"]);
+        let coming = (0..CLIENTS).map(|n| {
+            let (node, channel, cursor) = (node.clone(), channel(n), cursors[n % CHANNELS]);
+            tokio::spawn(async move { node.listen(&channel, Some(cursor)).await })
+        });
+        let mut clients = Vec::new();
+        for client in coming.collect::<Vec<_>>() {
+            clients.push(client.await.unwrap());
+        }
+        for (n, client) in clients.iter().enumerate() {
+            let missed = &missed[n % CHANNELS];
+            client.hears(missed[missed.len() - 1]).await;
+            assert_eq!(
+                client.told().len(),
+                1 + missed.len(),
+                "a confirmation and what was missed: {:?}",
+                client.gaps()
+            );
+        }
+        assert_eq!(node.figure("airwave_broker_replays_total") - before, replays as f64);
+        // A channel that is opened: its head when it is followed, and its history.
+        assert_eq!(calls(&server, "evalsha"), 2 * replays as u64);
+        assert!(calls(&server, "subscribe") <= replays as u64);
+
+        // Their node loses its line to Redis, and they notice nothing: the history of each channel is read once more.
+        let before = node.figure("airwave_broker_replays_total");
+        let _: i64 = server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        let healed = async {
+            for (n, missed) in missed.iter_mut().enumerate() {
+                let position = loop {
+                    if let Some(position) = node.say(&channel(n), "after").await {
+                        break position;
+                    }
+                };
+                for client in clients.iter().skip(n).step_by(CHANNELS) {
+                    client.hears(position).await;
+                }
+                missed.push(position);
+            }
+        };
+        timeout(PATIENCE, healed).await.unwrap();
+        let replays = node.figure("airwave_broker_replays_total") - before;
+        assert!(
+            replays >= CHANNELS as f64 && replays <= 3.0 * CHANNELS as f64,
+            "{replays} replays"
+        );
+        assert!(clients.iter().all(|client| client.gaps().is_empty()));
+    }
+}

@@ -6,6 +6,8 @@
 pub mod hub;
 /// Several servers that belong together: a cluster, or a master with its replica and sentinels.
 pub mod many;
+/// A server that speaks TLS.
+pub mod tls;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
