@@ -510,3 +510,80 @@ async fn sentinels_that_are_of_no_use_are_refused_with_what_to_do() {
     watched.sentinels[0].kill();
     connect(&watched.url()).await.ping().await.unwrap();
 }
+
+/// Nobody dies: the old master steps down. Its connections stay open, and nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_steps_down_loses_nothing() {
+    let Some(cluster) = Cluster::start(3, 3 * SOON, &[]) else {
+        return;
+    };
+    let channel = cluster.channel_of(0, "a");
+    let listening = node(&cluster.url()).await;
+    let client = listening.listen(&channel, None).await;
+    let publisher = Publisher::start(node(&cluster.url()).await, &channel);
+    for replica in [3, 0] {
+        let position = insist(&listening, &channel, "before").await;
+        client.hears(position).await;
+        let mut looks = 0;
+        until("it takes over", || {
+            // One that is not agreed on in time is given up by the servers, and has to be asked for again; asking begins it anew.
+            if looks % 100 == 0 {
+                let _ = cluster.0[replica].try_ask::<String>(&["CLUSTER", "FAILOVER"]);
+            }
+            looks += 1;
+            cluster.0[replica].told(&["INFO", "replication"], "role") == "master"
+        });
+        let position = insist(&listening, &channel, "after").await;
+        client.hears(position).await;
+        until("the other has stepped down", || {
+            let told = |name| cluster.0[3 - replica].told(&["INFO", "replication"], name);
+            told("role") == "slave" && told("master_link_status") == "up"
+        });
+    }
+    let acknowledged = publisher.stop().await;
+    let last = insist(&listening, &channel, "last").await;
+    client.hears(last).await;
+    client.knows_of(&acknowledged);
+    assert!(acknowledged.iter().all(|(position, _)| client.has(*position)));
+    assert_eq!(client.gaps(), []);
+}
+
+/// The sentinels lose sight of the master, we do not, and it goes on to answer us. They have chosen another, so that is where we go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_only_we_can_reach_is_left() {
+    let Some(watched) = Watched::start(None) else { return };
+    let node = node(&watched.url()).await;
+    let client = node.listen("a", None).await;
+    let before = insist(&node, "a", "before").await;
+    client.hears(before).await;
+    // Who is logged in stays so; who comes again must know the password.
+    let old = &watched.servers[0];
+    let clients: String = old.ask(&["CLIENT", "LIST"]);
+    let sentinels = clients.lines().filter(|line| line.contains("name=sentinel-"));
+    let ids: Vec<&str> = sentinels
+        .map(|line| line.split(' ').find_map(|word| word.strip_prefix("id=")).unwrap())
+        .collect();
+    assert!(ids.len() >= 3, "{clients}");
+    let mut at_once = redis::pipe();
+    at_once.cmd("CONFIG").arg(&["SET", "requirepass", "s3cret"]).ignore();
+    for id in ids {
+        at_once.cmd("CLIENT").arg(&["KILL", "ID", id]).ignore();
+    }
+    let client_of_old = redis::Client::open(format!("redis://127.0.0.1:{}", old.port)).unwrap();
+    let () = at_once.query(&mut client_of_old.get_connection().unwrap()).unwrap();
+
+    until("the sentinels name the other", || watched.master() == Some(1));
+    let moved = async {
+        // What the old one takes meanwhile is lost with it.
+        while node.figure("airwave_broker_reconnects_total") < 2.0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, moved)
+        .await
+        .expect("it stays with a master that has been replaced");
+    let after = insist(&node, "a", "after").await;
+    client.hears(after).await;
+    let head: String = watched.servers[1].ask(&["HGET", "airwave:{a}:head", "position"]);
+    assert_eq!(head, after.to_string(), "it went to the new master");
+}
