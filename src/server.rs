@@ -62,7 +62,7 @@ async fn broker(config: &Config) -> Result<Backbone, Error> {
         BrokerKind::Redis => {
             let redis = airwave_brokers::Redis::connect(config.broker.url.expose(), config.rules.clone()).await;
             let redis = Arc::new(redis.map_err(|error| Error::Broker(Box::new(error)))?);
-            Ok((redis, None))
+            Ok((redis.clone(), Some(redis)))
         }
         #[cfg(not(feature = "redis"))]
         BrokerKind::Redis => Err(Error::Broker("Redis is not part of this build".into())),

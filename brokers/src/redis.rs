@@ -15,6 +15,7 @@ mod address;
 mod cluster;
 mod connection;
 mod listening;
+mod members;
 mod naming;
 mod sentinel;
 
@@ -61,6 +62,7 @@ pub struct Redis {
     naming: Naming,
     servers: Servers,
     pulse: Pulse,
+    registered: members::Registered,
 }
 
 enum Servers {
@@ -132,6 +134,7 @@ impl Redis {
             naming,
             servers,
             pulse,
+            registered: members::Registered::default(),
         })
     }
 

@@ -30,6 +30,8 @@ pub mod channel;
 pub mod conformance;
 pub mod cursor;
 pub mod directory;
+#[cfg(feature = "conformance")]
+pub mod directory_conformance;
 pub mod event;
 mod feeder;
 mod flight;

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::address::Place;
+use super::members::{MEMBERS, ROLL};
 use super::sentinel::Sentinels;
 use super::{APPEND, READ, Script};
 
@@ -408,6 +409,8 @@ pub(super) struct Connected {
     place: Place,
     pub(super) append: Arc<str>,
     pub(super) read: Arc<str>,
+    pub(super) members: Arc<str>,
+    pub(super) roll: Arc<str>,
 }
 
 impl Connected {
@@ -498,12 +501,15 @@ impl Commands {
             Ok(text_of(&hash).unwrap_or_default().into())
         };
         let (append, read) = (load(APPEND).await?, load(READ).await?);
+        let (members, roll) = (load(MEMBERS).await?, load(ROLL).await?);
         Ok(Connected {
             connection,
             dead,
             place,
             append,
             read,
+            members,
+            roll,
         })
     }
 

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use airwave_core::broker::{FeedSender, Pulse};
+use airwave_core::directory::{Entry, Watch, WatchSender};
 use airwave_core::{BrokerError, ChannelName, Event, Feed, Position};
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, PushKind, RedisError, Value, cmd};
@@ -22,6 +23,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::connection::{Backoff, Commands, ConnectError, Server, Wire, lost, random_bits};
+use super::members::{TELLS_OF_MEMBERS, decode as decode_members};
 use super::naming::Naming;
 use super::{DEADLINE, HEAD_LIVES, bounded, decode, millis};
 
@@ -98,6 +100,8 @@ enum Ear {
         head: Position,
         last: Position,
     },
+    /// Somebody who wants to hear of members only.
+    Watching(WatchSender),
 }
 
 impl Ear {
@@ -115,6 +119,15 @@ impl Ear {
                 *last = event.position;
                 follows && feed.push(event.clone())
             }
+            Ear::Watching(watch) => !watch.is_closed(),
+        }
+    }
+
+    /// False: nobody listens any more.
+    fn hear_of_members(&mut self, entries: &[Entry]) -> bool {
+        match self {
+            Ear::Watching(watch) => entries.iter().all(|entry| watch.push(entry.clone())),
+            Ear::Opening(_) | Ear::Open { .. } => true,
         }
     }
 }
@@ -141,6 +154,29 @@ impl Drop for Listener {
 }
 
 impl Listener {
+    /// The watch of all that is heard of members from now on. `None`: something was missed meanwhile.
+    pub(super) fn watch(mut self) -> Option<Watch> {
+        let (listening, channel, id) = (Arc::downgrade(&self.listening), self.channel.clone(), self.id);
+        let (sender, watch) = Watch::new(move || {
+            if let Some(listening) = listening.upgrade() {
+                listening.leave(&channel, id);
+            }
+        });
+        // From here on the watch leaves when it is dropped, also below.
+        self.opened = true;
+        let subscription = lock(&self.listening.state).channels.get(&self.channel).cloned();
+        let opened = subscription.is_some_and(|subscription| {
+            let mut subscription = lock(&subscription);
+            let mine = subscription.ears.iter_mut().find(|(other, _)| *other == id);
+            let there = mine.is_some();
+            if let Some((_, mine)) = mine {
+                *mine = Ear::Watching(sender);
+            }
+            there
+        });
+        opened.then_some(watch)
+    }
+
     /// The feed of all that was heard, and will be, after `head`. `None`: something was missed meanwhile.
     pub(super) fn open(mut self, head: Position) -> Option<Feed> {
         let (listening, channel, id) = (Arc::downgrade(&self.listening), self.channel.clone(), self.id);
@@ -618,6 +654,15 @@ impl Listening {
             state.channels.get(name).cloned()
         };
         let Some(subscription) = subscription else { return };
+        if payload.first() == Some(&TELLS_OF_MEMBERS) {
+            let entries = decode_members(&payload);
+            let mut subscription = lock(&subscription);
+            match entries {
+                Some(entries) => subscription.ears.retain_mut(|(_, ear)| ear.hear_of_members(&entries)),
+                None => subscription.ears.retain(|(_, ear)| !matches!(ear, Ear::Watching(_))),
+            }
+            return;
+        }
         let look = payload == LOOK.as_bytes();
         let event = decode(payload).map(Arc::new);
         let mut subscription = lock(&subscription);

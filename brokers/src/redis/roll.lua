@@ -1,0 +1,57 @@
+#!lua flags=allow-oom
+-- Reads members, and keeps the roll of the nodes: which lives, and in which channels it has members. Small, and it takes things away, so it
+-- works on a full server, too.
+--
+-- ARGV  what; then
+-- 'list'     KEYS members; ARGV how long they are remembered in ms: gives field, value, ...
+-- 'bury'     KEYS members; ARGV node: removes all of the node's
+-- 'beat'     KEYS beats; ARGV node, how long it lives in ms: gives whether it lived, the living, some of the dead
+-- 'living'   KEYS beats; ARGV -, how long a node lives in ms: gives the living
+-- 'leave'    KEYS beats; ARGV node
+-- 'enter'    KEYS the node's channels; ARGV channel, how long they are remembered in ms
+-- 'exit'     KEYS the node's channels; ARGV channel
+-- 'some'     KEYS the node's channels; ARGV how many: gives some of them
+-- 'forget'   KEYS beats; ARGV node
+
+local what, key = ARGV[1], KEYS[1]
+
+if what == 'list' then
+  redis.call('PEXPIRE', key, ARGV[2])
+  return redis.call('HGETALL', key)
+end
+
+if what == 'bury' then
+  local gone = 0
+  -- Compared, not matched: a member's id may hold anything.
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if string.sub(field, 1, #ARGV[2]) == ARGV[2] then gone = gone + redis.call('HDEL', key, field) end
+  end
+  return gone
+end
+
+if what == 'enter' then
+  redis.call('SADD', key, ARGV[2])
+  return redis.call('PEXPIRE', key, ARGV[3])
+end
+if what == 'exit' then return redis.call('SREM', key, ARGV[2]) end
+if what == 'some' then return redis.call('SRANDMEMBER', key, ARGV[2]) end
+
+-- The dead are kept until all that they said is removed. Score zero: it has left.
+if what == 'leave' then return redis.call('ZADD', key, 'XX', '0', ARGV[2]) end
+if what == 'forget' then return redis.call('ZREM', key, ARGV[2]) end
+
+local function text(number) return string.format('%.0f', number) end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local dead = text(now - ARGV[3])
+if what == 'living' then return redis.call('ZRANGEBYSCORE', key, '(' .. dead, '+inf') end
+
+local last = redis.call('ZSCORE', key, ARGV[2])
+local lived = last and tonumber(last) > tonumber(dead)
+-- Who is dead stays dead: somebody may be removing what it said.
+if lived or not last then redis.call('ZADD', key, text(now), ARGV[2]) end
+return {
+  lived and 1 or 0,
+  redis.call('ZRANGEBYSCORE', key, '(' .. dead, '+inf'),
+  redis.call('ZRANGEBYSCORE', key, '-inf', dead, 'LIMIT', 0, 10),
+}
