@@ -1192,8 +1192,8 @@ impl State {
             seen.shown = seen.merged(id).map(Arc::new);
         }
         self.dirty.clear();
-        // A place that nobody holds, so that all have fallen off.
-        self.first = self.end() + 1;
+        // Nobody holds a place: those who listen have not been given a list yet.
+        self.first = self.end();
         self.ring.clear();
         self.weight = 0;
         self.list = None;
