@@ -88,9 +88,13 @@ mod redis_server {
     use std::time::Duration;
 
     use airwave_brokers::Redis;
-    use airwave_core::ChannelName;
     use airwave_core::directory::{Entry, NodeId};
     use airwave_core::directory_conformance::PATIENCE;
+    use airwave_core::rule::TransportName;
+    use airwave_core::session::After;
+    use airwave_core::wire::Stamp;
+    use airwave_core::{ChannelName, ConnectRequest, Event, Handler, Hub, Identity, Notice, Refusal, Rule, Session, Wire};
+    use bytes::Bytes;
 
     use super::*;
     use crate::support::Server;
@@ -120,6 +124,108 @@ mod redis_server {
                 _ => self.0.cut(),
             }
         }
+    }
+
+    const TEST: TransportName = TransportName::of("test");
+
+    /// What is said is of no interest: what a roster knows is asked for.
+    struct Mute;
+
+    impl Wire for Mute {
+        fn name(&self) -> &'static str {
+            "mute"
+        }
+
+        fn event(&self, _: &ChannelName, _: &Event) -> Bytes {
+            Bytes::new()
+        }
+
+        fn notice(&self, _: &Notice<'_>) -> Bytes {
+            Bytes::new()
+        }
+
+        fn stamp(&self) -> Option<Stamp> {
+            None
+        }
+    }
+
+    struct ByQuery;
+
+    #[async_trait]
+    impl Handler for ByQuery {
+        async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
+            Ok(Identity::user(request.query.clone()))
+        }
+    }
+
+    async fn node(server: &Server) -> Hub {
+        let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TEST]);
+        rule.presence = true;
+        let rules = Rules::new([rule]);
+        let redis = Arc::new(Redis::connect(&server.url(), rules.clone()).await.unwrap());
+        let hub = Hub::builder(redis.clone(), rules).directory(redis);
+        hub.handle("{*all}".parse().unwrap(), Arc::new(ByQuery)).build()
+    }
+
+    async fn member(hub: &Hub, user: &str, watches: bool) -> Session {
+        let request = ConnectRequest {
+            transport: TEST,
+            peer: None,
+            query: user.to_owned(),
+            headers: Vec::new(),
+        };
+        let wire = hub.register_wire(Arc::new(Mute));
+        let mut session = Session::new(hub.connect(request, false).unwrap(), &wire);
+        let joiner = session.joiner().with_presence(watches);
+        let joined = joiner.join(&ChannelName::new("room").unwrap(), After::Nothing).await;
+        session.add(joined.unwrap(), None);
+        session
+    }
+
+    async fn until_all(hubs: [&Hub; 2], wanted: &[&str]) {
+        let all_know = async {
+            for hub in hubs {
+                loop {
+                    let members = hub.channel("room").unwrap().members().await;
+                    let members: Vec<String> = members
+                        .unwrap_or_default()
+                        .iter()
+                        .filter_map(|member| member.user.as_ref().map(|user| user.to_string()))
+                        .collect();
+                    if members == wanted {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, all_know).await;
+        waited.unwrap_or_else(|_| panic!("not all nodes know {wanted:?}"));
+    }
+
+    /// Nodes as applications have them: whatever happens to Redis, in the end all of them know everybody.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nodes_come_to_agree_whatever_happens_to_redis() {
+        let Some(server) = Server::start(&[]) else { return };
+        let (here, there) = (node(&server).await, node(&server).await);
+        let hubs = [&here, &there];
+        let _ann = member(&here, "ann", true).await;
+        let bob = member(&there, "bob", true).await;
+        until_all(hubs, &["ann", "bob"]).await;
+        server.cut();
+        let mut eve = member(&there, "eve", false).await;
+        until_all(hubs, &["ann", "bob", "eve"]).await;
+        // It comes back with nothing: every node has to say everything again.
+        server.kill();
+        assert!(eve.remove(&ChannelName::new("room").unwrap()));
+        assert!(server.run());
+        until_all(hubs, &["ann", "bob"]).await;
+        let _dan = member(&here, "dan", false).await;
+        until_all(hubs, &["ann", "bob", "dan"]).await;
+        drop(bob);
+        there.farewell().await;
+        drop(there);
+        until_all([&here, &here], &["ann", "dan"]).await;
     }
 
     /// Nothing stays on the server of nodes that were killed, nor of those that left.

@@ -214,6 +214,19 @@ fn commands_and_streams_of_several_channels_ask_for_members_too() {
 }
 
 #[test]
+fn only_who_listens_is_a_member() {
+    run(async {
+        let [node] = nodes().await;
+        for (method, accept) in [("HEAD", "text/event-stream"), ("GET", "application/json")] {
+            let path = "/channels/chat/lobby?user=ann";
+            let answer = http::request(node.own, method, path, &[("accept", accept)], Default::default()).await;
+            assert_eq!(answer.status, 200, "{method}");
+        }
+        assert_eq!(node.channel("chat/lobby").members().await.unwrap(), []);
+    });
+}
+
+#[test]
 fn a_node_that_drains_takes_its_members_with_it() {
     run(async {
         let [mut here, there] = nodes().await;

@@ -184,9 +184,10 @@ async fn serve(hub: &Hub, wire: &WireHandle, parts: &Parts, channels: Vec<(Chann
         *response.status_mut() = StatusCode::NO_CONTENT;
         return Ok(response);
     }
-    session.add_all(joined);
     let mut response = stream_response(Body::empty());
+    // Whoever only asks for the head listens to nothing, and is nobody's member.
     if parts.method != Method::HEAD {
+        session.add_all(joined);
         let unclaimed = Unclaimed(Arc::new(Mutex::new(Some(session))));
         *response.body_mut() = Body::new(Stream {
             session: None,
