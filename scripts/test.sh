@@ -199,7 +199,7 @@ if [[ -n $prepared ]]; then
 
   if is_chosen browser; then
     if bounded 900 cargo build --locked --bin airwave; then
-      gate browser 600 npm --prefix tests/browser test
+      gate browser 900 npm --prefix tests/browser test
     else
       tell failed browser "the airwave binary does not build"
     fi

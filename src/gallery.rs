@@ -14,8 +14,17 @@ use serde_json::{Value, json};
 
 // Each is a program of its own, too: its `main` is not called here.
 #[allow(dead_code)]
+#[path = "../examples/ai-tokens/main.rs"]
+mod ai_tokens;
+#[allow(dead_code)]
 #[path = "../examples/dashboard/main.rs"]
 mod dashboard;
+#[allow(dead_code)]
+#[path = "../examples/feed/main.rs"]
+mod feed;
+#[allow(dead_code)]
+#[path = "../examples/job-status/main.rs"]
+mod job_status;
 
 struct Example {
     name: &'static str,
@@ -38,7 +47,12 @@ macro_rules! example {
 }
 
 /// In the order of the matrix.
-const EXAMPLES: &[Example] = &[example!(dashboard, "dashboard")];
+const EXAMPLES: &[Example] = &[
+    example!(dashboard, "dashboard"),
+    example!(job_status, "job-status"),
+    example!(ai_tokens, "ai-tokens"),
+    example!(feed, "feed"),
+];
 
 /// The gallery as a server, until `shutdown`. `ready` is called once, with the address that is listened on.
 ///

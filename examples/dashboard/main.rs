@@ -2,11 +2,10 @@
 //!
 //! The figures are read once a second and published once, however many tabs look at them.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use airwave::config::Sources;
-use airwave::{Airwave, Builder, Channel, Client, Config, Handler, Key, LeaveReason, Message, Refusal};
+use airwave::{Airwave, Builder, Config, Key, Message, Refusal};
 use axum::Router;
 use axum::response::Redirect;
 use axum::routing::get;
@@ -15,27 +14,9 @@ use sysinfo::{Disks, Networks, ProcessRefreshKind, ProcessesToUpdate, System};
 
 const CHANNEL: &str = "dashboard/machine";
 
-/// How many tabs look at it now.
-static AUDIENCE: AtomicI64 = AtomicI64::new(0);
-
-/// Needed for nothing but the count: publishing needs no handler.
-struct Audience;
-
-#[airwave::async_trait]
-impl Handler for Audience {
-    async fn subscribe(&self, _client: &Client, _channel: &Channel) -> Result<(), Refusal> {
-        AUDIENCE.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    async fn unsubscribe(&self, _client: &Client, _channel: &Channel, _reason: LeaveReason) {
-        AUDIENCE.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The handlers.
+/// Nobody is asked for anything: publishing needs no handler.
 pub fn add(builder: Builder) -> Builder {
-    builder.handle("dashboard/{machine}", Audience)
+    builder
 }
 
 /// The work in the background: a reading a second.
@@ -47,7 +28,8 @@ pub fn start(airwave: &Airwave) {
         loop {
             tick.tick().await;
             // Reading the system's files takes a few milliseconds, which belong to no thread that serves clients.
-            let Ok((back, figures)) = tokio::task::spawn_blocking(move || machine.read()).await else {
+            let tabs = listeners(&airwave);
+            let Ok((back, figures)) = tokio::task::spawn_blocking(move || machine.read(tabs)).await else {
                 return;
             };
             machine = back;
@@ -66,6 +48,12 @@ async fn publish(airwave: &Airwave, key: &str, value: &Value) -> Result<(), Refu
     Ok(())
 }
 
+fn listeners(airwave: &Airwave) -> usize {
+    let channels = airwave.hub().channels(10_000);
+    let own = channels.iter().find(|channel| channel.name.as_str() == CHANNEL);
+    own.map_or(0, |channel| channel.listeners.iter().map(|(_, count)| count).sum())
+}
+
 struct Machine {
     system: System,
     networks: Networks,
@@ -82,7 +70,7 @@ impl Machine {
     }
 
     /// Every figure since the last time that this was called.
-    fn read(mut self) -> (Self, [(&'static str, Value); 5]) {
+    fn read(mut self, tabs: usize) -> (Self, [(&'static str, Value); 5]) {
         self.system.refresh_cpu_usage();
         self.system.refresh_memory();
         self.networks.refresh(true);
@@ -124,7 +112,7 @@ impl Machine {
             (
                 "airwave",
                 json!({
-                    "tabs": AUDIENCE.load(Ordering::Relaxed),
+                    "tabs": tabs,
                     "cpu": process.map(|it| round(it.cpu_usage())),
                     "memory": process.map(|it| it.memory()),
                 }),

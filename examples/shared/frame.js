@@ -30,7 +30,13 @@ export class Cost {
     const stream = (response.headers.get("content-type") ?? "").startsWith("text/event-stream");
     if (!stream) this.down += 1;
     else this.#connected(1);
-    const ended = () => stream && this.#connected(-1);
+    let isOpen = stream;
+    const ended = () => {
+      if (isOpen) this.#connected(-1);
+      isOpen = false;
+    };
+    // A stream that the client itself cuts is told of by its signal alone.
+    init.signal?.addEventListener("abort", ended);
     let last = 0;
     const counted = response.body.pipeThrough(
       new TransformStream({
@@ -89,10 +95,11 @@ export class Cost {
 
   toString() {
     const connections = `${this.open} ${this.open === 1 ? "connection" : "connections"}`;
-    return `${connections} · ↓ ${count(this.down)} messages, ${bytes(this.bytesDown)} · ↑ ${count(this.up)} messages, ${bytes(this.bytesUp)}`;
+    return `${connections} · ↓ ${messages(this.down)}, ${bytes(this.bytesDown)} · ↑ ${messages(this.up)}, ${bytes(this.bytesUp)}`;
   }
 }
 
+const messages = (n) => `${count(n)} ${n === 1 ? "message" : "messages"}`;
 const utf8 = new TextEncoder();
 const size = (data) => (data == null ? 0 : typeof data === "string" ? utf8.encode(data).length : (data.byteLength ?? data.size ?? 0));
 const frame = (payload) => payload + (payload < 126 ? 2 : payload < 65536 ? 4 : 10);

@@ -7,7 +7,7 @@ const ROWS = {
   dashboard: {
     title: "Dashboard",
     reason: "Tabs only listen. SSE is plain HTTP: every proxy passes it and the browser reconnects it. A WebSocket would carry the same figures, and a way up that nobody uses.",
-    verdict: "Nearly the same bytes down, nothing up on either: so the simpler one.",
+    verdict: "Nearly the same bytes down, and nothing up once it has begun: so the simpler one.",
   },
   "job-status": {
     title: "Job status",
@@ -124,7 +124,7 @@ class Row {
     this.element.dataset.row = row.use_case;
     this.sides = [];
     if (row.example) void this.show([[row.transport, shared, false]]);
-    else this.stage.append(make("p", { className: "absent" }, "Not in this gallery yet."));
+    else this.stage.hidden = true;
   }
 
   /** Runs the example once for each of the clients. */

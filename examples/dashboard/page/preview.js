@@ -15,8 +15,8 @@ export class Series {
 /** The clocks of server and browser need not agree: how far the server's is ahead, from the newest readings. */
 const ahead = (lines) => Math.max(...lines.map(([{ points }]) => (points.length > 0 ? points.at(-1)[0] : 0))) - Date.now() / 1000;
 
-/** A drawing of series over the last `span` seconds, for `animate`. */
-export function chart(lines, { top, unit, span = 120, grid = true } = {}) {
+/** A drawing of series over the last `longest` seconds, or as many as there are, for `animate`. */
+export function chart(lines, { top, unit, longest = 120, grid = true } = {}) {
   let offset;
   let height = 1;
   return (context, width, tall, colour) => {
@@ -25,6 +25,8 @@ export function chart(lines, { top, unit, span = 120, grid = true } = {}) {
     // Follows the readings, gently: a reading that comes late must not make the chart jump.
     offset = offset === undefined || Math.abs(newest - offset) > 5 ? newest : Math.max(newest, offset - 0.0005);
     const now = Date.now() / 1000 + offset - 1.2;
+    const first = Math.min(...lines.map(([{ points }]) => points[0]?.[0] ?? now));
+    const span = Math.min(longest, Math.max(15, now - first));
     const x = (at) => width - ((now - at) / span) * width;
     const biggest = top ? top() : Math.max(1, ...lines.flatMap(([{ points }]) => points.filter(([at]) => now - at < span).map(([, value]) => value)));
     height += (nice(biggest, top) - height) * 0.15;
@@ -83,25 +85,30 @@ function* pieces(points) {
   if (piece.length > 1) yield piece;
 }
 
-export default function preview(root, airwave) {
+export default async function preview(root, airwave) {
   const canvas = make("canvas");
   const text = make("p", { className: "preview-line number" }, "waiting for the first reading");
   root.append(text, canvas);
   const cpu = new Series();
   const used = new Series();
   const shown = {};
-  const channel = airwave.channel("dashboard/machine");
-  channel.on("cpu", ({ all }, { id }) => {
-    cpu.add(Number(id) / 1e6, all);
-    shown.cpu = `processor ${all.toFixed(1)} %`;
-    text.textContent = [shown.cpu, shown.memory].filter(Boolean).join(" · ");
-  });
-  channel.on("memory", (memory, { id }) => {
-    used.add(Number(id) / 1e6, (100 * memory.used) / memory.total);
-    shown.memory = `memory ${Math.round((100 * memory.used) / memory.total)} %`;
-  });
+  const take = ({ event, data, id }) => {
+    const at = Number(id) / 1e6;
+    if (event === "cpu") {
+      cpu.add(at, data.all);
+      shown.cpu = `processor ${data.all.toFixed(1)} %`;
+    } else if (event === "memory") {
+      used.add(at, (100 * data.used) / data.total);
+      shown.memory = `memory ${Math.round((100 * data.used) / data.total)} %`;
+    }
+    text.textContent = [shown.cpu, shown.memory].filter(Boolean).join(" · ") || text.textContent;
+  };
+  const past = await (await fetch("/channels/dashboard/machine?limit=300", { headers: { accept: "application/json" } })).json();
+  past.events.forEach(take);
+  const channel = airwave.channel("dashboard/machine", { after: past.cursor });
+  channel.on("*", (_, event) => take(event));
   channel.on("gap", () => {});
-  const still = animate(canvas, chart([[used, "--c2"], [cpu, "--c1"]], { top: () => 100, span: 45, grid: false }));
+  const still = animate(canvas, chart([[used, "--c2"], [cpu, "--c1"]], { top: () => 100, longest: 60, grid: false }));
   return () => {
     still();
     channel.close();

@@ -46,17 +46,23 @@ history = { events = 2, age = "1h" }
 const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("AIRWAVE_") || name.startsWith("AIRWAVE_TEST_")));
 
 export class Server {
-  /** Starts the server on a free port (or, for a restart, on `port`) and stops it when the test ends. */
-  static async start(t, { toml = config(), port = 0 } = {}) {
+  /**
+   * Starts the server on a free port (or, for a restart, on `port`) and stops it when the test ends. `toml: null`: without a configuration file, in a
+   * folder of its own, which `prepare({ t, dir })` may fill; the `variables` that it returns are added to the environment.
+   */
+  static async start(t, { toml = config(), port = 0, prepare } = {}) {
     if (!existsSync(binary)) throw new Error(`there is no ${binary}: run \`cargo build --bin airwave\` first, or say where it is in AIRWAVE_BIN`);
     const dir = await mkdtemp(join(tmpdir(), "airwave-browser-"));
-    const file = join(dir, "airwave.toml");
-    await writeFile(file, toml);
+    const file = toml === null ? null : join(dir, "airwave.toml");
+    if (file) await writeFile(file, toml);
     const server = new Server(file);
+    server.dir = dir;
+    server.variables = {};
     t.after(async () => {
       await server.kill();
       await rm(dir, { recursive: true, force: true });
     });
+    Object.assign(server.variables, (await prepare?.({ t, dir }))?.variables);
     await server.#run(port);
     return server;
   }
@@ -66,8 +72,9 @@ export class Server {
   }
 
   async #run(port) {
-    const child = spawn(binary, ["serve", "--config", this.file, "--listen", `127.0.0.1:${port}`], {
-      env,
+    const child = spawn(binary, ["serve", ...(this.file ? ["--config", this.file] : []), "--listen", `127.0.0.1:${port}`], {
+      cwd: this.dir,
+      env: { ...env, ...this.variables },
       stdio: ["ignore", "pipe", "pipe"],
     });
     this.child = child;

@@ -1,0 +1,171 @@
+//! The answer of a language model, token by token. `cargo run --example ai-tokens`
+//!
+//! With `OPENAI_BASE_URL` (and `OPENAI_API_KEY`, `OPENAI_MODEL`) it asks any endpoint that speaks OpenAI's chat completions; without, it asks a model
+//! of its own, which has read this repository. Each answer is a channel: whoever opens it attaches to it, and nobody starts it twice.
+
+mod endpoint;
+mod model;
+
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use airwave::config::Sources;
+use airwave::{Airwave, Builder, Channel, Client, Code, Config, Handler, Message, Refusal, Reply};
+use axum::Router;
+use axum::response::Redirect;
+use axum::routing::get;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+const MOST_QUESTION: usize = 4000;
+const MOST_TOKENS: usize = 4000;
+const MOST_TIME: Duration = Duration::from_secs(300);
+const MOST_ANSWERS: usize = 8;
+
+/// Answers that are being given, and how to stop them.
+static RUNNING: LazyLock<Mutex<HashMap<String, watch::Sender<bool>>>> = LazyLock::new(Mutex::default);
+static OWN: LazyLock<model::Model> = LazyLock::new(model::Model::train);
+static AIRWAVE: OnceLock<Airwave> = OnceLock::new();
+
+struct Answers;
+
+#[airwave::async_trait]
+impl Handler for Answers {
+    async fn message(&self, _client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
+        let id = channel.param("id").unwrap_or_default().to_owned();
+        if id == "list" {
+            return Err(Refusal::forbidden("the list is written by the server"));
+        }
+        match message.event.as_str() {
+            "ask" => {
+                let question: String = message.json()?;
+                if question.trim().is_empty() || question.len() > MOST_QUESTION {
+                    return Err(Refusal::bad_request(format!(
+                        "ask something, in at most {MOST_QUESTION} bytes"
+                    )));
+                }
+                // Asked again, by a refresh or by another tab: this answer goes on, no second one begins.
+                let past = channel.history(None, 1).await?;
+                let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+                if past.ended || !past.events.is_empty() || running.contains_key(&id) {
+                    return Ok(Reply::json(&json!({"attached": true}))?);
+                }
+                if running.len() >= MOST_ANSWERS {
+                    return Err(Refusal::new(
+                        Code::TooMany,
+                        "there are questions enough: wait until one is answered",
+                    ));
+                }
+                let (stop, stopped) = watch::channel(false);
+                running.insert(id.clone(), stop);
+                tokio::spawn(answer(id, channel.clone(), question, stopped));
+                Ok(Reply::json(&json!({"attached": false}))?)
+            }
+            "stop" => {
+                if let Some(stop) = RUNNING.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+                    stop.send_replace(true);
+                }
+                Ok(Reply::done())
+            }
+            _ => Err(Refusal::bad_request("send ask or stop")),
+        }
+    }
+}
+
+/// From the question to the last word. Nobody needs to listen, and whatever happens, the channel ends.
+async fn answer(id: String, channel: Channel, question: String, mut stopped: watch::Receiver<bool>) {
+    let began = Instant::now();
+    tell(&json!({"id": id, "question": question, "is": "running"})).await;
+    let mut tokens = 0;
+    let (is, why) = tokio::select! {
+        done = generate(&channel, &question, &mut tokens) => match done {
+            Ok(()) => ("done", None),
+            Err(error) => ("failed", Some(error.to_string())),
+        },
+        _ = stopped.wait_for(|stopped| *stopped) => ("stopped", None),
+        () = tokio::time::sleep(MOST_TIME) => ("failed", Some("it took too long".to_owned())),
+    };
+    // A broker that is away now has the listeners wait; there is nobody else to tell.
+    let _ = channel
+        .publish(
+            "done",
+            &json!({"is": is, "why": why, "tokens": tokens, "seconds": began.elapsed().as_secs_f64()}),
+        )
+        .await;
+    let _ = channel.end().await;
+    tell(&json!({"id": id, "question": question, "is": is})).await;
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+}
+
+async fn generate(channel: &Channel, question: &str, tokens: &mut usize) -> Result<(), Failure> {
+    let Ok(base) = std::env::var("OPENAI_BASE_URL") else {
+        channel
+            .publish(
+                "asked",
+                &json!({"question": question, "model": "a trigram model that has read this repository"}),
+            )
+            .await?;
+        for word in OWN.answer(question).take(MOST_TOKENS) {
+            channel.publish("token", &format!("{word} ")).await?;
+            *tokens += 1;
+            tokio::time::sleep(Duration::from_millis(45)).await;
+        }
+        return Ok(());
+    };
+    endpoint::ask(&base, channel, question, tokens).await
+}
+
+/// The list of answers, in which other devices find them.
+async fn tell(line: &Value) {
+    if let Some(Ok(list)) = AIRWAVE.get().map(|airwave| airwave.channel("ai/list"))
+        && let Err(error) = list.publish("answer", line).await
+    {
+        tracing::warn!(%error, "the list of answers does not show one");
+    }
+}
+
+/// The handlers.
+pub fn add(builder: Builder) -> Builder {
+    builder.handle("ai/{id}", Answers)
+}
+
+/// Reads what the model is to know, so that the first answer does not wait for it.
+pub fn start(airwave: &Airwave) {
+    let _ = AIRWAVE.set(airwave.clone());
+    tokio::task::spawn_blocking(|| LazyLock::force(&OWN));
+}
+
+/// The page, at `/ai-tokens/`.
+pub fn page() -> Router {
+    airwave::pages(
+        "/ai-tokens/",
+        &[
+            ("index.html", include_str!("page/index.html")),
+            ("page.js", include_str!("page/page.js")),
+            ("preview.js", include_str!("page/preview.js")),
+            ("page.css", include_str!("page/page.css")),
+            ("frame.js", include_str!("../shared/frame.js")),
+            ("style.css", include_str!("../shared/style.css")),
+        ],
+    )
+}
+
+#[tokio::main]
+async fn main() -> airwave::Result<()> {
+    let config = Config::load(&Sources::of_file("airwave.toml", include_str!("airwave.toml")).with_environment())?;
+    let airwave = add(Airwave::from_config(config)).build().await?;
+    start(&airwave);
+    let front = Router::new().route("/", get(async || Redirect::temporary("/ai-tokens/")));
+    airwave
+        .serve_until(
+            front.merge(page()).merge(airwave.router()),
+            airwave::server::asked_to_end(),
+            |address| {
+                println!("open http://{address}/ai-tokens/");
+            },
+        )
+        .await
+}

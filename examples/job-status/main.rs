@@ -1,0 +1,182 @@
+//! Jobs that really run: a child process compresses a file, a second one unpacks it again to see whether it is still the same.
+//! `cargo run --example job-status`
+//!
+//! Each job is a channel: `start` sent to it starts the job, its progress is its events, and it ends when the job does.
+
+mod pack;
+
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use airwave::config::Sources;
+use airwave::{Airwave, Builder, Channel, Client, Code, Config, Handler, Message, Refusal, Reply};
+use axum::Router;
+use axum::response::Redirect;
+use axum::routing::get;
+use serde_json::{Value, json};
+use tokio::sync::{OnceCell, Semaphore, watch};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+const MOST_TIME: Duration = Duration::from_secs(120);
+/// So many jobs wait or run; the next is refused.
+const MOST_JOBS: usize = 20;
+const TOOLS: [(&str, &str); 6] = [
+    ("gzip", "-1"),
+    ("gzip", "-9"),
+    ("bzip2", "-9"),
+    ("xz", "-1"),
+    ("xz", "-6"),
+    ("zstd", "-3"),
+];
+
+/// One at a time: the others are seen to wait.
+static TURN: Semaphore = Semaphore::const_new(1);
+/// Jobs that wait or run, and how to cancel them.
+static RUNNING: LazyLock<Mutex<HashMap<String, watch::Sender<bool>>>> = LazyLock::new(Mutex::default);
+static AIRWAVE: OnceCell<Airwave> = OnceCell::const_new();
+
+struct Jobs;
+
+#[airwave::async_trait]
+impl Handler for Jobs {
+    async fn message(&self, _client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
+        let id = channel.param("id").unwrap_or_default().to_owned();
+        match message.event.as_str() {
+            "start" => {
+                let named: String = message.json()?;
+                let past = channel.history(None, 1).await?;
+                if id == "list" || past.ended || !past.events.is_empty() {
+                    return Err(Refusal::bad_request("this job has been started already"));
+                }
+                let Some(&tool) = TOOLS.iter().find(|(tool, level)| named == format!("{tool} {level}")) else {
+                    return Err(Refusal::bad_request("send the name of a tool, as \"gzip -9\""));
+                };
+                let cancelled = {
+                    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+                    if running.len() >= MOST_JOBS {
+                        return Err(Refusal::new(Code::TooMany, "there are jobs enough: wait until one is done"));
+                    }
+                    let (cancel, cancelled) = watch::channel(false);
+                    if running.insert(id.clone(), cancel).is_some() {
+                        return Err(Refusal::bad_request("this job has been started already"));
+                    }
+                    cancelled
+                };
+                tokio::spawn(job(id, channel.clone(), tool, cancelled));
+            }
+            "cancel" => {
+                if let Some(cancel) = RUNNING.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+                    cancel.send_replace(true);
+                }
+            }
+            _ => return Err(Refusal::bad_request("send start or cancel")),
+        }
+        Ok(Reply::done())
+    }
+}
+
+/// From the queue to the last word. Whatever happens, the channel ends.
+async fn job(id: String, channel: Channel, (tool, level): (&str, &str), mut cancelled: watch::Receiver<bool>) {
+    let name = format!("{tool} {level}");
+    tell(&id, json!({"id": id, "tool": name, "is": "running"})).await;
+    let outcome = tokio::select! {
+        done = run(&channel, tool, level) => done.unwrap_or_else(|error| json!({"is": "failed", "why": error.to_string()})),
+        // Dropping what runs kills the child process.
+        _ = cancelled.wait_for(|cancelled| *cancelled) => json!({"is": "cancelled"}),
+        () = tokio::time::sleep(MOST_TIME) => json!({"is": "failed", "why": "it took too long"}),
+    };
+    // A broker that is away now has the job's listeners wait; there is nobody else to tell.
+    let _ = channel.publish("finished", &outcome).await;
+    let _ = channel.end().await;
+    tell(
+        &id,
+        json!({"id": id, "tool": name, "is": outcome["is"], "ratio": outcome["ratio"]}),
+    )
+    .await;
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+}
+
+async fn run(channel: &Channel, tool: &str, level: &str) -> Result<Value, Failure> {
+    channel.publish("queued", &json!({"tool": format!("{tool} {level}")})).await?;
+    let _turn = TURN.acquire().await?;
+    let original = tokio::task::spawn_blocking(pack::read_program).await??;
+    let began = Instant::now();
+    channel.publish("started", &json!({"bytes": original.len()})).await?;
+    let packed = pack::through(
+        channel,
+        "compressing",
+        pack::spawn(tool, &[level, "-c"])?,
+        &original,
+        original.len(),
+    )
+    .await?;
+    let unpacked = pack::through(
+        channel,
+        "verifying",
+        pack::spawn(tool, &["-d", "-c"])?,
+        &packed,
+        original.len(),
+    )
+    .await?;
+    if unpacked != original {
+        return Err("what was unpacked is not what was packed".into());
+    }
+    let ratio = packed.len() as f64 / original.len().max(1) as f64;
+    Ok(
+        json!({"is": "done", "bytes": original.len(), "packed": packed.len(), "ratio": ratio, "seconds": began.elapsed().as_secs_f64()}),
+    )
+}
+
+/// The list of jobs, which other tabs see.
+async fn tell(id: &str, line: Value) {
+    let Some(Ok(list)) = AIRWAVE.get().map(|airwave| airwave.channel("jobs/list")) else {
+        return;
+    };
+    if let Err(error) = list.publish("job", &line).await {
+        tracing::warn!(%error, id, "the list of jobs does not show it");
+    }
+}
+
+/// The handlers.
+pub fn add(builder: Builder) -> Builder {
+    builder.handle("jobs/{id}", Jobs)
+}
+
+/// Nothing runs before somebody starts a job.
+pub fn start(airwave: &Airwave) {
+    let _ = AIRWAVE.set(airwave.clone());
+}
+
+/// The page, at `/job-status/`.
+pub fn page() -> Router {
+    airwave::pages(
+        "/job-status/",
+        &[
+            ("index.html", include_str!("page/index.html")),
+            ("page.js", include_str!("page/page.js")),
+            ("preview.js", include_str!("page/preview.js")),
+            ("page.css", include_str!("page/page.css")),
+            ("frame.js", include_str!("../shared/frame.js")),
+            ("style.css", include_str!("../shared/style.css")),
+        ],
+    )
+}
+
+#[tokio::main]
+async fn main() -> airwave::Result<()> {
+    let config = Config::load(&Sources::of_file("airwave.toml", include_str!("airwave.toml")).with_environment())?;
+    let airwave = add(Airwave::from_config(config)).build().await?;
+    start(&airwave);
+    let front = Router::new().route("/", get(async || Redirect::temporary("/job-status/")));
+    airwave
+        .serve_until(
+            front.merge(page()).merge(airwave.router()),
+            airwave::server::asked_to_end(),
+            |address| {
+                println!("open http://{address}/job-status/");
+            },
+        )
+        .await
+}

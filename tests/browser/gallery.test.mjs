@@ -1,0 +1,321 @@
+// The gallery of a server without a configuration file: each example does its job in two windows, survives a killed server, and has its picture taken
+// (target/screenshots/gallery-NAME.png, and on a phone). A new example is a row of EXAMPLES.
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { mkdir, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import { join } from "node:path";
+import { after, before, describe, test } from "node:test";
+import { launch, withoutChromium } from "./support/browser.mjs";
+import { screenshots, Server } from "./support/server.mjs";
+
+const skip = withoutChromium();
+
+/** The text of the element, once it satisfies `wanted`. */
+const text = (page, selector, wanted) => page.locator(selector).filter({ hasText: wanted }).first().waitFor();
+
+/** An endpoint that speaks OpenAI's chat completions and never ends an answer by itself. */
+async function endpoint(t) {
+  const asked = [];
+  const server = createServer(async (request, response) => {
+    let body = "";
+    for await (const part of request) body += part;
+    asked.push({ path: request.url, authorization: request.headers.authorization, body: JSON.parse(body) });
+    response.writeHead(200, { "content-type": "text/event-stream" });
+    let n = 0;
+    const timer = setInterval(() => response.write(`data: ${JSON.stringify({ choices: [{ delta: { content: `token-${(n += 1)} ` } }] })}\n\n`), 40);
+    response.on("close", () => clearInterval(timer));
+  });
+  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  t.after(() => {
+    server.closeAllConnections();
+    server.close();
+  });
+  return { asked, variables: { OPENAI_BASE_URL: `http://127.0.0.1:${server.address().port}/v1`, OPENAI_API_KEY: "test-key", OPENAI_MODEL: "counter" } };
+}
+
+const git = (dir, ...words) => execFileSync("git", ["-C", dir, "-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "commit.gpgsign=false", ...words]);
+
+async function commit(dir, name, message) {
+  await writeFile(join(dir, name), `${message}\n`);
+  git(dir, "add", name);
+  git(dir, "commit", "-q", "-m", message);
+}
+
+/**
+ * `works(a, b, server)`: does the job, seen in both windows, which have no cookies or storage in common; the pictures are taken after it.
+ * `again(a, b, server)`: the same pages after the server was killed and started again, without a reload.
+ * `prepare({ t, dir })`: before the server starts in that folder; may say `variables` of its environment.
+ */
+const EXAMPLES = [
+  {
+    name: "dashboard",
+    async works(a, b) {
+      for (const page of [a, b]) {
+        await text(page, "#cpu-now", /\d %/);
+        await text(page, "#memory-now", /B$/);
+      }
+      await text(a, "#tabs", /^2$/);
+    },
+    async again(a, b) {
+      // The hole is told, and then there are new figures: the new server counts who looks.
+      for (const page of [a, b]) await text(page, ".toast", /missing/);
+      await b.close();
+      await text(a, "#tabs", /^1$/);
+    },
+  },
+  {
+    name: "job-status",
+    async works(a, b) {
+      const start = async (tool) => {
+        await a.locator("#tool").selectOption(tool);
+        await a.getByRole("button", { name: "Start" }).click();
+      };
+      await start("gzip -1");
+      for (const page of [a, b]) await text(page, ".job[data-is=done]", /unpacked and compared/);
+      // Without a library: the browser's own listener came back once, and stopped.
+      await text(a, "#plain-state[data-is=done]", /closed/);
+      await start("xz -6");
+      await b.locator(".job[data-is=running] button, .job[data-is=queued] button").click();
+      for (const page of [a, b]) await page.locator(".job[data-is=cancelled]").waitFor();
+      await start("xz -6");
+      for (const page of [a, b]) await text(page, ".job[data-is=running]", /compressing: \d+ %/);
+    },
+    async again(a, b) {
+      for (const page of [a, b]) await page.locator(".job[data-is=lost]").waitFor();
+      await b.locator("#tool").selectOption("gzip -1");
+      await b.getByRole("button", { name: "Start" }).click();
+      for (const page of [a, b]) await page.locator(".job[data-is=done]").nth(1).waitFor();
+    },
+  },
+  {
+    name: "ai-tokens",
+    prepare: ({ t }) => endpoint(t),
+    async works(a, b) {
+      await a.locator("#question").fill("How far can you count?");
+      await a.getByRole("button", { name: "Ask" }).click();
+      await text(a, "#text", /token-3 /);
+      // Another device finds it, attaches to it, and hears the beginning too.
+      await b.locator("#answers a", { hasText: "How far can you count?" }).click();
+      await text(b, "#text", /^token-1 token-2 .*token-9 /);
+      // A refresh in the middle.
+      await a.reload();
+      await text(a, "#text", /^token-1 token-2 .*token-20 /);
+      await text(a, "#asked", /How far/);
+    },
+    async again(a, b) {
+      for (const page of [a, b]) await page.locator("#is[data-is=lost]").waitFor();
+      await b.locator("#question").fill("Once more?");
+      await b.getByRole("button", { name: "Ask" }).click();
+      await a.locator("#answers a", { hasText: "Once more?" }).click();
+      await text(a, "#text", /^token-1 token-2 /);
+      // Stopped by the device that did not ask.
+      await a.getByRole("button", { name: "Stop" }).click();
+      for (const page of [a, b]) await page.locator("#is[data-is=stopped]").waitFor();
+      assert.equal(await a.locator("#text").textContent(), await b.locator("#text").textContent());
+    },
+  },
+  {
+    name: "feed",
+    async prepare({ dir }) {
+      git(dir, "init", "-q");
+      await commit(dir, "a.txt", "The first commit");
+    },
+    async works(a, b, { dir }) {
+      for (const page of [a, b]) await text(page, ".item[data-kind=commit]", /The first commit.*Ada committed/);
+      await mkdir(join(dir, "notes"));
+      for (const page of [a, b]) await text(page, ".item[data-kind=file]", /notes.*created/);
+      // In a folder that was not there before; and what is hidden is no news.
+      await writeFile(join(dir, ".hidden"), "x");
+      await writeFile(join(dir, "notes", "hello.txt"), "hello");
+      for (const page of [a, b]) await text(page, ".item[data-kind=file]", /notes\/hello\.txt.*created, 5 B/);
+      await commit(dir, "b.txt", "The second commit");
+      for (const page of [a, b]) await text(page, ".item.unread[data-kind=commit]", /The second commit/);
+      assert.equal(await a.locator(".item", { hasText: "hidden" }).count(), 0);
+      await a.getByRole("button", { name: "Mark as read" }).click();
+      await a.locator("#unread").waitFor({ state: "hidden" });
+      await text(b, "#unread", /\d new/);
+      await rm(join(dir, "notes", "hello.txt"));
+      for (const page of [a, b]) await text(page, ".item[data-is=removed]", /hello\.txt/);
+    },
+    async again(a, b, { dir }) {
+      for (const page of [a, b]) await text(page, ".item[data-kind=gap]", /missing here/);
+      await commit(dir, "c.txt", "After the restart");
+      for (const page of [a, b]) await text(page, ".item.unread[data-kind=commit]", /After the restart/);
+    },
+  },
+];
+
+describe("the gallery", { skip }, () => {
+  let browser;
+  before(async () => {
+    await mkdir(screenshots, { recursive: true });
+    browser = await launch();
+  });
+  after(() => browser?.close());
+
+  /** A window of its own: nothing in common with another. Complaints are the browser's about the page. */
+  async function window(t, options = {}) {
+    const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, reducedMotion: "no-preference", ...options });
+    t.after(() => context.close());
+    const page = await context.newPage();
+    page.setDefaultTimeout(45_000);
+    const complaints = [];
+    page.on("console", (message) => ["error", "warning"].includes(message.type()) && complaints.push(`${message.text()} ${message.location()?.url ?? ""}`));
+    page.on("pageerror", (error) => complaints.push(String(error.stack ?? error)));
+    return { page, complaints };
+  }
+  const phone = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true, colorScheme: "dark" };
+
+  async function fits(page) {
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(wide <= 390, `the page is ${wide} px wide in a window of 390 px`);
+  }
+
+  for (const { name, prepare, works, again } of EXAMPLES) {
+    test(`${name}: works in two windows, on a phone, and after a killed server`, async (t) => {
+      const server = await Server.start(t, { toml: null, prepare });
+      const address = `${server.url}/${name}/`;
+      const [a, b, small] = [await window(t), await window(t), await window(t, phone)];
+      for (const { page } of [a, b]) {
+        await page.goto(address);
+        await page.locator("#state[data-is=open]").waitFor();
+      }
+      await works(a.page, b.page, server);
+      await a.page.screenshot({ path: join(screenshots, `gallery-${name}.png`) });
+      await small.page.goto(a.page.url());
+      await small.page.locator("#cost", { hasText: /1 connection/ }).waitFor();
+      await small.page.screenshot({ path: join(screenshots, `gallery-${name}-phone.png`) });
+      await fits(small.page);
+      for (const { complaints } of [a, b, small]) assert.deepEqual(complaints, []);
+      await small.page.close();
+
+      await server.kill();
+      for (const { page } of [a, b]) await page.locator("#state[data-is=waiting]").waitFor();
+      await server.restart();
+      for (const { page } of [a, b]) await page.locator("#state[data-is=open]").waitFor();
+      await again(a.page, b.page, server);
+    });
+
+    test(`${name}: does the same over the other transport`, async (t) => {
+      const server = await Server.start(t, { toml: null, prepare });
+      const [a, b] = [await window(t), await window(t)];
+      for (const { page } of [a, b]) {
+        await page.goto(`${server.url}/${name}/`);
+        await page.locator("#bar .switch a[aria-current=false]").click();
+        await page.locator("#state[data-is=open]").waitFor();
+      }
+      await works(a.page, b.page, server);
+      for (const { complaints } of [a, b]) assert.deepEqual(complaints, []);
+    });
+  }
+
+  test("shows the matrix, each row live, and compares one over both transports", async (t) => {
+    const server = await Server.start(t, { toml: null });
+    const { page, complaints } = await window(t);
+    await page.goto(`${server.url}/`);
+    assert.equal(await page.locator(".row").count(), 8);
+    for (const { name } of EXAMPLES) await page.locator(`.row[data-row=${name}] .preview`).waitFor();
+    await page.locator(".row[data-row=dashboard] .preview", { hasText: /processor/ }).waitFor();
+    await page.waitForTimeout(1500);
+    await page.screenshot({ path: join(screenshots, "gallery.png"), fullPage: true });
+
+    const row = page.locator(".row[data-row=dashboard]");
+    await row.getByRole("button", { name: "Compare with WebSocket" }).click();
+    for (const transport of ["sse", "websocket"]) {
+      const side = row.locator(`.side[data-transport=${transport}]`);
+      await side.locator(".preview", { hasText: /processor/ }).waitFor();
+      await side.locator(".figures", { hasText: /down[1-9]/ }).waitFor();
+      await side.locator(".figures", { hasText: /connections1/ }).waitFor();
+      await side.locator(".figures dt", { hasText: /^([5-9]|\d\d) s$/ }).waitFor();
+    }
+    await row.screenshot({ path: join(screenshots, "gallery-compare.png") });
+    await row.getByRole("button", { name: "End the comparison" }).click();
+    await row.locator(".side").and(page.locator("[data-transport=websocket]")).waitFor({ state: "detached" });
+    assert.deepEqual(complaints, []);
+
+    const small = await window(t, phone);
+    await small.page.goto(`${server.url}/`);
+    await small.page.locator(".row[data-row=dashboard] .preview", { hasText: /processor/ }).waitFor();
+    await small.page.screenshot({ path: join(screenshots, "gallery-phone.png"), fullPage: true });
+    await fits(small.page);
+    assert.deepEqual(small.complaints, []);
+  });
+
+  test("feed: what happened while the page was closed is there, and unread", async (t) => {
+    const { prepare } = EXAMPLES.find(({ name }) => name === "feed");
+    const server = await Server.start(t, { toml: null, prepare });
+    const { page, complaints } = await window(t);
+    await page.goto(`${server.url}/feed/`);
+    await page.locator("#state[data-is=open]").waitFor();
+    await text(page, ".item", /The first commit/);
+    // Nothing of what was there at the first visit is news.
+    assert.equal(await page.locator("#unread").isVisible(), false);
+    await page.goto("about:blank");
+    await commit(server.dir, "b.txt", "While you slept");
+    for (let events = []; !events.some(({ data }) => data.message === "While you slept"); ) ({ events } = await server.recent("feed/activity"));
+    await page.goto(`${server.url}/feed/`);
+    await text(page, ".item.unread[data-kind=commit]", /While you slept/);
+    await text(page, ".item[data-kind=mark]", /last visit/);
+    await text(page, "#unread", /\d new/);
+    await page.screenshot({ path: join(screenshots, "gallery-feed-next-morning.png") });
+    assert.deepEqual(complaints, []);
+  });
+
+  test("ai-tokens: without an endpoint a model of its own answers, and ends", async (t) => {
+    const server = await Server.start(t, { toml: null });
+    const { page, complaints } = await window(t);
+    await page.goto(`${server.url}/ai-tokens/`);
+    await page.locator("#question").fill("What does a channel promise?");
+    await page.getByRole("button", { name: "Ask" }).click();
+    await page.locator("#is[data-is=done]").waitFor();
+    await text(page, "#told", /[1-9]\d+ tokens in/);
+    await page.screenshot({ path: join(screenshots, "gallery-ai-tokens-offline.png") });
+    // What is over is all there for who opens it later, and nothing asks again.
+    const answer = await page.locator("#text").textContent();
+    const other = await window(t);
+    await other.page.goto(page.url());
+    await other.page.locator("#is[data-is=done]").waitFor();
+    assert.equal(await other.page.locator("#text").textContent(), answer);
+    assert.deepEqual([complaints, other.complaints], [[], []]);
+  });
+
+  test("ai-tokens: asks the endpoint as it wants to be asked, and once", async (t) => {
+    let asked;
+    const prepare = async () => {
+      const made = await endpoint(t);
+      asked = made.asked;
+      return made;
+    };
+    const server = await Server.start(t, { toml: null, prepare });
+    const say = async (event, data) => {
+      const response = await fetch(`${server.url}/channels/ai/one`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ event, data }) });
+      return response.json();
+    };
+    assert.deepEqual((await say("ask", "Why?")).data, { attached: false });
+    assert.deepEqual((await say("ask", "Why?")).data, { attached: true });
+    for (let events = []; !events.some(({ event }) => event === "token"); ) ({ events } = await server.recent("ai/one"));
+    await say("stop", null);
+    for (let ended = false; !ended; ) ({ ended } = await server.recent("ai/one"));
+    assert.deepEqual((await say("ask", "Why?")).data, { attached: true });
+    assert.equal(asked.length, 1);
+    assert.equal(asked[0].path, "/v1/chat/completions");
+    assert.equal(asked[0].authorization, "Bearer test-key");
+    const { model, stream, messages } = asked[0].body;
+    assert.deepEqual({ model, stream, messages }, { model: "counter", stream: true, messages: [{ role: "user", content: "Why?" }] });
+  });
+
+  test("leaves other channels and the live page what they were", async (t) => {
+    const server = await Server.start(t, { toml: null });
+    await server.publish({ channel: "logs/anything", event: "line", data: "published" });
+    assert.equal((await server.recent("logs/anything")).events[0].data, "published");
+    const { page, complaints } = await window(t);
+    await page.goto(`${server.url}/live#logs/anything`);
+    await page.locator("#node-state[data-state=live]").waitFor();
+    await page.locator(".pane[data-transport=sse] .row .data", { hasText: "published" }).waitFor();
+    assert.deepEqual(complaints, []);
+    const configured = await Server.start(t);
+    for (const path of ["/dashboard/", "/gallery/matrix"]) assert.equal((await fetch(configured.url + path)).status, 404, path);
+  });
+});
