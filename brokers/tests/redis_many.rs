@@ -87,6 +87,11 @@ impl Publisher {
     }
 }
 
+async fn next(feed: &mut Feed) -> Position {
+    let next = timeout(PATIENCE, feed.next()).await.expect("the feed shows nothing");
+    next.expect("the feed ended although nothing was disturbed").position
+}
+
 async fn ended(feed: &mut Feed) {
     let next = timeout(PATIENCE, feed.next()).await;
     assert_eq!(next.expect("the feed goes on as if nothing had happened"), None);
@@ -121,7 +126,7 @@ async fn one_publish_reaches_one_master_and_no_other() {
             .await
             .unwrap();
         for feed in feeds.iter_mut().step_by(2) {
-            assert_eq!(feed.next().await.unwrap().position, published.position);
+            assert_eq!(next(feed).await, published.position);
         }
     }
     for (n, server) in cluster.0.iter().enumerate() {
@@ -198,7 +203,7 @@ async fn thousands_of_subscriptions_share_a_connection_and_end_with_their_own_ma
                 .publish(&name(&format!("a/{n}")), airwave_core::Publish::new(message))
                 .await
                 .unwrap();
-            assert_eq!(feed.next().await.unwrap().position, published.position, "undisturbed");
+            assert_eq!(next(feed).await, published.position, "undisturbed");
         }
     }
     drop(feeds);
@@ -237,7 +242,7 @@ async fn a_master_that_stands_still_is_found_and_the_others_go_on() {
     ended(&mut feeds[0]).await;
     assert!(since.elapsed() < FOUND_WITHIN, "found after {:?}", since.elapsed());
     let position = node.say(&well, "all is well here").await.unwrap();
-    assert_eq!(feeds[1].next().await.unwrap().position, position, "undisturbed");
+    assert_eq!(next(&mut feeds[1]).await, position, "undisturbed");
     cluster.0[0].signal("CONT");
 
     insist(&node, &still, "back").await;
