@@ -34,6 +34,8 @@ impl Model {
                     !code && !line.starts_with(['|', '#', '`', '[', ' ']) && !line.contains("**:")
                 })
                 .flat_map(|line| line.trim_start_matches("- ").split_whitespace())
+                .map(|word| word.trim_matches(['*', '`']))
+                .filter(|word| !word.is_empty())
                 .collect();
             for three in prose.windows(3) {
                 model.after_two.entry((three[0], three[1])).or_default().push(three[2]);

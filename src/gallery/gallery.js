@@ -124,7 +124,7 @@ class Row {
     this.element.dataset.row = row.use_case;
     this.sides = [];
     if (row.example) void this.show([[row.transport, shared, false]]);
-    else this.stage.hidden = true;
+    else this.stage.append(make("p", { className: "muted small" }, "This row has no example yet."));
   }
 
   /** Runs the example once for each of the clients. */
