@@ -141,11 +141,23 @@ impl<'a> Known<'a> {
         known
     }
 
-    /// Whether the broker had lost what stood at `position` by then.
+    /// Whether the broker may have lost what stood at `position` by then.
     fn is_lost(&self, position: u64, by: Moment) -> bool {
+        let held = self.channel.held.contains_key(&position);
+        let lost = |loss: &Loss| loss.at <= by && position < loss.position && (loss.everything || !held);
+        self.losses.iter().any(lost)
+    }
+
+    /// Whether there may be lines of events that go apart, because something newest was lost.
+    fn has_forks(&self) -> bool {
+        self.losses.iter().any(|loss| !loss.everything)
+    }
+
+    /// Whether the broker had lost everything up to `position` by then.
+    fn is_lost_with_all(&self, position: u64, by: Moment) -> bool {
         self.losses
             .iter()
-            .any(|loss| loss.at <= by && position < loss.position && (loss.everything || !self.is_held(position)))
+            .any(|loss| loss.everything && loss.at <= by && position < loss.position)
     }
 
     /// Whether history holds it in the end, or held it so long that it was forgotten in good order.
@@ -179,7 +191,7 @@ fn publications(history: &History, name: &str, known: &Known<'_>, breaches: &mut
         match publication.outcome {
             Outcome::Acknowledged { at, position } => {
                 let position = position.or_else(|| places.last().copied());
-                let lossy = known.losses.iter().any(|loss| loss.at > at);
+                let lossy = known.losses.iter().any(|loss| loss.at > at || !loss.everything);
                 match position {
                     Some(position) if known.is_held(position) || known.is_lost(position, Moment::MAX) => {}
                     None if lossy || known.channel.held.len() >= known.channel.keeps => {}
@@ -188,6 +200,8 @@ fn publications(history: &History, name: &str, known: &Known<'_>, breaches: &mut
                         format!("{body} on {name} was acknowledged at {position:?}, and history does not hold it"),
                     )),
                 }
+                // Of what stood on two lines one was lost, and there is no order between them.
+                let position = position.filter(|position| !known.has_forks() || known.channel.held.contains_key(position));
                 acknowledged.extend(position.map(|position| (publication.began, at, position)));
             }
             Outcome::Refused if !places.is_empty() => {
@@ -196,16 +210,17 @@ fn publications(history: &History, name: &str, known: &Known<'_>, breaches: &mut
             }
             Outcome::Refused | Outcome::Unknown => {}
         }
-        // Only what is lost may be made once more.
+        // Only what is lost may be made once more. After failovers to and fro it is the later one that may be lost.
         let standing: Vec<_> = places.iter().collect();
         for pair in standing.windows(2) {
-            let lost = known
-                .losses
-                .iter()
-                .any(|loss| *pair[0] < loss.position && known.is_lost(*pair[0], loss.at) && *pair[1] > *pair[0]);
-            let apart = known.losses.iter().any(|loss| !loss.everything || *pair[1] > loss.position);
-            if !(lost && apart) {
-                let what = format!("{body} on {name} is both at {} and at {}", pair[0], pair[1]);
+            let (first, second) = (*pair[0], *pair[1]);
+            let made_again = known.losses.iter().any(|loss| {
+                let between = first < loss.position && second > loss.position;
+                between && loss.everything
+                    || known.has_forks() && (known.is_lost(first, loss.at) || known.is_lost(second, loss.at))
+            });
+            if !made_again {
+                let what = format!("{body} on {name} is both at {first} and at {second}");
                 breaches.extend(breach(Promise::Idempotent, what));
             }
         }
@@ -333,14 +348,18 @@ impl<'a> Standing<'a> {
             let what = format!("it was not resumed, yet {position} came before any gap");
             return breach(Promise::NoSilentGap, what);
         }
+        // After a failover there are two lines, and only what history holds in the end is known to stand on one.
+        let same_line =
+            |missing: &u64| !known.has_forks() || [*missing, position].iter().all(|p| known.channel.held.contains_key(p));
         let missing = if self.gap {
-            known.between(cursor, position).find(|missing| !known.is_lost(*missing, at))
+            let still_there = |missing: &u64| !known.is_lost(*missing, at) && same_line(missing);
+            known.between(cursor, position).find(still_there)
         } else {
-            // What the broker lost is owed too, or else its loss; but nobody can tell of what a failover lost before any node had seen it.
-            let all_lost = |missing: u64| known.losses.iter().any(|loss| loss.everything && missing < loss.position);
-            let silently = |missing: &u64| known.is_held(*missing) || all_lost(*missing) || !known.is_lost(*missing, at);
-            let had_lost = known.events.contains_key(&cursor) && known.is_lost(cursor, at) && !known.is_lost(position, at);
-            known.between(cursor, position).find(silently).or(had_lost.then_some(cursor))
+            // What the broker lost with all the rest is owed too, or else its loss; but nobody can tell of what a failover lost before any
+            // node had seen it.
+            let surely_lost = known.is_lost_with_all(cursor, at) || (known.is_lost(cursor, at) && !known.is_held(cursor));
+            let had_lost = known.events.contains_key(&cursor) && surely_lost && !known.is_lost(position, at);
+            known.between(cursor, position).find(same_line).or(had_lost.then_some(cursor))
         };
         if let Some(missing) = missing {
             let what = format!("{position} came, but it stood at {cursor}: {missing} is missing without a gap");
@@ -381,6 +400,8 @@ impl<'a> Standing<'a> {
                 .map(|(position, _)| *position)
         };
         let skips = known.channel.skips && reason == "too-slow";
+        // What one failover takes away, another may bring back.
+        let skips = skips || known.has_forks();
         let gone = |position: u64| known.is_lost(position, at) || known.is_forgotten(position, at);
         if let Some(held) = skipped().find(|position| !gone(*position) && !skips) {
             let what = format!("the gap from {after} to {cursor} ({reason}) leaves out {held}, which the broker holds");
@@ -415,7 +436,8 @@ fn owed(history: &History, listener: &Listener, known: &Known<'_>) -> Option<Bre
     let has = |position: u64| {
         delivered.contains(&position)
             || known.is_lost(position, Moment::MAX)
-            || gaps.iter().any(|(after, cursor)| (*after..=*cursor).contains(&position))
+            // A listener past a fork is told where it stands, and that may be behind what it never got.
+            || gaps.iter().any(|(after, cursor)| (*after..=*cursor).contains(&position) || (known.has_forks() && position < *cursor))
     };
     for publication in history.publications.iter().filter(|p| p.channel == listener.channel) {
         let Outcome::Acknowledged { position, .. } = publication.outcome else {
@@ -768,5 +790,32 @@ mod tests {
             "it never saw it, and neither did its node"
         );
         assert_eq!(failover(&|told| drop(told.drain(3..5))), [Promise::SameEverywhere]);
+        // What is held on both sides stands on one line.
+        assert_eq!(failover(&|told| drop(told.remove(3))), [Promise::NoSilentGap]);
+        let told = |told: &mut Vec<(Moment, Told)>| told.insert(8, (651, gap(60, 60, "broker-lost-data")));
+        let dropped = |all: &mut Vec<(Moment, Told)>| {
+            told(all);
+            all.remove(9);
+        };
+        assert_eq!(failover(&dropped), [Promise::NoSilentGap]);
+    }
+
+    /// A server that was paused comes back, carries out what waited in its sockets, and is the master once more.
+    #[test]
+    fn failovers_to_and_fro_bring_back_what_nobody_had_heard_of() {
+        let history = wrong_truth(false, |history| {
+            history.losses.push(Loss {
+                position: u64::MAX,
+                at: 0,
+                everything: false,
+            });
+            let held = &mut history.channels.get_mut("a").unwrap().held;
+            // 60 and 70 were on the other line. What is 70 there was carried out late, and is 55 here.
+            held.remove(&60);
+            held.remove(&70);
+            held.insert(55, "m70".into());
+            history.listeners[0].told.insert(9, (702, gap(70, 70, "broker-lost-data")));
+        });
+        assert_eq!(history, []);
     }
 }

@@ -36,7 +36,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use link::Line as Condition;
 pub use plan::Plan;
-pub use servers::BrokerKind;
+pub use servers::{BrokerKind, Loses};
 
 use checker::{Breach, check};
 use clients::{Heard, Line, Sse, WebSocket};
@@ -230,6 +230,13 @@ pub async fn run(kind: BrokerKind, plan: Plan, airwave: &Path) -> Result<Run, St
         wrong: Mutex::default(),
         publishing: AtomicUsize::new(PUBLISHERS.len()),
     });
+    if kind.loses() == Loses::Newest {
+        lock(&shared.losses).push(Loss {
+            position: u64::MAX,
+            at: 0,
+            everything: false,
+        });
+    }
     // Ends with this function.
     let mut people = JoinSet::new();
     for (number, (name, manner, channels)) in LISTENERS.into_iter().enumerate() {
@@ -256,7 +263,7 @@ pub async fn run(kind: BrokerKind, plan: Plan, airwave: &Path) -> Result<Run, St
     shared.trouble.store(false, Ordering::SeqCst);
     let since = Instant::now();
     let mut healed = (Duration::ZERO, Duration::ZERO);
-    match shared.world.all_ready().await {
+    match shared.world.settle().await {
         Ok(()) => healed.0 = since.elapsed(),
         Err(error) => shared.wrong(error),
     }
@@ -343,7 +350,7 @@ async fn trouble(plan: &Plan, shared: &Arc<Shared>) {
                 Fault::PauseNode(node) => world.pause_node(node, long),
                 Fault::KillBroker => {
                     let lost = |position| {
-                        if world.kind.forgets() {
+                        if world.kind.loses() == Loses::Everything {
                             let at = shared.clock.now();
                             lock(&shared.losses).push(Loss {
                                 position,

@@ -27,37 +27,46 @@ pub enum BrokerKind {
     Redis,
     /// Redis without persistence: a restart loses everything.
     RedisVolatile,
+    /// A Redis server, its replica and three sentinels: a failover loses what the replica had not got.
+    RedisSentinel,
+}
+
+/// What a broker may lose when it is treated badly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loses {
+    /// Nothing.
+    Nothing,
+    /// Everything, whenever it is killed.
+    Everything,
+    /// Some of the newest, at any time: a failover happens whenever a server does not answer soon.
+    Newest,
 }
 
 impl BrokerKind {
     /// All of them.
-    pub const ALL: [BrokerKind; 2] = [BrokerKind::Redis, BrokerKind::RedisVolatile];
+    pub const ALL: [BrokerKind; 3] = [BrokerKind::Redis, BrokerKind::RedisVolatile, BrokerKind::RedisSentinel];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             BrokerKind::Redis => "redis",
             BrokerKind::RedisVolatile => "redis-volatile",
+            BrokerKind::RedisSentinel => "redis-sentinel",
         }
     }
 
-    /// Whether a `kill -9` of it loses everything.
-    pub fn forgets(self) -> bool {
-        self == BrokerKind::RedisVolatile
-    }
-
-    /// What nodes are told, where the broker is reached at `address`.
-    pub fn url(self, address: SocketAddr) -> String {
+    /// What it may lose.
+    pub fn loses(self) -> Loses {
         match self {
-            BrokerKind::Redis | BrokerKind::RedisVolatile => format!("redis://{address}/0"),
+            BrokerKind::Redis => Loses::Nothing,
+            BrokerKind::RedisVolatile => Loses::Everything,
+            BrokerKind::RedisSentinel => Loses::Newest,
         }
     }
 
     /// The program that it needs, if it is there: named by a variable, or in the path. An error says what to do.
     pub fn program(self) -> Result<PathBuf, String> {
-        let (variable, name) = match self {
-            BrokerKind::Redis | BrokerKind::RedisVolatile => ("AIRWAVE_TEST_REDIS_SERVER", "redis-server"),
-        };
+        let (variable, name) = ("AIRWAVE_TEST_REDIS_SERVER", "redis-server");
         let path = std::env::var_os("PATH").unwrap_or_default();
         let named = std::env::var_os(variable).map(PathBuf::from);
         named
@@ -120,15 +129,87 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
-/// A broker in a process of its own.
+/// One server of a broker.
+struct Server {
+    address: SocketAddr,
+    folder: PathBuf,
+    arguments: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// One that keeps its things in `folder`; not started yet.
+    async fn new(folder: PathBuf, arguments: &[&str]) -> io::Result<Self> {
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self {
+            address: free().await?,
+            folder,
+            arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
+            child: None,
+        })
+    }
+
+    /// Starts the process and waits until it answers.
+    async fn run(&mut self, program: &Path) -> Result<(), String> {
+        let text = |error: io::Error| format!("cannot start {}: {error}", program.display());
+        let log = self.folder.join("log");
+        let out = File::create(&log).map_err(text)?;
+        let mut child = Command::new(program)
+            .args(&self.arguments)
+            .args(["--bind", "127.0.0.1", "--port", &self.address.port().to_string(), "--dir"])
+            .arg(&self.folder)
+            .stdin(Stdio::null())
+            .stderr(out.try_clone().map_err(text)?)
+            .stdout(out)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(text)?;
+        let since = Instant::now();
+        // While it still reads its file it answers, but not this.
+        while !ask(self.address, "PING")
+            .await
+            .is_ok_and(|answer| answer.starts_with("+PONG"))
+        {
+            let ended = child.try_wait().map_err(text)?;
+            if ended.is_some() || since.elapsed() > PATIENCE {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                return Err(format!("{} does not start: {log}", program.display()));
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        self.child = Some(child);
+        Ok(())
+    }
+}
+
+async fn free() -> io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0").await?.local_addr()
+}
+
+/// Asks a Redis server or a sentinel something, and gives the first part of the answer as it comes.
+async fn ask(address: SocketAddr, what: &str) -> io::Result<String> {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(format!("{what}\r\n").as_bytes()).await?;
+        let mut answer = Vec::with_capacity(4096);
+        stream.read_buf(&mut answer).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    timeout(Duration::from_secs(1), ask)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// A broker in processes of its own.
 pub struct Broker {
     /// Which.
     pub kind: BrokerKind,
-    /// Where it listens. It changes with every start, because somebody else may have taken a port meanwhile.
-    pub address: SocketAddr,
     program: PathBuf,
-    folder: PathBuf,
-    child: Option<Child>,
+    /// Those that hold events: one, or a master and its replica.
+    servers: Vec<Server>,
+    sentinels: Vec<Server>,
+    /// The server that is badly treated.
+    victim: usize,
 }
 
 impl Broker {
@@ -136,94 +217,180 @@ impl Broker {
     pub async fn start(kind: BrokerKind, folder: &Path) -> Result<Self, String> {
         let mut broker = Self {
             kind,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
             program: kind.program()?,
-            folder: folder.join("broker"),
-            child: None,
+            servers: Vec::new(),
+            sentinels: Vec::new(),
+            victim: 0,
         };
-        std::fs::create_dir_all(&broker.folder).map_err(|error| error.to_string())?;
-        broker.run().await?;
-        Ok(broker)
-    }
-
-    /// Starts the process, again if it was killed, and waits until it answers.
-    pub async fn run(&mut self) -> Result<(), String> {
-        // Somebody else may take the port between our look and the server's bind.
+        // Somebody else may take a port between our look and a server's bind.
         let mut last = String::new();
-        for _ in 0..10 {
-            match self.try_run().await {
-                Ok(()) => return Ok(()),
+        for number in 0..10 {
+            broker.servers.clear();
+            broker.sentinels.clear();
+            match broker.begin(&folder.join(format!("broker{number}"))).await {
+                Ok(()) => return Ok(broker),
                 Err(error) => last = error,
             }
         }
         Err(last)
     }
 
-    async fn try_run(&mut self) -> Result<(), String> {
-        let text = |error: io::Error| format!("cannot start {}: {error}", self.program.display());
-        self.address = TcpListener::bind("127.0.0.1:0")
-            .await
-            .and_then(|free| free.local_addr())
-            .map_err(text)?;
-        let log = self.folder.join("log");
-        let out = File::create(&log).map_err(text)?;
-        let mut command = Command::new(&self.program);
-        match self.kind {
-            BrokerKind::Redis | BrokerKind::RedisVolatile => {
-                let port = self.address.port().to_string();
-                command
-                    .args(["--bind", "127.0.0.1", "--save", "", "--port", &port, "--dir"])
-                    .arg(&self.folder);
-                if self.kind == BrokerKind::Redis {
-                    command.args(["--appendonly", "yes", "--appendfsync", "always"]);
-                }
-            }
+    async fn begin(&mut self, folder: &Path) -> Result<(), String> {
+        let text = |error: io::Error| format!("a broker cannot be prepared: {error}");
+        let stored = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
+        let settings = match self.kind {
+            BrokerKind::RedisVolatile => &stored[..2],
+            BrokerKind::Redis | BrokerKind::RedisSentinel => &stored[..],
+        };
+        let mut first = Server::new(folder.join("0"), settings).await.map_err(text)?;
+        first.run(&self.program).await?;
+        let master = format!("127.0.0.1 {}", first.address.port());
+        self.servers.push(first);
+        if self.kind != BrokerKind::RedisSentinel {
+            return Ok(());
         }
-        command
-            .stdin(Stdio::null())
-            .stderr(out.try_clone().map_err(text)?)
-            .stdout(out)
-            .kill_on_drop(true);
-        let mut child = command.spawn().map_err(text)?;
+        let settings = [settings, &["--replicaof", &master]].concat();
+        let mut replica = Server::new(folder.join("1"), &settings).await.map_err(text)?;
+        replica.run(&self.program).await?;
+        self.servers.push(replica);
+        for number in 2..5 {
+            let folder = folder.join(number.to_string());
+            let file = folder.join("settings");
+            let mut sentinel = Server::new(folder, &[&file.to_string_lossy(), "--sentinel"])
+                .await
+                .map_err(text)?;
+            let settings = format!(
+                "sentinel monitor events {master} 2\nsentinel down-after-milliseconds events 700\n\
+                 sentinel failover-timeout events 3000\n"
+            );
+            std::fs::write(file, settings).map_err(text)?;
+            sentinel.run(&self.program).await?;
+            self.sentinels.push(sentinel);
+        }
         let since = Instant::now();
-        while !self.answers().await {
-            let ended = child.try_wait().map_err(text)?;
-            if ended.is_some() || since.elapsed() > PATIENCE {
-                let log = std::fs::read_to_string(&log).unwrap_or_default();
-                return Err(format!("{} does not start: {log}", self.program.display()));
+        for sentinel in &self.sentinels {
+            let all = |answer: String| answer.contains("slaves=1,sentinels=3");
+            while !ask(sentinel.address, "INFO sentinel").await.is_ok_and(all) {
+                if since.elapsed() > PATIENCE {
+                    return Err("the sentinels do not find each other".into());
+                }
+                sleep(Duration::from_millis(50)).await;
             }
-            sleep(Duration::from_millis(10)).await;
         }
-        self.child = Some(child);
         Ok(())
     }
 
-    async fn answers(&self) -> bool {
-        let ask = async {
-            let mut stream = TcpStream::connect(self.address).await?;
-            let mut answer = [0; 5];
-            match self.kind {
-                // While it still reads its file it answers, but not this.
-                BrokerKind::Redis | BrokerKind::RedisVolatile => {
-                    stream.write_all(b"PING\r\n").await?;
-                    stream.read_exact(&mut answer).await?;
-                    Ok::<_, io::Error>(&answer == b"+PONG")
-                }
-            }
-        };
-        matches!(timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
+    /// What nodes connect to first: the server, or a sentinel.
+    pub fn address(&self) -> SocketAddr {
+        self.sentinels.first().unwrap_or(&self.servers[0]).address
     }
 
-    /// Dies without warning, and is gone when this returns.
+    /// What a node is told, whose line to [`Broker::address`] begins at `line`.
+    pub fn url(&self, line: SocketAddr) -> String {
+        match self.kind {
+            BrokerKind::Redis | BrokerKind::RedisVolatile => format!("redis://{line}/0"),
+            BrokerKind::RedisSentinel => {
+                let others = self.sentinels[1..].iter().map(|sentinel| format!(",{}", sentinel.address));
+                format!("redis+sentinel://{line}{}/events/0", others.collect::<String>())
+            }
+        }
+    }
+
+    /// Finds out which server counts now; it is the one to be badly treated next.
+    async fn choose(&mut self) {
+        for sentinel in &self.sentinels {
+            let answer = ask(sentinel.address, "SENTINEL GET-MASTER-ADDR-BY-NAME events").await;
+            let answer = answer.unwrap_or_default();
+            let is_named = |server: &Server| answer.contains(&format!("\r\n{}\r\n", server.address.port()));
+            if let Some(master) = self.servers.iter().position(is_named) {
+                self.victim = master;
+                return;
+            }
+        }
+    }
+
+    /// The server that counts dies without warning, and is gone when this returns.
     pub async fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
+        self.choose().await;
+        if let Some(mut child) = self.servers[self.victim].child.take() {
             let _ = child.kill().await;
         }
     }
 
-    /// Stops or goes on.
-    pub fn signal(&self, what: Signal) {
-        if let Some(child) = &self.child {
+    /// Starts again what was killed, with what it stored.
+    pub async fn run(&mut self) -> Result<(), String> {
+        let (program, alone) = (self.program.clone(), self.sentinels.is_empty());
+        let server = &mut self.servers[self.victim];
+        let mut last = String::new();
+        for _ in 0..50 {
+            // Somebody else may have taken the port meanwhile. One that is watched is known by its port, and has to wait for it.
+            if alone {
+                server.address = free().await.map_err(|error| format!("there is no free port: {error}"))?;
+            }
+            match server.run(&program).await {
+                Ok(()) => return Ok(()),
+                Err(error) => last = error,
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        Err(last)
+    }
+
+    /// The server that counts stops.
+    pub async fn stop(&mut self) {
+        self.choose().await;
+        self.signal(Signal::STOP);
+    }
+
+    /// The server that was stopped goes on.
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Waits until nothing changes any more by itself: the sentinels name one master, it is one, and the other server follows it.
+    ///
+    /// # Errors
+    /// It takes too long.
+    pub async fn settle(&mut self) -> Result<(), String> {
+        let since = Instant::now();
+        // Sentinels that still think of a failover say so in flags.
+        while !self.is_settled().await {
+            if since.elapsed() > 2 * PATIENCE {
+                return Err("the sentinels do not agree with the servers".into());
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+        Ok(())
+    }
+
+    async fn is_settled(&mut self) -> bool {
+        for sentinel in &self.sentinels {
+            let named = ask(sentinel.address, "SENTINEL MASTER events").await.unwrap_or_default();
+            let Some(master) = (0..self.servers.len()).find(|server| {
+                let port = self.servers[*server].address.port();
+                named.contains(&format!("\r\nport\r\n$5\r\n{port}\r\n"))
+            }) else {
+                return false;
+            };
+            for (number, server) in self.servers.iter().enumerate() {
+                let told = ask(server.address, "INFO replication").await.unwrap_or_default();
+                let right = match number == master {
+                    true => told.contains("role:master") && told.contains("connected_slaves:1"),
+                    false => told.contains("role:slave") && told.contains("master_link_status:up"),
+                };
+                if !right {
+                    return false;
+                }
+            }
+            if !named.contains("flags\r\n$6\r\nmaster\r\n") {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn signal(&self, what: Signal) {
+        if let Some(child) = &self.servers[self.victim].child {
             signal(child, what);
         }
     }

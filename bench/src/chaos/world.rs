@@ -63,8 +63,8 @@ impl World {
         let wrong = Arc::new(Mutex::new(Vec::new()));
         let (mut links, mut kept) = (Vec::new(), Vec::new());
         for number in 0..nodes {
-            let link = Link::to(broker.address).await.map_err(|error| error.to_string())?;
-            let config = config(&kind.url(link.address));
+            let link = Link::to(broker.address()).await.map_err(|error| error.to_string())?;
+            let config = config(&broker.url(link.address));
             let file = folder.path().join(format!("node{number}.toml"));
             std::fs::write(&file, config).map_err(|error| error.to_string())?;
             let keeper = Keeper {
@@ -199,17 +199,26 @@ impl World {
         sleep(Duration::from_millis(2).max(down)).await;
         broker.run().await?;
         for link in &self.links {
-            link.lead_to(broker.address);
+            link.lead_to(broker.address());
         }
         Ok(())
     }
 
+    /// Waits until the broker's servers agree which of them counts, and then until every node is ready.
+    ///
+    /// # Errors
+    /// It takes too long; the text says what is missing.
+    pub async fn settle(&self) -> Result<(), String> {
+        self.broker.lock().await.settle().await?;
+        self.all_ready().await
+    }
+
     /// SIGSTOP of the broker, and SIGCONT after `long`.
     pub async fn pause_broker(&self, long: Duration) {
-        let broker = self.broker.lock().await;
-        broker.signal(Signal::STOP);
+        let mut broker = self.broker.lock().await;
+        broker.stop().await;
         sleep(long).await;
-        broker.signal(Signal::CONT);
+        broker.go_on();
     }
 
     /// How the line between a node and its broker is from now on.
