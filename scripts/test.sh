@@ -139,10 +139,10 @@ else
 fi
 need_cc || lacks "missing: a C compiler, as rustc's linker"
 
-# What `cargo test` starts itself. A test of a broker says here what it needs: add nats_server.
+# What `cargo test` starts itself. A test of a broker says here what it needs.
 needs=()
 if is_chosen test; then
-  needs+=(redis_server)
+  needs+=(redis_server nats_server)
 fi
 if is_chosen browser; then
   needs+=(chromium curl)

@@ -66,6 +66,14 @@ async fn broker(config: &Config) -> Result<Backbone, Error> {
         }
         #[cfg(not(feature = "redis"))]
         BrokerKind::Redis => Err(Error::Broker("Redis is not part of this build".into())),
+        #[cfg(feature = "nats")]
+        BrokerKind::Nats => {
+            let nats = airwave_brokers::Nats::connect(config.broker.url.expose(), config.rules.clone()).await;
+            // It keeps no members: a rule with presence is refused.
+            Ok((Arc::new(nats.map_err(|error| Error::Broker(Box::new(error)))?), None))
+        }
+        #[cfg(not(feature = "nats"))]
+        BrokerKind::Nats => Err(Error::Broker("NATS is not part of this build".into())),
     }
 }
 

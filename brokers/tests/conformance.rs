@@ -201,6 +201,155 @@ mod redis_cluster {
     }
 }
 
+#[cfg(feature = "nats")]
+#[path = "support/nats.rs"]
+mod nats_server;
+
+#[cfg(feature = "nats")]
+mod nats {
+    use airwave_brokers::Nats;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::nats_server::Server;
+
+    async fn fixture(_: &[Fault]) -> Option<OneNats> {
+        Server::start().map(|server| OneNats {
+            server,
+            one_by_one: false,
+        })
+    }
+
+    airwave_core::conformance_tests!(fixture);
+
+    /// Three servers that are one; the nodes are spread over them.
+    pub struct ThreeNats(pub [Server; 3]);
+
+    #[async_trait]
+    impl Fixture for ThreeNats {
+        async fn node(&self) -> Arc<dyn Broker> {
+            Arc::new(insist_on_three(&self.0).await)
+        }
+
+        fn faults(&self) -> &[Fault] {
+            &[Fault::Wipe]
+        }
+
+        async fn inflict(&self, _: Fault) {
+            let deleted = self.0[0].ask("STREAM.DELETE.airwave", Value::Null).await;
+            assert_eq!(deleted["success"], true, "{deleted}");
+        }
+
+        async fn subscriptions(&self, _: &ChannelName) -> Option<usize> {
+            None
+        }
+    }
+
+    /// A cluster that has just started takes a moment to find out who leads.
+    async fn insist_on_three(servers: &[Server; 3]) -> Nats {
+        let hosts = servers
+            .each_ref()
+            .map(|server| format!("127.0.0.1:{}", server.port))
+            .join(",");
+        let connecting = async {
+            loop {
+                match Nats::connect(&format!("nats://{hosts}?replicas=3"), rules()).await {
+                    Ok(node) => return node,
+                    Err(error) => eprintln!("not yet: {error}"),
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(airwave_core::conformance::PATIENCE, connecting)
+            .await
+            .expect("the cluster does not come up")
+    }
+
+    /// One server of its own; each node is a broker with a connection of its own.
+    pub struct OneNats {
+        pub server: Server,
+        pub one_by_one: bool,
+    }
+
+    #[async_trait]
+    impl Fixture for OneNats {
+        async fn node(&self) -> Arc<dyn Broker> {
+            let node = Nats::connect(&self.server.url(), rules()).await.unwrap();
+            Arc::new(if self.one_by_one { node.reading_one_by_one() } else { node })
+        }
+
+        fn faults(&self) -> &[Fault] {
+            &[Fault::Wipe, Fault::Cut, Fault::Restart]
+        }
+
+        async fn inflict(&self, fault: Fault) {
+            match fault {
+                Fault::Wipe => {
+                    let deleted = self.server.ask("STREAM.DELETE.airwave", Value::Null).await;
+                    assert_eq!(deleted["success"], true, "{deleted}");
+                }
+                Fault::Cut => self.server.cut().await,
+                Fault::Restart => {
+                    self.server.kill();
+                    assert!(self.server.run());
+                }
+            }
+        }
+
+        async fn subscriptions(&self, channel: &ChannelName) -> Option<usize> {
+            // These names have nothing else to escape.
+            let token = channel.as_str().replace('/', "=2F");
+            Some(self.server.subscriptions(&format!("airwave.live.c.{token}")).await)
+        }
+    }
+}
+
+/// As on a server of version 2.10, which gives one message for a question.
+#[cfg(feature = "nats")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_reads_history_one_by_one() {
+    let Some(server) = nats_server::Server::start() else { return };
+    let fixture = nats::OneNats {
+        server,
+        one_by_one: true,
+    };
+    for name in [
+        "replay_is_what_the_feed_showed",
+        "replay_without_a_position_gives_the_newest",
+        "replay_after_a_position_that_was_trimmed_is_incomplete",
+        "history_is_trimmed_by_bytes",
+        "history_is_trimmed_by_age",
+    ] {
+        airwave_core::conformance::clause(name).prove(&fixture).await;
+    }
+}
+
+/// Three servers, three replicas: what differs is who decides and who answers.
+#[cfg(feature = "nats")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_keeps_the_contract_on_a_cluster() {
+    let Some(servers) = nats_server::Server::cluster() else {
+        return;
+    };
+    let fixture = nats::ThreeNats(servers);
+    for name in [
+        "a_broker_that_works_says_so",
+        "a_channel_without_events_has_a_head_to_resume_from",
+        "concurrent_publishers_are_put_into_one_order_that_every_feed_shows",
+        "a_feed_shows_every_event_after_its_head",
+        "an_event_that_a_feed_has_shown_can_be_replayed",
+        "replay_after_the_previous_of_the_oldest_is_complete",
+        "a_repeated_key_among_concurrent_publishers_makes_one_event",
+        "a_publish_that_was_given_up_may_be_repeated_with_its_key",
+        "an_ended_channel_takes_no_more_events",
+        "a_repeated_end_with_its_key_gives_its_position",
+        "any_sequence_of_calls_agrees_with_a_list",
+        "after_a_wipe_nothing_old_goes_on",
+    ] {
+        airwave_core::conformance::clause(name).prove(&fixture).await;
+    }
+}
+
 #[test]
 fn every_clause_is_in_the_list() {
     let source = include_str!("../../core/src/conformance.rs");

@@ -21,7 +21,15 @@ pub enum BrokerKind {
     Memory,
     /// A Redis server, alone or behind sentinels, or a Redis Cluster.
     Redis,
+    /// A NATS server or cluster with JetStream.
+    Nats,
 }
+
+const NATS: Option<BrokerKind> = if cfg!(feature = "nats") {
+    Some(BrokerKind::Nats)
+} else {
+    None
+};
 
 const REDIS: Option<BrokerKind> = if cfg!(feature = "redis") {
     Some(BrokerKind::Redis)
@@ -38,8 +46,8 @@ const SCHEMES: &[(&str, Option<BrokerKind>)] = &[
     ("rediss+cluster", REDIS),
     ("redis+sentinel", REDIS),
     ("rediss+sentinel", REDIS),
-    ("nats", None),
-    ("tls", None),
+    ("nats", NATS),
+    ("tls", NATS),
 ];
 
 /// A broker's URL that this build can serve. Shown without its credentials; [`BrokerUrl::expose`] has them.
@@ -80,6 +88,10 @@ impl BrokerUrl {
                 #[cfg(feature = "redis")]
                 if *kind == BrokerKind::Redis {
                     airwave_brokers::redis::check(text)?;
+                }
+                #[cfg(feature = "nats")]
+                if *kind == BrokerKind::Nats {
+                    airwave_brokers::nats::check(text)?;
                 }
                 Ok(Self {
                     kind: *kind,
@@ -165,7 +177,9 @@ mod tests {
             assert_eq!(redacted(url), shown);
         }
         for refused in [
-            "nats://me:s3cret@h",
+            "nats://me:s3/cret@h",
+            "nats://me:s3cret@h:port",
+            "nats://s3cret@h?creds=cret",
             "redis://me:s3/cret@h",
             "redis://me:s3cret@h:port",
             "redis://me:s3cret@h/database",
@@ -187,6 +201,10 @@ mod tests {
     fn schemes_are_known_by_name() {
         let built = available();
         assert_eq!(BrokerUrl::new("memory:").unwrap().kind(), BrokerKind::Memory);
+        #[cfg(feature = "nats")]
+        for url in ["nats://h", "tls://u:p%40@h:4223,i", "nats://h?creds=/f&replicas=3"] {
+            assert_eq!(BrokerUrl::new(url).unwrap().kind(), BrokerKind::Nats);
+        }
         #[cfg(feature = "redis")]
         {
             for url in [
@@ -204,6 +222,7 @@ mod tests {
                 assert_eq!(BrokerUrl::new(url).unwrap().kind(), BrokerKind::Redis);
             }
         }
+        #[cfg(not(feature = "nats"))]
         for known in ["nats", "tls"] {
             assert_eq!(
                 BrokerUrl::new(&format!("{known}://h")).unwrap_err(),

@@ -1,0 +1,620 @@
+//! NATS with JetStream, version 2.10 or newer, as the backbone of several nodes.
+//!
+//! **One stream holds the events of all channels**, each channel under a subject of its own, and tells every message that it has stored once more
+//! to those who listen (`republish`). So there is neither a stream nor a consumer per channel: a node has one connection, and a plain
+//! subscription for each channel that it follows. One stream and not several, because a channel must never change its stream: the
+//! numbers of two streams are not in one order, and nodes with older rules would listen elsewhere.
+//!
+//! **An event's position is its sequence in the stream.** The stream begins to count at the clock in microseconds, so a new one gives
+//! nothing that an older one gave. Sequences of one channel have holes; so each message says which one was before it, and is stored
+//! only if that one still is the channel's newest (`Nats-Expected-Last-Subject-Sequence`). The chain that is read is the chain that was
+//! written, and nothing comes after an end. Publishes to one channel hence go one after the other.
+//!
+//! **Only the stream's leader knows the newest message.** It is asked by a publish that it must refuse, and which tells what the newest is.
+//! Events are then read from any replica, which may lag: a page must be a chain up to where the leader said, or it is read again.
+//!
+//! Subjects, for the prefix `airwave`: `airwave.log.c.NAME` what is stored of a channel, `airwave.live.c.NAME` the same as it is told,
+//! `airwave.log.probe.NODE` what a node says to itself.
+
+mod connection;
+mod settings;
+mod stored;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use airwave_core::broker::{FeedSender, Pulse};
+use airwave_core::rule::History;
+use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, Position, Publish, Published, Replay, Rules};
+use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
+use async_trait::async_trait;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+pub use self::connection::ConnectError;
+use self::connection::{Answer, Connection, Link, code, is_status, lost};
+use self::settings::Settings;
+use self::stored::{Chain, Stored, mark, token};
+
+/// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
+const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What no call exceeds. Below the two seconds within which callers are promised an answer.
+const DEADLINE: Duration = Duration::from_millis(1800);
+
+/// A page of history may be many megabytes.
+const READ_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a page of history can be.
+const MOST_AT_ONCE: usize = 100_000;
+
+/// How much is asked for at once: messages and bytes. Below what a subscription holds.
+const BATCH: (usize, usize) = (1000, 8 << 20);
+
+/// Up to so many of the newest events are found one by one, from the newest back.
+const FEW: usize = 8;
+
+/// So many channels' newest messages are remembered for the next publish.
+const REMEMBERED: usize = 100_000;
+
+/// How long to wait for a replica that lags before it is asked again.
+const LAG: Duration = Duration::from_millis(20);
+
+/// A sequence that no stream of ours holds.
+const NEVER: u64 = 1;
+
+/// The status behind the last message of a batch.
+const END_OF_BATCH: u16 = 204;
+
+const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
+const SEQUENCE: &str = "Nats-Sequence";
+
+type Memory = Arc<tokio::sync::Mutex<Option<Chain>>>;
+
+/// The broker. Dropping it ends its feeds and closes its connection.
+pub struct Nats {
+    rules: Rules,
+    connection: Arc<Connection>,
+    /// What the next publish to a channel builds on, as far as this node knows. It may be old: the server knows better.
+    known: Mutex<HashMap<ChannelName, Memory>>,
+    one_by_one: bool,
+    task: AbortHandle,
+}
+
+/// Checks a URL without asking anybody: what is wrong with it, and what to write.
+///
+/// # Errors
+/// A sentence without its subject, and without any part of the URL.
+pub fn check(url: &str) -> Result<(), String> {
+    Settings::new(url).map(|_| ())
+}
+
+/// Where a message may be stored.
+enum Behind {
+    /// Only if the channel's newest message is that one; zero: only if it has none.
+    At(u64),
+    /// Nowhere; its key may be known, though.
+    Nothing,
+}
+
+/// What became of a message that was to be stored.
+enum Outcome {
+    At(u64),
+    Known(u64),
+    /// Something else was stored meanwhile.
+    Overtaken(Option<u64>),
+}
+
+impl Nats {
+    /// Connects to one of the servers that `url` names, `nats://[user:password@]host[:port][,host…][?parameters]` or `tls://…`, makes or
+    /// changes the stream, and keeps of each channel what `rules` say. Belongs to the tokio runtime that it is awaited in.
+    ///
+    /// Parameters: `prefix` (of stream and subjects: `airwave`), `replicas` (1 to 5: 1), `storage` (`file` or `memory`: `file`), `creds` and
+    /// `nkey` (a file to log in with), `ca` (a file with certificates of authorities). `token@` instead of `user:password@` is a token.
+    ///
+    /// # Errors
+    /// The URL is wrong, or no server can be reached, or refuses us, or is one that we can use; the text says what to do. Later outages
+    /// are no errors of this kind: they are waited for.
+    pub async fn connect(url: &str, rules: Rules) -> Result<Nats, ConnectError> {
+        let settings = Settings::new(url).map_err(ConnectError::Url)?;
+        let (connection, keep) = Connection::connect(settings, rules.clone()).await?;
+        Ok(Nats {
+            rules,
+            connection,
+            known: Mutex::default(),
+            one_by_one: false,
+            task: tokio::spawn(keep).abort_handle(),
+        })
+    }
+
+    /// For tests: reads history as from a server of version 2.10, which gives one message for a question.
+    #[doc(hidden)]
+    pub fn reading_one_by_one(mut self) -> Nats {
+        self.one_by_one = true;
+        self
+    }
+
+    fn known(&self, channel: &ChannelName) -> Memory {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= REMEMBERED && !known.contains_key(channel) {
+            // Those under way must stay: their publishes wait for each other there.
+            known.retain(|_, memory| Arc::strong_count(memory) > 1);
+        }
+        known.entry(channel.clone()).or_default().clone()
+    }
+
+    /// Stores a message, if it may stand where it would.
+    async fn store(
+        &self,
+        link: &Link,
+        channel: &ChannelName,
+        behind: Behind,
+        payload: Bytes,
+        id: Option<String>,
+    ) -> Result<Outcome, BrokerError> {
+        let mut headers = HeaderMap::new();
+        match behind {
+            Behind::At(sequence) => headers.insert(EXPECTED, sequence.to_string()),
+            // No roll-up is called so, and that is looked at after the key. Expecting something impossible is not as good: a single server
+            // looks at that before the key, and a stream with replicas that refuses a message for the id before it never answers
+            // again (nats-server 2.15).
+            Behind::Nothing => headers.insert("Nats-Rollup", "none"),
+        }
+        if let Some(id) = id {
+            headers.insert("Nats-Msg-Id", id);
+        }
+        let before = self.connection.highest();
+        match link.call(self.log(channel), Some(headers), payload).await? {
+            Answer::Done(ack) => {
+                let Some(sequence) = ack["seq"].as_u64() else {
+                    return Err(lost("an answer names no sequence"));
+                };
+                if ack["duplicate"] == true {
+                    Ok(Outcome::Known(sequence))
+                } else if self.connection.went_up(link, before, sequence) {
+                    Ok(Outcome::At(sequence))
+                } else {
+                    Err(lost("the stream was lost"))
+                }
+            }
+            Answer::Refused { code, text } if code::WRONG_LAST.contains(&code) => Ok(Outcome::Overtaken(
+                text.rsplit(' ').next().and_then(|number| number.parse().ok()),
+            )),
+            Answer::Refused {
+                code: code::NO_SUCH_ROLLUP,
+                ..
+            } => Ok(Outcome::Overtaken(None)),
+            Answer::Refused {
+                code: code::SAME_KEY_UNDER_WAY,
+                ..
+            } => Ok(Outcome::Overtaken(None)),
+            Answer::Refused {
+                code: code::TOO_LARGE,
+                text,
+            } => Err(BrokerError::rejected(format!("NATS: {text}"))),
+            Answer::Refused { text, .. } => Err(lost(&text)),
+        }
+    }
+
+    fn log(&self, channel: &ChannelName) -> String {
+        self.connection.log(&format!("c.{}", token(channel)))
+    }
+
+    /// The channel's newest message, as the stream's leader knows it; `None`: it has none. Whoever has subscribed before hears of all
+    /// that come after it: this goes to the leader the same way as messages, and so behind the subscription.
+    async fn newest(&self, link: &Link, channel: &ChannelName) -> Result<Option<Stored>, BrokerError> {
+        match self.store(link, channel, Behind::At(NEVER), Bytes::new(), None).await? {
+            Outcome::Overtaken(Some(0)) => return Ok(None),
+            Outcome::Overtaken(Some(sequence)) => {
+                if let Some(stored) = self.at(link, channel, sequence).await? {
+                    return Ok(Some(stored));
+                }
+            }
+            _ => {}
+        }
+        self.ask_leader(link, channel, &json!({ "last_by_subj": self.log(channel) }))
+            .await
+    }
+
+    /// The message at a sequence, from any replica. `None`: it has it not, or not yet.
+    async fn at(&self, link: &Link, channel: &ChannelName, sequence: u64) -> Result<Option<Stored>, BrokerError> {
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.settings.prefix);
+        let message = link.ask(subject, None, json!({ "seq": sequence }).to_string().into()).await?;
+        match is_status(&message) {
+            None => self.stored(channel, message).map(Some),
+            Some(StatusCode::NOT_FOUND) => Ok(None),
+            Some(status) => Err(lost(&format!("a message could not be read: {status}"))),
+        }
+    }
+
+    async fn ask_leader(&self, link: &Link, channel: &ChannelName, which: &Value) -> Result<Option<Stored>, BrokerError> {
+        let subject = format!("$JS.API.STREAM.MSG.GET.{}", self.connection.settings.prefix);
+        match link.call(subject, None, which.to_string().into()).await? {
+            Answer::Done(answer) => {
+                let message = &answer["message"];
+                let data = BASE64_STANDARD.decode(message["data"].as_str().unwrap_or_default()).ok();
+                let ours = message["subject"].as_str() == Some(&self.log(channel));
+                let stored = message["seq"].as_u64().zip(data).filter(|_| ours);
+                let stored = stored.and_then(|(sequence, data)| stored::read(sequence, data.into()));
+                stored.map(Some).ok_or_else(|| not_ours(channel))
+            }
+            Answer::Refused {
+                code: code::NO_MESSAGE, ..
+            } => Ok(None),
+            Answer::Refused { text, .. } => Err(lost(&text)),
+        }
+    }
+
+    fn stored(&self, channel: &ChannelName, message: Message) -> Result<Stored, BrokerError> {
+        let headers = message.headers.as_ref();
+        let subject = headers.and_then(|headers| headers.get("Nats-Subject"));
+        let ours = subject.is_some_and(|subject| subject.as_str() == self.log(channel));
+        let sequence = sequence_of(&message).filter(|_| ours);
+        sequence
+            .and_then(|sequence| stored::read(sequence, message.payload))
+            .ok_or_else(|| not_ours(channel))
+    }
+
+    /// The channel's chain. One that nobody has named before is born here.
+    async fn chain(&self, link: &Link, channel: &ChannelName) -> Result<Chain, BrokerError> {
+        loop {
+            if let Some(stored) = self.newest(link, channel).await? {
+                return Ok(stored.chain);
+            }
+            let born = mark(&Chain::NONE);
+            if let Outcome::At(sequence) = self.store(link, channel, Behind::At(0), born.clone(), None).await? {
+                return stored::read(sequence, born)
+                    .map(|stored| stored.chain)
+                    .ok_or_else(|| not_ours(channel));
+            }
+            // Somebody else was faster.
+        }
+    }
+
+    async fn append(&self, channel: &ChannelName, publish: &Publish) -> Result<Published, BrokerError> {
+        let memory = self.known(channel);
+        let mut known = memory.lock().await;
+        let link = self.connection.link().await?;
+        // The name's token holds no slash, so no two names and keys make one text.
+        let id = publish
+            .idempotency_key
+            .as_ref()
+            .map(|key| format!("{}/{key}", token(channel)));
+        loop {
+            // Taken: whoever gives up on the way leaves nothing that may be old.
+            let chain = match known.take() {
+                Some(chain) => chain,
+                None => self.newest(&link, channel).await?.map_or(Chain::NONE, |stored| stored.chain),
+            };
+            if chain.ended && id.is_none() {
+                return Err(BrokerError::ended());
+            }
+            // After an end it must be refused, unless its key is known: that is looked at first.
+            let behind = if chain.ended {
+                Behind::Nothing
+            } else {
+                Behind::At(chain.newest)
+            };
+            let payload = stored::event(&chain, &publish.message);
+            match self.store(&link, channel, behind, payload.clone(), id.clone()).await? {
+                Outcome::At(sequence) => {
+                    // An end is asked for each time: a channel that was forgotten may begin anew.
+                    let stored = stored::read(sequence, payload).map(|stored| stored.chain);
+                    *known = stored.filter(|chain| !chain.ended);
+                    return Ok(Published {
+                        position: Position(sequence),
+                        duplicate: false,
+                    });
+                }
+                Outcome::Known(sequence) => {
+                    return Ok(Published {
+                        position: Position(sequence),
+                        duplicate: true,
+                    });
+                }
+                Outcome::Overtaken(_) if chain.ended => return Err(BrokerError::ended()),
+                Outcome::Overtaken(_) => {}
+            }
+        }
+    }
+
+    async fn read(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+        let link = self.connection.link().await?;
+        let chain = self.chain(&link, channel).await?;
+        let page = Page {
+            history: self.rules.history(channel),
+            now: stored::now(),
+            chain,
+        };
+        let limit = limit.min(MOST_AT_ONCE);
+        match after {
+            Some(after) => self.read_after(&link, channel, &page, after, limit).await,
+            None if limit <= FEW => self.read_back(&link, channel, &page, limit).await,
+            None => {
+                let mut newest = VecDeque::new();
+                let begin = Position(page.chain.birth.0.saturating_sub(1));
+                self.scan(&link, channel, &page, begin, |event| {
+                    if newest.len() == limit {
+                        newest.pop_front();
+                    }
+                    newest.push_back(event);
+                    true
+                })
+                .await?;
+                Ok(page.newest(newest.into()))
+            }
+        }
+    }
+
+    async fn read_after(
+        &self,
+        link: &Link,
+        channel: &ChannelName,
+        page: &Page,
+        after: Position,
+        limit: usize,
+    ) -> Result<Replay, BrokerError> {
+        let mut events: Vec<Arc<Event>> = Vec::new();
+        let mut more = false;
+        if after < page.chain.head {
+            let whole = self.scan(link, channel, page, after, |event| {
+                more = events.len() == limit;
+                if !more {
+                    events.push(event);
+                }
+                !more
+            });
+            more |= !whole.await?;
+        }
+        let complete = after == page.chain.head || events.first().is_some_and(|first| first.previous == after);
+        Ok(page.replay(events, complete, more))
+    }
+
+    /// The newest events, found from the newest back.
+    async fn read_back(&self, link: &Link, channel: &ChannelName, page: &Page, limit: usize) -> Result<Replay, BrokerError> {
+        let mut events = Vec::new();
+        let mut at = page.chain.head;
+        while events.len() < limit && at > page.chain.birth {
+            let mut stored = self.at(link, channel, at.0).await?;
+            if stored.is_none() {
+                stored = self.ask_leader(link, channel, &json!({ "seq": at.0 })).await?;
+            }
+            match stored.and_then(|stored| page.shows(&stored)) {
+                Some(event) => {
+                    at = event.previous;
+                    events.push(event);
+                }
+                None => break,
+            }
+        }
+        events.reverse();
+        Ok(page.newest(events))
+    }
+
+    /// Shows the events after `after` up to the head, oldest first, as long as they are wanted. False: some were trimmed meanwhile, so it
+    /// ends at what was shown.
+    async fn scan(
+        &self,
+        link: &Link,
+        channel: &ChannelName,
+        page: &Page,
+        after: Position,
+        mut show: impl FnMut(Arc<Event>) -> bool,
+    ) -> Result<bool, BrokerError> {
+        let mut shown: Option<Position> = None;
+        let mut read = after.0;
+        loop {
+            let batch = self.batch(link, channel, read + 1).await?;
+            let before = read;
+            for stored in batch {
+                if stored.chain.newest > page.chain.head.0 {
+                    read = page.chain.head.0;
+                    break;
+                }
+                read = stored.chain.newest;
+                let Some(event) = page.shows(&stored) else { continue };
+                if shown.is_some_and(|shown| shown != event.previous) {
+                    return Ok(false);
+                }
+                shown = Some(event.position);
+                if !show(event) {
+                    return Ok(true);
+                }
+            }
+            if read >= page.chain.head.0 {
+                return Ok(true);
+            }
+            if read == before {
+                // Whoever answers lags, or the head's event has been trimmed. The leader knows.
+                let newest = self.newest(link, channel).await?;
+                if newest.is_some_and(|newest| newest.event.is_none() || newest.chain.head > page.chain.head) {
+                    return Ok(true);
+                }
+                sleep(LAG).await;
+            }
+        }
+    }
+
+    /// Messages of the channel from a sequence on, as many as come at once.
+    async fn batch(&self, link: &Link, channel: &ChannelName, from: u64) -> Result<Vec<Stored>, BrokerError> {
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.settings.prefix);
+        let mut question = json!({ "seq": from, "next_by_subj": self.log(channel) });
+        if self.one_by_one || !link.batches {
+            let message = link.ask(subject, None, question.to_string().into()).await?;
+            return match is_status(&message) {
+                None => Ok(vec![self.stored(channel, message)?]),
+                Some(StatusCode::NOT_FOUND) => Ok(Vec::new()),
+                Some(status) => Err(lost(&format!("history could not be read: {status}"))),
+            };
+        }
+        question["batch"] = BATCH.0.into();
+        question["max_bytes"] = BATCH.1.into();
+        let inbox = link.client.new_inbox();
+        let broke = |error: &dyn std::fmt::Display| lost(&format!("history could not be read: {error}"));
+        let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|error| broke(&error))?;
+        let asked = link
+            .client
+            .publish_with_reply(subject, inbox, question.to_string().into())
+            .await;
+        asked.map_err(|error| broke(&error))?;
+        let mut batch = Vec::new();
+        loop {
+            let message = tokio::select! {
+                message = answers.next() => message.ok_or_else(|| lost("the connection broke"))?,
+                () = link.dead.wait() => return Err(lost("the connection broke")),
+            };
+            match is_status(&message) {
+                None => batch.push(self.stored(channel, message)?),
+                Some(StatusCode::NOT_FOUND) => return Ok(batch),
+                Some(status) if status.as_u16() == END_OF_BATCH => return Ok(batch),
+                Some(StatusCode::NO_RESPONDERS) => {
+                    link.dead.tell();
+                    return Err(lost("nobody answers for the stream"));
+                }
+                Some(status) => return Err(broke(&status)),
+            }
+        }
+    }
+
+    async fn open(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
+        let link = self.connection.link().await?;
+        let subject = self.connection.live(&format!("c.{}", token(channel)));
+        let live = link.client.subscribe(subject).await;
+        let live = live.map_err(|error| lost("the connection broke").caused_by(error))?;
+        let head = self.chain(&link, channel).await?.head;
+        let (stop, stopped) = oneshot::channel();
+        let (sender, feed) = Feed::new(head, move || drop(stop));
+        tokio::spawn(carry(link, live, stopped, sender, head));
+        Ok(feed)
+    }
+}
+
+/// Carries what the stream tells to a feed, until something is missing, the connection is dead, or nobody listens any more.
+async fn carry(link: Arc<Link>, mut live: Subscriber, stopped: oneshot::Receiver<()>, feed: FeedSender, head: Position) {
+    let dead = link.dead.clone();
+    // Held by a quiet feed, it would keep a dead connection's client.
+    drop(link);
+    let mut last = head;
+    let carry = async {
+        while let Some(message) = live.next().await {
+            let stored = sequence_of(&message).and_then(|sequence| stored::read(sequence, message.payload));
+            let Some(stored) = stored else {
+                tracing::warn!(subject = %message.subject, "a message is not one of ours: its feed ends");
+                return;
+            };
+            let Some(event) = stored.event else { continue };
+            // Told before the head was read.
+            if event.position <= head {
+                continue;
+            }
+            let follows = event.previous == last;
+            last = event.position;
+            if !follows || !feed.push(event) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = carry => {}
+        _ = stopped => {}
+        () = dead.wait() => {}
+    }
+}
+
+/// What of a channel may be shown, and how it stands.
+struct Page {
+    history: History,
+    now: u64,
+    chain: Chain,
+}
+
+impl Page {
+    /// The event, if it is within what the rule keeps. The stream may keep more.
+    fn shows(&self, stored: &Stored) -> Option<Arc<Event>> {
+        let event = stored.event.as_ref()?;
+        let newer = self.chain.events.saturating_sub(stored.chain.events) as usize;
+        let bytes = self.chain.bytes.saturating_sub(stored.bytes_before);
+        let age = Duration::from_micros(self.now.saturating_sub(stored.written));
+        let kept = newer < self.history.events && bytes <= self.history.bytes as u64 && age <= self.history.age;
+        kept.then(|| event.clone())
+    }
+
+    fn replay(&self, events: Vec<Arc<Event>>, complete: bool, more: bool) -> Replay {
+        Replay {
+            events,
+            complete,
+            more,
+            head: self.chain.head,
+            ended: self.chain.ended,
+        }
+    }
+
+    fn newest(&self, events: Vec<Arc<Event>>) -> Replay {
+        let begin = events.first().map_or(self.chain.head, |oldest| oldest.previous);
+        self.replay(events, begin == self.chain.birth, false)
+    }
+}
+
+fn sequence_of(message: &Message) -> Option<u64> {
+    message.headers.as_ref()?.get(SEQUENCE)?.as_str().parse().ok()
+}
+
+fn late() -> BrokerError {
+    lost("no answer in time")
+}
+
+/// Something else writes to our subjects, or a later version of this program did.
+fn not_ours(channel: &ChannelName) -> BrokerError {
+    lost(&format!(
+        "the stream holds for the channel {channel} what Airwave did not write there: give it a prefix or an account of its own"
+    ))
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.connection.close();
+    }
+}
+
+#[async_trait]
+impl Broker for Nats {
+    fn name(&self) -> &'static str {
+        "nats"
+    }
+
+    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+        timeout(DEADLINE, self.append(channel, &publish))
+            .await
+            .unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
+        timeout(DEADLINE, self.open(channel)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+        timeout(READ_DEADLINE, self.read(channel, after, limit))
+            .await
+            .unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn ping(&self) -> Result<(), BrokerError> {
+        let ping = async {
+            let link = self.connection.link().await?;
+            self.connection.hears_itself(&link).await
+        };
+        timeout(DEADLINE, ping).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.connection.pulse.clone()
+    }
+}

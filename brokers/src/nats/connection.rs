@@ -1,0 +1,716 @@
+//! The connection to a server: opening it, judging what answers there, making the stream, finding out when it is dead.
+//!
+//! The client library would connect again by itself, and send then what was waiting: publishes that nobody expects any more. So a
+//! connection here lives once. When it breaks, or this node does not hear itself through the stream, all that hangs on it ends, and
+//! another one is made, at one of the servers.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use airwave_core::broker::{IDEMPOTENCY_WINDOW, Pulse};
+use airwave_core::{BrokerError, Rules};
+use async_nats::client::RequestErrorKind;
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, HeaderMap, Message, Request, StatusCode};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::settings::{Login, Settings};
+use super::stored::now;
+use super::{DEADLINE, HEAD_LIVES};
+
+/// For the way to one server and its greeting.
+const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
+
+/// How long a call waits for a connection before it says that there is none. Nothing has been sent then.
+const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
+
+/// Between tries to connect: from the first to the last, for ever, jittered.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// A connection that lived so long was a good one.
+const GOOD_AFTER: Duration = Duration::from_secs(5);
+
+/// How often this node publishes to itself, through the stream.
+const PROBE_EVERY: Duration = Duration::from_millis(750);
+
+/// How long a probe is waited for.
+const PROBE_WITHIN: Duration = Duration::from_secs(1);
+
+/// So many probes in a row unanswered, and the connection is dead: after three and a half seconds. More than one, so that a process that
+/// stood still itself does not take its server for dead.
+const PROBES_UNANSWERED: u32 = 2;
+
+/// What the server gives as reasons (`err_code`).
+pub(super) mod code {
+    pub(in crate::nats) const NOT_ENABLED: [u64; 2] = [10039, 10076];
+    pub(in crate::nats) const NO_SUCH_STREAM: u64 = 10059;
+    pub(in crate::nats) const NO_MESSAGE: u64 = 10037;
+    pub(in crate::nats) const NAME_TAKEN: u64 = 10058;
+    pub(in crate::nats) const SUBJECTS_TAKEN: u64 = 10065;
+    pub(in crate::nats) const WRONG_LAST: [u64; 2] = [10071, 10164];
+    pub(in crate::nats) const NO_SUCH_ROLLUP: u64 = 10111;
+    pub(in crate::nats) const SAME_KEY_UNDER_WAY: u64 = 10158;
+    pub(in crate::nats) const TOO_LARGE: u64 = 10054;
+}
+
+/// Why no broker could be made. The text says what to do, and holds no credentials.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The URL is not one.
+    #[error("the broker's URL {0}")]
+    Url(String),
+    /// Nobody answers there.
+    #[error("NATS at {address} cannot be reached: {reason}; start it, or correct the broker's URL")]
+    Unreachable {
+        /// Hosts and ports.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+    /// A server answers, but will not have us or cannot serve us.
+    #[error("NATS at {address} cannot be used: {reason}")]
+    Unusable {
+        /// Hosts and ports.
+        address: String,
+        /// What happened, and what to do.
+        reason: String,
+    },
+}
+
+pub(super) fn lost(what: &str) -> BrokerError {
+    BrokerError::unavailable(format!("NATS: {what}"))
+}
+
+/// Says once that a connection is of no use any more.
+#[derive(Default)]
+pub(super) struct Dead {
+    is: AtomicBool,
+    told: Notify,
+}
+
+impl Dead {
+    pub(super) fn tell(&self) {
+        self.is.store(true, Ordering::Release);
+        self.told.notify_waiters();
+    }
+
+    pub(super) fn is(&self) -> bool {
+        self.is.load(Ordering::Acquire)
+    }
+
+    pub(super) async fn wait(&self) {
+        let told = self.told.notified();
+        let mut told = std::pin::pin!(told);
+        // Listening before looking, or the word is lost between the two.
+        told.as_mut().enable();
+        if !self.is() {
+            told.await;
+        }
+    }
+}
+
+/// One connection.
+pub(super) struct Link {
+    pub(super) client: Client,
+    pub(super) dead: Arc<Dead>,
+    /// The server gives many messages for one question (2.11 and newer).
+    pub(super) batches: bool,
+    heard: watch::Sender<u64>,
+}
+
+/// What a server's refusal or answer is, as JSON says it.
+pub(super) enum Answer {
+    Done(Value),
+    Refused { code: u64, text: String },
+}
+
+impl Link {
+    /// Asks and waits for one answer, as long as the connection lives.
+    pub(super) async fn ask(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<Message, BrokerError> {
+        let mut request = Request::new().payload(payload).timeout(Some(DEADLINE));
+        if let Some(headers) = headers {
+            request = request.headers(headers);
+        }
+        let answer = tokio::select! {
+            answer = self.client.send_request(subject, request) => answer,
+            () = self.dead.wait() => return Err(lost("the connection broke")),
+        };
+        answer.map_err(|error| match error.kind() {
+            RequestErrorKind::MaxPayloadExceeded => BrokerError::rejected(format!(
+                "the message is larger than NATS takes ({} bytes with what is written beside it): raise max_payload in its configuration",
+                self.client.max_payload()
+            )),
+            RequestErrorKind::NoResponders => {
+                // The stream is gone or has no leader: whoever connects again looks, and makes it anew.
+                self.dead.tell();
+                lost("nobody answers for the stream")
+            }
+            _ => lost("no answer in time").caused_by(error),
+        })
+    }
+
+    /// The same of JetStream, which answers in JSON.
+    pub(super) async fn call(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<Answer, BrokerError> {
+        let message = self.ask(subject, headers, payload).await?;
+        let answer: Value =
+            serde_json::from_slice(&message.payload).map_err(|error| lost("an answer is no JSON").caused_by(error))?;
+        Ok(match answer.get("error") {
+            Some(error) => Answer::Refused {
+                code: error["err_code"].as_u64().unwrap_or(0),
+                text: error["description"].as_str().unwrap_or("no reason given").to_owned(),
+            },
+            None => Answer::Done(answer),
+        })
+    }
+
+    async fn api(&self, what: String, body: &Value) -> Result<Answer, BrokerError> {
+        let payload = if body.is_null() {
+            Bytes::new()
+        } else {
+            body.to_string().into()
+        };
+        self.call(format!("$JS.API.{what}"), None, payload).await
+    }
+}
+
+/// The way to the server, kept open by a task.
+pub(super) struct Connection {
+    pub(super) settings: Settings,
+    rules: Rules,
+    current: watch::Sender<Option<Arc<Link>>>,
+    /// The highest sequence that this node knows of. The stream never counts from below it again.
+    highest: AtomicU64,
+    /// The last token of the subjects of this node's probes.
+    node: String,
+    asked: AtomicU64,
+    pub(super) pulse: Pulse,
+}
+
+impl Connection {
+    /// The first connection, and the task that keeps one open.
+    pub(super) async fn connect(
+        settings: Settings,
+        rules: Rules,
+    ) -> Result<(Arc<Connection>, impl Future<Output = ()>), ConnectError> {
+        let connection = Arc::new(Connection {
+            settings,
+            rules,
+            current: watch::Sender::new(None),
+            highest: AtomicU64::new(0),
+            node: format!("{:016x}", random_bits()),
+            asked: AtomicU64::new(0),
+            pulse: Pulse::default(),
+        });
+        let first = connection.open(true).await?;
+        connection.current.send_replace(Some(first.clone()));
+        Ok((connection.clone(), connection.keep(first)))
+    }
+
+    /// The subject of a channel's messages in the stream.
+    pub(super) fn log(&self, what: &str) -> String {
+        format!("{}.log.{what}", self.settings.prefix)
+    }
+
+    /// The subject under which the stream tells them again.
+    pub(super) fn live(&self, what: &str) -> String {
+        format!("{}.live.{what}", self.settings.prefix)
+    }
+
+    /// The connection, if there is one soon.
+    pub(super) async fn link(&self) -> Result<Arc<Link>, BrokerError> {
+        let mut current = self.current.subscribe();
+        let wanted = current.wait_for(|now| now.as_ref().is_some_and(|now| !now.dead.is()));
+        match timeout(WAIT_FOR_CONNECTION, wanted).await {
+            Ok(Ok(now)) => now.clone().ok_or_else(|| lost("there is no connection")),
+            _ => Err(lost("there is no connection")),
+        }
+    }
+
+    /// Ends all that hangs on the connection.
+    pub(super) fn close(&self) {
+        if let Some(link) = self.current.send_replace(None) {
+            link.dead.tell();
+        }
+    }
+
+    /// The stream's sequences go up. One that does not, says that the stream has begun anew at an old number.
+    pub(super) fn went_up(&self, link: &Link, before: u64, sequence: u64) -> bool {
+        self.highest.fetch_max(sequence, Ordering::AcqRel);
+        if sequence <= before {
+            tracing::error!(server = %self.settings, "the stream gave a number again: it was lost or set back; it goes on above all it gave");
+            link.dead.tell();
+        }
+        sequence > before
+    }
+
+    pub(super) fn highest(&self) -> u64 {
+        self.highest.load(Ordering::Acquire)
+    }
+
+    async fn open(self: &Arc<Self>, first: bool) -> Result<Arc<Link>, ConnectError> {
+        let mut servers = self.settings.servers.clone();
+        // So that not all nodes go to the same one.
+        let turn = random_bits() % servers.len() as u64;
+        servers.rotate_left(usize::try_from(turn).unwrap_or(0));
+        let mut failure = None;
+        for server in &servers {
+            match self.open_at(server, first).await {
+                Ok(link) => return Ok(link),
+                // What a server says of itself is worth more than that another one does not answer.
+                Err(error @ ConnectError::Unusable { .. }) => failure = Some(error),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        Err(failure.unwrap_or_else(|| self.unreachable("no server is named")))
+    }
+
+    async fn open_at(self: &Arc<Self>, server: &str, first: bool) -> Result<Arc<Link>, ConnectError> {
+        let dead = Arc::new(Dead::default());
+        let options = self.options(dead.clone()).await?;
+        let scheme = if self.settings.tls { "tls" } else { "nats" };
+        let connecting = options.connect(format!("{scheme}://{server}"));
+        let client = match timeout(2 * CONNECT_WITHIN, connecting).await {
+            Ok(client) => client.map_err(|error| self.explain(&error))?,
+            Err(_) => return Err(self.unreachable("no answer in time")),
+        };
+        // With nowhere to go, the library gives up a broken connection at once, and all that still waits in it.
+        let nowhere: async_nats::ServerAddr = "nats://127.0.0.1:0".parse().map_err(|_| self.unreachable("no address"))?;
+        let told = timeout(CONNECT_WITHIN, client.set_server_pool(vec![nowhere])).await;
+        if !matches!(told, Ok(Ok(()))) {
+            return Err(self.unreachable("the connection broke"));
+        }
+        let info = client.server_info();
+        let version = version_of(&info.version);
+        if version < (2, 10) {
+            return Err(self.unusable(format!("it is version {}; install 2.10 or newer", info.version)));
+        }
+        let link = Arc::new(Link {
+            client,
+            dead,
+            batches: version >= (2, 11),
+            heard: watch::Sender::new(0),
+        });
+        self.examine(&link, first).await?;
+        self.listen_to_itself(&link).await?;
+        Ok(link)
+    }
+
+    async fn options(&self, dead: Arc<Dead>) -> Result<ConnectOptions, ConnectError> {
+        let settings = &self.settings;
+        // Rustls wants one provider for the process. An application that has chosen its own keeps it.
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            // Fails only if somebody else was faster, which is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let mut options = ConnectOptions::new()
+            .name("airwave")
+            .require_tls(settings.tls)
+            .connection_timeout(CONNECT_WITHIN)
+            .ignore_discovered_servers()
+            .max_reconnects(1)
+            .reconnect_delay_callback(|_| Duration::ZERO)
+            .event_callback(move |event| {
+                let dead = dead.clone();
+                async move {
+                    use async_nats::Event;
+                    // A slow consumer has lost messages, and which one it was cannot be told.
+                    if !matches!(event, Event::Connected | Event::ServerError(_) | Event::ClientError(_)) {
+                        dead.tell();
+                    }
+                }
+            });
+        if let Some(ca) = &settings.ca {
+            options = options.add_root_certificates(ca.clone());
+        }
+        // The library's errors might quote what the file holds.
+        let unread = |what: &str| {
+            self.unusable(format!(
+                "the file that the broker's URL names in {what} cannot be read as one; correct it"
+            ))
+        };
+        Ok(match &settings.login {
+            Login::None => options,
+            Login::Token(token) => options.token(token.clone()),
+            Login::Password(user, password) => options.user_and_password(user.clone(), password.clone()),
+            Login::Nkey(file) => {
+                let seed = std::fs::read_to_string(file).map_err(|_| unread("nkey"))?;
+                options.nkey(seed.trim().to_owned())
+            }
+            Login::Credentials(file) => options.credentials_file(file).await.map_err(|_| unread("creds"))?,
+        })
+    }
+
+    /// Whether JetStream is there and our stream is what it must be; makes it if it is missing.
+    async fn examine(&self, link: &Link, first: bool) -> Result<(), ConnectError> {
+        match link.api("INFO".into(), &Value::Null).await {
+            Ok(Answer::Done(_)) => {}
+            Ok(Answer::Refused { code, text }) if code::NOT_ENABLED.contains(&code) => {
+                return Err(self.unusable(format!(
+                    "JetStream is not enabled for this account ({text}); enable it in the account's configuration"
+                )));
+            }
+            Ok(Answer::Refused { text, .. }) => return Err(self.unreachable(text)),
+            Err(_) if link.dead.is() && !link.client.server_info().jetstream => {
+                return Err(
+                    self.unusable("it has no JetStream; start it with -js, or write jetstream {} into its configuration".into())
+                );
+            }
+            Err(error) => return Err(self.unreachable(error.message)),
+        }
+        let name = &self.settings.prefix;
+        for _ in 0..3 {
+            match self.info(link).await? {
+                Some(info) => return self.judge(link, &info, first).await,
+                None => {
+                    let mut wanted = self.wanted();
+                    wanted["first_seq"] = now().max(self.highest() + 1).into();
+                    tracing::info!(server = %self.settings, stream = name, "making the stream");
+                    match self.reached(link.api(format!("STREAM.CREATE.{name}"), &wanted).await)? {
+                        Answer::Done(_) => return Ok(()),
+                        // Another node was faster.
+                        Answer::Refused {
+                            code: code::NAME_TAKEN, ..
+                        } => {}
+                        Answer::Refused {
+                            code: code::SUBJECTS_TAKEN,
+                            ..
+                        } => {
+                            return Err(self.unusable(format!(
+                                "another stream takes the subjects {name}.log.>; delete that one, or choose another prefix (?prefix=NAME in the broker's URL)"
+                            )));
+                        }
+                        Answer::Refused { text, .. } => return Err(self.not_made(&text)),
+                    }
+                }
+            }
+        }
+        Err(self.unreachable("the stream comes and goes"))
+    }
+
+    async fn info(&self, link: &Link) -> Result<Option<Value>, ConnectError> {
+        match self.reached(link.api(format!("STREAM.INFO.{}", self.settings.prefix), &Value::Null).await)? {
+            Answer::Done(info) => Ok(Some(info)),
+            Answer::Refused {
+                code: code::NO_SUCH_STREAM,
+                ..
+            } => Ok(None),
+            Answer::Refused { text, .. } => Err(self.unreachable(text)),
+        }
+    }
+
+    fn not_made(&self, text: &str) -> ConnectError {
+        let (name, replicas, storage) = (&self.settings.prefix, self.settings.replicas, self.settings.storage);
+        self.unusable(format!(
+            "it does not make or change the stream {name} with replicas={replicas} and storage={storage} ({text}); give it as many servers \
+             and as much room as that takes, or write other replicas into the broker's URL"
+        ))
+    }
+
+    /// The stream as the rules want it. What differs between channels is done by us; this is the most that any of them keeps.
+    fn wanted(&self) -> Value {
+        let histories = self.rules.iter().map(|rule| rule.history).chain([Default::default()]);
+        let (events, age) = histories.fold((0, Duration::ZERO), |(events, age), history| {
+            (history.events.max(events), history.age.max(age))
+        });
+        let century = Duration::from_secs(100 * 365 * 24 * 3600);
+        let nanos = |duration: Duration| u64::try_from(duration.min(century).as_nanos()).unwrap_or(u64::MAX);
+        let settings = &self.settings;
+        let prefix = &settings.prefix;
+        json!({
+            "name": prefix,
+            "description": "Airwave: the events of all channels",
+            "subjects": [self.log(">")],
+            "retention": "limits",
+            "discard": "old",
+            "max_consumers": -1,
+            "max_msgs": -1,
+            "max_bytes": -1,
+            "max_msg_size": -1,
+            // One more for a mark.
+            "max_msgs_per_subject": events.min(1 << 40) + 1,
+            // The newest of a channel is its head: that outlives its history.
+            "max_age": nanos(HEAD_LIVES.max(age.saturating_mul(2))),
+            "duplicate_window": nanos(IDEMPOTENCY_WINDOW),
+            "storage": settings.storage,
+            "num_replicas": settings.replicas,
+            "allow_direct": true,
+            "allow_rollup_hdrs": true,
+            "republish": { "src": self.log(">"), "dest": self.live(">") },
+            "metadata": { "airwave-format": "1" },
+        })
+    }
+
+    async fn judge(&self, link: &Link, info: &Value, first: bool) -> Result<(), ConnectError> {
+        let (name, config, wanted) = (&self.settings.prefix, &info["config"], self.wanted());
+        let other_format = config["metadata"]["airwave-format"] != wanted["metadata"]["airwave-format"];
+        let shape = [
+            "subjects",
+            "retention",
+            "discard",
+            "allow_direct",
+            "republish",
+            "max_msgs",
+            "max_bytes",
+        ];
+        let foreign = shape.into_iter().find(|what| match *what {
+            "republish" => ["src", "dest"]
+                .iter()
+                .any(|side| config["republish"][side] != wanted["republish"][side]),
+            "max_msgs" | "max_bytes" => config[what].as_i64().is_some_and(|most| most > 0),
+            what => config[what] != wanted[what],
+        });
+        let foreign = foreign.or((other_format).then_some("metadata"));
+        if let Some(what) = foreign {
+            return Err(self.unusable(format!(
+                "its stream {name} is not as Airwave makes it ({what} differs); choose another prefix (?prefix=NAME in the broker's URL), or \
+                 delete the stream and all it holds (nats stream rm {name})"
+            )));
+        }
+        if config["storage"] != wanted["storage"] {
+            return Err(self.unusable(format!(
+                "its stream {name} has the storage {}, which cannot be changed; write storage={} into the broker's URL, or delete the stream \
+                 and all it holds (nats stream rm {name})",
+                config["storage"].as_str().unwrap_or("?"),
+                config["storage"].as_str().unwrap_or("?"),
+            )));
+        }
+        // A node that only comes back changes nothing: those that started since may have newer rules.
+        let limits = [
+            "max_msgs_per_subject",
+            "max_age",
+            "duplicate_window",
+            "num_replicas",
+            "allow_rollup_hdrs",
+        ];
+        if first && limits.iter().any(|what| config[what] != wanted[what]) {
+            let mut changed = config.clone();
+            for what in limits {
+                changed[what] = wanted[what].clone();
+            }
+            tracing::info!(server = %self.settings, stream = name, "changing the stream to what the rules say");
+            if let Answer::Refused { text, .. } = self.reached(link.api(format!("STREAM.UPDATE.{name}"), &changed).await)? {
+                return Err(self.not_made(&text));
+            }
+        }
+        self.set_forward(link, info).await
+    }
+
+    /// A stream in memory begins again at its first number when its servers restart, and gave all numbers from there before. So one that
+    /// never held anything since is sent ahead to the clock, and so is one that is behind what this node has seen.
+    async fn set_forward(&self, link: &Link, info: &Value) -> Result<(), ConnectError> {
+        let (first, last) = (
+            info["config"]["first_seq"].as_u64().unwrap_or(0),
+            info["state"]["last_seq"].as_u64().unwrap_or(0),
+        );
+        let untouched = info["config"]["storage"] == "memory" && last < first.max(1) && now().saturating_sub(first) > 1_000_000;
+        if !untouched && last >= self.highest() {
+            return Ok(());
+        }
+        let name = &self.settings.prefix;
+        let ahead = json!({ "seq": now().max(self.highest() + 1) });
+        tracing::warn!(server = %self.settings, stream = name, "the stream has lost what it held; it goes on above all it gave");
+        match self.reached(link.api(format!("STREAM.PURGE.{name}"), &ahead).await)? {
+            Answer::Done(_) => Ok(()),
+            Answer::Refused { text, .. } => Err(self.not_made(&text)),
+        }
+    }
+
+    fn reached(&self, answer: Result<Answer, BrokerError>) -> Result<Answer, ConnectError> {
+        answer.map_err(|error| self.unreachable(error.message))
+    }
+
+    fn unreachable(&self, reason: impl Into<String>) -> ConnectError {
+        ConnectError::Unreachable {
+            address: self.settings.to_string(),
+            reason: reason.into(),
+        }
+    }
+
+    fn unusable(&self, reason: String) -> ConnectError {
+        ConnectError::Unusable {
+            address: self.settings.to_string(),
+            reason,
+        }
+    }
+
+    fn explain(&self, error: &async_nats::ConnectError) -> ConnectError {
+        let text = format!("{error:?}").to_lowercase();
+        match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => self.unusable(
+                "it does not accept this user, or wants one; write user:password@, token@, nkey=FILE or creds=FILE into the broker's URL".into(),
+            ),
+            ConnectErrorKind::Tls | ConnectErrorKind::Io if text.contains("certificate") || text.contains("unknownissuer") => self.unusable(
+                "its TLS certificate is not accepted; name a host that it is for, and its authority's certificate with ca=FILE in the broker's URL"
+                    .into(),
+            ),
+            kind => self.unreachable(match kind {
+                ConnectErrorKind::TimedOut => "no answer in time".to_owned(),
+                _ => error.to_string(),
+            }),
+        }
+    }
+
+    /// Subscribes to this node's own probes.
+    async fn listen_to_itself(&self, link: &Arc<Link>) -> Result<(), ConnectError> {
+        let subscribing = link.client.subscribe(self.live(&format!("probe.{}", self.node)));
+        let Ok(Ok(mut probes)) = timeout(CONNECT_WITHIN, subscribing).await else {
+            return Err(self.unreachable("the connection broke"));
+        };
+        let (heard, dead) = (link.heard.clone(), link.dead.clone());
+        tokio::spawn(async move {
+            loop {
+                let probe = tokio::select! {
+                    probe = probes.next() => probe,
+                    () = dead.wait() => return,
+                };
+                let Some(probe) = probe else { return dead.tell() };
+                let number = std::str::from_utf8(&probe.payload)
+                    .ok()
+                    .and_then(|text| text.parse::<u64>().ok());
+                if let Some(number) = number {
+                    heard.send_modify(|heard| *heard = number.max(*heard));
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Publishes to itself through the stream, as events go, and waits until it hears that.
+    pub(super) async fn hears_itself(&self, link: &Link) -> Result<(), BrokerError> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut heard = link.heard.subscribe();
+        let mut headers = HeaderMap::new();
+        // Only the newest is kept.
+        headers.insert("Nats-Rollup", "sub");
+        let before = self.highest();
+        let subject = self.log(&format!("probe.{}", self.node));
+        match link.call(subject, Some(headers), number.to_string().into()).await? {
+            Answer::Done(ack) => {
+                if !self.went_up(link, before, ack["seq"].as_u64().unwrap_or(0)) {
+                    return Err(lost("the stream was lost"));
+                }
+            }
+            Answer::Refused { text, .. } => return Err(lost(&text)),
+        }
+        let heard = tokio::select! {
+            heard = timeout(PROBE_WITHIN, heard.wait_for(|heard| *heard >= number)) => heard.is_ok_and(|heard| heard.is_ok()),
+            () = link.dead.wait() => false,
+        };
+        if !heard {
+            // It was stored and not told: so may have been an event.
+            link.dead.tell();
+            return Err(lost("this node does not hear itself"));
+        }
+        self.pulse.heard();
+        Ok(())
+    }
+
+    async fn keep(self: Arc<Self>, mut link: Arc<Link>) {
+        let mut backoff = Backoff::new();
+        loop {
+            let why = self.watch(&link).await;
+            link.dead.tell();
+            self.current.send_replace(None);
+            drop(link);
+            tracing::warn!(server = %self.settings, why, "the connection is lost");
+            backoff.broke();
+            link = loop {
+                backoff.pause().await;
+                match self.open(false).await {
+                    Ok(opened) => break opened,
+                    Err(error) => backoff.failed(&error),
+                }
+            };
+            backoff.opened();
+            self.pulse.reconnected();
+            tracing::info!(server = %self.settings, "connected again");
+            self.current.send_replace(Some(link.clone()));
+        }
+    }
+
+    /// Comes back when the connection is dead; says why.
+    async fn watch(&self, link: &Link) -> &'static str {
+        let mut unanswered = 0;
+        loop {
+            tokio::select! {
+                () = link.dead.wait() => return "it broke",
+                () = sleep(PROBE_EVERY) => {}
+            }
+            match timeout(PROBE_WITHIN, self.hears_itself(link)).await {
+                Ok(Ok(())) => unanswered = 0,
+                _ if link.dead.is() => return "it broke, or this node does not hear itself any more",
+                _ => unanswered += 1,
+            }
+            if unanswered >= PROBES_UNANSWERED {
+                return "this node does not hear itself any more";
+            }
+        }
+    }
+}
+
+/// When to try again: soon, then less and less often, for ever. One that breaks at once does not begin anew.
+struct Backoff {
+    wait: Duration,
+    opened: Instant,
+    failed: u64,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self {
+            wait: BACKOFF.0,
+            opened: Instant::now(),
+            failed: 0,
+        }
+    }
+
+    /// The first failure of an outage is worth a warning, and then every minute or so.
+    fn failed(&mut self, error: &ConnectError) {
+        if self.failed.is_multiple_of(60) {
+            tracing::warn!(%error, tries = self.failed + 1, "cannot connect yet");
+        } else {
+            tracing::debug!(%error, tries = self.failed + 1, "cannot connect yet");
+        }
+        self.failed += 1;
+    }
+
+    fn opened(&mut self) {
+        self.opened = Instant::now();
+        self.failed = 0;
+    }
+
+    fn broke(&mut self) {
+        if self.opened.elapsed() >= GOOD_AFTER {
+            self.wait = BACKOFF.0;
+        }
+    }
+
+    async fn pause(&mut self) {
+        // Half to all of it, so that nodes which lost the same server do not come back together.
+        let random = random_bits() >> 11;
+        sleep(self.wait.mul_f64(0.5 + random as f64 / (1u64 << 54) as f64)).await;
+        self.wait = (self.wait * 2).min(BACKOFF.1);
+    }
+}
+
+/// Not for secrets: the standard library's hasher keys are random enough to spread things and to tell nodes apart.
+fn random_bits() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+fn version_of(text: &str) -> (u64, u64) {
+    let mut parts = text.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}
+
+/// Whether a message is only about the answer: its end, or that there is none.
+pub(super) fn is_status(message: &Message) -> Option<StatusCode> {
+    message.status.filter(|status| *status != StatusCode::OK)
+}

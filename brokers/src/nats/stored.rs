@@ -1,0 +1,244 @@
+//! What stands in the stream: events, and marks where a channel has a place without an event.
+//!
+//! A channel's newest message says all about the channel: where its head is, whether it has ended, how much was ever written. A
+//! message is written only if the one it builds on is still the channel's newest, so the chain that they tell is true.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use airwave_core::event::Key;
+use airwave_core::{ChannelName, Data, Event, EventName, Message, Position};
+use bytes::Bytes;
+
+/// What is known of a channel from its newest message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// The newest message's sequence, on which the next one must build; zero: there is none.
+    pub(super) newest: u64,
+    /// The newest event's position, or the birth.
+    pub(super) head: Position,
+    pub(super) birth: Position,
+    pub(super) ended: bool,
+    /// How many events there ever were, and what all of them weigh.
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+}
+
+impl Chain {
+    /// Of a channel without any message.
+    pub(super) const NONE: Chain = Chain {
+        newest: 0,
+        head: Position::ZERO,
+        birth: Position::ZERO,
+        ended: false,
+        events: 0,
+        bytes: 0,
+    };
+}
+
+/// One message of the stream.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Stored {
+    /// The chain with this message as its newest.
+    pub(super) chain: Chain,
+    /// What was written before this event, in bytes.
+    pub(super) bytes_before: u64,
+    /// When it was written, by the clock of the node that wrote it: µs since 1970.
+    pub(super) written: u64,
+    /// `None`: a mark.
+    pub(super) event: Option<Arc<Event>>,
+}
+
+pub(super) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The channel's name as one token of a subject: what is not a letter, a digit, `-` or `_` becomes `=` and two hexadecimal digits. No
+/// name can become a wildcard or another name's token, and the longest is 765 bytes, well below what a server takes.
+pub(super) fn token(channel: &ChannelName) -> String {
+    use std::fmt::Write;
+    let mut token = String::with_capacity(channel.as_str().len() + 16);
+    for byte in channel.as_str().bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
+            token.push(char::from(byte));
+        } else {
+            let _ = write!(token, "={byte:02X}"); // writing to a String cannot fail
+        }
+    }
+    token
+}
+
+/// Five numbers (previous or head, birth, bytes, events, clock), each before a colon; then, of an event, its kind, the lengths of name and
+/// key as two hexadecimal digits each, name, key, payload. The chain is the one before the event.
+pub(super) fn event(before: &Chain, message: &Message) -> Bytes {
+    let (name, key) = (message.event.as_str(), message.key.as_ref().map_or("", |key| key.as_str()));
+    let mut bytes = numbers(before).into_bytes();
+    bytes.reserve(5 + message.weight());
+    bytes.push(message.data.kind());
+    // Both are at most 255 bytes long, and a key is never empty.
+    bytes.extend_from_slice(format!("{:02x}{:02x}", name.len(), key.len()).as_bytes());
+    bytes.extend_from_slice(name.as_bytes());
+    bytes.extend_from_slice(key.as_bytes());
+    bytes.extend_from_slice(message.data.as_bytes());
+    bytes.into()
+}
+
+/// A mark: of the birth, if the chain has no head, or of a head whose event is not kept.
+pub(super) fn mark(chain: &Chain) -> Bytes {
+    let kind = if chain.ended { "E" } else { "M" };
+    (numbers(chain) + kind).into()
+}
+
+fn numbers(chain: &Chain) -> String {
+    format!("{}:{}:{}:{}:{}:", chain.head, chain.birth, chain.bytes, chain.events, now())
+}
+
+/// A message of the stream. `None`: it is not one of ours.
+pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
+    let mut parts = bytes.splitn(6, |byte| *byte == b':');
+    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
+    let (head, birth, bytes_before, events, written) = (number()?, number()?, number()?, number()?, number()?);
+    let rest = bytes.slice_ref(parts.next()?);
+    if *rest == b"M"[..] || *rest == b"E"[..] {
+        let place = |given: u64| Position(if given == 0 { sequence } else { given });
+        let chain = Chain {
+            newest: sequence,
+            head: place(head),
+            birth: place(birth),
+            ended: *rest == b"E"[..],
+            events,
+            bytes: bytes_before,
+        };
+        return Some(Stored {
+            chain,
+            bytes_before,
+            written,
+            event: None,
+        });
+    }
+    // A first event without a mark before it stands right behind its birth.
+    let place = |given: u64| Position(if given == 0 { sequence - 1 } else { given });
+    let event = Event {
+        position: Position(sequence),
+        previous: place(head),
+        message: message(&rest)?,
+    };
+    let chain = Chain {
+        newest: sequence,
+        head: event.position,
+        birth: place(birth),
+        ended: event.is_end(),
+        events: events.checked_add(1)?,
+        bytes: bytes_before.checked_add(event.message.weight() as u64)?,
+    };
+    Some(Stored {
+        chain,
+        bytes_before,
+        written,
+        event: Some(Arc::new(event)),
+    })
+}
+
+fn message(bytes: &Bytes) -> Option<Message> {
+    let length = |digits: &[u8]| usize::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+    let (kind, names) = (*bytes.first()?, 5 + length(bytes.get(1..3)?)?);
+    let keys = names + length(bytes.get(3..5)?)?;
+    let name = std::str::from_utf8(bytes.get(5..names)?).ok()?;
+    let key = std::str::from_utf8(bytes.get(names..keys)?).ok()?;
+    let key = if key.is_empty() { None } else { Some(Key::new(key).ok()?) };
+    Some(Message {
+        event: EventName::from_stored(name).ok()?,
+        data: Data::from_stored(kind, bytes.slice(keys..)).ok()?,
+        key,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use airwave_core::Publish;
+
+    use super::*;
+
+    const BEFORE: Chain = Chain {
+        newest: 40,
+        head: Position(30),
+        birth: Position(10),
+        ended: false,
+        events: 2,
+        bytes: 100,
+    };
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        let long = "x".repeat(255);
+        for (name, key, data) in [
+            ("said", None, Data::text("")),
+            ("said", Some("k:1"), Data::text("a:b:c\n")),
+            (&long[..], Some(&long[..]), Data::binary(vec![0, 255, b':'])),
+            ("s", Some("é"), Data::json_text("[1]").unwrap()),
+            ("M", None, Data::text("M")),
+        ] {
+            let message = Message {
+                event: EventName::new(name).unwrap(),
+                data,
+                key: key.map(|key| Key::new(key).unwrap()),
+            };
+            let stored = read(50, event(&BEFORE, &message)).unwrap();
+            let shown = stored.event.unwrap();
+            assert_eq!((shown.position.0, shown.previous.0), (50, 30));
+            assert_eq!(shown.message, message);
+            let bytes = 100 + message.weight() as u64;
+            let chain = Chain {
+                newest: 50,
+                head: Position(50),
+                events: 3,
+                bytes,
+                ..BEFORE
+            };
+            assert_eq!((stored.chain, stored.bytes_before), (chain, 100));
+        }
+        let end = read(50, event(&BEFORE, &Publish::end().message)).unwrap();
+        assert!(end.chain.ended);
+    }
+
+    #[test]
+    fn a_first_event_and_a_birth_find_their_places() {
+        let said = Message::new(EventName::new("said").unwrap(), Data::text(""));
+        let first = read(50, event(&Chain::NONE, &said)).unwrap();
+        assert_eq!((first.chain.birth.0, first.event.unwrap().previous.0), (49, 49));
+        let birth = read(50, mark(&Chain::NONE)).unwrap().chain;
+        assert_eq!((birth.newest, birth.head.0, birth.birth.0, birth.ended), (50, 50, 50, false));
+        let ended = Chain { ended: true, ..BEFORE };
+        assert_eq!(read(50, mark(&ended)).unwrap().chain, Chain { newest: 50, ..ended });
+    }
+
+    #[test]
+    fn what_is_not_ours_is_not_read() {
+        let whole = event(&BEFORE, &Message::new(EventName::new("said").unwrap(), Data::text("text")));
+        for length in 0..whole.len() - 4 {
+            assert_eq!(read(50, whole.slice(..length)), None, "the first {length} bytes of one");
+        }
+        for forged in [
+            "",
+            "M",
+            "1:1:1:1:1:",
+            "1:1:1:1:x:M",
+            "1:1:1:1:1:MM",
+            "1:1:1:1:1:x0100a",
+            "-1:1:1:1:1:M",
+            "1:1:1:1:1:t0101a\n",
+        ] {
+            assert_eq!(read(50, Bytes::copy_from_slice(forged.as_bytes())), None, "{forged}");
+        }
+    }
+
+    #[test]
+    fn names_are_one_literal_token_each() {
+        let token = |name: &str| token(&ChannelName::new(name).unwrap());
+        assert_eq!(token("orders/a.b_c-D:1"), "orders=2Fa=2Eb_c-D=3A1");
+        assert_ne!(token("a=2Fb"), token("a/b"));
+        let longest = token(&"~".repeat(255));
+        assert!(longest.len() == 765 && !longest.contains(['.', '*', '>', ' ']));
+    }
+}
