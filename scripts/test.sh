@@ -11,7 +11,7 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-all_gates=(fmt clippy boundaries doc test loom browser)
+all_gates=(fmt clippy boundaries doc test loom browser client)
 chosen=("${all_gates[@]}")
 if [[ $# -gt 0 ]]; then
   if [[ $1 == --list ]]; then
@@ -141,10 +141,13 @@ need_cc || lacks "missing: a C compiler, as rustc's linker"
 
 # What `cargo test` starts itself. A test of a broker says here what it needs.
 needs=()
-if is_chosen test; then
-  needs+=(redis_server nats_server)
+if is_chosen test || is_chosen client; then
+  needs+=(redis_server)
 fi
-if is_chosen browser; then
+if is_chosen test; then
+  needs+=(nats_server)
+fi
+if is_chosen browser || is_chosen client; then
   needs+=(chromium curl)
   if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
     lacks "missing: node and npm, 20 or newer"
@@ -165,12 +168,15 @@ else
   for _ in 1 2 3; do
     if bounded 600 cargo fetch --locked; then fetched=yes; break; fi
   done
-  if is_chosen browser && [[ -n $fetched ]]; then
-    fetched=
-    for _ in 1 2 3; do
-      if bounded 300 npm --prefix tests/browser ci --no-audit --no-fund --loglevel=error; then fetched=yes; break; fi
-    done
-  fi
+  for folder in tests/browser clients/typescript; do
+    if [[ $folder == tests/browser ]]; then of=browser; else of=client; fi
+    if is_chosen "$of" && [[ -n $fetched ]]; then
+      fetched=
+      for _ in 1 2 3; do
+        if bounded 300 npm --prefix "$folder" ci --no-audit --no-fund --loglevel=error; then fetched=yes; break; fi
+      done
+    fi
+  done
   [[ -n $fetched ]] || { prepared=; tell failed needs "the dependencies could not be fetched"; }
 fi
 
@@ -202,6 +208,15 @@ if [[ -n $prepared ]]; then
       gate browser 900 npm --prefix tests/browser test
     else
       tell failed browser "the airwave binary does not build"
+    fi
+  fi
+
+  if is_chosen client; then
+    if bounded 900 cargo build --locked --bin airwave && bounded 600 cargo build --locked --features typescript --example typed; then
+      gate client 300 npm --prefix clients/typescript test
+      gate client 300 cargo test --locked --features typescript --lib typescript
+    else
+      tell failed client "the airwave binary or its example does not build"
     fi
   fi
 

@@ -34,6 +34,8 @@ pub mod listener;
 mod live;
 mod pages;
 pub mod server;
+#[cfg(feature = "typescript")]
+pub mod typescript;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -231,6 +231,11 @@ impl Channel {
         self.publish_message(Message::json_of(event, value)?).await
     }
 
+    /// Publishes a value of an enum that has a variant for each event, `#[serde(tag = "event", content = "data")]`. Errors as for [`Channel::publish`].
+    pub async fn publish_typed<E: Serialize + ?Sized>(&self, event: &E) -> Result<Published, Refusal> {
+        self.publish_message(Message::of_typed(event)?).await
+    }
+
     /// Publishes a message of any kind. Errors as for [`Channel::publish`].
     pub async fn publish_message(&self, message: Message) -> Result<Published, Refusal> {
         self.publish_once(Publish::new(message)).await

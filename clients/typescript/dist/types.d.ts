@@ -65,10 +65,11 @@ interface StateChange {
   /** Why it is `waiting` or `refused`, if that is known. */
   readonly error?: AirwaveError;
 }
-/** Somebody who listens, as presence tells it. */
+/** Somebody who is in a channel, as presence tells it. */
 interface Member {
-  readonly user: string;
-  /** By how many connections. */
+  /** Null: the anonymous, who are counted together. */
+  readonly user: string | null;
+  /** By how many connections; 0 for one who has left. */
   readonly connections: number;
   /** What the application said of them. */
   readonly meta?: unknown;
@@ -76,8 +77,6 @@ interface Member {
 /** Who is there after a change, and the change. */
 interface Presence {
   readonly members: readonly Member[];
-  /** There are more than the server lists. */
-  readonly more: boolean;
   /** Who came, left or changed; none of them on the first list. */
   readonly joined?: Member;
   readonly left?: Member;

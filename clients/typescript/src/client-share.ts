@@ -1,6 +1,429 @@
-import type { Client, Relay } from "./client.js";
+// One connection for all tabs of a browser: the tab that holds a Web Lock leads and has the connections, the others hear through a BroadcastChannel.
+//
+// Every tab keeps its own cursors, so who leads may change at any time without a loss: whoever comes to lead, or to follow another leader, goes on behind its
+// own cursor. A tab that is not where the leader is (it begins afresh, with the channel's replay) has a connection of its own until it is.
 
-/** Carries this tab's channels over the connection of whichever tab leads. */
-export function share(_client: Client): Relay {
-  throw new Error("not built yet");
+import type { Client, Relay } from "./client.js";
+import type { Carrier, Subscription } from "./subscription.js";
+import type { AirwaveError, AnyEvent, AnyEvents, Channel, ChannelEvent, Code, Gap, Off, Presence, SendOptions, TransportName } from "./types.js";
+
+/** How long a leader may take to answer, before this tab helps itself. */
+const ANSWER_MS = 2_000;
+/** How often a follower looks whether its leader is alive. A leader that dies gives up its lock at once; one that hangs does not. */
+const LOOK_MS = 10_000;
+/** What is remembered of a channel while this tab catches up with the leader. */
+const KEPT = 1_000;
+
+type Relayed = AnyEvent<AnyEvents>;
+
+/** From a follower (`to` is the leader's business), or from the leader to all, or to one (`to`). */
+type Note =
+  | { do: "who" | "here" | "lead"; from: string }
+  | { do: "listen"; from: string; name: string; cursor: string | undefined; presence: boolean }
+  | { do: "leave"; from: string; name: string }
+  | { do: "base"; from: string; to: string; name: string; cursor: string | undefined; fresh: boolean; open: boolean; kind: TransportName | undefined; presence: Presence | undefined }
+  | { do: "event"; from: string; name: string; event: Relayed }
+  | { do: "open" | "resumed" | "waiting" | "end" | "stale"; from: string; name: string; cursor: string; kind: TransportName | undefined }
+  | { do: "refused"; from: string; name: string; error: Told }
+  | { do: "presence"; from: string; name: string; presence: Presence }
+  | { do: "send"; from: string; name: string; n: number; event: string; data: unknown; options: SendOptions }
+  | { do: "answer"; from: string; to: string; n: number; error?: Told; value?: unknown };
+
+/** An error as it crosses: classes do not. */
+interface Told {
+  code: Code;
+  message: string;
+}
+
+/** A channel that the leader hears for others. */
+interface Lent {
+  channel: Channel;
+  offs: Off[];
+  tabs: Set<string>;
+  presence: Presence | undefined;
+}
+
+/** A channel that this tab wants to hear through the leader. */
+interface Borrowed {
+  subscription: Subscription;
+  /** It is heard through the leader. */
+  adopted: boolean;
+  /** While this tab catches up: where the leader was, and what came since. */
+  base: string | undefined;
+  since: Relayed[];
+  offs: Off[];
+  timer: ReturnType<typeof setTimeout> | undefined;
+  kind: TransportName;
+}
+
+const at = (cursor: string | undefined): number => Number(cursor ?? -1);
+
+/** Carries this tab's channels over the connection of whichever tab leads. Rejects where the browser cannot do that. */
+export async function share(client: Client): Promise<Relay> {
+  if (!globalThis.navigator?.locks || !globalThis.BroadcastChannel) throw new Error("Web Locks or BroadcastChannel are missing");
+  const shared = new Shared(client);
+  await shared.known;
+  return shared;
+}
+
+class Shared implements Relay {
+  readonly known: Promise<void>;
+  #client: Client;
+  #me: string = Array.from({ length: 3 }, () => Math.random().toString(36).slice(2)).join("");
+  #air: BroadcastChannel;
+  #lock: string;
+  #stop = new AbortController();
+  #leads = false;
+  #leader: string | undefined;
+  #heard = true;
+  #missed = 0;
+  #look: ReturnType<typeof setInterval>;
+  #lent = new Map<string, Lent>();
+  #tabs = new Set<string>();
+  #borrowed = new Map<string, Borrowed>();
+  #asked = new Map<number, (note: { error?: Told; value?: unknown }) => void>();
+  #n = 0;
+  #found: () => void = () => {};
+
+  constructor(client: Client) {
+    this.#client = client;
+    this.#lock = `airwave:${client.url}`;
+    this.#air = new BroadcastChannel(this.#lock);
+    this.#air.onmessage = ({ data }: MessageEvent<Note>) => this.#hear(data);
+    const { signal } = this.#stop;
+    const { locks } = navigator;
+    const held = (): Promise<void> => new Promise((done) => signal.addEventListener("abort", () => done()));
+    this.known = new Promise((done) => {
+      this.#found = done;
+      // A leader that hangs: this tab helps itself, until another leads.
+      setTimeout(done, ANSWER_MS);
+    });
+    const lead = (): Promise<void> => {
+      this.#lead();
+      return held();
+    };
+    // Whoever waits for this lock learns that this tab is gone. So it is held before anybody hears of this tab.
+    const begin = (): Promise<void> => {
+      locks.request(this.#lock, { signal }, lead).catch(() => {});
+      this.#say({ do: "who", from: this.#me });
+      return held();
+    };
+    locks.request(this.#lock + this.#me, { signal }, begin).catch(() => {});
+    this.#look = setInterval(() => this.#lookAfter(), LOOK_MS);
+  }
+
+  #say(note: Note): void {
+    if (!this.#stop.signal.aborted) this.#air.postMessage(note);
+  }
+
+  close(): void {
+    clearInterval(this.#look);
+    this.#stop.abort();
+    this.#air.close();
+  }
+
+  takes(subscription: Subscription): boolean {
+    if (this.#leads || !this.#leader) return false;
+    this.#borrow(subscription);
+    return true;
+  }
+
+  over(subscription: Subscription): void {
+    const borrowed = this.#borrowed.get(subscription.name);
+    if (borrowed?.subscription !== subscription) return;
+    this.#forget(borrowed);
+    this.#say({ do: "leave", from: this.#me, name: subscription.name });
+  }
+
+  // ---- leading ------------------------------------------------------------------------------------------------------
+
+  #lead(): void {
+    this.#leads = true;
+    this.#leader = this.#me;
+    this.#found();
+    this.#say({ do: "lead", from: this.#me });
+    for (const { subscription, adopted } of this.#giveBack()) if (adopted) void this.#client.place(subscription, true);
+  }
+
+  #listen(note: Note & { do: "listen" }): void {
+    const { name, from: to, cursor, presence } = note;
+    let lent = this.#lent.get(name);
+    const wantsMore = lent && presence && !lent.presence;
+    const channel = lent?.channel ?? this.#client.channel(name, { presence, ...(cursor !== undefined && { after: cursor }) });
+    // Whether this tab's own application has it already is told by where it stands: nothing has been heard of one that was just made.
+    const fresh = !lent && channel.state === "connecting" && channel.transport === undefined && channel.cursor === cursor;
+    if (!lent) {
+      // Of one that this tab's application has already, only the members are known here.
+      const presence = channel.members.length ? { members: channel.members } : undefined;
+      lent = { channel, offs: [], tabs: new Set(), presence };
+      this.#lent.set(name, lent);
+      this.#tap(lent);
+    }
+    lent.tabs.add(to);
+    if (!this.#tabs.has(to)) {
+      this.#tabs.add(to);
+      const gone = (): void => {
+        this.#tabs.delete(to);
+        for (const lent of [...this.#lent.keys()]) this.#leave(lent, to);
+      };
+      navigator.locks.request(this.#lock + to, { signal: this.#stop.signal }, gone).catch(() => {});
+    }
+    const { transport: kind, state } = channel;
+    this.#say({ do: "base", from: this.#me, to, name, cursor: channel.cursor, fresh: fresh && !wantsMore, open: state === "open", kind, presence: lent.presence });
+  }
+
+  #tap(lent: Lent): void {
+    const { channel } = lent;
+    const { name } = channel;
+    const from = this.#me;
+    const tell = (what: "open" | "resumed" | "waiting" | "end" | "stale"): void => this.#say({ do: what, from, name, cursor: channel.cursor ?? "", kind: channel.transport });
+    const over = (): void => {
+      this.#lent.delete(name);
+    };
+    lent.offs = [
+      channel.on("*", (_, event) => this.#say({ do: "event", from, name, event })),
+      channel.on("state", ({ state }) => (state === "open" || state === "waiting") && tell(state)),
+      channel.on("resumed", () => tell("resumed")),
+      channel.on("stale", () => tell("stale")),
+      channel.on("presence", (presence) => {
+        lent.presence = { members: presence.members };
+        this.#say({ do: "presence", from, name, presence });
+      }),
+      channel.on("end", () => {
+        tell("end");
+        over();
+      }),
+      channel.on("error", ({ code, message }) => {
+        this.#say({ do: "refused", from, name, error: { code, message } });
+        over();
+      }),
+    ];
+  }
+
+  #leave(name: string, tab: string): void {
+    const lent = this.#lent.get(name);
+    if (!lent?.tabs.delete(tab) || lent.tabs.size) return;
+    this.#lent.delete(name);
+    for (const off of lent.offs) off();
+    lent.channel.close();
+  }
+
+  async #answer({ from: to, name, n, event, data, options }: Note & { do: "send" }): Promise<void> {
+    const note = { do: "answer" as const, from: this.#me, to, n };
+    const lent = this.#lent.get(name);
+    try {
+      if (!lent) throw { code: "disconnected", message: "this tab does not hear the channel" };
+      this.#say({ ...note, value: await lent.channel.send(event, data, options) });
+    } catch (error) {
+      const { code, message } = error as AirwaveError;
+      this.#say({ ...note, error: { code, message } });
+    }
+  }
+
+  // ---- following ----------------------------------------------------------------------------------------------------
+
+  #borrow(subscription: Subscription): void {
+    const { name, cursor, options } = subscription;
+    const timer = setTimeout(() => this.#alone(name), ANSWER_MS);
+    this.#borrowed.set(name, { subscription, adopted: false, base: undefined, since: [], offs: [], timer, kind: "sse" });
+    this.#say({ do: "listen", from: this.#me, name, cursor, presence: options.presence === true });
+  }
+
+  /** The leader does not answer, or cannot help with this channel: it is carried here. */
+  #alone(name: string): void {
+    const borrowed = this.#borrowed.get(name);
+    if (!borrowed) return;
+    this.#forget(borrowed);
+    this.#say({ do: "leave", from: this.#me, name });
+    if (!borrowed.subscription.line) void this.#client.place(borrowed.subscription, true);
+  }
+
+  #forget(borrowed: Borrowed): void {
+    this.#borrowed.delete(borrowed.subscription.name);
+    clearTimeout(borrowed.timer);
+    for (const off of borrowed.offs) off();
+  }
+
+  #based(note: Note & { do: "base" }): void {
+    const borrowed = this.#borrowed.get(note.name);
+    if (!borrowed || borrowed.adopted || borrowed.subscription.line) return;
+    clearTimeout(borrowed.timer);
+    const { subscription } = borrowed;
+    const { cursor: mine } = subscription;
+    if (note.kind) borrowed.kind = note.kind;
+    if (subscription.options.presence && !note.presence && !note.fresh) return this.#alone(note.name);
+    // Behind my cursor the leader tells everything; before it, it has told already.
+    const together = note.fresh || (mine === undefined ? note.cursor === undefined : note.cursor !== undefined && at(note.cursor) <= at(mine));
+    if (together) {
+      this.#adopt(borrowed, note.open);
+      if (note.presence) subscription.present(note.presence);
+      return;
+    }
+    borrowed.base = note.cursor;
+    const look = (): void => this.#catchUp(borrowed);
+    borrowed.offs = [subscription.on("*", look), subscription.on("state", look)];
+    void this.#client.place(subscription, true);
+  }
+
+  /** Where this tab's own connection has come to a place at which the leader was since we asked, the leader's events take over. */
+  #catchUp(borrowed: Borrowed): void {
+    const { subscription, base, since } = borrowed;
+    const { cursor, live, line } = subscription;
+    if (borrowed.adopted || !live || !line || cursor === undefined) return;
+    const i = cursor === base ? 0 : since.findIndex(({ id }) => id === cursor) + 1;
+    if (i === 0 && cursor !== base) return;
+    for (const off of borrowed.offs) off();
+    borrowed.offs = [];
+    borrowed.since = [];
+    // Not from within the event's own delivery, which others have still to hear.
+    queueMicrotask(() => {
+      if (subscription.isOver || this.#borrowed.get(subscription.name) !== borrowed) return;
+      const rest = since.slice(i);
+      subscription.line?.remove(subscription);
+      this.#adopt(borrowed, true);
+      for (const event of [...rest, ...borrowed.since]) this.#relay(borrowed, event);
+      borrowed.since = [];
+    });
+  }
+
+  #adopt(borrowed: Borrowed, open: boolean): void {
+    const { subscription } = borrowed;
+    borrowed.adopted = true;
+    subscription.line = this.#carrier(borrowed);
+    subscription.live = true;
+    if (open) {
+      if (subscription.cursor !== undefined) subscription.confirmed(subscription.cursor, true);
+      this.#flush(borrowed);
+    }
+  }
+
+  #carrier(borrowed: Borrowed): Carrier {
+    return {
+      get kind() {
+        return borrowed.kind;
+      },
+      up: true,
+      flush: () => this.#flush(borrowed),
+      remove: (subscription) => {
+        subscription.line = undefined;
+        subscription.live = false;
+      },
+    };
+  }
+
+  #flush({ subscription }: Borrowed): void {
+    for (const sending of [...subscription.outbox]) {
+      if (sending.sent) continue;
+      sending.sent = true;
+      const n = (this.#n += 1);
+      const { event, data, key, idempotencyKey, repeat, reply } = sending;
+      this.#asked.set(n, ({ error, value }) => sending.settle(error ? this.#client.error(error.code, error.message) : null, value));
+      this.#say({ do: "send", from: this.#me, name: subscription.name, n, event, data, options: { idempotencyKey, repeat, reply, ...(key !== undefined && { key }) } });
+    }
+  }
+
+  #relay({ subscription }: Borrowed, event: Relayed): void {
+    // A leader that began before my cursor tells what I have.
+    if (subscription.isOver || at(event.id) <= at(subscription.cursor)) return;
+    if (event.event === "airwave.gap") subscription.gap(event.data as Gap);
+    else subscription.heard(event as ChannelEvent);
+  }
+
+  /** All that went through the leader is this tab's again; what was on its way is unknown. */
+  #giveBack(): Borrowed[] {
+    const all = [...this.#borrowed.values()];
+    this.#asked.clear();
+    for (const borrowed of all) {
+      const { subscription, adopted } = borrowed;
+      this.#forget(borrowed);
+      if (!adopted) {
+        // On its way to be: it has a line of its own, or asks anew.
+        borrowed.adopted = !subscription.line;
+        continue;
+      }
+      subscription.line = undefined;
+      for (const sending of [...subscription.outbox]) this.#client.lost(sending);
+      subscription.down(undefined);
+    }
+    return all;
+  }
+
+  #lookAfter(): void {
+    if (this.#leads || !this.#leader) return;
+    this.#missed = this.#heard ? 0 : this.#missed + 1;
+    this.#heard = false;
+    this.#say({ do: "who", from: this.#me });
+    if (this.#missed < 2) return;
+    this.#leader = undefined;
+    for (const { subscription, adopted } of this.#giveBack()) if (adopted) void this.#client.place(subscription, true);
+  }
+
+  #hear(note: Note): void {
+    if (this.#leads) return this.#heardAsLeader(note);
+    if (note.do === "lead" || (note.do === "here" && this.#leader !== note.from)) {
+      const again = this.#giveBack().filter(({ adopted }) => adopted);
+      this.#leader = note.from;
+      this.#heard = true;
+      this.#found();
+      for (const { subscription } of again) this.#borrow(subscription);
+      return;
+    }
+    if (note.from !== this.#leader) return;
+    this.#heard = true;
+    if (note.do === "answer") {
+      if (note.to !== this.#me) return;
+      this.#asked.get(note.n)?.(note);
+      this.#asked.delete(note.n);
+      return;
+    }
+    if (!("name" in note)) return;
+    const borrowed = this.#borrowed.get(note.name);
+    if (!borrowed) return;
+    const { subscription } = borrowed;
+    if (note.do === "base") {
+      if (note.to === this.#me) this.#based(note);
+      return;
+    }
+    if (!borrowed.adopted) {
+      if (note.do !== "event") return;
+      borrowed.since.push(note.event);
+      if (borrowed.since.length > KEPT) borrowed.base = borrowed.since.shift()?.id;
+      this.#catchUp(borrowed);
+      return;
+    }
+    switch (note.do) {
+      case "event":
+        return this.#relay(borrowed, note.event);
+      case "open":
+      case "resumed":
+        if (note.kind) borrowed.kind = note.kind;
+        subscription.confirmed(subscription.cursor ?? note.cursor, note.do === "resumed");
+        return this.#flush(borrowed);
+      case "waiting":
+        return subscription.down(undefined);
+      case "stale":
+        return subscription.stale();
+      case "presence":
+        return subscription.present(note.presence);
+      case "end":
+        this.#forget(borrowed);
+        return subscription.ended(note.cursor);
+      case "refused":
+        this.#forget(borrowed);
+        return subscription.refused(this.#client.error(note.error.code, note.error.message));
+    }
+  }
+
+  #heardAsLeader(note: Note): void {
+    switch (note.do) {
+      case "who":
+        return this.#say({ do: "here", from: this.#me });
+      case "listen":
+        return this.#listen(note);
+      case "leave":
+        return this.#leave(note.name, note.from);
+      case "send":
+        return void this.#answer(note);
+    }
+  }
 }

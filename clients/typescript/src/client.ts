@@ -1,6 +1,6 @@
 // A client of one server: which line carries which channel, and what all lines need.
 
-import { isTemporary, type Line } from "./line.js";
+import { isTemporary, type Line, lost } from "./line.js";
 import { refusal, SocketLine, STATUS_CODES } from "./socket.js";
 import { StreamLine } from "./stream.js";
 import { type Info, type Owner, Subscription } from "./subscription.js";
@@ -17,7 +17,9 @@ export type TokenWanted = "same" | "new" | "refused";
 /** Carries channels over somebody else's line: another tab's (`share`). */
 export interface Relay {
   /** Takes the channel, or says no: then it is carried here. */
-  takes(subscription: Subscription, kind: TransportName): boolean;
+  takes(subscription: Subscription): boolean;
+  /** Nothing more comes on this channel. */
+  over(subscription: Subscription): void;
   close(): void;
 }
 
@@ -35,6 +37,7 @@ export class Client implements Airwave, Owner {
   blocked = false;
   #fetch: typeof fetch;
   #token: Promise<string | undefined> | undefined;
+  #asking = false;
   #subscriptions = new Map<string, Subscription>();
   #lines = new Set<Line>();
   #pauses = new Set<() => void>();
@@ -70,6 +73,7 @@ export class Client implements Airwave, Owner {
 
   over(subscription: Subscription): void {
     if (this.#subscriptions.get(subscription.name) === subscription) this.#subscriptions.delete(subscription.name);
+    this.relay?.over(subscription);
   }
 
   close(): void {
@@ -82,19 +86,21 @@ export class Client implements Airwave, Owner {
 
   // ---- which line ---------------------------------------------------------------------------------------------------
 
-  /** Finds the line that carries this channel from now on. */
-  async place(subscription: Subscription): Promise<void> {
+  /** Finds what carries this channel from now on. `alone`: not another tab. */
+  async place(subscription: Subscription, alone = false): Promise<void> {
     if (this.options.share) await (this.#ready ??= this.#share());
+    if (subscription.isOver || (!alone && this.relay?.takes(subscription))) return;
     const wanted = subscription.options.transport ?? this.options.transport ?? "auto";
     const kind = wanted === "auto" ? await this.#asked(subscription) : wanted;
-    if (!kind || subscription.isOver) return;
-    if (!this.relay?.takes(subscription, kind)) this.carry(subscription, kind);
+    if (kind && !subscription.isOver) this.carry(subscription, kind);
   }
 
   /** Puts the channel on a line of this client's own. */
   carry(subscription: Subscription, kind: TransportName): void {
-    let line = [...this.#lines].find((line) => line.kind === kind && line.members.size < CHANNELS_PER_LINE);
-    if (!line) this.#lines.add((line = kind === "sse" ? new StreamLine(this) : new SocketLine(this)));
+    const presence = subscription.options.presence === true;
+    const fits = (line: Line): boolean => line.kind === kind && line.members.size < CHANNELS_PER_LINE && !(line instanceof StreamLine && line.presence !== presence);
+    let line = [...this.#lines].find(fits);
+    if (!line) this.#lines.add((line = kind === "sse" ? new StreamLine(this, presence) : new SocketLine(this)));
     line.add(subscription);
   }
 
@@ -175,10 +181,16 @@ export class Client implements Airwave, Owner {
   async #share(): Promise<void> {
     try {
       const { share } = await import("./client-share.js");
-      this.relay = share(this);
+      this.relay = await share(this);
     } catch {
       // Each tab for itself, then: dearer, and otherwise the same.
     }
+  }
+
+  // What `share` needs of this module: a second copy of it would make errors that are of another class.
+  readonly lost: typeof lost = lost;
+  error(code: Code, message: string): AirwaveError {
+    return new AirwaveError(code, message);
   }
 
   // ---- what lines need ----------------------------------------------------------------------------------------------
@@ -214,12 +226,16 @@ export class Client implements Airwave, Owner {
   async token(wanted: TokenWanted): Promise<string | undefined> {
     const { token } = this.options;
     if (!token) return undefined;
-    if (wanted !== "same" || !this.#token) {
+    // Lines that connect together ask once.
+    if (!this.#token || wanted === "refused" || (wanted === "new" && !this.#asking)) {
+      this.#asking = true;
       this.#token = (async () => (await token(wanted === "refused")) ?? undefined)();
     }
     const asked = this.#token;
     try {
-      return await asked;
+      const given = await asked;
+      if (this.#token === asked) this.#asking = false;
+      return given;
     } catch (error) {
       if (this.#token === asked) this.#token = undefined;
       throw new AirwaveError("disconnected", `there is no token: ${error}`);

@@ -2,11 +2,13 @@
 
 import { fromBase64 } from "./bytes.js";
 import type { Client } from "./client.js";
-import type { Sending, Subscription } from "./subscription.js";
+import type { Carrier, Sending, Subscription } from "./subscription.js";
 import { AirwaveError, type Gap, type Member, type TransportName } from "./types.js";
 
 /** How long a connection may take to come about. */
 const CONNECT_MS = 10_000;
+/** How long a line without a channel is kept. */
+const LINGER_MS = 100;
 /** A line that held so long was a good one: the next wait begins small again. */
 const GOOD_MS = 5_000;
 
@@ -19,7 +21,7 @@ export function isTemporary({ code }: AirwaveError): boolean {
   return code === "unavailable" || code === "too-many" || code === "internal" || code === "disconnected";
 }
 
-export abstract class Line {
+export abstract class Line implements Carrier {
   abstract readonly kind: TransportName;
   readonly members: Map<string, Subscription> = new Map();
   up = false;
@@ -45,7 +47,6 @@ export abstract class Line {
   protected abstract cut(error?: AirwaveError): void;
   /** A channel has come (`added`) or gone. */
   protected abstract changed(subscription: Subscription, added: boolean): void;
-  /** Says what waits in a channel's outbox, if that can be said now. */
   abstract flush(subscription: Subscription): void;
   /** Something may have changed (the network, the page's visibility): is this line still alive? */
   abstract probe(): void;
@@ -66,7 +67,8 @@ export abstract class Line {
     this.changed(subscription, false);
     subscription.live = false;
     for (const sending of subscription.outbox) sending.sent = false;
-    if (!this.members.size) this.cut();
+    // Not at once: a page that shows something else closes one channel and opens another.
+    if (!this.members.size) setTimeout(() => this.members.size || this.cut(), LINGER_MS);
   }
 
   async #run(): Promise<void> {
@@ -103,13 +105,7 @@ export abstract class Line {
 
   /** The connection is gone: what was on its way over it is unknown. */
   protected broken(): void {
-    for (const { outbox } of this.members.values()) for (const sending of [...outbox]) this.lost(sending);
-  }
-
-  protected lost(sending: Sending): void {
-    if (!sending.sent) return;
-    sending.sent = false;
-    if (!sending.repeat) sending.settle(new AirwaveError("disconnected", "the line broke before the answer"));
+    for (const { outbox } of this.members.values()) for (const sending of [...outbox]) lost(sending);
   }
 
   /** The connection stands. */
@@ -158,17 +154,20 @@ export abstract class Line {
         for (const each of this.members.values()) each.stale();
         return;
       case "presence":
-        return live?.present({ members: frame["members"] as Member[], more: Boolean(frame["more"]) });
+        return live?.listed(frame["members"] as Member[], frame["more"] as boolean);
       case "join":
-        return live?.moved("joined", member_(frame));
+        return live?.moved("joined", frame["member"] as Member);
       case "leave":
-        return live?.moved("left", member_(frame));
+        return live?.moved("left", frame["member"] as Member);
       case "update":
-        return live?.moved("updated", member_(frame));
+        return live?.moved("updated", frame["member"] as Member);
     }
   }
 }
 
-function member_({ user, connections = 1, meta }: Frame): Member {
-  return { user, connections, meta } as Member;
+/** What carried this message is gone, and what became of it is unknown. */
+export function lost(sending: Sending): void {
+  if (!sending.sent) return;
+  sending.sent = false;
+  if (!sending.repeat) sending.settle(new AirwaveError("disconnected", "the line broke before the answer"));
 }

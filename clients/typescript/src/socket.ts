@@ -133,6 +133,8 @@ export class SocketLine extends Line {
   probe(): void {
     if (!this.up) return;
     const asked = Date.now();
+    // What was heard in this very millisecond is no answer.
+    this.last = asked - 1;
     this.#write('{"type":"ping"}');
     setTimeout(() => {
       if (this.up && this.last < asked) this.cut(new AirwaveError("disconnected", "a ping was not answered"));

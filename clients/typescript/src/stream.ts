@@ -1,6 +1,7 @@
 // Channels over one SSE stream, and their messages over POST: docs/protocol.md, sections 4 and 6.
 
 import { createParser, type EventSourceMessage } from "eventsource-parser";
+import type { Client } from "./client.js";
 import { type Frame, isTemporary, Line } from "./line.js";
 import { payload, refusal } from "./socket.js";
 import type { Sending, Subscription } from "./subscription.js";
@@ -14,10 +15,17 @@ const QUIET_MS = 20_000;
 
 export class StreamLine extends Line {
   readonly kind = "sse";
+  /** A stream tells of presence in all its channels or in none, and a rule without it refuses. */
+  readonly presence: boolean;
   #over: ((error: AirwaveError | undefined) => void) | undefined;
   #reopening: ReturnType<typeof setTimeout> | undefined;
   #speaking = new Set<Subscription>();
   #refusedToken = false;
+
+  constructor(client: Client, presence: boolean) {
+    super(client);
+    this.presence = presence;
+  }
 
   protected async connect(): Promise<void> {
     await new Promise((done) => setTimeout(done, COMING_MS));
@@ -30,7 +38,7 @@ export class StreamLine extends Line {
       query.append("channel", name);
       if (some) query.append("after", cursor ?? "");
     }
-    if (members.some(({ options }) => options.presence)) query.set("presence", "true");
+    if (this.presence) query.set("presence", "true");
     const url = `events?${query}`;
     const abort = new AbortController();
     try {
@@ -116,6 +124,7 @@ export class StreamLine extends Line {
       }),
     );
     this.again = members.length > this.members.size;
+    if (!this.again && error.code === "bad-request") for (const member of members) member.refused(error);
   }
 
   protected cut(error?: AirwaveError): void {

@@ -1,6 +1,5 @@
 // One channel, whatever carries it: its cursor, its listeners, and the messages that wait to be said.
 
-import type { Line } from "./line.js";
 import {
   AirwaveError,
   type AnyEvent,
@@ -23,6 +22,16 @@ export interface Owner {
   readonly queue: number;
   /** Called once, when nothing more comes. */
   over(subscription: Subscription): void;
+}
+
+/** What carries a channel: a line of this client's own, or another tab's. */
+export interface Carrier {
+  readonly kind: TransportName;
+  /** Messages can be said now. */
+  readonly up: boolean;
+  /** Says what waits in a channel's outbox, if that can be said now. */
+  flush(subscription: Subscription): void;
+  remove(subscription: Subscription): void;
 }
 
 /** What the channel's URL says about how to listen. */
@@ -61,7 +70,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
   cursor: string | undefined;
   state: State = "connecting";
   members: readonly Member[] = [];
-  line: Line | undefined;
+  line: Carrier | undefined;
   /** Confirmed on the present connection: what came before that is not this subscription's. */
   live = false;
   /** A fresh token has been tried since it was last confirmed. */
@@ -71,7 +80,8 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
   users = 1;
   readonly outbox: Sending[] = [];
   #owner: Owner;
-  #more = false;
+  /** The pages so far of a list of members that is not whole yet. */
+  #page: readonly Member[] | undefined;
   #wasDown = false;
   #listeners = new Map<string, Set<Listener>>();
   #readers = new Set<(event: AnyEvent<AnyEvents> | AirwaveError | null) => void>();
@@ -152,14 +162,14 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
 
   // ---- what the line tells ------------------------------------------------------------------------------------------
 
-  /** `shown`: whether the cursor that was given could be followed. */
+  /** `resumed`: the cursor that was given is followed. */
   confirmed(cursor: string, resumed: boolean): void {
     this.live = true;
     this.retried = false;
     // If the cursor could not be followed, the old one stays until the gap has been told: a line that breaks in between must not make it silent.
     if (resumed || this.cursor === undefined) this.cursor = cursor;
     const back = this.#wasDown && resumed;
-    this.#wasDown = false;
+    this.#wasDown &&= !resumed;
     this.become("open");
     if (back) this.#tell("!resumed", { channel: this.name, cursor });
   }
@@ -196,20 +206,27 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
 
   down(error: AirwaveError | undefined): void {
     this.live = false;
+    this.#page = undefined;
     this.#wasDown = true;
     this.become("waiting", error);
   }
 
+  /** A page of who is there. */
+  listed(members: readonly Member[], more: boolean): void {
+    const all = [...(this.#page ?? []), ...members];
+    this.#page = more ? all : undefined;
+    if (!more) this.present({ members: all });
+  }
+
   present(presence: Presence): void {
     this.members = presence.members;
-    this.#more = presence.more;
     this.#tell("!presence", presence);
   }
 
   /** Somebody came, left or changed. */
   moved(kind: "joined" | "left" | "updated", member: Member): void {
     const others = this.members.filter(({ user }) => user !== member.user);
-    this.present({ members: kind === "left" ? others : [...others, member], more: this.#more, [kind]: member });
+    this.present({ members: kind === "left" ? others : [...others, member], [kind]: member });
   }
 
   become(state: State, error?: AirwaveError): void {

@@ -97,10 +97,11 @@ export interface StateChange {
   readonly error?: AirwaveError;
 }
 
-/** Somebody who listens, as presence tells it. */
+/** Somebody who is in a channel, as presence tells it. */
 export interface Member {
-  readonly user: string;
-  /** By how many connections. */
+  /** Null: the anonymous, who are counted together. */
+  readonly user: string | null;
+  /** By how many connections; 0 for one who has left. */
   readonly connections: number;
   /** What the application said of them. */
   readonly meta?: unknown;
@@ -109,8 +110,6 @@ export interface Member {
 /** Who is there after a change, and the change. */
 export interface Presence {
   readonly members: readonly Member[];
-  /** There are more than the server lists. */
-  readonly more: boolean;
   /** Who came, left or changed; none of them on the first list. */
   readonly joined?: Member;
   readonly left?: Member;

@@ -5,13 +5,15 @@ import { existsSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { onTestFinished } from "vitest";
 
 const root = resolve(import.meta.dirname, "../../../..");
 const targetDir = resolve(root, process.env["CARGO_TARGET_DIR"] ?? "target");
 const binary = process.env["AIRWAVE_BIN"] ?? join(targetDir, "debug", "airwave");
+/** An example of the repository, beside that binary. */
+export const example = (name: string): string => join(dirname(binary), "examples", name);
 const redisServer = process.env["AIRWAVE_TEST_REDIS_SERVER"] ?? "/usr/bin/redis-server";
 
 /** Rules for every use that the tests make of channels. `more` stands before them. */
