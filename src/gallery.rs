@@ -17,14 +17,26 @@ use serde_json::{Value, json};
 #[path = "../examples/ai-tokens/main.rs"]
 mod ai_tokens;
 #[allow(dead_code)]
+#[path = "../examples/chat/main.rs"]
+mod chat;
+#[allow(dead_code)]
+#[path = "../examples/collab/main.rs"]
+mod collab;
+#[allow(dead_code)]
 #[path = "../examples/dashboard/main.rs"]
 mod dashboard;
 #[allow(dead_code)]
 #[path = "../examples/feed/main.rs"]
 mod feed;
 #[allow(dead_code)]
+#[path = "../examples/game/main.rs"]
+mod game;
+#[allow(dead_code)]
 #[path = "../examples/job-status/main.rs"]
 mod job_status;
+#[allow(dead_code)]
+#[path = "../examples/trading/main.rs"]
+mod trading;
 
 struct Example {
     name: &'static str,
@@ -52,6 +64,10 @@ const EXAMPLES: &[Example] = &[
     example!(job_status, "job-status"),
     example!(ai_tokens, "ai-tokens"),
     example!(feed, "feed"),
+    example!(chat, "chat"),
+    example!(collab, "collab"),
+    example!(game, "game"),
+    example!(trading, "trading"),
 ];
 
 /// The gallery as a server, until `shutdown`. `ready` is called once, with the address that is listened on.

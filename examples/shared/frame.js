@@ -104,10 +104,10 @@ const utf8 = new TextEncoder();
 const size = (data) => (data == null ? 0 : typeof data === "string" ? utf8.encode(data).length : (data.byteLength ?? data.size ?? 0));
 const frame = (payload) => payload + (payload < 126 ? 2 : payload < 65536 ? 4 : 10);
 
-/** A client and what it costs. `transport`: "sse", "websocket", or "auto", which is what the rule says. */
-export function metered(transport = "auto") {
+/** A client and what it costs. `transport`: "sse", "websocket", or "auto", which is what the rule says; `options`: more for the client (`token`). */
+export function metered(transport = "auto", options = {}) {
   const cost = new Cost();
-  const airwave = connect(new URL("/", location), { transport, fetch: cost.fetch, WebSocket: cost.WebSocket });
+  const airwave = connect(new URL("/", location), { ...options, transport, fetch: cost.fetch, WebSocket: cost.WebSocket });
   return { airwave, cost };
 }
 
@@ -126,12 +126,12 @@ export function calmly(paint) {
 
 /**
  * Fills `<header id="bar">` and gives `{ airwave, transport, watch }`. `recommended` is the matrix's transport; the address may ask for the other
- * (`?transport=websocket`). `watch(channel)` shows that channel's state in the bar, and its losses above the page.
+ * (`?transport=websocket`). `options`: more for the client (`token`). `watch(channel)` shows that channel's state in the bar, and its losses above the page.
  */
-export function open({ title, recommended }) {
+export function open({ title, recommended, ...options }) {
   const asked = new URLSearchParams(location.search).get("transport");
   const transport = asked === "sse" || asked === "websocket" ? asked : recommended;
-  const { airwave, cost } = metered(transport);
+  const { airwave, cost } = metered(transport, options);
 
   const home = make("a", { className: "home", href: "/", title: "All examples" }, mark(), make("span", {}, "Gallery"));
   const state = make("span", { className: "pill", id: "state" }, "connecting");

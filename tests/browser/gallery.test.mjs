@@ -145,6 +145,175 @@ const EXAMPLES = [
       for (const page of [a, b]) await text(page, ".item.unread[data-kind=commit]", /After the restart/);
     },
   },
+  {
+    name: "chat",
+    async works(a, b, server) {
+      const say = async (page, words) => {
+        await page.locator("#text").fill(words);
+        await page.locator("#text").press("Enter");
+      };
+      const sees = (page, words) => page.locator("#messages .text", { hasText: words }).waitFor();
+      await say(a, "Has anybody seen the aerial?");
+      await sees(b, "Has anybody seen the aerial?");
+      await b.locator("#text").pressSequentially("It is on");
+      await text(a, "#typing", /is typing/);
+      await say(b, "It is on the roof, where you left it.");
+      await sees(a, "It is on the roof");
+      await text(a, "#typing", /^$/);
+      assert.equal(await a.locator("#messages .pending").count(), 0);
+      // Who came second is shown both.
+      await b.locator("#people li").nth(1).waitFor();
+
+      // What was said before the page was opened comes as it is scrolled up, each message once and in its order.
+      for (let n = 1; n <= 75; n += 1) {
+        const said = await fetch(`${server.url}/channels/chat/rust`, {
+          method: "POST",
+          headers: { "content-type": "application/json", authorization: "Bearer Ferris" },
+          body: JSON.stringify({ event: "say", data: { text: `message ${n}.` } }),
+        });
+        assert.equal(said.status, 200);
+      }
+      await a.locator("#rooms a", { hasText: "rust" }).click();
+      await sees(a, "message 75.");
+      assert.equal(await a.locator("#messages .text", { hasText: "message 1." }).count(), 0);
+      for (const first of ["message 30.", "message 1."]) {
+        await a.locator("#scroll").evaluate((element) => (element.scrollTop = 0));
+        await a.locator("#messages .text", { hasText: first }).waitFor({ state: "attached" });
+      }
+      const all = await a.locator("#messages .text").allTextContents();
+      assert.deepEqual(all.filter((words) => words.startsWith("message")), Array.from({ length: 75 }, (_, n) => `message ${n + 1}.`));
+      await a.locator("#rooms a", { hasText: "lobby" }).click();
+      await sees(a, "It is on the roof");
+    },
+    async again(a, b) {
+      await a.locator("#text").fill("Is it back?");
+      await a.locator("#text").press("Enter");
+      await b.locator("#messages .text", { hasText: "Is it back?" }).waitFor();
+      // What was on the page before is still there.
+      assert.equal(await b.locator("#messages .text", { hasText: "It is on the roof" }).count(), 1);
+    },
+  },
+  {
+    name: "collab",
+    async works(a, b) {
+      const has = (page, wanted) => page.waitForFunction((w) => document.querySelector("#text").value === w, wanted);
+      const write = async (page, at, words) => {
+        await page.locator("#text").focus();
+        await page.keyboard.press(at);
+        await page.keyboard.type(words);
+      };
+      await write(a, "Control+End", "Dear all,\nthe mast is up.");
+      await has(b, "Dear all,\nthe mast is up.");
+      await write(b, "Control+End", "\nThe wind is not.");
+      await has(a, "Dear all,\nthe mast is up.\nThe wind is not.");
+      await a.locator("#mirror .caret").waitFor();
+      await b.locator("#mirror .caret").waitFor();
+      // Offline edits merge.
+      await b.locator("#line").click();
+      await write(b, "Control+End", "\nWritten in a tunnel.");
+      await write(a, "Control+Home", "Friday. ");
+      await text(b, "#status", /^Offline/);
+      assert.equal(await b.locator("#text").inputValue(), "Dear all,\nthe mast is up.\nThe wind is not.\nWritten in a tunnel.");
+      await b.locator("#line").click();
+      const merged = "Friday. Dear all,\nthe mast is up.\nThe wind is not.\nWritten in a tunnel.";
+      for (const page of [a, b]) {
+        await has(page, merged);
+        await text(page, "#status", /saved and shared/);
+      }
+      const late = await a.context().newPage();
+      await late.goto(a.url());
+      await has(late, merged);
+      await late.close();
+      await a.locator("#mirror .caret").waitFor();
+    },
+    async again(a, b) {
+      // The server has forgotten everything, and is told it again by whoever has it.
+      await a.locator("#text").focus();
+      await a.keyboard.press("Control+End");
+      await a.keyboard.type(" The end.");
+      for (const page of [a, b]) {
+        await page.waitForFunction(() => document.querySelector("#text").value.endsWith("tunnel. The end."));
+        await text(page, "#status", /saved and shared/);
+      }
+      const late = await a.context().newPage();
+      await late.goto(a.url());
+      await late.waitForFunction((all) => document.querySelector("#text").value === all, await a.locator("#text").inputValue());
+    },
+  },
+  {
+    name: "game",
+    async works(a, b, server) {
+      for (const [page, name] of [[a, "Ada"], [b, "Bob"]]) {
+        await page.locator("#name").fill(name);
+        await page.getByRole("button", { name: "Play" }).click();
+      }
+      await text(a, "#scores", /Ada/);
+      await text(b, "#scores", /Bob/);
+      for (const page of [a, b]) await text(page, "#rate", /[1-9]\d* states\/s · 8 players/);
+      // The server moves whoever steers, and tells everybody.
+      await a.keyboard.down("ArrowRight");
+      await a.keyboard.down("ArrowDown");
+      const told = await fetch(`${server.url}/channels/game/arena`, { headers: { accept: "text/event-stream" } });
+      let rest = "";
+      for await (const chunk of told.body.pipeThrough(new TextDecoderStream())) {
+        const lines = (rest + chunk).split("\n");
+        rest = lines.pop();
+        const states = lines.filter((line) => line.startsWith("data: ")).map((line) => JSON.parse(line.slice(6)));
+        if (states.some(({ name, vx, vy }) => name === "Ada" && vx > 20 && vy > 20)) break;
+      }
+      await a.keyboard.up("ArrowRight");
+      await a.keyboard.up("ArrowDown");
+    },
+    async again(a, b) {
+      // A server that knows nobody is told who plays.
+      for (const page of [a, b]) await text(page, "#rate", /· 8 players/);
+      await text(a, "#scores", /Ada/);
+      await text(b, "#scores", /Bob/);
+    },
+  },
+  {
+    name: "trading",
+    async works(a, b, server) {
+      for (const page of [a, b]) {
+        await page.locator("#symbols button[data-symbol=WAVE]").click();
+        await text(page, "#symbol", /^WAVE$/);
+        await text(page, "#spread", /spread/);
+        await page.locator("#quantity").fill("20");
+        await page.locator("#place").click();
+        await text(page, "#ack", /20 traded at .* acknowledged/);
+        await text(page, "#positions", /WAVE20/);
+        await text(page, "#trades", /WAVEbuy/);
+      }
+      // A limit far away waits, is seen in the account, and can be taken back.
+      await a.locator("#quantity").fill("7");
+      await a.locator("#price").fill("1.50");
+      await a.locator("#place").click();
+      await text(a, "#ack", /7 waiting/);
+      await text(a, "#open", /WAVEbuy71\.50/);
+      await a.locator("#open button").click();
+      await text(a, "#ack", /cancelled, 7 had not been traded/);
+      await text(a, "#open", /^none$/);
+      // And selling gives it back.
+      await b.locator(".sides label", { hasText: "Sell" }).click();
+      await b.locator("#place").click();
+      await text(b, "#ack", /20 traded/);
+      await text(b, "#positions", /^none$/);
+      // One waits in the picture.
+      await a.locator("#place").click();
+      await text(a, "#open", /WAVEbuy7/);
+      const account = await a.locator("#account").textContent();
+      const stranger = await fetch(`${server.url}/channels/trading/accounts/${account}`, { headers: { authorization: "Bearer somebody" } });
+      assert.equal(stranger.status, 403);
+    },
+    async again(a, b) {
+      // The exchange begins anew, and the page says so.
+      for (const page of [a, b]) await text(page, "#cash", /^100,000\.00$/);
+      await text(a, "#open", /^none$/);
+      await a.locator("#price").fill("");
+      await a.locator("#place").click();
+      await text(a, "#positions", /WAVE7/);
+    },
+  },
 ];
 
 describe("the gallery", { skip }, () => {

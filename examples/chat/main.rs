@@ -1,0 +1,199 @@
+//! Rooms to talk in: who is there, who is typing, and what was said before. `cargo run --example chat`
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use airwave::config::Sources;
+use airwave::{Airwave, Builder, Channel, Client, Code, Config, ConnectRequest, Handler, Identity, Key, Message, Refusal, Reply};
+use axum::Router;
+use axum::response::Redirect;
+use axum::routing::get;
+use serde::{Deserialize, Serialize};
+
+/// The rooms there are. A stranger makes no new ones.
+const ROOMS: [&str; 4] = ["lobby", "rust", "music", "night-shift"];
+const MAX_TEXT: usize = 2000;
+const MAX_PAGE: usize = 50;
+
+/// What clients send.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Say {
+    text: String,
+}
+
+/// Asks for messages before one that is known.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Earlier {
+    before: String,
+    limit: usize,
+}
+
+/// What everybody hears.
+#[derive(Serialize, Deserialize)]
+struct Said {
+    from: String,
+    text: String,
+    /// Milliseconds since 1970.
+    at: u128,
+}
+
+/// One room.
+struct Room;
+
+#[airwave::async_trait]
+impl Handler for Room {
+    async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
+        who(request)
+    }
+
+    async fn subscribe(&self, _client: &Client, channel: &Channel) -> Result<(), Refusal> {
+        exists(channel)
+    }
+
+    async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
+        exists(channel)?;
+        match message.event.as_str() {
+            "say" => {
+                let Say { text } = message.json()?;
+                let text = text.trim();
+                if text.is_empty() || text.len() > MAX_TEXT {
+                    return Err(Refusal::bad_request(format!("say something, in at most {MAX_TEXT} bytes")));
+                }
+                channel.publish("said", &said(name(client)?, text)).await?;
+                Ok(Reply::done())
+            }
+            // The history over HTTP goes forwards from a cursor. A page that is scrolled up goes backwards: that is a word with this handler.
+            "earlier" => {
+                let Earlier { before, limit } = message.json()?;
+                let before = before
+                    .parse()
+                    .map_err(|_| Refusal::bad_request("'before' is the id of a message"))?;
+                let kept = channel.history(None, channel.rule().history.events).await?;
+                let older = kept.events.iter().take_while(|event| event.position < before);
+                let older: Vec<_> = older
+                    .filter_map(|event| Some((event.position.to_string(), event.message.json::<Said>().ok()?)))
+                    .collect();
+                let first = older.len().saturating_sub(limit.clamp(1, MAX_PAGE));
+                Ok(Reply::json(
+                    &serde_json::json!({"messages": &older[first..], "more": first > 0}),
+                )?)
+            }
+            other => Err(Refusal::bad_request(format!(
+                "a room knows 'say' and 'earlier', not '{other}'"
+            ))),
+        }
+    }
+}
+
+/// Who is typing in a room.
+struct Typing;
+
+#[airwave::async_trait]
+impl Handler for Typing {
+    async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
+        who(request)
+    }
+
+    async fn subscribe(&self, _client: &Client, channel: &Channel) -> Result<(), Refusal> {
+        exists(channel)
+    }
+
+    async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
+        exists(channel)?;
+        let (on, from) = (message.json::<bool>()?, name(client)?);
+        let typing = Message::json_of("typing", &serde_json::json!({"from": from, "on": on}))?;
+        channel.publish_message(typing.with_key(Key::new(from)?)).await?;
+        Ok(Reply::done())
+    }
+}
+
+/// Whoever comes says what to call them, and is believed: the place for a real check of a real token.
+fn who(request: &ConnectRequest) -> Result<Identity, Refusal> {
+    let Some(name) = request.bearer_token() else {
+        return Ok(Identity::anonymous());
+    };
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 24 || !name.chars().all(good) {
+        return Err(Refusal::bad_request("a name has 1 to 24 letters, digits, '-', '_' and '.'"));
+    }
+    Ok(Identity::user(name))
+}
+
+fn name(client: &Client) -> Result<&str, Refusal> {
+    client
+        .user()
+        .ok_or_else(|| Refusal::forbidden("say who you are: show a name as bearer token"))
+}
+
+fn exists(channel: &Channel) -> Result<(), Refusal> {
+    match channel.param("room") {
+        Some(room) if ROOMS.contains(&room) => Ok(()),
+        _ => Err(Refusal::new(
+            Code::UnknownChannel,
+            format!("there is no such room: there are {}", ROOMS.join(", ")),
+        )),
+    }
+}
+
+fn said(from: &str, text: &str) -> Said {
+    let at = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis());
+    Said {
+        from: from.to_owned(),
+        text: text.to_owned(),
+        at,
+    }
+}
+
+pub fn add(builder: Builder) -> Builder {
+    builder.handle("chat/{room}", Room).handle("chat/{room}/typing", Typing)
+}
+
+/// Somebody says the first word in a room that is empty.
+pub fn start(airwave: &Airwave) {
+    let airwave = airwave.clone();
+    tokio::spawn(async move {
+        for room in ROOMS {
+            let Ok(channel) = airwave.channel(&format!("chat/{room}")) else {
+                return;
+            };
+            if channel.history(None, 1).await.is_ok_and(|kept| kept.events.is_empty()) {
+                let welcome = format!("Welcome to #{room}. Open this page in a second window and talk to yourself.");
+                drop(channel.publish("said", &said("airwave", &welcome)).await);
+            }
+        }
+    });
+}
+
+pub fn page() -> Router {
+    airwave::pages(
+        "/chat/",
+        &[
+            ("index.html", include_str!("page/index.html")),
+            ("page.js", include_str!("page/page.js")),
+            ("preview.js", include_str!("page/preview.js")),
+            ("page.css", include_str!("page/page.css")),
+            ("frame.js", include_str!("../shared/frame.js")),
+            ("style.css", include_str!("../shared/style.css")),
+        ],
+    )
+}
+
+#[tokio::main]
+async fn main() -> airwave::Result<()> {
+    let config = Config::load(&Sources::of_file("airwave.toml", include_str!("airwave.toml")).with_environment())?;
+    let airwave = add(Airwave::from_config(config)).build().await?;
+    start(&airwave);
+    let front = Router::new().route("/", get(async || Redirect::temporary("/chat/")));
+    airwave
+        .serve_until(
+            front.merge(page()).merge(airwave.router()),
+            airwave::server::asked_to_end(),
+            |address| {
+                println!("open http://{address}/chat/");
+            },
+        )
+        .await
+}

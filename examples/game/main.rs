@@ -1,0 +1,173 @@
+//! An arena for many players at sixty updates a second, decided here and nowhere else. `cargo run --example game`
+
+mod world;
+
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use airwave::config::Sources;
+use airwave::{
+    Airwave, Builder, Channel, Client, Code, Config, ConnectRequest, Handler, Identity, Key, LeaveReason, Message, Refusal, Reply,
+};
+use axum::Router;
+use axum::response::Redirect;
+use axum::routing::get;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+use world::{SIZE, Steer, TICKS, World};
+
+const ARENA: &str = "game/arena";
+
+/// The one arena of this server.
+static WORLD: LazyLock<Mutex<World>> = LazyLock::new(|| Mutex::new(World::new(0x5eed)));
+/// Somebody began to watch.
+static WATCHED: Notify = Notify::const_new();
+
+fn world() -> MutexGuard<'static, World> {
+    WORLD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Players;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Enter {
+    name: String,
+}
+
+#[airwave::async_trait]
+impl Handler for Players {
+    /// Each tab is a player, by an id of its own making. Without one it may watch.
+    async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
+        match request.bearer_token() {
+            None => Ok(Identity::anonymous()),
+            Some(id) if (8..=40).contains(&id.len()) && id.chars().all(|c| c.is_ascii_alphanumeric()) => Ok(Identity::user(id)),
+            Some(_) => Err(Refusal::bad_request("a player's id has 8 to 40 letters and digits")),
+        }
+    }
+
+    async fn subscribe(&self, client: &Client, channel: &Channel) -> Result<(), Refusal> {
+        if channel.name().as_str() != ARENA {
+            return Err(Refusal::new(Code::UnknownChannel, format!("there is one arena: {ARENA}")));
+        }
+        world().watch(client.user().unwrap_or_default());
+        WATCHED.notify_one();
+        Ok(())
+    }
+
+    async fn message(&self, client: &Client, _channel: &Channel, message: Message) -> Result<Reply, Refusal> {
+        let id = client
+            .user()
+            .ok_or_else(|| Refusal::forbidden("whoever plays shows an id as bearer token"))?;
+        let mut world = world();
+        match message.event.as_str() {
+            "enter" => {
+                let Enter { name } = message.json()?;
+                if name.trim().is_empty() || name.chars().count() > 16 {
+                    return Err(Refusal::bad_request("a name has 1 to 16 characters"));
+                }
+                if !world.is_watched_by(id) {
+                    return Err(Refusal::forbidden("whoever plays listens: subscribe first"));
+                }
+                if !world.enter(id, name.trim()) {
+                    return Err(Refusal::new(Code::TooMany, "the arena is full"));
+                }
+                Ok(Reply::json(&serde_json::json!({"size": SIZE, "ticks": TICKS}))?)
+            }
+            "steer" => match world.steer(id, message.json::<Steer>()?) {
+                true => Ok(Reply::done()),
+                false => Err(Refusal::forbidden("enter first")),
+            },
+            other => Err(Refusal::bad_request(format!(
+                "the arena knows 'enter' and 'steer', not '{other}'"
+            ))),
+        }
+    }
+
+    async fn unsubscribe(&self, client: &Client, channel: &Channel, _reason: LeaveReason) {
+        let id = client.user().unwrap_or_default();
+        // Another connection of theirs may still be there.
+        if !world().unwatch(id) {
+            return;
+        }
+        // In an outage nobody hears of it; the page lets players fade that are silent.
+        drop(tell(channel, "left", id, &serde_json::json!({"id": id})).await);
+    }
+}
+
+/// Of what is said with the same key only the newest is sent to whom the earlier has not been sent.
+async fn tell<T: Serialize>(channel: &Channel, event: &str, key: &str, value: &T) -> Result<(), Refusal> {
+    if key.is_empty() {
+        return Ok(());
+    }
+    channel
+        .publish_message(Message::json_of(event, value)?.with_key(Key::new(key)?))
+        .await?;
+    Ok(())
+}
+
+pub fn add(builder: Builder) -> Builder {
+    builder.handle("game/{arena}", Players)
+}
+
+/// Moves the world while somebody watches it.
+pub fn start(airwave: &Airwave) {
+    let Ok(channel) = airwave.channel(ARENA) else { return };
+    tokio::spawn(async move {
+        let mut clock = tokio::time::interval(Duration::from_secs(1) / TICKS);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            clock.tick().await;
+            let told = {
+                let mut world = world();
+                world
+                    .is_watched()
+                    .then(|| (world.tick(), world.players().cloned().collect::<Vec<_>>()))
+            };
+            let Some((sparks, players)) = told else {
+                WATCHED.notified().await;
+                continue;
+            };
+            // What cannot be told now is told anew in a moment.
+            for player in &players {
+                drop(tell(&channel, "player", &player.id, player).await);
+            }
+            for spark in &sparks {
+                drop(tell(&channel, "spark", &format!("spark-{}", spark.id), spark).await);
+            }
+        }
+    });
+}
+
+pub fn page() -> Router {
+    airwave::pages(
+        "/game/",
+        &[
+            ("index.html", include_str!("page/index.html")),
+            ("page.js", include_str!("page/page.js")),
+            ("arena.js", include_str!("page/arena.js")),
+            ("preview.js", include_str!("page/preview.js")),
+            ("page.css", include_str!("page/page.css")),
+            ("frame.js", include_str!("../shared/frame.js")),
+            ("style.css", include_str!("../shared/style.css")),
+        ],
+    )
+}
+
+#[tokio::main]
+async fn main() -> airwave::Result<()> {
+    let config = Config::load(&Sources::of_file("airwave.toml", include_str!("airwave.toml")).with_environment())?;
+    let airwave = add(Airwave::from_config(config)).build().await?;
+    start(&airwave);
+    let front = Router::new().route("/", get(async || Redirect::temporary("/game/")));
+    airwave
+        .serve_until(
+            front.merge(page()).merge(airwave.router()),
+            airwave::server::asked_to_end(),
+            |address| {
+                println!("open http://{address}/game/");
+            },
+        )
+        .await
+}
