@@ -149,7 +149,7 @@ mod redis_cluster {
         let fixture = OneCluster(cluster);
         let mut broken = Vec::new();
         for clause in CLAUSES {
-            match clause.judge(&fixture).await {
+            match clause.judge_and_record("redis_cluster", &fixture).await {
                 Verdict::Held => {}
                 Verdict::Skipped(fault) => panic!("{}: this fixture makes {fault:?}", clause.name),
                 Verdict::Broken(why) => broken.push(format!("{}: {why}", clause.name)),
@@ -320,7 +320,7 @@ async fn nats_reads_history_one_by_one() {
         "history_is_trimmed_by_bytes",
         "history_is_trimmed_by_age",
     ] {
-        airwave_core::conformance::clause(name).prove(&fixture).await;
+        airwave_core::conformance::clause(name).prove("nats_2_10", &fixture).await;
     }
 }
 
@@ -346,7 +346,7 @@ async fn nats_keeps_the_contract_on_a_cluster() {
         "any_sequence_of_calls_agrees_with_a_list",
         "after_a_wipe_nothing_old_goes_on",
     ] {
-        airwave_core::conformance::clause(name).prove(&fixture).await;
+        airwave_core::conformance::clause(name).prove("nats_cluster", &fixture).await;
     }
 }
 

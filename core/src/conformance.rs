@@ -23,7 +23,7 @@
 //! # Running it
 //!
 //! A broker's tests give a [`Fixture`], whose brokers are made with [`rules`], and call
-//! [`conformance_tests!`](crate::conformance_tests), which makes a test of each clause. [`table`] shows clauses against brokers.
+//! [`conformance_tests!`](crate::conformance_tests), which makes a test of each clause, in a module that bears the broker's name. [`table`] shows clauses against brokers.
 //! Names are new in every run, so a server may be shared and used again; clauses that break things need one of their own.
 //! No clause depends on speed: a wait is for an event, and [`PATIENCE`] only turns a hang into a failure.
 
@@ -33,6 +33,7 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -49,6 +50,9 @@ use crate::rule::{History, Rule, Rules, TransportName};
 
 /// How long a clause waits for anything. It decides nothing but when a hang is called one.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The environment variable that names a folder into which tests write their verdicts.
+pub const RECORD: &str = "AIRWAVE_CONFORMANCE_RECORD";
 
 /// How long a whole clause may take.
 const CLAUSE_BOUND: Duration = Duration::from_secs(180);
@@ -128,15 +132,39 @@ impl Clause {
         }
     }
 
-    /// Runs the clause as a test. A skip is printed.
+    /// [`Clause::judge`], and with [`RECORD`] in the environment the verdict is written down under the broker's name, for [`recorded_table`].
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub async fn judge_and_record(&self, broker: &str, fixture: &dyn Fixture) -> Verdict {
+        let verdict = self.judge(fixture).await;
+        if let Some(folder) = std::env::var_os(RECORD) {
+            let folder = PathBuf::from(folder).join(broker);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(self.name), verdict.to_string()).unwrap();
+        }
+        verdict
+    }
+
+    /// Runs the clause as a test, for the broker of this name. A skip is printed.
     ///
     /// # Panics
     /// If the clause is broken, with its name.
-    pub async fn prove(&self, fixture: &dyn Fixture) {
-        match self.judge(fixture).await {
+    pub async fn prove(&self, broker: &str, fixture: &dyn Fixture) {
+        match self.judge_and_record(broker, fixture).await {
             Verdict::Held => {}
             Verdict::Skipped(fault) => eprintln!("skipped: {}, because this fixture makes no {fault:?}", self.name),
             Verdict::Broken(why) => panic!("{}: {why}", self.name),
+        }
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Verdict::Held => f.write_str("held"),
+            Verdict::Skipped(fault) => write!(f, "skipped (no {fault:?})"),
+            Verdict::Broken(_) => f.write_str("BROKEN"),
         }
     }
 }
@@ -162,26 +190,44 @@ impl Watchdog {
 
 /// Runs every clause over every fixture and gives a Markdown table of the verdicts, then why those that are broken are.
 pub async fn table(fixtures: &[(&str, &dyn Fixture)]) -> String {
-    let mut table = String::from("| clause |");
+    let mut verdicts = HashMap::new();
     let mut reasons = String::new();
-    for (broker, _) in fixtures {
-        let _ = write!(table, " {broker} |"); // writing to a String cannot fail
-    }
-    let _ = write!(table, "\n|---|{}", "---|".repeat(fixtures.len()));
     for clause in CLAUSES {
-        let _ = write!(table, "\n| {} |", clause.name.replace('_', " "));
         for (broker, fixture) in fixtures {
-            let _ = match clause.judge(*fixture).await {
-                Verdict::Held => write!(table, " held |"),
-                Verdict::Skipped(fault) => write!(table, " skipped (no {fault:?}) |"),
-                Verdict::Broken(why) => {
-                    let _ = write!(reasons, "\n{broker}: {}: {why}", clause.name);
-                    write!(table, " BROKEN |")
-                }
-            };
+            let verdict = clause.judge(*fixture).await;
+            if let Verdict::Broken(why) = &verdict {
+                let _ = write!(reasons, "\n{broker}: {}: {why}", clause.name); // writing to a String cannot fail
+            }
+            verdicts.insert((*broker, clause.name), verdict.to_string());
         }
     }
-    table + "\n" + &reasons
+    let brokers: Vec<&str> = fixtures.iter().map(|(broker, _)| *broker).collect();
+    markdown(&brokers, |broker, clause| verdicts[&(broker, clause)].clone()) + &reasons
+}
+
+/// The table of what the tests of these brokers have written into this folder, with [`RECORD`]: each by the name it recorded under, and the one that readers
+/// know it by. What did not run is `not run`.
+pub fn recorded_table(folder: &Path, brokers: &[(&str, &str)]) -> String {
+    let titles: Vec<&str> = brokers.iter().map(|(_, title)| *title).collect();
+    markdown(&titles, |title, clause| {
+        let recorded = brokers.iter().find(|(_, known)| *known == title);
+        recorded
+            .and_then(|(broker, _)| std::fs::read_to_string(folder.join(broker).join(clause)).ok())
+            .unwrap_or_else(|| "not run".into())
+    })
+}
+
+fn markdown(brokers: &[&str], verdict: impl Fn(&str, &str) -> String) -> String {
+    let mut table = format!(
+        "| clause | {} |\n|---|{}\n",
+        brokers.join(" | "),
+        "---|".repeat(brokers.len())
+    );
+    for clause in CLAUSES {
+        let verdicts: Vec<String> = brokers.iter().map(|broker| verdict(broker, clause.name)).collect();
+        let _ = writeln!(table, "| {} | {} |", clause.name.replace('_', " "), verdicts.join(" | "));
+    }
+    table
 }
 
 /// The clause of that name.
@@ -257,7 +303,8 @@ macro_rules! conformance_tests {
         async fn $name() {
             let clause = $crate::conformance::clause(stringify!($name));
             if let Some(fixture) = $fixture(clause.needs).await {
-                clause.prove(&fixture).await;
+                let module = module_path!();
+                clause.prove(module.rsplit("::").next().unwrap_or(module), &fixture).await;
             }
         }
     )*};
