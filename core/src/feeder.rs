@@ -284,7 +284,8 @@ impl Feeder {
                 }
             };
             let Some(feeder) = me.upgrade() else { return };
-            tries += u32::from(replay.events.is_empty());
+            // Events that the log has, behind a gap that took them back, are no progress either.
+            tries += u32::from(replay.events.last().is_none_or(|last| last.position <= log.head()));
             match feeder.take_in(generation, after, &replay, tries >= HEAL_TRIES) {
                 Healed::Yes => {
                     feeder.log.show();
@@ -323,8 +324,13 @@ impl Feeder {
             self.log.append_gap(goes_on, reason);
         }
         for event in replay.events.iter().cloned().chain(lost_end(replay)) {
-            // History is whole from its first event on, so a break can only be its own first link, which has been judged.
-            self.log.append(event);
+            if self.log.append(event.clone()) == Appended::Broken {
+                // History is whole, and its beginning has been judged: what was announced as lost is there again, as after a failover and one back. Some
+                // listeners have had it, and those that came behind its gap have not: both are told.
+                tracing::warn!(channel = %self.log.name, after = %event.previous, "events that were announced as lost are there again");
+                self.log.append_gap(event.previous, GapReason::BrokerLostData);
+                self.log.append(event);
+            }
         }
         if replay.more {
             return Healed::NotYet;

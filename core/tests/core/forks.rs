@@ -135,6 +135,44 @@ async fn hear(session: &mut Session) -> String {
     }
 }
 
+/// A failover loses 20, and a failover back brings it again, and what was built on it.
+#[tokio::test(start_paused = true)]
+async fn a_tail_that_comes_back_is_followed_on() {
+    let rig = rig();
+    rig.lab.set(10, &[(10, 5)]);
+    let mut old = rig.join(After::Nothing).await;
+    assert_eq!(hear(&mut old).await, "S10- ");
+    rig.lab.feeds.lock().unwrap()[0].push(ev(20, 10));
+    assert_eq!(hear(&mut old).await, "E20 ");
+    rig.lab.feeds.lock().unwrap().clear();
+    assert_eq!(hear(&mut old).await, "G20>20:broker-lost-data ");
+    let mut new = rig.join(After::Nothing).await;
+    assert_eq!(hear(&mut new).await, "S10- ");
+    rig.lab.set(30, &[(10, 5), (20, 10), (30, 20)]);
+    rig.lab.feeds.lock().unwrap().clear();
+    assert_eq!(hear(&mut old).await, "G20>20:broker-lost-data E30 ");
+    assert_eq!(hear(&mut new).await, "G10>20:broker-lost-data E30 ");
+    // Nothing is behind: the feed goes on.
+    rig.lab.feeds.lock().unwrap()[0].push(ev(40, 30));
+    assert_eq!(hear(&mut old).await, "E40 ");
+    assert_eq!(hear(&mut new).await, "E40 ");
+}
+
+/// The same, and what was built on it is lost before history tells: the feed alone has shown it.
+#[tokio::test(start_paused = true)]
+async fn a_tail_that_comes_back_without_what_followed_it_is_given_up() {
+    let rig = rig();
+    rig.lab.set(10, &[(10, 5)]);
+    let mut listener = rig.join(After::Nothing).await;
+    rig.lab.feeds.lock().unwrap()[0].push(ev(20, 10));
+    assert_eq!(hear(&mut listener).await, "S10- E20 ");
+    rig.lab.feeds.lock().unwrap().clear();
+    assert_eq!(hear(&mut listener).await, "G20>20:broker-lost-data ");
+    rig.lab.set(20, &[(10, 5), (20, 10)]);
+    rig.lab.feeds.lock().unwrap()[0].push(ev(40, 30));
+    assert_eq!(hear(&mut listener).await, "G20>30:broker-lost-data E40 ");
+}
+
 /// The client saw 20 elsewhere; the broker has lost it; this node's feed still brings it.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_was_lost_is_not_sent_again_by_a_node_that_does_not_know() {
