@@ -147,6 +147,7 @@ fn said(from: &str, text: &str) -> Said {
     }
 }
 
+/// Registers the handlers of the rooms.
 pub fn add(builder: Builder) -> Builder {
     builder.handle("chat/{room}", Room).handle("chat/{room}/typing", Typing)
 }
@@ -167,6 +168,7 @@ pub fn start(airwave: &Airwave) {
     });
 }
 
+/// The page, at `/chat/`.
 pub fn page() -> Router {
     airwave::pages(
         "/chat/",

@@ -105,7 +105,7 @@ impl Document {
     }
 
     /// What the others are told of an update that was taken: itself, or everything, if there was something that they could not be told.
-    pub fn to_tell(&mut self, update: Vec<u8>) -> Vec<u8> {
+    pub fn news_of(&mut self, update: Vec<u8>) -> Vec<u8> {
         if !self.untold {
             return update;
         }

@@ -42,7 +42,7 @@ impl Handler for Texts {
                     let mut document = document.lock().await;
                     document.take(&update)?;
                     // Told while nobody else can merge or sync: whoever subscribes and then syncs has either heard of it or is given it.
-                    let update = document.to_tell(update.to_vec());
+                    let update = document.news_of(update.to_vec());
                     let told = channel
                         .publish_message(Message::new(EventName::new("update")?, Data::binary(update)))
                         .await;
@@ -122,6 +122,7 @@ fn who(request: &ConnectRequest) -> Result<Identity, Refusal> {
     }
 }
 
+/// Registers the handlers of the documents and their presence.
 pub fn add(builder: Builder) -> Builder {
     builder
         .handle("collab/{document}", Texts)
@@ -131,6 +132,7 @@ pub fn add(builder: Builder) -> Builder {
 /// Nothing happens here unless somebody writes.
 pub fn start(_airwave: &Airwave) {}
 
+/// The page, at `/collab/`.
 pub fn page() -> Router {
     airwave::pages(
         "/collab/",

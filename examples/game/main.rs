@@ -107,6 +107,7 @@ async fn tell<T: Serialize>(channel: &Channel, event: &str, key: &str, value: &T
     Ok(())
 }
 
+/// Registers the handler of the arena.
 pub fn add(builder: Builder) -> Builder {
     builder.handle("game/{arena}", Players)
 }
@@ -140,6 +141,7 @@ pub fn start(airwave: &Airwave) {
     });
 }
 
+/// The page, at `/game/`.
 pub fn page() -> Router {
     airwave::pages(
         "/game/",

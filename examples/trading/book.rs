@@ -142,6 +142,7 @@ impl Book {
     }
 
     /// The best price of a side.
+    #[cfg(test)]
     pub fn best(&self, side: Side) -> Option<u32> {
         match side {
             Side::Buy => self.bids.last_key_value(),

@@ -86,6 +86,7 @@ fn owner<'a>(client: &'a Client, channel: &Channel) -> Result<&'a str, Refusal> 
     owner.ok_or_else(|| Refusal::forbidden("this account is somebody else's"))
 }
 
+/// Registers the handlers of quotes and orders.
 pub fn add(builder: Builder) -> Builder {
     builder.handle("trading/accounts/{account}", Accounts)
 }
@@ -126,6 +127,7 @@ async fn tell<T: Serialize>(airwave: &Airwave, channel: String, event: &str, key
     Ok(())
 }
 
+/// The page, at `/trading/`.
 pub fn page() -> Router {
     airwave::pages(
         "/trading/",
