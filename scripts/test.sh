@@ -6,7 +6,7 @@
 #   scripts/test.sh --list          their names
 #
 # Wants Debian 12 (or a kin) with cargo and node 20 or newer; what else is missing it installs by apt, as root or through sudo.
-# Honours CARGO_TARGET_DIR. AIRWAVE_TEST_BUDGET_S bounds the whole run (default 2700 s). Every gate runs even if an earlier one
+# Honours CARGO_TARGET_DIR. AIRWAVE_TEST_BUDGET_S bounds the whole run (default 4500 s). Every gate runs even if an earlier one
 # failed, the exit code is 0 only if none failed, and the last line counts them.
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -28,7 +28,7 @@ is_chosen() { [[ " ${chosen[*]} " == *" $1 "* ]]; }
 say() { printf '[test] %s\n' "$*"; }
 
 started=$SECONDS
-budget=${AIRWAVE_TEST_BUDGET_S:-2700}
+budget=${AIRWAVE_TEST_BUDGET_S:-4500}
 
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target"
@@ -190,13 +190,13 @@ if [[ -n $prepared ]]; then
   [[ -z ${CI:-} ]] || export CARGO_INCREMENTAL=0
 
   gate fmt 60 cargo fmt --all --check
-  gate clippy 900 cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+  gate clippy 1200 cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
   gate boundaries 120 scripts/check-boundaries.sh
   gate doc 600 env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
   # What every broker made of every clause of the contract is written down, and docs/brokers.md must say the same.
   export AIRWAVE_CONFORMANCE_RECORD=$work/conformance
   ! is_chosen test || rm -rf "$AIRWAVE_CONFORMANCE_RECORD"
-  gate test 1500 cargo test --locked --workspace
+  gate test 2100 cargo test --locked --workspace
   gate brokers 300 cargo run --locked --quiet -p airwave-brokers --all-features --example conformance -- \
     "$AIRWAVE_CONFORMANCE_RECORD" docs/brokers.md
 

@@ -206,8 +206,8 @@ const EXAMPLES = [
       await has(b, "Dear all,\nthe mast is up.");
       await write(b, "Control+End", "\nThe wind is not.");
       await has(a, "Dear all,\nthe mast is up.\nThe wind is not.");
-      await a.locator("#mirror .caret").waitFor();
-      await b.locator("#mirror .caret").waitFor();
+      await a.locator("#mirror .caret").first().waitFor();
+      await b.locator("#mirror .caret").first().waitFor();
       // Offline edits merge.
       await b.locator("#line").click();
       await write(b, "Control+End", "\nWritten in a tunnel.");
@@ -224,7 +224,7 @@ const EXAMPLES = [
       await late.goto(a.url());
       await has(late, merged);
       await late.close();
-      await a.locator("#mirror .caret").waitFor();
+      await a.locator("#mirror .caret").first().waitFor();
     },
     async again(a, b) {
       // The server has forgotten everything, and is told it again by whoever has it.
