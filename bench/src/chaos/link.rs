@@ -35,9 +35,9 @@ pub struct Link {
 }
 
 impl Link {
-    /// One to `target`, on a free port.
-    pub async fn to(target: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// One from this address (with the port 0: from a free one) to `target`.
+    pub async fn from(address: SocketAddr, target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (line, line_seen) = watch::channel(Line::Open);
         let (target, target_seen) = watch::channel(target);
@@ -159,7 +159,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_carries_holds_and_breaks() {
-        let link = Link::to(echo().await).await.unwrap();
+        let link = Link::from("127.0.0.1:0".parse().unwrap(), echo().await).await.unwrap();
         let mut stream = TcpStream::connect(link.address).await.unwrap();
         let mut buffer = [0; 1];
         stream.write_all(b"a").await.unwrap();

@@ -359,7 +359,9 @@ async fn trouble(plan: &Plan, shared: &Arc<Shared>) {
                             });
                         }
                     };
-                    if let Err(error) = world.kill_broker(long, lost).await {
+                    // Another server takes over in seconds; sometimes the dead one shall be back before, and sometimes not.
+                    let down = if world.kind.fails_over() { 3 * long } else { long };
+                    if let Err(error) = world.kill_broker(down, lost).await {
                         shared.wrong(error);
                     }
                 }

@@ -1,17 +1,20 @@
 //! Real processes: brokers, and nodes of Airwave. Each is killed when its handle is dropped.
 
+mod nats;
+mod redis;
+
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
 use rustix::process::{Pid, kill_process};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -19,6 +22,9 @@ pub use rustix::process::Signal;
 
 /// How long a server may take to start. Decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the servers of one broker may take to agree again. A NATS cluster takes many seconds to choose a leader, and may have to twice.
+const AGREES_WITHIN: Duration = Duration::from_secs(90);
 
 /// The brokers that there are to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +35,14 @@ pub enum BrokerKind {
     RedisVolatile,
     /// A Redis server, its replica and three sentinels: a failover loses what the replica had not got.
     RedisSentinel,
+    /// Three Redis masters with a replica each: a failover loses what the replica had not got.
+    RedisCluster,
+    /// One NATS server, which stores: nothing may be lost.
+    Nats,
+    /// One NATS server with its stream in memory: a restart loses everything.
+    NatsVolatile,
+    /// Three NATS servers, each with a copy of the stream: nothing may be lost.
+    NatsCluster,
 }
 
 /// What a broker may lose when it is treated badly.
@@ -44,7 +58,15 @@ pub enum Loses {
 
 impl BrokerKind {
     /// All of them.
-    pub const ALL: [BrokerKind; 3] = [BrokerKind::Redis, BrokerKind::RedisVolatile, BrokerKind::RedisSentinel];
+    pub const ALL: [BrokerKind; 7] = [
+        BrokerKind::Redis,
+        BrokerKind::RedisVolatile,
+        BrokerKind::RedisSentinel,
+        BrokerKind::RedisCluster,
+        BrokerKind::Nats,
+        BrokerKind::NatsVolatile,
+        BrokerKind::NatsCluster,
+    ];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -52,21 +74,40 @@ impl BrokerKind {
             BrokerKind::Redis => "redis",
             BrokerKind::RedisVolatile => "redis-volatile",
             BrokerKind::RedisSentinel => "redis-sentinel",
+            BrokerKind::RedisCluster => "redis-cluster",
+            BrokerKind::Nats => "nats",
+            BrokerKind::NatsVolatile => "nats-volatile",
+            BrokerKind::NatsCluster => "nats-cluster",
         }
     }
 
     /// What it may lose.
     pub fn loses(self) -> Loses {
         match self {
-            BrokerKind::Redis => Loses::Nothing,
-            BrokerKind::RedisVolatile => Loses::Everything,
-            BrokerKind::RedisSentinel => Loses::Newest,
+            BrokerKind::Redis | BrokerKind::Nats | BrokerKind::NatsCluster => Loses::Nothing,
+            BrokerKind::RedisVolatile | BrokerKind::NatsVolatile => Loses::Everything,
+            BrokerKind::RedisSentinel | BrokerKind::RedisCluster => Loses::Newest,
         }
+    }
+
+    /// Whether another server takes over when one is gone.
+    pub fn fails_over(self) -> bool {
+        matches!(
+            self,
+            BrokerKind::RedisSentinel | BrokerKind::RedisCluster | BrokerKind::NatsCluster
+        )
+    }
+
+    fn is_nats(self) -> bool {
+        matches!(self, BrokerKind::Nats | BrokerKind::NatsVolatile | BrokerKind::NatsCluster)
     }
 
     /// The program that it needs, if it is there: named by a variable, or in the path. An error says what to do.
     pub fn program(self) -> Result<PathBuf, String> {
-        let (variable, name) = ("AIRWAVE_TEST_REDIS_SERVER", "redis-server");
+        let (variable, name) = match self.is_nats() {
+            true => ("AIRWAVE_TEST_NATS_SERVER", "nats-server"),
+            false => ("AIRWAVE_TEST_REDIS_SERVER", "redis-server"),
+        };
         let path = std::env::var_os("PATH").unwrap_or_default();
         let named = std::env::var_os(variable).map(PathBuf::from);
         named
@@ -133,31 +174,53 @@ fn signal(child: &Child, signal: Signal) {
 struct Server {
     address: SocketAddr,
     folder: PathBuf,
-    arguments: Vec<String>,
+    program: PathBuf,
+    how: How,
     child: Option<Child>,
+}
+
+/// What a server is told, beside where it listens and keeps its things.
+enum How {
+    /// Its arguments.
+    Redis(Vec<String>),
+    /// Its configuration.
+    Nats(String),
 }
 
 impl Server {
     /// One that keeps its things in `folder`; not started yet.
-    async fn new(folder: PathBuf, arguments: &[&str]) -> io::Result<Self> {
+    async fn new(program: &Path, folder: PathBuf, how: How) -> io::Result<Self> {
         std::fs::create_dir_all(&folder)?;
         Ok(Self {
             address: free().await?,
             folder,
-            arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
+            program: program.to_owned(),
+            how,
             child: None,
         })
     }
 
     /// Starts the process and waits until it answers.
-    async fn run(&mut self, program: &Path) -> Result<(), String> {
-        let text = |error: io::Error| format!("cannot start {}: {error}", program.display());
+    async fn run(&mut self) -> Result<(), String> {
+        let text = |error: io::Error| format!("cannot start {}: {error}", self.program.display());
         let log = self.folder.join("log");
         let out = File::create(&log).map_err(text)?;
-        let mut child = Command::new(program)
-            .args(&self.arguments)
-            .args(["--bind", "127.0.0.1", "--port", &self.address.port().to_string(), "--dir"])
-            .arg(&self.folder)
+        let mut command = Command::new(&self.program);
+        let port = self.address.port();
+        match &self.how {
+            How::Redis(arguments) => {
+                command
+                    .args(arguments)
+                    .args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
+                command.arg("--dir").arg(&self.folder);
+            }
+            How::Nats(configuration) => {
+                let file = self.folder.join("settings");
+                std::fs::write(&file, format!("listen: \"127.0.0.1:{port}\"\n{configuration}")).map_err(text)?;
+                command.arg("-c").arg(file);
+            }
+        }
+        let mut child = command
             .stdin(Stdio::null())
             .stderr(out.try_clone().map_err(text)?)
             .stdout(out)
@@ -165,20 +228,26 @@ impl Server {
             .spawn()
             .map_err(text)?;
         let since = Instant::now();
-        // While it still reads its file it answers, but not this.
-        while !ask(self.address, "PING")
-            .await
-            .is_ok_and(|answer| answer.starts_with("+PONG"))
-        {
+        while !self.answers().await {
             let ended = child.try_wait().map_err(text)?;
             if ended.is_some() || since.elapsed() > PATIENCE {
                 let log = std::fs::read_to_string(&log).unwrap_or_default();
-                return Err(format!("{} does not start: {log}", program.display()));
+                return Err(format!("{} does not start: {log}", self.program.display()));
             }
             sleep(Duration::from_millis(10)).await;
         }
         self.child = Some(child);
         Ok(())
+    }
+
+    async fn answers(&self) -> bool {
+        match self.how {
+            // While it still reads its file it answers, but not this.
+            How::Redis(_) => redis::ask(self.address, "PING")
+                .await
+                .is_ok_and(|answer| answer.starts_with("+PONG")),
+            How::Nats(_) => nats::greets(self.address).await,
+        }
     }
 }
 
@@ -186,48 +255,43 @@ async fn free() -> io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0").await?.local_addr()
 }
 
-/// Asks a Redis server or a sentinel something, and gives the first part of the answer as it comes.
-async fn ask(address: SocketAddr, what: &str) -> io::Result<String> {
-    let ask = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(format!("{what}\r\n").as_bytes()).await?;
-        let mut answer = Vec::with_capacity(4096);
-        stream.read_buf(&mut answer).await?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    };
-    timeout(Duration::from_secs(1), ask)
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-}
-
 /// A broker in processes of its own.
 pub struct Broker {
     /// Which.
     pub kind: BrokerKind,
-    program: PathBuf,
-    /// Those that hold events: one, or a master and its replica.
+    /// Those that hold events.
     servers: Vec<Server>,
     sentinels: Vec<Server>,
     /// The server that is badly treated.
     victim: usize,
+    /// A count of the servers that were.
+    chosen: usize,
 }
 
 impl Broker {
     /// Starts one that keeps its things in `folder`.
     pub async fn start(kind: BrokerKind, folder: &Path) -> Result<Self, String> {
-        let mut broker = Self {
-            kind,
-            program: kind.program()?,
-            servers: Vec::new(),
-            sentinels: Vec::new(),
-            victim: 0,
-        };
+        let program = kind.program()?;
         // Somebody else may take a port between our look and a server's bind.
         let mut last = String::new();
         for number in 0..10 {
-            broker.servers.clear();
-            broker.sentinels.clear();
-            match broker.begin(&folder.join(format!("broker{number}"))).await {
+            let folder = folder.join(format!("broker{number}"));
+            let mut broker = Self {
+                kind,
+                servers: Vec::new(),
+                sentinels: Vec::new(),
+                victim: 0,
+                chosen: 0,
+            };
+            let begun = match kind {
+                BrokerKind::Nats | BrokerKind::NatsVolatile => broker.begin_nats(&program, &folder, 1).await,
+                BrokerKind::NatsCluster => broker.begin_nats(&program, &folder, 3).await,
+                BrokerKind::RedisCluster => broker.begin_cluster(&program, &folder).await,
+                BrokerKind::Redis | BrokerKind::RedisVolatile | BrokerKind::RedisSentinel => {
+                    broker.begin_redis(&program, &folder).await
+                }
+            };
+            match begun {
                 Ok(()) => return Ok(broker),
                 Err(error) => last = error,
             }
@@ -235,78 +299,50 @@ impl Broker {
         Err(last)
     }
 
-    async fn begin(&mut self, folder: &Path) -> Result<(), String> {
-        let text = |error: io::Error| format!("a broker cannot be prepared: {error}");
-        let stored = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
-        let settings = match self.kind {
-            BrokerKind::RedisVolatile => &stored[..2],
-            BrokerKind::Redis | BrokerKind::RedisSentinel => &stored[..],
-        };
-        let mut first = Server::new(folder.join("0"), settings).await.map_err(text)?;
-        first.run(&self.program).await?;
-        let master = format!("127.0.0.1 {}", first.address.port());
-        self.servers.push(first);
-        if self.kind != BrokerKind::RedisSentinel {
-            return Ok(());
+    /// What a node has lines to: the server or all of them, or a sentinel.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        match self.sentinels.first() {
+            Some(sentinel) => vec![sentinel.address],
+            None => self.servers.iter().map(|server| server.address).collect(),
         }
-        let settings = [settings, &["--replicaof", &master]].concat();
-        let mut replica = Server::new(folder.join("1"), &settings).await.map_err(text)?;
-        replica.run(&self.program).await?;
-        self.servers.push(replica);
-        for number in 2..5 {
-            let folder = folder.join(number.to_string());
-            let file = folder.join("settings");
-            let mut sentinel = Server::new(folder, &[&file.to_string_lossy(), "--sentinel"])
-                .await
-                .map_err(text)?;
-            let settings = format!(
-                "sentinel monitor events {master} 2\nsentinel down-after-milliseconds events 700\n\
-                 sentinel failover-timeout events 3000\n"
-            );
-            std::fs::write(file, settings).map_err(text)?;
-            sentinel.run(&self.program).await?;
-            self.sentinels.push(sentinel);
-        }
-        let since = Instant::now();
-        for sentinel in &self.sentinels {
-            let all = |answer: String| answer.contains("slaves=1,sentinels=3");
-            while !ask(sentinel.address, "INFO sentinel").await.is_ok_and(all) {
-                if since.elapsed() > PATIENCE {
-                    return Err("the sentinels do not find each other".into());
-                }
-                sleep(Duration::from_millis(50)).await;
-            }
-        }
-        Ok(())
     }
 
-    /// What nodes connect to first: the server, or a sentinel.
-    pub fn address(&self) -> SocketAddr {
-        self.sentinels.first().unwrap_or(&self.servers[0]).address
-    }
-
-    /// What a node is told, whose line to [`Broker::address`] begins at `line`.
-    pub fn url(&self, line: SocketAddr) -> String {
+    /// Where the line from a node to one of [`Broker::addresses`] begins. The servers of a cluster tell their ports and leave it to whoever
+    /// asks at which host, so each node has a host of its own (all of 127.0.0.0/8 is this machine) with the servers' ports.
+    pub fn line_from(&self, node: usize, to: SocketAddr) -> SocketAddr {
         match self.kind {
-            BrokerKind::Redis | BrokerKind::RedisVolatile => format!("redis://{line}/0"),
+            BrokerKind::RedisCluster => SocketAddr::from((Ipv4Addr::new(127, 0, 1, node as u8 + 1), to.port())),
+            _ => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        }
+    }
+
+    /// What a node is told whose lines to [`Broker::addresses`] begin at `lines`.
+    pub fn url(&self, lines: &[SocketAddr]) -> String {
+        let lines: Vec<String> = lines.iter().map(SocketAddr::to_string).collect();
+        let lines = lines.join(",");
+        match self.kind {
+            BrokerKind::Redis | BrokerKind::RedisVolatile => format!("redis://{lines}/0"),
             BrokerKind::RedisSentinel => {
                 let others = self.sentinels[1..].iter().map(|sentinel| format!(",{}", sentinel.address));
-                format!("redis+sentinel://{line}{}/events/0", others.collect::<String>())
+                format!("redis+sentinel://{lines}{}/events/0", others.collect::<String>())
             }
+            BrokerKind::RedisCluster => format!("redis+cluster://{lines}"),
+            BrokerKind::Nats => format!("nats://{lines}"),
+            BrokerKind::NatsVolatile => format!("nats://{lines}?storage=memory"),
+            BrokerKind::NatsCluster => format!("nats://{lines}?replicas=3"),
         }
     }
 
     /// Finds out which server counts now; it is the one to be badly treated next.
     async fn choose(&mut self) {
-        for sentinel in &self.sentinels {
-            let answer = ask(sentinel.address, "SENTINEL GET-MASTER-ADDR-BY-NAME events").await;
-            let answer = answer.unwrap_or_default();
-            let is_named = |server: &Server| answer.contains(&format!("\r\n{}\r\n", server.address.port()));
-            if let Some(master) = self.servers.iter().position(is_named) {
-                self.victim = master;
-                return;
-            }
-        }
+        let counts = match self.kind {
+            BrokerKind::RedisSentinel => self.master().await,
+            BrokerKind::RedisCluster => self.owner(self.chosen).await,
+            BrokerKind::NatsCluster => self.leader().await,
+            _ => None,
+        };
+        self.victim = counts.unwrap_or(self.victim);
+        self.chosen += 1;
     }
 
     /// The server that counts dies without warning, and is gone when this returns.
@@ -319,15 +355,15 @@ impl Broker {
 
     /// Starts again what was killed, with what it stored.
     pub async fn run(&mut self) -> Result<(), String> {
-        let (program, alone) = (self.program.clone(), self.sentinels.is_empty());
+        let alone = !self.kind.fails_over();
         let server = &mut self.servers[self.victim];
         let mut last = String::new();
         for _ in 0..50 {
-            // Somebody else may have taken the port meanwhile. One that is watched is known by its port, and has to wait for it.
+            // Somebody else may have taken the port meanwhile. One that others know by its port has to wait for it.
             if alone {
                 server.address = free().await.map_err(|error| format!("there is no free port: {error}"))?;
             }
-            match server.run(&program).await {
+            match server.run().await {
                 Ok(()) => return Ok(()),
                 Err(error) => last = error,
             }
@@ -347,46 +383,27 @@ impl Broker {
         self.signal(Signal::CONT);
     }
 
-    /// Waits until nothing changes any more by itself: the sentinels name one master, it is one, and the other server follows it.
+    /// Waits until nothing changes any more by itself: the servers agree who is what, and nobody lags behind.
     ///
     /// # Errors
-    /// It takes too long.
+    /// It takes too long; what is missing.
     pub async fn settle(&mut self) -> Result<(), String> {
         let since = Instant::now();
-        // Sentinels that still think of a failover say so in flags.
-        while !self.is_settled().await {
-            if since.elapsed() > 2 * PATIENCE {
-                return Err("the sentinels do not agree with the servers".into());
-            }
-            sleep(Duration::from_millis(200)).await;
-        }
-        Ok(())
-    }
-
-    async fn is_settled(&mut self) -> bool {
-        for sentinel in &self.sentinels {
-            let named = ask(sentinel.address, "SENTINEL MASTER events").await.unwrap_or_default();
-            let Some(master) = (0..self.servers.len()).find(|server| {
-                let port = self.servers[*server].address.port();
-                named.contains(&format!("\r\nport\r\n$5\r\n{port}\r\n"))
-            }) else {
-                return false;
+        loop {
+            let settled = match self.kind {
+                BrokerKind::RedisSentinel => self.master_is_settled().await,
+                BrokerKind::RedisCluster => self.cluster_is_settled().await,
+                BrokerKind::NatsCluster => self.nats_is_settled().await,
+                _ => Ok(()),
             };
-            for (number, server) in self.servers.iter().enumerate() {
-                let told = ask(server.address, "INFO replication").await.unwrap_or_default();
-                let right = match number == master {
-                    true => told.contains("role:master") && told.contains("connected_slaves:1"),
-                    false => told.contains("role:slave") && told.contains("master_link_status:up"),
-                };
-                if !right {
-                    return false;
+            match settled {
+                Ok(()) => return Ok(()),
+                Err(error) if since.elapsed() > AGREES_WITHIN => {
+                    return Err(format!("the broker's servers do not agree: {error}"));
                 }
-            }
-            if !named.contains("flags\r\n$6\r\nmaster\r\n") {
-                return false;
+                Err(_) => sleep(Duration::from_millis(200)).await,
             }
         }
-        true
     }
 
     fn signal(&self, what: Signal) {

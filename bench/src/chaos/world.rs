@@ -31,7 +31,8 @@ pub struct World {
     /// Which broker.
     pub kind: BrokerKind,
     broker: tokio::sync::Mutex<Broker>,
-    links: Vec<Link>,
+    /// Of each node, to each of the broker's addresses.
+    links: Vec<Vec<Link>>,
     nodes: Vec<Kept>,
     wrong: Arc<Mutex<Vec<String>>>,
     folder: Folder,
@@ -63,8 +64,14 @@ impl World {
         let wrong = Arc::new(Mutex::new(Vec::new()));
         let (mut links, mut kept) = (Vec::new(), Vec::new());
         for number in 0..nodes {
-            let link = Link::to(broker.address()).await.map_err(|error| error.to_string())?;
-            let config = config(&broker.url(link.address));
+            let mut lines = Vec::new();
+            for address in broker.addresses() {
+                let from = broker.line_from(number, address);
+                let link = Link::from(from, address).await;
+                lines.push(link.map_err(|error| format!("there is no line from {from} to {address}: {error}"))?);
+            }
+            let addresses: Vec<SocketAddr> = lines.iter().map(|link| link.address).collect();
+            let config = config(&broker.url(&addresses));
             let file = folder.path().join(format!("node{number}.toml"));
             std::fs::write(&file, config).map_err(|error| error.to_string())?;
             let keeper = Keeper {
@@ -75,7 +82,7 @@ impl World {
                 wrong: wrong.clone(),
             };
             kept.push(keeper.begin());
-            links.push(link);
+            links.push(lines);
         }
         let world = Self {
             kind,
@@ -198,8 +205,10 @@ impl World {
         between(wall_clock());
         sleep(Duration::from_millis(2).max(down)).await;
         broker.run().await?;
-        for link in &self.links {
-            link.lead_to(broker.address());
+        for lines in &self.links {
+            for (link, address) in lines.iter().zip(broker.addresses()) {
+                link.lead_to(address);
+            }
         }
         Ok(())
     }
@@ -221,9 +230,11 @@ impl World {
         broker.go_on();
     }
 
-    /// How the line between a node and its broker is from now on.
+    /// How the lines between a node and its broker are from now on.
     pub fn set_line(&self, node: usize, line: Line) {
-        self.links[node].set(line);
+        for link in &self.links[node] {
+            link.set(line);
+        }
     }
 }
 
