@@ -81,7 +81,8 @@ export class Client implements Airwave, Owner {
     globalThis.document?.removeEventListener("visibilitychange", this.#visible);
     for (const subscription of [...this.#subscriptions.values()]) subscription.shut();
     this.relay?.close();
-    this.#poke();
+    // Not the lines: the answer to a ping would be waited for, and a process that has nothing else to do with it.
+    this.#wake();
   }
 
   // ---- which line ---------------------------------------------------------------------------------------------------
@@ -208,8 +209,12 @@ export class Client implements Airwave, Owner {
     });
   }
 
-  #poke(): void {
+  #wake(): void {
     for (const done of [...this.#pauses]) done();
+  }
+
+  #poke(): void {
+    this.#wake();
     for (const line of this.#lines) line.probe();
   }
 

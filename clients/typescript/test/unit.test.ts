@@ -164,6 +164,21 @@ describe("the line", () => {
     expect(FakeSocket.made.length).toBe(2);
   });
 
+  test("of a client that is closed leaves no timer that would keep a process alive", async () => {
+    for (const open of [true, false]) {
+      start().channel("a");
+      await settled();
+      if (open) (await FakeSocket.last.open()).confirm();
+      else FakeSocket.last.drop();
+      await settled();
+      airwave.close();
+      // As long as a line without a channel is kept for another one that may come.
+      await vi.advanceTimersByTimeAsync(100);
+      expect(vi.getTimerCount()).toBe(0);
+      expect(FakeSocket.last.closed).toBe(true);
+    }
+  });
+
   test("says no more frames than the server takes", async () => {
     const channel = start().channel("a");
     await settled();

@@ -1,0 +1,119 @@
+// The same script in every runtime that the client is said to run in: test/support/conformance.mjs.
+
+import { type ChildProcess, spawn } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { createInterface } from "node:readline";
+import { chromium } from "playwright-core";
+import { describe, expect, onTestFinished, test } from "vitest";
+import { line } from "./support/lines.js";
+import { config, redis, Server } from "./support/server.js";
+
+const root = resolve(import.meta.dirname, "..");
+const support = join(import.meta.dirname, "support");
+const executablePath = process.env["AIRWAVE_TEST_CHROMIUM"] ?? "/usr/bin/chromium";
+const missing = !existsSync(executablePath) && !process.env["AIRWAVE_TEST_REQUIRE_ALL"];
+if (missing) console.error(`SKIPPED: there is no Chromium at ${executablePath}: say where it is in AIRWAVE_TEST_CHROMIUM`);
+
+/** What the script wants done, or says at its end. */
+interface Said {
+  cut?: string;
+  down?: string;
+  finish?: string;
+  done?: true;
+  failed?: string;
+}
+
+/** A server that forgets nothing when it dies, behind a line that can be cut; and what the script's words do to them. */
+async function stage(): Promise<{ url: string; hear: (said: Said) => Promise<void> }> {
+  const server = await Server.start(config(`[broker]\nurl = "${await redis()}"`));
+  const wire = await line(server.port);
+  const [cut, down] = [new Set<string>(), new Set<string>()];
+  const hear = async (said: Said): Promise<void> => {
+    if (said.cut) cut.add(said.cut);
+    if (said.cut && cut.size === 2) {
+      await server.kill();
+      wire.cut();
+    }
+    if (said.down) down.add(said.down);
+    if (said.down && down.size === 2) {
+      await server.restart();
+      for (const channel of down) await server.publish({ channel, event: "n", data: "missed" });
+      wire.restore();
+    }
+    if (said.finish) await server.publish({ channel: said.finish, event: "n", data: "last", end: true });
+  };
+  return { url: wire.url, hear };
+}
+
+describe("the client", () => {
+  for (const [name, program, args] of [
+    ["node", process.execPath, []],
+    ["deno", join(root, "node_modules/.bin/deno"), ["run", "--no-prompt", "--no-lock", "--allow-net=127.0.0.1"]],
+    ["bun", join(root, "node_modules/.bin/bun"), ["run"]],
+  ] as const) {
+    test(`in ${name}`, async () => {
+      const { url, hear } = await stage();
+      const child: ChildProcess = spawn(program, [...args, join(support, "runtime.mjs"), url, name], { cwd: root, stdio: ["ignore", "pipe", "pipe"] });
+      const exited = new Promise<number | null>((done) => child.once("close", done));
+      onTestFinished(async () => {
+        child.kill("SIGKILL");
+        await exited;
+      });
+      let errors = "";
+      child.stderr!.setEncoding("utf8").on("data", (text: string) => (errors += text));
+      let over = false;
+      let hearing = Promise.resolve();
+      createInterface({ input: child.stdout! }).on("line", (text) => {
+        const said = JSON.parse(text) as Said;
+        if (said.done) over = true;
+        hearing = hearing.then(() => hear(said));
+      });
+      // By itself: nothing of a closed client keeps a process alive.
+      expect(await exited, errors).toBe(0);
+      await hearing;
+      expect(over, errors).toBe(true);
+    });
+  }
+});
+
+describe.skipIf(missing)("the client in Chromium", () => {
+  for (const kind of ["Worker", "SharedWorker"] as const) {
+    test(`in a ${kind}`, async () => {
+      const { url, hear } = await stage();
+      const browser = await chromium.launch({ executablePath, headless: true, args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"] });
+      onTestFinished(() => browser.close());
+      const page = await browser.newPage();
+      await page.goto(`${url}/healthz`);
+      let hearing = Promise.resolve();
+      let finish: (said: Said) => void;
+      const over = new Promise<Said>((done) => (finish = done));
+      await page.exposeFunction("told", (said: Said) => {
+        if (said.done || said.failed) finish(said);
+        hearing = hearing.then(() => hear(said));
+      });
+      // The script and what starts it, as one module of the page's origin. The client comes from the server, as in any page.
+      const script = `import { connect } from "${url}/client.js";
+${readFileSync(join(support, "conformance.mjs"), "utf8")}
+const run = (port) => conform(connect, undefined, "${kind}", {}, (said) => port.postMessage(said)).then(
+  () => port.postMessage({ done: true }),
+  (error) => port.postMessage({ failed: String(error) }),
+);
+if (globalThis.SharedWorkerGlobalScope) onconnect = ({ ports }) => run(ports[0]); else run(globalThis);`;
+      await page.evaluate(
+        ([kind, script]) => {
+          const address = URL.createObjectURL(new Blob([script!], { type: "text/javascript" }));
+          const options = { type: "module" } as const;
+          const told = (window as unknown as { told: (said: unknown) => void }).told;
+          const worker = kind === "Worker" ? new Worker(address, options) : new SharedWorker(address, options);
+          const port = worker instanceof Worker ? worker : worker.port;
+          port.onmessage = ({ data }: MessageEvent) => told(data);
+          worker.onerror = (event) => told({ failed: `the worker did not start: ${(event as ErrorEvent).message}` });
+        },
+        [kind, script],
+      );
+      expect(await over).toEqual({ done: true });
+      await hearing;
+    });
+  }
+});
