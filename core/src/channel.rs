@@ -1,7 +1,8 @@
 //! The handle that applications publish with. It stands on the broker alone: publishing needs no listener and no open log.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
@@ -24,6 +25,7 @@ pub(crate) struct Backbone {
     pub(crate) metrics: Metrics,
     pub(crate) jitter: Jitter,
     pub(crate) outage: Outage,
+    pub(crate) unanswered: Unanswered,
     /// Where there is a directory and a rule that asks for it.
     pub(crate) presence: Option<Arc<Presence>>,
 }
@@ -102,7 +104,77 @@ impl Outage {
     }
 }
 
+/// An outage is over when the broker answers and has left nothing unanswered for so long. Part of a cluster may be away while the rest answers.
+const ANSWERS_AGAIN: Duration = Duration::from_secs(5);
+
+/// Calls that were refused because the broker did not answer, counted, so that an outage is logged once for the node and not for each of them.
+#[derive(Default)]
+pub(crate) struct Unanswered {
+    /// Whether there are any: looked at with each call.
+    any: AtomicBool,
+    calls: Mutex<Option<Calls>>,
+}
+
+struct Calls {
+    first: Instant,
+    last: Instant,
+    count: u64,
+}
+
+impl Unanswered {
+    fn lock(&self) -> MutexGuard<'_, Option<Calls>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self, error: &BrokerError) {
+        let now = Instant::now();
+        let mut calls = self.lock();
+        let first = calls.is_none();
+        let Calls { last, count, .. } = calls.get_or_insert(Calls {
+            first: now,
+            last: now,
+            count: 0,
+        });
+        (*last, *count) = (now, *count + 1);
+        self.any.store(true, Ordering::Relaxed);
+        drop(calls);
+        if first {
+            tracing::warn!(%error, "the broker is unavailable; publishes and the like are refused until it answers, and then summed up");
+        } else {
+            tracing::debug!(%error, "the broker is unavailable");
+        }
+    }
+
+    fn answered(&self) {
+        if !self.any.load(Ordering::Relaxed) {
+            return;
+        }
+        let over = {
+            let mut calls = self.lock();
+            let over = calls.take_if(|calls| calls.last.elapsed() >= ANSWERS_AGAIN);
+            self.any.store(calls.is_some(), Ordering::Relaxed);
+            over
+        };
+        if let Some(Calls { first, last, count }) = over {
+            let seconds = (last - first).as_secs_f64();
+            tracing::info!(refused = count, seconds, "the broker answers again");
+        }
+    }
+}
+
 impl Backbone {
+    /// What a client is told of a broker's error. Details of an outage are for the operator, who finds them in the log.
+    pub(crate) fn refusal(&self, error: &BrokerError) -> Refusal {
+        match error.kind {
+            BrokerErrorKind::Unavailable => {
+                self.unanswered.refused(error);
+                Refusal::unavailable("the broker is out of reach: try again, with the same idempotency key if you publish")
+            }
+            BrokerErrorKind::Rejected => Refusal::bad_request(error.message.clone()),
+            BrokerErrorKind::Ended => Refusal::new(Code::Ended, "the channel has ended; publish to a new one"),
+        }
+    }
+
     /// Publishes within the broker's time.
     pub(crate) async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, Refusal> {
         let weight = publish.message.weight();
@@ -123,6 +195,7 @@ impl Backbone {
         };
         match result {
             Ok(published) => {
+                self.unanswered.answered();
                 self.metrics.publish_seconds.observe(begin.elapsed().as_secs_f64());
                 if !published.duplicate {
                     self.metrics.published.inc();
@@ -130,7 +203,7 @@ impl Backbone {
                 Ok(published)
             }
             Err(error) => {
-                let refusal = refusal(&error);
+                let refusal = self.refusal(&error);
                 self.metrics.publish_error(refusal.code);
                 Err(refusal)
             }
@@ -161,22 +234,14 @@ impl Backbone {
         limit: usize,
     ) -> Result<Replay, BrokerError> {
         self.metrics.replays.inc();
-        match timeout(self.limits.broker_timeout, self.broker.replay(channel, after, limit)).await {
+        let result = match timeout(self.limits.broker_timeout, self.broker.replay(channel, after, limit)).await {
             Ok(result) => result,
             Err(_) => Err(BrokerError::unavailable("the broker did not answer in time")),
+        };
+        if result.is_ok() {
+            self.unanswered.answered();
         }
-    }
-}
-
-/// What a client is told of a broker's error. Details of an outage are for the operator, who finds them in the log.
-pub(crate) fn refusal(error: &BrokerError) -> Refusal {
-    match error.kind {
-        BrokerErrorKind::Unavailable => {
-            tracing::warn!(error = %error, "the broker is unavailable");
-            Refusal::unavailable("the broker is out of reach: try again, with the same idempotency key if you publish")
-        }
-        BrokerErrorKind::Rejected => Refusal::bad_request(error.message.clone()),
-        BrokerErrorKind::Ended => Refusal::new(Code::Ended, "the channel has ended; publish to a new one"),
+        result
     }
 }
 
@@ -269,7 +334,7 @@ impl Channel {
         self.backbone
             .replay(&self.name, after, limit)
             .await
-            .map_err(|error| refusal(&error))
+            .map_err(|error| self.backbone.refusal(&error))
     }
 }
 
@@ -281,7 +346,8 @@ impl Channel {
     /// `bad-request`: the channel's rule says nothing of presence; `unavailable`.
     pub async fn members(&self) -> Result<Vec<Arc<Member>>, Refusal> {
         let presence = self.backbone.presence(&self.name, &self.rule)?;
-        presence.members(&self.name).await.map_err(|error| refusal(&error))
+        let members = presence.members(&self.name).await;
+        members.map_err(|error| self.backbone.refusal(&error))
     }
 }
 

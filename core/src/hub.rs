@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::broker::{Broker, BrokerError, Replay};
-use crate::channel::{Backbone, Channel, Outage, refusal};
+use crate::channel::{Backbone, Channel, Outage, Unanswered};
 use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::feeder::Feeder;
@@ -167,6 +167,7 @@ impl HubBuilder {
             rules: self.rules,
             limits: self.limits,
             outage: Outage::default(),
+            unanswered: Unanswered::default(),
             jitter: self.jitter,
         });
         let inner = Arc::new(Inner {
@@ -518,9 +519,14 @@ impl Hub {
         }
         match self.0.opening.join(name.clone(), fetch).await {
             Some(Ok(feeder)) => Ok(feeder),
-            Some(Err(error)) => Err(refusal(&error)),
+            Some(Err(error)) => Err(self.refusal(&error)),
             None => Err(Refusal::internal("the channel could not be opened")),
         }
+    }
+
+    /// What a client is told of a broker's error.
+    pub(crate) fn refusal(&self, error: &BrokerError) -> Refusal {
+        self.0.backbone.refusal(error)
     }
 
     /// A page of history that many listeners may want at the same time.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::bell::Bell;
 use crate::broker::Replay;
-use crate::channel::{Channel, refusal};
+use crate::channel::Channel;
 use crate::cursor::Cursor;
 use crate::event::{ChannelName, Position};
 use crate::feeder::lost_reason;
@@ -300,7 +300,10 @@ impl Joiner {
                         CatchUp::of(place.first.into(), place.next)
                     }
                     None => {
-                        let replay = hub.ask(name, Position::ZERO, PAGE).await.map_err(|error| refusal(&error))?;
+                        let replay = hub
+                            .ask(name, Position::ZERO, PAGE)
+                            .await
+                            .map_err(|error| hub.refusal(&error))?;
                         joined.cursor = goes_on_after(&replay);
                         let mut catch_up = CatchUp::empty();
                         catch_up.take_in(&log, joined.cursor, joined.cursor, &replay, false);
@@ -323,7 +326,7 @@ impl Joiner {
             joined.over = log.is_over(next);
             return Ok(joined);
         }
-        let replay = hub.ask(name, position, PAGE).await.map_err(|error| refusal(&error))?;
+        let replay = hub.ask(name, position, PAGE).await.map_err(|error| hub.refusal(&error))?;
         joined.resumed = is_whole(position, &replay);
         // This node may not have heard of the end yet that the listener was told by another.
         joined.over = joined.resumed && replay.ended && replay.head == position;

@@ -10,7 +10,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::support::*;
 
-/// Keeps what is logged about healing, with its level.
+/// Keeps what is logged about healing and about a broker that does not answer, with its level.
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<Vec<(Level, String)>>>);
 
@@ -37,7 +37,11 @@ impl Subscriber for Heard {
         }
         let mut text = Text(String::new());
         event.record(&mut text);
-        if text.0.contains("heal") {
+        if text.0.contains("heal")
+            || ["the broker is unavailable", "the broker answers again"]
+                .iter()
+                .any(|said| text.0.contains(said))
+        {
             self.0.lock().unwrap().push((*event.metadata().level(), text.0));
         }
     }
@@ -93,6 +97,36 @@ async fn an_outage_with_many_channels_does_not_flood_the_log() {
         heard.at(Level::DEBUG).len() > 2 * CHANNELS,
         "each try is there for who looks for it"
     );
+}
+
+/// However many publishes are refused, and although another part of the broker answers meanwhile.
+#[tokio::test(start_paused = true)]
+async fn refused_publishes_are_logged_once_for_each_outage() {
+    const PUBLISHES: usize = 200;
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let hub = hub(&node, rule());
+    let channel = hub.channel("c").unwrap();
+    let heard = Heard::default();
+    let _guard = tracing::subscriber::set_default(heard.clone());
+    for outage in 1..=2 {
+        for _ in 0..PUBLISHES {
+            node.unavailable(true);
+            assert!(channel.publish("said", "refused").await.is_err());
+            node.unavailable(false);
+            channel.publish("said", "taken").await.unwrap();
+        }
+        assert_eq!(heard.at(Level::WARN).len(), outage, "{:?}", heard.at(Level::WARN));
+        assert_eq!(heard.at(Level::INFO).len(), outage - 1, "it may not be over yet");
+
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        channel.publish("said", "taken").await.unwrap();
+        channel.publish("said", "taken").await.unwrap();
+        assert_eq!(heard.at(Level::WARN).len(), outage);
+        let over = heard.at(Level::INFO);
+        assert_eq!(over.len(), outage);
+        assert!(over[outage - 1].contains(&format!("refused={PUBLISHES} ")), "{over:?}");
+    }
 }
 
 /// Whatever the broker, events are signs of life; what it notes itself is shown too.
