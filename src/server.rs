@@ -69,8 +69,8 @@ async fn broker(config: &Config) -> Result<Backbone, Error> {
         #[cfg(feature = "nats")]
         BrokerKind::Nats => {
             let nats = airwave_brokers::Nats::connect(config.broker.url.expose(), config.rules.clone()).await;
-            // It keeps no members: a rule with presence is refused.
-            Ok((Arc::new(nats.map_err(|error| Error::Broker(Box::new(error)))?), None))
+            let nats = Arc::new(nats.map_err(|error| Error::Broker(Box::new(error)))?);
+            Ok((nats.clone(), Some(nats)))
         }
         #[cfg(not(feature = "nats"))]
         BrokerKind::Nats => Err(Error::Broker("NATS is not part of this build".into())),

@@ -14,9 +14,10 @@
 //! Events are then read from any replica, which may lag: a page must be a chain up to where the leader said, or it is read again.
 //!
 //! Subjects, for the prefix `airwave`: `airwave.log.c.NAME` what is stored of a channel, `airwave.live.c.NAME` the same as it is told,
-//! `airwave.log.probe.NODE` what a node says to itself.
+//! `airwave.log.probe.NODE` what a node says to itself. Who is in a channel is in a stream of its own, which `members` tells of.
 
 mod connection;
+mod members;
 mod settings;
 mod stored;
 
@@ -84,6 +85,7 @@ pub struct Nats {
     connection: Arc<Connection>,
     /// What the next publish to a channel builds on, as far as this node knows. It may be old: the server knows better.
     known: Mutex<HashMap<ChannelName, Memory>>,
+    members: members::Members,
     one_by_one: bool,
     task: AbortHandle,
 }
@@ -129,6 +131,7 @@ impl Nats {
             rules,
             connection,
             known: Mutex::default(),
+            members: members::Members::default(),
             one_by_one: false,
             task: tokio::spawn(keep).abort_handle(),
         })

@@ -80,51 +80,21 @@ mod memory {
     }
 }
 
-#[cfg(feature = "redis")]
-mod support;
-
-#[cfg(feature = "redis")]
-mod redis_server {
+/// Whole nodes over a broker.
+#[cfg(any(feature = "redis", feature = "nats"))]
+mod nodes {
     use std::time::Duration;
 
-    use airwave_brokers::Redis;
-    use airwave_core::directory::{Entry, NodeId};
     use airwave_core::directory_conformance::PATIENCE;
     use airwave_core::rule::TransportName;
     use airwave_core::session::After;
     use airwave_core::wire::Stamp;
-    use airwave_core::{ChannelName, ConnectRequest, Event, Handler, Hub, Identity, Notice, Refusal, Rule, Session, Wire};
+    use airwave_core::{
+        Broker, ChannelName, ConnectRequest, Event, Handler, Hub, Identity, Notice, Refusal, Rule, Session, Wire,
+    };
     use bytes::Bytes;
 
     use super::*;
-    use crate::support::Server;
-
-    async fn fixture(_: &[Fault]) -> Option<OneRedis> {
-        Server::start(&[]).map(OneRedis)
-    }
-
-    airwave_core::directory_conformance_tests!(fixture);
-
-    /// One server of its own; each node is a broker with connections of its own.
-    struct OneRedis(Server);
-
-    #[async_trait]
-    impl Fixture for OneRedis {
-        async fn node(&self) -> Arc<dyn Directory> {
-            Arc::new(Redis::connect(&self.0.url(), Rules::default()).await.unwrap())
-        }
-
-        fn faults(&self) -> &[Fault] {
-            &[Fault::Wipe, Fault::Cut]
-        }
-
-        async fn inflict(&self, fault: Fault) {
-            match fault {
-                Fault::Wipe => self.0.ask(&["FLUSHALL"]),
-                _ => self.0.cut(),
-            }
-        }
-    }
 
     const TEST: TransportName = TransportName::of("test");
 
@@ -158,13 +128,26 @@ mod redis_server {
         }
     }
 
-    async fn node(server: &Server) -> Hub {
+    /// Presence in every channel.
+    pub fn everywhere() -> Rules {
         let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TEST]);
         rule.presence = true;
-        let rules = Rules::new([rule]);
-        let redis = Arc::new(Redis::connect(&server.url(), rules.clone()).await.unwrap());
-        let hub = Hub::builder(redis.clone(), rules).directory(redis);
+        Rules::new([rule])
+    }
+
+    pub fn hub(broker: Arc<impl Broker + Directory>) -> Hub {
+        let hub = Hub::builder(broker.clone(), everywhere()).directory(broker);
         hub.handle("{*all}".parse().unwrap(), Arc::new(ByQuery)).build()
+    }
+
+    /// A server, and what can be done to it.
+    #[async_trait]
+    pub trait Treated {
+        async fn node(&self) -> Hub;
+        async fn cut(&self);
+        fn kill(&self);
+        /// It runs again, with nothing of what it had.
+        fn run_empty(&self);
     }
 
     async fn member(hub: &Hub, user: &str, watches: bool) -> Session {
@@ -203,22 +186,20 @@ mod redis_server {
         waited.unwrap_or_else(|_| panic!("not all nodes know {wanted:?}"));
     }
 
-    /// Nodes as applications have them: whatever happens to Redis, in the end all of them know everybody.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn nodes_come_to_agree_whatever_happens_to_redis() {
-        let Some(server) = Server::start(&[]) else { return };
-        let (here, there) = (node(&server).await, node(&server).await);
+    /// Nodes as applications have them: whatever happens to the server, in the end all of them know everybody.
+    pub async fn come_to_agree(server: &impl Treated) {
+        let (here, there) = (server.node().await, server.node().await);
         let hubs = [&here, &there];
         let _ann = member(&here, "ann", true).await;
         let bob = member(&there, "bob", true).await;
         until_all(hubs, &["ann", "bob"]).await;
-        server.cut();
+        server.cut().await;
         let mut eve = member(&there, "eve", false).await;
         until_all(hubs, &["ann", "bob", "eve"]).await;
         // It comes back with nothing: every node has to say everything again.
         server.kill();
         assert!(eve.remove(&ChannelName::new("room").unwrap()));
-        assert!(server.run());
+        server.run_empty();
         until_all(hubs, &["ann", "bob"]).await;
         let _dan = member(&here, "dan", false).await;
         until_all(hubs, &["ann", "bob", "dan"]).await;
@@ -226,6 +207,77 @@ mod redis_server {
         there.farewell().await;
         drop(there);
         until_all([&here, &here], &["ann", "dan"]).await;
+    }
+}
+
+#[cfg(feature = "redis")]
+mod support;
+
+#[cfg(feature = "redis")]
+mod redis_server {
+    use std::time::Duration;
+
+    use airwave_brokers::Redis;
+    use airwave_core::directory::{Entry, NodeId};
+    use airwave_core::directory_conformance::PATIENCE;
+    use airwave_core::{ChannelName, Hub};
+
+    use super::*;
+    use crate::nodes::{Treated, come_to_agree, everywhere};
+    use crate::support::Server;
+
+    async fn fixture(_: &[Fault]) -> Option<OneRedis> {
+        Server::start(&[]).map(OneRedis)
+    }
+
+    airwave_core::directory_conformance_tests!(fixture);
+
+    /// One server of its own; each node is a broker with connections of its own.
+    struct OneRedis(Server);
+
+    #[async_trait]
+    impl Fixture for OneRedis {
+        async fn node(&self) -> Arc<dyn Directory> {
+            Arc::new(Redis::connect(&self.0.url(), Rules::default()).await.unwrap())
+        }
+
+        fn faults(&self) -> &[Fault] {
+            &[Fault::Wipe, Fault::Cut]
+        }
+
+        async fn inflict(&self, fault: Fault) {
+            match fault {
+                Fault::Wipe => self.0.ask(&["FLUSHALL"]),
+                _ => self.0.cut(),
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Treated for OneRedis {
+        async fn node(&self) -> Hub {
+            let redis = Redis::connect(&self.0.url(), everywhere()).await.unwrap();
+            crate::nodes::hub(Arc::new(redis))
+        }
+
+        async fn cut(&self) {
+            self.0.cut();
+        }
+
+        fn kill(&self) {
+            self.0.kill();
+        }
+
+        fn run_empty(&self) {
+            assert!(self.0.run());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nodes_come_to_agree_whatever_happens_to_it() {
+        if let Some(server) = fixture(&[]).await {
+            come_to_agree(&server).await;
+        }
     }
 
     /// Nothing stays on the server of nodes that were killed, nor of those that left.
@@ -302,6 +354,247 @@ mod redis_cluster {
                 }
             }
         }
+    }
+}
+
+#[cfg(feature = "redis")]
+mod redis_sentinel {
+    use airwave_brokers::Redis;
+
+    use super::*;
+    use crate::support::many::Watched;
+
+    /// A master that sentinels name, one clause after the other.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_clause_holds() {
+        let Some(watched) = Watched::start(None) else { return };
+        let fixture = OneWatched(watched);
+        for clause in CLAUSES {
+            println!("{}", clause.name);
+            clause.prove(&fixture).await;
+        }
+    }
+
+    struct OneWatched(Watched);
+
+    #[async_trait]
+    impl Fixture for OneWatched {
+        async fn node(&self) -> Arc<dyn Directory> {
+            Arc::new(Redis::connect(&self.0.url(), Rules::default()).await.unwrap())
+        }
+
+        fn faults(&self) -> &[Fault] {
+            &[Fault::Wipe, Fault::Cut]
+        }
+
+        async fn inflict(&self, fault: Fault) {
+            match fault {
+                Fault::Wipe => self.0.servers[0].ask(&["FLUSHALL"]),
+                _ => self.0.servers[0].cut(),
+            }
+        }
+    }
+}
+
+#[cfg(feature = "nats")]
+#[path = "support/nats.rs"]
+mod nats_server;
+
+#[cfg(feature = "nats")]
+mod nats {
+    use std::time::Duration;
+
+    use airwave_brokers::Nats;
+    use airwave_core::directory::{Entry, NodeId};
+    use airwave_core::directory_conformance::PATIENCE;
+    use airwave_core::{ChannelName, Hub};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::nats_server::Server;
+    use crate::nodes::{Treated, come_to_agree, everywhere};
+
+    async fn fixture(_: &[Fault]) -> Option<OneNats> {
+        Server::start().map(OneNats)
+    }
+
+    airwave_core::directory_conformance_tests!(fixture);
+
+    /// One server of its own; each node is a broker with a connection of its own.
+    struct OneNats(Server);
+
+    async fn wipe(server: &Server) {
+        let deleted = server.ask("STREAM.DELETE.airwave-members", Value::Null).await;
+        assert_eq!(deleted["success"], true, "{deleted}");
+    }
+
+    #[async_trait]
+    impl Fixture for OneNats {
+        async fn node(&self) -> Arc<dyn Directory> {
+            // Without a rule that asks for presence: whoever asks is served all the same.
+            Arc::new(Nats::connect(&self.0.url(), Rules::default()).await.unwrap())
+        }
+
+        fn faults(&self) -> &[Fault] {
+            &[Fault::Wipe, Fault::Cut]
+        }
+
+        async fn inflict(&self, fault: Fault) {
+            match fault {
+                Fault::Wipe => wipe(&self.0).await,
+                _ => self.0.cut().await,
+            }
+        }
+    }
+
+    /// Three servers, three replicas, the nodes spread over them; one clause after the other.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_clause_holds_on_a_cluster() {
+        let Some(servers) = Server::cluster() else { return };
+        let fixture = ThreeNats(servers);
+        for clause in CLAUSES {
+            println!("{}", clause.name);
+            clause.prove(&fixture).await;
+        }
+    }
+
+    struct ThreeNats([Server; 3]);
+
+    #[async_trait]
+    impl Fixture for ThreeNats {
+        async fn node(&self) -> Arc<dyn Directory> {
+            let hosts = self.0.each_ref().map(|server| format!("127.0.0.1:{}", server.port));
+            let url = format!("nats://{}?replicas=3&storage=memory", hosts.join(","));
+            // A cluster that has just started takes a moment to find out who leads.
+            let connecting = async {
+                loop {
+                    match Nats::connect(&url, everywhere()).await {
+                        Ok(node) => return node,
+                        Err(error) => eprintln!("not yet: {error}"),
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            };
+            let node = tokio::time::timeout(PATIENCE, connecting).await;
+            Arc::new(node.expect("the cluster does not come up"))
+        }
+
+        fn faults(&self) -> &[Fault] {
+            // Where nobody leads for a moment, a clause that waits for nothing would fail.
+            &[Fault::Cut]
+        }
+
+        async fn inflict(&self, _: Fault) {
+            for server in &self.0 {
+                server.cut().await;
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Treated for OneNats {
+        async fn node(&self) -> Hub {
+            let nats = Nats::connect(&self.0.url(), everywhere()).await.unwrap();
+            crate::nodes::hub(Arc::new(nats))
+        }
+
+        async fn cut(&self) {
+            self.0.cut().await;
+        }
+
+        fn kill(&self) {
+            self.0.kill();
+        }
+
+        fn run_empty(&self) {
+            self.0.wipe();
+            assert!(self.0.run());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nodes_come_to_agree_whatever_happens_to_it() {
+        if let Some(server) = fixture(&[]).await {
+            come_to_agree(&server).await;
+        }
+    }
+
+    fn here(node: NodeId, member: &str, stamp: u64, value: Option<&str>) -> Entry {
+        Entry {
+            node,
+            member: member.into(),
+            stamp,
+            value: value.map(|value| value.to_owned().into()),
+        }
+    }
+
+    async fn messages(server: &Server) -> u64 {
+        let info = server.ask("STREAM.INFO.airwave-members", Value::Null).await;
+        info["state"]["messages"].as_u64().unwrap()
+    }
+
+    /// Nothing stays on the server of nodes that were killed, nor of those that left, nor of channels where nobody is any more.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_the_dead_said_is_removed() {
+        let Some(server) = Server::start() else { return };
+        let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
+        let (killed, left, lives) = (NodeId::draw(), NodeId::draw(), NodeId::draw());
+        for node in [killed, left, lives] {
+            nats.beat(node).await.unwrap();
+            for n in 0..100 {
+                let channel = ChannelName::new(&format!("room/{n}")).unwrap();
+                nats.set(&channel, &[here(node, "ann", 1, Some("here"))]).await.unwrap();
+                if node == lives {
+                    nats.set(&channel, &[here(node, "ann", 2, None)]).await.unwrap();
+                }
+            }
+        }
+        assert_eq!(messages(&server).await, 301);
+        nats.leave(left).await.unwrap();
+        assert!(
+            nats.set(&ChannelName::new("room/1").unwrap(), &[here(left, "ann", 2, Some("late"))])
+                .await
+                .is_err()
+        );
+        let removed = async {
+            // What is left is the roll.
+            while messages(&server).await > 1 {
+                nats.beat(lives).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, removed)
+            .await
+            .expect("what the dead said is removed");
+        assert_eq!(nats.beat(lives).await.unwrap().living, [lives]);
+    }
+
+    /// Something that a node told has not come: whoever watches must look again.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_watch_with_a_hole_ends() {
+        let Some(server) = Server::start() else { return };
+        let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
+        let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
+        nats.beat(node).await.unwrap();
+        let mut watch = nats.watch(&channel).await.unwrap();
+        for stamp in 1..4 {
+            let entry = here(node, "ann", stamp, Some("here"));
+            nats.set(&channel, std::slice::from_ref(&entry)).await.unwrap();
+            assert_eq!(watch.next().await, Some(entry));
+        }
+        // The stream does not tell the fourth: it has no such order.
+        let info = server.ask("STREAM.INFO.airwave-members", Value::Null).await;
+        let mut config = info["config"].clone();
+        config.as_object_mut().unwrap().remove("republish");
+        let silenced = server.ask("STREAM.UPDATE.airwave-members", config.clone()).await;
+        assert_eq!(silenced["error"], Value::Null, "{silenced}");
+        nats.set(&channel, &[here(node, "ann", 4, Some("unheard"))]).await.unwrap();
+        config["republish"] = json!({ "src": "airwave.members.>", "dest": "airwave.changes.>", "headers_only": true });
+        let telling = server.ask("STREAM.UPDATE.airwave-members", config).await;
+        assert_eq!(telling["error"], Value::Null, "{telling}");
+        nats.set(&channel, &[here(node, "ann", 5, Some("here"))]).await.unwrap();
+        let next = tokio::time::timeout(PATIENCE, watch.next()).await.unwrap();
+        assert_eq!(next, None);
     }
 }
 

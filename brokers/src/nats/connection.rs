@@ -16,7 +16,7 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, HeaderMap, Message, R
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::settings::{Login, Settings};
@@ -121,6 +121,8 @@ pub(super) struct Link {
     pub(super) dead: Arc<Dead>,
     /// The server gives many messages for one question (2.11 and newer).
     pub(super) batches: bool,
+    /// Set once the stream of members is known to be there.
+    pub(super) members: OnceCell<()>,
     heard: watch::Sender<u64>,
 }
 
@@ -169,7 +171,7 @@ impl Link {
         })
     }
 
-    async fn api(&self, what: String, body: &Value) -> Result<Answer, BrokerError> {
+    pub(super) async fn api(&self, what: String, body: &Value) -> Result<Answer, BrokerError> {
         let payload = if body.is_null() {
             Bytes::new()
         } else {
@@ -294,9 +296,13 @@ impl Connection {
             client,
             dead,
             batches: version >= (2, 11),
+            members: OnceCell::new(),
             heard: watch::Sender::new(0),
         });
         self.examine(&link, first).await?;
+        if self.rules.iter().any(|rule| rule.presence) {
+            link.members.get_or_try_init(|| self.examine_members(&link, first)).await?;
+        }
         self.listen_to_itself(&link).await?;
         Ok(link)
     }
@@ -521,18 +527,18 @@ impl Connection {
         }
     }
 
-    fn reached(&self, answer: Result<Answer, BrokerError>) -> Result<Answer, ConnectError> {
+    pub(super) fn reached(&self, answer: Result<Answer, BrokerError>) -> Result<Answer, ConnectError> {
         answer.map_err(|error| self.unreachable(error.message))
     }
 
-    fn unreachable(&self, reason: impl Into<String>) -> ConnectError {
+    pub(super) fn unreachable(&self, reason: impl Into<String>) -> ConnectError {
         ConnectError::Unreachable {
             address: self.settings.to_string(),
             reason: reason.into(),
         }
     }
 
-    fn unusable(&self, reason: String) -> ConnectError {
+    pub(super) fn unusable(&self, reason: String) -> ConnectError {
         ConnectError::Unusable {
             address: self.settings.to_string(),
             reason,
