@@ -41,7 +41,7 @@ pub use servers::{BrokerKind, Loses};
 use checker::{Breach, check};
 use clients::{Heard, Line, Sse, WebSocket};
 use history::{Channel, Clock, History, Listener, Loss, Moment, Outcome, Publication, Told};
-use plan::{Fault, LISTENERS, Manner, PUBLISHERS, Pen, RULES};
+use plan::{Fault, LISTENERS, Lines, Manner, PUBLISHERS, Pen, RULES};
 use random::Random;
 use world::{HANG, World};
 
@@ -344,6 +344,8 @@ async fn trouble(plan: &Plan, shared: &Arc<Shared>) {
         let shared = shared.clone();
         under_way.spawn(async move {
             let world = &shared.world;
+            // That takes seconds; sometimes the one that is away shall be back before, and sometimes not.
+            let until_another_takes_over = |long| if world.kind.fails_over() { 3 * long } else { long };
             match fault {
                 Fault::KillNode(node) => world.kill_node(node, long),
                 Fault::DrainNode(node) => world.drain_node(node, long),
@@ -359,25 +361,14 @@ async fn trouble(plan: &Plan, shared: &Arc<Shared>) {
                             });
                         }
                     };
-                    // Another server takes over in seconds; sometimes the dead one shall be back before, and sometimes not.
-                    let down = if world.kind.fails_over() { 3 * long } else { long };
-                    if let Err(error) = world.kill_broker(down, lost).await {
+                    if let Err(error) = world.kill_broker(until_another_takes_over(long), lost).await {
                         shared.wrong(error);
                     }
                 }
-                Fault::PauseBroker => world.pause_broker(long).await,
-                Fault::Cut(node) | Fault::BlackHole(node) | Fault::Delay(node, _) => {
-                    world.set_line(
-                        node,
-                        match fault {
-                            Fault::Cut(_) => Condition::Cut,
-                            Fault::Delay(_, millis) => Condition::Slow(Duration::from_millis(millis)),
-                            _ => Condition::Held,
-                        },
-                    );
-                    sleep(long).await;
-                    world.set_line(node, Condition::Open);
-                }
+                Fault::PauseBroker => world.pause_broker(until_another_takes_over(long)).await,
+                Fault::Cut(lines) => spoil(world, lines, Condition::Cut, long).await,
+                Fault::BlackHole(lines) => spoil(world, lines, Condition::Held, long).await,
+                Fault::Delay(lines, millis) => spoil(world, lines, Condition::Slow(Duration::from_millis(millis)), long).await,
             }
         });
     }
@@ -386,6 +377,12 @@ async fn trouble(plan: &Plan, shared: &Arc<Shared>) {
     for node in 0..plan.nodes {
         shared.world.set_line(node, Condition::Open);
     }
+}
+
+async fn spoil(world: &World, lines: Lines, condition: Condition, long: Duration) {
+    world.set_lines(lines, condition);
+    sleep(long).await;
+    world.set_lines(lines, Condition::Open);
 }
 
 /// Who has not got the events of the last round.
@@ -492,10 +489,11 @@ impl Publisher {
         while self.shared.in_trouble() {
             sleep(self.random.millis(20, 250)).await;
             let channel = self.random.pick(&RULES.each_ref().map(|rule| rule.channel));
-            let several = if self.pen == Pen::Several {
-                2 + self.random.below(8)
-            } else {
-                1
+            let several = match self.pen {
+                // More than a ring or a page holds.
+                Pen::Several if self.random.chance(0.03) => 100 + self.random.below(200),
+                Pen::Several => 2 + self.random.below(8),
+                _ => 1,
             };
             self.publish(channel, several, false).await;
         }

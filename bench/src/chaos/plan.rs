@@ -97,14 +97,23 @@ pub enum Fault {
     PauseNode(usize),
     /// `kill -9` of the broker, which is started again with what it stored.
     KillBroker,
-    /// SIGSTOP, then SIGCONT.
+    /// SIGSTOP, then SIGCONT; or the server that counts is cut off from the others.
     PauseBroker,
     /// The node's connections to the broker break, and new ones are refused.
-    Cut(usize),
+    Cut(Lines),
     /// Nothing comes through between node and broker, and nobody is told. Later it does.
-    BlackHole(usize),
+    BlackHole(Lines),
     /// What passes between node and broker takes so many milliseconds more each way.
-    Delay(usize, u64),
+    Delay(Lines, u64),
+}
+
+/// What of the way between a node and its broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lines {
+    /// The node.
+    pub node: usize,
+    /// Only the line to this one of the broker's servers (of fewer: counted around); else to all.
+    pub only: Option<usize>,
 }
 
 /// All that a seed decides beforehand. What clients do is drawn while they run.
@@ -135,15 +144,17 @@ impl Plan {
                 random.shuffle(&mut kinds);
             }
             let node = random.index(nodes);
+            let only = random.chance(0.4).then(|| random.index(6));
+            let lines = Lines { node, only };
             let (fault, longest) = match kinds.pop().unwrap_or_default() {
                 0 => (Fault::KillNode(node), 2000),
                 1 => (Fault::DrainNode(node), 1000),
                 2 => (Fault::PauseNode(node), 4000),
                 3 => (Fault::KillBroker, 3000),
                 4 => (Fault::PauseBroker, 4000),
-                5 => (Fault::Cut(node), 4000),
-                6 => (Fault::BlackHole(node), 6000),
-                _ => (Fault::Delay(node, 20 + random.below(400)), 5000),
+                5 => (Fault::Cut(lines), 4000),
+                6 => (Fault::BlackHole(lines), 6000),
+                _ => (Fault::Delay(lines, 20 + random.below(400)), 5000),
             };
             let at = random.millis(end * number / count, end * (number + 1) / count);
             faults.push((at, random.millis(100, longest), fault));

@@ -20,6 +20,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use rustix::process::Signal;
 
+use super::link::{Line, Link};
+
 /// How long a server may take to start. Decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -264,8 +266,12 @@ pub struct Broker {
     sentinels: Vec<Server>,
     /// The server that is badly treated.
     victim: usize,
-    /// A count of the servers that were.
+    /// How often one was.
     chosen: usize,
+    /// How often one was stopped.
+    stopped: usize,
+    /// From one server to another, where they talk by lines that can be spoilt.
+    routes: Vec<(usize, usize, Link)>,
 }
 
 impl Broker {
@@ -282,6 +288,8 @@ impl Broker {
                 sentinels: Vec::new(),
                 victim: 0,
                 chosen: 0,
+                stopped: 0,
+                routes: Vec::new(),
             };
             let begun = match kind {
                 BrokerKind::Nats | BrokerKind::NatsVolatile => broker.begin_nats(&program, &folder, 1).await,
@@ -308,10 +316,14 @@ impl Broker {
     }
 
     /// Where the line from a node to one of [`Broker::addresses`] begins. The servers of a cluster tell their ports and leave it to whoever
-    /// asks at which host, so each node has a host of its own (all of 127.0.0.0/8 is this machine) with the servers' ports.
+    /// asks at which host, so each node has a host of its own with the servers' ports: all of 127.0.0.0/8 is this machine, and nobody else is to be
+    /// met at a host that this process's number chooses.
     pub fn line_from(&self, node: usize, to: SocketAddr) -> SocketAddr {
         match self.kind {
-            BrokerKind::RedisCluster => SocketAddr::from((Ipv4Addr::new(127, 0, 1, node as u8 + 1), to.port())),
+            BrokerKind::RedisCluster => {
+                let [.., high, low] = std::process::id().to_be_bytes();
+                SocketAddr::from((Ipv4Addr::new(127, high.max(1), low, node as u8 + 1), to.port()))
+            }
             _ => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         }
     }
@@ -345,18 +357,31 @@ impl Broker {
         self.chosen += 1;
     }
 
-    /// The server that counts dies without warning, and is gone when this returns.
+    /// The server that counts dies without warning, every third time with all others that hold events, and is gone when this returns.
     pub async fn kill(&mut self) {
         self.choose().await;
-        if let Some(mut child) = self.servers[self.victim].child.take() {
-            let _ = child.kill().await;
+        let all = self.chosen.is_multiple_of(3);
+        for (number, server) in self.servers.iter_mut().enumerate() {
+            if let Some(mut child) = server.child.take_if(|_| all || number == self.victim) {
+                let _ = child.kill().await;
+                // Of a stream in memory its settings stay. A disk that is gone takes them, too.
+                if self.kind == BrokerKind::NatsVolatile && self.chosen.is_multiple_of(2) {
+                    let _ = std::fs::remove_dir_all(server.folder.join("store"));
+                }
+            }
         }
     }
 
     /// Starts again what was killed, with what it stored.
     pub async fn run(&mut self) -> Result<(), String> {
         let alone = !self.kind.fails_over();
-        let server = &mut self.servers[self.victim];
+        for server in self.servers.iter_mut().filter(|server| server.child.is_none()) {
+            Self::run_again(server, alone).await?;
+        }
+        Ok(())
+    }
+
+    async fn run_again(server: &mut Server, alone: bool) -> Result<(), String> {
         let mut last = String::new();
         for _ in 0..50 {
             // Somebody else may have taken the port meanwhile. One that others know by its port has to wait for it.
@@ -372,15 +397,31 @@ impl Broker {
         Err(last)
     }
 
-    /// The server that counts stops.
+    /// The server that counts stops. Where servers talk by lines, every other time they are held or cut instead: it is alone, and may take a while to
+    /// notice.
     pub async fn stop(&mut self) {
         self.choose().await;
-        self.signal(Signal::STOP);
+        let turn = self.stopped;
+        self.stopped += 1;
+        match turn % 4 {
+            0 if !self.routes.is_empty() => self.set_routes(Line::Held),
+            2 if !self.routes.is_empty() => self.set_routes(Line::Cut),
+            _ => self.signal(Signal::STOP),
+        }
     }
 
     /// The server that was stopped goes on.
     pub fn go_on(&self) {
+        self.set_routes(Line::Open);
         self.signal(Signal::CONT);
+    }
+
+    fn set_routes(&self, line: Line) {
+        for (from, to, link) in &self.routes {
+            if [from, to].contains(&&self.victim) {
+                link.set(line);
+            }
+        }
     }
 
     /// Waits until nothing changes any more by itself: the servers agree who is what, and nobody lags behind.

@@ -13,6 +13,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use super::clients::request;
 use super::history::wall_clock;
 use super::link::{Line, Link};
+use super::plan::Lines;
 use super::servers::{Broker, BrokerKind, Folder, Node, Signal};
 
 /// No step takes so long, however busy the machine is: it only turns a hang into a failure.
@@ -192,7 +193,7 @@ impl World {
         self.order(node, Order::Pause(long));
     }
 
-    /// `kill -9` of the broker, which is started again after `down`. Between, and so before anything new is published, `between` is
+    /// `kill -9` of the broker (see [`Broker::kill`]), which is started again after `down`. Between, and so before anything new is published, `between` is
     /// called with the broker's clock: what it lost has a position before that.
     ///
     /// # Errors
@@ -230,10 +231,18 @@ impl World {
         broker.go_on();
     }
 
-    /// How the lines between a node and its broker are from now on.
+    /// How all lines between a node and its broker are from now on.
     pub fn set_line(&self, node: usize, line: Line) {
         for link in &self.links[node] {
             link.set(line);
+        }
+    }
+
+    /// How these lines are from now on.
+    pub(super) fn set_lines(&self, Lines { node, only }: Lines, line: Line) {
+        match only {
+            Some(only) => self.links[node][only % self.links[node].len()].set(line),
+            None => self.set_line(node, line),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! NATS: one server, or three that keep the stream together.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::super::link::Link;
 use super::{Broker, How, PATIENCE, Server, free};
 
 /// The stream that nodes make.
@@ -60,12 +61,17 @@ impl Broker {
     /// So many servers that are one.
     pub(super) async fn begin_nats(&mut self, program: &Path, folder: &Path, several: usize) -> Result<(), String> {
         let text = |error: io::Error| format!("a broker cannot be prepared: {error}");
-        let mut routes = Vec::new();
+        let mut places = Vec::new();
         for _ in 0..several {
-            routes.push(free().await.map_err(text)?);
+            places.push(free().await.map_err(text)?);
         }
-        let named: Vec<String> = routes.iter().map(|route| format!("nats://{route}")).collect();
-        for (number, route) in routes.iter().enumerate() {
+        for from in 0..several {
+            for to in (0..several).filter(|to| *to != from) {
+                let link = Link::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), places[to]).await;
+                self.routes.push((from, to, link.map_err(text)?));
+            }
+        }
+        for (number, place) in places.iter().enumerate() {
             let folder = folder.join(number.to_string());
             let store = folder.join("store");
             let mut settings = format!(
@@ -73,9 +79,12 @@ impl Broker {
                  max_payload: 8MB\n"
             );
             if several > 1 {
+                let routes = self.routes.iter().filter(|(from, _, _)| *from == number);
+                let routes: Vec<String> = routes.map(|(_, _, link)| format!("nats://{}", link.address)).collect();
+                // What servers tell each other of where they are would lead past the lines.
                 settings += &format!(
-                    "cluster {{ name: chaos, listen: \"{route}\", routes: [{}] }}\n",
-                    named.join(", ")
+                    "cluster {{ name: chaos, listen: \"{place}\", advertise: \"127.0.0.1:1\", routes: [{}] }}\n",
+                    routes.join(", ")
                 );
             }
             let server = Server::new(program, folder, How::Nats(settings)).await;
