@@ -6,6 +6,9 @@
 /// All is well, and clients go wherever they like.
 mod moving;
 
+/// One file, and only the broker's URL in it is another: clients hear the same.
+mod swapping;
+
 /// Nothing is well: a short run of the chaos that `cargo run -p airwave-bench -- chaos` goes on with.
 mod chaos;
 

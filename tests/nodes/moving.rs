@@ -20,6 +20,16 @@ macro_rules! on_each_broker {
             fn redis() {
                 super::with_three_nodes(super::BrokerKind::Redis, super::$scenario);
             }
+
+            #[test]
+            fn redis_cluster() {
+                super::with_three_nodes(super::BrokerKind::RedisCluster, super::$scenario);
+            }
+
+            #[test]
+            fn nats() {
+                super::with_three_nodes(super::BrokerKind::Nats, super::$scenario);
+            }
         }
     )*};
 }
@@ -31,6 +41,7 @@ on_each_broker!(
     a_node_that_is_killed_takes_no_acknowledged_event_with_it,
     a_publish_is_repeated_on_another_node,
     a_node_without_its_broker_is_caught_up,
+    members_are_known_on_every_node_and_forgotten_with_a_killed_one,
 );
 
 fn with_three_nodes<F: Future<Output = ()>>(kind: BrokerKind, scenario: fn(World) -> F) {
@@ -40,7 +51,8 @@ fn with_three_nodes<F: Future<Output = ()>>(kind: BrokerKind, scenario: fn(World
     crate::run(async {
         let config = |url: &str| {
             format!(
-                "[broker]\nurl = \"{url}\"\n[[channels]]\nmatch = \"{{*all}}\"\ntransport = [\"sse\", \"websocket\"]\n\
+                "[broker]\nurl = \"{url}\"\n[[channels]]\nmatch = \"room/{{name}}\"\ntransport = [\"sse\", \"websocket\"]\n\
+                 presence = true\n[[channels]]\nmatch = \"{{*all}}\"\ntransport = [\"sse\", \"websocket\"]\n\
                  send = \"publish\"\nhistory = {{ events = 1000, age = \"1h\" }}\n"
             )
         };
@@ -252,5 +264,76 @@ async fn a_node_without_its_broker_is_caught_up(world: World) {
             listener.hears(first..first + 10).await;
         }
         world.all_ready().await.unwrap();
+    }
+}
+
+/// A client that asks who is in the room. Nobody here has a name, so all are one member, who is counted.
+struct Watcher {
+    line: Line,
+    connections: u64,
+}
+
+impl Watcher {
+    async fn open(node: SocketAddr, way: Way) -> Self {
+        let line = match way {
+            Way::Sse => Sse::open(node, "/channels/room/a?presence=true", Some("room/a"), None, false).await,
+            _ => WebSocket::open(node, "/channels/room/a?presence=true", &[], false).await,
+        };
+        let mut line = line.unwrap();
+        assert!(matches!(next(&mut line).await, Heard::Confirmed { .. }));
+        Self { line, connections: 0 }
+    }
+
+    async fn knows_of(&mut self, connections: u64) {
+        while self.connections != connections {
+            let Heard::Members { kind, said } = next(&mut self.line).await else {
+                panic!("nothing is published here")
+            };
+            let member = match kind.as_str() {
+                "presence" => &said["members"][0],
+                _ => &said["member"],
+            };
+            self.connections = member["connections"].as_u64().unwrap_or(0);
+        }
+    }
+}
+
+/// A node that is killed says nothing any more, so the others find out; one that goes in peace says so.
+async fn members_are_known_on_every_node_and_forgotten_with_a_killed_one(world: World) {
+    let nodes = nodes(&world).await;
+    let mut watchers = [
+        Watcher::open(nodes[0], Way::WebSocket).await,
+        Watcher::open(nodes[1], Way::Sse).await,
+    ];
+    let mut doomed = Vec::new();
+    for way in [Way::Sse, Way::WebSocket, Way::Socket] {
+        doomed.push(Listener::open(nodes[2], way, "room/a", None).await);
+    }
+    for watcher in &mut watchers {
+        watcher.knows_of(5).await;
+    }
+    let path = "/channels/room/a?presence=true";
+    let everybody = |connections: u64| json!([{"user": null, "connections": connections}]);
+    for node in nodes {
+        let (_, answer) = clients::request(node, "GET", path, "", "").await.unwrap();
+        assert_eq!(answer["members"], everybody(5));
+    }
+    world.kill_node(2, Duration::ZERO);
+    for watcher in &mut watchers {
+        watcher.knows_of(2).await;
+    }
+    while world.addresses().contains(&nodes[2]) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let again = world.address(2).await;
+    let (_, answer) = clients::request(again, "GET", path, "", "").await.unwrap();
+    assert_eq!(answer["members"], everybody(2));
+    let _member = Listener::open(again, Way::Sse, "room/a", None).await;
+    for watcher in &mut watchers {
+        watcher.knows_of(3).await;
+    }
+    world.drain_node(2, Duration::ZERO);
+    for watcher in &mut watchers {
+        watcher.knows_of(2).await;
     }
 }

@@ -54,6 +54,13 @@ pub enum Heard {
         /// Why.
         reason: String,
     },
+    /// Who is in a channel: the list, or a change.
+    Members {
+        /// `presence`, `join`, `update` or `leave`.
+        kind: String,
+        /// What was said.
+        said: Value,
+    },
     /// The text that an EventSource would send as `Last-Event-ID`, once it has what comes next.
     Id(String),
     /// Nothing but a sign of life.
@@ -208,6 +215,13 @@ fn gap(data: &Value) -> io::Result<Heard> {
     })
 }
 
+fn members(kind: &str, said: Value) -> Heard {
+    Heard::Members {
+        kind: kind.to_owned(),
+        said,
+    }
+}
+
 fn envelope(data: &Value) -> io::Result<Heard> {
     Ok(Heard::Event {
         channel: text(&data["channel"])?,
@@ -319,6 +333,9 @@ fn read_block(one: Option<&str>, id: &[u8], event: &[u8], data: &[u8], heard: &m
     heard.push_back(match (event, one) {
         (b"airwave.subscribed", _) => confirmed(&json)?,
         (b"airwave.gap", _) => gap(&json)?,
+        (b"airwave.presence" | b"airwave.join" | b"airwave.update" | b"airwave.leave", _) => {
+            members(std::str::from_utf8(&event[b"airwave.".len()..]).map_err(wrong)?, json)
+        }
         (b"airwave.error", _) => Heard::Refused(text(&json["code"])?),
         (b"airwave.stale", _) => Heard::Beat,
         (_, Some(channel)) => Heard::Event {
@@ -371,6 +388,7 @@ impl WebSocket {
             None => envelope(&json),
             Some("subscribed") => confirmed(&json),
             Some("gap") => gap(&json),
+            Some(kind @ ("presence" | "join" | "update" | "leave")) => Ok(members(kind, json.clone())),
             Some("error") => Ok(Heard::Refused(text(&json["code"])?)),
             Some("stale" | "heartbeat") => Ok(Heard::Beat),
             Some(other) => Err(wrong(format!("not a frame of this protocol: {other}"))),

@@ -727,7 +727,7 @@ impl Client {
             self.look(&result);
             match result {
                 Err(_) | Ok(Heard::Refused(_)) => return,
-                Ok(Heard::Beat) => {}
+                Ok(Heard::Beat | Heard::Members { .. }) => {}
                 Ok(Heard::Id(text)) => {
                     id = Some(text);
                     continue;
