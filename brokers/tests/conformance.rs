@@ -214,10 +214,7 @@ mod nats {
     use crate::nats_server::Server;
 
     async fn fixture(_: &[Fault]) -> Option<OneNats> {
-        Server::start().map(|server| OneNats {
-            server,
-            one_by_one: false,
-        })
+        Server::start().map(OneNats)
     }
 
     airwave_core::conformance_tests!(fixture);
@@ -266,16 +263,12 @@ mod nats {
     }
 
     /// One server of its own; each node is a broker with a connection of its own.
-    pub struct OneNats {
-        pub server: Server,
-        pub one_by_one: bool,
-    }
+    pub struct OneNats(pub Server);
 
     #[async_trait]
     impl Fixture for OneNats {
         async fn node(&self) -> Arc<dyn Broker> {
-            let node = Nats::connect(&self.server.url(), rules()).await.unwrap();
-            Arc::new(if self.one_by_one { node.reading_one_by_one() } else { node })
+            Arc::new(Nats::connect(&self.0.url(), rules()).await.unwrap())
         }
 
         fn faults(&self) -> &[Fault] {
@@ -285,13 +278,13 @@ mod nats {
         async fn inflict(&self, fault: Fault) {
             match fault {
                 Fault::Wipe => {
-                    let deleted = self.server.ask("STREAM.DELETE.airwave", Value::Null).await;
+                    let deleted = self.0.ask("STREAM.DELETE.airwave", Value::Null).await;
                     assert_eq!(deleted["success"], true, "{deleted}");
                 }
-                Fault::Cut => self.server.cut().await,
+                Fault::Cut => self.0.cut().await,
                 Fault::Restart => {
-                    self.server.kill();
-                    assert!(self.server.run());
+                    self.0.kill();
+                    assert!(self.0.run());
                 }
             }
         }
@@ -299,29 +292,23 @@ mod nats {
         async fn subscriptions(&self, channel: &ChannelName) -> Option<usize> {
             // These names have nothing else to escape.
             let token = channel.as_str().replace('/', "=2F");
-            Some(self.server.subscriptions(&format!("airwave.live.c.{token}")).await)
+            Some(self.0.subscriptions(&format!("airwave.live.c.{token}")).await)
         }
     }
 }
 
-/// As on a server of version 2.10, which gives one message for a question.
+/// The oldest that serves: it gives history one by one, refuses in silence, and comes back in its own way after it was killed.
 #[cfg(feature = "nats")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nats_reads_history_one_by_one() {
-    let Some(server) = nats_server::Server::start() else { return };
-    let fixture = nats::OneNats {
-        server,
-        one_by_one: true,
-    };
-    for name in [
-        "replay_is_what_the_feed_showed",
-        "replay_without_a_position_gives_the_newest",
-        "replay_after_a_position_that_was_trimmed_is_incomplete",
-        "history_is_trimmed_by_bytes",
-        "history_is_trimmed_by_age",
-    ] {
-        airwave_core::conformance::clause(name).prove("nats_2_10", &fixture).await;
+mod nats_2_10 {
+    use super::nats::OneNats;
+    use super::*;
+    use crate::nats_server::{Release, Server};
+
+    async fn fixture(_: &[Fault]) -> Option<OneNats> {
+        Server::of(Release::Oldest).map(OneNats)
     }
+
+    airwave_core::conformance_tests!(fixture);
 }
 
 /// Three servers, three replicas: what differs is who decides and who answers.

@@ -313,40 +313,6 @@ async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
     assert!(error.contains("write storage=file"), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_may_not_log_in_is_told_so_without_the_secret() {
-    let jetstream = "jetstream { store_dir: \"DIR\" }\n";
-    let Some(server) = Server::configured(&format!("{jetstream}authorization {{ user: me, password: \"s3cr@t\" }}")) else {
-        return;
-    };
-    let at = format!("127.0.0.1:{}", server.port);
-    publish(
-        &Nats::connect(&format!("nats://me:s3cr%40t@{at}"), Rules::default())
-            .await
-            .unwrap(),
-        "a",
-    )
-    .await;
-    for url in [
-        format!("nats://{at}"),
-        format!("nats://me:wr0ng@{at}"),
-        format!("nats://wr0ng@{at}"),
-    ] {
-        let error = refused(&url).await;
-        assert!(matches!(error, ConnectError::Unusable { .. }), "{error}");
-        let error = format!("{error} {error:?}");
-        assert!(
-            error.contains("does not accept this user") && !error.contains("wr0ng"),
-            "{error}"
-        );
-    }
-    let Some(server) = Server::configured(&format!("{jetstream}authorization {{ token: s3cret }}")) else {
-        return;
-    };
-    let url = format!("nats://s3cret@127.0.0.1:{}", server.port);
-    publish(&Nats::connect(&url, Rules::default()).await.unwrap(), "a").await;
-}
-
 /// What the rules say now is what the stream keeps, and what is not within a rule is not shown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changed_rules_change_the_stream() {

@@ -16,7 +16,7 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, HeaderMap, Message, R
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, OnceCell, watch};
+use tokio::sync::{Notify, OnceCell, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::settings::{Login, Settings};
@@ -115,12 +115,73 @@ impl Dead {
     }
 }
 
+/// What the server forbids, in its own words. It says so beside the answers, and answers nothing.
+#[derive(Clone)]
+pub(super) struct Forbidden(broadcast::Sender<Arc<str>>);
+
+impl Forbidden {
+    fn new() -> Forbidden {
+        // Who has missed some may have missed the one that was meant.
+        Forbidden(broadcast::Sender::new(64))
+    }
+
+    fn tell(&self, text: &str) {
+        // Nobody may be concerned.
+        let _ = self.0.send(text.into());
+    }
+
+    /// From now on.
+    pub(super) fn watch(&self, doing: &str, subject: &str) -> Watched {
+        Watched {
+            told: self.0.subscribe(),
+            what: format!("{doing} to \"{subject}\""),
+        }
+    }
+}
+
+/// Whether one thing is forbidden.
+pub(super) struct Watched {
+    told: broadcast::Receiver<Arc<str>>,
+    what: String,
+}
+
+impl Watched {
+    /// Comes back when it is.
+    pub(super) async fn wait(&mut self) -> BrokerError {
+        loop {
+            match self.told.recv().await {
+                Ok(text) if text.contains(&self.what) => return forbidden(&text),
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(_)) => return lost("the server forbids much"),
+                Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
+            }
+        }
+    }
+
+    /// Whether it was said until now.
+    pub(super) fn look(&mut self) -> Result<(), BrokerError> {
+        loop {
+            match self.told.try_recv() {
+                Ok(text) if text.contains(&self.what) => return Err(forbidden(&text)),
+                Ok(_) => {}
+                Err(broadcast::error::TryRecvError::Lagged(_)) => return Err(lost("the server forbids much")),
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+}
+
+fn forbidden(text: &str) -> BrokerError {
+    lost(&format!("the server forbids this user what it needs ({text})"))
+}
+
 /// One connection.
 pub(super) struct Link {
     pub(super) client: Client,
     pub(super) dead: Arc<Dead>,
-    /// The server gives many messages for one question (2.11 and newer).
-    pub(super) batches: bool,
+    pub(super) forbidden: Forbidden,
+    /// The server is of version 2.10: it gives one message for a question, and refuses some things without a word.
+    pub(super) is_2_10: bool,
     /// Set once the stream of members is known to be there.
     pub(super) members: OnceCell<()>,
     heard: watch::Sender<u64>,
@@ -139,9 +200,11 @@ impl Link {
         if let Some(headers) = headers {
             request = request.headers(headers);
         }
+        let mut watched = self.forbidden.watch("Publish", &subject);
         let answer = tokio::select! {
             answer = self.client.send_request(subject, request) => answer,
             () = self.dead.wait() => return Err(lost("the connection broke")),
+            forbidden = watched.wait() => return Err(forbidden),
         };
         answer.map_err(|error| match error.kind() {
             RequestErrorKind::MaxPayloadExceeded => BrokerError::rejected(format!(
@@ -273,8 +336,9 @@ impl Connection {
     }
 
     async fn open_at(self: &Arc<Self>, server: &str, first: bool) -> Result<Arc<Link>, ConnectError> {
-        let dead = Arc::new(Dead::default());
-        let options = self.options(dead.clone()).await?;
+        let (dead, forbidden) = (Arc::new(Dead::default()), Forbidden::new());
+        let mut complaints = forbidden.0.subscribe();
+        let options = self.options(dead.clone(), forbidden.clone()).await?;
         let scheme = if self.settings.tls { "tls" } else { "nats" };
         let connecting = options.connect(format!("{scheme}://{server}"));
         let client = match timeout(2 * CONNECT_WITHIN, connecting).await {
@@ -295,25 +359,45 @@ impl Connection {
         let link = Arc::new(Link {
             client,
             dead,
-            batches: version >= (2, 11),
+            forbidden,
+            is_2_10: version < (2, 11),
             members: OnceCell::new(),
             heard: watch::Sender::new(0),
         });
-        self.examine(&link, first).await?;
-        if self.rules.iter().any(|rule| rule.presence) {
-            link.members.get_or_try_init(|| self.examine_members(&link, first)).await?;
+        let ready = async {
+            self.examine(&link, first).await?;
+            if self.rules.iter().any(|rule| rule.presence) {
+                link.members.get_or_try_init(|| self.examine_members(&link, first)).await?;
+            }
+            self.listen_to_itself(&link).await?;
+            if first {
+                let heard = timeout(DEADLINE, self.hears_itself(&link)).await;
+                heard
+                    .unwrap_or_else(|_| Err(lost("this node does not hear itself")))
+                    .map_err(|error| self.unreachable(error.message))?;
+            }
+            Ok(())
+        };
+        match (ready.await, complaints.try_recv()) {
+            (Ok(()), _) => Ok(link),
+            // Whatever came of it.
+            (Err(_), Ok(text)) => Err(self.unusable(format!(
+                "it forbids this user what Airwave does ({text}); allow it to publish to {prefix}.> and $JS.API.>, and to subscribe to {prefix}.> \
+                 and _INBOX.>",
+                prefix = self.settings.prefix
+            ))),
+            (Err(error), Err(_)) => Err(error),
         }
-        self.listen_to_itself(&link).await?;
-        Ok(link)
     }
 
-    async fn options(&self, dead: Arc<Dead>) -> Result<ConnectOptions, ConnectError> {
+    async fn options(&self, dead: Arc<Dead>, forbidden: Forbidden) -> Result<ConnectOptions, ConnectError> {
         let settings = &self.settings;
         // Rustls wants one provider for the process. An application that has chosen its own keeps it.
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             // Fails only if somebody else was faster, which is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
+        let server = self.settings.to_string();
         let mut options = ConnectOptions::new()
             .name("airwave")
             .require_tls(settings.tls)
@@ -322,31 +406,46 @@ impl Connection {
             .max_reconnects(1)
             .reconnect_delay_callback(|_| Duration::ZERO)
             .event_callback(move |event| {
-                let dead = dead.clone();
+                let (dead, forbidden, server) = (dead.clone(), forbidden.clone(), server.clone());
                 async move {
                     use async_nats::Event;
+                    if let Event::ServerError(says) = &event {
+                        let says = says.to_string();
+                        if says.contains("Permissions Violation") {
+                            forbidden.tell(&says);
+                        }
+                        tracing::warn!(%server, says, "the server complains");
+                    }
                     // A slow consumer has lost messages, and which one it was cannot be told.
                     if !matches!(event, Event::Connected | Event::ServerError(_) | Event::ClientError(_)) {
                         dead.tell();
                     }
                 }
             });
-        if let Some(ca) = &settings.ca {
-            options = options.add_root_certificates(ca.clone());
-        }
         // The library's errors might quote what the file holds.
         let unread = |what: &str| {
             self.unusable(format!(
                 "the file that the broker's URL names in {what} cannot be read as one; correct it"
             ))
         };
+        if let Some(ca) = &settings.ca {
+            let pem = std::fs::read_to_string(ca).ok();
+            if !pem.is_some_and(|pem| pem.contains("BEGIN CERTIFICATE")) {
+                return Err(unread("ca"));
+            }
+            options = options.add_root_certificates(ca.clone());
+        }
         Ok(match &settings.login {
             Login::None => options,
             Login::Token(token) => options.token(token.clone()),
             Login::Password(user, password) => options.user_and_password(user.clone(), password.clone()),
             Login::Nkey(file) => {
-                let seed = std::fs::read_to_string(file).map_err(|_| unread("nkey"))?;
-                options.nkey(seed.trim().to_owned())
+                let text = std::fs::read_to_string(file).map_err(|_| unread("nkey"))?;
+                // A user's seed, bare or between lines that say what it is.
+                let seed = text
+                    .split_whitespace()
+                    .find(|word| word.len() == 58 && word.starts_with("SU"));
+                options.nkey(seed.ok_or_else(|| unread("nkey"))?.to_owned())
             }
             Login::Credentials(file) => options.credentials_file(file).await.map_err(|_| unread("creds"))?,
         })
@@ -378,9 +477,9 @@ impl Connection {
                     wanted["first_seq"] = now().max(self.highest() + 1).into();
                     tracing::info!(server = %self.settings, stream = name, "making the stream");
                     match self.reached(link.api(format!("STREAM.CREATE.{name}"), &wanted).await)? {
-                        Answer::Done(_) => return Ok(()),
-                        // Another node was faster.
-                        Answer::Refused {
+                        // Or another node was faster.
+                        Answer::Done(_)
+                        | Answer::Refused {
                             code: code::NAME_TAKEN, ..
                         } => {}
                         Answer::Refused {
@@ -509,19 +608,27 @@ impl Connection {
 
     /// A stream in memory begins again at its first number when its servers restart, and gave all numbers from there before. So one that
     /// never held anything since is sent ahead to the clock, and so is one that is behind what this node has seen.
+    ///
+    /// A new one gives its first number away unused. Servers before 2.11.11 that are killed read a file stream that still begins where it
+    /// was made as an empty one, and lose all that it held. Whoever finds it new does so, to the same number: nothing can have been
+    /// stored below it.
     async fn set_forward(&self, link: &Link, info: &Value) -> Result<(), ConnectError> {
         let (first, last) = (
             info["config"]["first_seq"].as_u64().unwrap_or(0),
             info["state"]["last_seq"].as_u64().unwrap_or(0),
         );
-        let untouched = info["config"]["storage"] == "memory" && last < first.max(1) && now().saturating_sub(first) > 1_000_000;
-        if !untouched && last >= self.highest() {
+        let new = last < first.max(1);
+        let again = new && info["config"]["storage"] == "memory" && now().saturating_sub(first) > 1_000_000;
+        let ahead = if again || last < self.highest() {
+            tracing::warn!(server = %self.settings, stream = self.settings.prefix, "the stream has lost what it held; it goes on above all it gave");
+            now().max(self.highest() + 1)
+        } else if new {
+            first + 1
+        } else {
             return Ok(());
-        }
-        let name = &self.settings.prefix;
-        let ahead = json!({ "seq": now().max(self.highest() + 1) });
-        tracing::warn!(server = %self.settings, stream = name, "the stream has lost what it held; it goes on above all it gave");
-        match self.reached(link.api(format!("STREAM.PURGE.{name}"), &ahead).await)? {
+        };
+        let subject = format!("STREAM.PURGE.{}", self.settings.prefix);
+        match self.reached(link.api(subject, &json!({ "seq": ahead })).await)? {
             Answer::Done(_) => Ok(()),
             Answer::Refused { text, .. } => Err(self.not_made(&text)),
         }
@@ -555,6 +662,9 @@ impl Connection {
                 "its TLS certificate is not accepted; name a host that it is for, and its authority's certificate with ca=FILE in the broker's URL"
                     .into(),
             ),
+            ConnectErrorKind::Tls | ConnectErrorKind::Io if text.contains("invalidcontenttype") => {
+                self.unusable("it does not speak TLS; write nats:// instead of tls:// into the broker's URL, or give it certificates".into())
+            }
             kind => self.unreachable(match kind {
                 ConnectErrorKind::TimedOut => "no answer in time".to_owned(),
                 _ => error.to_string(),
@@ -589,21 +699,8 @@ impl Connection {
 
     /// Publishes to itself through the stream, as events go, and waits until it hears that.
     pub(super) async fn hears_itself(&self, link: &Link) -> Result<(), BrokerError> {
-        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let mut heard = link.heard.subscribe();
-        let mut headers = HeaderMap::new();
-        // Only the newest is kept.
-        headers.insert("Nats-Rollup", "sub");
-        let before = self.highest();
-        let subject = self.log(&format!("probe.{}", self.node));
-        match link.call(subject, Some(headers), number.to_string().into()).await? {
-            Answer::Done(ack) => {
-                if !self.went_up(link, before, ack["seq"].as_u64().unwrap_or(0)) {
-                    return Err(lost("the stream was lost"));
-                }
-            }
-            Answer::Refused { text, .. } => return Err(lost(&text)),
-        }
+        let number = self.says_something(link).await?;
         let heard = tokio::select! {
             heard = timeout(PROBE_WITHIN, heard.wait_for(|heard| *heard >= number)) => heard.is_ok_and(|heard| heard.is_ok()),
             () = link.dead.wait() => false,
@@ -615,6 +712,22 @@ impl Connection {
         }
         self.pulse.heard();
         Ok(())
+    }
+
+    /// Stores a probe; comes back when that is answered, with its number. What was sent to the stream before on this connection has been
+    /// answered then, too.
+    pub(super) async fn says_something(&self, link: &Link) -> Result<u64, BrokerError> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut headers = HeaderMap::new();
+        // Only the newest is kept.
+        headers.insert("Nats-Rollup", "sub");
+        let before = self.highest();
+        let subject = self.log(&format!("probe.{}", self.node));
+        match link.call(subject, Some(headers), number.to_string().into()).await? {
+            Answer::Done(ack) if self.went_up(link, before, ack["seq"].as_u64().unwrap_or(0)) => Ok(number),
+            Answer::Done(_) => Err(lost("the stream was lost")),
+            Answer::Refused { text, .. } => Err(lost(&text)),
+        }
     }
 
     async fn keep(self: Arc<Self>, mut link: Arc<Link>) {

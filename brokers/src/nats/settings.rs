@@ -10,7 +10,7 @@ pub(super) struct Settings {
     pub(super) servers: Vec<String>,
     pub(super) tls: bool,
     pub(super) login: Login,
-    /// Certificates of authorities beside the system's.
+    /// Certificates of authorities, instead of the system's.
     pub(super) ca: Option<PathBuf>,
     /// The first token of every subject, and the stream's name.
     pub(super) prefix: String,

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each test file uses a part
 
+/// Certificates, for a server that speaks TLS.
+pub mod certificates;
 /// A hub over a real broker, and clients that keep what they were told.
 pub mod hub;
 /// Several servers that belong together: a cluster, or a master with its replica and sentinels.

@@ -17,24 +17,43 @@ use serde_json::{Value, json};
 /// How long a server may take to start. Decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where the program is; `None` after saying so. It is a failure where everything must be there.
-fn program() -> Option<PathBuf> {
-    let named = std::env::var_os("AIRWAVE_TEST_NATS_SERVER").map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = named.or_else(|| {
-        std::env::split_paths(&path)
-            .map(|dir| dir.join("nats-server"))
-            .find(|file| file.is_file())
-    });
-    if found.is_none() {
-        let missing = "there is no nats-server: install 2.10 or newer, or name one in AIRWAVE_TEST_NATS_SERVER";
-        assert!(
-            std::env::var_os("AIRWAVE_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
-            "{missing}"
-        );
-        eprintln!("skipped: {missing}");
+/// A `nats-server` by its age. Each is named by a variable in the environment; the current one may stand in the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    Current,
+    /// The oldest line that serves: 2.10.
+    Oldest,
+    /// Of before that.
+    TooOld,
+}
+
+impl Release {
+    /// Where the program is; `None` after saying so. It is a failure where everything must be there.
+    fn program(self) -> Option<PathBuf> {
+        let (variable, version) = match self {
+            Release::Current => ("AIRWAVE_TEST_NATS_SERVER", "2.11 or newer"),
+            Release::Oldest => ("AIRWAVE_TEST_NATS_SERVER_2_10", "2.10"),
+            Release::TooOld => ("AIRWAVE_TEST_NATS_SERVER_2_9", "2.9"),
+        };
+        let named = std::env::var_os(variable).map(PathBuf::from);
+        let path = std::env::var_os("PATH")
+            .filter(|_| self == Release::Current)
+            .unwrap_or_default();
+        let found = named.or_else(|| {
+            std::env::split_paths(&path)
+                .map(|dir| dir.join("nats-server"))
+                .find(|file| file.is_file())
+        });
+        if found.is_none() {
+            let missing = format!("there is no nats-server {version}: name one in {variable} (scripts/needs.sh fetches it)");
+            assert!(
+                std::env::var_os("AIRWAVE_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
+                "{missing}"
+            );
+            eprintln!("skipped: {missing}");
+        }
+        found
     }
-    found
 }
 
 /// A folder that goes with its owner.
@@ -60,7 +79,7 @@ pub struct Server {
     pub port: u16,
     program: PathBuf,
     dir: Dir,
-    configuration: String,
+    configuration: Mutex<String>,
     child: Mutex<Option<Child>>,
 }
 
@@ -79,16 +98,25 @@ system_account: SYS
 no_auth_user: app
 "#;
 
-const JETSTREAM: &str = "jetstream { store_dir: \"DIR\", max_memory_store: 256MB, max_file_store: 1GB }\nmax_payload: 8MB\n";
+/// What every server needs that holds a stream.
+pub const JETSTREAM: &str = "jetstream { store_dir: \"DIR\", max_memory_store: 256MB, max_file_store: 1GB }\nmax_payload: 8MB\n";
 
 impl Server {
     pub fn start() -> Option<Server> {
-        Self::configured(&format!("{JETSTREAM}{OPEN}"))
+        Self::of(Release::Current)
+    }
+
+    pub fn of(release: Release) -> Option<Server> {
+        Self::with(release, &format!("{JETSTREAM}{OPEN}"))
     }
 
     /// One with a configuration of its own; `DIR` stands for its folder.
     pub fn configured(configuration: &str) -> Option<Server> {
-        let program = program()?;
+        Self::with(Release::Current, configuration)
+    }
+
+    fn with(release: Release, configuration: &str) -> Option<Server> {
+        let program = release.program()?;
         for _ in 0..10 {
             let server = Self::at(free_port(), program.clone(), configuration);
             if server.run() {
@@ -100,7 +128,7 @@ impl Server {
 
     /// Three that are one, started.
     pub fn cluster() -> Option<[Server; 3]> {
-        let program = program()?;
+        let program = Release::Current.program()?;
         for _ in 0..10 {
             let routes = [free_port(), free_port(), free_port()];
             let named: Vec<String> = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
@@ -124,7 +152,7 @@ impl Server {
             port,
             program,
             dir: Dir::new(),
-            configuration: configuration.to_owned(),
+            configuration: Mutex::new(configuration.to_owned()),
             child: Mutex::new(None),
         }
     }
@@ -144,12 +172,9 @@ impl Server {
     /// Starts the process and waits until it greets. False: it ended.
     pub fn run(&self) -> bool {
         let log = std::fs::File::create(self.dir().join("log")).unwrap();
-        let configuration = self.configuration.replace("DIR", &self.dir().display().to_string());
-        let file = self.dir().join("conf");
-        std::fs::write(&file, format!("listen: \"127.0.0.1:{}\"\n{configuration}", self.port)).unwrap();
         let mut child = Command::new(&self.program)
             .arg("-c")
-            .arg(&file)
+            .arg(self.write_configuration())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -171,6 +196,21 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    fn write_configuration(&self) -> PathBuf {
+        let configuration = self.configuration.lock().unwrap();
+        let configuration = configuration.replace("DIR", &self.dir().display().to_string());
+        let file = self.dir().join("conf");
+        std::fs::write(&file, format!("listen: \"127.0.0.1:{}\"\n{configuration}", self.port)).unwrap();
+        file
+    }
+
+    /// Gives a running server another configuration. It takes it soon.
+    pub fn reconfigure(&self, configuration: &str) {
+        configuration.clone_into(&mut self.configuration.lock().unwrap());
+        self.write_configuration();
+        self.signal("HUP");
     }
 
     fn greets(&self) -> bool {
@@ -195,7 +235,7 @@ impl Server {
         let _ = std::fs::remove_dir_all(self.dir().join("jetstream"));
     }
 
-    /// `STOP`, `CONT`.
+    /// `STOP`, `CONT`, `HUP`.
     pub fn signal(&self, signal: &str) {
         let pid = self.child.lock().unwrap().as_ref().unwrap().id();
         let sent = Command::new("kill")
