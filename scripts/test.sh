@@ -147,6 +147,9 @@ fi
 if is_chosen test; then
   needs+=(nats_server nats_server_2_10 nats_server_2_9)
 fi
+if is_chosen browser; then
+  needs+=(nginx haproxy)
+fi
 if is_chosen browser || is_chosen client; then
   needs+=(chromium curl)
   if ! command -v node >/dev/null || ! command -v npm >/dev/null; then

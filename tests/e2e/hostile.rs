@@ -241,6 +241,9 @@ fn handshakes_that_are_none() {
             for (from, to, status) in [
                 ("version: 13", "version: 8", "426"),
                 ("sec-websocket-version: 13\r\n", "", "426"),
+                // What a proxy that knows no WebSockets leaves of them.
+                ("upgrade: websocket\r\n", "", "426"),
+                ("connection: Upgrade", "connection: close", "426"),
                 ("sec-websocket-key: AAECAwQFBgcICQoLDA0ODw==\r\n", "", "400"),
                 ("AAECAwQFBgcICQoLDA0ODw==", "short", "400"),
                 ("AAECAwQFBgcICQoLDA0ODw==", "!!!!!!!!!!!!!!!!!!!!!!==", "400"),

@@ -294,9 +294,9 @@ async fn publish_one(hub: &Hub, mut publication: Publication<'_>) -> Result<Stri
 fn authorize(publishers: &Publishers, parts: &Parts) -> Result<(), Refusal> {
     match publishers {
         Publishers::Anybody => Ok(()),
-        Publishers::Local if is_addressed_locally(parts) => Ok(()),
+        Publishers::Local if is_addressed_locally(parts) && !came_through_a_proxy(parts) => Ok(()),
         Publishers::Local => Err(Refusal::forbidden(
-            "without a publish token this server takes publishes only at localhost or an IP address: set publish.token in its configuration",
+            "without a publish token this server takes publishes only at localhost or an IP address, and through no proxy: set publish.token in its configuration",
         )),
         Publishers::Nobody => Err(Refusal::forbidden(
             "publishing over HTTP is off: set publish.token in the server's configuration and send 'Authorization: Bearer TOKEN'",
@@ -327,6 +327,12 @@ fn is_addressed_locally(parts: &Parts) -> bool {
     };
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok()
+}
+
+/// Whether a proxy shows itself: whoever it speaks for need not be on this machine. Not all do, but nginx does, which speaks HTTP/1.0 unless it is told otherwise.
+fn came_through_a_proxy(parts: &Parts) -> bool {
+    let signs = ["forwarded", "via", "x-forwarded-for", "x-real-ip"];
+    parts.version < http::Version::HTTP_11 || signs.iter().any(|sign| parts.headers.contains_key(*sign))
 }
 
 /// Takes as long for a wrong token as for the right one, so that time tells nothing about how much of it was right.
@@ -409,5 +415,22 @@ mod tests {
         assert_eq!(refused(&Publishers::Local, &request("http://[::1]:80/publish", &[])), Ok(()));
         let rebound = request("http://evil.example/publish", &[(HOST, "localhost")]);
         assert_eq!(refused(&Publishers::Local, &rebound), Err(Code::Forbidden));
+    }
+
+    #[test]
+    fn a_proxy_that_shows_itself_publishes_nothing_without_a_token() {
+        let local = |sign: HeaderName| {
+            refused(
+                &Publishers::Local,
+                &request("/publish", &[(HOST, "127.0.0.1:8080"), (sign, "x")]),
+            )
+        };
+        assert_eq!(local(HeaderName::from_static("x-request-id")), Ok(()));
+        for sign in ["forwarded", "via", "x-forwarded-for", "x-real-ip"] {
+            assert_eq!(local(HeaderName::from_static(sign)), Err(Code::Forbidden), "{sign}");
+        }
+        let mut old = request("/publish", &[(HOST, "127.0.0.1:8080")]);
+        old.version = http::Version::HTTP_10;
+        assert_eq!(refused(&Publishers::Local, &old), Err(Code::Forbidden));
     }
 }

@@ -17,6 +17,9 @@ use http::request::Parts;
 
 use crate::envelope;
 
+/// What a browser says itself about where a request comes from, over https and to loopback addresses; no page can set it. Not sent with WebSockets by all.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
 /// Which pages of other origins may listen, send and connect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Origins {
@@ -37,8 +40,8 @@ pub enum Publishers {
     Nobody,
     /// Anybody who reaches the server.
     Anybody,
-    /// Whoever addresses the server as `localhost` or by an IP address. For servers on a loopback address: a page of a foreign site that has its own
-    /// name lead here (DNS rebinding) would be same-origin, and is told apart by that name.
+    /// Whoever addresses the server as `localhost` or by an IP address, and not through a proxy that shows itself. For servers on a loopback address: a page of a
+    /// foreign site that has its own name lead here (DNS rebinding) would be same-origin, and is told apart by that name.
     Local,
     /// Whoever knows the token.
     Token(Arc<str>),
@@ -76,7 +79,7 @@ pub enum Origin {
 }
 
 impl Origins {
-    /// Checks a request's `Origin` header against `Host` and the list.
+    /// Checks a request's `Origin` header against `Host` and the list. A proxy may have put its own word in place of `Host`, so the browser's own is believed as well.
     ///
     /// # Errors
     /// `forbidden`.
@@ -90,6 +93,9 @@ impl Origins {
             .and_then(|host| host.to_str().ok())
             .or(authority)
             .unwrap_or_default();
+        if headers.get(FETCH_SITE).is_some_and(|site| site == "same-origin") {
+            return Ok(Origin::Ours);
+        }
         // An origin without a host ("null", of sandboxed pages and files) is nobody's own.
         if !host.is_empty()
             && text
@@ -104,7 +110,7 @@ impl Origins {
                 Ok(Origin::Allowed(origin.clone()))
             }
             _ => Err(Refusal::forbidden(
-                "pages of this origin are not allowed: add it to 'origins' in the server's configuration",
+                "pages of this origin are not allowed: let the proxy in between, if there is one, pass 'Host' on, or add the origin to 'origins' in the server's configuration",
             )),
         }
     }
@@ -289,6 +295,18 @@ mod tests {
         }
         assert!(matches!(check(&listed, Some("https://app.example")), Ok(Origin::Allowed(_))));
         assert!(Origins::Same.check(&headers("", Some("http://")), None).is_err());
+
+        // Behind a proxy that names its upstream.
+        for (site, ours) in [
+            ("same-origin", true),
+            ("same-site", false),
+            ("cross-site", false),
+            ("none", false),
+        ] {
+            let mut headers = headers("10.0.0.7:8080", Some("https://live.example"));
+            headers.insert(FETCH_SITE, site.parse().unwrap());
+            assert_eq!(Origins::Same.check(&headers, None).is_ok(), ours, "{site}");
+        }
     }
 
     #[test]

@@ -91,7 +91,8 @@ impl Transport for WebSocket {
     }
 
     fn wants(&self, request: &Parts) -> bool {
-        asks_for_websocket(request)
+        // Nobody else has such a key: without the two headers they were lost on the way.
+        asks_for_websocket(request) || request.headers.contains_key(SEC_WEBSOCKET_KEY)
     }
 
     async fn listen(&self, hub: &Hub, request: ChannelRequest) -> Response {
@@ -101,7 +102,7 @@ impl Transport for WebSocket {
 
 async fn socket(State((hub, wire)): State<(Hub, WireHandle)>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    if !asks_for_websocket(&parts) {
+    if !asks_for_websocket(&parts) && !parts.headers.contains_key(SEC_WEBSOCKET_KEY) {
         return refusal_response(
             &Refusal::bad_request("this is the address of a WebSocket: connect with 'Upgrade: websocket'"),
             None,
@@ -138,14 +139,21 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
         hub.metrics().refused(Code::BadRequest);
         refusal_response(&Refusal::bad_request(text), None)
     };
-    if parts.headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        let mut response = malformed("only version 13 of the WebSocket protocol is spoken here");
+    let upgrade_required = |text: &'static str| {
+        let mut response = malformed(text);
         *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+        let headers = response.headers_mut();
+        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         response
-            .headers_mut()
-            .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
-        return response;
+    };
+    if !asks_for_websocket(&parts) {
+        return upgrade_required(
+            "this WebSocket handshake came without 'Upgrade: websocket' and 'Connection: upgrade': the proxy in between must pass them on, over HTTP/1.1; without them listen over SSE",
+        );
+    }
+    if parts.headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return upgrade_required("only version 13 of the WebSocket protocol is spoken here");
     }
     let mut response = Response::new(Body::empty());
     if over_http2(&parts) {
@@ -175,7 +183,9 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
         response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, protocol);
     }
     let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() else {
-        return malformed("this connection cannot be upgraded: is a proxy in between that does not know WebSockets?");
+        return malformed(
+            "this connection cannot be upgraded: a proxy in between must speak HTTP/1.1 to us (nginx: proxy_http_version 1.1)",
+        );
     };
     let begun = begin(hub, wire, &parts, channel).await;
     let begun = Begun {

@@ -31,9 +31,12 @@ export function launch() {
   });
 }
 
-/** A page at `url` (any document of the origin that the test wants to be) with listeners that tell this process what they hear. */
-export async function pageAt(t, browser, url) {
-  const context = await browser.newContext();
+/**
+ * A page at `url` (any document of the origin that the test wants to be) with listeners that tell this process what they hear. `options`: of the browser's
+ * context.
+ */
+export async function pageAt(t, browser, url, options) {
+  const context = await browser.newContext(options);
   t.after(() => context.close());
   const page = await context.newPage();
   const collectors = new Map();
