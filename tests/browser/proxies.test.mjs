@@ -121,22 +121,22 @@ describe("behind a proxy as documented", { skip }, () => {
   }
 
   test("what is quiet stays open: the heartbeat is shorter than the proxies' time-outs", async (t) => {
-    // A second for each 15 of the defaults: nginx's 60 s, and the 50 s of Debian's haproxy.cfg.
+    // Two seconds for each 15 of the defaults: the heartbeat's, nginx's 60 s, and the 50 s of Debian's haproxy.cfg.
     const seconds = (n) => ({
       nginx: { http: `proxy_read_timeout ${n * 1000}ms; proxy_send_timeout ${n * 1000}ms;` },
       haproxy: { edit: ["client", "server"].map((side) => [`timeout ${side}  50000`, `timeout ${side}  ${Math.floor((n * 5000) / 6)}`]) },
     });
-    const lively = await behind(t, 'limits = { heartbeat = "1s" }');
+    const lively = await behind(t, 'limits = { heartbeat = "2s" }');
     const silent = await behind(t);
     await Promise.all(
       both.map(async (start) => {
-        const { url } = await start(t, lively, seconds(4)[start.name]);
+        const { url } = await start(t, lively, seconds(8)[start.name]);
         const quiet = stream(t, "-k", `${url}/channels/both/quiet`);
         const socket = await socketAt(t, `${url}/channels/both/quiet`);
         const still = stream(t, "-k", `${(await start(t, silent, seconds(1)[start.name])).url}/channels/both/quiet`);
         // So long that either proxy would have cut them.
-        await quiet.blocks.count(6, ({ comment }) => comment !== undefined, "heartbeat");
-        await socket.heard.count(6, ({ type }) => type === "ping", "ping");
+        await quiet.blocks.count(5, ({ comment }) => comment !== undefined, "heartbeat");
+        await socket.heard.count(5, ({ type }) => type === "ping", "ping");
         await lively.publish({ channel: "both/quiet", event: start.name, data: 1 });
         await quiet.blocks.first(named(start.name), "event");
         await socket.heard.first(named(start.name), "event");
