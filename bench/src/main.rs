@@ -21,6 +21,7 @@
 //! | `idle` | memory per listener that only waits, then after some events |
 //! | `storm` | all listeners are cut off, miss events, and come back within 2 s |
 //! | `channels` | 1,000 channels with 5 listeners each |
+//! | `brokers` | publishing and fan-out over SSE with Redis and NATS behind, beside Redis's pub/sub written into axum by hand |
 //! | `chaos` | no benchmark: real processes treated badly, and a checker that judges what clients saw of it |
 //! | `all` | everything in the table of budgets; `--write FILE` puts it between the file's two `measured` markers |
 //!
@@ -159,6 +160,29 @@ enum Command {
         #[command(flatten)]
         pacing: Pacing,
     },
+    /// Publishing and fan-out through Redis and NATS, beside Redis's pub/sub by hand.
+    Brokers {
+        #[arg(long, default_value_t = 1_000)]
+        listeners: usize,
+        /// Events a second of the fan-out.
+        #[arg(long, default_value_t = 20.0)]
+        rate: f64,
+        /// Length of the fan-out's window.
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
+        /// Publishing connections.
+        #[arg(long, default_value_t = 16)]
+        publishers: u32,
+        /// Channels that are published to back to back.
+        #[arg(long, default_value_t = 64)]
+        channels: u32,
+        /// Events that are published back to back.
+        #[arg(long, default_value_t = 20_000)]
+        events: u64,
+        /// A Markdown file that has the two lines `<!-- brokers: begin -->` and `<!-- brokers: end -->`.
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
+    },
     /// Treats real processes badly and judges by the promises.
     Chaos {
         /// How long to go on with one seed after the other.
@@ -197,6 +221,9 @@ enum Command {
     /// Serves as the hand-written axum server.
     #[command(hide = true)]
     ServeAxum,
+    /// Serves as the server that speaks to Redis by hand.
+    #[command(hide = true)]
+    ServeRedis { url: String },
 }
 
 fn main() -> ExitCode {
@@ -215,10 +242,14 @@ fn main() -> ExitCode {
 
 /// Tells whether everything was delivered correctly.
 fn run(cli: Cli) -> Result<bool, String> {
-    if matches!(cli.command, Command::ServeRaw | Command::ServeAxum) {
+    if matches!(
+        cli.command,
+        Command::ServeRaw | Command::ServeAxum | Command::ServeRedis { .. }
+    ) {
         process::end_with_parent();
     }
-    match cli.command {
+    match &cli.command {
+        Command::ServeRedis { url } => return yardstick::redis::serve(url).map(|()| true),
         Command::ServeRaw => return yardstick::raw::serve().map(|()| true),
         Command::ServeAxum => return yardstick::axum::serve().map(|()| true),
         _ => {}
@@ -260,7 +291,7 @@ fn run(cli: Cli) -> Result<bool, String> {
     };
     settings.servers.sort_unstable();
     settings.servers.dedup();
-    if settings.servers.contains(&Kind::Airwave) {
+    if settings.servers.contains(&Kind::Airwave) || matches!(cli.command, Command::Brokers { .. }) {
         settings.airwave = match cli.common.airwave {
             Some(path) => path,
             None => process::build_airwave(true)?,
@@ -316,8 +347,23 @@ fn run(cli: Cli) -> Result<bool, String> {
             scenario::paced(&settings, shape)?
         }
         Command::All { pacing, write } => return all(&settings, pacing, write, &machine),
+        Command::Brokers {
+            listeners,
+            rate,
+            seconds,
+            publishers,
+            channels,
+            events,
+            write,
+        } => {
+            let reports = [
+                scenario::broker_publish(&settings, publishers, channels, events)?,
+                scenario::broker_fanout(&settings, listeners, rate, seconds)?,
+            ];
+            return tell(&reports, &machine, write.map(|path| (path, "brokers")));
+        }
         // They returned above.
-        Command::Chaos { .. } | Command::ServeRaw | Command::ServeAxum => return Ok(true),
+        Command::Chaos { .. } | Command::ServeRaw | Command::ServeAxum | Command::ServeRedis { .. } => return Ok(true),
     };
     println!("{machine}.\n\n{}", report.markdown());
     Ok(report.faults().is_empty())
@@ -406,7 +452,7 @@ fn fanout(transport: Transport, listeners: usize, pacing: Pacing) -> Paced {
 fn all(settings: &Settings, pacing: Pacing, write: Option<PathBuf>, machine: &str) -> Result<bool, String> {
     if let Some(path) = &write {
         // Not after minutes of measuring.
-        replace_measured(&read(path)?, "").map_err(|error| format!("{}: {error}", path.display()))?;
+        replace_between(&read(path)?, "measured", "").map_err(|error| format!("{}: {error}", path.display()))?;
     }
     let mut budgets = Vec::new();
     let mut reports = Vec::new();
@@ -524,24 +570,35 @@ fn all(settings: &Settings, pacing: Pacing, write: Option<PathBuf>, machine: &st
         });
         add(&mut reports, report)?;
     }
+    let budgets = format!("### Budgets\n\n{}", table::budgets(&budgets));
+    tell_below(&budgets, &reports, machine, write.map(|path| (path, "measured")))
+}
+
+/// Prints the reports, and puts them into the file that wants them.
+fn tell(reports: &[Report], machine: &str, write: Option<(PathBuf, &str)>) -> Result<bool, String> {
+    for report in reports {
+        println!("{}", report.markdown());
+    }
+    tell_below("", reports, machine, write)
+}
+
+/// `first` stands above the reports, which have been printed. `write`: a file, and the name of its markers.
+fn tell_below(first: &str, reports: &[Report], machine: &str, write: Option<(PathBuf, &str)>) -> Result<bool, String> {
+    let mut text = format!("Measured with `airwave-bench` {} on {machine}.\n", env!("CARGO_PKG_VERSION"));
     // Writing to a String cannot fail.
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "Measured with `airwave-bench` {} on {machine}.",
-        env!("CARGO_PKG_VERSION")
-    );
     let disturbed = reports.iter().map(Report::disturbance).fold(0.0, f64::max);
     if disturbed > 25.0 {
         let _ = writeln!(text, "\n{}", not_quiet(disturbed));
     }
-    let _ = write!(text, "\n### Budgets\n\n{}", table::budgets(&budgets));
+    if !first.is_empty() {
+        let _ = write!(text, "\n{first}");
+    }
     println!("{text}");
-    for report in &reports {
+    for report in reports {
         let _ = write!(text, "\n{}", report.markdown());
     }
-    if let Some(path) = write {
-        let file = replace_measured(&read(&path)?, &text).map_err(|error| format!("{}: {error}", path.display()))?;
+    if let Some((path, markers)) = write {
+        let file = replace_between(&read(&path)?, markers, &text).map_err(|error| format!("{}: {error}", path.display()))?;
         std::fs::write(&path, file).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
     Ok(reports.iter().all(|report| report.faults().is_empty()))
@@ -559,15 +616,16 @@ fn read(path: &PathBuf) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-/// `file` with `text` for what stood between its two markers.
-fn replace_measured(file: &str, text: &str) -> Result<String, String> {
-    const BEGIN: &str = "<!-- measured: begin -->\n";
-    const END: &str = "<!-- measured: end -->";
-    let (before, rest) = file.split_once(BEGIN).ok_or("there is no line `<!-- measured: begin -->`")?;
+/// `file` with `text` for what stood between its two markers of that name.
+fn replace_between(file: &str, markers: &str, text: &str) -> Result<String, String> {
+    let (begin, end) = (format!("<!-- {markers}: begin -->"), format!("<!-- {markers}: end -->"));
+    let (before, rest) = file
+        .split_once(&format!("{begin}\n"))
+        .ok_or_else(|| format!("there is no line `{begin}`"))?;
     let (_, after) = rest
-        .split_once(END)
-        .ok_or("there is no line `<!-- measured: end -->` after the first")?;
-    Ok(format!("{before}{BEGIN}\n{text}\n{END}{after}"))
+        .split_once(&end)
+        .ok_or_else(|| format!("there is no line `{end}` after the first"))?;
+    Ok(format!("{before}{begin}\n\n{text}\n{end}{after}"))
 }
 
 #[cfg(test)]
@@ -595,9 +653,13 @@ mod tests {
     #[test]
     fn only_what_stands_between_the_markers_is_replaced() {
         let file = "a\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nz\n";
-        let once = replace_measured(file, "new").unwrap();
+        let once = replace_between(file, "measured", "new").unwrap();
         assert_eq!(once, "a\n<!-- measured: begin -->\n\nnew\n<!-- measured: end -->\nz\n");
-        assert_eq!(replace_measured(&once, "new").unwrap(), once, "and again comes to the same");
-        assert!(replace_measured("<!-- measured: end -->\n<!-- measured: begin -->\n", "").is_err());
+        assert_eq!(
+            replace_between(&once, "measured", "new").unwrap(),
+            once,
+            "and again comes to the same"
+        );
+        assert!(replace_between("<!-- measured: end -->\n<!-- measured: begin -->\n", "measured", "").is_err());
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,6 +15,8 @@ use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, set_parent
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::signal::unix::{SignalKind, signal};
 
+use airwave_bench::chaos::BrokerKind;
+
 use crate::wire::{Dechunker, Head};
 
 /// What is measured.
@@ -24,8 +26,25 @@ pub enum Kind {
     Raw,
     /// The hand-written axum server.
     Axum,
-    /// Airwave.
+    /// Redis's pub/sub straight into axum's SSE, as the usual tutorial shows.
+    RedisByHand,
+    /// Airwave with the memory broker.
     Airwave,
+    /// Airwave with Redis.
+    AirwaveRedis,
+    /// Airwave with NATS JetStream.
+    AirwaveNats,
+}
+
+impl Kind {
+    /// The broker's server that it needs.
+    fn broker(self) -> Option<BrokerKind> {
+        match self {
+            Kind::Raw | Kind::Axum | Kind::Airwave => None,
+            Kind::RedisByHand | Kind::AirwaveRedis => Some(BrokerKind::RedisVolatile),
+            Kind::AirwaveNats => Some(BrokerKind::NatsVolatile),
+        }
+    }
 }
 
 impl fmt::Display for Kind {
@@ -33,7 +52,10 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::Raw => "raw limit",
             Kind::Axum => "hand-written axum",
+            Kind::RedisByHand => "Redis by hand",
             Kind::Airwave => "Airwave",
+            Kind::AirwaveRedis => "Airwave, Redis",
+            Kind::AirwaveNats => "Airwave, NATS",
         })
     }
 }
@@ -80,9 +102,10 @@ impl Pinning {
     }
 }
 
-/// A running server. Dropping it kills the process and removes its folder.
+/// A running server, with the broker behind it if it has one. Dropping it kills both and removes their folder.
 pub struct Server {
     child: Child,
+    broker: Option<Broker>,
     folder: PathBuf,
     /// Where it listens.
     pub address: SocketAddr,
@@ -133,7 +156,7 @@ pub fn end_with_parent() {
 /// Everything open, nothing in the way: one rule for all channels, limits far above what a run uses.
 const AIRWAVE_CONFIG: &str = r#"
 [broker]
-url = "memory:"
+url = "BROKER"
 
 [limits]
 connections = 50000
@@ -153,20 +176,34 @@ impl Server {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("airwave-bench-{}-{number}", std::process::id()));
-        let write = || -> std::io::Result<fs::File> {
-            fs::create_dir_all(&folder)?;
-            fs::write(folder.join("airwave.toml"), AIRWAVE_CONFIG)?;
-            fs::File::create(folder.join("stderr"))
+        let mut broker = None;
+        let start = |broker: &mut Option<Broker>| -> Result<fs::File, String> {
+            let io = |error| format!("cannot write to {}: {error}", folder.display());
+            fs::create_dir_all(&folder).map_err(io)?;
+            if let Some(kind) = kind.broker() {
+                *broker = Some(Broker::start(kind, &folder)?);
+            }
+            let url = broker.as_ref().map_or_else(|| "memory:".into(), Broker::url);
+            fs::write(folder.join("airwave.toml"), AIRWAVE_CONFIG.replace("BROKER", &url)).map_err(io)?;
+            fs::File::create(folder.join("stderr")).map_err(io)
         };
-        let stderr = write().map_err(|error| format!("cannot write to {}: {error}", folder.display()))?;
+        let stderr = start(&mut broker).inspect_err(|_| {
+            // Nothing was started that would remove it.
+            let _ = fs::remove_dir_all(&folder);
+        })?;
         let this = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
         let mut command = match kind {
-            Kind::Raw | Kind::Axum => {
+            Kind::Raw | Kind::Axum | Kind::RedisByHand => {
                 let mut command = Command::new(this);
-                command.arg(if kind == Kind::Raw { "serve-raw" } else { "serve-axum" });
+                command.arg(match kind {
+                    Kind::Raw => "serve-raw",
+                    Kind::Axum => "serve-axum",
+                    _ => "serve-redis",
+                });
+                command.args(broker.as_ref().map(Broker::url));
                 command
             }
-            Kind::Airwave => {
+            Kind::Airwave | Kind::AirwaveRedis | Kind::AirwaveNats => {
                 let mut command = Command::new(airwave);
                 command
                     .args(["serve", "--listen", "127.0.0.1:0", "--config"])
@@ -191,6 +228,7 @@ impl Server {
         let child = child.map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
         let mut server = Self {
             child,
+            broker,
             folder,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
@@ -239,6 +277,19 @@ impl Server {
         cpu(self.child.id())
     }
 
+    /// Processor time that its broker has used.
+    pub fn broker_cpu(&self) -> Result<Duration, String> {
+        self.broker
+            .as_ref()
+            .map_or(Ok(Duration::ZERO), |broker| cpu(broker.child.id()))
+    }
+
+    /// Connections that its broker has; `None` without a broker.
+    pub fn broker_connections(&self) -> Option<usize> {
+        let table = fs::read_to_string("/proc/net/tcp").ok()?;
+        Some(connections_to(&table, self.broker.as_ref()?.address.port()))
+    }
+
     /// The sum of a counter's series on `/metrics`, by the end of its name without `_total`; `None` for servers that have none.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let mut socket = TcpStream::connect(self.address).ok()?;
@@ -271,12 +322,88 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may be gone already; then there is nothing to end.
-        let _ = self.child.kill();
-        running().retain(|(process, _)| *process != self.child.id());
-        let _ = self.child.wait();
+        end(&mut self.child);
+        self.broker = None;
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+fn end(child: &mut Child) {
+    // It may be gone already; then there is nothing to end.
+    let _ = child.kill();
+    running().retain(|(process, _)| *process != child.id());
+    let _ = child.wait();
+}
+
+/// A broker's server. Dropping it kills it.
+struct Broker {
+    kind: BrokerKind,
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Broker {
+    /// Starts it and waits until it answers. Nothing of it is on disk, which would be what is measured.
+    fn start(kind: BrokerKind, folder: &Path) -> Result<Self, String> {
+        let free = || -> std::io::Result<SocketAddr> { TcpListener::bind("127.0.0.1:0")?.local_addr() };
+        let address = free().map_err(|error| format!("there is no free port: {error}"))?;
+        let port = address.port().to_string();
+        let mut command = Command::new(kind.program()?);
+        match kind {
+            BrokerKind::NatsVolatile => {
+                let store = folder.join("nats");
+                command.args(["--addr", "127.0.0.1", "--port", &port, "--jetstream", "--store_dir"]);
+                command.arg(store);
+            }
+            _ => {
+                command.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no"]);
+                command.current_dir(folder);
+            }
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut running = running();
+        let child = command
+            .spawn()
+            .map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
+        running.push((child.id(), folder.to_owned()));
+        drop(running);
+        let mut broker = Self { kind, child, address };
+        for _ in 0..200 {
+            if TcpStream::connect(address).is_ok() {
+                return Ok(broker);
+            }
+            if let Ok(Some(status)) = broker.child.try_wait() {
+                return Err(format!("the server of {kind} ended at once: {status}"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Err(format!("the server of {kind} did not listen within 10 s"))
+    }
+
+    fn url(&self) -> String {
+        match self.kind {
+            BrokerKind::NatsVolatile => format!("nats://{}?storage=memory", self.address),
+            _ => format!("redis://{}", self.address),
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// Established connections to a port, out of /proc/net/tcp: the rows whose own port it is.
+fn connections_to(table: &str, port: u16) -> usize {
+    let suffix = format!(":{port:04X}");
+    let rows = table
+        .lines()
+        .skip(1)
+        .map(|row| row.split_ascii_whitespace().collect::<Vec<_>>());
+    // 01 is "established".
+    rows.filter(|row| row.get(1).is_some_and(|own| own.ends_with(&suffix)) && row.get(3) == Some(&"01"))
+        .count()
 }
 
 fn sum_of_series(metrics: &str, name: &str) -> Option<f64> {
@@ -409,6 +536,16 @@ pub fn machine() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_established_connections_of_the_port_itself_count() {
+        let table = "sl local_address rem_address st tx_queue\n\
+             0: 0100007F:18EB 00000000:0000 0A 0\n\
+             1: 0100007F:18EB 0100007F:C350 01 0\n\
+             2: 0100007F:C350 0100007F:18EB 01 0\n\
+             3: 0100007F:18EB 0100007F:C351 06 0\n";
+        assert_eq!(connections_to(table, 0x18EB), 1);
+    }
 
     #[test]
     fn processor_time_is_found_behind_any_name() {

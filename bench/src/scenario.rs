@@ -33,6 +33,10 @@ pub struct Measured {
     pub deliveries: u64,
     /// The server's processor time in the window.
     pub cpu: Duration,
+    /// Its broker's processor time in the window.
+    pub broker_cpu: Duration,
+    /// Connections to its broker while everybody listened.
+    pub broker_connections: Option<usize>,
     /// The generator's processor time in the window.
     pub generator_cpu: Duration,
     /// Processor time of everybody else on the machine in the window: what disturbs.
@@ -166,6 +170,7 @@ struct Run {
 
 struct Window {
     cpu: Duration,
+    broker_cpu: Duration,
     generator_cpu: Duration,
     everybodys_cpu: Duration,
     begin: Instant,
@@ -264,6 +269,7 @@ impl Run {
             encodes,
             broker_reads,
             cpu: self.server.cpu()?,
+            broker_cpu: self.server.broker_cpu()?,
             generator_cpu: own_cpu()?,
             everybodys_cpu: everybodys_cpu()?,
             begin: Instant::now(),
@@ -274,13 +280,17 @@ impl Run {
 
     /// Everything that was seen, the window's figures among it.
     fn finish(mut self) -> Result<Measured, String> {
-        let mut measured = Measured::default();
+        let mut measured = Measured {
+            broker_connections: self.server.broker_connections(),
+            ..Measured::default()
+        };
         if let Some(window) = self.window.take() {
             measured.wall = window.begin.elapsed();
             measured.cpu = self.server.cpu()?.saturating_sub(window.cpu);
             measured.generator_cpu = own_cpu()?.saturating_sub(window.generator_cpu);
-            let both = measured.cpu + measured.generator_cpu;
-            measured.others_cpu = everybodys_cpu()?.saturating_sub(window.everybodys_cpu).saturating_sub(both);
+            measured.broker_cpu = self.server.broker_cpu()?.saturating_sub(window.broker_cpu);
+            let ours = measured.cpu + measured.broker_cpu + measured.generator_cpu;
+            measured.others_cpu = everybodys_cpu()?.saturating_sub(window.everybodys_cpu).saturating_sub(ours);
             measured.deliveries = self.load.totals.delivered - window.delivered;
             measured.events = self.published() - window.published;
             let grown = |name, before: Option<f64>| Some(self.server.metric(name)? - before?);
@@ -583,6 +593,107 @@ pub fn storm(
         title,
         setting,
         columns,
+        rounds,
+    })
+}
+
+/// What is compared where a broker stands behind the server.
+const WITH_A_BROKER: [Kind; 4] = [Kind::RedisByHand, Kind::Airwave, Kind::AirwaveRedis, Kind::AirwaveNats];
+
+/// Deliveries per second of processor time, the broker's included.
+const PER_CPU_SECOND_OF_BOTH: Figure = |measured| {
+    let cpu = (measured.cpu + measured.broker_cpu).as_secs_f64();
+    (cpu > 0.0 && measured.deliveries > 0).then(|| measured.deliveries as f64 / cpu)
+};
+/// Events a second, from the first publish to the last receipt.
+const EVENTS_PER_SECOND: Figure = |measured| {
+    let wall = measured.wall.as_secs_f64();
+    (wall > 0.0).then(|| measured.events as f64 / wall)
+};
+
+fn broker_columns() -> Vec<Column> {
+    let mut columns = vec![
+        Column::plain("events/s", 0, EVENTS_PER_SECOND),
+        Column::to(Kind::RedisByHand, "÷ by hand", EVENTS_PER_SECOND),
+        Column::plain("publish p50 ms", 2, |measured| milliseconds(&measured.round_trip, 0.5)),
+        Column::plain("p99 ms", 1, |measured| milliseconds(&measured.round_trip, 0.99)),
+        Column::plain("receipt p50 ms", 2, |measured| milliseconds(&measured.latency, 0.5)),
+        Column::plain("p99 ms", 1, P99),
+        Column::plain("deliveries/CPU-s, broker included", 0, PER_CPU_SECOND_OF_BOTH),
+        Column::to(Kind::RedisByHand, "÷ by hand", PER_CPU_SECOND_OF_BOTH),
+        Column::plain("server CPU s", 2, CPU),
+        Column::plain("broker CPU s", 2, |measured| Some(measured.broker_cpu.as_secs_f64())),
+        Column::plain("connections to the broker", 0, |measured| {
+            measured.broker_connections.map(|count| count as f64)
+        }),
+        Column::plain("others busy %", 0, OTHERS_BUSY),
+    ];
+    columns.extend(fault_columns());
+    columns
+}
+
+/// How many events a second get through a broker when publishers wait for nothing but the answer before.
+pub fn broker_publish(settings: &Settings, publishers: u32, channels: u32, requests: u64) -> Result<Report, String> {
+    raise_open_files(u64::from(channels) + 200)?;
+    let title = format!("publishing through a broker: {publishers} publishers, {channels} channels with a listener each");
+    let rounds = rounds(settings, &title, &WITH_A_BROKER, |kind| {
+        let mut run = Run::start(settings, kind, Transport::Sse, channels, publishers)?;
+        run.listen(1)?;
+        let each = |requests: u64| Job::BackToBack {
+            requests: (requests / run.publishers.len() as u64).max(1),
+            events: 1,
+        };
+        let (warm_up, job) = (each(requests / 10), each(requests));
+        run.begin(warm_up);
+        run.complete()?;
+        run.open_window()?;
+        run.begin(job);
+        run.complete()?;
+        run.finish()
+    });
+    let setting = format!(
+        "{}-byte events, {requests} of them, one event a request, each publisher sends its next when the last was answered. Broker, server and load \
+         generator share the machine; the brokers keep nothing on disk. {} round(s).",
+        settings.size, settings.rounds
+    );
+    Ok(Report {
+        title,
+        setting,
+        columns: broker_columns(),
+        rounds,
+    })
+}
+
+/// What one channel with many listeners costs the server and the broker behind it, at the same rate for all.
+pub fn broker_fanout(settings: &Settings, listeners: usize, rate: f64, seconds: f64) -> Result<Report, String> {
+    // By hand each listener is a connection to Redis as well.
+    raise_open_files(2 * listeners as u64 + 200)?;
+    let title = format!("fan-out through a broker: 1 channel x {listeners} listeners");
+    let events = ((rate * seconds) as u64).max(1);
+    let rounds = rounds(settings, &title, &WITH_A_BROKER, |kind| {
+        let mut run = Run::start(settings, kind, Transport::Sse, 1, 1)?;
+        run.listen(listeners)?;
+        let paced = |events| Job::Paced {
+            events,
+            per_second: rate,
+        };
+        run.begin(paced((rate as u64).max(3)));
+        run.complete()?;
+        run.open_window()?;
+        run.begin(paced(events));
+        run.complete()?;
+        run.finish()
+    });
+    let setting = format!(
+        "{}-byte events, {rate:.1} events/s ({:.0} deliveries/s), {seconds:.0} s after a warm-up, {} round(s), one event a request.",
+        settings.size,
+        rate * listeners as f64,
+        settings.rounds
+    );
+    Ok(Report {
+        title,
+        setting,
+        columns: broker_columns(),
         rounds,
     })
 }

@@ -26,7 +26,8 @@ pub struct Column {
     head: &'static str,
     figure: Figure,
     decimals: usize,
-    relative: bool,
+    /// Whose figure it is divided by.
+    relative: Option<Kind>,
 }
 
 impl Column {
@@ -36,17 +37,22 @@ impl Column {
             head,
             figure,
             decimals,
-            relative: false,
+            relative: None,
         }
     }
 
     /// The median of the rounds' ratios to the raw limit.
     pub fn to_raw(head: &'static str, figure: Figure) -> Self {
+        Self::to(Kind::Raw, head, figure)
+    }
+
+    /// The median of the rounds' ratios to another server.
+    pub fn to(other: Kind, head: &'static str, figure: Figure) -> Self {
         Self {
             head,
             figure,
             decimals: 2,
-            relative: true,
+            relative: Some(other),
         }
     }
 }
@@ -59,14 +65,13 @@ impl Report {
         servers
     }
 
-    fn values(&self, kind: Kind, figure: Figure, relative: bool) -> Vec<f64> {
+    fn values(&self, kind: Kind, figure: Figure, relative: Option<Kind>) -> Vec<f64> {
         let of = |round: &BTreeMap<Kind, Result<Measured, String>>, kind| round.get(&kind)?.as_ref().ok().and_then(figure);
         let values = self.rounds.iter().filter_map(|round| {
             let value = of(round, kind)?;
-            if relative {
-                of(round, Kind::Raw).map(|raw| value / raw)
-            } else {
-                Some(value)
+            match relative {
+                Some(other) => of(round, other).map(|its| value / its),
+                None => Some(value),
             }
         });
         let mut values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
@@ -76,12 +81,12 @@ impl Report {
 
     /// The median of a figure over the rounds.
     pub fn median(&self, kind: Kind, figure: Figure) -> Option<f64> {
-        middle(&self.values(kind, figure, false))
+        middle(&self.values(kind, figure, None))
     }
 
     /// The median over the rounds of a figure's ratio to the raw limit of the same round.
     pub fn ratio(&self, kind: Kind, figure: Figure) -> Option<f64> {
-        middle(&self.values(kind, figure, true))
+        middle(&self.values(kind, figure, Some(Kind::Raw)))
     }
 
     /// The most that others used of the machine during a measurement, in percent of one processor.
@@ -130,7 +135,7 @@ impl Report {
         let decimals = column.decimals;
         let mut cell = format!("{median:.decimals$}");
         // A ratio of several rounds shows how far they lie apart; the yardstick's own is always 1.
-        if column.relative && kind != Kind::Raw && values.len() > 1 {
+        if column.relative.is_some_and(|yardstick| yardstick != kind) && values.len() > 1 {
             let _ = write!(cell, " ({:.decimals$}–{:.decimals$})", values[0], values[values.len() - 1]);
         }
         cell

@@ -2,6 +2,7 @@
 
 pub mod axum;
 pub mod raw;
+pub mod redis;
 
 use std::io::Write;
 use std::net::SocketAddr;
