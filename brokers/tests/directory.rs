@@ -407,7 +407,7 @@ mod nats {
     use airwave_brokers::Nats;
     use airwave_core::directory::{Entry, NodeId};
     use airwave_core::directory_conformance::PATIENCE;
-    use airwave_core::{ChannelName, Hub};
+    use airwave_core::{Broker, ChannelName, Data, EventName, Hub, Message, Publish};
     use serde_json::{Value, json};
 
     use super::*;
@@ -567,6 +567,75 @@ mod nats {
             .await
             .expect("what the dead said is removed");
         assert_eq!(nats.beat(lives).await.unwrap().living, [lives]);
+    }
+
+    /// The stream of members is no matter of the events: their feeds go on without it. Those who watch must look again.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_stream_of_members_that_is_lost_ends_watches_and_no_feed() {
+        let Some(server) = Server::start() else { return };
+        let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
+        let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
+        nats.beat(node).await.unwrap();
+        let mut feed = nats.follow(&channel).await.unwrap();
+        let mut watch = nats.watch(&channel).await.unwrap();
+        wipe(&server).await;
+        assert!(nats.set(&channel, &[here(node, "ann", 1, Some("lost"))]).await.is_err());
+        assert_eq!(tokio::time::timeout(PATIENCE, watch.next()).await.unwrap(), None);
+        // It is made anew by whoever needs it, and over the same connection.
+        assert!(!nats.beat(node).await.unwrap().known);
+        let mut watch = nats.watch(&channel).await.unwrap();
+        let entry = here(node, "ann", 2, Some("here"));
+        nats.set(&channel, std::slice::from_ref(&entry)).await.unwrap();
+        assert_eq!(watch.next().await, Some(entry));
+        let publish = Publish::new(Message::new(EventName::new("said").unwrap(), Data::text("it goes on")));
+        let published = nats.publish(&channel, publish).await.unwrap();
+        let heard = tokio::time::timeout(PATIENCE, feed.next()).await.unwrap();
+        assert_eq!(heard.unwrap().position, published.position);
+    }
+
+    /// What docs/deploying.md says that a user of NATS must be allowed.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_user_who_may_do_nothing_else_suffices() {
+        let words: Vec<&str> = include_str!("../../docs/deploying.md").split_whitespace().collect();
+        let told = words.join(" ");
+        let told = told
+            .split_once("- **Permissions**")
+            .unwrap()
+            .1
+            .split_once("Whoever may publish")
+            .unwrap()
+            .0;
+        let (mut publish, mut subscribe) = (Vec::new(), Vec::new());
+        for part in told.split("publish ").skip(1) {
+            let (published, subscribed) = part.split_once("subscribe ").unwrap();
+            for (list, text) in [(&mut publish, published), (&mut subscribe, subscribed)] {
+                list.extend(text.split('`').skip(1).step_by(2).map(|subject| format!("\"{subject}\"")));
+            }
+        }
+        assert!(publish.len() >= 8 && subscribe.len() >= 3, "{publish:?} {subscribe:?}");
+        let configured = Server::configured(&format!(
+            "jetstream {{ store_dir: \"DIR\" }}\naccounts {{ APP {{ jetstream: enabled, users: [{{ user: me, password: mine, \
+             permissions: {{ publish: [{}], subscribe: [{}] }} }}] }} }}\n",
+            publish.join(", "),
+            subscribe.join(", ")
+        ));
+        let Some(server) = configured else { return };
+        let url = format!("nats://me:mine@127.0.0.1:{}", server.port);
+        let nats = Nats::connect(&url, everywhere()).await.unwrap();
+        let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
+        nats.ping().await.unwrap();
+        nats.beat(node).await.unwrap();
+        let mut watch = nats.watch(&channel).await.unwrap();
+        let entry = here(node, "ann", 1, Some("here"));
+        nats.set(&channel, std::slice::from_ref(&entry)).await.unwrap();
+        assert_eq!(
+            tokio::time::timeout(PATIENCE, watch.next()).await.unwrap(),
+            Some(entry.clone())
+        );
+        assert_eq!(nats.list(&channel).await.unwrap(), [entry]);
+        assert_eq!(nats.replay(&channel, None, 10).await.unwrap().events.len(), 0);
+        nats.leave(node).await.unwrap();
+        assert_eq!(nats.list(&channel).await.unwrap(), []);
     }
 
     /// Something that a node told has not come: whoever watches must look again.

@@ -16,7 +16,7 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, HeaderMap, Message, R
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, OnceCell, broadcast, watch};
+use tokio::sync::{Mutex, Notify, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::settings::{Login, Settings};
@@ -182,8 +182,8 @@ pub(super) struct Link {
     pub(super) forbidden: Forbidden,
     /// The server is of version 2.10: it gives one message for a question, and refuses some things without a word.
     pub(super) is_2_10: bool,
-    /// Set once the stream of members is known to be there.
-    pub(super) members: OnceCell<()>,
+    /// There once the stream of members was seen; dead when it is gone or has no leader, which is no matter of the events.
+    pub(super) members: Mutex<Option<Arc<Dead>>>,
     heard: watch::Sender<u64>,
 }
 
@@ -196,6 +196,17 @@ pub(super) enum Answer {
 impl Link {
     /// Asks and waits for one answer, as long as the connection lives.
     pub(super) async fn ask(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<Message, BrokerError> {
+        self.ask_of(&self.dead, subject, headers, payload).await
+    }
+
+    /// `gone` is told if nobody answers there.
+    async fn ask_of(
+        &self,
+        gone: &Dead,
+        subject: String,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<Message, BrokerError> {
         let mut request = Request::new().payload(payload).timeout(Some(DEADLINE));
         if let Some(headers) = headers {
             request = request.headers(headers);
@@ -213,7 +224,7 @@ impl Link {
             )),
             RequestErrorKind::NoResponders => {
                 // The stream is gone or has no leader: whoever connects again looks, and makes it anew.
-                self.dead.tell();
+                gone.tell();
                 lost("nobody answers for the stream")
             }
             _ => lost("no answer in time").caused_by(error),
@@ -222,7 +233,18 @@ impl Link {
 
     /// The same of JetStream, which answers in JSON.
     pub(super) async fn call(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<Answer, BrokerError> {
-        let message = self.ask(subject, headers, payload).await?;
+        self.call_of(&self.dead, subject, headers, payload).await
+    }
+
+    /// The same of another stream than that of the events: `gone` is told if nobody answers for it.
+    pub(super) async fn call_of(
+        &self,
+        gone: &Dead,
+        subject: String,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<Answer, BrokerError> {
+        let message = self.ask_of(gone, subject, headers, payload).await?;
         let answer: Value =
             serde_json::from_slice(&message.payload).map_err(|error| lost("an answer is no JSON").caused_by(error))?;
         Ok(match answer.get("error") {
@@ -361,13 +383,14 @@ impl Connection {
             dead,
             forbidden,
             is_2_10: version < (2, 11),
-            members: OnceCell::new(),
+            members: Mutex::default(),
             heard: watch::Sender::new(0),
         });
         let ready = async {
             self.examine(&link, first).await?;
-            if self.rules.iter().any(|rule| rule.presence) {
-                link.members.get_or_try_init(|| self.examine_members(&link, first)).await?;
+            // Later it is looked at by whoever needs it: events flow without it.
+            if first && self.rules.iter().any(|rule| rule.presence) {
+                self.examine_members(&link, first).await?;
             }
             self.listen_to_itself(&link).await?;
             if first {

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Answer, ConnectError, Connection, Link, code, lost};
+use super::connection::{Answer, ConnectError, Connection, Dead, Link, Watched, code, lost};
 use super::stored::token;
 use super::{DEADLINE, EXPECTED, NEVER, Nats, READ_DEADLINE, late};
 
@@ -94,6 +94,20 @@ enum Stands {
     Beat(u64),
     /// It was found dead or has left then.
     Gone(u64),
+}
+
+/// The way to the stream of members.
+struct Way {
+    link: Arc<Link>,
+    /// The stream is gone, or has no leader.
+    gone: Arc<Dead>,
+}
+
+impl Way {
+    /// Stores something in the stream, if it will have it.
+    async fn call(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<Answer, BrokerError> {
+        self.link.call_of(&self.gone, subject, headers, payload).await
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -207,27 +221,36 @@ impl Connection {
 }
 
 impl Nats {
-    /// A connection to servers that hold the stream of members. Rules without presence make none, so it may be missing yet.
-    async fn members_link(&self) -> Result<Arc<Link>, BrokerError> {
+    /// A connection, and the stream of members behind it. Rules without presence make none at the start, so it may have to be made.
+    async fn way(&self) -> Result<Way, BrokerError> {
         let link = self.connection.link().await?;
-        let examined = link
-            .members
-            .get_or_try_init(|| self.connection.examine_members(&link, false))
-            .await;
-        examined.map_err(|error| BrokerError::unavailable(error.to_string()))?;
-        Ok(link)
+        let mut members = link.members.lock().await;
+        let gone = match members.as_ref().filter(|gone| !gone.is()) {
+            Some(gone) => gone.clone(),
+            None => {
+                let examined = self.connection.examine_members(&link, false).await;
+                examined.map_err(|error| BrokerError::unavailable(error.to_string()))?;
+                members.insert(Arc::default()).clone()
+            }
+        };
+        drop(members);
+        Ok(Way { link, gone })
     }
 
-    /// Asks JetStream about the stream of members. One that is gone is made anew by whoever connects again, and all watches end.
-    async fn ask_members(&self, link: &Link, what: &str, body: &Value) -> Result<Option<Value>, BrokerError> {
-        match link.api(format!("{what}.{}", self.connection.members_stream()), body).await? {
+    /// Asks JetStream about the stream of members. One that is gone ends all watches, and is made anew by whoever comes next.
+    async fn ask_members(&self, way: &Way, what: &str, body: &Value) -> Result<Option<Value>, BrokerError> {
+        match way
+            .link
+            .api(format!("{what}.{}", self.connection.members_stream()), body)
+            .await?
+        {
             Answer::Done(answer) => Ok(Some(answer)),
             Answer::Refused {
                 code: code::NO_MESSAGE, ..
             } => Ok(None),
             Answer::Refused { code, text } => {
                 if code == code::NO_SUCH_STREAM {
-                    link.dead.tell();
+                    way.gone.tell();
                 }
                 Err(lost(&text))
             }
@@ -235,26 +258,26 @@ impl Nats {
     }
 
     /// The server's time, and the subjects that a filter lets through. Nothing has been done before it, so a stream that is gone is made anew here.
-    async fn survey(&self, filter: &str) -> Result<(Arc<Link>, u64, Vec<String>), BrokerError> {
-        let mut link = self.members_link().await?;
+    async fn survey(&self, filter: &str) -> Result<(Way, u64, Vec<String>), BrokerError> {
+        let mut way = self.way().await?;
         let question = json!({ "subjects_filter": filter });
-        let mut info = self.ask_members(&link, "STREAM.INFO", &question).await;
-        if info.is_err() && link.dead.is() {
-            link = self.members_link().await?;
-            info = self.ask_members(&link, "STREAM.INFO", &question).await;
+        let mut info = self.ask_members(&way, "STREAM.INFO", &question).await;
+        if info.is_err() && way.gone.is() {
+            way = self.way().await?;
+            info = self.ask_members(&way, "STREAM.INFO", &question).await;
         }
         let info = info?.unwrap_or_default();
         let time = info["ts"].as_str().and_then(time).ok_or_else(wrong_roll)?;
         // The server names 100,000 at most: those of 1,500 nodes.
         let subjects = info["state"]["subjects"].as_object();
         let subjects = subjects.map(|subjects| subjects.keys().cloned().collect());
-        Ok((link, time, subjects.unwrap_or_default()))
+        Ok((way, time, subjects.unwrap_or_default()))
     }
 
     /// The newest message of a subject, as the leader has it: its sequence, its time, what is in it.
-    async fn newest_of(&self, link: &Link, subject: &str) -> Result<Option<(u64, u64, Vec<u8>)>, BrokerError> {
+    async fn newest_of(&self, way: &Way, subject: &str) -> Result<Option<(u64, u64, Vec<u8>)>, BrokerError> {
         let answer = self
-            .ask_members(link, "STREAM.MSG.GET", &json!({ "last_by_subj": subject }))
+            .ask_members(way, "STREAM.MSG.GET", &json!({ "last_by_subj": subject }))
             .await?;
         let Some(answer) = answer else { return Ok(None) };
         let message = &answer["message"];
@@ -263,18 +286,18 @@ impl Nats {
         read().map(Some).ok_or_else(wrong_roll)
     }
 
-    async fn roll(&self, link: &Link) -> Result<Roll, BrokerError> {
-        match self.newest_of(link, &self.connection.members("roll")).await? {
+    async fn roll(&self, way: &Way) -> Result<Roll, BrokerError> {
+        match self.newest_of(way, &self.connection.members("roll")).await? {
             Some((sequence, written, bytes)) => Roll::read(sequence, written, &bytes).ok_or_else(wrong_roll),
             None => Ok(Roll::default()),
         }
     }
 
     /// Puts another roll in the place of the one that was read. False: somebody else did.
-    async fn replace_roll(&self, link: &Link, roll: &Roll, by: Option<NodeId>) -> Result<bool, BrokerError> {
+    async fn replace_roll(&self, way: &Way, roll: &Roll, by: Option<NodeId>) -> Result<bool, BrokerError> {
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED, roll.sequence.to_string());
-        match link
+        match way
             .call(self.connection.members("roll"), Some(headers), roll.text(by))
             .await?
         {
@@ -285,9 +308,9 @@ impl Nats {
     }
 
     /// Removes what a node has said, everywhere.
-    async fn bury(&self, link: &Link, node: NodeId) -> Result<(), BrokerError> {
+    async fn bury(&self, way: &Way, node: NodeId) -> Result<(), BrokerError> {
         let filter = self.connection.members(&format!("c.*.{node}.*"));
-        self.ask_members(link, "STREAM.PURGE", &json!({ "filter": filter })).await?;
+        self.ask_members(way, "STREAM.PURGE", &json!({ "filter": filter })).await?;
         Ok(())
     }
 
@@ -296,7 +319,7 @@ impl Nats {
     }
 
     /// Tells and stores some entries, which are few enough for it.
-    async fn say(&self, link: &Link, channel: &ChannelName, said: &mut Said, entries: &[Entry]) -> Result<(), BrokerError> {
+    async fn say(&self, way: &Way, channel: &ChannelName, said: &mut Said, entries: &[Entry]) -> Result<(), BrokerError> {
         let Some(first) = entries.first() else { return Ok(()) };
         let mut touched = Vec::new();
         for entry in entries {
@@ -321,7 +344,7 @@ impl Nats {
         let Some((subject, last)) = messages.pop() else {
             return Ok(());
         };
-        let others = stream::iter(messages).map(|(subject, bytes)| put(link, subject, None, bytes));
+        let others = stream::iter(messages).map(|(subject, bytes)| put(way, subject, None, bytes));
         others.buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
         said.told += 1;
         let mut told = said.told.to_be_bytes().to_vec();
@@ -332,7 +355,7 @@ impl Nats {
         ));
         let mut headers = HeaderMap::new();
         headers.insert(TELLS, BASE64_STANDARD.encode(told));
-        let stored = put(link, subject, Some(headers), last).await;
+        let stored = put(way, subject, Some(headers), last).await;
         said.buckets.retain(|_, bucket| !bucket.is_empty());
         if said.buckets.is_empty() {
             lock(&self.members.empty).insert((first.node, channel.clone()));
@@ -341,14 +364,14 @@ impl Nats {
     }
 
     /// Removes the empty messages of channels where this node has nobody any more.
-    async fn tidy(&self, link: &Link) -> Result<(), BrokerError> {
+    async fn tidy(&self, way: &Way) -> Result<(), BrokerError> {
         let empty: Vec<_> = lock(&self.members.empty).iter().cloned().collect();
         let tidied = stream::iter(empty).map(|(node, channel)| async move {
             let said = self.said(node, &channel);
             let mut said = said.lock().await;
             if said.buckets.is_empty() {
                 let filter = self.connection.members(&format!("c.{}.{node}.*", token(&channel)));
-                self.ask_members(link, "STREAM.PURGE", &json!({ "filter": filter })).await?;
+                self.ask_members(way, "STREAM.PURGE", &json!({ "filter": filter })).await?;
                 // Whoever waits for the lock looks into the table again.
                 said.over = true;
                 lock(&self.members.said).remove(&(node, channel.clone()));
@@ -365,22 +388,22 @@ impl Nats {
         lock(&self.members.empty).retain(|(other, _)| *other != node);
     }
 
-    async fn beat_once(&self, node: NodeId) -> Result<(Arc<Link>, Beat, Vec<NodeId>), BrokerError> {
+    async fn beat_once(&self, node: NodeId) -> Result<(Way, Beat, Vec<NodeId>), BrokerError> {
         let mut buried = HashSet::new();
         loop {
-            let (link, now, _) = self.survey(&self.connection.members("roll")).await?;
-            let mut roll = self.roll(&link).await?;
+            let (way, now, _) = self.survey(&self.connection.members("roll")).await?;
+            let mut roll = self.roll(&way).await?;
             let dead = roll.judge(now);
             let known = matches!(roll.nodes.get(&node), Some(Stands::Beat(_)));
             let gone = matches!(roll.nodes.get(&node), Some(Stands::Gone(_)));
             // Whatever was left under that name must not come back with it.
             if !known && !gone && buried.insert(node) {
                 self.forget_life(node);
-                self.bury(&link, node).await?;
+                self.bury(&way, node).await?;
             }
             for forgotten in roll.forgotten(now) {
                 if buried.insert(forgotten) {
-                    self.bury(&link, forgotten).await?;
+                    self.bury(&way, forgotten).await?;
                 }
                 roll.nodes.remove(&forgotten);
             }
@@ -388,30 +411,30 @@ impl Nats {
             if let Some(node) = by {
                 roll.nodes.insert(node, Stands::Beat(now));
             }
-            if self.replace_roll(&link, &roll, by).await? {
+            if self.replace_roll(&way, &roll, by).await? {
                 let living = roll.living();
-                return Ok((link, Beat { known, living }, dead));
+                return Ok((way, Beat { known, living }, dead));
             }
         }
     }
 
     async fn list_once(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
         let filter = self.connection.members(&format!("c.{}.>", token(channel)));
-        let (link, now, subjects) = self.survey(&filter).await?;
+        let (way, now, subjects) = self.survey(&filter).await?;
         if subjects.is_empty() {
             return Ok(Vec::new());
         }
         // Only now: whoever is in the list had beaten before.
-        let mut roll = self.roll(&link).await?;
+        let mut roll = self.roll(&way).await?;
         roll.judge(now);
         let living: HashSet<NodeId> = roll.living().into_iter().collect();
         let subjects = subjects.into_iter().filter_map(|subject| {
             let node = node_of(&subject)?;
             living.contains(&node).then_some((subject, node))
         });
-        let link = &link;
+        let way = &way;
         let buckets = stream::iter(subjects).map(|(subject, node)| async move {
-            let Some((_, _, bytes)) = self.newest_of(link, &subject).await? else {
+            let Some((_, _, bytes)) = self.newest_of(way, &subject).await? else {
                 return Ok(Vec::new());
             };
             decode(node, &bytes).ok_or_else(wrong_roll)
@@ -421,33 +444,33 @@ impl Nats {
     }
 
     async fn open_watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError> {
-        let link = self.members_link().await?;
+        let way = self.way().await?;
         let subject = self.connection.changes(&format!("c.{}.>", token(channel)));
-        let live = link.client.subscribe(subject).await;
+        let mut forbidden = way.link.forbidden.watch("Subscription", &subject);
+        let live = way.link.client.subscribe(subject).await;
         let live = live.map_err(|error| lost("the connection broke").caused_by(error))?;
         // What is refused goes to the leader the way that members' messages go, and so behind the subscription.
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED, NEVER.to_string());
-        match link
-            .call(self.connection.members("none"), Some(headers), Bytes::new())
-            .await?
-        {
+        match way.call(self.connection.members("none"), Some(headers), Bytes::new()).await? {
             Answer::Refused { code, .. } if code::WRONG_LAST.contains(&code) => {}
             Answer::Refused { text, .. } => return Err(lost(&text)),
             Answer::Done(_) => return Err(wrong_roll()),
         }
+        forbidden.look()?;
         let (stop, stopped) = oneshot::channel();
         let (sender, watch) = Watch::new(move || drop(stop));
-        tokio::spawn(show(link, live, stopped, sender));
+        tokio::spawn(show(way, live, forbidden, stopped, sender));
         Ok(watch)
     }
 }
 
-/// Shows a watch what the stream tells, until something is missing, the connection is dead, or nobody watches any more.
-async fn show(link: Arc<Link>, mut live: Subscriber, stopped: oneshot::Receiver<()>, watch: WatchSender) {
-    let dead = link.dead.clone();
+/// Shows a watch what the stream tells, until something is missing, the connection or the stream is lost, the server takes the subscription
+/// away, or nobody watches any more.
+async fn show(way: Way, mut live: Subscriber, mut forbidden: Watched, stopped: oneshot::Receiver<()>, watch: WatchSender) {
+    let (dead, gone) = (way.link.dead.clone(), way.gone.clone());
     // Held by a quiet watch, it would keep a dead connection's client.
-    drop(link);
+    drop(way);
     let show = async {
         let mut last: HashMap<NodeId, u64> = HashMap::new();
         while let Some(message) = live.next().await {
@@ -474,12 +497,14 @@ async fn show(link: Arc<Link>, mut live: Subscriber, stopped: oneshot::Receiver<
         () = show => {}
         _ = stopped => {}
         () = dead.wait() => {}
+        () = gone.wait() => {}
+        _ = forbidden.wait() => {}
     }
 }
 
 /// Puts a bucket in the place of the one before.
-async fn put(link: &Link, subject: String, headers: Option<HeaderMap>, bucket: Bytes) -> Result<(), BrokerError> {
-    match link.call(subject, headers, bucket).await? {
+async fn put(way: &Way, subject: String, headers: Option<HeaderMap>, bucket: Bytes) -> Result<(), BrokerError> {
+    match way.call(subject, headers, bucket).await? {
         Answer::Done(_) => Ok(()),
         Answer::Refused {
             code: code::TOO_LARGE,
@@ -506,7 +531,7 @@ impl Directory for Nats {
             return Err(lost("this node is not in the roll of those that live: it beats first"));
         }
         let set = async {
-            let link = self.members_link().await?;
+            let way = self.way().await?;
             loop {
                 let said = self.said(first.node, channel);
                 let mut said = said.lock().await;
@@ -514,7 +539,7 @@ impl Directory for Nats {
                     continue;
                 }
                 for part in parts(entries) {
-                    self.say(&link, channel, &mut said, part).await?;
+                    self.say(&way, channel, &mut said, part).await?;
                 }
                 return Ok(());
             }
@@ -535,15 +560,15 @@ impl Directory for Nats {
     async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
         let asked = Instant::now();
         let beat = timeout(DEADLINE, self.beat_once(node));
-        let (link, beat, dead) = beat.await.unwrap_or_else(|_| Err(late()))?;
+        let (way, beat, dead) = beat.await.unwrap_or_else(|_| Err(late()))?;
         let lives = beat.living.contains(&node).then_some(asked);
         lock(&self.members.beaten).insert(node, lives);
         let tidy = async {
             for dead in dead {
-                self.bury(&link, dead).await?;
+                self.bury(&way, dead).await?;
                 tracing::debug!(node = %dead, "what a dead node had said is removed");
             }
-            self.tidy(&link).await
+            self.tidy(&way).await
         };
         // What is not done is done by a later beat, this node's or another's: the dead lie in the roll for a while.
         if let Ok(Err(error)) = timeout(TIDY_FOR, tidy).await {
@@ -556,18 +581,18 @@ impl Directory for Nats {
         lock(&self.members.beaten).insert(node, None);
         self.forget_life(node);
         let leave = async {
-            let link = loop {
-                let (link, now, _) = self.survey(&self.connection.members("roll")).await?;
-                let mut roll = self.roll(&link).await?;
+            let way = loop {
+                let (way, now, _) = self.survey(&self.connection.members("roll")).await?;
+                let mut roll = self.roll(&way).await?;
                 if !matches!(roll.nodes.get(&node), Some(Stands::Beat(_))) {
-                    break link;
+                    break way;
                 }
                 roll.nodes.insert(node, Stands::Gone(now));
-                if self.replace_roll(&link, &roll, None).await? {
-                    break link;
+                if self.replace_roll(&way, &roll, None).await? {
+                    break way;
                 }
             };
-            self.bury(&link, node).await
+            self.bury(&way, node).await
         };
         timeout(DEADLINE, leave).await.unwrap_or_else(|_| Err(late()))
     }

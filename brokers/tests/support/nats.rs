@@ -110,7 +110,7 @@ impl Server {
         Self::with(release, &format!("{JETSTREAM}{OPEN}"))
     }
 
-    /// One with a configuration of its own; `DIR` stands for its folder.
+    /// One with a configuration of its own; `"DIR"` stands for its folder.
     pub fn configured(configuration: &str) -> Option<Server> {
         Self::with(Release::Current, configuration)
     }
@@ -200,7 +200,7 @@ impl Server {
 
     fn write_configuration(&self) -> PathBuf {
         let configuration = self.configuration.lock().unwrap();
-        let configuration = configuration.replace("DIR", &self.dir().display().to_string());
+        let configuration = configuration.replace("\"DIR\"", &format!("\"{}\"", self.dir().display()));
         let file = self.dir().join("conf");
         std::fs::write(&file, format!("listen: \"127.0.0.1:{}\"\n{configuration}", self.port)).unwrap();
         file
