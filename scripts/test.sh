@@ -141,7 +141,7 @@ need_cc || lacks "missing: a C compiler, as rustc's linker"
 
 # What `cargo test` starts itself. A test of a broker says here what it needs.
 needs=()
-if is_chosen test || is_chosen client; then
+if is_chosen test || is_chosen browser || is_chosen client; then
   needs+=(redis_server)
 fi
 if is_chosen test; then

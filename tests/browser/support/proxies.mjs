@@ -40,7 +40,7 @@ export function put(text, pairs) {
 }
 
 /** A port that is free now. */
-async function freePort() {
+export async function freePort() {
   const server = net.createServer();
   await new Promise((done) => server.listen(0, "127.0.0.1", done));
   const { port } = server.address();
@@ -110,13 +110,13 @@ async function nginxWith(t, dir, site, http = "") {
   return port;
 }
 
-/** nginx as documented, with TLS. `http`: more lines for the http section. `edit`: pairs for `put`. */
-export async function nginx(t, server, { http = "", edit = [] } = {}) {
+/** nginx as documented, with TLS. `others`: more nodes; `http`: more lines for the http section; `edit`: pairs for `put`. */
+export async function nginx(t, server, { others = [], http = "", edit = [] } = {}) {
   const dir = await folder(t);
   const { crt, key } = await certificate(dir);
   const site = (port) =>
     put(documented("/etc/nginx/conf.d/airwave.conf"), [
-      ["server 127.0.0.1:8080;", `server 127.0.0.1:${server.port};`],
+      ["server 127.0.0.1:8080 max_fails=0;", [server, ...others].map(({ port }) => `server 127.0.0.1:${port} max_fails=0;`).join(" ")],
       ["listen 443 ssl", `listen 127.0.0.1:${port} ssl`],
       ["/etc/nginx/live.example.crt", crt],
       ["/etc/nginx/live.example.key", key],
@@ -133,8 +133,8 @@ export async function plainNginx(t, server, more = "") {
   return { name: "plain nginx", url: `http://127.0.0.1:${await nginxWith(t, dir, site)}` };
 }
 
-/** HAProxy as documented, behind the defaults of Debian's file. `edit`: pairs for `put`, in all of it. */
-export async function haproxy(t, server, { edit = [] } = {}) {
+/** HAProxy as documented, behind the defaults of Debian's file. `others`: more nodes; `edit`: pairs for `put`, in all of it. */
+export async function haproxy(t, server, { others = [], edit = [] } = {}) {
   const dir = await folder(t);
   const { pem } = await certificate(dir);
   const port = await freePort();
@@ -146,7 +146,7 @@ export async function haproxy(t, server, { edit = [] } = {}) {
   const ours = put(documented("/etc/haproxy/haproxy.cfg"), [
     ["bind :443", `bind 127.0.0.1:${port}`],
     ["/etc/haproxy/live.example.pem", pem],
-    ["server node1 127.0.0.1:8080", `server node1 127.0.0.1:${server.port}`],
+    ["server node1 127.0.0.1:8080 check", [server, ...others].map(({ port }, i) => `server node${i + 1} 127.0.0.1:${port} check`).join("\n    ")],
   ]);
   await writeFile(join(dir, "haproxy.cfg"), put(`${debian}\n${ours}`, edit));
   await run(t, haproxyProgram, ["-db", "-f", join(dir, "haproxy.cfg")], port);
