@@ -77,6 +77,12 @@ const END_OF_BATCH: u16 = 204;
 const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 const SEQUENCE: &str = "Nats-Sequence";
 
+/// The header of a key. Its messages are stored once, whoever leads.
+const KEY: &str = "Nats-Msg-Id";
+
+/// The header by which a node finds a message of its own again that has no key: which node, and which of its publishes.
+const MADE_BY: &str = "Airwave-Publish";
+
 type Memory = Arc<tokio::sync::Mutex<Option<Chain>>>;
 
 /// The broker. Dropping it ends its feeds and closes its connection.
@@ -152,7 +158,7 @@ impl Nats {
         channel: &ChannelName,
         behind: Behind,
         payload: Bytes,
-        id: Option<String>,
+        id: Option<(&'static str, String)>,
     ) -> Result<Outcome, BrokerError> {
         let mut headers = HeaderMap::new();
         match behind {
@@ -163,8 +169,8 @@ impl Nats {
             Behind::Nothing => headers.insert("Nats-Rollup", "none"),
         }
         let nowhere = matches!(behind, Behind::Nothing);
-        if let Some(id) = id {
-            headers.insert("Nats-Msg-Id", id);
+        if let Some((header, id)) = id {
+            headers.insert(header, id);
         }
         let before = self.connection.highest();
         let call = link.call(self.log(channel), Some(headers), payload);
@@ -293,17 +299,18 @@ impl Nats {
         let mut known = memory.lock().await;
         let link = self.connection.link().await?;
         // The name's token holds no slash, so no two names and keys make one text.
-        let id = publish
-            .idempotency_key
-            .as_ref()
-            .map(|key| format!("{}/{key}", token(channel)));
+        let id = match &publish.idempotency_key {
+            Some(key) => Some((KEY, format!("{}/{key}", token(channel)))),
+            None if self.connection.settings.are_several() => Some((MADE_BY, self.connection.number())),
+            None => None,
+        };
         loop {
             // Taken: whoever gives up on the way leaves nothing that may be old.
             let chain = match known.take() {
                 Some(chain) => chain,
                 None => self.newest(&link, channel).await?.map_or(Chain::NONE, |stored| stored.chain),
             };
-            if chain.ended && id.is_none() {
+            if chain.ended && publish.idempotency_key.is_none() {
                 return Err(BrokerError::ended());
             }
             // After an end it must be refused, unless its key is known: that is looked at first.
@@ -330,7 +337,48 @@ impl Nats {
                     });
                 }
                 Outcome::Overtaken(_) if chain.ended => return Err(BrokerError::ended()),
-                Outcome::Overtaken(_) => {}
+                Outcome::Overtaken(_) => {
+                    if let Some((MADE_BY, id)) = &id
+                        && let Some(position) = self.stored_all_the_same(&link, channel, &chain, id).await?
+                    {
+                        return Ok(Published {
+                            position,
+                            duplicate: false,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where a message stands that was refused because it did not come behind `chain`. While servers change their leader two may take themselves for it, and
+    /// one refuses what the other one has stored. A message that is not what follows `chain` can never be stored any more, and may be sent again.
+    async fn stored_all_the_same(
+        &self,
+        link: &Link,
+        channel: &ChannelName,
+        chain: &Chain,
+        id: &str,
+    ) -> Result<Option<Position>, BrokerError> {
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.settings.prefix);
+        let question = json!({ "seq": chain.newest + 1, "next_by_subj": self.log(channel) }).to_string();
+        loop {
+            let message = link.ask(subject.clone(), None, question.clone().into()).await?;
+            match is_status(&message) {
+                None => {
+                    let made_by = message.headers.as_ref().and_then(|headers| headers.get(MADE_BY));
+                    let ours = made_by.is_some_and(|made_by| made_by.as_str() == id);
+                    let stored = self.stored(channel, message)?;
+                    return match ours {
+                        true => Ok(Some(Position(stored.chain.newest))),
+                        false if stored.chain.events <= chain.events + 1 => Ok(None),
+                        // What came in between is trimmed, and it may have been among that.
+                        false => Err(lost("nobody can tell any more whether it was stored")),
+                    };
+                }
+                // Whoever answers lags, or nothing follows and the refusal was no true one: then until the caller's time is over.
+                Some(StatusCode::NOT_FOUND) => sleep(LAG).await,
+                Some(status) => return Err(lost(&format!("a message could not be read: {status}"))),
             }
         }
     }
@@ -454,9 +502,10 @@ impl Nats {
                 read = self.skip(link, channel, page, last).await?;
             }
             if read == before {
-                // Whoever answers lags, or the head's event has been trimmed. The leader knows.
-                let newest = self.newest(link, channel).await?;
-                if newest.is_some_and(|newest| newest.event.is_none() || newest.chain.head > page.chain.head) {
+                // Whoever answers lags, or all that was left up to the head has been trimmed. The leader knows; that there is a newer head meanwhile says nothing.
+                let next = json!({ "seq": read + 1, "next_by_subj": self.log(channel) });
+                let next = self.ask_leader(link, channel, &next).await?;
+                if next.is_none_or(|next| next.chain.newest > page.chain.head.0) {
                     return Ok(true);
                 }
                 sleep(LAG).await;

@@ -32,6 +32,13 @@ const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
 /// Between tries to connect: from the first to the last, for ever, jittered.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
+/// For so long the servers of a cluster must have said that there is no stream before one is made. One that has just been chosen to lead says so, too, until
+/// it has gone through what it stored; and to make the stream then is to lose all that it held.
+const SURELY_NONE: Duration = Duration::from_secs(4);
+
+/// How long to wait before they are asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
 /// A connection that lived so long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(5);
 
@@ -304,6 +311,11 @@ impl Connection {
         format!("{}.log.{what}", self.settings.prefix)
     }
 
+    /// One that nobody else has: for a publish.
+    pub(super) fn number(&self) -> String {
+        format!("{}-{}", self.node, self.asked.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
     /// The subject under which the stream tells them again.
     pub(super) fn live(&self, what: &str) -> String {
         format!("{}.live.{what}", self.settings.prefix)
@@ -492,10 +504,14 @@ impl Connection {
             Err(error) => return Err(self.unreachable(error.message)),
         }
         let name = &self.settings.prefix;
-        for _ in 0..3 {
+        let since = Instant::now();
+        let mut tries = 0;
+        while tries < 3 {
             match self.info(link).await? {
                 Some(info) => return self.judge(link, &info, first).await,
+                None if self.settings.are_several() && since.elapsed() < SURELY_NONE => sleep(ASK_AGAIN).await,
                 None => {
+                    tries += 1;
                     let mut wanted = self.wanted();
                     wanted["first_seq"] = now().max(self.highest() + 1).into();
                     tracing::info!(server = %self.settings, stream = name, "making the stream");

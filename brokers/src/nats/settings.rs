@@ -93,6 +93,11 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Whether there is, as far as the URL tells, more than one server, so that they may be of two minds.
+    pub(super) fn are_several(&self) -> bool {
+        self.replicas > 1 || self.servers.len() > 1
+    }
+
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         let login = match name {
             "prefix" => {
