@@ -12,7 +12,7 @@ import WebSocket from "ws";
 import { isEvent, launch, pageAt, socketAddress, withoutChromium } from "./support/browser.mjs";
 import { Collector } from "./support/collector.mjs";
 import { ask, stream, withoutCurl } from "./support/curl.mjs";
-import { documented, haproxy, nginx, plainNginx, put, withoutProxies } from "./support/proxies.mjs";
+import { documented, documentedWords, haproxy, nginx, plainNginx, put, withoutProxies } from "./support/proxies.mjs";
 import { redis, withoutRedis } from "./support/redis.mjs";
 import { binary, config, Server } from "./support/server.mjs";
 
@@ -163,9 +163,9 @@ describe("Chromium behind a proxy", { skip: skip || withoutChromium() }, () => {
   const pageBehind = (t, url) => pageAt(t, browser, `${url}/healthz`, { ignoreHTTPSErrors: true });
 
   /** Our client in that page, with a channel. What it hears is in `window.heard`, by channel. */
-  const listen = (page, names) =>
-    page.page.evaluate(async (names) => {
-      const { connect } = await import("/client.js");
+  const listen = (page, names, module = "/client.js") =>
+    page.page.evaluate(async ([names, module]) => {
+      const { connect } = await import(module);
       const airwave = connect(undefined, { backoff: [50, 500] });
       window.heard = {};
       window.channels = {};
@@ -174,7 +174,7 @@ describe("Chromium behind a proxy", { skip: skip || withoutChromium() }, () => {
         const heard = (window.heard[name] = []);
         channel.on("*", (data, { event }) => heard.push([event, event === "airwave.gap" ? null : data]));
       }
-    }, names);
+    }, [names, module]);
   const isOpen = (page, name, transport) => page.page.waitForFunction(([name, transport]) => channels[name].state === "open" && channels[name].transport === transport, [name, transport]);
   const hears = (page, name, event) => page.page.waitForFunction(([name, event]) => heard[name].some(([each]) => each === event), [name, event]);
 
@@ -308,6 +308,22 @@ describe("Chromium behind a proxy", { skip: skip || withoutChromium() }, () => {
     await isOpen(page, "chatty/a", "sse");
     assert.equal(await page.page.evaluate(() => channels["chatty/a"].send("said", 1)), null);
     await hears(page, "chatty/a", "said");
+  });
+
+  test("nginx with Airwave under a path of a larger site: our client finds its way, and what is internal stays so", async (t) => {
+    const server = await behind(t, "", websocketFirst);
+    const under = documentedWords(/\*\*Under a path\*\*: `(location [^`]+)` and `(proxy_pass [^`]+;)`.* `(location [^`]+)`/);
+    const { url } = await nginx(t, server, { edit: [["location / {", `${under[0]} {`], ["proxy_pass http://airwave;", under[1]], ["location ~ ^/(publish|metrics|readyz)$", under[2]]] });
+    for (const path of ["publish", "metrics", "readyz", "healthz"]) {
+      assert.equal((await ask(t, "-k", `${url}/realtime/${path}`)).status, path === "healthz" ? 200 : 404, path);
+    }
+    const page = await pageBehind(t, `${url}/realtime`);
+    await listen(page, ["both/a", "chatty/a"], "/realtime/client.js");
+    for (const [name, transport] of [["both/a", "sse"], ["chatty/a", "websocket"]]) {
+      await isOpen(page, name, transport);
+      assert.equal(await page.page.evaluate((name) => channels[name].send("said", 1), name), null);
+      await hears(page, name, "said");
+    }
   });
 
   test("nginx that names its upstream in Host: a page's WebSocket is refused, until Host is passed on or the page's origin is listed", async (t) => {

@@ -22,9 +22,17 @@ export function withoutProxies() {
   return why;
 }
 
+const document = readFileSync(join(root, "docs/deploying.md"), "utf8");
+
+/** What the groups of `pattern` find in docs/deploying.md. */
+export function documentedWords(pattern) {
+  const found = pattern.exec(document);
+  if (!found) throw new Error(`docs/deploying.md has nothing like ${pattern}`);
+  return found.slice(1);
+}
+
 /** The block of docs/deploying.md that begins with the comment `# PATH`. */
 export function documented(path) {
-  const document = readFileSync(join(root, "docs/deploying.md"), "utf8");
   const found = [...document.matchAll(/^```\w*\n(.*?)^```$/gms)].map(([, text]) => text).filter((text) => text.startsWith(`# ${path}`));
   if (found.length !== 1) throw new Error(`docs/deploying.md has ${found.length} blocks that begin with '# ${path}'`);
   return found[0];
@@ -128,7 +136,7 @@ export async function nginx(t, server, { others = [], http = "", edit = [] } = {
 /** nginx with a plain `proxy_pass` and nothing else; `more` are lines beside it. Without TLS. */
 export async function plainNginx(t, server, more = "") {
   const dir = await folder(t);
-  const [line] = /proxy_pass http:\/\/127\.0\.0\.1:8080;/.exec(readFileSync(join(root, "docs/deploying.md"), "utf8"));
+  const [line] = documentedWords(/A plain `(proxy_pass [^`]+)`/);
   const site = (port) => `server { listen 127.0.0.1:${port}; location / { ${put(line, [["8080", server.port]])}\n${more}\n} }`;
   return { name: "plain nginx", url: `http://127.0.0.1:${await nginxWith(t, dir, site)}` };
 }
