@@ -593,6 +593,25 @@ mod nats {
         assert_eq!(heard.unwrap().position, published.position);
     }
 
+    /// Only the roll is gone: nobody is known, and what they said before does not come back with them.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_said_before_the_roll_was_lost_does_not_come_back() {
+        let Some(server) = Server::start() else { return };
+        let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
+        let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
+        nats.beat(node).await.unwrap();
+        nats.set(&channel, &[here(node, "ann", 1, Some("here"))]).await.unwrap();
+        let roll = json!({ "filter": "airwave.members.roll" });
+        let purged = server.ask("STREAM.PURGE.airwave-members", roll).await;
+        assert_eq!(purged["purged"], 1, "{purged}");
+        assert_eq!(nats.list(&channel).await.unwrap(), []);
+        assert!(!nats.beat(node).await.unwrap().known);
+        assert_eq!(nats.list(&channel).await.unwrap(), []);
+        let entry = here(node, "bob", 2, Some("here"));
+        nats.set(&channel, std::slice::from_ref(&entry)).await.unwrap();
+        assert_eq!(nats.list(&channel).await.unwrap(), [entry]);
+    }
+
     /// What docs/deploying.md says that a user of NATS must be allowed.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_user_who_may_do_nothing_else_suffices() {
