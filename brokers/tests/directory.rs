@@ -150,7 +150,7 @@ mod nodes {
         fn run_empty(&self);
     }
 
-    async fn member(hub: &Hub, user: &str, watches: bool) -> Session {
+    pub async fn member(hub: &Hub, user: &str, watches: bool) -> Session {
         let request = ConnectRequest {
             transport: TEST,
             peer: None,
@@ -165,7 +165,7 @@ mod nodes {
         session
     }
 
-    async fn until_all(hubs: [&Hub; 2], wanted: &[&str]) {
+    pub async fn until_all(hubs: [&Hub; 2], wanted: &[&str]) {
         let all_know = async {
             for hub in hubs {
                 loop {
@@ -412,7 +412,7 @@ mod nats {
 
     use super::*;
     use crate::nats_server::Server;
-    use crate::nodes::{Treated, come_to_agree, everywhere};
+    use crate::nodes::{Treated, come_to_agree, everywhere, hub, member, until_all};
 
     async fn fixture(_: &[Fault]) -> Option<OneNats> {
         Server::start().map(OneNats)
@@ -460,9 +460,8 @@ mod nats {
 
     struct ThreeNats([Server; 3]);
 
-    #[async_trait]
-    impl Fixture for ThreeNats {
-        async fn node(&self) -> Arc<dyn Directory> {
+    impl ThreeNats {
+        async fn connect(&self) -> Arc<Nats> {
             let hosts = self.0.each_ref().map(|server| format!("127.0.0.1:{}", server.port));
             let url = format!("nats://{}?replicas=3&storage=memory", hosts.join(","));
             // A cluster that has just started takes a moment to find out who leads.
@@ -479,6 +478,20 @@ mod nats {
             Arc::new(node.expect("the cluster does not come up"))
         }
 
+        /// The server that decides what members' messages there are.
+        async fn leader(&self) -> &Server {
+            let info = self.0[0].ask("STREAM.INFO.airwave-members", Value::Null).await;
+            let leader = info["cluster"]["leader"].as_str().unwrap();
+            &self.0[leader.strip_prefix('n').unwrap().parse::<usize>().unwrap()]
+        }
+    }
+
+    #[async_trait]
+    impl Fixture for ThreeNats {
+        async fn node(&self) -> Arc<dyn Directory> {
+            self.connect().await
+        }
+
         fn faults(&self) -> &[Fault] {
             // Where nobody leads for a moment, a clause that waits for nothing would fail.
             &[Fault::Cut]
@@ -491,11 +504,31 @@ mod nats {
         }
     }
 
+    /// The leader is killed while members come, and others while it is away.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nodes_agree_again_when_the_leader_of_three_is_killed() {
+        let Some(servers) = Server::cluster() else { return };
+        let servers = ThreeNats(servers);
+        let (here, there) = (hub(servers.connect().await), hub(servers.connect().await));
+        let hubs = [&here, &there];
+        let _ann = member(&here, "ann", true).await;
+        let bob = member(&there, "bob", true).await;
+        until_all(hubs, &["ann", "bob"]).await;
+        let leader = servers.leader().await;
+        let _eve = member(&there, "eve", false).await;
+        leader.kill();
+        let _dan = member(&here, "dan", false).await;
+        until_all(hubs, &["ann", "bob", "dan", "eve"]).await;
+        assert!(leader.run());
+        drop(bob);
+        until_all(hubs, &["ann", "dan", "eve"]).await;
+    }
+
     #[async_trait]
     impl Treated for OneNats {
         async fn node(&self) -> Hub {
             let nats = Nats::connect(&self.0.url(), everywhere()).await.unwrap();
-            crate::nodes::hub(Arc::new(nats))
+            hub(Arc::new(nats))
         }
 
         async fn cut(&self) {
