@@ -165,6 +165,7 @@ impl Connection {
                     code: code::NO_SUCH_STREAM,
                     ..
                 } => {
+                    // A cluster of two minds may say so of one that is there, and lose it by this. Nodes then say it all again, and nobody is missed meanwhile.
                     tracing::info!(server = %settings, stream = name, "making the stream");
                     match self.reached(link.api(format!("STREAM.CREATE.{name}"), &wanted).await)? {
                         Answer::Done(_) => return Ok(()),
