@@ -529,6 +529,11 @@ impl Log {
         })
     }
 
+    /// Whether a listener at `from` has had everything that may be read.
+    pub(crate) fn is_read(&self, from: u64) -> bool {
+        from >= self.visible.load(Ordering::Acquire)
+    }
+
     /// What a listener at `from` has not had, as one piece of bytes. Listeners at the same place share it.
     pub(crate) fn read_batch(&self, from: u64, slot: &WireSlot) -> Read<Batch> {
         let visible = self.visible.load(Ordering::Acquire);

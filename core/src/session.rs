@@ -165,6 +165,8 @@ pub struct Session {
     notices: Vec<Bytes>,
     ends_with_channels: bool,
     visible_heartbeat: bool,
+    /// All that there was has been put out by the last turn.
+    drained: bool,
     stale: u32,
     reads: u32,
     closed: Option<CloseReason>,
@@ -404,6 +406,7 @@ impl Session {
             notices: Vec::new(),
             ends_with_channels: false,
             visible_heartbeat: false,
+            drained: false,
             stale,
             reads: 0,
             closed: None,
@@ -526,6 +529,7 @@ impl Session {
             let bell = listens.then(|| self.shared.bell.clone());
             presence.attend(&name, client.user_id(), client.meta(), bell)
         });
+        self.drained = false;
         self.subscriptions.push(Subscription {
             attendance,
             seat,
@@ -606,6 +610,10 @@ impl Session {
     ///
     /// Pending: nothing waits, and the task is woken when something does.
     pub fn poll_turn(&mut self, cx: &mut Context<'_>, out: &mut Vec<Bytes>) -> Poll<Turn> {
+        // The turn that wrote took everything. Whatever has come since has rung, so a listener that has written its event is spared a second look.
+        if std::mem::take(&mut self.drained) && self.notices.is_empty() && self.shared.bell.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
         loop {
             self.shared.bell.clear();
             out.append(&mut self.notices);
@@ -623,6 +631,7 @@ impl Session {
             }
             if !out.is_empty() {
                 self.shared.wrote.store(self.shared.now(), Ordering::Relaxed);
+                self.drained = self.subscriptions.iter().all(Subscription::is_drained);
                 return Poll::Ready(Turn::Frames);
             }
             if self.ends_with_channels && self.subscriptions.is_empty() {
@@ -740,6 +749,11 @@ struct Reading<'a> {
 struct TooSlow;
 
 impl Subscription {
+    /// Only a ring of its log's bell brings more: it is at the ring's end, and waits for nobody's answer.
+    fn is_drained(&self) -> bool {
+        self.catch_up.is_none() && !self.ahead && self.seat.log.is_read(self.next)
+    }
+
     fn read(&mut self, reading: &mut Reading<'_>, cx: &mut Context<'_>) -> Result<(), TooSlow> {
         loop {
             if self.catch_up.is_some() {
