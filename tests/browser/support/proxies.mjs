@@ -74,7 +74,8 @@ async function certificate(dir) {
 
 /** Starts a proxy and waits until it takes connections on `port`. It ends with the test. */
 async function run(t, program, args, port) {
-  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
+  // It goes with this process, however that ends: nginx writes over its environment, by which scripts/test.sh finds what is left.
+  const child = spawn("setpriv", ["--pdeathsig", "TERM", program, ...args], { stdio: ["ignore", "pipe", "pipe"] });
   let log = "";
   for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (log += text));
   const exited = new Promise((done) => child.once("close", done));
