@@ -17,7 +17,7 @@ use support::Server;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// How long a test waits for anything. It decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -179,30 +179,52 @@ async fn what_one_leader_refused_and_another_one_stored_is_not_published_again()
     assert!(!refused.duplicate);
 }
 
-/// A server that has just been chosen to lead says so until it has gone through what it stored. Chaos found all of a stream lost.
+/// A server that was cut off, or has just been chosen to lead, tells of an older state than was acknowledged. Chaos found all of a stream lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_is_not_there_for_a_moment_is_not_made_anew() {
+async fn a_stream_of_which_an_older_state_is_told_is_not_emptied() {
     let Some(server) = Server::start() else { return };
-    let other = Nats::connect(&server.url(), Rules::default()).await.unwrap();
-    let stored = other.publish(&name("a"), say("stored")).await.unwrap().position;
-    let asked = Arc::new(Mutex::new((0, 0)));
-    let counted = asked.clone();
+    let server = Arc::new(server);
+    let told = Arc::new(Mutex::new((false, 0, 0)));
+    let (counted, asked) = (told.clone(), server.clone());
     let judge = move |subject: String, _: String| {
-        let mut counted = counted.lock().unwrap();
-        counted.1 += u32::from(subject == "$JS.API.STREAM.CREATE.airwave");
-        let lie = subject == "$JS.API.STREAM.INFO.airwave" && counted.0 < 3;
-        counted.0 += u32::from(lie);
-        let lie = lie.then(|| Lie {
-            answer: refused(10059, "stream not found"),
-            pass: false,
+        let (counted, asked) = (counted.clone(), asked.clone());
+        let answer: Pin<Box<dyn Future<Output = Option<Lie>> + Send>> = Box::pin(async move {
+            let lies = counted.lock().unwrap().0;
+            match &*subject {
+                "$JS.API.STREAM.PURGE.airwave" if lies => counted.lock().unwrap().2 += 1,
+                "$JS.API.STREAM.INFO.airwave" if lies => {
+                    let mut info = asked.ask("STREAM.INFO.airwave", serde_json::Value::Null).await;
+                    info["state"]["last_seq"] = (info["state"]["last_seq"].as_u64().unwrap() - 2).into();
+                    counted.lock().unwrap().1 += 1;
+                    let answer = info.to_string().into_bytes();
+                    return Some(Lie { answer, pass: false });
+                }
+                _ => {}
+            }
+            None
         });
-        let answer: Pin<Box<dyn Future<Output = Option<Lie>> + Send>> = Box::pin(async move { lie });
         answer
     };
     let broker = connect_by(liar(&server, Arc::new(judge)).await).await;
-    assert_eq!(*asked.lock().unwrap(), (3, 0), "asked of it, and made it");
-    let replay = broker.replay(&name("a"), None, 10).await.unwrap();
-    assert_eq!((texts(&replay), replay.head), (vec!["stored".to_owned()], stored));
+    let channel = name("a");
+    let mut last = Position::ZERO;
+    for text in ["first", "second", "third", "fourth"] {
+        last = broker.publish(&channel, say(text)).await.unwrap().position;
+    }
+    told.lock().unwrap().0 = true;
+    server.cut().await;
+    let back = async {
+        loop {
+            let back = told.lock().unwrap().1 > 0;
+            match broker.replay(&channel, None, 10).await {
+                Ok(replay) if back => return replay,
+                _ => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let replay = timeout(PATIENCE, back).await.unwrap();
+    assert_eq!(told.lock().unwrap().2, 0, "it is emptied");
+    assert_eq!((texts(&replay).len(), replay.head), (4, last));
 }
 
 /// A replica that has not got yet what the leader tells of, while more is published. Chaos found gaps over events that were there.

@@ -47,6 +47,11 @@ fn nats_alone() {
     short(BrokerKind::Nats, 5);
 }
 
+#[test]
+fn three_of_nats() {
+    short(BrokerKind::NatsCluster, 6);
+}
+
 /// A run in which nothing happens keeps every promise. Far below what even a busy machine gets through.
 fn something_happened(run: &Run) {
     let seen = run.seen();

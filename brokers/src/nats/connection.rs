@@ -32,13 +32,6 @@ const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
 /// Between tries to connect: from the first to the last, for ever, jittered.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// For so long the servers of a cluster must have said that there is no stream before one is made. One that has just been chosen to lead says so, too, until
-/// it has gone through what it stored; and to make the stream then is to lose all that it held.
-const SURELY_NONE: Duration = Duration::from_secs(4);
-
-/// How long to wait before they are asked again.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
-
 /// A connection that lived so long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(5);
 
@@ -504,14 +497,10 @@ impl Connection {
             Err(error) => return Err(self.unreachable(error.message)),
         }
         let name = &self.settings.prefix;
-        let since = Instant::now();
-        let mut tries = 0;
-        while tries < 3 {
+        for _ in 0..3 {
             match self.info(link).await? {
                 Some(info) => return self.judge(link, &info, first).await,
-                None if self.settings.are_several() && since.elapsed() < SURELY_NONE => sleep(ASK_AGAIN).await,
                 None => {
-                    tries += 1;
                     let mut wanted = self.wanted();
                     wanted["first_seq"] = now().max(self.highest() + 1).into();
                     tracing::info!(server = %self.settings, stream = name, "making the stream");
@@ -659,6 +648,9 @@ impl Connection {
         let new = last < first.max(1);
         let again = new && info["config"]["storage"] == "memory" && now().saturating_sub(first) > 1_000_000;
         let ahead = if again || last < self.highest() {
+            if self.goes_on(link).await? {
+                return Ok(());
+            }
             tracing::warn!(server = %self.settings, stream = self.settings.prefix, "the stream has lost what it held; it goes on above all it gave");
             now().max(self.highest() + 1)
         } else if new {
@@ -670,6 +662,27 @@ impl Connection {
         match self.reached(link.api(subject, &json!({ "seq": ahead })).await)? {
             Answer::Done(_) => Ok(()),
             Answer::Refused { text, .. } => Err(self.not_made(&text)),
+        }
+    }
+
+    /// Whether the stream goes on above all that this node knows of, whatever is said of it. A server that was cut off from the others, or has just been chosen to
+    /// lead, tells of an older state than was acknowledged; and to purge the stream then is to lose all that it holds. What is stored now is stored by
+    /// most of them, and has its place behind all the rest.
+    async fn goes_on(&self, link: &Link) -> Result<bool, ConnectError> {
+        let before = self.highest();
+        if before == 0 {
+            return Ok(false);
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Rollup", "sub");
+        let subject = self.log(&format!("probe.{}", self.node));
+        match self.reached(link.call(subject, Some(headers), "0".into()).await)? {
+            Answer::Done(ack) => {
+                let sequence = ack["seq"].as_u64().unwrap_or(0);
+                self.highest.fetch_max(sequence, Ordering::AcqRel);
+                Ok(sequence > before)
+            }
+            Answer::Refused { text, .. } => Err(self.unreachable(text)),
         }
     }
 
