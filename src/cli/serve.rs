@@ -52,14 +52,20 @@ fn ready(address: SocketAddr) {
     let _ = writeln!(out, "airwave listening on http://{address}").and_then(|()| out.flush());
 }
 
+/// The library that speaks NATS logs every try to connect, as often as it is tried. What counts of that we say ourselves, once an outage. A level that names
+/// the library has the last word.
+fn without_the_library(level: &str) -> String {
+    format!("async_nats=off,{level}")
+}
+
 fn start_log(config: &Config) -> Result<(), Stop> {
     let LogConfig { format, level, .. } = &config.log;
     // RUST_LOG is what people reach for, but what was said about Airwave itself counts more.
     let said = matches!(config.origin("log.level"), Origin::Flag(_) | Origin::Variable(_));
     let rust_log = std::env::var("RUST_LOG").ok().filter(|text| !said && !text.is_empty());
-    let (name, text) = match &rust_log {
+    let (name, text) = match rust_log {
         Some(text) => ("RUST_LOG", text),
-        None => ("log.level", level),
+        None => ("log.level", without_the_library(level)),
     };
     let filter = EnvFilter::try_new(text).map_err(|error| Stop::Wrong(format!("{name}: {error}")))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -120,5 +126,22 @@ impl Signals {
             super::say("second signal, ending at once");
             std::process::exit(1);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_library_is_heard_only_if_it_is_named() {
+        let directives = |level: &str| EnvFilter::try_new(without_the_library(level)).unwrap().to_string();
+        for level in ["info", "debug", "airwave_core=debug,warn"] {
+            assert!(directives(level).contains("async_nats=off"), "{}", directives(level));
+        }
+        let named = directives("info,async_nats=debug");
+        assert!(named.contains("async_nats=debug") && !named.contains("off"), "{named}");
+        assert!(EnvFilter::try_new(without_the_library("lo=ud=er")).is_err());
     }
 }
