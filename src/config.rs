@@ -30,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use airwave_core::rule::{Limits, Rules};
+use airwave_core::rule::{Limits, Rule, Rules};
 
 pub use broker::{BrokerConfig, BrokerKind, BrokerUrl};
 pub use origin::{ConfigError, Origin, Problem};
@@ -321,6 +321,14 @@ impl Config {
                 .iter()
                 .map(move |field| (field.key, (field.show)(rule), self.rule_field_origin(index, field.key)))
         })
+    }
+
+    /// Puts the rules of `other` before these. They keep their origins; nothing else of `other` is taken.
+    pub fn put_rules_first(&mut self, other: &Config) {
+        let both = other.rules.iter().chain(self.rules.iter());
+        let rules = Rules::new(both.map(|rule| Rule::clone(rule)));
+        self.provenance.put_rules_first(&other.provenance, other.rules.iter().count());
+        self.rules = rules;
     }
 
     /// Where the rule at `index` stands.

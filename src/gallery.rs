@@ -3,16 +3,18 @@
 //!
 //! A new example is a folder (`examples/README.md`), a module and a line here.
 
+#![allow(clippy::duplicate_mod)]
+
 use std::net::SocketAddr;
 
 use airwave::config::Sources;
 use airwave::server::Error;
-use airwave::{Airwave, Builder, Config, Rule, Rules, UseCase};
+use airwave::{Airwave, Builder, Config, UseCase};
 use axum::Router;
 use axum::routing::get;
 use serde_json::{Value, json};
 
-// Each is a program of its own, too: its `main` is not called here.
+// Each is a program of its own, too: its `main` is not called here, and what they share is in each of them.
 #[allow(dead_code)]
 #[path = "../examples/ai-tokens/main.rs"]
 mod ai_tokens;
@@ -79,7 +81,7 @@ pub(crate) async fn run(
     shutdown: impl Future<Output = ()>,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
-    config.rules = rules(&config)?;
+    add_rules(&mut config)?;
     // `/` is the gallery's.
     let live_page = std::mem::replace(&mut config.live_page, false);
     let builder = EXAMPLES
@@ -94,21 +96,20 @@ pub(crate) async fn run(
     if live_page {
         app = app.merge(airwave.live_page("/live"));
     }
-    airwave.serve_until(app, shutdown, ready).await
+    // Its handlers start programs and name files, for whoever comes.
+    airwave.serve_until(airwave::local_only(app), shutdown, ready).await
 }
 
-/// The examples' rules, and behind them the one for every other channel.
-fn rules(config: &Config) -> Result<Rules, Error> {
-    let mut rules = Vec::new();
-    for example in EXAMPLES {
-        let own = Config::load(&Sources::of_file(
-            format!("examples/{}/airwave.toml", example.name),
-            example.rules,
-        ))?;
-        rules.extend(own.rules.iter().map(|rule| Rule::clone(rule)));
+/// Puts the examples' rules before the one for every other channel.
+///
+/// # Errors
+/// [`Error::Config`]: none that a test has not met.
+pub(crate) fn add_rules(config: &mut Config) -> Result<(), Error> {
+    for example in EXAMPLES.iter().rev() {
+        let name = format!("examples/{}/airwave.toml", example.name);
+        config.put_rules_first(&Config::load(&Sources::of_file(name, example.rules))?);
     }
-    rules.extend(config.rules.iter().map(|rule| Rule::clone(rule)));
-    Ok(Rules::new(rules))
+    Ok(())
 }
 
 fn page() -> Router {
@@ -180,10 +181,20 @@ mod tests {
 
     #[test]
     fn a_channel_of_no_example_has_the_rule_for_everything() {
-        let config = Config::default();
-        let rules = rules(&config).unwrap();
-        let last = rules.iter().last().unwrap();
+        let mut config = Config::default();
+        add_rules(&mut config).unwrap();
+        let last = config.rules.iter().last().unwrap();
         assert_eq!(last.pattern.as_str(), "{*channel}");
-        assert!(rules.iter().count() > EXAMPLES.len());
+        let count = config.rules.iter().count();
+        assert!(count > EXAMPLES.len());
+        // And every rule knows where it stands, the last one in no file.
+        let places: Vec<String> = (0..count).map(|index| config.rule_origin(index).to_string()).collect();
+        assert_eq!(places[0], "examples/dashboard/airwave.toml:2");
+        assert_eq!(places[count - 1], "default");
+        let (_, transport, from) = config.rule_settings(0).next().unwrap();
+        assert_eq!(
+            (transport.to_string(), from.to_string()),
+            ("sse, websocket".to_owned(), "examples/dashboard/airwave.toml:5".to_owned())
+        );
     }
 }

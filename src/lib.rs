@@ -52,7 +52,7 @@ pub use airwave_transports::Transport;
 pub use async_trait::async_trait;
 pub use config::Config;
 pub use pages::pages;
-pub use server::Error;
+pub use server::{Error, local_only};
 
 /// What building and serving a node give.
 pub type Result<T> = std::result::Result<T, Error>;

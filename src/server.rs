@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use airwave_brokers::memory::Memory;
 use airwave_core::rule::Pattern;
-use airwave_core::{Broker, Directory, Handler, Hub};
+use airwave_core::{Broker, Directory, Handler, Hub, Refusal};
+use airwave_transports::request::{is_local, refusal_response};
 use airwave_transports::{Options, Origins, Publishers};
 use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
 use tokio::net::TcpListener;
 
 use crate::client;
@@ -130,6 +133,23 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>, ready: impl
     let hub = hub(&config, None, Vec::new()).await?;
     let app = routes(&config, &hub, false);
     serve(&config, hub, app, shutdown, ready).await
+}
+
+/// `app` for those alone who address the server as `localhost` or by an IP address, and not through a proxy that shows itself; everybody else is `forbidden`.
+///
+/// For a server on a loopback address whose handlers believe whoever comes. A browser on this machine reaches it, too, and a page of a foreign site
+/// that has its own name lead here (DNS rebinding) is same-origin for it: that name gives the page away.
+pub fn local_only(app: Router) -> Router {
+    app.layer(middleware::from_fn(async |request: Request, next: Next| {
+        let (parts, body) = request.into_parts();
+        if is_local(&parts) {
+            return next.run(Request::from_parts(parts, body)).await;
+        }
+        let refusal = Refusal::forbidden(
+            "this server believes whoever comes, so it answers only at localhost or an IP address, and not through a proxy",
+        );
+        refusal_response(&refusal, None)
+    }))
 }
 
 /// Serves `app` on the configured address through our own accept loop.

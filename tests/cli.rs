@@ -1,6 +1,11 @@
 //! The `airwave` binary as a user has it: a real server on a port of its own, real clients, their output and exit codes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+/// Each example as a program of its own.
+#[cfg(all(unix, feature = "gallery"))]
+#[path = "cli/examples.rs"]
+mod examples;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::broker::{Broker, BrokerError, BrokerErrorKind, Publish, Published, Replay};
 use crate::cursor::stable_hash;
-use crate::event::{ChannelName, IdempotencyKey, Message, Position};
+use crate::event::{ChannelName, IdempotencyKey, Key, Message, Position};
 use crate::jitter::Jitter;
 use crate::metrics::Metrics;
 use crate::refusal::{Code, Refusal};
@@ -294,6 +294,12 @@ impl Channel {
     /// have happened.
     pub async fn publish<T: Serialize + ?Sized>(&self, event: &str, value: &T) -> Result<Published, Refusal> {
         self.publish_message(Message::json_of(event, value)?).await
+    }
+
+    /// [`Channel::publish`] under a key: where the rule delivers the `latest`, a listener that has not got the key's earlier events gets only the newest.
+    pub async fn publish_keyed<T: Serialize + ?Sized>(&self, event: &str, key: &str, value: &T) -> Result<Published, Refusal> {
+        let key = Key::new(key)?;
+        self.publish_message(Message::json_of(event, value)?.with_key(key)).await
     }
 
     /// Publishes a value of an enum that has a variant for each event, `#[serde(tag = "event", content = "data")]`. Errors as for [`Channel::publish`].

@@ -5,6 +5,8 @@
 
 mod endpoint;
 mod model;
+#[path = "../shared/mod.rs"]
+mod shared;
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
@@ -13,21 +15,15 @@ use std::time::{Duration, Instant};
 use airwave::config::Sources;
 use airwave::{Airwave, Builder, Channel, Client, Code, Config, Handler, Message, Refusal, Reply};
 use axum::Router;
-use axum::response::Redirect;
-use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
 const MOST_QUESTION: usize = 4000;
-const MOST_TOKENS: usize = 4000;
 const MOST_TIME: Duration = Duration::from_secs(300);
 const MOST_ANSWERS: usize = 8;
 
 /// Answers that are being given, and how to stop them.
 static RUNNING: LazyLock<Mutex<HashMap<String, watch::Sender<bool>>>> = LazyLock::new(Mutex::default);
-static OWN: LazyLock<model::Model> = LazyLock::new(model::Model::train);
 static AIRWAVE: OnceLock<Airwave> = OnceLock::new();
 
 struct Answers;
@@ -81,7 +77,7 @@ async fn answer(id: String, channel: Channel, question: String, mut stopped: wat
     tell(&json!({"id": id, "question": question, "is": "running"})).await;
     let mut tokens = 0;
     let (is, why) = tokio::select! {
-        done = generate(&channel, &question, &mut tokens) => match done {
+        done = endpoint::answer(&channel, &question, &mut tokens) => match done {
             Ok(()) => ("done", None),
             Err(error) => ("failed", Some(error.to_string())),
         },
@@ -98,24 +94,6 @@ async fn answer(id: String, channel: Channel, question: String, mut stopped: wat
     let _ = channel.end().await;
     tell(&json!({"id": id, "question": question, "is": is})).await;
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-}
-
-async fn generate(channel: &Channel, question: &str, tokens: &mut usize) -> Result<(), Failure> {
-    let Ok(base) = std::env::var("OPENAI_BASE_URL") else {
-        channel
-            .publish(
-                "asked",
-                &json!({"question": question, "model": "a trigram model that has read this repository"}),
-            )
-            .await?;
-        for word in OWN.answer(question).take(MOST_TOKENS) {
-            channel.publish("token", &format!("{word} ")).await?;
-            *tokens += 1;
-            tokio::time::sleep(Duration::from_millis(45)).await;
-        }
-        return Ok(());
-    };
-    endpoint::ask(&base, channel, question, tokens).await
 }
 
 /// The list of answers, in which other devices find them.
@@ -135,20 +113,18 @@ pub fn add(builder: Builder) -> Builder {
 /// Reads what the model is to know, so that the first answer does not wait for it.
 pub fn start(airwave: &Airwave) {
     let _ = AIRWAVE.set(airwave.clone());
-    tokio::task::spawn_blocking(|| LazyLock::force(&OWN));
+    tokio::task::spawn_blocking(|| LazyLock::force(&model::OWN));
 }
 
 /// The page, at `/ai-tokens/`.
 pub fn page() -> Router {
-    airwave::pages(
+    shared::page(
         "/ai-tokens/",
         &[
             ("index.html", include_str!("page/index.html")),
             ("page.js", include_str!("page/page.js")),
             ("preview.js", include_str!("page/preview.js")),
             ("page.css", include_str!("page/page.css")),
-            ("frame.js", include_str!("../shared/frame.js")),
-            ("style.css", include_str!("../shared/style.css")),
         ],
     )
 }
@@ -158,14 +134,8 @@ async fn main() -> airwave::Result<()> {
     let config = Config::load(&Sources::of_file("airwave.toml", include_str!("airwave.toml")).with_environment())?;
     let airwave = add(Airwave::from_config(config)).build().await?;
     start(&airwave);
-    let front = Router::new().route("/", get(async || Redirect::temporary("/ai-tokens/")));
+    let app = shared::alone(&airwave, page(), "/ai-tokens/");
     airwave
-        .serve_until(
-            front.merge(page()).merge(airwave.router()),
-            airwave::server::asked_to_end(),
-            |address| {
-                println!("open http://{address}/ai-tokens/");
-            },
-        )
+        .serve_until(app, airwave::server::asked_to_end(), shared::say("/ai-tokens/"))
         .await
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
 
 const TEXTS: [&str; 5] = [
     include_str!("../../README.md"),
@@ -10,6 +11,9 @@ const TEXTS: [&str; 5] = [
     include_str!("../../docs/protocol.md"),
     include_str!("../../docs/deploying.md"),
 ];
+
+/// The one of this server, once somebody has asked for it.
+pub static OWN: LazyLock<Model> = LazyLock::new(Model::train);
 
 /// What comes after two words, and how sentences begin.
 pub struct Model {

@@ -1,42 +1,18 @@
 //! Rooms to talk in: who is there, who is typing, and what was said before. `cargo run --example chat`
 
-use std::time::{SystemTime, UNIX_EPOCH};
+#[path = "../shared/mod.rs"]
+mod shared;
+mod words;
 
 use airwave::config::Sources;
-use airwave::{Airwave, Builder, Channel, Client, Code, Config, ConnectRequest, Handler, Identity, Key, Message, Refusal, Reply};
+use airwave::{Airwave, Builder, Channel, Client, Code, Config, ConnectRequest, Handler, Identity, Message, Refusal, Reply};
 use axum::Router;
-use axum::response::Redirect;
-use axum::routing::get;
-use serde::{Deserialize, Serialize};
+use words::{Earlier, Said, Say};
 
 /// The rooms there are. A stranger makes no new ones.
 const ROOMS: [&str; 4] = ["lobby", "rust", "music", "night-shift"];
 const MAX_TEXT: usize = 2000;
 const MAX_PAGE: usize = 50;
-
-/// What clients send.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Say {
-    text: String,
-}
-
-/// Asks for messages before one that is known.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Earlier {
-    before: String,
-    limit: usize,
-}
-
-/// What everybody hears.
-#[derive(Serialize, Deserialize)]
-struct Said {
-    from: String,
-    text: String,
-    /// Milliseconds since 1970.
-    at: u128,
-}
 
 /// One room.
 struct Room;
@@ -44,7 +20,7 @@ struct Room;
 #[airwave::async_trait]
 impl Handler for Room {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
-        who(request)
+        shared::who(request)
     }
 
     async fn subscribe(&self, _client: &Client, channel: &Channel) -> Result<(), Refusal> {
@@ -60,7 +36,7 @@ impl Handler for Room {
                 if text.is_empty() || text.len() > MAX_TEXT {
                     return Err(Refusal::bad_request(format!("say something, in at most {MAX_TEXT} bytes")));
                 }
-                channel.publish("said", &said(name(client)?, text)).await?;
+                channel.publish("said", &Said::now(name(client)?, text)).await?;
                 Ok(Reply::done())
             }
             // The history over HTTP goes forwards from a cursor. A page that is scrolled up goes backwards: that is a word with this handler.
@@ -92,7 +68,7 @@ struct Typing;
 #[airwave::async_trait]
 impl Handler for Typing {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
-        who(request)
+        shared::who(request)
     }
 
     async fn subscribe(&self, _client: &Client, channel: &Channel) -> Result<(), Refusal> {
@@ -102,22 +78,11 @@ impl Handler for Typing {
     async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
         exists(channel)?;
         let (on, from) = (message.json::<bool>()?, name(client)?);
-        let typing = Message::json_of("typing", &serde_json::json!({"from": from, "on": on}))?;
-        channel.publish_message(typing.with_key(Key::new(from)?)).await?;
+        channel
+            .publish_keyed("typing", from, &serde_json::json!({"from": from, "on": on}))
+            .await?;
         Ok(Reply::done())
     }
-}
-
-/// Whoever comes says what to call them, and is believed: the place for a real check of a real token.
-fn who(request: &ConnectRequest) -> Result<Identity, Refusal> {
-    let Some(name) = request.bearer_token() else {
-        return Ok(Identity::anonymous());
-    };
-    let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.is_empty() || name.len() > 24 || !name.chars().all(good) {
-        return Err(Refusal::bad_request("a name has 1 to 24 letters, digits, '-', '_' and '.'"));
-    }
-    Ok(Identity::user(name))
 }
 
 fn name(client: &Client) -> Result<&str, Refusal> {
@@ -136,17 +101,6 @@ fn exists(channel: &Channel) -> Result<(), Refusal> {
     }
 }
 
-fn said(from: &str, text: &str) -> Said {
-    let at = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis());
-    Said {
-        from: from.to_owned(),
-        text: text.to_owned(),
-        at,
-    }
-}
-
 /// Registers the handlers of the rooms.
 pub fn add(builder: Builder) -> Builder {
     builder.handle("chat/{room}", Room).handle("chat/{room}/typing", Typing)
@@ -162,7 +116,7 @@ pub fn start(airwave: &Airwave) {
             };
             if channel.history(None, 1).await.is_ok_and(|kept| kept.events.is_empty()) {
                 let welcome = format!("Welcome to #{room}. Open this page in a second window and talk to yourself.");
-                drop(channel.publish("said", &said("airwave", &welcome)).await);
+                drop(channel.publish("said", &Said::now("airwave", &welcome)).await);
             }
         }
     });
@@ -170,15 +124,13 @@ pub fn start(airwave: &Airwave) {
 
 /// The page, at `/chat/`.
 pub fn page() -> Router {
-    airwave::pages(
+    shared::page(
         "/chat/",
         &[
             ("index.html", include_str!("page/index.html")),
             ("page.js", include_str!("page/page.js")),
             ("preview.js", include_str!("page/preview.js")),
             ("page.css", include_str!("page/page.css")),
-            ("frame.js", include_str!("../shared/frame.js")),
-            ("style.css", include_str!("../shared/style.css")),
         ],
     )
 }
@@ -188,14 +140,8 @@ async fn main() -> airwave::Result<()> {
     let config = Config::load(&Sources::of_file("airwave.toml", include_str!("airwave.toml")).with_environment())?;
     let airwave = add(Airwave::from_config(config)).build().await?;
     start(&airwave);
-    let front = Router::new().route("/", get(async || Redirect::temporary("/chat/")));
+    let app = shared::alone(&airwave, page(), "/chat/");
     airwave
-        .serve_until(
-            front.merge(page()).merge(airwave.router()),
-            airwave::server::asked_to_end(),
-            |address| {
-                println!("open http://{address}/chat/");
-            },
-        )
+        .serve_until(app, airwave::server::asked_to_end(), shared::say("/chat/"))
         .await
 }

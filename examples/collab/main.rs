@@ -1,15 +1,15 @@
 //! One text, many writers: Yjs in the browser, yrs here, binary updates between them. `cargo run --example collab`
 
 mod document;
+#[path = "../shared/mod.rs"]
+mod shared;
 
 use airwave::config::Sources;
 use airwave::{
-    Airwave, Builder, Channel, Client, Config, ConnectRequest, Data, EventName, Handler, Identity, Key, LeaveReason, Message,
-    Refusal, Reply,
+    Airwave, Builder, Channel, Client, Config, ConnectRequest, Data, EventName, Handler, Identity, LeaveReason, Message, Refusal,
+    Reply,
 };
 use axum::Router;
-use axum::response::Redirect;
-use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -29,7 +29,7 @@ struct Sync {
 #[airwave::async_trait]
 impl Handler for Texts {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
-        who(request)
+        shared::who(request)
     }
 
     async fn message(&self, _client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
@@ -84,7 +84,7 @@ struct Cursor {
 #[airwave::async_trait]
 impl Handler for Cursors {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
-        who(request)
+        shared::who(request)
     }
 
     async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
@@ -108,18 +108,10 @@ impl Handler for Cursors {
 }
 
 async fn show(channel: &Channel, who: &str, cursor: Option<Cursor>) -> Result<(), Refusal> {
-    let message = Message::json_of("cursor", &serde_json::json!({"who": who, "cursor": cursor}))?;
-    channel.publish_message(message.with_key(Key::new(who)?)).await?;
+    channel
+        .publish_keyed("cursor", who, &serde_json::json!({"who": who, "cursor": cursor}))
+        .await?;
     Ok(())
-}
-
-/// Whoever comes says who they are, and is believed: the place for a real check of a real token.
-fn who(request: &ConnectRequest) -> Result<Identity, Refusal> {
-    match request.bearer_token() {
-        None => Ok(Identity::anonymous()),
-        Some(name) if (1..=40).contains(&name.len()) => Ok(Identity::user(name)),
-        Some(_) => Err(Refusal::bad_request("a name has 1 to 40 characters")),
-    }
 }
 
 /// Registers the handlers of the documents and their presence.
@@ -134,7 +126,7 @@ pub fn start(_airwave: &Airwave) {}
 
 /// The page, at `/collab/`.
 pub fn page() -> Router {
-    airwave::pages(
+    shared::page(
         "/collab/",
         &[
             ("index.html", include_str!("page/index.html")),
@@ -143,8 +135,6 @@ pub fn page() -> Router {
             ("shared-text.js", include_str!("page/shared-text.js")),
             ("yjs.js", include_str!("page/yjs.js")),
             ("page.css", include_str!("page/page.css")),
-            ("frame.js", include_str!("../shared/frame.js")),
-            ("style.css", include_str!("../shared/style.css")),
         ],
     )
 }
@@ -154,14 +144,8 @@ async fn main() -> airwave::Result<()> {
     let config = Config::load(&Sources::of_file("airwave.toml", include_str!("airwave.toml")).with_environment())?;
     let airwave = add(Airwave::from_config(config)).build().await?;
     start(&airwave);
-    let front = Router::new().route("/", get(async || Redirect::temporary("/collab/")));
+    let app = shared::alone(&airwave, page(), "/collab/");
     airwave
-        .serve_until(
-            front.merge(page()).merge(airwave.router()),
-            airwave::server::asked_to_end(),
-            |address| {
-                println!("open http://{address}/collab/");
-            },
-        )
+        .serve_until(app, airwave::server::asked_to_end(), shared::say("/collab/"))
         .await
 }

@@ -1,5 +1,7 @@
 //! An arena for many players at sixty updates a second, decided here and nowhere else. `cargo run --example game`
 
+#[path = "../shared/mod.rs"]
+mod shared;
 mod world;
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -7,12 +9,10 @@ use std::time::Duration;
 
 use airwave::config::Sources;
 use airwave::{
-    Airwave, Builder, Channel, Client, Code, Config, ConnectRequest, Handler, Identity, Key, LeaveReason, Message, Refusal, Reply,
+    Airwave, Builder, Channel, Client, Code, Config, ConnectRequest, Handler, Identity, LeaveReason, Message, Refusal, Reply,
 };
 use axum::Router;
-use axum::response::Redirect;
-use axum::routing::get;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use world::{SIZE, Steer, TICKS, World};
@@ -40,11 +40,7 @@ struct Enter {
 impl Handler for Players {
     /// Each tab is a player, by an id of its own making. Without one it may watch.
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
-        match request.bearer_token() {
-            None => Ok(Identity::anonymous()),
-            Some(id) if (8..=40).contains(&id.len()) && id.chars().all(|c| c.is_ascii_alphanumeric()) => Ok(Identity::user(id)),
-            Some(_) => Err(Refusal::bad_request("a player's id has 8 to 40 letters and digits")),
-        }
+        shared::who(request)
     }
 
     async fn subscribe(&self, client: &Client, channel: &Channel) -> Result<(), Refusal> {
@@ -88,23 +84,12 @@ impl Handler for Players {
     async fn unsubscribe(&self, client: &Client, channel: &Channel, _reason: LeaveReason) {
         let id = client.user().unwrap_or_default();
         // Another connection of theirs may still be there.
-        if !world().unwatch(id) {
+        if !world().unwatch(id) || id.is_empty() {
             return;
         }
         // In an outage nobody hears of it; the page lets players fade that are silent.
-        drop(tell(channel, "left", id, &serde_json::json!({"id": id})).await);
+        drop(channel.publish_keyed("left", id, &serde_json::json!({"id": id})).await);
     }
-}
-
-/// Of what is said with the same key only the newest is sent to whom the earlier has not been sent.
-async fn tell<T: Serialize>(channel: &Channel, event: &str, key: &str, value: &T) -> Result<(), Refusal> {
-    if key.is_empty() {
-        return Ok(());
-    }
-    channel
-        .publish_message(Message::json_of(event, value)?.with_key(Key::new(key)?))
-        .await?;
-    Ok(())
 }
 
 /// Registers the handler of the arena.
@@ -132,10 +117,10 @@ pub fn start(airwave: &Airwave) {
             };
             // What cannot be told now is told anew in a moment.
             for player in &players {
-                drop(tell(&channel, "player", &player.id, player).await);
+                drop(channel.publish_keyed("player", &player.id, player).await);
             }
             for spark in &sparks {
-                drop(tell(&channel, "spark", &format!("spark-{}", spark.id), spark).await);
+                drop(channel.publish_keyed("spark", &format!("spark-{}", spark.id), spark).await);
             }
         }
     });
@@ -143,7 +128,7 @@ pub fn start(airwave: &Airwave) {
 
 /// The page, at `/game/`.
 pub fn page() -> Router {
-    airwave::pages(
+    shared::page(
         "/game/",
         &[
             ("index.html", include_str!("page/index.html")),
@@ -151,8 +136,6 @@ pub fn page() -> Router {
             ("arena.js", include_str!("page/arena.js")),
             ("preview.js", include_str!("page/preview.js")),
             ("page.css", include_str!("page/page.css")),
-            ("frame.js", include_str!("../shared/frame.js")),
-            ("style.css", include_str!("../shared/style.css")),
         ],
     )
 }
@@ -162,14 +145,8 @@ async fn main() -> airwave::Result<()> {
     let config = Config::load(&Sources::of_file("airwave.toml", include_str!("airwave.toml")).with_environment())?;
     let airwave = add(Airwave::from_config(config)).build().await?;
     start(&airwave);
-    let front = Router::new().route("/", get(async || Redirect::temporary("/game/")));
+    let app = shared::alone(&airwave, page(), "/game/");
     airwave
-        .serve_until(
-            front.merge(page()).merge(airwave.router()),
-            airwave::server::asked_to_end(),
-            |address| {
-                println!("open http://{address}/game/");
-            },
-        )
+        .serve_until(app, airwave::server::asked_to_end(), shared::say("/game/"))
         .await
 }

@@ -4,35 +4,23 @@
 //! Each job is a channel: `start` sent to it starts the job, its progress is its events, and it ends when the job does.
 
 mod pack;
+#[path = "../shared/mod.rs"]
+mod shared;
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use airwave::config::Sources;
 use airwave::{Airwave, Builder, Channel, Client, Code, Config, Handler, Message, Refusal, Reply};
 use axum::Router;
-use axum::response::Redirect;
-use axum::routing::get;
 use serde_json::{Value, json};
-use tokio::sync::{OnceCell, Semaphore, watch};
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+use tokio::sync::{OnceCell, watch};
 
 const MOST_TIME: Duration = Duration::from_secs(120);
 /// So many jobs wait or run; the next is refused.
 const MOST_JOBS: usize = 20;
-const TOOLS: [(&str, &str); 6] = [
-    ("gzip", "-1"),
-    ("gzip", "-9"),
-    ("bzip2", "-9"),
-    ("xz", "-1"),
-    ("xz", "-6"),
-    ("zstd", "-3"),
-];
 
-/// One at a time: the others are seen to wait.
-static TURN: Semaphore = Semaphore::const_new(1);
 /// Jobs that wait or run, and how to cancel them.
 static RUNNING: LazyLock<Mutex<HashMap<String, watch::Sender<bool>>>> = LazyLock::new(Mutex::default);
 static AIRWAVE: OnceCell<Airwave> = OnceCell::const_new();
@@ -50,7 +38,7 @@ impl Handler for Jobs {
                 if id == "list" || past.ended || !past.events.is_empty() {
                     return Err(Refusal::bad_request("this job has been started already"));
                 }
-                let Some(&tool) = TOOLS.iter().find(|(tool, level)| named == format!("{tool} {level}")) else {
+                let Some(&tool) = pack::TOOLS.iter().find(|(tool, level)| named == format!("{tool} {level}")) else {
                     return Err(Refusal::bad_request("send the name of a tool, as \"gzip -9\""));
                 };
                 let cancelled = {
@@ -82,7 +70,7 @@ async fn job(id: String, channel: Channel, (tool, level): (&str, &str), mut canc
     let name = format!("{tool} {level}");
     tell(&id, json!({"id": id, "tool": name, "is": "running"})).await;
     let outcome = tokio::select! {
-        done = run(&channel, tool, level) => done.unwrap_or_else(|error| json!({"is": "failed", "why": error.to_string()})),
+        done = pack::run(&channel, tool, level) => done.unwrap_or_else(|error| json!({"is": "failed", "why": error.to_string()})),
         // Dropping what runs kills the child process.
         _ = cancelled.wait_for(|cancelled| *cancelled) => json!({"is": "cancelled"}),
         () = tokio::time::sleep(MOST_TIME) => json!({"is": "failed", "why": "it took too long"}),
@@ -96,37 +84,6 @@ async fn job(id: String, channel: Channel, (tool, level): (&str, &str), mut canc
     )
     .await;
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-}
-
-async fn run(channel: &Channel, tool: &str, level: &str) -> Result<Value, Failure> {
-    channel.publish("queued", &json!({"tool": format!("{tool} {level}")})).await?;
-    let _turn = TURN.acquire().await?;
-    let original = tokio::task::spawn_blocking(pack::read_program).await??;
-    let began = Instant::now();
-    channel.publish("started", &json!({"bytes": original.len()})).await?;
-    let packed = pack::through(
-        channel,
-        "compressing",
-        pack::spawn(tool, &[level, "-c"])?,
-        &original,
-        original.len(),
-    )
-    .await?;
-    let unpacked = pack::through(
-        channel,
-        "verifying",
-        pack::spawn(tool, &["-d", "-c"])?,
-        &packed,
-        original.len(),
-    )
-    .await?;
-    if unpacked != original {
-        return Err("what was unpacked is not what was packed".into());
-    }
-    let ratio = packed.len() as f64 / original.len().max(1) as f64;
-    Ok(
-        json!({"is": "done", "bytes": original.len(), "packed": packed.len(), "ratio": ratio, "seconds": began.elapsed().as_secs_f64()}),
-    )
 }
 
 /// The list of jobs, which other tabs see.
@@ -151,15 +108,13 @@ pub fn start(airwave: &Airwave) {
 
 /// The page, at `/job-status/`.
 pub fn page() -> Router {
-    airwave::pages(
+    shared::page(
         "/job-status/",
         &[
             ("index.html", include_str!("page/index.html")),
             ("page.js", include_str!("page/page.js")),
             ("preview.js", include_str!("page/preview.js")),
             ("page.css", include_str!("page/page.css")),
-            ("frame.js", include_str!("../shared/frame.js")),
-            ("style.css", include_str!("../shared/style.css")),
         ],
     )
 }
@@ -169,14 +124,8 @@ async fn main() -> airwave::Result<()> {
     let config = Config::load(&Sources::of_file("airwave.toml", include_str!("airwave.toml")).with_environment())?;
     let airwave = add(Airwave::from_config(config)).build().await?;
     start(&airwave);
-    let front = Router::new().route("/", get(async || Redirect::temporary("/job-status/")));
+    let app = shared::alone(&airwave, page(), "/job-status/");
     airwave
-        .serve_until(
-            front.merge(page()).merge(airwave.router()),
-            airwave::server::asked_to_end(),
-            |address| {
-                println!("open http://{address}/job-status/");
-            },
-        )
+        .serve_until(app, airwave::server::asked_to_end(), shared::say("/job-status/"))
         .await
 }

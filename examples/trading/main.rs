@@ -3,18 +3,18 @@
 mod book;
 mod crowd;
 mod exchange;
+#[path = "../shared/mod.rs"]
+mod shared;
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use airwave::config::Sources;
-use airwave::{Airwave, Builder, Channel, Client, Config, ConnectRequest, Handler, Identity, Key, Message, Refusal, Reply};
+use airwave::{Airwave, Builder, Channel, Client, Config, ConnectRequest, Handler, Identity, Message, Refusal, Reply};
 use axum::Router;
-use axum::response::Redirect;
-use axum::routing::get;
 use crowd::Crowd;
 use exchange::{Exchange, NewOrder};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::Notify;
 
 /// The exchange of this server. Matching takes microseconds and waits for nothing, so a plain lock will do.
@@ -37,17 +37,9 @@ struct Cancel {
 
 #[airwave::async_trait]
 impl Handler for Accounts {
-    /// Whoever comes says which account is theirs, and is believed: the place for a real check of a real token.
+    /// Whoever comes says which account is theirs.
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
-        match request.bearer_token() {
-            None => Ok(Identity::anonymous()),
-            Some(name) if (1..=32).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') => {
-                Ok(Identity::user(name))
-            }
-            Some(_) => Err(Refusal::bad_request(
-                "an account has a name of 1 to 32 letters, digits and '-'",
-            )),
-        }
+        shared::who(request)
     }
 
     async fn subscribe(&self, client: &Client, channel: &Channel) -> Result<(), Refusal> {
@@ -93,19 +85,22 @@ pub fn add(builder: Builder) -> Builder {
 
 /// The crowd trades, and one task tells what has changed, so that nothing older is ever told after something newer.
 pub fn start(airwave: &Airwave) {
+    let Ok(quoted) = airwave.channel("trading/quotes") else {
+        return;
+    };
     let airwave = airwave.clone();
     tokio::spawn(async move {
         loop {
             CHANGED.notified().await;
             let (quotes, statements) = exchange().changes();
-            let quotes = quotes
-                .iter()
-                .map(|quote| tell(&airwave, "trading/quotes".into(), "quote", quote.symbol, quote));
-            for told in quotes {
-                drop(told.await);
+            // Of each key only the newest counts, so what cannot be told in an outage is told by what comes after it.
+            for quote in &quotes {
+                drop(quoted.publish_keyed("quote", quote.symbol, quote).await);
             }
             for (owner, statement) in statements.iter().filter(|(owner, _)| !owner.starts_with('@')) {
-                drop(tell(&airwave, format!("trading/accounts/{owner}"), "statement", owner, statement).await);
+                if let Ok(account) = airwave.channel(&format!("trading/accounts/{owner}")) {
+                    drop(account.publish_keyed("statement", owner, statement).await);
+                }
             }
         }
     });
@@ -120,24 +115,15 @@ pub fn start(airwave: &Airwave) {
     });
 }
 
-/// Only the newest under a key counts, so what cannot be told in an outage is told by what comes after it.
-async fn tell<T: Serialize>(airwave: &Airwave, channel: String, event: &str, key: &str, value: &T) -> Result<(), Refusal> {
-    let message = Message::json_of(event, value)?.with_key(Key::new(key)?);
-    airwave.channel(&channel)?.publish_message(message).await?;
-    Ok(())
-}
-
 /// The page, at `/trading/`.
 pub fn page() -> Router {
-    airwave::pages(
+    shared::page(
         "/trading/",
         &[
             ("index.html", include_str!("page/index.html")),
             ("page.js", include_str!("page/page.js")),
             ("preview.js", include_str!("page/preview.js")),
             ("page.css", include_str!("page/page.css")),
-            ("frame.js", include_str!("../shared/frame.js")),
-            ("style.css", include_str!("../shared/style.css")),
         ],
     )
 }
@@ -147,14 +133,8 @@ async fn main() -> airwave::Result<()> {
     let config = Config::load(&Sources::of_file("airwave.toml", include_str!("airwave.toml")).with_environment())?;
     let airwave = add(Airwave::from_config(config)).build().await?;
     start(&airwave);
-    let front = Router::new().route("/", get(async || Redirect::temporary("/trading/")));
+    let app = shared::alone(&airwave, page(), "/trading/");
     airwave
-        .serve_until(
-            front.merge(page()).merge(airwave.router()),
-            airwave::server::asked_to_end(),
-            |address| {
-                println!("open http://{address}/trading/");
-            },
-        )
+        .serve_until(app, airwave::server::asked_to_end(), shared::say("/trading/"))
         .await
 }

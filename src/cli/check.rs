@@ -27,7 +27,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Stop> {
-    let config = Config::load(&args.config.sources()?).map_err(|error| refused(&error))?;
+    let config = effective(Config::load(&args.config.sources()?).map_err(|error| refused(&error))?)?;
     let out = std::io::stdout();
     let text = if args.json {
         format!("{:#}\n", as_json(&config))
@@ -38,6 +38,16 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .map_err(Stop::of_output)
+}
+
+/// As `airwave serve` has it: without a file it serves the examples, by their own rules.
+#[cfg_attr(not(feature = "gallery"), allow(clippy::unnecessary_wraps, unused_mut))]
+fn effective(mut config: Config) -> Result<Config, Stop> {
+    #[cfg(feature = "gallery")]
+    if config.file().is_none() {
+        crate::gallery::add_rules(&mut config).map_err(|error| Stop::Failed(error.to_string()))?;
+    }
+    Ok(config)
 }
 
 /// Terminal attributes, or none.
@@ -101,8 +111,12 @@ fn report(config: &Config, style: Style) -> String {
             count(rules.len())
         ),
         None => format!(
-            "{}: one rule for every channel, this machine only\n\n",
-            style.bold("no airwave.toml")
+            "{}: {}, this machine only\n\n",
+            style.bold("no airwave.toml"),
+            match rules.len() {
+                1 => "one rule for every channel",
+                _ => "the examples' rules, and one for every other channel",
+            }
         ),
     };
 
@@ -326,11 +340,33 @@ airwave.toml: 2 rules; the first that matches a channel is its rule
     }
 
     #[test]
+    #[cfg(not(feature = "gallery"))]
     fn without_a_file_it_says_so() {
-        let text = report(&Config::default(), Style { on: false });
+        let text = report(&effective(Config::default()).unwrap(), Style { on: false });
         assert!(
             text.starts_with("no airwave.toml: one rule for every channel, this machine only\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    #[cfg(feature = "gallery")]
+    fn without_a_file_it_says_so_and_shows_the_rules_of_the_examples() {
+        let config = effective(Config::default()).unwrap();
+        let text = report(&config, Style { on: false });
+        assert!(
+            text.starts_with("no airwave.toml: the examples' rules, and one for every other channel, this machine only\n"),
+            "{text}"
+        );
+        assert!(text.contains("chat/{room}/typing  examples/chat/airwave.toml:"), "{text}");
+        let json = as_json(&config);
+        let rules = json["rules"].as_array().unwrap();
+        assert_eq!(rules[0]["match"], "dashboard/{machine}");
+        assert_eq!(
+            rules[0]["history"]["events"],
+            json!({ "value": 2000, "from": "examples/dashboard/airwave.toml:6" })
+        );
+        assert_eq!(rules.last().unwrap()["match"], "{*channel}");
+        assert_eq!(rules.last().unwrap()["from"], "default");
     }
 }

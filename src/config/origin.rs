@@ -57,6 +57,22 @@ impl Origins {
         self.0.get(key).cloned().unwrap_or(Origin::Default)
     }
 
+    /// The origins of `added` rules come first, before those of as many rules as there were.
+    pub(super) fn put_rules_first(&mut self, added: &Origins, count: usize) {
+        let index = |key: &str| {
+            let (index, field) = key.strip_prefix("channels.")?.split_once('.')?;
+            Some((index.parse::<usize>().ok()?, field.to_owned()))
+        };
+        let old = std::mem::take(&mut self.0)
+            .into_iter()
+            .map(|(key, origin)| match index(&key) {
+                Some((index, field)) => (format!("channels.{}.{field}", index + count), origin),
+                None => (key, origin),
+            });
+        let added = added.0.iter().filter(|(key, _)| index(key).is_some());
+        self.0 = old.chain(added.map(|(key, origin)| (key.clone(), origin.clone()))).collect();
+    }
+
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.0.contains_key(key)
     }

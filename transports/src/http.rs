@@ -12,14 +12,15 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
 
 use crate::envelope::{self, Publication, envelope, quoted};
 use crate::request::{
-    Options, Publishers, connect_request, header_text, json_response, path_as_seen, query_value, refusal_response, wants_presence,
+    Options, Publishers, connect_request, header_text, is_local, json_response, path_as_seen, query_value, refusal_response,
+    wants_presence,
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -294,7 +295,7 @@ async fn publish_one(hub: &Hub, mut publication: Publication<'_>) -> Result<Stri
 fn authorize(publishers: &Publishers, parts: &Parts) -> Result<(), Refusal> {
     match publishers {
         Publishers::Anybody => Ok(()),
-        Publishers::Local if is_addressed_locally(parts) && !came_through_a_proxy(parts) => Ok(()),
+        Publishers::Local if is_local(parts) => Ok(()),
         Publishers::Local => Err(Refusal::forbidden(
             "without a publish token this server takes publishes only at localhost or an IP address, and through no proxy: set publish.token in its configuration",
         )),
@@ -315,26 +316,6 @@ fn authorize(publishers: &Publishers, parts: &Parts) -> Result<(), Refusal> {
     }
 }
 
-/// Whether the request names the server in a way that no foreign site's name can.
-fn is_addressed_locally(parts: &Parts) -> bool {
-    // HTTP/2 has the name in the target (RFC 9113, section 8.3.1), HTTP/1.1 in a header (RFC 9112, section 3.2).
-    let authority = match parts.uri.authority() {
-        Some(authority) => Some(authority.clone()),
-        None => parts.headers.get(HOST).and_then(|host| host.as_bytes().try_into().ok()),
-    };
-    let Some(authority) = authority else {
-        return false;
-    };
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok()
-}
-
-/// Whether a proxy shows itself: whoever it speaks for need not be on this machine. Not all do, but nginx does, which speaks HTTP/1.0 unless it is told otherwise.
-fn came_through_a_proxy(parts: &Parts) -> bool {
-    let signs = ["forwarded", "via", "x-forwarded-for", "x-real-ip"];
-    parts.version < http::Version::HTTP_11 || signs.iter().any(|sign| parts.headers.contains_key(*sign))
-}
-
 /// Takes as long for a wrong token as for the right one, so that time tells nothing about how much of it was right.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (x, y)| differ | (x ^ y)) == 0
@@ -343,6 +324,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::HOST;
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_never_ends_is_given_up() {

@@ -58,6 +58,32 @@ impl std::fmt::Debug for Publishers {
     }
 }
 
+/// Whether the request can only come from this machine, if the server listens on a loopback address: no page of a foreign site sent it, whose own name leads
+/// here (DNS rebinding), and no proxy hands it on that shows itself.
+pub fn is_local(parts: &Parts) -> bool {
+    is_addressed_locally(parts) && !came_through_a_proxy(parts)
+}
+
+/// Whether the request names the server in a way that no foreign site's name can.
+fn is_addressed_locally(parts: &Parts) -> bool {
+    // HTTP/2 has the name in the target (RFC 9113, section 8.3.1), HTTP/1.1 in a header (RFC 9112, section 3.2).
+    let authority = match parts.uri.authority() {
+        Some(authority) => Some(authority.clone()),
+        None => parts.headers.get(HOST).and_then(|host| host.as_bytes().try_into().ok()),
+    };
+    let Some(authority) = authority else {
+        return false;
+    };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok()
+}
+
+/// Whether a proxy shows itself: whoever it speaks for need not be on this machine. Not all do, but nginx does, which speaks HTTP/1.0 unless it is told otherwise.
+fn came_through_a_proxy(parts: &Parts) -> bool {
+    let signs = ["forwarded", "via", "x-forwarded-for", "x-real-ip"];
+    parts.version < http::Version::HTTP_11 || signs.iter().any(|sign| parts.headers.contains_key(*sign))
+}
+
 /// What the transports need to know besides the hub.
 #[derive(Debug, Clone, Default)]
 pub struct Options {

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
-use airwave::{Airwave, Channel, Config, Message, Rule, Rules};
+use airwave::{Airwave, Channel, Config, Rule, Rules};
 use airwave_core::rule::TransportName;
 use axum::Router;
 use tokio::net::TcpListener;
@@ -241,11 +241,7 @@ impl Node {
 
     /// Publishes a number under a key.
     pub async fn publish_keyed(&self, channel: &str, key: &str, number: u64) -> String {
-        let message = Message {
-            key: Some(key.parse().unwrap()),
-            ..Message::json_of("n", &number).unwrap()
-        };
-        let published = self.channel(channel).publish_message(message).await.unwrap();
+        let published = self.channel(channel).publish_keyed("n", key, &number).await.unwrap();
         published.position.to_string()
     }
 
