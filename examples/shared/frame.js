@@ -93,9 +93,14 @@ export class Cost {
     this.onchange();
   }
 
-  toString() {
+  /** In words: the connections, what came down, what went up. */
+  get words() {
     const connections = `${this.open} ${this.open === 1 ? "connection" : "connections"}`;
-    return `${connections} · ↓ ${messages(this.down)}, ${bytes(this.bytesDown)} · ↑ ${messages(this.up)}, ${bytes(this.bytesUp)}`;
+    return [connections, `↓ ${messages(this.down)}, ${bytes(this.bytesDown)}`, `↑ ${messages(this.up)}, ${bytes(this.bytesUp)}`];
+  }
+
+  toString() {
+    return this.words.join(" · ");
   }
 }
 
@@ -150,7 +155,10 @@ export function open({ title, recommended, ...options }) {
   const inner = make("div", { className: "inner" }, home, make("h1", {}, title), state, make("span", { className: "grow" }), choices, figures);
   document.getElementById("bar").append(inner);
 
-  const paint = () => (figures.textContent = `This page over ${TITLES[transport]}: ${cost}`);
+  const paint = () => {
+    const [connections, ...traffic] = cost.words;
+    figures.replaceChildren(...[`This page over ${TITLES[transport]}: ${connections}`, ...traffic].map((words) => make("span", {}, words)));
+  };
   cost.onchange = calmly(paint);
   paint();
 

@@ -37,7 +37,7 @@ const ROWS = {
   game: {
     title: "Game",
     reason: "Input goes up many times a second. A frame costs tens of bytes, a POST costs half a kilobyte and an answer each. Only the newest state of each player counts, on both.",
-    verdict: "Sixty inputs a second are sixty requests over SSE: this is what WebSocket is for.",
+    verdict: "Fifteen inputs a second are fifteen requests a second over SSE: this is what WebSocket is for.",
   },
   trading: {
     title: "Trading",
@@ -67,8 +67,8 @@ const words = ({ delivery, max_rate: rate, history, replay, presence }) =>
     .join(" · ");
 const hours = (seconds) => (seconds >= 172_800 ? `${seconds / 86_400} days` : `${seconds / 3600} h`);
 
-/** One view of an example over one client. */
-async function side(stage, example, transport, client) {
+/** One view of an example over one client. `me`: it takes part by itself, under this name. */
+async function side(stage, example, transport, client, me) {
   const box = make("div", { className: "preview" });
   const pill = make("span", { className: "pill" }, TITLES[transport]);
   pill.dataset.is = transport;
@@ -76,11 +76,11 @@ async function side(stage, example, transport, client) {
   root.dataset.transport = transport;
   stage.append(root);
   const { default: preview } = await import(`/${example}/preview.js`);
-  const stop = await preview(box, client.airwave);
+  const stop = await preview(box, client.airwave, { fetch: client.cost.fetch, me });
   return { root, stop };
 }
 
-function figures(root, cost) {
+function figures(root, cost, changed) {
   const values = make("dl", { className: "figures" });
   root.append(values);
   const since = performance.now();
@@ -92,10 +92,22 @@ function figures(root, cost) {
       ["up", count(cost.up), bytes(cost.bytesUp)],
       ["connections", `${cost.open}`, cost.opened > cost.open ? `${cost.opened} in all` : ""],
     ];
+    changed();
     values.replaceChildren(...lines.flatMap(([name, ...cells]) => [make("dt", {}, name), ...cells.map((cell) => make("dd", {}, cell))]));
   };
   cost.onchange = calmly(paint);
   paint();
+}
+
+/** What was counted so far, as one sentence. */
+function measured(kinds, clients) {
+  const of = (way, figure) => {
+    const [first, second] = clients.map(({ cost }) => cost[figure]);
+    const times = Math.max(first, second) / Math.max(1, Math.min(first, second));
+    const more = first > second ? kinds[0] : kinds[1];
+    return `${way} ${bytes(first)} over ${TITLES[kinds[0]]}, ${bytes(second)} over ${TITLES[kinds[1]]}${times >= 1.15 ? ` (${TITLES[more]}: ${times.toFixed(1)} times)` : ""}`;
+  };
+  return `So far: ${of("up", "bytesUp")}; ${of("down", "bytesDown")}. `;
 }
 
 class Row {
@@ -104,7 +116,8 @@ class Row {
     this.name = row.use_case;
     this.transport = row.transport;
     this.stage = make("div", { className: "stage" });
-    this.verdict = make("p", { className: "verdict", hidden: true }, verdict);
+    this.measured = make("span", { className: "number" });
+    this.verdict = make("p", { className: "verdict", hidden: true }, this.measured, make("span", { className: "muted" }, verdict));
     this.toggle = make("button", { type: "button" }, `Compare with ${TITLES[other[row.transport]]}`);
     this.toggle.setAttribute("aria-pressed", "false");
     this.toggle.addEventListener("click", () => this.compare(this.toggle.getAttribute("aria-pressed") !== "true"));
@@ -123,7 +136,7 @@ class Row {
     this.element.dataset.transport = row.transport;
     this.element.dataset.row = row.use_case;
     this.sides = [];
-    if (row.example) void this.show([[row.transport, shared, false]]);
+    if (row.example) void this.show([[row.transport, shared]]);
     else this.stage.append(make("p", { className: "muted small" }, "This row has no example yet."));
   }
 
@@ -132,9 +145,9 @@ class Row {
     for (const { stop } of this.sides.splice(0)) stop();
     this.stage.replaceChildren();
     this.stage.classList.toggle("both", clients.length > 1);
-    for (const [transport, client, counted] of clients) {
-      const made = await side(this.stage, this.name, transport, client);
-      if (counted) figures(made.root, client.cost);
+    for (const [transport, client, me] of clients) {
+      const made = await side(this.stage, this.name, transport, client, me);
+      if (me) figures(made.root, client.cost, () => (this.measured.textContent = measured(clients.map(([kind]) => kind), clients.map(([, one]) => one))));
       this.sides.push(made);
     }
   }
@@ -145,15 +158,16 @@ class Row {
     this.verdict.hidden = !on;
     if (!on) {
       if (compared === this) compared = undefined;
-      await this.show([[this.transport, shared, false]]);
+      await this.show([[this.transport, shared]]);
       for (const { airwave } of this.clients ?? []) airwave.close();
       return;
     }
     if (compared) await compared.compare(false);
     compared = this;
     const kinds = [this.transport, other[this.transport]];
-    this.clients = kinds.map((kind) => metered(kind));
-    await this.show(kinds.map((kind, i) => [kind, this.clients[i], true]));
+    const names = kinds.map((kind) => `${kind}-${Math.random().toString(36).slice(2, 6)}`);
+    this.clients = kinds.map((kind, i) => metered(kind, { token: () => names[i] }));
+    await this.show(kinds.map((kind, i) => [kind, this.clients[i], names[i]]));
   }
 }
 

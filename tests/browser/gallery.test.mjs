@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { mkdir, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:http";
+import { createServer, request } from "node:http";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { launch, withoutChromium } from "./support/browser.mjs";
@@ -316,6 +316,97 @@ const EXAMPLES = [
   },
 ];
 
+/** The channels that a row's example listens to begin so. */
+const CHANNELS = { dashboard: "dashboard/", "job-status": "jobs/", "ai-tokens": "ai/", feed: "feed/", chat: "chat/", collab: "collab/", game: "game/", trading: "trading/" };
+/** What a visitor clicks in one side of a comparison, where nobody takes part by themself. */
+const ACTIONS = { "job-status": "Run gzip -1", "ai-tokens": "Ask something" };
+/** Where somebody does, so many messages have gone up before the figures are compared. */
+const TALKS = { chat: 8, collab: 15, game: 40, trading: 9 };
+
+/** `5.4 kB` in bytes. */
+const inBytes = (text) => {
+  const [number, unit] = text.split(" ");
+  return Number(number) * { B: 1, kB: 1e3, MB: 1e6 }[unit];
+};
+
+/**
+ * What the browser sees on the wire from now on, told by its debugger and not by the page, for a row whose channels begin with `prefix`:
+ * `(transport) => { down, up, bytesDown, bytesUp, heads, open }`. New sockets are the comparison's, and so is what is asked of the row's channels.
+ */
+async function listenIn(page, prefix) {
+  const session = await page.context().newCDPSession(page);
+  const empty = () => ({ down: 0, up: 0, bytesDown: 0, bytesUp: 0, heads: 0, open: 0 });
+  const seen = { sse: empty(), websocket: empty() };
+  const [requests, sockets] = [new Map(), new Set()];
+  const length = ({ payloadData, opcode }) => (opcode === 1 ? Buffer.byteLength(payloadData) : Buffer.from(payloadData, "base64").length);
+  // What both sides ask of history before they listen counts for each.
+  let histories = 0;
+  let historyBytes = 0;
+  session.on("Network.requestWillBeSent", ({ requestId, request }) => {
+    const url = new URL(request.url);
+    const mine = decodeURIComponent(url.pathname + url.search).includes(prefix) && /^\/(channels|events)/.test(url.pathname);
+    if (!mine) return;
+    const history = request.method === "GET" && url.searchParams.has("limit");
+    const stream = request.method === "GET" && !history;
+    requests.set(requestId, { history, stream, last: 0 });
+    if (history) histories += 1;
+    else {
+      seen.sse.up += 1;
+      seen.sse.heads += 1;
+      seen.sse.bytesUp += Buffer.byteLength(request.postData ?? "");
+    }
+  });
+  const hear = (request, data) => {
+    for (const byte of Buffer.from(data ?? "", "base64")) {
+      // A blank line ends an event.
+      if (byte === 10 && request.last === 10) seen.sse.down += 1;
+      request.last = byte;
+    }
+  };
+  session.on("Network.responseReceived", async ({ requestId }) => {
+    const request = requests.get(requestId);
+    if (!request || request.history) return;
+    // A stream is counted by its events, all else by its answer.
+    if (!request.stream) seen.sse.down += 1;
+    else hear(request, (await session.send("Network.streamResourceContent", { requestId })).bufferedData);
+  });
+  session.on("Network.dataReceived", ({ requestId, dataLength, data }) => {
+    const request = requests.get(requestId);
+    if (!request) return;
+    if (request.history) historyBytes += dataLength;
+    else seen.sse.bytesDown += dataLength;
+    if (request.stream) hear(request, data);
+  });
+  session.on("Network.webSocketCreated", ({ requestId }) => {
+    sockets.add(requestId);
+    seen.websocket.up += 1;
+    seen.websocket.heads += 1;
+    seen.websocket.open += 1;
+  });
+  session.on("Network.webSocketClosed", ({ requestId }) => sockets.has(requestId) && (seen.websocket.open -= 1));
+  session.on("Network.webSocketFrameReceived", ({ requestId, response }) => {
+    if (!sockets.has(requestId)) return;
+    seen.websocket.down += 1;
+    seen.websocket.bytesDown += length(response);
+  });
+  session.on("Network.webSocketFrameSent", ({ requestId, response }) => {
+    if (!sockets.has(requestId)) return;
+    seen.websocket.up += 1;
+    seen.websocket.bytesUp += length(response);
+  });
+  await session.send("Network.enable");
+  const wire = (transport) => {
+    const one = { ...seen[transport] };
+    one.up += histories / 2;
+    one.down += histories / 2;
+    one.heads += histories / 2;
+    one.bytesDown += historyBytes / 2;
+    return one;
+  };
+  wire.end = () => session.detach();
+  return wire;
+}
+
 describe("the gallery", { skip }, () => {
   let browser;
   before(async () => {
@@ -380,28 +471,28 @@ describe("the gallery", { skip }, () => {
     });
   }
 
-  test("shows the matrix, each row live, and compares one over both transports", async (t) => {
-    const server = await Server.start(t, { toml: null });
+  test("shows the matrix, each row live", async (t) => {
+    const server = await Server.start(t, { toml: null, prepare: EXAMPLES.find(({ name }) => name === "feed").prepare });
     const { page, complaints } = await window(t);
+    // Something to see in each row.
+    const say = async (channel, event, data, who) => {
+      const headers = { "content-type": "application/json", authorization: `Bearer ${who}` };
+      const answer = await fetch(`${server.url}/channels/${channel}`, { method: "POST", headers, body: JSON.stringify({ event, data }) });
+      assert.equal(answer.status, 200, channel);
+    };
+    await say("chat/lobby", "say", { text: "Has anybody seen the aerial?" }, "Ada");
+    await say("chat/lobby", "say", { text: "It is on the roof, where you left it." }, "Grace");
+    await say("jobs/first", "start", "gzip -1", "Ada");
+    await say("ai/first", "ask", "What does a channel promise?", "Ada");
+    await writeFile(join(server.dir, "letter.txt"), "Dear all,\n");
+    await commit(server.dir, "mast.txt", "Raise the mast");
     await page.goto(`${server.url}/`);
     assert.equal(await page.locator(".row").count(), 8);
     for (const { name } of EXAMPLES) await page.locator(`.row[data-row=${name}] .preview`).waitFor();
-    await page.locator(".row[data-row=dashboard] .preview", { hasText: /processor/ }).waitFor();
-    await page.waitForTimeout(1500);
+    const seen = { dashboard: /processor/, "job-status": /gzip -1: (compressing|verifying|done)/, "ai-tokens": /\w+ \w+ \w+/, feed: /Raise the mast/, chat: /on the roof/, trading: /WAVE/ };
+    for (const [name, words] of Object.entries(seen)) await page.locator(`.row[data-row=${name}] .preview`, { hasText: words }).waitFor();
     await page.screenshot({ path: join(screenshots, "gallery.png"), fullPage: true });
 
-    const row = page.locator(".row[data-row=dashboard]");
-    await row.getByRole("button", { name: "Compare with WebSocket" }).click();
-    for (const transport of ["sse", "websocket"]) {
-      const side = row.locator(`.side[data-transport=${transport}]`);
-      await side.locator(".preview", { hasText: /processor/ }).waitFor();
-      await side.locator(".figures", { hasText: /down[1-9]/ }).waitFor();
-      await side.locator(".figures", { hasText: /connections1/ }).waitFor();
-      await side.locator(".figures dt", { hasText: /^([5-9]|\d\d) s$/ }).waitFor();
-    }
-    await row.screenshot({ path: join(screenshots, "gallery-compare.png") });
-    await row.getByRole("button", { name: "End the comparison" }).click();
-    await row.locator(".side").and(page.locator("[data-transport=websocket]")).waitFor({ state: "detached" });
     assert.deepEqual(complaints, []);
 
     const small = await window(t, phone);
@@ -410,6 +501,61 @@ describe("the gallery", { skip }, () => {
     await small.page.screenshot({ path: join(screenshots, "gallery-phone.png"), fullPage: true });
     await fits(small.page);
     assert.deepEqual(small.complaints, []);
+  });
+
+  test("compares every row over both transports, and shows what each cost and nothing else", async (t) => {
+    const server = await Server.start(t, { toml: null });
+    const { page, complaints } = await window(t);
+    await page.goto(`${server.url}/`);
+    for (const { name } of EXAMPLES) {
+      await t.test(name, async (t) => {
+        const row = page.locator(`.row[data-row=${name}]`);
+        await row.locator(".preview").waitFor();
+        const wire = await listenIn(page, CHANNELS[name]);
+        await row.getByRole("button", { name: /^Compare with/ }).click();
+
+        const figures = async (transport) => {
+          const cells = await row.locator(`.side[data-transport=${transport}] .figures > *`).allTextContents();
+          const at = (name, column) => cells[cells.indexOf(name) + column];
+          const number = (text) => Number(text.replaceAll(",", ""));
+          return { down: number(at("down", 1)), up: number(at("up", 1)), connections: number(at("connections", 1)), bytesDown: inBytes(at("down", 2)), bytesUp: inBytes(at("up", 2)) };
+        };
+        for (const transport of ["sse", "websocket"]) await row.locator(`.side[data-transport=${transport}] .figures`, { hasText: /connections1/ }).waitFor();
+        if (ACTIONS[name]) await row.locator(".side[data-transport=websocket]").getByRole("button", { name: ACTIONS[name] }).click();
+        await row.locator(".side[data-transport=sse] .figures dt", { hasText: /^([2-9]|\d\d) s$/ }).waitFor();
+        if (TALKS[name]) {
+          for (const transport of ["sse", "websocket"]) for (let up = 0; up < TALKS[name]; ) ({ up } = await figures(transport));
+        }
+
+        // What the browser itself saw on the wire at a moment is shown a little later, and by then not more than it has seen by then.
+        for (const transport of ["sse", "websocket"]) {
+          const before = wire(transport);
+          let shown = await figures(transport);
+          while (shown.down < before.down || shown.up < before.up) shown = await figures(transport);
+          const after = wire(transport);
+          const told = `${transport}: shown ${JSON.stringify(shown)}, seen ${JSON.stringify(before)} and ${JSON.stringify(after)}`;
+          assert.ok(shown.down <= after.down && shown.up <= after.up, told);
+          assert.ok(shown.down > 0 && shown.up > 0, told);
+          // Bytes are rounded, and a request's head is an estimate.
+          assert.ok(shown.bytesDown >= before.bytesDown * 0.94 && shown.bytesDown <= after.bytesDown * 1.06 + after.heads * 400, told);
+          assert.ok(shown.bytesUp >= before.bytesUp * 0.94 && shown.bytesUp <= after.bytesUp * 1.06 + after.heads * 800, told);
+          t.diagnostic(told);
+        }
+        const [sse, websocket] = [await figures("sse"), await figures("websocket")];
+        if (TALKS[name]) assert.ok(sse.bytesUp > 1.5 * websocket.bytesUp, `${sse.bytesUp} bytes up over SSE, ${websocket.bytesUp} over WebSocket`);
+        await text(row, ".verdict", /So far: up .* over (SSE|WebSocket)/);
+        await row.screenshot({ path: join(screenshots, `gallery-compare-${name}.png`) });
+        await row.getByRole("button", { name: "End the comparison" }).click();
+        await page.waitForFunction((name) => document.querySelectorAll(`.row[data-row=${name}] .side`).length === 1, name);
+        // The two connections of the comparison are gone.
+        for (let open = 1; open > 0; ) {
+          ({ open } = wire("websocket"));
+          await page.evaluate(() => new Promise(requestAnimationFrame));
+        }
+        await wire.end();
+      });
+    }
+    assert.deepEqual(complaints, []);
   });
 
   test("feed: what happened while the page was closed is there, and unread", async (t) => {
@@ -473,6 +619,23 @@ describe("the gallery", { skip }, () => {
     assert.equal(asked[0].authorization, "Bearer test-key");
     const { model, stream, messages } = asked[0].body;
     assert.deepEqual({ model, stream, messages }, { model: "counter", stream: true, messages: [{ role: "user", content: "Why?" }] });
+  });
+
+  test("is nobody's whose page has its own name lead here", async (t) => {
+    const server = await Server.start(t, { toml: null });
+    const ask = (host, method, path, body) =>
+      new Promise((done, fail) => {
+        const asked = request({ port: server.port, host: "127.0.0.1", method, path, headers: { host, "content-type": "application/json" } }, (answer) => {
+          answer.destroy();
+          done(answer.statusCode);
+        });
+        asked.on("error", fail).end(body);
+      });
+    const start = JSON.stringify({ event: "start", data: "gzip -1" });
+    for (const [host, status] of [["evil.example", 403], [`localhost:${server.port}`, 200], [`127.0.0.1:${server.port}`, 200], ["[::1]", 200]]) {
+      for (const path of ["/", "/channels/feed/activity", "/feed/", "/live/state", "/healthz"]) assert.equal(await ask(host, "GET", path), status, `${host} ${path}`);
+      assert.equal(await ask(host, "POST", `/channels/jobs/of-${host.replace(/[^a-z0-9]/g, "-")}`, start), status, host);
+    }
   });
 
   test("leaves other channels and the live page what they were", async (t) => {

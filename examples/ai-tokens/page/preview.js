@@ -2,8 +2,8 @@
 
 import { make } from "./frame.js";
 
-export default function preview(root, airwave) {
-  const text = make("p", { className: "preview-text" }, "Nobody has asked yet.");
+export default async function preview(root, airwave, { fetch }) {
+  const text = make("p", { className: "preview-text muted" }, "Nobody has asked yet. Ask, and read the answer here as it is given.");
   const ask = make("button", { type: "button" }, "Ask something");
   root.append(text, make("div", { className: "preview-foot" }, ask));
   let answer;
@@ -12,6 +12,7 @@ export default function preview(root, airwave) {
     answer?.close();
     answer = airwave.channel(`ai/${id}`);
     text.textContent = "";
+    text.classList.remove("muted");
     answer.on("token", (token) => {
       text.append(token);
       text.scrollTop = text.scrollHeight;
@@ -21,6 +22,8 @@ export default function preview(root, airwave) {
   const list = airwave.channel("ai/list");
   list.on("answer", ({ id, is }) => is === "running" && show(id));
   list.on("gap", () => {});
+  const past = await (await fetch("/channels/ai/list?limit=1", { headers: { accept: "application/json" } })).json();
+  for (const { data } of past.events) if (!answer) show(data.id);
   ask.addEventListener("click", async () => {
     ask.disabled = true;
     const own = airwave.channel(`ai/${crypto.randomUUID().slice(0, 8)}`);

@@ -1,20 +1,37 @@
-// The newest messages of the lobby.
+// The newest messages of the lobby; in a comparison, somebody who talks to themself.
 
-export default function preview(root, airwave) {
-  const list = document.createElement("ul");
-  list.className = "preview-chat";
+import { make } from "./frame.js";
+
+const LINES = ["Is anybody awake?", "The relay in the north is back.", "Who has the key of the roof?", "It is raining on the aerial.", "Good night, all."];
+
+export default async function preview(root, airwave, { fetch, me }) {
+  // A comparison talks where it disturbs nobody.
+  const name = me ? "chat/night-shift" : "chat/lobby";
+  const list = make("ul", { className: "preview-chat" });
   root.append(list);
   const show = ({ from, text }) => {
-    const item = document.createElement("li");
-    const who = document.createElement("b");
-    who.textContent = `${from} `;
-    item.append(who, text);
-    item.style.cssText = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap;padding:2px 0";
-    list.append(item);
-    while (list.children.length > 5) list.firstChild.remove();
+    list.append(make("li", { className: "preview-line" }, make("b", {}, from), ` ${text}`));
+    while (list.children.length > 6) list.firstChild.remove();
   };
-  const room = airwave.channel("chat/lobby", { after: "0" });
+  const past = await (await fetch(`/channels/${name}?limit=6`, { headers: { accept: "application/json" } })).json();
+  for (const { data } of past.events) show(data);
+  const room = airwave.channel(name, { after: past.cursor });
   room.on("said", show);
   room.on("gap", () => {});
-  return () => room.close();
+  if (!me) return () => room.close();
+
+  const typing = airwave.channel(`${name}/typing`);
+  typing.on("gap", () => {});
+  let step = 0;
+  const timer = setInterval(() => {
+    step += 1;
+    // As people write: two hints that they do, and then what they wrote.
+    const sent = step % 3 > 0 ? typing.send("typing", true, { repeat: false, reply: false }) : room.send("say", { text: LINES[(step / 3) % LINES.length] });
+    sent.catch(() => {});
+  }, 700);
+  return () => {
+    clearInterval(timer);
+    room.close();
+    typing.close();
+  };
 }

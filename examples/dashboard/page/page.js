@@ -8,7 +8,7 @@ const { airwave, watch } = open({ title: "Dashboard", recommended: "sse" });
 const $ = (id) => document.getElementById(id);
 
 const series = { cpu: new Series(), used: new Series(), down: new Series(), up: new Series(), read: new Series(), written: new Series() };
-const percent = (n) => `${n.toFixed(1)} %`;
+const percent = (n) => `${n.toFixed(n < 99.95 ? 1 : 0)} %`;
 const rate = (n) => `${bytes(n)}/s`;
 
 /** What each event does, with the second in which it was published. */

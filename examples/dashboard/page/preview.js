@@ -85,7 +85,7 @@ function* pieces(points) {
   if (piece.length > 1) yield piece;
 }
 
-export default async function preview(root, airwave) {
+export default async function preview(root, airwave, { fetch }) {
   const canvas = make("canvas");
   const text = make("p", { className: "preview-line number" }, "waiting for the first reading");
   root.append(text, canvas);
@@ -96,7 +96,7 @@ export default async function preview(root, airwave) {
     const at = Number(id) / 1e6;
     if (event === "cpu") {
       cpu.add(at, data.all);
-      shown.cpu = `processor ${data.all.toFixed(1)} %`;
+      shown.cpu = `processor ${Math.round(data.all)} %`;
     } else if (event === "memory") {
       used.add(at, (100 * data.used) / data.total);
       shown.memory = `memory ${Math.round((100 * data.used) / data.total)} %`;

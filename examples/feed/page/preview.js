@@ -45,17 +45,22 @@ export function note(kind, text) {
   return item;
 }
 
-export default async function preview(root, airwave) {
+export default async function preview(root, airwave, { fetch }) {
   const list = make("ul", {});
   root.append(list);
   const show = (event, data) => {
     const [first, more] = words(event, data);
+    if (list.firstChild?.dataset.is === "nothing") list.firstChild.remove();
     list.prepend(make("li", { className: "preview-line" }, make("b", {}, first), ` ${more}`));
     for (const old of [...list.children].slice(6)) old.remove();
   };
   const past = await (await fetch("/channels/feed/activity?limit=6", { headers: { accept: "application/json" } })).json();
   for (const { event, data } of past.events) show(event, data);
-  if (past.events.length === 0) list.append(make("li", { className: "preview-line" }, "Save a file in the server's folder."));
+  if (past.events.length === 0) {
+    const nothing = make("li", { className: "preview-line" }, "Nothing has happened yet. Save a file in the server's folder.");
+    nothing.dataset.is = "nothing";
+    list.append(nothing);
+  }
   const channel = airwave.channel("feed/activity", { after: past.cursor });
   channel.on("*", (data, { event }) => event !== "airwave.gap" && show(event, data));
   channel.on("gap", () => {});

@@ -12,6 +12,8 @@ export class Arena {
   #bursts = [];
   /** States that came within the last second. */
   #heard = [];
+  /** Where the view is. */
+  #camera;
 
   /** Follows a channel. */
   follow(channel) {
@@ -44,12 +46,16 @@ export class Arena {
     return [...this.players.values()].sort((a, b) => b.score - a.score);
   }
 
-  /** Draws it. `centre`: the player that stays in view where not everything fits. */
+  /** Draws it. `centre`: the player that stays in view where not everything fits; without them, whoever leads does. */
   draw(context, width, height, centre) {
     const now = performance.now();
     const [w, h] = this.size;
     const scale = Math.max(width / w, height / h);
-    const me = this.players.get(centre)?.shown ?? { x: w / 2, y: h / 2 };
+    const wanted = (this.players.get(centre) ?? this.ranking[0])?.shown ?? { x: w / 2, y: h / 2 };
+    const me = (this.#camera ??= { ...wanted });
+    // Gently, because another may lead in a moment.
+    me.x += (wanted.x - me.x) * 0.12;
+    me.y += (wanted.y - me.y) * 0.12;
     const view = (at, window, size) => Math.min(Math.max(window / 2 - at * scale, window - size * scale), 0);
     const [left, top] = [view(me.x, width, w), view(me.y, height, h)];
     this.origin = { left, top, scale };

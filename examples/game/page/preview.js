@@ -1,18 +1,34 @@
-// The arena, small.
+// The arena, small; in a comparison, somebody who plays.
 
 import { Arena } from "./arena.js";
-import { animate } from "./frame.js";
+import { animate, make } from "./frame.js";
 
-export default function preview(root, airwave) {
-  const canvas = document.createElement("canvas");
-  canvas.style.cssText = "aspect-ratio:16/7;border-radius:8px;background:#0b1020";
+/** A hand that changes its mind fifteen times a second. */
+const STEER_MS = 66;
+
+export default function preview(root, airwave, { me }) {
+  const canvas = make("canvas");
+  canvas.style.cssText = "border-radius:8px;background:#0b1020";
   root.append(canvas);
   const arena = new Arena();
   const channel = airwave.channel("game/arena");
   arena.follow(channel);
-  const stop = animate(canvas, (context, width, height) => arena.draw(context, width, height));
-  return () => {
-    stop();
+  const still = animate(canvas, (context, width, height) => arena.draw(context, width, height, me));
+  const stop = () => {
+    still();
     channel.close();
+  };
+  if (!me) return stop;
+
+  channel.on("state", ({ state }) => state === "open" && channel.send("enter", { name: me }).catch(() => {}));
+  let angle = 0;
+  const timer = setInterval(() => {
+    angle += 0.15;
+    const steer = { x: Math.cos(angle), y: Math.sin(angle) };
+    if (arena.players.has(me)) channel.send("steer", steer, { repeat: false, reply: false }).catch(() => {});
+  }, STEER_MS);
+  return () => {
+    clearInterval(timer);
+    stop();
   };
 }

@@ -61,8 +61,8 @@ export class Card {
   }
 }
 
-export default function preview(root, airwave) {
-  const line = make("p", { className: "preview-line" }, "no job has run yet");
+export default async function preview(root, airwave, { fetch }) {
+  const line = make("p", { className: "preview-line" }, "No job has run yet. Run one: every tab sees it.");
   const start = make("button", { type: "button" }, "Run gzip -1");
   const bar = make("progress", { max: 1, value: 0 });
   root.append(line, bar, make("div", { className: "preview-foot" }, start));
@@ -85,6 +85,8 @@ export default function preview(root, airwave) {
   const list = airwave.channel("jobs/list");
   list.on("job", (told) => told.is === "running" && show(told));
   list.on("gap", () => {});
+  const past = await (await fetch("/channels/jobs/list?limit=1", { headers: { accept: "application/json" } })).json();
+  for (const { data } of past.events) if (!job) show(data);
   start.addEventListener("click", async () => {
     start.disabled = true;
     const own = airwave.channel(`jobs/${crypto.randomUUID().slice(0, 8)}`);

@@ -10,7 +10,7 @@ const me = sessionStorage.getItem("trading-account") ?? `desk-${Math.random().to
 sessionStorage.setItem("trading-account", me);
 byId("account").textContent = me;
 
-const { airwave, watch } = open({ title: "Trading", recommended: "websocket", token: () => me });
+const { airwave, cost, watch } = open({ title: "Trading", recommended: "websocket", token: () => me });
 
 /** Newest quote of each symbol, and the prices that this page has seen. */
 const quotes = new Map();
@@ -18,17 +18,20 @@ const prices = new Map();
 let selected;
 let statement;
 
-const quoted = watch(airwave.channel("trading/quotes"));
-quoted.on("quote", (quote) => {
+// A position is the time in microseconds at which its event was published. What is kept of the last minutes begins the charts.
+const past = await (await cost.fetch("/channels/trading/quotes?limit=300", { headers: { accept: "application/json" } })).json();
+const quoted = watch(airwave.channel("trading/quotes", { after: past.cursor }));
+const take = (quote, { id }) => {
   const isNew = !quotes.has(quote.symbol);
   quotes.set(quote.symbol, quote);
   const seen = prices.get(quote.symbol) ?? prices.set(quote.symbol, []).get(quote.symbol);
-  seen.push({ at: performance.now(), price: middle(quote) });
+  seen.push({ at: Number(id) / 1000, price: middle(quote) });
   if (seen.length > 600) seen.shift();
   selected ??= quote.symbol;
   if (isNew) listSymbols();
   paint();
-});
+};
+quoted.on("quote", take);
 // Quotes that were missed are old, and there is no use for old ones.
 quoted.on("gap", () => {});
 
@@ -135,7 +138,7 @@ function curve(context, width, height, seen, colour, quote, large = false) {
   const [from, to] = [seen[0].at, seen.at(-1).at];
   const x = (at) => ((at - from) / (to - from || 1)) * right;
   const y = (price) => height - ((price - low) / (high - low)) * height;
-  const hue = colour(values.at(-1) >= values[0] ? "--good" : "--bad");
+  const hue = colour(quote.last >= quote.opened ? "--good" : "--bad");
   if (large) {
     context.font = "12px system-ui, sans-serif";
     context.textBaseline = "middle";
@@ -253,3 +256,5 @@ function fill(id, columns, rows) {
   const body = rows.map((cells) => make("tr", {}, ...cells.map((cell) => make("td", {}, cell))));
   byId(id).replaceChildren(...(body.length ? body : [make("tr", {}, make("td", { colSpan: columns, className: "none" }, "none"))]));
 }
+
+for (const event of past.events) take(event.data, event);
