@@ -115,13 +115,17 @@ impl Listener {
     }
 }
 
-async fn next(line: &mut Line) -> Heard {
-    loop {
-        match timeout(HANG, line.next()).await.expect("nothing comes").unwrap() {
-            Heard::Beat | Heard::Id(_) => {}
-            heard => return heard,
+/// The next that is not only a sign of life: those come for ever, and must not put the hang off.
+pub(crate) async fn next(line: &mut Line) -> Heard {
+    let next = async {
+        loop {
+            match line.next().await.unwrap() {
+                Heard::Beat | Heard::Id(_) => {}
+                heard => return heard,
+            }
         }
-    }
+    };
+    timeout(HANG, next).await.expect("nothing comes")
 }
 
 /// Publishes a number, and gives its position.

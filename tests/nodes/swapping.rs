@@ -1,17 +1,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use airwave_bench::chaos::BrokerKind;
 use airwave_bench::chaos::clients::{self, Heard, Line, Sse, WebSocket};
 use airwave_bench::chaos::world::World;
 use serde_json::json;
-use tokio::time::timeout;
 
+use crate::moving::next;
 use crate::{airwave, is_here};
-
-/// No step takes so long, however busy the machine is: it only turns a hang into a failure.
-const HANG: Duration = Duration::from_secs(60);
 
 /// The whole file. `URL` is all that differs.
 const FILE: &str = r#"
@@ -68,10 +64,9 @@ impl Story {
 
     /// So many things that are heard.
     async fn hear(&mut self, line: &mut Line, count: usize) {
-        let mut left = count;
-        while left > 0 {
-            let what = match timeout(HANG, line.next()).await.expect("nothing comes").unwrap() {
-                Heard::Beat | Heard::Id(_) => continue,
+        for _ in 0..count {
+            let what = match next(line).await {
+                Heard::Beat | Heard::Id(_) => unreachable!("they are passed over"),
                 Heard::Confirmed {
                     channel,
                     cursor,
@@ -96,7 +91,6 @@ impl Story {
                 Heard::Refused(code) => format!("refused: {code}"),
             };
             self.tell(format!("heard: {what}"));
-            left -= 1;
         }
     }
 
@@ -163,7 +157,7 @@ async fn story(world: &World) -> Vec<String> {
     let _second = WebSocket::open(node, "/socket", &[("room", None)], false).await.unwrap();
     // In how many steps it is told is left open.
     while !known.contains("\"connections\":2") {
-        if let Heard::Members { said, .. } = timeout(HANG, room.next()).await.unwrap().unwrap() {
+        if let Heard::Members { said, .. } = next(&mut room).await {
             known = said.to_string();
         }
     }
