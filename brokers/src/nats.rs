@@ -385,7 +385,12 @@ impl Nats {
 
     async fn read(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
         let link = self.connection.link().await?;
-        let chain = self.chain(&link, channel).await?;
+        let mut chain = self.chain(&link, channel).await?;
+        if after.is_some_and(|after| after > chain.head) && self.connection.settings.are_several() {
+            // Lost, or told by one that is cut off from the others and does not know it yet. Such a one cannot store anything.
+            self.connection.store_something(&link).await?;
+            chain = self.chain(&link, channel).await?;
+        }
         let page = Page {
             history: self.rules.history(channel),
             now: stored::now(),

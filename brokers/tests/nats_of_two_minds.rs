@@ -227,6 +227,32 @@ async fn a_stream_of_which_an_older_state_is_told_is_not_emptied() {
     assert_eq!((texts(&replay).len(), replay.head), (4, last));
 }
 
+/// A server that is cut off from the others does not know what they stored since. Chaos found gaps where nothing was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_of_old_is_not_taken_for_a_loss() {
+    let Some(server) = Server::start() else { return };
+    let told = Arc::new(Mutex::new(None));
+    let old = told.clone();
+    let judge = move |subject: String, payload: String| {
+        let asks = subject == "airwave.log.c.a" && payload.ends_with("\r\n\r\n\r\n");
+        let old: Option<Position> = asks.then(|| old.lock().unwrap().take()).flatten();
+        let lie = old.map(|old| Lie {
+            answer: refused(10071, &format!("wrong last sequence: {old}")),
+            pass: false,
+        });
+        let answer: Pin<Box<dyn Future<Output = Option<Lie>> + Send>> = Box::pin(async move { lie });
+        answer
+    };
+    let broker = connect_by(liar(&server, Arc::new(judge)).await).await;
+    let channel = name("a");
+    let first = broker.publish(&channel, say("first")).await.unwrap().position;
+    let last = broker.publish(&channel, say("last")).await.unwrap().position;
+    *told.lock().unwrap() = Some(first);
+    let replay = broker.replay(&channel, Some(last), 10).await.unwrap();
+    assert_eq!(*told.lock().unwrap(), None, "nobody has lied");
+    assert!(replay.complete && replay.head == last, "{replay:?}");
+}
+
 /// A replica that has not got yet what the leader tells of, while more is published. Chaos found gaps over events that were there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lags_is_not_taken_for_a_history_that_was_trimmed() {

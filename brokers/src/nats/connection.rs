@@ -673,20 +673,26 @@ impl Connection {
         if before == 0 {
             return Ok(false);
         }
+        let sequence = self.reached(self.store_something(link).await)?;
+        Ok(sequence > before)
+    }
+
+    /// Stores a message of no matter, and tells where: most of the servers have it then, and whoever is cut off from them cannot.
+    pub(super) async fn store_something(&self, link: &Link) -> Result<u64, BrokerError> {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Rollup", "sub");
         let subject = self.log(&format!("probe.{}", self.node));
-        match self.reached(link.call(subject, Some(headers), "0".into()).await)? {
+        match link.call(subject, Some(headers), "0".into()).await? {
             Answer::Done(ack) => {
                 let sequence = ack["seq"].as_u64().unwrap_or(0);
                 self.highest.fetch_max(sequence, Ordering::AcqRel);
-                Ok(sequence > before)
+                Ok(sequence)
             }
-            Answer::Refused { text, .. } => Err(self.unreachable(text)),
+            Answer::Refused { text, .. } => Err(lost(&text)),
         }
     }
 
-    pub(super) fn reached(&self, answer: Result<Answer, BrokerError>) -> Result<Answer, ConnectError> {
+    pub(super) fn reached<T>(&self, answer: Result<T, BrokerError>) -> Result<T, ConnectError> {
         answer.map_err(|error| self.unreachable(error.message))
     }
 
