@@ -20,9 +20,10 @@ mod connection;
 mod members;
 mod settings;
 mod stored;
+mod sweep;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use airwave_core::broker::{FeedSender, Pulse};
@@ -35,7 +36,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
@@ -43,6 +44,7 @@ pub use self::connection::ConnectError;
 use self::connection::{Answer, Connection, Link, Watched, code, is_status, lost};
 use self::settings::Settings;
 use self::stored::{Chain, Stored, mark, token};
+use self::sweep::{Due, Generations};
 
 /// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
 const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -58,6 +60,9 @@ const MOST_AT_ONCE: usize = 100_000;
 
 /// How much is asked for at once: messages and bytes. Below what a subscription holds.
 const BATCH: (usize, usize) = (1000, 8 << 20);
+
+/// So many questions for one message each go out at once, at most.
+const WIDEST: u64 = 64;
 
 /// Up to so many of the newest events are found one by one, from the newest back.
 const FEW: usize = 8;
@@ -83,14 +88,30 @@ const KEY: &str = "Nats-Msg-Id";
 /// The header by which a node finds a message of its own again that has no key: which node, and which of its publishes.
 const MADE_BY: &str = "Airwave-Publish";
 
-type Memory = Arc<tokio::sync::Mutex<Option<Chain>>>;
+/// What this node knows of a channel.
+#[derive(Default)]
+struct Known {
+    /// What the next publish builds on. It may be old: the server knows better.
+    chain: Option<Chain>,
+    generations: Generations,
+}
+
+/// Locked while a publish is under way: they go one after the other.
+type Memory = Arc<tokio::sync::Mutex<Known>>;
+
+type Remembered = Arc<Mutex<HashMap<ChannelName, Memory>>>;
+
+fn remembered(known: &Remembered) -> MutexGuard<'_, HashMap<ChannelName, Memory>> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The broker. Dropping it ends its feeds and closes its connection.
 pub struct Nats {
     rules: Rules,
     connection: Arc<Connection>,
-    /// What the next publish to a channel builds on, as far as this node knows. It may be old: the server knows better.
-    known: Mutex<HashMap<ChannelName, Memory>>,
+    known: Remembered,
+    /// What is to be taken from the stream.
+    due: mpsc::Sender<Due>,
     members: members::Members,
     task: AbortHandle,
 }
@@ -131,19 +152,37 @@ impl Nats {
     /// The URL is wrong, or no server can be reached, or refuses us, or is one that we can use; the text says what to do. Later outages
     /// are no errors of this kind: they are waited for.
     pub async fn connect(url: &str, rules: Rules) -> Result<Nats, ConnectError> {
-        let settings = Settings::new(url).map_err(ConnectError::Url)?;
+        Self::with(Settings::new(url).map_err(ConnectError::Url)?, rules).await
+    }
+
+    /// For tests: one whose subscriptions hold so few messages that some are dropped.
+    #[doc(hidden)]
+    pub async fn connect_holding(url: &str, rules: Rules, messages: usize) -> Result<Nats, ConnectError> {
+        let mut settings = Settings::new(url).map_err(ConnectError::Url)?;
+        settings.held = Some(messages);
+        Self::with(settings, rules).await
+    }
+
+    async fn with(settings: Settings, rules: Rules) -> Result<Nats, ConnectError> {
         let (connection, keep) = Connection::connect(settings, rules.clone()).await?;
+        let known = Remembered::default();
+        let (due, sweeping) = sweep::queue();
+        let task = {
+            let (connection, rules, known) = (connection.clone(), rules.clone(), known.clone());
+            async move { tokio::join!(keep, sweep::sweep(&connection, rules, known, sweeping)) }
+        };
         Ok(Nats {
             rules,
             connection,
-            known: Mutex::default(),
+            known,
+            due,
             members: members::Members::default(),
-            task: tokio::spawn(keep).abort_handle(),
+            task: tokio::spawn(task).abort_handle(),
         })
     }
 
     fn known(&self, channel: &ChannelName) -> Memory {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = remembered(&self.known);
         if known.len() >= REMEMBERED && !known.contains_key(channel) {
             // Those under way must stay: their publishes wait for each other there.
             known.retain(|_, memory| Arc::strong_count(memory) > 1);
@@ -306,7 +345,7 @@ impl Nats {
         };
         loop {
             // Taken: whoever gives up on the way leaves nothing that may be old.
-            let chain = match known.take() {
+            let chain = match known.chain.take() {
                 Some(chain) => chain,
                 None => self.newest(&link, channel).await?.map_or(Chain::NONE, |stored| stored.chain),
             };
@@ -323,8 +362,14 @@ impl Nats {
             match self.store(&link, channel, behind, payload.clone(), id.clone()).await? {
                 Outcome::At(sequence) => {
                     // An end is asked for each time: a channel that was forgotten may begin anew.
-                    let stored = stored::read(sequence, payload).map(|stored| stored.chain);
-                    *known = stored.filter(|chain| !chain.ended);
+                    let stored = stored::read(sequence, payload);
+                    known.chain = stored.as_ref().map(|stored| stored.chain).filter(|chain| !chain.ended);
+                    let history = self.rules.history(channel);
+                    let passed = stored.and_then(|stored| known.generations.stored(&stored.chain, &history, stored.written));
+                    if let Some(before) = passed {
+                        // If there is no room, it is swept with what comes later.
+                        let _ = self.due.try_send((channel.clone(), before));
+                    }
                     return Ok(Published {
                         position: Position(sequence),
                         duplicate: false,
@@ -337,7 +382,7 @@ impl Nats {
                     });
                 }
                 Outcome::Overtaken(_) if chain.ended => return Err(BrokerError::ended()),
-                Outcome::Overtaken(_) => {
+                Outcome::Overtaken(by) => {
                     if let Some((MADE_BY, id)) = &id
                         && let Some(position) = self.stored_all_the_same(&link, channel, &chain, id).await?
                     {
@@ -345,6 +390,11 @@ impl Nats {
                             position,
                             duplicate: false,
                         });
+                    }
+                    // By that one, as who refused says. A replica that lags has it not yet: then the leader is asked.
+                    if let Some(sequence @ 1..) = by {
+                        let newest = self.at(&link, channel, sequence).await?.map(|stored| stored.chain);
+                        known.chain = newest.filter(|chain| !chain.ended);
                     }
                 }
             }
@@ -478,8 +528,9 @@ impl Nats {
         let mut shown: Option<Position> = None;
         let mut read = after.0;
         let mut skipped = false;
+        let mut width = 1;
         loop {
-            let batch = self.batch(link, channel, read + 1).await?;
+            let batch = self.batch(link, channel, read + 1, &mut width).await?;
             let before = read;
             let last = batch.last().map(|stored| (stored.chain.newest, stored.chain.events));
             for stored in batch {
@@ -553,9 +604,27 @@ impl Nats {
     }
 
     /// Messages of the channel from a sequence on, as many as come at once.
-    async fn batch(&self, link: &Link, channel: &ChannelName, from: u64) -> Result<Vec<Stored>, BrokerError> {
+    ///
+    /// Version 2.10 gives one for a question, so many are asked at once, one for each of the next `width` sequences: more the next time, if
+    /// they were close together, and fewer if not.
+    async fn batch(&self, link: &Link, channel: &ChannelName, from: u64, width: &mut u64) -> Result<Vec<Stored>, BrokerError> {
         if link.is_2_10 {
-            return Ok(self.first_from(link, channel, from).await?.into_iter().collect());
+            let asked = (from..from + *width).map(|from| self.first_from(link, channel, from));
+            let mut batch: Vec<Stored> = Vec::new();
+            for answer in futures_util::future::join_all(asked).await {
+                // Who answered that one lags. Another one may have answered the next, and what lies between would be missing.
+                let Some(stored) = answer? else { break };
+                if batch.last().is_none_or(|last| last.chain.newest < stored.chain.newest) {
+                    batch.push(stored);
+                }
+            }
+            let dense = batch.len() as u64 == *width;
+            *width = if dense {
+                (*width * 2).min(WIDEST)
+            } else {
+                (*width / 2).max(1)
+            };
+            return Ok(batch);
         }
         let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.settings.prefix);
         let mut question = json!({ "seq": from, "next_by_subj": self.log(channel) });

@@ -23,10 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use airwave_core::broker::{IDEMPOTENCY_WINDOW, Pulse};
-use airwave_core::event::Key;
-use airwave_core::{
-    Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, Position, Publish, Published, Replay, Rules,
-};
+use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, Message, Position, Publish, Published, Replay, Rules};
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::{Cmd, Value};
@@ -204,7 +201,8 @@ impl Broker for Redis {
 
     async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
         let history = self.rules.history(channel);
-        let event = encode(&publish.message);
+        let mut event = Vec::new();
+        publish.message.store(&mut event);
         let append = self.script(channel, APPEND_SCRIPT, |call| {
             call.arg(2 + usize::from(publish.idempotency_key.is_some()));
             call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
@@ -299,19 +297,6 @@ fn head_lives(age: Duration) -> Duration {
     HEAD_LIVES.max(age.saturating_mul(2))
 }
 
-/// A message as bytes: kind, the lengths of name and key as two hexadecimal digits each, name, key, payload.
-fn encode(message: &Message) -> Vec<u8> {
-    let (name, key) = (message.event.as_str(), message.key.as_ref().map_or("", |key| key.as_str()));
-    let mut bytes = Vec::with_capacity(5 + message.weight());
-    bytes.push(message.data.kind());
-    // Both are at most 255 bytes long, and a key is never empty.
-    bytes.extend_from_slice(format!("{:02x}{:02x}", name.len(), key.len()).as_bytes());
-    bytes.extend_from_slice(name.as_bytes());
-    bytes.extend_from_slice(key.as_bytes());
-    bytes.extend_from_slice(message.data.as_bytes());
-    bytes
-}
-
 /// An event as the scripts tell it: `position:previous:message`. `None`: it is not one.
 fn decode(bytes: Vec<u8>) -> Option<Event> {
     let bytes = Bytes::from(bytes);
@@ -319,20 +304,10 @@ fn decode(bytes: Vec<u8>) -> Option<Event> {
     let position = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let previous = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let message = bytes.slice_ref(parts.next()?);
-    let length = |digits: &[u8]| usize::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
-    let (kind, names) = (*message.first()?, 5 + length(message.get(1..3)?)?);
-    let keys = names + length(message.get(3..5)?)?;
-    let name = std::str::from_utf8(message.get(5..names)?).ok()?;
-    let key = std::str::from_utf8(message.get(names..keys)?).ok()?;
-    let key = if key.is_empty() { None } else { Some(Key::new(key).ok()?) };
     Some(Event {
         position,
         previous,
-        message: Message {
-            event: EventName::from_stored(name).ok()?,
-            data: Data::from_stored(kind, message.slice(keys..)).ok()?,
-            key,
-        },
+        message: Message::from_stored(&message)?,
     })
 }
 
@@ -373,11 +348,14 @@ fn replay_of(answer: Value) -> Option<Replay> {
 
 #[cfg(test)]
 mod tests {
+    use airwave_core::event::Key;
+    use airwave_core::{Data, EventName};
+
     use super::*;
 
     fn stored(message: &Message) -> Vec<u8> {
         let mut bytes = b"1748123004217002:1748123004217001:".to_vec();
-        bytes.extend(encode(message));
+        message.store(&mut bytes);
         bytes
     }
 

@@ -3,18 +3,26 @@
 #![cfg(feature = "nats")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/hub.rs"]
+#[allow(dead_code)] // a part of it is used
+mod hub;
+#[path = "support/outage.rs"]
+mod outage;
+#[path = "support/proxy.rs"]
+mod proxy;
 #[path = "support/nats.rs"]
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use airwave_brokers::Nats;
 use airwave_brokers::nats::ConnectError;
 use airwave_core::rule::TransportName;
-use airwave_core::{
-    Broker, BrokerError, BrokerErrorKind, ChannelName, Data, EventName, Feed, Message, Position, Publish, Rule, Rules,
-};
+use airwave_core::{Broker, Feed, Position, Rule, Rules};
 use futures_util::StreamExt;
+use outage::{FOUND_WITHIN, ended, insist, name, publish, say, unavailable};
+use proxy::Proxy;
 use serde_json::{Value, json};
 use support::Server;
 use tokio::time::{Instant, sleep, timeout};
@@ -22,52 +30,8 @@ use tokio::time::{Instant, sleep, timeout};
 /// How long a test waits for anything. It decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What an outage may take at most: promised, so asserted.
-const UNAVAILABLE_WITHIN: Duration = Duration::from_millis(2000);
-const FOUND_WITHIN: Duration = Duration::from_secs(5);
-
-fn name(text: &str) -> ChannelName {
-    ChannelName::new(text).unwrap()
-}
-
-fn say(text: impl ToString) -> Publish {
-    Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
-}
-
 async fn connect(server: &Server) -> Nats {
     Nats::connect(&server.url(), Rules::default()).await.unwrap()
-}
-
-async fn publish(broker: &Nats, channel: &str) -> Position {
-    broker.publish(&name(channel), say("text")).await.unwrap().position
-}
-
-async fn ended(feed: &mut Feed) {
-    let next = timeout(PATIENCE, feed.next())
-        .await
-        .expect("the feed goes on as if nothing had happened");
-    assert_eq!(next, None);
-}
-
-/// Asks until the answer is not "unavailable".
-async fn insist<T>(mut ask: impl AsyncFnMut() -> Result<T, BrokerError>) -> T {
-    let asked = async {
-        loop {
-            match ask().await {
-                Ok(answer) => return answer,
-                Err(error) if error.kind == BrokerErrorKind::Unavailable => sleep(Duration::from_millis(20)).await,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    };
-    timeout(PATIENCE, asked).await.expect("it does not come back")
-}
-
-async fn unavailable<T>(call: impl Future<Output = Result<T, BrokerError>>) {
-    let since = Instant::now();
-    let Err(error) = call.await else { panic!("it answered") };
-    assert_eq!(error.kind, BrokerErrorKind::Unavailable, "{error}");
-    assert!(since.elapsed() < UNAVAILABLE_WITHIN, "answered after {:?}", since.elapsed());
 }
 
 /// All that was given before is incomplete, and what is given now is above it.
@@ -154,30 +118,67 @@ async fn feeds_heal_after_a_restart_with_all_that_was_stored() {
 async fn a_server_that_stands_still_is_found_and_comes_back() {
     let Some(server) = Server::start() else { return };
     let broker = connect(&server).await;
-    let mut feed = broker.follow(&name("a")).await.unwrap();
-    let first = publish(&broker, "a").await;
-    assert_eq!(feed.next().await.unwrap().position, first);
+    outage::silence_is_found_and_healed(&broker, |silent| server.signal(if silent { "STOP" } else { "CONT" })).await;
+}
 
-    server.signal("STOP");
-    let since = Instant::now();
-    unavailable(broker.publish(&name("a"), say("unknown"))).await;
-    unavailable(broker.ping()).await;
-    ended(&mut feed).await;
-    assert!(since.elapsed() < FOUND_WITHIN, "found after {:?}", since.elapsed());
-    server.signal("CONT");
+/// The connections stay open, and nothing comes through any more: no end, no error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_swallows_everything_is_found_and_healed() {
+    let Some(server) = Server::start() else { return };
+    let proxy = Proxy::to(server.port);
+    let through = format!("nats://127.0.0.1:{}", proxy.port);
+    let broker = Nats::connect(&through, hub::rules()).await.unwrap();
+    outage::silence_is_found_and_healed(&broker, |silent| proxy.swallow(silent)).await;
+    let other = Nats::connect(&server.url(), hub::rules()).await.unwrap();
+    outage::nobody_misses_what_others_publish(Arc::new(broker), Arc::new(other), |silent| proxy.swallow(silent)).await;
+}
 
-    insist(async || broker.ping().await).await;
-    let mut feed = insist(async || broker.follow(&name("a")).await).await;
-    let replay = broker.replay(&name("a"), Some(first), 100).await.unwrap();
-    assert!(replay.complete, "nothing was lost");
-    let next = publish(&broker, "a").await;
-    loop {
-        // What was unknown may have happened.
-        let event = feed.next().await.unwrap();
-        if event.position == next {
-            break;
-        }
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_is_no_busy_loop() {
+    let Some(server) = Server::start() else { return };
+    let proxy = Proxy::to(server.port);
+    let through = format!("nats://127.0.0.1:{}", proxy.port);
+    let _broker = Nats::connect(&through, Rules::default()).await.unwrap();
+    // After 50 ms, 100 ms, … 1 s, and half of that by chance.
+    outage::an_outage_is_no_busy_loop(&proxy, 12).await;
+}
+
+/// A node that stands still for a moment finds more than its client library has room for, which drops the newest. It says that it did, not what.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_client_library_drops_is_never_missed_in_silence() {
+    const SENT: usize = 100;
+    let Some(server) = Server::start() else { return };
+    let other = Nats::connect(&server.url(), hub::rules()).await.unwrap();
+    let url = server.url();
+    let (ready, is_ready) = tokio::sync::oneshot::channel();
+    let (go_on, stands) = std::sync::mpsc::channel::<()>();
+    let node = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let narrow = Nats::connect_holding(&url, hub::rules(), 2).await.unwrap();
+            let mut feed = narrow.follow(&name("a")).await.unwrap();
+            ready.send(()).unwrap();
+            // The thread waits, and with it everything that belongs to the node.
+            stands.recv().unwrap();
+            let mut last = feed.head;
+            let mut shown = 0;
+            while let Some(event) = timeout(PATIENCE, feed.next()).await.expect("it waits for what was dropped") {
+                assert_eq!(event.previous, last, "a silent gap");
+                last = event.position;
+                shown += 1;
+            }
+            (last, shown)
+        })
+    });
+    is_ready.await.unwrap();
+    for _ in 0..SENT {
+        publish(&other, "a").await;
     }
+    go_on.send(()).unwrap();
+    let (last, shown) = node.await.unwrap();
+    assert!(shown < SENT, "nothing was dropped");
+    let replay = other.replay(&name("a"), Some(last), 1000).await.unwrap();
+    assert!(replay.complete && replay.events.len() == SENT - shown, "{replay:?}");
 }
 
 /// The stream is told to nobody any more, but stores: only what a node says to itself can tell.
@@ -336,6 +337,51 @@ async fn changed_rules_change_the_stream() {
     insist(async || old.ping().await).await;
     insist(async || old.ping().await).await;
     assert_eq!(most().await, 101);
+}
+
+/// One rule keeps much, another little: the stream's limits are the same for both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_rule_leaves_out_is_taken_from_the_stream() {
+    let Some(server) = Server::start() else { return };
+    let rule = |pattern: &str, events, age| {
+        let mut rule = Rule::new(pattern.parse().unwrap(), vec![TransportName::SSE]);
+        (rule.history.events, rule.history.age) = (events, age);
+        rule
+    };
+    let hour = Duration::from_secs(3600);
+    let rules = Rules::new([rule("much/{*rest}", 5000, hour), rule("{*all}", 10, Duration::from_secs(1))]);
+    let broker = Nats::connect(&server.url(), rules).await.unwrap();
+    let stored = async |channel: &str| {
+        let subject = format!("airwave.log.c.{channel}");
+        let info = server.ask("STREAM.INFO.airwave", json!({ "subjects_filter": subject })).await;
+        info["state"]["subjects"][&subject].as_u64().unwrap()
+    };
+    let becomes = async |channel: &str, most: u64| {
+        let waiting = async {
+            while stored(channel).await > most {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, waiting).await.expect("nothing is swept");
+    };
+    for _ in 0..50 {
+        publish(&broker, "much/a").await;
+    }
+    let mut newest = Position::ZERO;
+    // The second generation is a thousand long: then the first one goes.
+    for _ in 0..2010 {
+        newest = publish(&broker, "a").await;
+    }
+    becomes("a", 1010).await;
+    // It is quiet, and its history over: its head is left, with which its chain goes on.
+    becomes("a", 1).await;
+    let replay = broker.replay(&name("a"), None, 100).await.unwrap();
+    assert!(replay.events.is_empty() && replay.head == newest);
+    let mut feed = broker.follow(&name("a")).await.unwrap();
+    let next = publish(&broker, "a").await;
+    let event = feed.next().await.unwrap();
+    assert_eq!((feed.head, event.previous, event.position), (newest, newest, next));
+    assert_eq!(stored("much=2Fa").await, 50);
 }
 
 /// Names and what stands in them reach no other subject, and none is told twice.

@@ -11,54 +11,17 @@ use std::time::Duration;
 use airwave_brokers::Redis;
 use airwave_brokers::redis::ConnectError;
 use airwave_core::rule::TransportName;
-use airwave_core::{
-    Broker, BrokerError, BrokerErrorKind, ChannelName, Data, EventName, Feed, Message, Position, Publish, Rule, Rules,
-};
-use support::{Proxy, Server};
+use airwave_core::{Broker, BrokerErrorKind, Feed, Position, Rule, Rules};
+use support::Server;
+use support::outage::{self, FOUND_WITHIN, ended, insist, name, publish, say, unavailable};
+use support::proxy::Proxy;
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a test waits for anything. It decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What an outage may take at most: promised, so asserted, with room for a machine that is busy.
-const UNAVAILABLE_WITHIN: Duration = Duration::from_millis(2000);
-const FOUND_WITHIN: Duration = Duration::from_secs(5);
-
-fn name(text: &str) -> ChannelName {
-    ChannelName::new(text).unwrap()
-}
-
-fn say(text: impl ToString) -> Publish {
-    Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
-}
-
 async fn connect(server: &Server) -> Redis {
     Redis::connect(&server.url(), Rules::default()).await.unwrap()
-}
-
-async fn publish(broker: &Redis, channel: &str) -> Position {
-    broker.publish(&name(channel), say("text")).await.unwrap().position
-}
-
-async fn ended(feed: &mut Feed) {
-    let next = timeout(PATIENCE, feed.next())
-        .await
-        .expect("the feed goes on as if nothing had happened");
-    assert_eq!(next, None);
-}
-
-/// Asks until the answer is not "unavailable".
-async fn insist<T>(mut ask: impl AsyncFnMut() -> Result<T, BrokerError>) -> T {
-    let asked = async {
-        loop {
-            match ask().await {
-                Ok(answer) => return answer,
-                Err(error) if error.kind == BrokerErrorKind::Unavailable => sleep(Duration::from_millis(20)).await,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    };
-    timeout(PATIENCE, asked).await.expect("it does not come back")
 }
 
 /// Follows until it works.
@@ -73,14 +36,6 @@ async fn follow(broker: &Redis, channel: &str) -> Feed {
         }
     };
     timeout(PATIENCE, following).await.expect("it does not come back")
-}
-
-async fn unavailable<T>(call: impl Future<Output = Result<T, BrokerError>>) -> String {
-    let since = Instant::now();
-    let Err(error) = call.await else { panic!("it answered") };
-    assert_eq!(error.kind, BrokerErrorKind::Unavailable, "{error}");
-    assert!(since.elapsed() < UNAVAILABLE_WITHIN, "answered after {:?}", since.elapsed());
-    error.to_string()
 }
 
 /// Calls a command was called since the last `CONFIG RESETSTAT`.
@@ -151,24 +106,7 @@ async fn feeds_heal_after_a_restart_with_all_that_was_stored() {
 async fn a_server_that_stands_still_is_found_and_comes_back() {
     let Some(server) = Server::start(&[]) else { return };
     let broker = connect(&server).await;
-    let mut feed = broker.follow(&name("a")).await.unwrap();
-    let first = publish(&broker, "a").await;
-    assert_eq!(feed.next().await.unwrap().position, first);
-
-    server.signal("STOP");
-    let since = Instant::now();
-    unavailable(broker.publish(&name("a"), say("unknown"))).await;
-    unavailable(broker.ping()).await;
-    ended(&mut feed).await;
-    assert!(since.elapsed() < FOUND_WITHIN, "found after {:?}", since.elapsed());
-    server.signal("CONT");
-
-    insist(async || broker.ping().await).await;
-    let mut feed = follow(&broker, "a").await;
-    let replay = broker.replay(&name("a"), Some(first), 100).await.unwrap();
-    assert!(replay.complete, "nothing was lost");
-    let next = publish(&broker, "a").await;
-    assert_eq!(feed.next().await.unwrap().position, next);
+    outage::silence_is_found_and_healed(&broker, |silent| server.signal(if silent { "STOP" } else { "CONT" })).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,25 +135,11 @@ async fn killing_the_subscriber_ends_its_feeds_and_disturbs_no_publish() {
 async fn a_line_that_swallows_everything_is_found_and_healed() {
     let Some(server) = Server::start(&[]) else { return };
     let proxy = Proxy::to(server.port);
-    let broker = Redis::connect(&format!("redis://127.0.0.1:{}", proxy.port), Rules::default())
-        .await
-        .unwrap();
-    let other = connect(&server).await;
-    let mut feed = broker.follow(&name("a")).await.unwrap();
-
-    proxy.swallow(true);
-    let since = Instant::now();
-    let missed = publish(&other, "a").await;
-    unavailable(broker.publish(&name("a"), say("unheard"))).await;
-    unavailable(broker.ping()).await;
-    ended(&mut feed).await;
-    assert!(since.elapsed() < FOUND_WITHIN, "found after {:?}", since.elapsed());
-    proxy.swallow(false);
-
-    insist(async || broker.ping().await).await;
-    follow(&broker, "a").await;
-    let replay = broker.replay(&name("a"), Some(feed.head), 10).await.unwrap();
-    assert!(replay.complete && replay.events[0].position == missed);
+    let through = format!("redis://127.0.0.1:{}", proxy.port);
+    let broker = Redis::connect(&through, support::hub::rules()).await.unwrap();
+    outage::silence_is_found_and_healed(&broker, |silent| proxy.swallow(silent)).await;
+    let other = Redis::connect(&server.url(), support::hub::rules()).await.unwrap();
+    outage::nobody_misses_what_others_publish(Arc::new(broker), Arc::new(other), |silent| proxy.swallow(silent)).await;
 }
 
 /// What comes from the server alone is swallowed for the subscriber alone: commands go on, and only the probe can tell.
@@ -268,7 +192,7 @@ async fn ten_thousand_channels_take_one_connection_and_few_commands() {
         calls(&server, "subscribe")
     );
     for (n, feed) in feeds.iter_mut().enumerate() {
-        let position = publish(&broker, &format!("a/{n}")).await;
+        let position = publish(&*broker, &format!("a/{n}")).await;
         assert_eq!(feed.next().await.unwrap().position, position);
     }
     drop(feeds);
@@ -550,20 +474,14 @@ fn urls_are_checked_without_asking_anybody_and_never_shown() {
     }
 }
 
-/// A server that takes connections and drops them at once is the worst case of a busy loop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_is_no_busy_loop() {
     let Some(server) = Server::start(&[]) else { return };
     let proxy = Proxy::to(server.port);
-    let _broker = Redis::connect(&format!("redis://127.0.0.1:{}", proxy.port), Rules::default())
-        .await
-        .unwrap();
-    proxy.refuse();
-    let before = proxy.connections();
-    sleep(Duration::from_secs(3)).await;
-    let tries = proxy.connections() - before;
+    let through = format!("redis://127.0.0.1:{}", proxy.port);
+    let _broker = Redis::connect(&through, Rules::default()).await.unwrap();
     // Two connections, each after 50 ms, 100 ms, … 1 s, and half of that by chance: at most ten each.
-    assert!((2..=24).contains(&tries), "{tries} tries in three seconds");
+    outage::an_outage_is_no_busy_loop(&proxy, 24).await;
 }
 
 /// Those that TLS trusts are of the whole process, so what connects has one of its own.

@@ -410,9 +410,7 @@ impl Connection {
             (Ok(()), _) => Ok(link),
             // Whatever came of it.
             (Err(_), Ok(text)) => Err(self.unusable(format!(
-                "it forbids this user what Airwave does ({text}); allow it to publish to {prefix}.> and $JS.API.>, and to subscribe to {prefix}.> \
-                 and _INBOX.>",
-                prefix = self.settings.prefix
+                "it forbids this user what Airwave does ({text}); allow that, and all else that docs/deploying.md lists under Permissions"
             ))),
             (Err(error), Err(_)) => Err(error),
         }
@@ -450,6 +448,9 @@ impl Connection {
                     }
                 }
             });
+        if let Some(held) = settings.held {
+            options = options.subscription_capacity(held);
+        }
         // The library's errors might quote what the file holds.
         let unread = |what: &str| {
             self.unusable(format!(

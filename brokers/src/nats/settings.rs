@@ -17,6 +17,8 @@ pub(super) struct Settings {
     pub(super) replicas: usize,
     /// `file` or `memory`.
     pub(super) storage: &'static str,
+    /// How many messages a subscription holds that nobody has taken yet; `None`: as many as the client library thinks good.
+    pub(super) held: Option<usize>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -85,6 +87,7 @@ impl Settings {
             prefix: "airwave".into(),
             replicas: 1,
             storage: "file",
+            held: None,
         };
         for parameter in query.split('&').filter(|text| !text.is_empty()) {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));

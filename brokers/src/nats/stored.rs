@@ -6,8 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use airwave_core::event::Key;
-use airwave_core::{ChannelName, Data, Event, EventName, Message, Position};
+use airwave_core::{ChannelName, Event, Message, Position};
 use bytes::Bytes;
 
 /// What is known of a channel from its newest message.
@@ -69,18 +68,11 @@ pub(super) fn token(channel: &ChannelName) -> String {
     token
 }
 
-/// Five numbers (previous or head, birth, bytes, events, clock), each before a colon; then, of an event, its kind, the lengths of name and
-/// key as two hexadecimal digits each, name, key, payload. The chain is the one before the event.
+/// Five numbers (previous or head, birth, bytes, events, clock), each before a colon; then, of an event, its message as brokers store it.
+/// The chain is the one before the event.
 pub(super) fn event(before: &Chain, message: &Message) -> Bytes {
-    let (name, key) = (message.event.as_str(), message.key.as_ref().map_or("", |key| key.as_str()));
     let mut bytes = numbers(before).into_bytes();
-    bytes.reserve(5 + message.weight());
-    bytes.push(message.data.kind());
-    // Both are at most 255 bytes long, and a key is never empty.
-    bytes.extend_from_slice(format!("{:02x}{:02x}", name.len(), key.len()).as_bytes());
-    bytes.extend_from_slice(name.as_bytes());
-    bytes.extend_from_slice(key.as_bytes());
-    bytes.extend_from_slice(message.data.as_bytes());
+    message.store(&mut bytes);
     bytes.into()
 }
 
@@ -122,7 +114,7 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     let event = Event {
         position: Position(sequence),
         previous: place(head),
-        message: message(&rest)?,
+        message: Message::from_stored(&rest)?,
     };
     let chain = Chain {
         newest: sequence,
@@ -140,23 +132,10 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     })
 }
 
-fn message(bytes: &Bytes) -> Option<Message> {
-    let length = |digits: &[u8]| usize::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
-    let (kind, names) = (*bytes.first()?, 5 + length(bytes.get(1..3)?)?);
-    let keys = names + length(bytes.get(3..5)?)?;
-    let name = std::str::from_utf8(bytes.get(5..names)?).ok()?;
-    let key = std::str::from_utf8(bytes.get(names..keys)?).ok()?;
-    let key = if key.is_empty() { None } else { Some(Key::new(key).ok()?) };
-    Some(Message {
-        event: EventName::from_stored(name).ok()?,
-        data: Data::from_stored(kind, bytes.slice(keys..)).ok()?,
-        key,
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use airwave_core::Publish;
+    use airwave_core::event::Key;
+    use airwave_core::{Data, EventName, Publish};
 
     use super::*;
 

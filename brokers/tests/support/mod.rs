@@ -8,6 +8,10 @@ pub mod certificates;
 pub mod hub;
 /// Several servers that belong together: a cluster, or a master with its replica and sentinels.
 pub mod many;
+/// Outages that every broker gets over in the same way.
+pub mod outage;
+/// A line that can be broken.
+pub mod proxy;
 /// A server that speaks TLS.
 pub mod tls;
 
@@ -15,8 +19,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::{FromRedisValue, cmd};
@@ -276,85 +280,5 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
-/// Stands between a broker and its server, and can break the line without closing it. Ends with the test's process.
-pub struct Proxy {
-    pub port: u16,
-    shared: Arc<Line>,
-}
-
-#[derive(Default)]
-struct Line {
-    swallow: AtomicBool,
-    /// The number of the one connection that is swallowed, plus one.
-    swallow_one: AtomicU64,
-    refuse: AtomicBool,
-    connections: AtomicU64,
-    open: Mutex<Vec<TcpStream>>,
-}
-
-impl Proxy {
-    pub fn to(server: u16) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let shared = Arc::new(Line::default());
-        let line = shared.clone();
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let Ok(client) = client else { return };
-                let number = line.connections.fetch_add(1, Ordering::SeqCst);
-                if line.refuse.load(Ordering::SeqCst) {
-                    continue;
-                }
-                let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else {
-                    continue;
-                };
-                line.open
-                    .lock()
-                    .unwrap()
-                    .extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
-                for (mut from, mut to) in [
-                    (client.try_clone().unwrap(), server.try_clone().unwrap()),
-                    (server.try_clone().unwrap(), client.try_clone().unwrap()),
-                ] {
-                    let line = line.clone();
-                    std::thread::spawn(move || {
-                        let mut buffer = [0; 65536];
-                        while let Ok(read @ 1..) = from.read(&mut buffer) {
-                            let one = line.swallow_one.load(Ordering::SeqCst) == number + 1;
-                            if !one && !line.swallow.load(Ordering::SeqCst) && to.write_all(&buffer[..read]).is_err() {
-                                break;
-                            }
-                        }
-                        let _ = to.shutdown(std::net::Shutdown::Both);
-                    });
-                }
-            }
-        });
-        Proxy { port, shared }
-    }
-
-    /// Takes everything in and passes nothing on.
-    pub fn swallow(&self, swallow: bool) {
-        self.shared.swallow.store(swallow, Ordering::SeqCst);
-    }
-
-    /// The same for one connection, counted from zero.
-    pub fn swallow_one(&self, number: u64) {
-        self.shared.swallow_one.store(number + 1, Ordering::SeqCst);
-    }
-
-    /// Drops every connection, and new ones at once.
-    pub fn refuse(&self) {
-        self.shared.refuse.store(true, Ordering::SeqCst);
-        for stream in self.shared.open.lock().unwrap().drain(..) {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
-        }
-    }
-
-    pub fn connections(&self) -> u64 {
-        self.shared.connections.load(Ordering::SeqCst)
     }
 }
