@@ -55,7 +55,7 @@ fn three_of_nats() {
 /// A run in which nothing happens keeps every promise. Far below what even a busy machine gets through.
 fn something_happened(run: &Run) {
     let seen = run.seen();
-    assert!(seen.acknowledged > 50 && seen.events > 150 && seen.resumed > 8, "{seen:?}");
+    assert!(seen.acknowledged > 20 && seen.events > 60 && seen.resumed > 8, "{seen:?}");
     assert!(seen.hows.len() >= 3, "{seen:?}");
     assert!(!seen.gaps.is_empty() || run.kind.loses() != Loses::Everything, "{seen:?}");
 }
