@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -28,16 +28,28 @@ struct Seen {
     bytes: u64,
 }
 
+/// Does not outlive this program.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn main() -> Result<(), Failure> {
     let mut words = std::env::args().skip(1).map(|word| word.parse::<u64>());
     let mut word = |usual| words.next().unwrap_or(Ok(usual));
     let (players, spectators, seconds) = (word(50)?, word(200)?, word(10)?);
-    let mut server = Command::new(std::env::current_exe()?.with_file_name("game"))
-        .env("AIRWAVE_LISTEN", "127.0.0.1:0")
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut server = Server(
+        Command::new(std::env::current_exe()?.with_file_name("game"))
+            .env("AIRWAVE_LISTEN", "127.0.0.1:0")
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
     let mut line = String::new();
-    BufReader::new(server.stdout.take().ok_or("the game has no output")?).read_line(&mut line)?;
+    BufReader::new(server.0.stdout.take().ok_or("the game has no output")?).read_line(&mut line)?;
     let address = line.split('/').nth(2).ok_or("the game does not say where it is")?.to_owned();
 
     let clients: Vec<_> = (0..players + spectators)
@@ -47,12 +59,12 @@ fn main() -> Result<(), Failure> {
         })
         .collect();
     std::thread::sleep(WARM_UP);
-    let cpu = cpu_seconds(server.id())?;
+    let cpu = cpu_seconds(server.0.id())?;
     let began = Instant::now();
     COUNTS.store(true, Ordering::Relaxed);
     std::thread::sleep(Duration::from_secs(seconds));
     COUNTS.store(false, Ordering::Relaxed);
-    let (took, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds(server.id())? - cpu);
+    let (took, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds(server.0.id())? - cpu);
     let own = cpu_seconds(std::process::id())?;
     ENDS.store(true, Ordering::Relaxed);
 
@@ -60,8 +72,7 @@ fn main() -> Result<(), Failure> {
     for client in clients {
         seen.push(client.join().map_err(|_| "a client panicked")??);
     }
-    server.kill()?;
-    server.wait()?;
+    drop(server);
     let mut rates: Vec<f64> = seen.iter().map(|seen| seen.of_one as f64 / took).collect();
     rates.sort_by(f64::total_cmp);
     let sum = |of: fn(&Seen) -> u64| seen.iter().map(of).sum::<u64>() as f64 / took;
@@ -88,7 +99,7 @@ fn main() -> Result<(), Failure> {
 fn client(address: &str, n: u64, plays: bool) -> Result<Seen, Failure> {
     let mut stream = TcpStream::connect(address)?;
     let who = if plays {
-        format!("Authorization: Bearer load-{n}\r\n")
+        format!("Authorization: Bearer load{n:05}\r\n")
     } else {
         String::new()
     };
