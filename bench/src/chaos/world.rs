@@ -193,7 +193,7 @@ impl World {
         self.order(node, Order::Pause(long));
     }
 
-    /// `kill -9` of the broker (see [`Broker::kill`]), which is started again after `down`. Between, and so before anything new is published, `between` is
+    /// `kill -9` of the broker (see `Broker::kill`), which is started again after `down`. Between, and so before anything new is published, `between` is
     /// called with the broker's clock: what it lost has a position before that.
     ///
     /// # Errors
