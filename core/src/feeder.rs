@@ -217,8 +217,10 @@ impl Feeder {
             if let Some(feeder) = me.upgrade() {
                 {
                     let mut state = feeder.window.lock().unwrap_or_else(PoisonError::into_inner);
+                    // When it was due: a timer is late by a millisecond or two, which would make sixty a second fifty-six. One that is very late is
+                    // made up for once, and no more.
                     *state = Window {
-                        last: Instant::now(),
+                        last: due,
                         scheduled: false,
                     };
                 }

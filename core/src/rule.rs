@@ -427,7 +427,7 @@ impl Rule {
         self.transports.contains(transport)
     }
 
-    /// The least time between two deliveries to a listener.
+    /// The least time between two deliveries to a listener, on the average: one that came late does not put off the next.
     pub fn window(&self) -> Option<Duration> {
         self.max_rate.map(|rate| Duration::from_secs(1) / rate.get())
     }

@@ -54,6 +54,21 @@ async fn listeners_are_woken_at_most_so_many_times_a_second_and_miss_nothing() {
     }
 }
 
+/// A sixtieth of a second is no whole number of milliseconds, so every timer here is late.
+#[tokio::test(start_paused = true)]
+async fn timers_that_are_late_do_not_lower_the_rate() {
+    let backbone = Backbone::new();
+    let hub = hub(&backbone.node(), at_most(60));
+    let mut listener = listener(&hub, false).await;
+    let mut turns = 0;
+    for n in 0..3000 {
+        backbone.say("c", &n.to_string());
+        sleep(Duration::from_millis(1)).await;
+        turns += usize::from(!listener.ready().is_empty());
+    }
+    assert!((179..=181).contains(&turns), "{turns} turns in three seconds");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_comes_after_a_quiet_time_is_sent_at_once() {
     let backbone = Backbone::new();
