@@ -631,7 +631,9 @@ impl Session {
             }
             if !out.is_empty() {
                 self.shared.wrote.store(self.shared.now(), Ordering::Relaxed);
-                self.drained = self.subscriptions.iter().all(Subscription::is_drained);
+                // A full turn did not come to everything: a subscription's members wait behind its events.
+                let full = out.iter().map(Bytes::len).sum::<usize>() >= READ_BYTES;
+                self.drained = !full && self.subscriptions.iter().all(Subscription::is_drained);
                 return Poll::Ready(Turn::Frames);
             }
             if self.ends_with_channels && self.subscriptions.is_empty() {

@@ -625,6 +625,24 @@ async fn a_listener_that_falls_off_is_given_the_list_again() {
     assert_eq!(known.members.len(), 2001);
 }
 
+/// The events fill the listener's turn, the last of them just so, and nothing rings for the member again.
+#[tokio::test(start_paused = true)]
+async fn who_comes_beside_large_events_is_told_behind_them() {
+    let (_, [here]) = nodes();
+    let mut bob = here.watcher("bob").await;
+    assert_eq!(changes(&bob.settled().await), ["members bob*1"]);
+    let _carol = here.member("carol").await;
+    let large = "x".repeat(10 << 10);
+    for _ in 0..7 {
+        here.hub.channel(ROOM).unwrap().publish("say", large.as_str()).await.unwrap();
+    }
+    sleep(Duration::from_secs(1)).await;
+    let lines = bob.ready();
+    let (events, members): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| matches!(line, Line::Event { .. }));
+    assert_eq!(events.len(), 7);
+    assert_eq!(changes(&members), ["join carol*1"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_anonymous_are_one_member_that_is_counted() {
     let (_, [here, there]) = nodes();
