@@ -17,7 +17,6 @@ use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
 use futures_util::{StreamExt, stream};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
@@ -84,17 +83,7 @@ pub fn serve() -> Result<(), String> {
             .route("/channels/{*name}", get(listen))
             .route("/publish", post(publish))
             .with_state(App::default());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-            .await
-            .map_err(|error| format!("cannot listen: {error}"))?;
-        super::announce(listener.local_addr().map_err(|error| error.to_string())?)?;
-        let listener = listener.tap_io(|socket| {
-            // A socket that closed in the meantime has no use for it.
-            let _ = socket.set_nodelay(true);
-        });
-        axum::serve(listener, app)
-            .await
-            .map_err(|error| format!("the axum server failed: {error}"))
+        super::serve_router(app).await
     })
 }
 

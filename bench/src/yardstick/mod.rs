@@ -8,6 +8,8 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ::axum::Router;
+use ::axum::serve::ListenerExt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -29,6 +31,21 @@ pub fn announce(address: SocketAddr) -> Result<(), String> {
     writeln!(out, "airwave listening on http://{address}")
         .and_then(|()| out.flush())
         .map_err(|error| format!("cannot print the address: {error}"))
+}
+
+/// Serves a router of axum on a free port until the process is killed; says first where.
+pub async fn serve_router(app: Router) -> Result<(), String> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .map_err(|error| format!("cannot listen: {error}"))?;
+    announce(listener.local_addr().map_err(|error| error.to_string())?)?;
+    let listener = listener.tap_io(|socket| {
+        // A socket that closed in the meantime has no use for it.
+        let _ = socket.set_nodelay(true);
+    });
+    ::axum::serve(listener, app)
+        .await
+        .map_err(|error| format!("the server failed: {error}"))
 }
 
 /// The clock that positions begin from.
