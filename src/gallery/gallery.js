@@ -76,7 +76,9 @@ async function side(stage, example, transport, client, me) {
   root.dataset.transport = transport;
   stage.append(root);
   const { default: preview } = await import(`/${example}/preview.js`);
-  const stop = await preview(box, client.airwave, { fetch: client.cost.fetch, me });
+  // What it asks for by itself, it asks for as who listens.
+  const fetch = (input, init = {}) => client.cost.fetch(input, { ...init, headers: { ...init.headers, ...(me && { authorization: `Bearer ${me}` }) } });
+  const stop = await preview(box, client.airwave, { fetch, me });
   return { root, stop };
 }
 

@@ -316,8 +316,6 @@ const EXAMPLES = [
   },
 ];
 
-/** The channels that a row's example listens to begin so. */
-const CHANNELS = { dashboard: "dashboard/", "job-status": "jobs/", "ai-tokens": "ai/", feed: "feed/", chat: "chat/", collab: "collab/", game: "game/", trading: "trading/" };
 /** What a visitor clicks in one side of a comparison, where nobody takes part by themself. */
 const ACTIONS = { "job-status": "Run gzip -1", "ai-tokens": "Ask something" };
 /** Where somebody does, so many messages have gone up before the figures are compared. */
@@ -330,45 +328,40 @@ const inBytes = (text) => {
 };
 
 /**
- * What the browser sees on the wire from now on, told by its debugger and not by the page, for a row whose channels begin with `prefix`:
- * `(transport) => { down, up, bytesDown, bytesUp, heads, open }`. New sockets are the comparison's, and so is what is asked of the row's channels.
+ * What the browser sees on the wire of a comparison, told by its debugger and not by the page: `(transport) => { down, up, bytesDown, bytesUp, heads, open }`.
+ * The sides of a comparison show tokens that begin with their transport; the rest of the page, which may connect anew at any moment, shows none.
  */
-async function listenIn(page, prefix) {
+async function listenIn(page) {
   const session = await page.context().newCDPSession(page);
   const empty = () => ({ down: 0, up: 0, bytesDown: 0, bytesUp: 0, heads: 0, open: 0 });
   const seen = { sse: empty(), websocket: empty() };
   const [requests, sockets] = [new Map(), new Set()];
   const length = ({ payloadData, opcode }) => (opcode === 1 ? Buffer.byteLength(payloadData) : Buffer.from(payloadData, "base64").length);
-  // What both sides ask of history before they listen counts for each.
-  let histories = 0;
-  let historyBytes = 0;
+  const header = (headers, wanted) => Object.entries(headers).find(([name]) => name.toLowerCase() === wanted)?.[1] ?? "";
   session.on("Network.requestWillBeSent", ({ requestId, request }) => {
-    const url = new URL(request.url);
-    const mine = decodeURIComponent(url.pathname + url.search).includes(prefix) && /^\/(channels|events)/.test(url.pathname);
-    if (!mine) return;
-    const history = request.method === "GET" && url.searchParams.has("limit");
-    const stream = request.method === "GET" && !history;
-    requests.set(requestId, { history, stream, last: 0 });
-    if (history) histories += 1;
-    else {
-      seen.sse.up += 1;
-      seen.sse.heads += 1;
-      seen.sse.bytesUp += Buffer.byteLength(request.postData ?? "");
-    }
+    const [, transport] = /^Bearer (sse|websocket)-/.exec(header(request.headers, "authorization")) ?? [];
+    if (!transport) return;
+    const counted = seen[transport];
+    requests.set(requestId, { counted, stream: false, last: 0 });
+    counted.up += 1;
+    counted.heads += 1;
+    counted.bytesUp += Buffer.byteLength(request.postData ?? "");
   });
   const hear = (request, data) => {
     for (const byte of Buffer.from(data ?? "", "base64")) {
       // A blank line ends an event.
-      if (byte === 10 && request.last === 10) seen.sse.down += 1;
+      if (byte === 10 && request.last === 10) request.counted.down += 1;
       request.last = byte;
     }
   };
-  session.on("Network.responseReceived", async ({ requestId }) => {
+  session.on("Network.responseReceived", async ({ requestId, response }) => {
     const request = requests.get(requestId);
-    if (!request || request.history) return;
+    if (!request) return;
+    request.stream = response.mimeType === "text/event-stream";
     // A stream is counted by its events, all else by its answer.
-    if (!request.stream) seen.sse.down += 1;
+    if (!request.stream) request.counted.down += 1;
     else {
+      request.counted.open += 1;
       // A page that goes has nothing more to tell; anything else that is missing here makes a count too small, and that is seen.
       const told = await session.send("Network.streamResourceContent", { requestId }).catch(() => ({}));
       hear(request, told.bufferedData);
@@ -377,17 +370,24 @@ async function listenIn(page, prefix) {
   session.on("Network.dataReceived", ({ requestId, dataLength, data }) => {
     const request = requests.get(requestId);
     if (!request) return;
-    if (request.history) historyBytes += dataLength;
-    else seen.sse.bytesDown += dataLength;
+    request.counted.bytesDown += dataLength;
     if (request.stream) hear(request, data);
   });
-  session.on("Network.webSocketCreated", ({ requestId }) => {
+  const over = ({ requestId }) => {
+    const request = requests.get(requestId);
+    if (request?.stream) request.counted.open -= 1;
+    requests.delete(requestId);
+  };
+  session.on("Network.loadingFinished", over);
+  session.on("Network.loadingFailed", over);
+  session.on("Network.webSocketWillSendHandshakeRequest", ({ requestId, request }) => {
+    if (!header(request.headers, "sec-websocket-protocol").includes("airwave.bearer.")) return;
     sockets.add(requestId);
     seen.websocket.up += 1;
     seen.websocket.heads += 1;
     seen.websocket.open += 1;
   });
-  session.on("Network.webSocketClosed", ({ requestId }) => sockets.has(requestId) && (seen.websocket.open -= 1));
+  session.on("Network.webSocketClosed", ({ requestId }) => sockets.delete(requestId) && (seen.websocket.open -= 1));
   session.on("Network.webSocketFrameReceived", ({ requestId, response }) => {
     if (!sockets.has(requestId)) return;
     seen.websocket.down += 1;
@@ -399,16 +399,18 @@ async function listenIn(page, prefix) {
     seen.websocket.bytesUp += length(response);
   });
   await session.send("Network.enable");
-  const wire = (transport) => {
-    const one = { ...seen[transport] };
-    one.up += histories / 2;
-    one.down += histories / 2;
-    one.heads += histories / 2;
-    one.bytesDown += historyBytes / 2;
-    return one;
-  };
+  const wire = (transport) => ({ ...seen[transport] });
   wire.end = () => session.detach();
   return wire;
+}
+
+/** What `look()` gives, once it satisfies `wanted`; or else, after as long as a page waits for anything, what it gave last. */
+async function until(what, look, wanted) {
+  for (const deadline = Date.now() + 45_000; ; await new Promise((next) => setTimeout(next, 20))) {
+    const seen = await look();
+    if (wanted(seen)) return seen;
+    assert.ok(Date.now() < deadline, `${what}: waited for in vain, and saw last ${JSON.stringify(seen)}`);
+  }
 }
 
 describe("the gallery", { skip }, () => {
@@ -515,7 +517,7 @@ describe("the gallery", { skip }, () => {
       await t.test(name, async (t) => {
         const row = page.locator(`.row[data-row=${name}]`);
         await row.locator(".preview").waitFor();
-        const wire = await listenIn(page, CHANNELS[name]);
+        const wire = await listenIn(page);
         await row.getByRole("button", { name: /^Compare with/ }).click();
 
         const figures = async (transport) => {
@@ -528,14 +530,13 @@ describe("the gallery", { skip }, () => {
         if (ACTIONS[name]) await row.locator(".side[data-transport=websocket]").getByRole("button", { name: ACTIONS[name] }).click();
         await row.locator(".side[data-transport=sse] .figures dt", { hasText: /^([2-9]|\d\d) s$/ }).waitFor();
         if (TALKS[name]) {
-          for (const transport of ["sse", "websocket"]) for (let up = 0; up < TALKS[name]; ) ({ up } = await figures(transport));
+          for (const transport of ["sse", "websocket"]) await until(`${TALKS[name]} messages over ${transport}`, () => figures(transport), ({ up }) => up >= TALKS[name]);
         }
 
         // What the browser itself saw on the wire at a moment is shown a little later, and by then not more than it has seen by then.
         for (const transport of ["sse", "websocket"]) {
           const before = wire(transport);
-          let shown = await figures(transport);
-          while (shown.down < before.down || shown.up < before.up) shown = await figures(transport);
+          const shown = await until(`what went over ${transport} is shown, ${JSON.stringify(before)}`, () => figures(transport), ({ down, up }) => down >= before.down && up >= before.up);
           const after = wire(transport);
           const told = `${transport}: shown ${JSON.stringify(shown)}, seen ${JSON.stringify(before)} and ${JSON.stringify(after)}`;
           assert.ok(shown.down <= after.down && shown.up <= after.up, told);
@@ -552,10 +553,7 @@ describe("the gallery", { skip }, () => {
         await row.getByRole("button", { name: "End the comparison" }).click();
         await page.waitForFunction((name) => document.querySelectorAll(`.row[data-row=${name}] .side`).length === 1, name);
         // The two connections of the comparison are gone.
-        for (let open = 1; open > 0; ) {
-          ({ open } = wire("websocket"));
-          await page.evaluate(() => new Promise(requestAnimationFrame));
-        }
+        for (const transport of ["sse", "websocket"]) await until(`the comparison's ${transport} is closed`, () => wire(transport), ({ open }) => open === 0);
         await wire.end();
       });
     }
@@ -573,7 +571,7 @@ describe("the gallery", { skip }, () => {
     assert.equal(await page.locator("#unread").isVisible(), false);
     await page.goto("about:blank");
     await commit(server.dir, "b.txt", "While you slept");
-    for (let events = []; !events.some(({ data }) => data.message === "While you slept"); ) ({ events } = await server.recent("feed/activity"));
+    await until("the commit", () => server.recent("feed/activity"), ({ events }) => events.some(({ data }) => data.message === "While you slept"));
     await page.goto(`${server.url}/feed/`);
     await text(page, ".item.unread[data-kind=commit]", /While you slept/);
     await text(page, ".item[data-kind=mark]", /last visit/);
@@ -614,9 +612,9 @@ describe("the gallery", { skip }, () => {
     };
     assert.deepEqual((await say("ask", "Why?")).data, { attached: false });
     assert.deepEqual((await say("ask", "Why?")).data, { attached: true });
-    for (let events = []; !events.some(({ event }) => event === "token"); ) ({ events } = await server.recent("ai/one"));
+    await until("a token", () => server.recent("ai/one"), ({ events }) => events.some(({ event }) => event === "token"));
     await say("stop", null);
-    for (let ended = false; !ended; ) ({ ended } = await server.recent("ai/one"));
+    await until("the end", () => server.recent("ai/one"), ({ ended }) => ended);
     assert.deepEqual((await say("ask", "Why?")).data, { attached: true });
     assert.equal(asked.length, 1);
     assert.equal(asked[0].path, "/v1/chat/completions");
