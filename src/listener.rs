@@ -13,7 +13,7 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use airwave_core::Hub;
-use airwave_transports::socket::{Conversation, Handover, Io};
+use airwave_transports::socket::{Conversation, Handover, Io, Taken};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
@@ -226,16 +226,16 @@ impl Served {
         match step {
             Step::Take(taken) => {
                 let parts = connection.into_parts();
-                let Taken { conversation, head } = taken;
+                let Talk { conversation, head } = taken;
                 // Even when it is empty, it would keep hyper's read buffer of 8 KiB alive.
                 let read = Bytes::copy_from_slice(&parts.read_buf);
-                let future = conversation(parts.io.into_stream(), read, head);
                 drop(parts.service);
-                let place = self.place;
                 // A task of its own, so that nothing of hyper's is kept. Sessions are cut by the hub, so this one need not watch for it.
-                self.tasks.spawn(async move {
-                    let _place = place;
-                    future.await;
+                conversation(Taken {
+                    stream: parts.io.into_stream(),
+                    read,
+                    head,
+                    keep: Box::new((self.place, self.tasks.token())),
                 });
             }
             Step::Upgrade(go_on) => {
@@ -296,12 +296,13 @@ async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
 struct Slot(Arc<Mutex<Option<Step>>>);
 
 enum Step {
-    Take(Taken),
+    Take(Talk),
     Upgrade(oneshot::Sender<()>),
     Done(hyper::Result<()>),
 }
 
-struct Taken {
+/// What takes the socket from hyper, and the answer's head, which it writes.
+struct Talk {
     conversation: Conversation,
     head: Bytes,
 }
@@ -345,7 +346,7 @@ async fn answer(
         .remove::<Handover>()
         .and_then(|handover| handover.take())
     {
-        slot.put(Step::Take(Taken {
+        slot.put(Step::Take(Talk {
             conversation,
             head: head_of(&response),
         }));

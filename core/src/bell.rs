@@ -13,6 +13,8 @@ pub(crate) struct Bell(Mutex<State>);
 #[derive(Default)]
 struct State {
     rung: bool,
+    /// The session's socket may have something to read.
+    readable: bool,
     waker: Option<Waker>,
 }
 
@@ -54,6 +56,30 @@ impl Bell {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// The session's socket may have something to read: the task is woken, and the bell does not ring.
+    pub(crate) fn readable(&self) {
+        let waker = self.with(|state| {
+            state.readable = true;
+            state.waker.take()
+        });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The socket may still have something to read; the task knows.
+    pub(crate) fn stays_readable(&self) {
+        self.with(|state| state.readable = true);
+    }
+
+    /// Whether the socket may have something to read, said once. If not, the task is woken when it does.
+    pub(crate) fn take_readable(&self, cx: &mut Context<'_>) -> bool {
+        self.with(|state| {
+            state.keep(cx);
+            std::mem::take(&mut state.readable)
+        })
     }
 
     /// The session is about to read.
@@ -189,6 +215,36 @@ mod loom_tests {
                 }
             }));
             hub.join().unwrap();
+        });
+    }
+
+    /// A socket wakes by the bell. Its word reaches a task that is about to sleep, whatever else rings, and is no ring.
+    #[test]
+    fn loom_what_a_socket_says_is_never_missed() {
+        check(|| {
+            let bell = Arc::new(Bell::default());
+            let ringer = {
+                let bell = bell.clone();
+                thread::spawn(move || bell.ring())
+            };
+            let socket = {
+                let bell = bell.clone();
+                thread::spawn(move || bell.readable())
+            };
+            block_on(std::future::poll_fn(|cx| {
+                if bell.take_readable(cx) {
+                    return Poll::Ready(());
+                }
+                bell.clear();
+                loop {
+                    match bell.poll(cx) {
+                        Poll::Ready(()) => bell.clear(),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+            }));
+            ringer.join().unwrap();
+            socket.join().unwrap();
         });
     }
 }

@@ -23,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::refusal::{Code, Refusal};
 use crate::roster::Presence;
 use crate::rule::{Limits, Params, Pattern, Rule, Rules, SendPolicy, TransportName};
-use crate::session::Shared;
+use crate::vitals::Vitals;
 use crate::wire::Wire;
 
 /// How often the hub looks after its sessions and logs; oftener where a limit is shorter.
@@ -56,7 +56,7 @@ pub(crate) struct Inner {
     logs: Mutex<HashMap<ChannelName, Arc<Feeder>>>,
     opening: Flights<ChannelName, Result<Arc<Feeder>, BrokerError>>,
     asking: Flights<(ChannelName, Position, usize), Result<Arc<Replay>, BrokerError>>,
-    pub(crate) sessions: Mutex<Slab<Arc<Shared>>>,
+    pub(crate) sessions: Mutex<Slab<Arc<Vitals>>>,
     addresses: Mutex<HashMap<IpAddr, usize>>,
     connections: AtomicUsize,
     next_client: AtomicU64,
@@ -625,10 +625,10 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
     loop {
         ticks.tick().await;
         let Some(hub) = hub.upgrade() else { return };
-        hub.clock
-            .store(hub.started.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+        let now = hub.started.elapsed().as_millis() as u64 + 1;
+        hub.clock.store(now, Ordering::Relaxed);
         for (_, session) in &*lock(&hub.sessions) {
-            session.look_after(&limits);
+            session.look_after(now, &limits);
         }
         if names.is_empty() {
             let logs = lock(&hub.logs);

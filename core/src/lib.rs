@@ -11,7 +11,7 @@
 //! 6. [`directory`]: a further ability of a backbone: who is in a channel on which node
 //! 7. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
 //! 8. [`metrics`]: what a node counts
-//! 9. `sync`, `bell`, `log`: one channel on this node: ring, listeners, wake
+//! 9. `sync`, `bell`, `vitals`, `log`: one channel on this node: ring, listeners, wake
 //! 10. `roster`: who is in a channel, as this node knows it
 //! 11. [`channel`]: the handle that applications publish with
 //! 12. [`handler`]: what the application says about clients
@@ -46,6 +46,7 @@ mod roster;
 pub mod rule;
 pub mod session;
 mod sync;
+mod vitals;
 pub mod wire;
 
 pub use broker::{Broker, BrokerError, BrokerErrorKind, Feed, Publish, Published, Replay};

@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use slab::Slab;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::bell::Bell;
 use crate::broker::{Publish, Replay};
 use crate::event::{ChannelName, Event, Position};
 use crate::metrics::WireMetrics;
 use crate::rule::{Delivery, Limits, ReplayOnSubscribe, Rule};
 use crate::sync::{AtomicU64, Mutex, MutexGuard};
+use crate::vitals::Vitals;
 use crate::wire::{Gap, GapReason, Notice, Wire};
 
 /// How many wires a hub can have. Each entry of a ring has a slot for each.
@@ -28,6 +29,9 @@ pub(crate) const READ_BYTES: usize = 64 << 10;
 
 /// How many keys "the newest of each key" remembers, within the ring's bound of bytes; beyond that the oldest is forgotten.
 const MAX_KEYS: usize = 10_000;
+
+/// How many listeners are looked at before the first of them is woken.
+const LOOK_AHEAD: usize = 16;
 
 /// What an entry costs besides its payload: the entry, its slots, names.
 const ENTRY_COST: usize = 320;
@@ -184,7 +188,7 @@ struct Latest {
 
 #[derive(Default)]
 struct Seats {
-    bells: Slab<(Arc<Bell>, &'static str)>,
+    listeners: Slab<(Arc<Vitals>, &'static str)>,
     closed: bool,
     empty_since: Option<Instant>,
 }
@@ -387,26 +391,34 @@ impl Log {
             let ring = lock(&self.ring);
             self.visible.store(ring.end_place(), Ordering::Release);
         }
-        for (_, (bell, _)) in &lock(&self.seats).bells {
-            bell.ring();
+        let seats = lock(&self.seats);
+        let mut rest = seats.listeners.iter().map(|(_, (listener, _))| &**listener);
+        loop {
+            // A ring takes a lock, and a lock waits for its memory alone. A look does not: that of several is fetched at the same time.
+            let some: SmallVec<[&Vitals; LOOK_AHEAD]> =
+                rest.by_ref().take(LOOK_AHEAD).inspect(|listener| listener.look()).collect();
+            if some.is_empty() {
+                return;
+            }
+            some.iter().for_each(|listener| listener.ring());
         }
     }
 
-    /// Takes a seat: from now on `bell` rings. `wire` says over what, for people. `None`: the log has been closed, open it again.
-    pub(crate) fn sit(self: &Arc<Self>, bell: Arc<Bell>, wire: &'static str) -> Option<Seat> {
+    /// Takes a seat: from now on the listener's bell rings. `wire` says over what, for people. `None`: the log has been closed, open it again.
+    pub(crate) fn sit(self: &Arc<Self>, listener: Arc<Vitals>, wire: &'static str) -> Option<Seat> {
         let mut seats = lock(&self.seats);
         if seats.closed {
             return None;
         }
         seats.empty_since = None;
-        let key = seats.bells.insert((bell, wire));
+        let key = seats.listeners.insert((listener, wire));
         Some(Seat { log: self.clone(), key })
     }
 
     /// How many listeners there are, by wire.
     pub(crate) fn listeners(&self) -> Vec<(&'static str, usize)> {
         let mut counts: Vec<(&'static str, usize)> = Vec::new();
-        for (_, (_, wire)) in &lock(&self.seats).bells {
+        for (_, (_, wire)) in &lock(&self.seats).listeners {
             match counts.iter_mut().find(|(name, _)| name == wire) {
                 Some((_, count)) => *count += 1,
                 None => counts.push((wire, 1)),
@@ -418,7 +430,7 @@ impl Log {
     /// Closes the log if it has had no listeners for `linger`. A closed log takes no seats.
     pub(crate) fn close_if_unused(&self, linger: Duration) -> bool {
         let mut seats = lock(&self.seats);
-        if seats.bells.is_empty() && seats.empty_since.is_none_or(|since| since.elapsed() >= linger) {
+        if seats.listeners.is_empty() && seats.empty_since.is_none_or(|since| since.elapsed() >= linger) {
             seats.closed = true;
         }
         seats.closed
@@ -734,13 +746,13 @@ pub(crate) struct Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut seats = lock(&self.log.seats);
-        seats.bells.try_remove(self.key);
-        if seats.bells.is_empty() {
+        seats.listeners.try_remove(self.key);
+        if seats.listeners.is_empty() {
             seats.empty_since = Some(Instant::now());
         }
         // A log that was popular once must not keep the room for ever.
-        if seats.bells.len() * 4 < seats.bells.capacity() && seats.bells.capacity() > 64 {
-            seats.bells.shrink_to_fit();
+        if seats.listeners.len() * 4 < seats.listeners.capacity() && seats.listeners.capacity() > 64 {
+            seats.listeners.shrink_to_fit();
         }
     }
 }
@@ -1222,11 +1234,11 @@ mod loom_tests {
     }
 
     /// Reads from `next` until `last` has come, as a session does: clear, read, wait.
-    fn read_to(log: &Log, bell: &Bell, mut next: u64, last: u64) -> Vec<u64> {
+    fn read_to(log: &Log, listener: &Vitals, mut next: u64, last: u64) -> Vec<u64> {
         let mut heard = Vec::new();
         block_on(std::future::poll_fn(|cx| {
             loop {
-                bell.clear();
+                listener.bell.clear();
                 match log.read_entries(next) {
                     Read::Some((entries, after)) => {
                         heard.extend(entries.iter().map(|entry| entry.position().0));
@@ -1238,7 +1250,7 @@ mod loom_tests {
                 if heard.last() == Some(&last) {
                     return Poll::Ready(());
                 }
-                if bell.poll(cx).is_pending() {
+                if listener.bell.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
             }
@@ -1255,11 +1267,11 @@ mod loom_tests {
                 let log = log.clone();
                 thread::spawn(move || (101..=102).for_each(|position| publish(&log, position)))
             };
-            let bell = Arc::new(Bell::default());
-            let seat = log.sit(bell.clone(), "x").unwrap();
+            let listener = Arc::new(Vitals::default());
+            let seat = log.sit(listener.clone(), "x").unwrap();
             let place = log.begin_fresh().unwrap();
             if place.cursor.0 < 102 {
-                let heard = read_to(&log, &bell, place.next, 102);
+                let heard = read_to(&log, &listener, place.next, 102);
                 assert_eq!(heard, (place.cursor.0 + 1..=102).collect::<Vec<_>>());
             }
             publisher.join().unwrap();
@@ -1276,22 +1288,22 @@ mod loom_tests {
                 let log = log.clone();
                 thread::spawn(move || (101..=102).for_each(|position| publish(&log, position)))
             };
-            let bell = Arc::new(Bell::default());
-            let seat = log.sit(bell.clone(), "x").unwrap();
+            let listener = Arc::new(Vitals::default());
+            let seat = log.sit(listener.clone(), "x").unwrap();
             let mut next = 0;
             block_on(std::future::poll_fn(|cx| {
                 loop {
-                    bell.clear();
+                    listener.bell.clear();
                     match log.find(Position(101)) {
                         Found::At(place) => next = place,
-                        Found::Ahead if bell.poll(cx).is_pending() => return Poll::Pending,
+                        Found::Ahead if listener.bell.poll(cx).is_pending() => return Poll::Pending,
                         Found::Ahead => continue,
                         Found::Unknown => panic!("101 is in the ring"),
                     }
                     return Poll::Ready(());
                 }
             }));
-            assert_eq!(read_to(&log, &bell, next, 102), [102]);
+            assert_eq!(read_to(&log, &listener, next, 102), [102]);
             publisher.join().unwrap();
             drop(seat);
         });
@@ -1302,14 +1314,14 @@ mod loom_tests {
     fn loom_leaving_takes_nobody_elses_wake() {
         check(|| {
             let log = log();
-            let bells = [(); 2].map(|()| Arc::new(Bell::default()));
-            let [leaves, stays] = bells.each_ref().map(|bell| log.sit(bell.clone(), "x").unwrap());
+            let listeners = [(); 2].map(|()| Arc::new(Vitals::default()));
+            let [leaves, stays] = listeners.each_ref().map(|listener| log.sit(listener.clone(), "x").unwrap());
             let leaver = thread::spawn(move || drop(leaves));
             let publisher = {
                 let log = log.clone();
                 thread::spawn(move || publish(&log, 101))
             };
-            assert_eq!(read_to(&log, &bells[1], 0, 101), [101]);
+            assert_eq!(read_to(&log, &listeners[1], 0, 101), [101]);
             leaver.join().unwrap();
             publisher.join().unwrap();
             drop(stays);

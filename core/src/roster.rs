@@ -21,7 +21,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::bell::Bell;
 use crate::broker::BrokerError;
 use crate::directory::{BEAT_EVERY, Beat, Directory, Entry, MAX_MEMBER, NODE_EXPIRES, NodeId, Watch};
 use crate::event::{ChannelName, Data, JsonText, Position};
@@ -29,6 +28,7 @@ use crate::jitter::Jitter;
 use crate::line::Sink;
 use crate::log::{MAX_WIRES, READ_BYTES, WireSlot};
 use crate::refusal::Refusal;
+use crate::vitals::Vitals;
 use crate::wire::{Change, Member, Notice};
 
 /// How long a member whose connection broke still counts, so that a page that is loaded again neither leaves nor joins.
@@ -92,7 +92,7 @@ pub(crate) struct Roster {
     /// One past the last place of the ring; zero while the list is not known.
     version: AtomicU64,
     state: Mutex<State>,
-    seats: Mutex<Slab<Arc<Bell>>>,
+    seats: Mutex<Slab<Arc<Vitals>>>,
     me: Weak<Roster>,
 }
 
@@ -258,13 +258,13 @@ impl Presence {
         Ok(())
     }
 
-    /// Takes in a connection. With a `bell` it listens as well, and is rung when there is something to read.
+    /// Takes in a connection. With a `listener` it listens as well, and is rung when there is something to read.
     pub(crate) fn attend(
         &self,
         channel: &ChannelName,
         user: Option<&Arc<str>>,
         meta: Option<&JsonText>,
-        bell: Option<Arc<Bell>>,
+        listener: Option<Arc<Vitals>>,
     ) -> Box<Attendance> {
         let member: Arc<str> = user.cloned().unwrap_or_default();
         // Only users are told apart, so nothing can be said of one of the anonymous.
@@ -276,8 +276,8 @@ impl Presence {
             }
             // It was closed between our look-up and our lock, and is no longer in the map.
         };
-        let listening = bell.map(|bell| Listening {
-            seat: roster.sit(bell),
+        let listening = listener.map(|listener| Listening {
+            seat: roster.sit(listener),
             next: 0,
             list: None,
         });
@@ -668,8 +668,8 @@ impl Roster {
     }
 
     fn ring(&self) {
-        for (_, bell) in &*lock(&self.seats) {
-            bell.ring();
+        for (_, listener) in &*lock(&self.seats) {
+            listener.ring();
         }
     }
 
@@ -765,8 +765,8 @@ impl Roster {
         entries.chunks(BATCH).map(<[Entry]>::to_vec).collect()
     }
 
-    fn sit(&self, bell: Arc<Bell>) -> usize {
-        let seat = lock(&self.seats).insert(bell);
+    fn sit(&self, listener: Arc<Vitals>) -> usize {
+        let seat = lock(&self.seats).insert(listener);
         let mut state = lock(&self.state);
         state.listeners += 1;
         if state.watch.is_none() && !state.following {

@@ -5,15 +5,15 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
-use crate::bell::Bell;
 use crate::broker::Replay;
 use crate::channel::Channel;
 use crate::cursor::Cursor;
@@ -24,7 +24,8 @@ use crate::hub::{Connection, Hub, WireHandle};
 use crate::log::{Batch, Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
 use crate::refusal::Refusal;
 use crate::roster::{Attendance, Presence};
-use crate::rule::{Delivery, Limits, SlowPolicy};
+use crate::rule::{Delivery, SlowPolicy};
+use crate::vitals::{HEARTBEAT, SILENT, STALLED, Vitals};
 use crate::wire::{GapReason, Notice, Stamp};
 
 /// How many events a listener is given from the broker's history at a time.
@@ -32,66 +33,6 @@ const PAGE: usize = 500;
 /// Of so many reads one is timed.
 const SAMPLE: u32 = 32;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-
-const HEARTBEAT: u8 = 1;
-const STALLED: u8 = 2;
-const SILENT: u8 = 4;
-
-/// What the hub sees of a session.
-pub(crate) struct Shared {
-    bell: Arc<Bell>,
-    flags: AtomicU8,
-    /// The hub's coarse clock: asking the system for the time costs more than the rest of a short turn.
-    clock: Arc<AtomicU64>,
-    /// Times of that clock; zero: never, or not now.
-    wrote: AtomicU64,
-    /// When the last heartbeat was due. Where answers are expected they are asked for even while events go out: a client that only listens
-    /// says nothing else.
-    asked: AtomicU64,
-    heard: AtomicU64,
-    stalled: AtomicU64,
-}
-
-impl Shared {
-    fn now(&self) -> u64 {
-        self.clock.load(Ordering::Relaxed)
-    }
-
-    /// Rings even a session that waits for its socket.
-    pub(crate) fn alarm(&self) {
-        self.bell.alarm();
-    }
-
-    /// Ends the session without waiting for its socket.
-    pub(crate) fn cut(&self) {
-        self.flags.fetch_or(STALLED, Ordering::Relaxed);
-        self.bell.alarm();
-    }
-
-    /// Called by the hub every second or so.
-    pub(crate) fn look_after(&self, limits: &Limits) {
-        let now = self.now();
-        let longer = |since: &AtomicU64, limit: Duration| {
-            let since = since.load(Ordering::Relaxed);
-            since != 0 && u128::from(now.saturating_sub(since)) >= limit.as_millis()
-        };
-        if longer(&self.stalled, limits.stalled_write) {
-            self.flags.fetch_or(STALLED, Ordering::Relaxed);
-            self.bell.alarm();
-        } else if longer(&self.heard, limits.idle) {
-            self.flags.fetch_or(SILENT, Ordering::Relaxed);
-            self.bell.alarm();
-            return;
-        }
-        let answers = self.heard.load(Ordering::Relaxed) != 0;
-        let quiet_since = if answers { &self.asked } else { &self.wrote };
-        if longer(quiet_since, limits.heartbeat) {
-            quiet_since.store(now, Ordering::Relaxed);
-            self.flags.fetch_or(HEARTBEAT, Ordering::Relaxed);
-            self.bell.ring();
-        }
-    }
-}
 
 /// Where a listener wants to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,33 +91,39 @@ pub enum CloseReason {
 }
 
 /// One client's cursors. Dropping it leaves all its channels.
+///
+/// In the order of its fields: an event for thousands of listeners costs what has to be fetched from memory for each, so what every event needs stands
+/// together, and it needs no more of other places than the vitals.
+#[repr(C)]
 pub struct Session {
-    connection: Arc<Connection>,
-    slot: Arc<WireSlot>,
-    stamp: Option<Stamp>,
-    shared: Arc<Shared>,
-    key: usize,
-    subscriptions: Vec<Subscription>,
-    /// Who is read first, so that a busy channel does not starve the others.
-    first: usize,
-    /// For formats with a stamp: the channels' positions in the order in which they were added.
-    cursor: Vec<(ChannelName, Position)>,
-    /// Notices that go out next.
-    notices: Vec<Bytes>,
-    ends_with_channels: bool,
-    visible_heartbeat: bool,
+    vitals: Arc<Vitals>,
     /// All that there was has been put out by the last turn.
     drained: bool,
+    ends_with_channels: bool,
+    visible_heartbeat: bool,
     stale: u32,
-    reads: u32,
+    /// Notices that go out next.
+    notices: Vec<Bytes>,
+    slot: Arc<WireSlot>,
+    hub: Hub,
     closed: Option<CloseReason>,
+    reads: u32,
+    /// Who is read first, so that a busy channel does not starve the others.
+    first: usize,
+    /// Most listen to one channel: it stands here, and not elsewhere in memory.
+    subscriptions: SmallVec<[Subscription; 1]>,
+    stamp: Option<Stamp>,
+    /// For formats with a stamp: the channels' positions in the order in which they were added.
+    cursor: Vec<(ChannelName, Position)>,
+    key: usize,
+    connection: Arc<Connection>,
 }
 
 /// Subscribes for a session while the session goes on delivering.
 #[derive(Clone)]
 pub struct Joiner {
     connection: Arc<Connection>,
-    bell: Arc<Bell>,
+    vitals: Arc<Vitals>,
     wire: &'static str,
     presence: bool,
 }
@@ -196,6 +143,8 @@ pub struct Joined {
     attends: Option<(Arc<Client>, bool)>,
 }
 
+/// In the order of its fields, like the session.
+#[repr(C)]
 struct Subscription {
     seat: Seat,
     next: u64,
@@ -205,14 +154,14 @@ struct Subscription {
     link: Position,
     /// Events up to here are left out: the listener had them before they were lost, and this node may not know that they are.
     skip_through: Position,
+    catch_up: Option<Box<CatchUp>>,
+    attendance: Option<Box<Attendance>>,
     /// The listener comes from a node that was ahead: it waits until this one has its position, too.
     ahead: bool,
-    catch_up: Option<Box<CatchUp>>,
+    ended: bool,
     /// Index into [`Session::cursor`].
     stamp_index: usize,
-    ended: bool,
     goodbye: Option<Box<Goodbye>>,
-    attendance: Option<Box<Attendance>>,
 }
 
 /// A listener that is being given what the ring does not hold.
@@ -346,7 +295,7 @@ impl Joiner {
         // A log that is closed in the moment between is simply opened again.
         for _ in 0..10 {
             let feeder = hub.open(name, rule).await?;
-            if let Some(seat) = feeder.log.sit(self.bell.clone(), self.wire) {
+            if let Some(seat) = feeder.log.sit(self.vitals.clone(), self.wire) {
                 return Ok(seat);
             }
             tokio::task::yield_now().await;
@@ -378,38 +327,31 @@ impl Session {
         let slot = wire.0.clone();
         slot.metrics.connections.inc();
         slot.metrics.connections_total.inc();
-        let clock = connection.hub.0.clock.clone();
-        let shared = Arc::new(Shared {
-            bell: Arc::default(),
-            flags: AtomicU8::new(0),
-            wrote: AtomicU64::new(clock.load(Ordering::Relaxed)),
-            asked: AtomicU64::new(clock.load(Ordering::Relaxed)),
-            clock,
-            heard: AtomicU64::new(0),
-            stalled: AtomicU64::new(0),
-        });
-        let inner = &connection.hub.0;
+        let hub = connection.hub.clone();
+        let vitals = Arc::new(Vitals::new(hub.0.clock.load(Ordering::Relaxed)));
+        let inner = &hub.0;
         let key = inner
             .sessions
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(shared.clone());
+            .insert(vitals.clone());
         let stale = inner.stale.load(Ordering::SeqCst);
         Self {
+            vitals,
+            subscriptions: SmallVec::new(),
+            notices: Vec::new(),
             stamp: slot.wire.stamp(),
             slot,
-            shared,
-            key,
-            subscriptions: Vec::new(),
+            hub,
+            stale,
+            reads: 0,
             first: 0,
-            cursor: Vec::new(),
-            notices: Vec::new(),
+            closed: None,
             ends_with_channels: false,
             visible_heartbeat: false,
             drained: false,
-            stale,
-            reads: 0,
-            closed: None,
+            cursor: Vec::new(),
+            key,
             connection,
         }
     }
@@ -441,7 +383,7 @@ impl Session {
     pub fn joiner(&self) -> Joiner {
         Joiner {
             connection: self.connection.clone(),
-            bell: self.shared.bell.clone(),
+            vitals: self.vitals.clone(),
             wire: self.slot.wire.name(),
             presence: false,
         }
@@ -504,7 +446,7 @@ impl Session {
         let stamp = self
             .stamp_cursor()
             .or_else(|| (stands_at != cursor).then_some(Cursor::One(stands_at)));
-        let retry = self.connection.hub.retry_hint();
+        let retry = self.hub.retry_hint();
         self.notice(&Notice::Subscribed {
             id,
             channel: &name,
@@ -524,10 +466,10 @@ impl Session {
             }
             return;
         }
-        let presence = self.connection.hub.0.backbone.presence.as_ref();
+        let presence = self.hub.0.backbone.presence.as_ref();
         let attendance = attends.zip(presence).map(|((client, listens), presence)| {
-            let bell = listens.then(|| self.shared.bell.clone());
-            presence.attend(&name, client.user_id(), client.meta(), bell)
+            let listener = listens.then(|| self.vitals.clone());
+            presence.attend(&name, client.user_id(), client.meta(), listener)
         });
         self.drained = false;
         self.subscriptions.push(Subscription {
@@ -574,19 +516,39 @@ impl Session {
 
     /// The client said something, if only a pong.
     pub fn heard(&self) {
-        self.shared.heard.store(self.shared.now(), Ordering::Relaxed);
+        self.vitals.heard(self.now());
     }
 
     /// Tells whether a write waits for the client's socket. While it does, [`Session::poll_cut`] must be polled.
     pub fn stalled(&self, stalled: bool) {
-        let since = if stalled { self.shared.now() } else { 0 };
-        self.shared.stalled.store(since, Ordering::Relaxed);
+        self.vitals.stalled(if stalled { self.now() } else { 0 });
+    }
+
+    /// The hub's coarse clock: asking the system for the time costs more than the rest of a short turn.
+    fn now(&self) -> u64 {
+        self.hub.0.clock.load(Ordering::Relaxed)
+    }
+
+    /// Reads from the client's socket, or `Pending` if there is nothing: `read` must be a poll of that socket, and is tried again until it says so.
+    ///
+    /// Asking a socket costs more than all else that a listener does for an event but writing. So a task that was woken to write does not: the socket
+    /// wakes the session instead of the task, and the session notes why.
+    pub fn poll_readable<T>(&self, cx: &mut Context<'_>, read: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        // Taken before the try: what becomes readable after it must not be forgotten.
+        if !self.vitals.bell.take_readable(cx) {
+            return Poll::Pending;
+        }
+        let result = read(&mut Context::from_waker(&Waker::from(self.vitals.clone())));
+        if result.is_ready() {
+            self.vitals.bell.stays_readable();
+        }
+        result
     }
 
     /// For a loop that waits for its socket: ready when it should wait no longer.
     pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        self.shared.bell.listen(cx);
-        let flags = self.shared.flags.load(Ordering::Relaxed);
+        self.vitals.bell.listen(cx);
+        let flags = self.vitals.flags();
         if flags & STALLED != 0 {
             Poll::Ready(CloseReason::Stalled)
         } else if flags & SILENT != 0 {
@@ -611,11 +573,11 @@ impl Session {
     /// Pending: nothing waits, and the task is woken when something does.
     pub fn poll_turn(&mut self, cx: &mut Context<'_>, out: &mut Vec<Bytes>) -> Poll<Turn> {
         // The turn that wrote took everything. Whatever has come since has rung, so a listener that has written its event is spared a second look.
-        if std::mem::take(&mut self.drained) && self.notices.is_empty() && self.shared.bell.poll(cx).is_pending() {
+        if std::mem::take(&mut self.drained) && self.notices.is_empty() && self.vitals.bell.poll(cx).is_pending() {
             return Poll::Pending;
         }
         loop {
-            self.shared.bell.clear();
+            self.vitals.bell.clear();
             out.append(&mut self.notices);
             if let Some(reason) = self.closed {
                 return Poll::Ready(Turn::Closed(reason));
@@ -630,7 +592,7 @@ impl Session {
                 return Poll::Ready(Turn::Closed(reason));
             }
             if !out.is_empty() {
-                self.shared.wrote.store(self.shared.now(), Ordering::Relaxed);
+                self.vitals.wrote(self.now());
                 // A full turn did not come to everything: a subscription's members wait behind its events.
                 let full = out.iter().map(Bytes::len).sum::<usize>() >= READ_BYTES;
                 self.drained = !full && self.subscriptions.iter().all(Subscription::is_drained);
@@ -640,7 +602,7 @@ impl Session {
                 self.closed = Some(CloseReason::Ended);
                 return Poll::Ready(Turn::Closed(CloseReason::Ended));
             }
-            if self.shared.bell.poll(cx).is_pending() {
+            if self.vitals.bell.poll(cx).is_pending() {
                 return Poll::Pending;
             }
         }
@@ -648,14 +610,14 @@ impl Session {
 
     /// What the hub has to say.
     fn heed(&mut self, out: &mut Vec<Bytes>) -> Option<CloseReason> {
-        let flags = self.shared.flags.swap(0, Ordering::Relaxed);
+        let flags = self.vitals.take_flags();
         if flags & STALLED != 0 {
             return Some(CloseReason::Stalled);
         }
         if flags & SILENT != 0 {
             return Some(CloseReason::Silent);
         }
-        let hub = &self.connection.hub;
+        let hub = &self.hub;
         if hub.is_draining() {
             let retry = hub.retry_hint();
             self.notice(&Notice::Drain { retry });
@@ -690,7 +652,7 @@ impl Session {
                 slot: &self.slot,
                 stamp: self.stamp,
                 cursor: &mut self.cursor,
-                connection: &self.connection,
+                hub: &self.hub,
                 sample: self.reads.is_multiple_of(SAMPLE),
                 out,
             };
@@ -703,7 +665,7 @@ impl Session {
             {
                 let before = out.len();
                 if attendance.read(&self.slot, room - written, out) {
-                    self.shared.bell.ring();
+                    self.vitals.ring();
                 }
                 written += out[before..].iter().map(Bytes::len).sum::<usize>();
             }
@@ -714,14 +676,14 @@ impl Session {
             if self.subscriptions[at].ended {
                 self.drop_subscription(at, LeaveReason::Ended);
                 // The last one took its place and is read in the next turn at the latest.
-                self.shared.bell.ring();
+                self.vitals.ring();
             } else {
                 index += 1;
             }
         }
         if index < self.subscriptions.len() {
             // There may be more than fitted: come back after this has been written.
-            self.shared.bell.ring();
+            self.vitals.ring();
         }
         None
     }
@@ -730,7 +692,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.slot.metrics.connections.dec();
-        let mut sessions = self.connection.hub.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.hub.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.try_remove(self.key);
         if sessions.len() * 4 < sessions.capacity() && sessions.capacity() > 1024 {
             sessions.shrink_to_fit();
@@ -743,7 +705,7 @@ struct Reading<'a> {
     slot: &'a WireSlot,
     stamp: Option<Stamp>,
     cursor: &'a mut Vec<(ChannelName, Position)>,
-    connection: &'a Arc<Connection>,
+    hub: &'a Hub,
     sample: bool,
     out: &'a mut Vec<Bytes>,
 }
@@ -804,7 +766,7 @@ impl Subscription {
                         self.ended = batch.ended;
                         reading.count(batch.events, batch.bytes.len(), batch.oldest);
                         if let Some(reason) = batch.gap {
-                            reading.connection.hub.metrics().gap(reason);
+                            reading.hub.metrics().gap(reason);
                         }
                         reading.out.push(batch.bytes);
                         return Ok(());
@@ -854,7 +816,7 @@ impl Subscription {
             self.skip_through = Position::ZERO;
             self.ended |= entry.is_end();
             if let Item::Gap { gap, link } = &entry.item {
-                reading.connection.hub.metrics().gap(gap.reason);
+                reading.hub.metrics().gap(gap.reason);
                 if gap.cursor > *link {
                     self.skip_through = gap.cursor;
                 }
@@ -897,7 +859,7 @@ impl Subscription {
 
     /// The ring has moved on without this listener.
     fn fell_off(&mut self, reading: &mut Reading<'_>, log: &Arc<Log>) -> Result<(), TooSlow> {
-        let metrics = reading.connection.hub.metrics();
+        let metrics = reading.hub.metrics();
         metrics.slow(log.rule.slow);
         // Of a conflated channel only the newest of each key counts, and as long as the log remembers those, nothing is lost.
         if let Some(place) = log.catch_up_latest(self.cursor, self.next) {
@@ -934,7 +896,7 @@ impl Subscription {
             return Poll::Ready(());
         }
         if catch_up.more || catch_up.fetch.is_some() {
-            let (hub, name, after, pause) = (reading.connection.hub.clone(), log.name.clone(), self.link, catch_up.backoff);
+            let (hub, name, after, pause) = (reading.hub.clone(), log.name.clone(), self.link, catch_up.backoff);
             let fetch = catch_up
                 .fetch
                 .get_or_insert_with(|| Box::pin(fetch_page(hub, name, after, pause)));
@@ -1055,7 +1017,7 @@ impl Reading<'_> {
         self.slot.metrics.delivered.inc_by(events);
         self.slot.metrics.delivered_bytes.inc_by(bytes as u64);
         if self.sample {
-            let metrics = self.connection.hub.metrics();
+            let metrics = self.hub.metrics();
             metrics.publish_to_write_seconds.observe(oldest.elapsed().as_secs_f64());
         }
     }

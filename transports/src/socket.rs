@@ -3,17 +3,20 @@
 //! hyper keeps about 12 KB per connection for reading requests that a stream never sends. After the routes have admitted a listener over plain
 //! HTTP/1.1, our own accept loop takes the `TcpStream` back and a bare task goes on. Behind any other server the same session is an ordinary body.
 
+use std::any::Any;
+use std::cell::Cell;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use airwave_core::Session;
 use airwave_core::session::CloseReason;
 use bytes::{Buf, Bytes};
 use hyper::rt;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -41,8 +44,41 @@ impl Io {
     }
 }
 
-/// What goes on with a socket that was taken back: given the socket, what was read from it beyond the request, and the response's head, which it writes first.
-pub type Conversation = Box<dyn FnOnce(TcpStream, Bytes, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+/// What goes on with a socket that was taken back, in a task of its own.
+pub type Conversation = Box<dyn FnOnce(Taken) + Send>;
+
+/// A socket that was taken back, and all that belongs to it.
+pub struct Taken {
+    /// The socket.
+    pub stream: TcpStream,
+    /// What was read from it beyond the request.
+    pub read: Bytes,
+    /// The response's head, which is written first.
+    pub head: Bytes,
+    /// Kept until the conversation is over: how its server knows of it, and its place among the connections.
+    pub keep: Box<dyn Any + Send>,
+}
+
+/// A conversation as a task. It stands in the task itself and not in a box: that would be one more place in memory to fetch for each listener and event.
+pub(crate) fn spawn(conversation: impl Future<Output = ()> + Send + Unpin + 'static, keep: Box<dyn Any + Send>) {
+    tokio::spawn(Kept {
+        conversation,
+        _keep: keep,
+    });
+}
+
+struct Kept<F> {
+    conversation: F,
+    _keep: Box<dyn Any + Send>,
+}
+
+impl<F: Future<Output = ()> + Unpin> Future for Kept<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.conversation).poll(cx)
+    }
+}
 
 /// Travels in a response's extensions: whoever serves the connection may take the socket from hyper and let this go on with it, instead of
 /// sending the response's body. A server that does not know of it sends the body.
@@ -97,11 +133,43 @@ impl rt::Write for Io {
     }
 }
 
+/// What a session is written to.
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// Writes what the socket takes at once, without asking the runtime whether it would. `None`: it cannot be told, or it takes nothing now.
+    fn send_now(&self, _bytes: &[u8]) -> Option<io::Result<usize>> {
+        None
+    }
+}
+
+impl Socket for TcpStream {
+    // What the runtime knows of a socket stands in one more place in memory, and nearly always it says that the socket may be written.
+    #[cfg(target_os = "linux")]
+    fn send_now(&self, bytes: &[u8]) -> Option<io::Result<usize>> {
+        match socket2::SockRef::from(self).send_with_flags(bytes, libc::MSG_NOSIGNAL) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
+            result => Some(result),
+        }
+    }
+}
+
+impl<T> Socket for TokioIo<T> where Self: AsyncRead + AsyncWrite + Unpin {}
+
+thread_local! {
+    /// Room for the pieces of whoever is polled on this thread: a connection that waits for nothing to be written keeps none.
+    static ROOM: Cell<Vec<Bytes>> = const { Cell::new(Vec::new()) };
+}
+
+/// So much room is kept for the next.
+const ROOM_KEPT: usize = 64;
+
 /// Bytes on their way to one socket: shared pieces, and how much of the first is written.
 #[derive(Default)]
 pub(crate) struct Outgoing {
     pub(crate) pieces: Vec<Bytes>,
     stalled: bool,
+    /// Nothing has been written yet in this poll. Only the first write goes to the socket directly: the others count as the runtime counts, so that a
+    /// listener whose events come faster than it writes gives way to others.
+    fresh: bool,
 }
 
 /// What became of a write.
@@ -112,16 +180,32 @@ pub(crate) enum Written {
 }
 
 impl Outgoing {
+    /// At the beginning of a poll: there is room for pieces, which is to be given back at its end.
+    pub(crate) fn take_room(&mut self) {
+        self.fresh = true;
+        if self.pieces.capacity() == 0 {
+            self.pieces = ROOM.take();
+        }
+    }
+
+    /// Gives the room back, unless it is needed.
+    pub(crate) fn give_room_back(&mut self) {
+        if self.pieces.is_empty() {
+            let room = std::mem::take(&mut self.pieces);
+            if room.capacity() <= ROOM_KEPT {
+                ROOM.set(room);
+            }
+        }
+    }
+
     /// Writes all pieces. While the socket takes nothing, the session knows, and may say that it has waited long enough.
-    pub(crate) fn poll_write<S: AsyncWrite + Unpin>(
-        &mut self,
-        socket: &mut S,
-        session: &mut Session,
-        cx: &mut Context<'_>,
-    ) -> Poll<Written> {
+    pub(crate) fn poll_write<S: Socket>(&mut self, socket: &mut S, session: &mut Session, cx: &mut Context<'_>) -> Poll<Written> {
         while !self.pieces.is_empty() {
             let result = match self.pieces.as_slice() {
-                [only] => Pin::new(&mut *socket).poll_write(cx, only),
+                [only] => match std::mem::take(&mut self.fresh).then(|| socket.send_now(only)).flatten() {
+                    Some(result) => Poll::Ready(result),
+                    None => Pin::new(&mut *socket).poll_write(cx, only),
+                },
                 several => {
                     let mut slices = [IoSlice::new(&[]); 16];
                     let count = several.len().min(slices.len());
@@ -165,68 +249,6 @@ impl Outgoing {
             whole += 1;
         }
         self.pieces.drain(..whole);
-        if self.pieces.is_empty() && self.pieces.capacity() > 4 {
-            self.pieces = Vec::new();
-        }
-    }
-}
-
-/// Knows whether a socket may have something to read, so that a task that was woken to write does not ask it.
-///
-/// Asking costs more than all else that a listener does for an event but writing. So the socket wakes this instead of the task, and this
-/// notes why.
-pub(crate) struct Readable {
-    state: Arc<ReadableState>,
-    waker: Waker,
-}
-
-struct ReadableState {
-    maybe: AtomicBool,
-    task: Mutex<Option<Waker>>,
-}
-
-impl Wake for ReadableState {
-    fn wake(self: Arc<Self>) {
-        self.maybe.store(true, Ordering::SeqCst);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(task) = task {
-            task.wake();
-        }
-    }
-}
-
-impl Default for Readable {
-    /// There may be something to read, until it has been tried.
-    fn default() -> Self {
-        let state = Arc::new(ReadableState {
-            maybe: AtomicBool::new(true),
-            task: Mutex::default(),
-        });
-        Self {
-            waker: Waker::from(state.clone()),
-            state,
-        }
-    }
-}
-
-impl Readable {
-    /// `read` if there may be something to read. It is tried again until it has said that there is nothing.
-    pub(crate) fn poll<T>(&self, cx: &mut Context<'_>, read: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-        {
-            let mut task = self.state.task.lock().unwrap_or_else(PoisonError::into_inner);
-            if !task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
-                *task = Some(cx.waker().clone());
-            }
-        }
-        // Before the try: what becomes readable after it must not be forgotten.
-        if !self.state.maybe.swap(false, Ordering::SeqCst) {
-            return Poll::Pending;
-        }
-        let result = read(&mut Context::from_waker(&self.waker));
-        if result.is_ready() {
-            self.state.maybe.store(true, Ordering::SeqCst);
-        }
-        result
     }
 }
 

@@ -44,7 +44,7 @@ use tokio_tungstenite::tungstenite::{self};
 
 use crate::envelope::{self, Payload, envelope, member_json, members_fields, refusal_fields, some_raw, text_or_number};
 use crate::request::{connect_request, path_as_seen, query_value, refusal_response, wants_presence, wants_visible_heartbeat};
-use crate::socket::{Handover, Outgoing, Readable, Written, poll_gone};
+use crate::socket::{Handover, Outgoing, Socket, Taken, Written, poll_gone, spawn};
 use crate::{ChannelRequest, Transport};
 
 /// tungstenite zero-fills this much before every read (snapview/tungstenite-rs#480), so it is small.
@@ -201,14 +201,29 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
     };
     response.extensions_mut().insert(Handover::new(move || {
         let begun = take()?;
-        Some(Box::new(move |socket, read, head| begun.go_on(socket, read, head)))
+        Some(Box::new(move |taken| {
+            let Taken {
+                stream,
+                read,
+                head,
+                keep,
+            } = taken;
+            match begun.conversation(stream, read, head) {
+                Ok(conversation) => spawn(conversation, keep),
+                Err(refused) => spawn(refused, keep),
+            }
+        }))
     }));
     tokio::spawn(async move {
         let upgraded = upgrade.await;
         let begun = unclaimed.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Nothing is left if the socket was taken back; then there was no upgrade in hyper's sense.
         if let (Ok(upgraded), Some(begun)) = (upgraded, begun) {
-            begun.go_on(TokioIo::new(upgraded), Bytes::new(), Bytes::new()).await;
+            match begun.conversation(TokioIo::new(upgraded), Bytes::new(), Bytes::new()) {
+                // Boxed: this future must not keep room for it as long as the handshake lasts.
+                Ok(conversation) => Box::pin(conversation).await,
+                Err(refused) => refused.await,
+            }
         }
     });
     response
@@ -240,13 +255,14 @@ struct Begun {
     path: String,
 }
 
+/// Tells a client why it is refused, and lets it go.
+type Refused = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 impl Begun {
     /// `read`: what came after the handshake already; `head`: what is to be written before anything else.
-    ///
-    /// Not an `async fn`: its future would keep room for every step on the way here, for as long as the connection lives.
-    fn go_on<S>(self, socket: S, read: Bytes, head: Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>>
+    fn conversation<S>(self, socket: S, read: Bytes, head: Bytes) -> Result<Conversation<S>, Refused>
     where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Socket + Send + 'static,
     {
         let Self { hub, session, path } = self;
         match session {
@@ -255,14 +271,12 @@ impl Begun {
                     .split_once("/channels/")
                     .map_or(path.strip_suffix("/socket"), |(prefix, _)| Some(prefix));
                 let prefix = prefix.unwrap_or_default().into();
-                match Conversation::new(&hub, session, socket, read, head, prefix) {
-                    Some(conversation) => Box::pin(conversation),
-                    None => Box::pin(std::future::ready(())),
-                }
+                Conversation::new(&hub, session, socket, read, head, prefix)
+                    .ok_or_else(|| Box::pin(std::future::ready(())) as Refused)
             }
             Err(refusal) => {
                 hub.metrics().refused(refusal.code);
-                Box::pin(async move { refuse(socket, head, &refusal, &path).await })
+                Err(Box::pin(async move { refuse(socket, head, &refusal, &path).await }))
             }
         }
     }
@@ -291,15 +305,17 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, head: Bytes, r
 }
 
 /// One client's WebSocket, until either side is done.
+///
+/// In the order of its fields: what every event needs stands together, like in [`Session`].
+#[repr(C)]
 struct Conversation<S> {
-    websocket: WebSocketStream<Tap<S>>,
-    readable: Readable,
-    session: Session,
     out: Outgoing,
-    /// The command that is being carried out. While it is, no other is read; events go on.
-    command: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
     /// Nothing more is said after this has been written.
     closing: bool,
+    /// The command that is being carried out. While it is, no other is read; events go on.
+    command: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
+    session: Session,
+    websocket: WebSocketStream<Tap<S>>,
     /// Set once everything is written: how long we wait for the other end.
     farewell: Option<Pin<Box<Sleep>>>,
     /// What stands before `/channels/` in this server's URLs, as the client sees them.
@@ -350,7 +366,7 @@ struct Command<'a> {
     idempotency_key: Option<IdempotencyKey>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
+impl<S: Socket> Conversation<S> {
     /// `None` cannot happen: making a WebSocket without a handshake waits for nothing.
     fn new(hub: &Hub, session: Session, socket: S, first: Bytes, head: Bytes, prefix: Box<str>) -> Option<Self> {
         let limits = hub.limits();
@@ -380,12 +396,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             out.pieces.push(head);
         }
         Some(Self {
-            websocket,
-            readable: Readable::default(),
-            session,
             out,
-            command: None,
             closing: false,
+            command: None,
+            session,
+            websocket,
             farewell: None,
             prefix,
         })
@@ -424,7 +439,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             return Poll::Pending;
         }
         let websocket = Pin::new(&mut self.websocket);
-        let message = ready!(self.readable.poll(cx, |cx| websocket.poll_next(cx)));
+        let message = ready!(self.session.poll_readable(cx, |cx| websocket.poll_next(cx)));
         self.session.heard();
         match message {
             Some(Ok(tungstenite::Message::Text(text))) => self.text(text.as_str()),
@@ -589,27 +604,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             },
         }
     }
-}
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Future for Conversation<S> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
+    /// Writes, reads and takes turns until there is nothing to do.
+    fn go_on(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            this.take_replies();
-            let socket = &mut this.websocket.get_mut().socket;
-            match ready!(this.out.poll_write(socket, &mut this.session, cx)) {
+            self.take_replies();
+            let socket = &mut self.websocket.get_mut().socket;
+            match ready!(self.out.poll_write(socket, &mut self.session, cx)) {
                 Written::All => {}
                 Written::Broken => return Poll::Ready(()),
             }
-            if this.closing {
-                let farewell = match &mut this.farewell {
+            if self.closing {
+                let farewell = match &mut self.farewell {
                     Some(farewell) => farewell,
                     None => {
                         // Closing at once would turn what the client has sent meanwhile into a reset, which may overtake our close frame.
                         let _ = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
-                        this.farewell.insert(Box::pin(sleep(CLOSE_WAIT)))
+                        self.farewell.insert(Box::pin(sleep(CLOSE_WAIT)))
                     }
                 };
                 if farewell.as_mut().poll(cx).is_ready() {
@@ -617,51 +628,64 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Conversation<S> {
                 }
                 return poll_gone(socket, cx);
             }
-            match &mut this.command {
+            match &mut self.command {
                 Some(command) => {
                     if let Poll::Ready(done) = command.as_mut().poll(cx) {
-                        this.command = None;
-                        this.done(done);
+                        self.command = None;
+                        self.done(done);
                         continue;
                     }
                     // We do not listen meanwhile, so a silence is ours.
-                    this.session.heard();
+                    self.session.heard();
                 }
-                None => match this.poll_read(cx) {
+                None => match self.poll_read(cx) {
                     Poll::Ready(true) => continue,
                     Poll::Ready(false) => return Poll::Ready(()),
                     Poll::Pending => {}
                 },
             }
-            if !this.websocket.get_ref().replies.is_empty() {
+            if !self.websocket.get_ref().replies.is_empty() {
                 continue;
             }
-            match ready!(this.session.poll_turn(cx, &mut this.out.pieces)) {
+            match ready!(self.session.poll_turn(cx, &mut self.out.pieces)) {
                 Turn::Frames => {}
-                Turn::Closed(CloseReason::Drain { .. }) if this.command.is_some() => {
+                Turn::Closed(CloseReason::Drain { .. }) if self.command.is_some() => {
                     // What is under way finishes and is answered first, unless the grace time is over before (P11).
-                    if this.out.pieces.is_empty() {
-                        return this.session.poll_cut(cx).map(|_| ());
+                    if self.out.pieces.is_empty() {
+                        return self.session.poll_cut(cx).map(|_| ());
                     }
                 }
                 Turn::Closed(reason) => match reason {
                     CloseReason::Stalled => return Poll::Ready(()),
-                    CloseReason::Drain { retry } => this.close(1012, &format!("retry={retry}")),
-                    CloseReason::TooSlow => this.close(4408, "too-slow"),
-                    CloseReason::Silent => this.close(1001, "nothing was heard for too long"),
-                    CloseReason::Ended => this.close(1000, "ended"),
+                    CloseReason::Drain { retry } => self.close(1012, &format!("retry={retry}")),
+                    CloseReason::TooSlow => self.close(4408, "too-slow"),
+                    CloseReason::Silent => self.close(1001, "nothing was heard for too long"),
+                    CloseReason::Ended => self.close(1000, "ended"),
                 },
             }
         }
     }
 }
 
+impl<S: Socket> Future for Conversation<S> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.out.take_room();
+        let over = self.go_on(cx);
+        self.out.give_room_back();
+        over
+    }
+}
+
 /// The socket as tungstenite sees it: reading is watched, writing goes into `replies`.
+#[repr(C)]
 struct Tap<S> {
+    // Side by side: every event looks at both.
     socket: S,
+    replies: Vec<u8>,
     /// What hyper had read beyond the handshake.
     first: Bytes,
-    replies: Vec<u8>,
     watch: FrameWatch,
 }
 
@@ -910,10 +934,10 @@ mod tests {
     use super::*;
     use tokio::net::TcpStream;
 
-    /// What each of ten thousand idle WebSockets costs beside its kernel buffers. Whoever makes it grow should know.
+    /// What each of ten thousand idle WebSockets costs beside its kernel buffers, one subscription included. Whoever makes it grow should know.
     #[test]
     fn a_conversation_is_small() {
         let conversation = size_of::<Conversation<TcpStream>>();
-        assert!(conversation <= 720, "{conversation} bytes");
+        assert!(conversation <= 768, "{conversation} bytes");
     }
 }
