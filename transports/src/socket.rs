@@ -167,9 +167,9 @@ const ROOM_KEPT: usize = 64;
 pub(crate) struct Outgoing {
     pub(crate) pieces: Vec<Bytes>,
     stalled: bool,
-    /// Nothing has been written yet in this poll. Only the first write goes to the socket directly: the others count as the runtime counts, so that a
-    /// listener whose events come faster than it writes gives way to others.
-    fresh: bool,
+    /// The next write goes to the socket directly. Only the first of a poll does: the others count as the runtime counts, so that a listener whose events
+    /// come faster than it writes gives way to others. And none does that waits for the socket: each event would try it once more in vain.
+    direct: bool,
 }
 
 /// What became of a write.
@@ -182,7 +182,7 @@ pub(crate) enum Written {
 impl Outgoing {
     /// At the beginning of a poll: there is room for pieces, which is to be given back at its end.
     pub(crate) fn take_room(&mut self) {
-        self.fresh = true;
+        self.direct = !self.stalled;
         if self.pieces.capacity() == 0 {
             self.pieces = ROOM.take();
         }
@@ -202,7 +202,7 @@ impl Outgoing {
     pub(crate) fn poll_write<S: Socket>(&mut self, socket: &mut S, session: &mut Session, cx: &mut Context<'_>) -> Poll<Written> {
         while !self.pieces.is_empty() {
             let result = match self.pieces.as_slice() {
-                [only] => match std::mem::take(&mut self.fresh).then(|| socket.send_now(only)).flatten() {
+                [only] => match std::mem::take(&mut self.direct).then(|| socket.send_now(only)).flatten() {
                     Some(result) => Poll::Ready(result),
                     None => Pin::new(&mut *socket).poll_write(cx, only),
                 },
