@@ -66,7 +66,7 @@ pub(crate) struct Inner {
     broker_down: Mutex<Option<(Instant, String)>>,
     started: Instant,
     /// Milliseconds since the start, plus one, as of the last tick.
-    pub(crate) clock: Arc<AtomicU64>,
+    pub(crate) clock: AtomicU64,
     pub(crate) runtime: Handle,
 }
 
@@ -185,7 +185,7 @@ impl HubBuilder {
             stale: AtomicU32::new(0),
             broker_down: Mutex::default(),
             started: Instant::now(),
-            clock: Arc::new(AtomicU64::new(1)),
+            clock: AtomicU64::new(1),
             runtime: Handle::current(),
         });
         tokio::spawn(look_after(Arc::downgrade(&inner), inner.backbone.limits.clone()));
