@@ -26,9 +26,26 @@ impl Crowd {
         }
     }
 
+    /// Offers both sides of every symbol: whoever comes first, however early, finds somebody to trade with.
+    pub fn open(&mut self, exchange: &mut Exchange) {
+        for at in 0..SYMBOLS.len() {
+            self.quote(exchange, at);
+        }
+    }
+
     /// One thought about one symbol.
     pub fn act(&mut self, exchange: &mut Exchange) {
         let at = (self.unit() * SYMBOLS.len() as f64) as usize % SYMBOLS.len();
+        self.quote(exchange, at);
+        if self.unit() < 0.6 {
+            let side = if self.unit() < 0.5 { Side::Buy } else { Side::Sell };
+            let quantity = 1 + (self.unit() * self.unit() * 90.0) as u32;
+            self.order(exchange, TAKER, SYMBOLS[at].0, side, None, quantity);
+        }
+    }
+
+    /// Moves the price a little, and the offers with it.
+    fn quote(&mut self, exchange: &mut Exchange, at: usize) {
         let (symbol, opened) = SYMBOLS[at];
         let (opened, step) = (f64::from(opened), (self.unit() + self.unit() + self.unit() - 1.5) * 0.003);
         // A wander that is drawn back to where it began, so that it neither ends at nothing nor at the highest price.
@@ -48,11 +65,6 @@ impl Crowd {
                 let quantity = 20 + (self.unit() * 120.0) as u32 * level;
                 self.order(exchange, MAKER, symbol, side, Some(price.max(1)), quantity);
             }
-        }
-        if self.unit() < 0.6 {
-            let side = if self.unit() < 0.5 { Side::Buy } else { Side::Sell };
-            let quantity = 1 + (self.unit() * self.unit() * 90.0) as u32;
-            self.order(exchange, TAKER, symbol, side, None, quantity);
         }
     }
 
@@ -76,5 +88,25 @@ impl Crowd {
         let mixed = (self.seed ^ (self.seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn there_is_always_somebody_to_trade_with_from_the_first_moment() {
+        let (mut exchange, mut crowd) = (Exchange::default(), Crowd::new(0x5eed));
+        crowd.open(&mut exchange);
+        for _ in 0..1000 {
+            for (symbol, _) in SYMBOLS {
+                let quote = exchange.quote(symbol).unwrap();
+                assert!(!quote.bids.is_empty() && !quote.asks.is_empty(), "{quote:?}");
+            }
+            crowd.act(&mut exchange);
+        }
     }
 }

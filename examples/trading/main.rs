@@ -104,8 +104,11 @@ pub fn start(airwave: &Airwave) {
             }
         }
     });
+    // Before the first client can come.
+    let mut crowd = Crowd::new(0x5eed);
+    crowd.open(&mut exchange());
+    CHANGED.notify_one();
     tokio::spawn(async move {
-        let mut crowd = Crowd::new(0x5eed);
         let mut clock = tokio::time::interval(Duration::from_millis(120));
         loop {
             clock.tick().await;
