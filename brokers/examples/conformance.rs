@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         let differs = old.lines().zip(new.lines()).find(|(old, new)| old != new);
         let (old, new) = differs.unwrap_or(("fewer or more lines", "see --write"));
         return fail(&format!(
-            "{file} says\n  {old}\nand the tests say\n  {new}\nMake it anew with --write."
+            "{file} says\n  {old}\nand the tests say\n  {new}\nIf a test has failed, mend it first: a clause that did not run is not in the table. Or else make it anew with --write."
         ));
     }
     ExitCode::SUCCESS

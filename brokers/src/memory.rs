@@ -20,17 +20,25 @@ use tokio::time::Instant;
 /// A channel that nobody uses is remembered at least so long, and at least as long as its history.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
+/// While more channels than this are remembered, those in which nothing was ever said are remembered only this long: whoever may
+/// listen can name as many as they like.
+const CROWD: usize = 100_000;
+const FORGET_SILENT_AFTER: Duration = Duration::from_secs(60);
+
 /// How often the sweeper looks at channels.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// At most so many channels are looked at in one sweep, and about as many expired events and keys dropped: well under 10 ms, and
-/// a million quiet channels are gone through in four minutes.
+/// At most so many channels are looked at in one go, and about as many expired events and keys dropped: well under 10 ms.
 const SWEEP_WORK: usize = 4096;
+
+/// Every channel is looked at within so many sweeps, however many there are.
+const SWEEPS: usize = 60;
 
 /// Everything in this process. Dropping it ends its feeds.
 ///
 /// A channel begins when somebody first names it. It is forgotten when it has no feed, no history and no live idempotency key and
-/// nobody has named it for ten minutes or its history's age, whichever is longer; an ended channel's name is then free again.
+/// nobody has named it for ten minutes or its history's age, whichever is longer; an ended channel's name is then free again. Of
+/// more than 100,000 channels those to which nobody ever published are forgotten after a minute.
 /// Events are bounded by their rule's history, idempotency keys only by [`IDEMPOTENCY_WINDOW`] times the publishers' rate.
 pub struct Memory {
     shared: Arc<Shared>,
@@ -251,11 +259,14 @@ impl State {
         }
     }
 
-    fn unused(&self, age: Duration, now: Instant) -> bool {
-        self.feeds.is_empty()
-            && self.kept.is_empty()
-            && self.keys.is_empty()
-            && now.duration_since(self.touched) >= age.max(FORGET_AFTER)
+    fn unused(&self, age: Duration, now: Instant, crowded: bool) -> bool {
+        let silent = self.head == self.birth;
+        let after = if crowded && silent {
+            FORGET_SILENT_AFTER
+        } else {
+            age.max(FORGET_AFTER)
+        };
+        self.feeds.is_empty() && self.kept.is_empty() && self.keys.is_empty() && now.duration_since(self.touched) >= after
     }
 }
 
@@ -312,6 +323,7 @@ impl Shared {
     /// Looks at the channels whose turn it is: expires what is old and forgets those that nobody uses.
     fn sweep(&self, now: Instant) {
         let most = lock(&self.sweep).turns.len();
+        let crowded = most > CROWD;
         let mut work = SWEEP_WORK;
         for _ in 0..most {
             // A statement of its own: within a `let … else` or a loop's head its lock would be held for longer.
@@ -319,9 +331,9 @@ impl Shared {
             let Some(channel) = turn else { return };
             let mut state = lock(&channel.state);
             let dropped = state.expire(channel.history.age, now, work);
-            let unused = state.unused(channel.history.age, now);
+            let unused = state.unused(channel.history.age, now, crowded);
             drop(state);
-            if !(unused && self.forget(&channel, now)) {
+            if !(unused && self.forget(&channel, now, crowded)) {
                 lock(&self.sweep).turns.push_back(channel);
             }
             work = work.saturating_sub(1 + dropped);
@@ -332,10 +344,10 @@ impl Shared {
     }
 
     /// Forgets the channel unless somebody has begun to use it meanwhile.
-    fn forget(&self, channel: &Channel, now: Instant) -> bool {
+    fn forget(&self, channel: &Channel, now: Instant, crowded: bool) -> bool {
         let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = lock(&channel.state);
-        if !state.unused(channel.history.age, now) {
+        if !state.unused(channel.history.age, now, crowded) {
             return false;
         }
         state.forgotten = true;
@@ -349,8 +361,16 @@ impl Shared {
 async fn keep_sweeping(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
-        let Some(shared) = shared.upgrade() else { return };
-        shared.sweep(Instant::now());
+        let Some(held) = shared.upgrade() else { return };
+        let channels = lock(&held.sweep).turns.len();
+        drop(held);
+        for _ in 0..channels.div_ceil(SWEEPS * SWEEP_WORK) {
+            let Some(shared) = shared.upgrade() else { return };
+            shared.sweep(Instant::now());
+            drop(shared);
+            // Between two goes it is others' turn.
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -495,6 +515,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn of_a_crowd_those_in_which_nothing_was_said_are_forgotten_sooner() {
+        let broker = keeping(10, MINUTE, usize::MAX);
+        let feed = broker.follow(&name("followed")).await.unwrap();
+        publish(&broker, "published", say("one")).await;
+        for n in 0..CROWD {
+            replay(&broker, &n.to_string(), None).await;
+        }
+        tokio::time::sleep(FORGET_SILENT_AFTER - 2 * SWEEP_EVERY).await;
+        assert_eq!(remembered(&broker), CROWD + 2);
+        tokio::time::sleep(SWEEP_EVERY * SWEEPS as u32 + 4 * SWEEP_EVERY).await;
+        let left = remembered(&broker);
+        assert!((1..=CROWD).contains(&left), "{left}");
+        for kept in ["followed", "published"] {
+            assert!(
+                broker.shared.channels.read().unwrap().by_name.contains_key(&name(kept)),
+                "{kept}"
+            );
+        }
+        // What is left is no crowd, and has the usual time.
+        tokio::time::sleep(4 * FORGET_SILENT_AFTER).await;
+        assert_eq!(remembered(&broker), left);
+        drop(feed);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_channel_that_is_followed_is_remembered_and_its_cursor_stays_good() {
         let broker = keeping(10, MINUTE, usize::MAX);
         let feed = broker.follow(&name("a")).await.unwrap();
@@ -514,9 +559,9 @@ mod tests {
         let broker = keeping(10, MINUTE, usize::MAX);
         replay(&broker, "a", None).await;
         let channel = broker.shared.open(&name("a"));
-        assert!(!broker.shared.forget(&channel, Instant::now()));
+        assert!(!broker.shared.forget(&channel, Instant::now(), false));
         assert!(Arc::ptr_eq(&channel, &broker.shared.open(&name("a"))));
-        assert!(broker.shared.forget(&channel, Instant::now() + A_WHILE));
+        assert!(broker.shared.forget(&channel, Instant::now() + A_WHILE, false));
         assert!(lock(&channel.state).forgotten, "whoever still holds it can tell");
         assert!(!Arc::ptr_eq(&channel, &broker.shared.open(&name("a"))));
     }
