@@ -136,7 +136,7 @@ describe("behind a proxy as documented", { skip }, () => {
         const { url } = await start(t, lively, seconds(8)[start.name]);
         const quiet = stream(t, "-k", `${url}/channels/both/quiet`);
         const socket = await socketAt(t, `${url}/channels/both/quiet`);
-        const still = stream(t, "-k", `${(await start(t, silent, seconds(1)[start.name])).url}/channels/both/quiet`);
+        const still = stream(t, "-k", `${(await start(t, silent, seconds(4)[start.name])).url}/channels/both/quiet`);
         // So long that either proxy would have cut them.
         await quiet.blocks.count(5, ({ comment }) => comment !== undefined, "heartbeat");
         await socket.heard.count(5, ({ type }) => type === "ping", "ping");

@@ -164,7 +164,7 @@ describe.skipIf(missing)("tabs", () => {
     await server.kill();
     for (const tab of tabs) await tab.is("both/a", "waiting");
     await server.restart();
-    for (const tab of tabs) await expect.poll(() => tab.heard(), { timeout: 10_000 }).toEqual([1, "gap"]);
+    for (const tab of tabs) await expect.poll(() => tab.heard()).toEqual([1, "gap"]);
     await server.publish(says(2));
     for (const tab of tabs) await expect.poll(() => tab.heard()).toEqual([1, "gap", 2]);
   });

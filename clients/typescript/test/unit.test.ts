@@ -421,14 +421,15 @@ test("an EventSource in place of fetch", async () => {
   const channel = start({ transport: "sse", fetch: overEventSource(["n"], Source as unknown as typeof EventSource), backoff: [10, 10] }).channel("a");
   const heard: unknown[] = [];
   channel.on("n", (data) => heard.push(data));
-  await vi.waitUntil(() => Source.last);
+  const long = { timeout: 30_000 };
+  await vi.waitUntil(() => Source.last, long);
   expect(Source.last.url).toBe("http://server.example/realtime/events?heartbeat=event&channel=a");
   Source.last.tell("airwave.subscribed", { channel: "a", cursor: "10", resumed: false });
   Source.last.tell("n", { channel: "a", id: "11", event: "n", data: 1 });
-  await vi.waitUntil(() => heard.length);
+  await vi.waitUntil(() => heard.length, long);
   const first = Source.last;
   first.onerror?.();
-  await vi.waitUntil(() => Source.last !== first);
+  await vi.waitUntil(() => Source.last !== first, long);
   expect(first.closed).toBe(true);
   expect(Source.last.url).toContain("&after=11");
 });

@@ -11,7 +11,7 @@ const [scroll, messages, text, people] = ["scroll", "messages", "text", "people"
 
 // Each tab is somebody: two tabs can talk to each other.
 const NAMES = ["Ada", "Grace", "Hedy", "Alan", "Edsger", "Barbara", "Donald", "Radia"];
-const me = sessionStorage.getItem("chat-name") ?? `${NAMES[Math.floor(Math.random() * NAMES.length)]}-${10 + Math.floor(Math.random() * 90)}`;
+const me = sessionStorage.getItem("chat-name") ?? `${NAMES[Math.floor(Math.random() * NAMES.length)]}-${1000 + Math.floor(Math.random() * 9000)}`;
 sessionStorage.setItem("chat-name", me);
 byId("name").value = me;
 byId("rename").addEventListener("submit", (event) => {
@@ -166,7 +166,7 @@ class Room {
     if (!on && this.#toldTyping === 0) return;
     this.#toldTyping = on ? Date.now() : 0;
     // A hint that is late is worth nothing: it is said once or not at all.
-    this.#typing?.send("typing", on, { repeat: false, reply: false }).catch(() => {});
+    this.#typing?.send("typing", on, { repeat: false, reply: false }).catch(() => (this.#toldTyping = 0));
   }
 
   #stoppedTyping(from) {
