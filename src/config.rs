@@ -61,7 +61,8 @@ pub struct Config {
     /// only where [`Config::is_local`] holds or `publish_open` says so.
     pub publish_token: Option<Secret>,
     /// Anyone who reaches the server may publish, though it can be reached from other machines. If that is false and there
-    /// is no token, nobody may publish over HTTP there, and a file must say that it means so (`open = false`).
+    /// is no token, nobody may publish over HTTP there, and a file must say that it means so (`open = false`). Where it says so, this
+    /// machine may not either.
     pub publish_open: bool,
     /// The peers (reverse proxies) whose word about the client's address is taken. If there are any, other machines reach
     /// the server whatever address it listens on.
@@ -281,6 +282,11 @@ impl Config {
         } else {
             Err(ConfigError::of(problems))
         }
+    }
+
+    /// Whether somebody said that nobody may publish over HTTP without a token, not even from this machine.
+    pub(crate) fn publish_is_closed(&self) -> bool {
+        !self.publish_open && self.provenance.is_set("publish.open")
     }
 
     /// Whether only this machine can reach the server: it listens on loopback, and no proxy is said to stand before it.

@@ -49,6 +49,9 @@ pub enum Error {
     /// Serving failed.
     #[error("serving failed: {0}")]
     Serve(#[from] io::Error),
+    /// A channel refused what the application asked of it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
 }
 
 /// A broker, and its directory of members if it has one.
@@ -107,7 +110,7 @@ pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
     let publishers = match &config.publish_token {
         Some(token) => Publishers::Token(token.expose().into()),
         None if config.publish_open => Publishers::Anybody,
-        None if !embedded && config.is_local() => Publishers::Local,
+        None if !embedded && config.is_local() && !config.publish_is_closed() => Publishers::Local,
         None => Publishers::Nobody,
     };
     let origins = match &config.origins {

@@ -292,6 +292,15 @@ fn a_token_opens_publishing_and_nothing_shows_it() {
 }
 
 #[test]
+fn who_closes_publishing_closes_it_on_loopback_too() {
+    let file = "publish.open = false\n[[channels]]\nmatch = \"open/{id}\"\nuse_case = \"feed\"\n";
+    let server = Server::start_in(Folder::with(file), &[]);
+    let refused = server.run(&["publish", "open/1", "x"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("(forbidden)"), "{}", text(&refused.stderr));
+}
+
+#[test]
 fn the_transport_is_the_one_that_the_server_names() {
     let file = "[[channels]]\nmatch = \"chat/{id}\"\nuse_case = \"chat\"\n";
     let server = Server::start_in(Folder::with(file), &[]);
@@ -316,6 +325,20 @@ fn a_reader_that_leaves_ends_the_listener_quietly() {
     server.publish(&["pipe", "x"]);
     assert_eq!(listener.wait().code(), Some(0));
     assert_eq!(said.iter().collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[test]
+fn a_server_that_was_never_there_is_an_error_when_the_time_is_over() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let folder = Folder::new();
+    let output = folder
+        .airwave(&["listen", "a", "--url", &url, "--for", "2s"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("refused"), "{}", text(&output.stderr));
 }
 
 #[test]

@@ -239,9 +239,17 @@ async fn a_cluster_that_loses_its_leader_goes_on_with_all_that_was_acknowledged(
             given.push(insist(async || broker.publish(&name("a"), say("text")).await).await.position);
         }
         let running = &servers[usize::from(round == 1)..];
-        let info = running[running.len() - 1].ask("STREAM.INFO.airwave", Value::Null).await;
-        let leader = info["cluster"]["leader"].as_str().unwrap_or_default().to_owned();
-        let leader: usize = leader.trim_start_matches('n').parse().unwrap();
+        let led = async {
+            loop {
+                let info = running[running.len() - 1].ask("STREAM.INFO.airwave", Value::Null).await;
+                let leader = info["cluster"]["leader"].as_str();
+                if let Some(leader) = leader.and_then(|name| name.strip_prefix('n')?.parse::<usize>().ok()) {
+                    return leader;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let leader = timeout(PATIENCE, led).await.expect("nobody leads");
         servers[leader].kill();
         let next = insist(async || broker.publish(&name("a"), say("after")).await).await.position;
         assert!(next > *given.last().unwrap());

@@ -113,12 +113,13 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
         let listening = listener.listen(args.transport);
         match limit {
             None => listening.await,
-            Some(limit) => match timeout(limit, listening).await {
-                Ok(done) => done,
-                Err(_) => Ok(()),
-            },
+            Some(limit) => timeout(limit, listening).await.unwrap_or(Ok(())),
         }
     })?;
+    // Its time is over, and there was nobody to listen to.
+    if listener.place.cursors.is_empty() && !listener.told.is_empty() {
+        return Err(Stop::Failed(format!("{}: {}", listener.server, listener.told)));
+    }
     match listener.printer.left {
         Some(left) if left > 0 => {
             let count = count.unwrap_or(left);

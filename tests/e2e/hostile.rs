@@ -323,6 +323,15 @@ fn bodies_that_are_not_understood() {
                 );
             }
         }
+        let packed = [("content-type", "application/json"), ("content-encoding", "gzip")];
+        let answer = http::request(node.own, "POST", "/publish", &packed, "\u{1f}".into()).await;
+        assert_eq!(answer.status, 400);
+        assert!(
+            answer.json()["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("Content-Encoding")
+        );
         let kind = [("content-type", "Application/JSON; charset=utf-8")];
         let answer = http::request(node.own, "POST", "/publish", &kind, r#"{"channel":"a","data":1}"#.into()).await;
         assert_eq!(answer.status, 200);

@@ -211,6 +211,17 @@ fn history_is_read_in_pages_and_continued_by_a_stream() {
             assert!(listener.subscribed().await.resumed);
             assert_eq!(listener.number().await, 120);
         }
+        // The mark of a channel's end takes no event's place.
+        for n in 0..3 {
+            node.publish("over", n).await;
+        }
+        let ended = node.post("/publish", &[], r#"{"channel":"over","end":true}"#).await;
+        assert_eq!(ended.status, 200);
+        for limit in 1..=3 {
+            let page = node.get(&format!("/channels/over?limit={limit}")).await.json();
+            assert_eq!(numbers(&page), (3 - limit..3).collect::<Vec<_>>());
+            assert_eq!((&page["ended"], &page["cursor"]), (&json!(true), &ended.json()["cursor"]));
+        }
         // A channel that nobody has heard of yet has a cursor to begin with.
         let page = node.get("/channels/new").await.json();
         let mut listener = node.resume(Way::Sse, "new", page["cursor"].as_str().unwrap()).await;

@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
@@ -81,6 +81,14 @@ async fn json_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Byte
     {
         return Err(Refusal::bad_request("send JSON, with 'Content-Type: application/json'"));
     }
+    if headers
+        .get(CONTENT_ENCODING)
+        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return Err(Refusal::bad_request(
+            "send the body as it is: 'Content-Encoding' is not taken",
+        ));
+    }
     match timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
@@ -140,16 +148,17 @@ pub(crate) async fn history(
         }
     };
     let connection = hub.connect(connect_request(parts, TransportName::HTTP), false)?;
-    let (channel, page) = hub.history(&connection, &channel, after, limit).await?;
+    // The mark of the end, which is no event to whoever asks, takes no event's place among the newest.
+    let asked = if after.is_none() { limit + 1 } else { limit };
+    let (channel, page) = hub.history(&connection, &channel, after, asked).await?;
     let members = if wants_presence(parts)? {
         format!(",\"members\":{}", envelope::members_json(&channel.members().await?))
     } else {
         String::new()
     };
-    let events: Vec<String> = page
-        .events
+    let events: Vec<_> = page.events.iter().filter(|event| !event.is_end()).collect();
+    let events: Vec<String> = events[events.len().saturating_sub(limit)..]
         .iter()
-        .filter(|event| !event.is_end())
         .map(|event| envelope(channel.name(), event))
         .collect();
     // A stream that starts here continues exactly after what was returned.

@@ -52,6 +52,17 @@ impl Sse {
     }
 }
 
+/// Whether a media range of an `Accept` header (RFC 9110, section 12.5.1) is that of a stream, and not one that is not wanted (`q=0`).
+fn is_stream(range: &str) -> bool {
+    let mut parts = range.split(';').map(str::trim);
+    let kind = parts.next().unwrap_or_default();
+    let unwanted = |parameter: &str| {
+        let quality = parameter.strip_prefix("q=").or_else(|| parameter.strip_prefix("Q="));
+        quality.and_then(|quality| quality.parse().ok()) == Some(0.0_f32)
+    };
+    kind.eq_ignore_ascii_case(EVENT_STREAM) && !parts.any(unwanted)
+}
+
 #[async_trait]
 impl Transport for Sse {
     fn name(&self) -> TransportName {
@@ -68,7 +79,8 @@ impl Transport for Sse {
         accept
             .iter()
             .filter_map(|value| value.to_str().ok())
-            .any(|value| value.contains(EVENT_STREAM))
+            .flat_map(|value| value.split(','))
+            .any(is_stream)
     }
 
     async fn listen(&self, hub: &Hub, request: ChannelRequest) -> Response {
@@ -487,6 +499,27 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_is_asked_for_by_its_media_type() {
+        for range in [
+            "text/event-stream",
+            " Text/Event-Stream ",
+            "text/event-stream; q=0.5",
+            "text/event-stream;charset=utf-8",
+        ] {
+            assert!(is_stream(range), "{range}");
+        }
+        for range in [
+            "",
+            "*/*",
+            "text/event-streams",
+            "text/event-stream;q=0",
+            "text/event-stream; Q=0.000",
+        ] {
+            assert!(!is_stream(range), "{range}");
+        }
+    }
 
     /// What each of ten thousand idle streams costs beside its kernel buffers, one subscription included. Whoever makes it grow should know.
     #[test]

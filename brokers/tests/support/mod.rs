@@ -250,11 +250,18 @@ impl Server {
 
     /// How often a command was called since the last `CONFIG RESETSTAT`.
     pub fn calls(&self, command: &str) -> u64 {
+        self.calls_of([command])[0]
+    }
+
+    /// The same for several, all of one moment.
+    pub fn calls_of<const N: usize>(&self, commands: [&str; N]) -> [u64; N] {
         let stats: String = self.ask(&["INFO", "commandstats"]);
-        let line = stats
-            .lines()
-            .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-        line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+        commands.map(|command| {
+            let line = stats
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+            line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+        })
     }
 
     /// One line of `INFO`, or of `CLUSTER INFO`: what stands behind `name:`.

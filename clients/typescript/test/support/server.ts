@@ -67,7 +67,7 @@ export class Server {
 
   /** Another program that takes its address as its last argument and says where it listens. */
   static async of(program: string, args: string[]): Promise<Server> {
-    if (!existsSync(program)) throw new Error(`there is no ${program}: build it first (\`cargo build --bin airwave --example typed\`), or say where it is in AIRWAVE_BIN`);
+    if (!existsSync(program)) throw new Error(`there is no ${program}: build it first (\`cargo build --bin airwave\`, \`cargo build --features typescript --example typed\`), or say where it is in AIRWAVE_BIN`);
     const server = new Server(program, args);
     onTestFinished(() => server.kill());
     await server.#run(0);
