@@ -31,7 +31,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// At most so many channels are looked at in one go, and about as many expired events and keys dropped: well under 10 ms.
 const SWEEP_WORK: usize = 4096;
 
-/// Every channel is looked at within so many sweeps, however many there are.
+/// Every channel is looked at within so many sweeps, however many there are, unless as much expires as is looked at.
 const SWEEPS: usize = 60;
 
 /// Everything in this process. Dropping it ends its feeds.
