@@ -10,6 +10,7 @@ use slab::Slab;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use crate::address::{AddressCounts, AddressPlace};
 use crate::broker::{Broker, BrokerError, Replay};
 use crate::channel::{Backbone, Channel, Outage, Unanswered};
 use crate::directory::Directory;
@@ -57,7 +58,7 @@ pub(crate) struct Inner {
     opening: Flights<ChannelName, Result<Arc<Feeder>, BrokerError>>,
     asking: Flights<(ChannelName, Position, usize), Result<Arc<Replay>, BrokerError>>,
     pub(crate) sessions: Mutex<Slab<Arc<Vitals>>>,
-    addresses: Mutex<HashMap<IpAddr, usize>>,
+    addresses: Arc<AddressCounts>,
     connections: AtomicUsize,
     next_client: AtomicU64,
     draining: AtomicBool,
@@ -82,6 +83,8 @@ pub struct Connection {
     peer: Option<IpAddr>,
     /// Whether it takes one of the node's places.
     counted: bool,
+    /// Its place among those of its address.
+    _place: Option<AddressPlace>,
     /// Kept as long as a handler may still have to be asked.
     request: Mutex<Option<Box<ConnectRequest>>>,
     clients: Mutex<Vec<(Option<usize>, Arc<Client>)>>,
@@ -178,7 +181,7 @@ impl HubBuilder {
             opening: Flights::default(),
             asking: Flights::default(),
             sessions: Mutex::default(),
-            addresses: Mutex::default(),
+            addresses: Arc::default(),
             connections: AtomicUsize::new(0),
             next_client: AtomicU64::new(1),
             draining: AtomicBool::new(false),
@@ -321,20 +324,20 @@ impl Hub {
             return Err(Refusal::unavailable("this server is going away: connect again"));
         }
         let limits = self.limits();
+        let mut place = None;
         if counted {
             let open = self.0.connections.fetch_add(1, Ordering::Relaxed);
             let result = if open >= limits.connections {
                 Err("this server has no place left (limits.connections): try again later")
-            } else if !self.count_address(request.peer, limits.connections_per_address) {
-                Err(
-                    "too many connections from this address (limits.connections_per_address): close some, or subscribe to several channels over one",
-                )
             } else {
-                Ok(())
+                self.take_place(request.peer, limits.connections_per_address)
             };
-            if let Err(text) = result {
-                self.0.connections.fetch_sub(1, Ordering::Relaxed);
-                return Err(Refusal::new(Code::TooMany, text));
+            match result {
+                Ok(taken) => place = taken,
+                Err(text) => {
+                    self.0.connections.fetch_sub(1, Ordering::Relaxed);
+                    return Err(Refusal::new(Code::TooMany, text));
+                }
             }
         }
         let (transport, peer) = (request.transport.clone(), request.peer);
@@ -346,20 +349,18 @@ impl Hub {
             transport,
             peer,
             counted,
+            _place: place,
             request: Mutex::new(request),
             clients: Mutex::default(),
         }))
     }
 
-    fn count_address(&self, peer: Option<IpAddr>, limit: usize) -> bool {
-        let Some(peer) = peer else { return true };
-        let mut addresses = lock(&self.0.addresses);
-        let count = addresses.entry(peer).or_default();
-        if *count >= limit {
-            return false;
-        }
-        *count += 1;
-        true
+    /// A place among those of the client's address; none is needed where the address is unknown.
+    fn take_place(&self, peer: Option<IpAddr>, limit: usize) -> Result<Option<AddressPlace>, &'static str> {
+        let Some(peer) = peer else { return Ok(None) };
+        self.0.addresses.take(peer, limit).map(Some).ok_or(
+            "too many connections from this address (limits.connections_per_address): close some, or subscribe to several channels over one",
+        )
     }
 
     fn rule(&self, name: &ChannelName) -> Result<(Arc<Rule>, Params), Refusal> {
@@ -604,15 +605,6 @@ impl Drop for Connection {
             return;
         }
         self.hub.0.connections.fetch_sub(1, Ordering::Relaxed);
-        if let Some(peer) = self.peer {
-            let mut addresses = lock(&self.hub.0.addresses);
-            if let Some(count) = addresses.get_mut(&peer) {
-                *count -= 1;
-                if *count == 0 {
-                    addresses.remove(&peer);
-                }
-            }
-        }
     }
 }
 

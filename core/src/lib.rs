@@ -5,24 +5,26 @@
 //!
 //! 1. [`event`]: names, positions, messages and events; values that are valid by construction
 //! 2. [`cursor`]: how far a listener has got, as text
-//! 3. [`rule`]: the decision matrix and its settings as types
-//! 4. [`refusal`]: the few error codes that clients see
-//! 5. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`]
-//! 6. [`directory`]: a further ability of a backbone: who is in a channel on which node
-//! 7. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
-//! 8. [`metrics`]: what a node counts
-//! 9. `sync`, `bell`, `vitals`, `log`: one channel on this node: ring, listeners, wake
-//! 10. `roster`: who is in a channel, as this node knows it
-//! 11. [`channel`]: the handle that applications publish with
-//! 12. [`handler`]: what the application says about clients
-//! 13. [`hub`]: one node: opens logs, heals them, drains
-//! 14. [`session`]: one connected client, as every transport uses it
+//! 3. [`shrink`], [`address`]: giving memory back; counting by address
+//! 4. [`rule`]: the decision matrix and its settings as types
+//! 5. [`refusal`]: the few error codes that clients see
+//! 6. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`]
+//! 7. [`directory`]: a further ability of a backbone: who is in a channel on which node
+//! 8. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
+//! 9. [`metrics`]: what a node counts
+//! 10. `sync`, `bell`, `vitals`, `log`: one channel on this node: ring, listeners, wake
+//! 11. `roster`: who is in a channel, as this node knows it
+//! 12. [`channel`]: the handle that applications publish with
+//! 13. [`handler`]: what the application says about clients
+//! 14. [`hub`]: one node: opens logs, heals them, drains
+//! 15. [`session`]: one connected client, as every transport uses it
 //!
 //! `conformance` and `directory_conformance` (feature `conformance`) are the two contracts as suites of tests.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod address;
 mod bell;
 pub mod broker;
 pub mod channel;
@@ -45,6 +47,7 @@ pub mod refusal;
 mod roster;
 pub mod rule;
 pub mod session;
+pub mod shrink;
 mod sync;
 mod vitals;
 pub mod wire;
