@@ -76,6 +76,42 @@ need_cc() {
   first_command cc gcc clang >/dev/null || apt_install gcc libc6-dev
 }
 
+need_valgrind() {
+  first_command valgrind >/dev/null || apt_install valgrind
+}
+
+# A library that, loaded into a process, gives it another time of day. Chaos skews clocks with it.
+need_faketime() {
+  if [[ -z ${AIRWAVE_TEST_FAKETIME:-} ]]; then
+    # Of the package faketime, wherever the architecture puts it.
+    find_faketime() { compgen -G '/usr/lib/*/faketime/libfaketime.so.1' | head -n 1; }
+    [[ -n $(find_faketime) ]] || apt_install faketime || return 1
+    AIRWAVE_TEST_FAKETIME=$(find_faketime)
+    [[ -n $AIRWAVE_TEST_FAKETIME ]] || return 1
+  fi
+  export AIRWAVE_TEST_FAKETIME
+}
+
+# cargo-fuzz from crates.io, into $work/tools, and the nightly toolchain that it builds with.
+cargo_fuzz_version=0.13.2
+need_cargo_fuzz() {
+  if ! cargo +nightly --version >/dev/null 2>&1; then
+    say "installing the nightly toolchain"
+    timeout -k 10 600 rustup toolchain install nightly --profile minimal </dev/null \
+      || { say "missing: a nightly toolchain. rustup toolchain install nightly"; return 1; }
+  fi
+  # libFuzzer is C++.
+  first_command c++ g++ clang++ >/dev/null || apt_install g++ || return 1
+  PATH=$work/tools/bin:$PATH
+  export PATH
+  if ! command -v cargo-fuzz >/dev/null; then
+    say "installing cargo-fuzz $cargo_fuzz_version"
+    CARGO_TARGET_DIR=$work/tools/target timeout -k 10 900 cargo install --quiet --locked --root "$work/tools" \
+      "cargo-fuzz@$cargo_fuzz_version" </dev/null || return 1
+    rm -rf "$work/tools/target"
+  fi
+}
+
 need_curl() {
   first_command curl >/dev/null || apt_install curl ca-certificates || return 1
   AIRWAVE_TEST_CURL=${AIRWAVE_TEST_CURL:-$(command -v curl)}

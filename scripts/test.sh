@@ -1,34 +1,49 @@
 #!/usr/bin/env bash
-# The one command that tests everything: installs what the tests need, runs every gate, cleans up after itself.
+# The one command that tests everything: installs what the tests need, runs its gates, cleans up after itself.
 #
-#   scripts/test.sh                 all gates
-#   scripts/test.sh fmt clippy      only these
-#   scripts/test.sh --list          their names
+#   scripts/test.sh                 the gates that CI runs: at most 30 minutes warm, 55 cold, on two cores
+#   scripts/test.sh deep            the gates that take longer, with seeds of their own: at most 60 minutes
+#   scripts/test.sh fmt clippy      only these, of either tier
+#   scripts/test.sh --list          the names of CI's gates; --list deep: those of the deep tier
 #
-# Wants Debian 12 (or a kin) with cargo and node 20 or newer; what else is missing it installs by apt, as root or through sudo.
-# Honours CARGO_TARGET_DIR. AIRWAVE_TEST_BUDGET_S bounds the whole run (default 4500 s). Every gate runs even if an earlier one
-# failed, the exit code is 0 only if none failed, and the last line counts them.
+# Wants Debian 12 (or a kin) with cargo and node 20 or newer; what else is missing it installs by
+# apt, as root or through sudo. The gate `fuzz` also wants a nightly toolchain.
+# Honours CARGO_TARGET_DIR. AIRWAVE_TEST_BUDGET_S bounds the whole run (default: 3300 s, deep 3900 s).
+# Every gate runs even if an earlier one failed, and no gate is skipped. The exit code is 0 only if
+# none failed. The last line counts them; the last line of the deep tier can be quoted.
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-all_gates=(fmt clippy boundaries doc test brokers loom browser client)
-chosen=("${all_gates[@]}")
-if [[ $# -gt 0 ]]; then
-  if [[ $1 == --list ]]; then
-    printf '%s\n' "${all_gates[@]}"
+ci_gates=(fmt clippy boundaries doc test brokers loom browser client)
+deep_gates=(chaos matrix simulation model fuzz)
+tier=ci
+chosen=()
+case ${1:-} in
+  --list)
+    if [[ ${2:-} == deep ]]; then printf '%s\n' "${deep_gates[@]}"; else printf '%s\n' "${ci_gates[@]}"; fi
     exit 0
-  fi
-  chosen=("$@")
-  for name in "${chosen[@]}"; do
-    [[ " ${all_gates[*]} " == *" $name "* ]] || { echo "no gate is called '$name'; there are: ${all_gates[*]}" >&2; exit 2; }
-  done
-fi
+    ;;
+  '') chosen=("${ci_gates[@]}") ;;
+  deep)
+    [[ $# -eq 1 ]] || { echo "'deep' stands alone, or name the gates: $0 ${deep_gates[*]}" >&2; exit 2; }
+    tier=deep
+    chosen=("${deep_gates[@]}")
+    ;;
+  *)
+    chosen=("$@")
+    for name in "${chosen[@]}"; do
+      [[ " ${ci_gates[*]} ${deep_gates[*]} " == *" $name "* ]] \
+        || { echo "no gate is called '$name'; there are: ${ci_gates[*]}, and deep: ${deep_gates[*]}" >&2; exit 2; }
+    done
+    ;;
+esac
 is_chosen() { [[ " ${chosen[*]} " == *" $1 "* ]]; }
 
 say() { printf '[test] %s\n' "$*"; }
 
 started=$SECONDS
-budget=${AIRWAVE_TEST_BUDGET_S:-4500}
+if [[ $tier == deep ]]; then usual_budget=3900; else usual_budget=3300; fi
+budget=${AIRWAVE_TEST_BUDGET_S:-$usual_budget}
 
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target"
@@ -73,8 +88,10 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-passed=0 failed=0 skipped=0
+passed=0 failed=0
 report=()
+# What the gates of the deep tier say of themselves for the last line.
+remarks=()
 
 heading() { printf '\n==== %s ====\n' "$*"; }
 
@@ -83,8 +100,8 @@ tell() { # tell OUTCOME GATE TEXT
   case $1 in
     passed) passed=$((passed + 1)) ;;
     failed) failed=$((failed + 1)) ;;
-    skipped) skipped=$((skipped + 1)) ;;
   esac
+  say "$2: $1, $3"
 }
 
 # bounded SECONDS COMMAND...: runs the command with no input, at most this long, and never past the budget of the whole run.
@@ -118,12 +135,9 @@ gate() {
   fi
 }
 
-skip() { # skip GATE WHY
-  is_chosen "$1" || return 0
-  heading "$1"
-  say "skipped: $2"
-  tell skipped "$1" "$2"
-}
+# "${kept[@]}" FILE COMMAND...: runs the command; what it says is shown and also kept in the file.
+# shellcheck disable=SC2016 # the inner shell expands them
+kept=(bash -o pipefail -c '"$@" 2>&1 | tee "$0"')
 
 # ---------------------------------------------------------------------------------------------------------------------
 heading "needs"
@@ -141,11 +155,20 @@ need_cc || lacks "missing: a C compiler, as rustc's linker"
 
 # What `cargo test` starts itself. A test of a broker says here what it needs.
 needs=()
-if is_chosen test || is_chosen browser || is_chosen client; then
+if is_chosen test || is_chosen browser || is_chosen client || is_chosen chaos || is_chosen matrix; then
   needs+=(redis_server)
 fi
 if is_chosen test; then
-  needs+=(nats_server nats_server_2_10 nats_server_2_9)
+  needs+=(nats_server nats_server_2_10 nats_server_2_9 faketime)
+fi
+if is_chosen chaos || is_chosen matrix; then
+  needs+=(nats_server faketime)
+fi
+if is_chosen cost; then
+  needs+=(valgrind)
+fi
+if is_chosen fuzz; then
+  needs+=(cargo_fuzz)
 fi
 if is_chosen browser; then
   needs+=(nginx haproxy)
@@ -204,11 +227,16 @@ if [[ -n $prepared ]]; then
     "$AIRWAVE_CONFORMANCE_RECORD" docs/brokers.md
 
   # Loom replaces the standard library's atomics throughout core, hence a build of its own.
-  if grep -rq 'loom::model' --include='*.rs' core/src; then
-    gate loom 900 env RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR="$target/loom" scripts/nonempty.sh \
-      cargo test --locked -p airwave-core --lib loom
-  else
-    skip loom "core has no loom test"
+  gate loom 900 env RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR="$target/loom" scripts/nonempty.sh \
+    cargo test --locked -p airwave-core --lib loom
+
+  # Instructions and allocations of the release binary, counted and compared with bench/cost.toml.
+  if is_chosen cost; then
+    if bounded 1500 cargo build --locked --release --bin airwave && bounded 900 cargo build --locked -p airwave-bench; then
+      gate cost 900 "$target/debug/airwave-bench" --airwave "$target/release/airwave" cost
+    else
+      tell failed cost "the airwave binary or the bench does not build"
+    fi
   fi
 
   if is_chosen browser; then
@@ -228,6 +256,33 @@ if [[ -n $prepared ]]; then
     fi
   fi
 
+  # The deep tier. Each gate draws seeds of its own and prints, for a seed that fails, the command that repeats it.
+  # Chaos takes 30 minutes in all: three nodes over every broker, then one node and five.
+  if is_chosen chaos || is_chosen matrix; then
+    if bounded 900 cargo build --locked --bin airwave && bounded 900 cargo build --locked -p airwave-bench; then
+      chaos=("$target/debug/airwave-bench" --airwave "$target/debug/airwave" chaos --every-broker --story)
+      first_seed=${AIRWAVE_DEEP_SEED:-$(date +%s)}
+      gate chaos 2100 "${kept[@]}" "$TMPDIR/chaos" "${chaos[@]}" --minutes 24 --seed "$first_seed"
+      gate matrix 900 "${kept[@]}" "$TMPDIR/matrix" "${chaos[@]}" --minutes 6 --seed "$first_seed" --seconds 8 --nodes 1,5
+      for name in chaos matrix; do
+        [[ ! -s $TMPDIR/$name ]] || remarks+=("$name: $(tail -n 1 "$TMPDIR/$name")")
+      done
+    else
+      tell failed chaos "the airwave binary or the bench does not build"
+    fi
+  fi
+
+  first_seed=${AIRWAVE_DEEP_SEED:-$(($(date +%s) % 1000000 * 1000))}
+  gate simulation 600 env AIRWAVE_SIM_SEEDS="$first_seed..$((first_seed + 300))" scripts/nonempty.sh \
+    cargo test --locked -p airwave-transports --test sim seeds
+  ! is_chosen simulation || remarks+=("simulation: seeds $first_seed..$((first_seed + 300))")
+
+  # Tests that are marked as too long for CI.
+  gate model 900 scripts/nonempty.sh cargo test --locked -p airwave-core --test core -- --ignored
+
+  gate fuzz 1200 "${kept[@]}" "$TMPDIR/fuzz" scripts/fuzz.sh 600
+  [[ ! -s $TMPDIR/fuzz ]] || remarks+=("fuzz: $(tail -n 1 "$TMPDIR/fuzz")")
+
   # A test that leaves a process behind is a fault of that test. Browsers take a moment to go.
   for _ in 1 2 3 4 5 6 7 8 9 10; do
     left_behind=$(leftovers)
@@ -246,5 +301,12 @@ fi
 heading "summary"
 printf '%s\n' "${report[@]}"
 say "$((SECONDS - started)) s in all"
-echo "gates: $passed passed, $failed failed, $skipped skipped"
+counted="gates: $passed passed, $failed failed, 0 skipped"
+if [[ $tier == deep ]]; then
+  at=$(git rev-parse --short HEAD 2>/dev/null || echo "no commit")
+  [[ -z $(git status --porcelain 2>/dev/null) ]] || at+=" with changes"
+  counted="deep $counted, $((SECONDS - started)) s, at $at"
+  for remark in "${remarks[@]}"; do counted+="; $remark"; done
+fi
+echo "$counted"
 [[ $failed -eq 0 ]]

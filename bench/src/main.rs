@@ -23,6 +23,7 @@
 //! | `channels` | 1,000 channels with 5 listeners each |
 //! | `brokers` | publishing and fan-out over SSE with Redis and NATS behind, beside Redis's pub/sub written into axum by hand |
 //! | `chaos` | no benchmark: real processes treated badly, and a checker that judges what clients saw of it |
+//! | `cost` | instructions and allocations of a publish, a delivery and a connect, compared with `bench/cost.toml` |
 //! | `all` | everything in the table of budgets; `--write FILE` puts it between the file's two `measured` markers |
 //!
 //! Where to look: `scenario.rs` says what is measured, `load.rs` is the generator, `check.rs` and `wire.rs` decide what counts as
@@ -30,6 +31,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod cost;
 mod load;
 mod process;
 mod publish;
@@ -194,18 +196,30 @@ enum Command {
         /// The brokers to try in turn; by default those whose servers are here.
         #[arg(long = "broker")]
         brokers: Vec<BrokerKind>,
+        /// All brokers; one whose server is missing is a failure.
+        #[arg(long, conflicts_with = "brokers")]
+        every_broker: bool,
         /// The first seed; by default the clock's.
         #[arg(long)]
         seed: Option<u64>,
         /// For how long things go wrong in one run.
         #[arg(long, default_value_t = 20)]
         seconds: u64,
-        /// How many nodes.
-        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
-        nodes: u8,
+        /// How many nodes; of several numbers (`1,5`) each is tried with each broker.
+        #[arg(long, default_value = "3", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=20))]
+        nodes: Vec<u8>,
         /// Tells everything that was seen in a run that fails.
         #[arg(long)]
         story: bool,
+    },
+    /// Counts instructions and allocations under valgrind, and compares them.
+    Cost {
+        /// The file to compare with; by default `bench/cost.toml`.
+        #[arg(long, value_name = "FILE")]
+        baseline: Option<PathBuf>,
+        /// Puts what was counted into the file.
+        #[arg(long)]
+        write: bool,
     },
     /// Everything in the table of budgets.
     All {
@@ -257,7 +271,8 @@ fn run(cli: Cli) -> Result<bool, String> {
     if let Command::Chaos {
         minutes,
         runs,
-        brokers,
+        mut brokers,
+        every_broker,
         seed,
         seconds,
         nodes,
@@ -268,15 +283,25 @@ fn run(cli: Cli) -> Result<bool, String> {
             Some(path) => path,
             None => process::build_airwave(!cfg!(debug_assertions))?,
         };
+        if every_broker {
+            brokers = BrokerKind::ALL.to_vec();
+        }
         let long = Endurance {
             minutes,
             runs,
             seed,
             trouble: Duration::from_secs(seconds),
-            nodes: usize::from(nodes),
+            nodes: nodes.into_iter().map(usize::from).collect(),
             story,
         };
         return endure(&long, brokers, &airwave);
+    }
+    if let Command::Cost { baseline, write } = cli.command {
+        let airwave = cli
+            .common
+            .airwave
+            .ok_or("name a release build of airwave: --airwave target/release/airwave")?;
+        return cost::run(&airwave, &baseline.unwrap_or_else(cost::default_baseline), write).map(|()| true);
     }
     process::clean_up_on_signals()?;
     if cfg!(debug_assertions) {
@@ -363,7 +388,9 @@ fn run(cli: Cli) -> Result<bool, String> {
             return tell(&reports, &machine, write.map(|path| (path, "brokers")));
         }
         // They returned above.
-        Command::Chaos { .. } | Command::ServeRaw | Command::ServeAxum | Command::ServeRedis { .. } => return Ok(true),
+        Command::Chaos { .. } | Command::Cost { .. } | Command::ServeRaw | Command::ServeAxum | Command::ServeRedis { .. } => {
+            return Ok(true);
+        }
     };
     println!("{machine}.\n\n{}", report.markdown());
     Ok(report.faults().is_empty())
@@ -374,11 +401,11 @@ struct Endurance {
     runs: Option<u32>,
     seed: Option<u64>,
     trouble: Duration,
-    nodes: usize,
+    nodes: Vec<usize>,
     story: bool,
 }
 
-/// Run after run, until the time is over or somebody interrupts.
+/// Run after run, until the time is over or a signal comes. Each broker with each number of nodes has one run at least.
 fn endure(long: &Endurance, brokers: Vec<BrokerKind>, airwave: &std::path::Path) -> Result<bool, String> {
     let mut brokers = brokers;
     if brokers.is_empty() {
@@ -394,29 +421,37 @@ fn endure(long: &Endurance, brokers: Vec<BrokerKind>, airwave: &std::path::Path)
     let first = long.seed.unwrap_or_else(|| chaos::history::wall_clock() / 1_000_000);
     let since = Instant::now();
     let all = async {
-        let (mut done, mut failed) = (0, Vec::new());
-        for number in 0.. {
+        let (mut done, mut failed) = (0usize, Vec::new());
+        let matrix: Vec<(usize, BrokerKind)> = long
+            .nodes
+            .iter()
+            .flat_map(|nodes| brokers.iter().map(|kind| (*nodes, *kind)))
+            .collect();
+        let mut seed = first;
+        loop {
+            let (round, number) = (done / matrix.len(), done % matrix.len());
             let over = match long.runs {
-                Some(runs) => number >= u64::from(runs),
-                None => since.elapsed().as_secs_f64() >= long.minutes * 60.0,
+                Some(runs) => round >= runs as usize,
+                None => round > 0 && since.elapsed().as_secs_f64() >= long.minutes * 60.0,
             };
             if over {
                 break;
             }
-            let seed = if long.runs.is_some() { first } else { first + number };
-            for kind in &brokers {
-                let run = chaos::run(*kind, Plan::new(seed, long.nodes, long.trouble), airwave).await?;
-                done += 1;
-                if run.is_good() {
-                    println!("{run}");
-                } else {
-                    println!("{}", run.report(long.story));
-                    failed.push(format!("{kind} seed {seed}"));
-                }
+            if long.runs.is_none() {
+                seed = first + round as u64;
+            }
+            let (nodes, kind) = matrix[number];
+            let run = chaos::run(kind, Plan::new(seed, nodes, long.trouble), airwave).await?;
+            done += 1;
+            if run.is_good() {
+                println!("{run}");
+            } else {
+                println!("{}", run.report(long.story));
+                failed.push(format!("{kind} seed {seed} with {nodes} nodes"));
             }
         }
         println!(
-            "{done} runs, {} failed {failed:?}, {:.0} s",
+            "{done} runs of seeds {first} to {seed}, {} failed {failed:?}, {:.0} s",
             failed.len(),
             since.elapsed().as_secs_f64()
         );

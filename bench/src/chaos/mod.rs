@@ -36,7 +36,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use link::Line as Condition;
 pub use plan::Plan;
-pub use servers::{BrokerKind, Loses};
+pub use servers::{BrokerKind, Folder, Loses};
 
 use checker::{Breach, check};
 use clients::{Heard, Line, Sse, WebSocket};
@@ -139,8 +139,9 @@ impl Run {
             }
         }
         text + &format!(
-            "again, with its story: cargo run -p airwave-bench -- chaos --broker {} --seed {} --seconds {} --runs 5 --story\n",
+            "again, with its story: cargo run -p airwave-bench -- chaos --broker {} --nodes {} --seed {} --seconds {} --runs 5 --story\n",
             self.kind,
+            self.plan.nodes,
             self.plan.seed,
             self.plan.trouble.as_secs()
         )
