@@ -13,7 +13,7 @@ use std::time::Duration;
 use airwave_core::broker::{FeedSender, IDEMPOTENCY_WINDOW};
 use airwave_core::event::IdempotencyKey;
 use airwave_core::rule::History;
-use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, Position, Publish, Published, Replay, Rules};
+use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
@@ -158,7 +158,7 @@ impl Broker for Memory {
         }))
     }
 
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         Ok(self.shared.with(channel, |channel, state, now| {
             state.expire(channel.history.age, now, usize::MAX);
             state.replay(after, limit)
@@ -213,19 +213,19 @@ impl State {
         position
     }
 
-    fn replay(&self, after: Option<Position>, limit: usize) -> Replay {
+    fn replay(&self, after: Option<Position>, limit: PageLimit) -> Replay {
         // What is kept begins after this position: the head, if nothing is.
         let begin = self.kept.front().map_or(self.head, |oldest| oldest.event.previous);
         let (range, complete) = match after {
             Some(after) => {
                 let first_after = self.kept.partition_point(|kept| kept.event.position <= after);
                 let held = first_after > 0 && self.kept[first_after - 1].event.position == after;
-                let end = self.kept.len().min(first_after.saturating_add(limit));
+                let end = first_after + limit.fitting(self.kept.range(first_after..).map(|kept| &*kept.event));
                 // Equality, not `<=`: a position within the range that is not there was lost.
                 (first_after..end, held || after == begin)
             }
             None => {
-                let first = self.kept.len().saturating_sub(limit);
+                let first = self.kept.len() - limit.fitting(self.kept.iter().rev().map(|kept| &*kept.event));
                 (first..self.kept.len(), first == 0 && begin == self.birth)
             }
         };
@@ -415,7 +415,10 @@ mod tests {
     }
 
     async fn replay(broker: &Memory, channel: &str, after: Option<Position>) -> Replay {
-        broker.replay(&name(channel), after, 1_000_000).await.unwrap()
+        broker
+            .replay(&name(channel), after, PageLimit::events(1_000_000))
+            .await
+            .unwrap()
     }
 
     #[tokio::test]

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use airwave_core::broker::{FeedSender, Pulse};
 use airwave_core::rule::History;
-use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, Position, Publish, Published, Replay, Rules};
+use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules};
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use async_trait::async_trait;
 use base64::Engine;
@@ -433,7 +433,7 @@ impl Nats {
         }
     }
 
-    async fn read(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn read(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         let link = self.connection.link().await?;
         let mut chain = self.chain(&link, channel).await?;
         if after.is_some_and(|after| after > chain.head) && self.connection.settings.are_several() {
@@ -446,22 +446,27 @@ impl Nats {
             now: stored::now(),
             chain,
         };
-        let limit = limit.min(MOST_AT_ONCE);
+        let limit = PageLimit {
+            events: limit.events.min(MOST_AT_ONCE),
+            ..limit
+        };
         if page.history.events == 0 {
             let complete = after.unwrap_or(page.chain.birth) == page.chain.head;
             return Ok(page.replay(Vec::new(), complete, false));
         }
         match after {
             Some(after) => self.read_after(&link, channel, &page, after, limit).await,
-            None if limit <= FEW => self.read_back(&link, channel, &page, limit).await,
+            None if limit.events <= FEW => self.read_back(&link, channel, &page, limit).await,
             None => {
-                let mut newest = VecDeque::new();
+                let mut newest: VecDeque<Arc<Event>> = VecDeque::new();
+                let mut bytes = 0;
                 let begin = Position(page.chain.birth.0.saturating_sub(1));
                 self.scan(&link, channel, &page, begin, |event| {
-                    if newest.len() == limit {
-                        newest.pop_front();
-                    }
+                    bytes += event.message.weight();
                     newest.push_back(event);
+                    while newest.len() > limit.events || (bytes > limit.bytes && newest.len() > 1) {
+                        bytes -= newest.pop_front().map_or(0, |oldest| oldest.message.weight());
+                    }
                     true
                 })
                 .await?;
@@ -476,13 +481,14 @@ impl Nats {
         channel: &ChannelName,
         page: &Page,
         after: Position,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<Replay, BrokerError> {
         let mut events: Vec<Arc<Event>> = Vec::new();
-        let mut more = false;
+        let (mut more, mut bytes) = (false, 0_usize);
         if after < page.chain.head {
             let whole = self.scan(link, channel, page, after, |event| {
-                more = events.len() == limit;
+                bytes = bytes.saturating_add(event.message.weight());
+                more = events.len() == limit.events || (bytes > limit.bytes && !events.is_empty());
                 if !more {
                     events.push(event);
                 }
@@ -495,16 +501,20 @@ impl Nats {
     }
 
     /// The newest events, found from the newest back.
-    async fn read_back(&self, link: &Link, channel: &ChannelName, page: &Page, limit: usize) -> Result<Replay, BrokerError> {
-        let mut events = Vec::new();
+    async fn read_back(&self, link: &Link, channel: &ChannelName, page: &Page, limit: PageLimit) -> Result<Replay, BrokerError> {
+        let (mut events, mut bytes) = (Vec::new(), 0_usize);
         let mut at = page.chain.head;
-        while events.len() < limit && at > page.chain.birth {
+        while events.len() < limit.events && at > page.chain.birth {
             let mut stored = self.at(link, channel, at.0).await?;
             if stored.is_none() {
                 stored = self.ask_leader(link, channel, &json!({ "seq": at.0 })).await?;
             }
             match stored.and_then(|stored| page.shows(&stored)) {
                 Some(event) => {
+                    bytes = bytes.saturating_add(event.message.weight());
+                    if bytes > limit.bytes && !events.is_empty() {
+                        break;
+                    }
                     at = event.previous;
                     events.push(event);
                 }
@@ -787,7 +797,7 @@ impl Broker for Nats {
         timeout(DEADLINE, self.open(channel)).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         timeout(READ_DEADLINE, self.read(channel, after, limit))
             .await
             .unwrap_or_else(|_| Err(late()))

@@ -23,7 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use airwave_core::broker::{IDEMPOTENCY_WINDOW, Pulse};
-use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, Message, Position, Publish, Published, Replay, Rules};
+use airwave_core::{
+    Broker, BrokerError, ChannelName, Event, Feed, Message, PageLimit, Position, Publish, Published, Replay, Rules,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::{Cmd, Value};
@@ -49,6 +51,7 @@ const READ_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a page of history can be. Bounds what one script does to a server that others use too.
 const MOST_AT_ONCE: usize = 100_000;
+const MOST_BYTES_AT_ONCE: usize = 256 << 20;
 
 const APPEND: &str = include_str!("redis/append.lua");
 const READ: &str = include_str!("redis/read.lua");
@@ -135,13 +138,15 @@ impl Redis {
         })
     }
 
-    async fn read(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
-        let limit = limit.min(MOST_AT_ONCE);
+    async fn read(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
+        let events = limit.events.min(MOST_AT_ONCE);
+        let bytes = limit.bytes.min(MOST_BYTES_AT_ONCE);
         let history = self.rules.history(channel);
         let answer = self
             .script(channel, READ_SCRIPT, |call| {
                 call.arg(2).arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
-                call.arg(after.map(|after| after.to_string()).unwrap_or_default()).arg(limit);
+                call.arg(after.map(|after| after.to_string()).unwrap_or_default());
+                call.arg(events).arg(bytes);
                 call.arg(micros(history.age)).arg(millis(head_lives(history.age)));
             })
             .await?;
@@ -240,7 +245,7 @@ impl Broker for Redis {
                 Servers::Cluster(cluster) => cluster.join(channel).await?,
             };
             // Only now: what is published after this answer is heard.
-            let head = self.read(channel, None, 0).await?.head;
+            let head = self.read(channel, None, PageLimit::events(0)).await?.head;
             listener
                 .open(head)
                 .ok_or_else(|| lost("the subscription broke while it was made"))
@@ -248,7 +253,7 @@ impl Broker for Redis {
         timeout(DEADLINE, follow).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         timeout(READ_DEADLINE, self.read(channel, after, limit))
             .await
             .unwrap_or_else(|_| Err(late()))

@@ -11,7 +11,8 @@ use airwave_brokers::Memory;
 use airwave_core::conformance::{CLAUSES, Fault, Fixture, Verdict, clause, rules, table};
 use airwave_core::event::IdempotencyKey;
 use airwave_core::{
-    Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, Position, Publish, Published, Replay, Rules,
+    Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, PageLimit, Position, Publish, Published, Replay,
+    Rules,
 };
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -45,6 +46,8 @@ enum Flaw {
     NewestAreOldest,
     NeverMore,
     IgnoresLimit,
+    IgnoresBytes,
+    LargeEventsAreLeftOut,
     GivesAPart,
     // History.
     KeepsHalf,
@@ -171,6 +174,8 @@ const NOTICED: &[(Flaw, &[&str])] = &[
     (Flaw::NewestAreOldest, &["replay_without_a_position_gives_the_newest"]),
     (Flaw::NeverMore, &["large_histories_come_in_pages"]),
     (Flaw::IgnoresLimit, &["large_histories_come_in_pages"]),
+    (Flaw::IgnoresBytes, &["a_page_ends_at_its_bytes"]),
+    (Flaw::LargeEventsAreLeftOut, &["a_page_ends_at_its_bytes"]),
     (
         Flaw::GivesAPart,
         &[
@@ -459,7 +464,9 @@ impl Broker for Node {
                     });
                 }
             }
-            (Flaw::EndRefusesOldKeys, _) if memory.replay(channel, None, 0).await?.ended => return Err(BrokerError::ended()),
+            (Flaw::EndRefusesOldKeys, _) if memory.replay(channel, None, PageLimit::events(0)).await?.ended => {
+                return Err(BrokerError::ended());
+            }
             _ => {}
         }
         let secret =
@@ -469,7 +476,7 @@ impl Broker for Node {
         let again = Publish::new(publish.message.clone());
         let mut published = memory.publish(channel, publish).await?;
         if self.flaw == Flaw::KeysGoWithHistory && published.duplicate {
-            let replay = memory.replay(channel, None, usize::MAX).await?;
+            let replay = memory.replay(channel, None, PageLimit::events(usize::MAX)).await?;
             if replay.events.iter().all(|event| event.position != published.position) {
                 published = memory.publish(channel, again).await?;
             }
@@ -493,7 +500,7 @@ impl Broker for Node {
         if self.flaw == Flaw::FewChannels && open > 5000 {
             return Err(BrokerError::unavailable("too many channels"));
         }
-        let mut head = self.memory().replay(&channel, None, 1).await?.head;
+        let mut head = self.memory().replay(&channel, None, PageLimit::events(1)).await?.head;
         if self.flaw == Flaw::FollowsLate {
             yield_now().await;
         }
@@ -501,7 +508,14 @@ impl Broker for Node {
         if self.flaw != Flaw::FollowsLate {
             head = inner.head;
         }
-        if self.flaw == Flaw::BirthMoves && self.memory().replay(&channel, None, 1).await?.events.is_empty() {
+        if self.flaw == Flaw::BirthMoves
+            && self
+                .memory()
+                .replay(&channel, None, PageLimit::events(1))
+                .await?
+                .events
+                .is_empty()
+        {
             head = Position::now();
         }
         let (dropped, mut gone) = watch::channel(());
@@ -570,13 +584,17 @@ impl Broker for Node {
         Ok(feed)
     }
 
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         yield_now().await;
         let channel = &self.renamed(channel);
         let after = after.map(|after| self.meant(after));
-        let asked = if self.flaw == Flaw::IgnoresLimit { usize::MAX } else { limit };
+        let asked = match self.flaw {
+            Flaw::IgnoresLimit => PageLimit::events(usize::MAX),
+            Flaw::IgnoresBytes => PageLimit::events(limit.events),
+            _ => limit,
+        };
         let mut replay = self.memory().replay(channel, after, asked).await?;
-        let all = self.memory().replay(channel, None, usize::MAX).await?;
+        let all = self.memory().replay(channel, None, PageLimit::events(usize::MAX)).await?;
         match (self.flaw, after) {
             (Flaw::KeepsLate, _) if self.fresh.swap(false, Ordering::SeqCst) && !replay.more => {
                 if let Some(newest) = replay.events.pop() {
@@ -593,8 +611,11 @@ impl Broker for Node {
             (Flaw::CompleteOnlyIfHeld, Some(after)) => {
                 replay.complete = all.events.iter().any(|event| event.position == after);
             }
-            (Flaw::NewestAreOldest, None) => replay.events = all.events.into_iter().take(limit).collect(),
+            (Flaw::NewestAreOldest, None) => replay.events = all.events.into_iter().take(limit.events).collect(),
             (Flaw::NeverMore, _) => replay.more = false,
+            (Flaw::LargeEventsAreLeftOut, _) if replay.events.len() == 1 => {
+                replay.events.retain(|event| event.message.weight() <= limit.bytes);
+            }
             (Flaw::GivesAPart, _) if replay.events.len() > 1 => drop(replay.events.remove(0)),
             (Flaw::ForgetsTheEnd, _) => replay.ended = false,
             (Flaw::BirthMoves, _) if all.events.is_empty() => replay.head = Position::now(),

@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 
 use airwave_brokers::Memory;
 use airwave_core::conformance::{CLAUSES, Fault, Fixture, rules};
-use airwave_core::{Broker, BrokerError, ChannelName, Feed, Position, Publish, Published, Replay};
+use airwave_core::{Broker, BrokerError, ChannelName, Feed, PageLimit, Position, Publish, Published, Replay};
 use async_trait::async_trait;
 
 mod memory {
@@ -70,7 +70,7 @@ impl Broker for Replaced {
         self.now().follow(channel).await
     }
 
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         self.now().replay(channel, after, limit).await
     }
 

@@ -407,7 +407,7 @@ mod nats {
     use airwave_brokers::Nats;
     use airwave_core::directory::{Entry, NodeId};
     use airwave_core::directory_conformance::PATIENCE;
-    use airwave_core::{Broker, ChannelName, Data, EventName, Hub, Message, Publish};
+    use airwave_core::{Broker, ChannelName, Data, EventName, Hub, Message, PageLimit, Publish};
     use serde_json::{Value, json};
 
     use super::*;
@@ -689,7 +689,10 @@ mod nats {
             Some(entry.clone())
         );
         assert_eq!(nats.list(&channel).await.unwrap(), [entry]);
-        assert_eq!(nats.replay(&channel, None, 10).await.unwrap().events.len(), 0);
+        assert_eq!(
+            nats.replay(&channel, None, PageLimit::events(10)).await.unwrap().events.len(),
+            0
+        );
         nats.leave(node).await.unwrap();
         assert_eq!(nats.list(&channel).await.unwrap(), []);
     }

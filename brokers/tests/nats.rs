@@ -19,7 +19,7 @@ use std::time::Duration;
 use airwave_brokers::Nats;
 use airwave_brokers::nats::ConnectError;
 use airwave_core::rule::TransportName;
-use airwave_core::{Broker, Feed, Position, Rule, Rules};
+use airwave_core::{Broker, Feed, PageLimit, Position, Rule, Rules};
 use futures_util::StreamExt;
 use outage::{ended, found, insist, name, publish, say, unavailable};
 use proxy::Proxy;
@@ -39,7 +39,7 @@ async fn begins_above(broker: &Nats, old: &[Position]) {
     let new = insist(async || broker.publish(&name("a"), say("new")).await).await.position;
     assert!(new > *old.last().unwrap());
     for after in old {
-        let replay = insist(async || broker.replay(&name("a"), Some(*after), 100).await).await;
+        let replay = insist(async || broker.replay(&name("a"), Some(*after), PageLimit::events(100)).await).await;
         assert!(
             !replay.complete && replay.events.len() == 1 && replay.head == new,
             "after {after}: {replay:?}"
@@ -110,7 +110,10 @@ async fn feeds_heal_after_a_restart_with_all_that_was_stored() {
         .position;
     let feed = insist(async || nodes[0].follow(&name("a")).await).await;
     assert_eq!(feed.head, second);
-    let replay = nodes[0].replay(&name("a"), Some(first), 100).await.unwrap();
+    let replay = nodes[0]
+        .replay(&name("a"), Some(first), PageLimit::events(100))
+        .await
+        .unwrap();
     assert!(replay.complete && replay.events.len() == 1);
 }
 
@@ -177,7 +180,7 @@ async fn what_the_client_library_drops_is_never_missed_in_silence() {
     go_on.send(()).unwrap();
     let (last, shown) = node.await.unwrap();
     assert!(shown < SENT, "nothing was dropped");
-    let replay = other.replay(&name("a"), Some(last), 1000).await.unwrap();
+    let replay = other.replay(&name("a"), Some(last), PageLimit::events(1000)).await.unwrap();
     assert!(replay.complete && replay.events.len() == SENT - shown, "{replay:?}");
 }
 
@@ -208,7 +211,7 @@ async fn what_was_published_in_an_outage_does_not_come_later() {
     assert!(server.run());
     insist(async || broker.ping().await).await;
     insist(async || broker.ping().await).await;
-    let replay = broker.replay(&name("a"), Some(first), 10).await.unwrap();
+    let replay = broker.replay(&name("a"), Some(first), PageLimit::events(10)).await.unwrap();
     assert!(replay.complete && replay.events.is_empty(), "{replay:?}");
 }
 
@@ -253,7 +256,7 @@ async fn a_cluster_that_loses_its_leader_goes_on_with_all_that_was_acknowledged(
         let next = insist(async || broker.publish(&name("a"), say("after")).await).await.position;
         assert!(next > *given.last().unwrap());
         given.push(next);
-        let replay = insist(async || broker.replay(&name("a"), Some(given[0]), 1000).await).await;
+        let replay = insist(async || broker.replay(&name("a"), Some(given[0]), PageLimit::events(1000)).await).await;
         let replayed: Vec<Position> = replay.events.iter().map(|event| event.position).collect();
         assert!(replay.complete, "an acknowledged event was lost");
         // A publish that was not answered may have happened, and was published again.
@@ -338,7 +341,14 @@ async fn changed_rules_change_the_stream() {
     assert_eq!(most().await, 501);
     let new = Nats::connect(&server.url(), keeping(3)).await.unwrap();
     assert_eq!(most().await, 101, "channels without a rule keep a hundred");
-    assert_eq!(new.replay(&name("a"), None, 100).await.unwrap().events.len(), 3);
+    assert_eq!(
+        new.replay(&name("a"), None, PageLimit::events(100))
+            .await
+            .unwrap()
+            .events
+            .len(),
+        3
+    );
     // One that only comes back does not take back what is newer.
     server.cut().await;
     insist(async || old.ping().await).await;
@@ -382,7 +392,7 @@ async fn what_a_rule_leaves_out_is_taken_from_the_stream() {
     becomes("a", 1010).await;
     // It is quiet, and its history over: its head is left, with which its chain goes on.
     becomes("a", 1).await;
-    let replay = broker.replay(&name("a"), None, 100).await.unwrap();
+    let replay = broker.replay(&name("a"), None, PageLimit::events(100)).await.unwrap();
     assert!(replay.events.is_empty() && replay.head == newest);
     let mut feed = broker.follow(&name("a")).await.unwrap();
     let next = publish(&broker, "a").await;

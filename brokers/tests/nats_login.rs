@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use airwave_brokers::Nats;
 use airwave_brokers::nats::ConnectError;
-use airwave_core::{Broker, ChannelName, Data, EventName, Message, Position, Publish, Rules};
+use airwave_core::{Broker, ChannelName, Data, EventName, Message, PageLimit, Position, Publish, Rules};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use certificates::Certificates;
@@ -43,7 +43,10 @@ async fn works(url: &str) {
     let mut feed = broker.follow(&name("a")).await.unwrap();
     let position = publish(&broker, "a").await;
     assert_eq!(feed.next().await.unwrap().position, position);
-    assert_eq!(broker.replay(&name("a"), None, 10).await.unwrap().head, position);
+    assert_eq!(
+        broker.replay(&name("a"), None, PageLimit::events(10)).await.unwrap().head,
+        position
+    );
     broker.ping().await.unwrap();
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use airwave_brokers::Nats;
-use airwave_core::{Broker, ChannelName, Data, EventName, Message, Position, Publish, Replay, Rules};
+use airwave_core::{Broker, ChannelName, Data, EventName, Message, PageLimit, Position, Publish, Replay, Rules};
 use support::Server;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::OwnedWriteHalf;
@@ -159,7 +159,14 @@ async fn what_one_leader_refused_and_another_one_stored_is_not_published_again()
                 return Some(Lie { answer, pass: true });
             }
             // Here the refusal is a true one, and comes from the server itself.
-            if payload.ends_with("overtaken\r\n") && between.replay(&name("b"), None, 1).await.unwrap().events.is_empty() {
+            if payload.ends_with("overtaken\r\n")
+                && between
+                    .replay(&name("b"), None, PageLimit::events(1))
+                    .await
+                    .unwrap()
+                    .events
+                    .is_empty()
+            {
                 between.publish(&name("b"), say("done")).await.unwrap();
                 between.publish(&name("a"), say("faster")).await.unwrap();
             }
@@ -172,7 +179,7 @@ async fn what_one_leader_refused_and_another_one_stored_is_not_published_again()
     let first = broker.publish(&channel, say("first")).await.unwrap().position;
     let refused = broker.publish(&channel, say("refused")).await.unwrap();
     let overtaken = broker.publish(&channel, say("overtaken")).await.unwrap();
-    let replay = other.replay(&channel, Some(first), 10).await.unwrap();
+    let replay = other.replay(&channel, Some(first), PageLimit::events(10)).await.unwrap();
     assert_eq!(texts(&replay), ["refused", "faster", "overtaken"]);
     let positions: Vec<Position> = replay.events.iter().map(|event| event.position).collect();
     assert_eq!([positions[0], positions[2]], [refused.position, overtaken.position]);
@@ -216,7 +223,7 @@ async fn a_stream_of_which_an_older_state_is_told_is_not_emptied() {
     let back = async {
         loop {
             let back = told.lock().unwrap().1 > 0;
-            match broker.replay(&channel, None, 10).await {
+            match broker.replay(&channel, None, PageLimit::events(10)).await {
                 Ok(replay) if back => return replay,
                 _ => sleep(Duration::from_millis(20)).await,
             }
@@ -248,7 +255,7 @@ async fn a_head_of_old_is_not_taken_for_a_loss() {
     let first = broker.publish(&channel, say("first")).await.unwrap().position;
     let last = broker.publish(&channel, say("last")).await.unwrap().position;
     *told.lock().unwrap() = Some(first);
-    let replay = broker.replay(&channel, Some(last), 10).await.unwrap();
+    let replay = broker.replay(&channel, Some(last), PageLimit::events(10)).await.unwrap();
     assert_eq!(*told.lock().unwrap(), None, "nobody has lied");
     assert!(replay.complete && replay.head == last, "{replay:?}");
 }
@@ -278,7 +285,7 @@ async fn a_replica_that_lags_is_not_taken_for_a_history_that_was_trimmed() {
     for text in ["second", "third"] {
         other.publish(&channel, say(text)).await.unwrap();
     }
-    let replay = broker.replay(&channel, Some(first), 10).await.unwrap();
+    let replay = broker.replay(&channel, Some(first), PageLimit::events(10)).await.unwrap();
     assert!(replay.complete, "{replay:?}");
     assert_eq!(texts(&replay), ["second", "third"]);
 }

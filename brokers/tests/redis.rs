@@ -11,7 +11,7 @@ use std::time::Duration;
 use airwave_brokers::Redis;
 use airwave_brokers::redis::ConnectError;
 use airwave_core::rule::TransportName;
-use airwave_core::{Broker, BrokerErrorKind, Feed, Position, Rule, Rules};
+use airwave_core::{Broker, BrokerErrorKind, Feed, PageLimit, Position, Rule, Rules};
 use support::Server;
 use support::outage::{self, ended, found, insist, name, publish, say, unavailable};
 use support::proxy::Proxy;
@@ -68,7 +68,7 @@ async fn a_server_that_restarts_empty_gives_no_position_again_and_calls_nothing_
     let new = insist(async || broker.publish(&name("a"), say("new")).await).await.position;
     assert!(new > *old.last().unwrap());
     for after in old {
-        let replay = broker.replay(&name("a"), Some(after), 100).await.unwrap();
+        let replay = broker.replay(&name("a"), Some(after), PageLimit::events(100)).await.unwrap();
         assert!(
             !replay.complete && replay.events.len() == 1 && replay.head == new,
             "after {after}: {replay:?}"
@@ -98,7 +98,10 @@ async fn feeds_heal_after_a_restart_with_all_that_was_stored() {
         .position;
     let feed = follow(&nodes[0], "a").await;
     assert_eq!(feed.head, second);
-    let replay = nodes[0].replay(&name("a"), Some(first), 100).await.unwrap();
+    let replay = nodes[0]
+        .replay(&name("a"), Some(first), PageLimit::events(100))
+        .await
+        .unwrap();
     assert!(replay.complete && replay.events.len() == 1);
 }
 
@@ -125,7 +128,10 @@ async fn killing_the_subscriber_ends_its_feeds_and_disturbs_no_publish() {
     for (n, feed) in &mut feeds {
         ended(feed).await;
         let again = follow(&broker, &format!("a/{n}")).await;
-        let replay = broker.replay(&name(&format!("a/{n}")), Some(feed.head), 10).await.unwrap();
+        let replay = broker
+            .replay(&name(&format!("a/{n}")), Some(feed.head), PageLimit::events(10))
+            .await
+            .unwrap();
         assert!(replay.complete && replay.events.len() == 1 && again.head == replay.head);
     }
 }
@@ -211,7 +217,7 @@ async fn opening_a_channel_costs_one_subscription_and_two_reads() {
     publish(&broker, "a").await;
     let _: String = server.ask(&["CONFIG", "RESETSTAT"]);
     let _feed = broker.follow(&name("a")).await.unwrap();
-    broker.replay(&name("a"), None, 100).await.unwrap();
+    broker.replay(&name("a"), None, PageLimit::events(100)).await.unwrap();
     let counted = ["subscribe", "evalsha", "eval", "psubscribe"].map(|command| calls(&server, command));
     assert_eq!(counted, [1, 2, 0, 0]);
     publish(&broker, "a").await;
@@ -226,7 +232,15 @@ async fn a_server_that_forgot_the_scripts_is_told_them_again() {
     let _: String = server.ask(&["SCRIPT", "FLUSH"]);
     assert!(publish(&broker, "a").await > first);
     let _: String = server.ask(&["SCRIPT", "FLUSH"]);
-    assert_eq!(broker.replay(&name("a"), Some(first), 10).await.unwrap().events.len(), 1);
+    assert_eq!(
+        broker
+            .replay(&name("a"), Some(first), PageLimit::events(10))
+            .await
+            .unwrap()
+            .events
+            .len(),
+        1
+    );
 }
 
 /// It may lag, so what it would say of history is no answer.
@@ -239,10 +253,10 @@ async fn a_server_that_became_a_replica_answers_nothing() {
     assert_eq!(feed.next().await.unwrap().position, first);
     // A master that nobody is: port 1 of this machine.
     let _: String = server.ask(&["REPLICAOF", "127.0.0.1", "1"]);
-    unavailable(broker.replay(&name("a"), Some(first), 10)).await;
+    unavailable(broker.replay(&name("a"), Some(first), PageLimit::events(10))).await;
     unavailable(broker.publish(&name("a"), say("text"))).await;
     let _: String = server.ask(&["REPLICAOF", "NO", "ONE"]);
-    let replay = insist(async || broker.replay(&name("a"), Some(first), 10).await).await;
+    let replay = insist(async || broker.replay(&name("a"), Some(first), PageLimit::events(10)).await).await;
     assert!(replay.complete);
     insist(async || broker.publish(&name("a"), say("text")).await).await;
 }
@@ -257,7 +271,7 @@ async fn a_full_server_takes_no_events_but_tells_its_history() {
     let _: String = server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
     let told = unavailable(broker.publish(&name("a"), say("too much"))).await;
     assert!(told.contains("full"), "{told}");
-    let replay = broker.replay(&name("a"), None, 10).await.unwrap();
+    let replay = broker.replay(&name("a"), None, PageLimit::events(10)).await.unwrap();
     assert_eq!((replay.head, replay.events.len()), (first, 1));
     let _: String = server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
     publish(&broker, "a").await;
@@ -267,19 +281,19 @@ async fn a_full_server_takes_no_events_but_tells_its_history() {
 async fn a_head_or_a_history_that_is_gone_is_never_hidden() {
     let Some(server) = Server::start(&[]) else { return };
     let broker = connect(&server).await;
-    let mut old = vec![broker.replay(&name("a"), None, 0).await.unwrap().head];
+    let mut old = vec![broker.replay(&name("a"), None, PageLimit::events(0)).await.unwrap().head];
     for _ in 0..5 {
         old.push(publish(&broker, "a").await);
     }
     let _: i64 = server.ask(&["DEL", "airwave:{a}:stream"]);
     for after in &old {
-        let replay = broker.replay(&name("a"), Some(*after), 10).await.unwrap();
+        let replay = broker.replay(&name("a"), Some(*after), PageLimit::events(10)).await.unwrap();
         assert_eq!((replay.complete, replay.events.len()), (*after == old[5], 0));
     }
     old.push(publish(&broker, "a").await);
     let _: i64 = server.ask(&["DEL", "airwave:{a}:head"]);
     for after in &old {
-        let replay = broker.replay(&name("a"), Some(*after), 10).await.unwrap();
+        let replay = broker.replay(&name("a"), Some(*after), PageLimit::events(10)).await.unwrap();
         assert!(
             !replay.complete && replay.events.is_empty() && replay.head > old[6],
             "{replay:?}"
@@ -316,7 +330,13 @@ async fn databases_do_not_hear_each_other() {
 }
 
 async fn broker_has(broker: &Redis, events: usize) -> bool {
-    broker.replay(&name("a"), None, 10).await.unwrap().events.len() == events
+    broker
+        .replay(&name("a"), None, PageLimit::events(10))
+        .await
+        .unwrap()
+        .events
+        .len()
+        == events
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -326,7 +346,7 @@ async fn heads_live_for_thirty_days_and_history_for_its_age() {
     rule.history.age = Duration::from_secs(60);
     let broker = Redis::connect(&server.url(), Rules::new([rule])).await.unwrap();
     let days = |seconds: i64| (seconds + 3600) / (24 * 3600);
-    broker.replay(&name("quiet"), None, 0).await.unwrap();
+    broker.replay(&name("quiet"), None, PageLimit::events(0)).await.unwrap();
     assert_eq!(days(server.ask(&["TTL", "airwave:{quiet}:head"])), 30);
     let keyed = say("text").with_idempotency_key(airwave_core::event::IdempotencyKey::new("k").unwrap());
     broker.publish(&name("a"), keyed).await.unwrap();
@@ -360,7 +380,7 @@ async fn a_rule_that_stops_keeping_history_leaves_no_part_of_it() {
     rule.history.events = 0;
     let broker = Redis::connect(&server.url(), Rules::new([rule])).await.unwrap();
     publish(&broker, "a").await;
-    let replay = broker.replay(&name("a"), Some(kept), 10).await.unwrap();
+    let replay = broker.replay(&name("a"), Some(kept), PageLimit::events(10)).await.unwrap();
     assert!(!replay.complete && replay.events.is_empty(), "{replay:?}");
 }
 

@@ -40,12 +40,15 @@ pub trait Broker: Send + Sync + 'static {
     /// again and heals. Dropping the feed unsubscribes. About one call per channel and node.
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError>;
 
-    /// The events after `after`, oldest first, at most `limit` of them; without `after`, the newest `limit`.
+    /// The events after `after`, oldest first, as many as fit `limit`; without `after`, the newest ones that fit.
+    ///
+    /// A page ends at whichever bound of `limit` comes first, and [`Replay::more`] says so. The first event is always given, even if
+    /// it is larger than the whole page, so that a reader who asks again behind a page comes to the end.
     ///
     /// `complete` MUST be true if and only if the broker still holds `after` itself, or `after` is the head, or the first event it
     /// still holds has `previous == after`. Equality, not `<=`: a position inside the kept range that is not there was lost. Without
     /// `after` it is true if and only if nothing older than what is returned was ever trimmed or left out.
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError>;
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError>;
 
     /// Can this broker deliver now, end to end? Asked by the readiness probe.
     async fn ping(&self) -> Result<(), BrokerError>;
@@ -152,6 +155,41 @@ pub struct Published {
     pub position: Position,
     /// Whether an earlier publish with the same idempotency key got it.
     pub duplicate: bool,
+}
+
+/// How much one page of history may hold: it ends at the bound that comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PageLimit {
+    /// At most this many events.
+    pub events: usize,
+    /// At most this many bytes, by [`Message::weight`]. A broker may count what it stores, which is slightly more. A page holds one
+    /// event even if that event alone is larger.
+    pub bytes: usize,
+}
+
+impl PageLimit {
+    /// At most `events` events, whatever their size.
+    pub const fn events(events: usize) -> Self {
+        Self {
+            events,
+            bytes: usize::MAX,
+        }
+    }
+
+    /// The same limit with a bound in bytes.
+    pub const fn with_bytes(self, bytes: usize) -> Self {
+        Self { bytes, ..self }
+    }
+
+    /// How many of `events` fit one page, in the order given.
+    pub fn fitting<'a>(self, events: impl IntoIterator<Item = &'a Event>) -> usize {
+        let mut bytes = 0_usize;
+        let fits = |(n, event): &(usize, &Event)| {
+            bytes = bytes.saturating_add(event.message.weight());
+            *n == 0 || bytes <= self.bytes
+        };
+        events.into_iter().take(self.events).enumerate().take_while(fits).count()
+    }
 }
 
 /// A page of a channel's history.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
-use crate::broker::{Broker, BrokerError, BrokerErrorKind, Publish, Published, Replay};
+use crate::broker::{Broker, BrokerError, BrokerErrorKind, PageLimit, Publish, Published, Replay};
 use crate::cursor::stable_hash;
 use crate::event::{ChannelName, IdempotencyKey, Key, Message, Position};
 use crate::jitter::Jitter;
@@ -231,7 +231,7 @@ impl Backbone {
         &self,
         channel: &ChannelName,
         after: Option<Position>,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<Replay, BrokerError> {
         self.metrics.replays.inc();
         let result = match timeout(self.limits.broker_timeout, self.broker.replay(channel, after, limit)).await {
@@ -338,7 +338,7 @@ impl Channel {
     /// `unavailable`.
     pub async fn history(&self, after: Option<Position>, limit: usize) -> Result<Replay, Refusal> {
         self.backbone
-            .replay(&self.name, after, limit)
+            .replay(&self.name, after, PageLimit::events(limit))
             .await
             .map_err(|error| self.backbone.refusal(&error))
     }

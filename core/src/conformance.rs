@@ -12,7 +12,7 @@
 //! - **A feed** shows every event after its head, each once, in order, and what it has shown can be replayed. One that may have missed
 //!   something ends.
 //! - **A replay** is everything after the position asked for, or says `complete: false`. A position that the channel never gave, zero
-//!   among them, is never complete.
+//!   among them, is never complete. It ends at the bound of its page, in events or in bytes, and says `more`; one event always comes.
 //! - **History** holds at least what the rule says: after the event that stands before the newest `events` ones (or before those that
 //!   fit `bytes`, or `age`) a replay is complete. It may hold more, but not without bound: at most `2 * events + 200` events and
 //!   `4 * bytes` bytes, and what is older than `age` goes within half a minute. Without history the chain still stands.
@@ -44,7 +44,7 @@ use async_trait::async_trait;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::broker::{Broker, BrokerError, BrokerErrorKind, Feed, Publish, Published, Replay};
+use crate::broker::{Broker, BrokerError, BrokerErrorKind, Feed, PageLimit, Publish, Published, Replay};
 use crate::event::{ChannelName, Data, Event, EventName, IdempotencyKey, Key, Message, Position};
 use crate::rule::{History, Rule, Rules, TransportName};
 
@@ -270,6 +270,7 @@ macro_rules! conformance_tests {
         replay_inside_the_range_but_not_there_is_incomplete;
         replay_after_a_position_that_was_never_given_is_incomplete;
         large_histories_come_in_pages;
+        a_page_ends_at_its_bytes;
 
         history_is_trimmed_by_count;
         history_is_trimmed_by_bytes;
@@ -419,6 +420,10 @@ async fn follow(node: &dyn Broker, channel: &ChannelName) -> Feed {
 }
 
 async fn replay(node: &dyn Broker, channel: &ChannelName, after: Option<Position>, limit: usize) -> Replay {
+    page(node, channel, after, PageLimit::events(limit)).await
+}
+
+async fn page(node: &dyn Broker, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Replay {
     let replay = patiently("replay", node.replay(channel, after, limit)).await;
     replay.unwrap_or_else(|error| panic!("replay: {error}"))
 }
@@ -1067,6 +1072,68 @@ pub async fn large_histories_come_in_pages(fixture: &dyn Fixture) {
     }
 }
 
+/// A page ends at the bound of bytes with `more: true`, and the next one continues behind it. One event comes even if it alone is
+/// larger. Without a position the page holds the newest events that fit.
+pub async fn a_page_ends_at_its_bytes(fixture: &dyn Fixture) {
+    const EVENTS: usize = 40;
+    const LARGE: usize = 25;
+    let (node, channel) = (fixture.node().await, channel(Kept::Ample));
+    let mut chain = Chain::birth(&*node, &channel).await;
+    for n in 0..EVENTS {
+        let length = if n == LARGE { 50_000 } else { 1000 };
+        chain.publish(&*node, &channel, text("x".repeat(length))).await;
+    }
+    for (events, bytes, most_pages) in [
+        (100, 0, EVENTS),
+        (100, 1, EVENTS),
+        (100, 2500, 22),
+        (100, 10_000, 7),
+        (100, 51_000, 3),
+        (5, 10_000, 10),
+        (3, usize::MAX, 14),
+        (100, usize::MAX, 1),
+    ] {
+        let limit = PageLimit { events, bytes };
+        let about = format!("with at most {events} events and {bytes} bytes");
+        let within = |replay: &Replay| {
+            let sizes: Vec<usize> = replay.events.iter().map(|event| event.message.weight()).collect();
+            let fits = sizes.len() == 1 || sizes.iter().sum::<usize>() <= bytes;
+            assert!(
+                fits && sizes.len() <= events,
+                "a page {about} holds events of {sizes:?} bytes"
+            );
+        };
+        let (mut seen, mut pages) = (Vec::new(), 0);
+        loop {
+            let after = seen.last().copied().unwrap_or(chain.0[0]);
+            let replay = page(&*node, &channel, Some(after), limit).await;
+            within(&replay);
+            chain.allows(Some(after), events, EVENTS, &replay);
+            assert!(replay.complete, "a page {about} after {after} is incomplete");
+            assert!(!replay.events.is_empty(), "a page {about} after {after} is empty");
+            seen.extend(replay.events.iter().map(|event| event.position));
+            pages += 1;
+            if !replay.more {
+                break;
+            }
+        }
+        assert_eq!(seen, chain.0[1..], "the pages {about} are not all events");
+        assert!(pages <= most_pages, "{pages} pages {about}, where {most_pages} are enough");
+
+        let newest = page(&*node, &channel, None, limit).await;
+        within(&newest);
+        let positions: Vec<Position> = newest.events.iter().map(|event| event.position).collect();
+        assert!(
+            !positions.is_empty() && chain.0.ends_with(&positions),
+            "not the newest events {about}: {positions:?}"
+        );
+        let room = (bytes / 1100).min(EVENTS - LARGE - 1).min(events).max(1);
+        assert!(positions.len() >= room, "{} newest events {about}", positions.len());
+        assert!(!newest.more, "nothing follows the newest events");
+        assert_eq!(newest.complete, positions.len() == EVENTS, "complete or not, {about}");
+    }
+}
+
 /// It holds what the rule promises, and not much more.
 pub async fn history_is_trimmed_by_count(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ten));
@@ -1637,7 +1704,7 @@ async fn insist(node: &dyn Broker, channel: &ChannelName, message: Publish) -> P
 async fn insist_on_replay(node: &dyn Broker, channel: &ChannelName, after: Position) -> Replay {
     patiently("replaying after a fault", async {
         loop {
-            match node.replay(channel, Some(after), 10_000).await {
+            match node.replay(channel, Some(after), PageLimit::events(10_000)).await {
                 Ok(replay) => return replay,
                 Err(error) if error.kind == BrokerErrorKind::Unavailable => sleep(Duration::from_millis(20)).await,
                 Err(error) => panic!("replay after a fault: {error}"),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::broker::{BrokerError, Feed, Replay};
+use crate::broker::{BrokerError, Feed, PageLimit, Replay};
 use crate::channel::{Backbone, Unhealed};
 use crate::event::{ChannelName, Event, Position};
 use crate::line::Sink;
@@ -19,8 +19,8 @@ use crate::wire::GapReason;
 
 /// How many events wait at most while a log heals. Beyond it they are dropped and read from history instead, which holds what a feed has shown.
 const PENDING_BOUND: usize = 10_000;
-/// How many events one history read asks for while healing.
-const HEAL_PAGE: usize = 1000;
+/// How much one history read asks for while healing.
+const HEAL_PAGE: PageLimit = PageLimit::events(1000).with_bytes(4 << 20);
 /// How many fruitless history reads it takes until a chain that nothing closes is called a loss: about ten seconds.
 const HEAL_TRIES: u32 = 12;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -85,6 +85,8 @@ impl Feeder {
         let feed = follow(&backbone, &name).await?;
         let want = rule.history.events.max(backbone.limits.ring_events);
         let history = if rule.history.events == 0 { 1 } else { want };
+        // More than the ring holds, so that the log sees that its ring begins behind the broker's history.
+        let history = PageLimit::events(history).with_bytes(backbone.limits.ring_bytes.saturating_mul(2));
         let history = backbone.replay(&name, None, history).await?;
         let log = Arc::new(Log::open(name, rule, &backbone.limits, history));
         let feeder = Arc::new_cyclic(|me| Feeder {

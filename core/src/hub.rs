@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::address::{AddressCounts, AddressPlace};
-use crate::broker::{Broker, BrokerError, Replay};
+use crate::broker::{Broker, BrokerError, PageLimit, Replay};
 use crate::channel::{Backbone, Channel, Outage, Unanswered};
 use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
@@ -56,7 +56,7 @@ pub(crate) struct Inner {
     wires: RwLock<Vec<Arc<WireSlot>>>,
     logs: Mutex<HashMap<ChannelName, Arc<Feeder>>>,
     opening: Flights<ChannelName, Result<Arc<Feeder>, BrokerError>>,
-    asking: Flights<(ChannelName, Position, usize), Result<Arc<Replay>, BrokerError>>,
+    asking: Flights<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
     pub(crate) sessions: Mutex<Slab<Arc<Vitals>>>,
     addresses: Arc<AddressCounts>,
     connections: AtomicUsize,
@@ -531,7 +531,7 @@ impl Hub {
     }
 
     /// A page of history that many listeners may want at the same time.
-    pub(crate) async fn ask(&self, name: &ChannelName, after: Position, limit: usize) -> Result<Arc<Replay>, BrokerError> {
+    pub(crate) async fn ask(&self, name: &ChannelName, after: Position, limit: PageLimit) -> Result<Arc<Replay>, BrokerError> {
         let fetch = || {
             let (backbone, name) = (self.0.backbone.clone(), name.clone());
             async move { backbone.replay(&name, Some(after), limit).await.map(Arc::new) }

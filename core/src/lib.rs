@@ -52,7 +52,7 @@ mod sync;
 mod vitals;
 pub mod wire;
 
-pub use broker::{Broker, BrokerError, BrokerErrorKind, Feed, Publish, Published, Replay};
+pub use broker::{Broker, BrokerError, BrokerErrorKind, Feed, PageLimit, Publish, Published, Replay};
 pub use channel::Channel;
 pub use cursor::Cursor;
 pub use directory::Directory;

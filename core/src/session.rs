@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
-use crate::broker::Replay;
+use crate::broker::{PageLimit, Replay};
 use crate::channel::Channel;
 use crate::cursor::Cursor;
 use crate::event::{ChannelName, Position};
@@ -29,7 +29,7 @@ use crate::vitals::{HEARTBEAT, SILENT, STALLED, Vitals};
 use crate::wire::{GapReason, Notice, Stamp};
 
 /// How many events a listener is given from the broker's history at a time.
-const PAGE: usize = 500;
+const PAGE: PageLimit = PageLimit::events(500).with_bytes(1 << 20);
 /// Of so many reads one is timed.
 const SAMPLE: u32 = 32;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use airwave::{Airwave, Broker, ChannelName, Position, Publish, Published, Replay};
 use airwave_brokers::memory::Memory;
 use airwave_core::rule::SendPolicy;
-use airwave_core::{BrokerError, Feed};
+use airwave_core::{BrokerError, Feed, PageLimit};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
@@ -160,7 +160,7 @@ impl Broker for Gated {
         self.memory.follow(channel).await
     }
 
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         self.memory.replay(channel, after, limit).await
     }
 

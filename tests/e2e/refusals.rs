@@ -9,7 +9,7 @@ use airwave::{
 };
 use airwave_brokers::memory::Memory;
 use airwave_core::rule::TransportName;
-use airwave_core::{BrokerError, Feed};
+use airwave_core::{BrokerError, Feed, PageLimit};
 use axum::Router;
 use serde_json::json;
 
@@ -472,7 +472,7 @@ impl Broker for Switch {
         self.memory.follow(channel).await
     }
 
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         self.gone()?;
         self.memory.replay(channel, after, limit).await
     }

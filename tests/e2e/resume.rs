@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use airwave::{Airwave, Broker, ChannelName, Position, Publish, Published, Replay};
 use airwave_brokers::memory::Memory;
-use airwave_core::{BrokerError, Feed};
+use airwave_core::{BrokerError, Feed, PageLimit};
 use tokio::sync::Semaphore;
 
 use crate::support::{Dice, Heard, Listener, Node, Way, config, each_way, rule, until};
@@ -377,7 +377,7 @@ impl Broker for Handle {
         self.0.memory().follow(channel).await
     }
 
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         self.0.memory().replay(channel, after, limit).await
     }
 

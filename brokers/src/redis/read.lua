@@ -4,12 +4,13 @@
 -- Not marked as read-only, although it mostly is: so a replica, which may lag, refuses it.
 --
 -- KEYS  head, stream
--- ARGV  the position after which to read ('': the newest), how many events at most, age of history in µs, how long the head lives in ms
+-- ARGV  the position after which to read ('': the newest), how many events and bytes at most, age of history in µs, how long the head
+--       lives in ms
 -- gives {head, ended, complete, more, event...}
 
 local function text(number) return string.format('%.0f', number) end
 
-local after, limit = ARGV[1], tonumber(ARGV[2])
+local after, limit, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local known = redis.call('HMGET', KEYS[1], 'position', 'birth', 'ended')
@@ -19,34 +20,62 @@ if not head then
   head, birth = text(now), text(now)
   redis.call('HSET', KEYS[1], 'position', head, 'birth', birth)
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-redis.call('XTRIM', KEYS[2], 'MINID', '=', text(math.max(now - ARGV[3], 0)))
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+redis.call('XTRIM', KEYS[2], 'MINID', '=', text(math.max(now - ARGV[4], 0)))
+
+-- Entries are read in portions, so that a page that ends at its bytes does not fetch all that it leaves out.
+local PORTION = 64
 
 local function show(entry)
   return string.match(entry[1], '^%d+') .. ':' .. entry[2][2] .. ':' .. entry[2][6]
 end
 
+local shown, weight, full = {}, 0, false
+
+-- Takes the event into the page, or finds the page full. The first event is always taken.
+local function take(entry)
+  weight = weight + #entry[2][6]
+  full = #shown == limit or (weight > bytes and #shown > 0)
+  if not full then shown[#shown + 1] = show(entry) end
+end
+
 if after == '' then
-  local entries = limit > 0 and redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', text(limit)) or {}
-  local oldest = entries[#entries]
+  local oldest, last = nil, '+'
+  while not full and #shown < limit do
+    local wanted = math.min(limit - #shown, PORTION)
+    local entries = redis.call('XREVRANGE', KEYS[2], last, '-', 'COUNT', wanted)
+    for _, entry in ipairs(entries) do
+      take(entry)
+      if full then break end
+      oldest = entry
+    end
+    if #entries < wanted then break end
+    last = '(' .. entries[#entries][1]
+  end
   local answer = {head, ended, (oldest and oldest[2][2] or head) == birth and 1 or 0, 0}
-  for at = #entries, 1, -1 do answer[#answer + 1] = show(entries[at]) end
+  for at = #shown, 1, -1 do answer[#answer + 1] = shown[at] end
   return answer
 end
 
 -- Text is compared, not numbers: what a client sends may be beyond what a double can tell apart.
-local entries = redis.call('XRANGE', KEYS[2], after .. '-0', '+', 'COUNT', text(limit + 1))
-local complete = after == head
-local first = 1
-if entries[1] then
-  if entries[1][1] == after .. '-0' then
-    complete, first = true, 2
-  elseif entries[1][2][2] == after then
-    complete = true
+local complete, first, newest, from = after == head, true, nil, after .. '-0'
+while not full do
+  local wanted = math.min(limit - #shown + 1, PORTION)
+  local entries = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', wanted)
+  for _, entry in ipairs(entries) do
+    newest = entry[1]
+    if newest == after .. '-0' then
+      complete = true
+    else
+      complete, first = complete or (first and entry[2][2] == after), false
+      take(entry)
+      if full then break end
+    end
   end
+  if #entries < wanted then break end
+  from = '(' .. newest
 end
-local last = math.min(#entries, first + limit - 1)
-local more = #entries > 0 and entries[#entries][1] ~= head .. '-0' or last < #entries
+local more = full or newest and newest ~= head .. '-0'
 local answer = {head, ended, complete and 1 or 0, more and 1 or 0}
-for at = first, last do answer[#answer + 1] = show(entries[at]) end
+for _, event in ipairs(shown) do answer[#answer + 1] = event end
 return answer

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use airwave_core::{Broker, BrokerError, BrokerErrorKind, ChannelName, Data, EventName, Feed, Message, Position, Publish};
+use airwave_core::{
+    Broker, BrokerError, BrokerErrorKind, ChannelName, Data, EventName, Feed, Message, PageLimit, Position, Publish,
+};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::hub::Node;
@@ -81,7 +83,7 @@ pub async fn silence_is_found_and_healed(broker: &dyn Broker, silent: impl Fn(bo
 
     insist(async || broker.ping().await).await;
     let mut feed = insist(async || broker.follow(&name("a")).await).await;
-    let replay = insist(async || broker.replay(&name("a"), Some(first), 100).await).await;
+    let replay = insist(async || broker.replay(&name("a"), Some(first), PageLimit::events(100)).await).await;
     assert!(replay.complete, "something was lost");
     let next = publish(broker, "a").await;
     loop {

@@ -11,7 +11,7 @@ use airwave_core::broker::{Broker, BrokerError, Feed, FeedSender, Publish, Publi
 use airwave_core::hub::WireHandle;
 use airwave_core::session::{After, Session, Turn};
 use airwave_core::wire::{Notice, Stamp, Wire};
-use airwave_core::{ChannelName, Data, Event, EventName, Hub, Message, Position, Rules};
+use airwave_core::{ChannelName, Data, Event, EventName, Hub, Message, PageLimit, Position, Rules};
 use bytes::Bytes;
 
 use crate::support::{name, request, rule};
@@ -50,7 +50,7 @@ impl Broker for Lab {
         self.feeds.lock().unwrap().push(s);
         Ok(f)
     }
-    async fn replay(&self, _: &ChannelName, after: Option<Position>, _limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, _: &ChannelName, after: Option<Position>, _limit: PageLimit) -> Result<Replay, BrokerError> {
         let answer = {
             let held = self.held.lock().unwrap().clone();
             let head = Position(*self.head.lock().unwrap());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use airwave_core::rule::Limits;
 use airwave_core::session::{After, CloseReason};
-use airwave_core::{Broker, Code, Hub, Session};
+use airwave_core::{Broker, Code, Hub, PageLimit, Session};
 use tokio::time::{Instant, sleep};
 
 use crate::support::*;
@@ -483,7 +483,7 @@ async fn the_test_broker_keeps_the_contract_where_it_matters() {
     let node = backbone.node();
     let positions: Vec<_> = (0..5).map(|n| backbone.say("c", &n.to_string())).collect();
     backbone.keep("c", 3);
-    let replay = async |after| node.replay(&name("c"), after, 2).await.unwrap();
+    let replay = async |after| node.replay(&name("c"), after, PageLimit::events(2)).await.unwrap();
     let page = replay(Some(positions[1])).await;
     assert_eq!((page.complete, page.more, page.events.len()), (true, true, 2));
     assert!(!replay(Some(positions[0])).await.complete);

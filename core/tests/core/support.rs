@@ -15,7 +15,7 @@ use airwave_core::session::{After, CloseReason, Joined, Turn};
 use airwave_core::wire::{GapReason, Stamp};
 use airwave_core::{
     Broker, BrokerError, ChannelName, ConnectRequest, Cursor, Data, Event, EventName, Feed, Hub, Key, Member, Message, Notice,
-    Position, Published, Refusal, Replay, Rule, Rules, Session, Wire,
+    PageLimit, Position, Published, Refusal, Replay, Rule, Rules, Session, Wire,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -752,7 +752,7 @@ impl Broker for Node {
         }))
     }
 
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         self.replays.fetch_add(1, SeqCst);
         self.reach().await?;
         let forgets = self.backbone.forgets_previous.load(SeqCst);
@@ -770,10 +770,11 @@ impl Broker for Node {
                     let first = kept.partition_point(|event| event.position <= after);
                     let held = first > 0 && kept[first - 1].position == after;
                     let complete = held || after == channel.head || (after == oldest_previous && after != Position::ZERO);
-                    (first..kept.len().min(first.saturating_add(limit)), complete)
+                    let fitting = limit.fitting(kept.range(first..).map(|event| &**event));
+                    (first..first + fitting, complete)
                 }
                 None => {
-                    let first = kept.len().saturating_sub(limit);
+                    let first = kept.len() - limit.fitting(kept.iter().rev().map(|event| &**event));
                     (first..kept.len(), first == 0 && oldest_previous == channel.birth)
                 }
             };

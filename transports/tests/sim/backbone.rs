@@ -14,7 +14,7 @@ use std::time::Duration;
 use airwave_brokers::memory::Memory;
 use airwave_core::broker::FeedSender;
 use airwave_core::event::IdempotencyKey;
-use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, Position, Publish, Published, Replay, Rules};
+use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, timeout};
@@ -217,7 +217,7 @@ impl Inner {
 
     /// What the broker holds of a channel, its head, and whether it has ended.
     fn log(&self, name: &ChannelName) -> (Vec<Arc<Event>>, Position, bool) {
-        let all = at_once(self.memory.replay(name, None, usize::MAX)).unwrap();
+        let all = at_once(self.memory.replay(name, None, PageLimit::events(usize::MAX))).unwrap();
         let kept = all.events.iter().filter(|event| !self.lost.contains_key(&event.position));
         (
             kept.map(|event| self.as_it_is_now(event)).collect(),
@@ -226,7 +226,7 @@ impl Inner {
         )
     }
 
-    fn replay(&self, name: &ChannelName, after: Option<Position>, limit: usize) -> Replay {
+    fn replay(&self, name: &ChannelName, after: Option<Position>, limit: PageLimit) -> Replay {
         if self.lost.is_empty() {
             return at_once(self.memory.replay(name, after, limit)).unwrap();
         }
@@ -235,9 +235,9 @@ impl Inner {
         let oldest_previous = kept.first().map_or(head, |oldest| oldest.previous);
         let first = match after {
             Some(after) => kept.partition_point(|event| event.position <= after),
-            None => kept.len().saturating_sub(limit),
+            None => kept.len() - limit.fitting(kept.iter().rev().map(|event| &**event)),
         };
-        let end = kept.len().min(first.saturating_add(limit));
+        let end = first + limit.fitting(kept[first..].iter().map(|event| &**event));
         let complete = match after {
             Some(after) => after == head || after == oldest_previous || kept.iter().any(|event| event.position == after),
             None => false,
@@ -378,7 +378,7 @@ impl Broker for Node {
         .await
     }
 
-    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: usize) -> Result<Replay, BrokerError> {
+    async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         let lie = self.backbone.lie;
         self.call(|inner| {
             inner.touch(channel, &self.backbone.clock);
