@@ -17,7 +17,7 @@ pub(crate) fn routes() -> Router {
     Router::new()
         .route(
             "/client.js",
-            get(|headers: HeaderMap| async move { module(&headers, include_bytes!("../clients/typescript/dist/client.js")) }),
+            get(|headers: HeaderMap| async move { module(&headers, include_bytes!("../clients/typescript/dist/served.js")) }),
         )
         .route(
             "/client-share.js",

@@ -175,7 +175,6 @@ export function open({ title, recommended, ...options }) {
     channel.on("state", (change) => show(change.state));
     return channel;
   };
-  addEventListener("pagehide", () => airwave.close());
   return { airwave, transport, cost, watch };
 }
 

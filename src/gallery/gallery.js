@@ -50,7 +50,6 @@ const other = { sse: "websocket", websocket: "sse" };
 const shared = metered();
 const total = document.getElementById("total");
 shared.cost.onchange = calmly(() => (total.textContent = `This page, all rows together: ${shared.cost}`));
-addEventListener("pagehide", () => shared.airwave.close());
 
 /** The row that is compared now: one at a time, because a browser has six connections for a host. */
 let compared;

@@ -2,9 +2,13 @@ import { _ as Presence, a as Channel, b as StateChange, c as Code, d as Gap, f a
 
 //#region src/client.d.ts
 /**
-* A client of the server at `url`: absolute, or relative to the page. Default: where this module was loaded from, if that was a server's `/client.js`.
-* Nothing is connected before the first channel.
+* A client of the server at `url`: absolute, or relative to the page.
+*
+* Nothing is connected before the first channel. Where there is no page to be relative to (a server that renders one), the client is made all the same, and its
+* channels are refused.
+*
+* Throws an {@link AirwaveError} without a URL. The server's own `/client.js` has a default: the place that it was loaded from.
 */
-declare function connect(url?: string | URL, options?: Options): Airwave;
+declare function connect(url: string | URL, options?: Options): Airwave;
 //#endregion
 export { Airwave, AirwaveError, AnyEvent, AnyEvents, Channel, ChannelEvent, ChannelOptions, Code, ControlEvents, EventsOf, Gap, GapEvent, GapReason, Member, Off, Options, Presence, SendOptions, State, StateChange, TransportName, connect };

@@ -120,8 +120,8 @@ interface SendOptions {
   /** False: no answer is asked for; the promise resolves with null once the message is on its way. Only with `repeat: false` over a WebSocket. */
   reply?: boolean;
 }
-/** The transports that this client speaks. */
-type TransportName = "websocket" | "sse";
+/** The transports that this client speaks. `polling` asks for a channel's JSON page every 2 s: the last resort, where neither of the others passes. */
+type TransportName = "websocket" | "sse" | "polling";
 /** What is decided for one channel. */
 interface ChannelOptions {
   /** `auto` asks the channel's URL. Default: that of `connect`. */
@@ -133,7 +133,10 @@ interface ChannelOptions {
 }
 /** What is decided for a client. */
 interface Options {
-  /** `auto` (default) does as each channel's rule says, and falls back to SSE where WebSockets are blocked. */
+  /**
+  * `auto` (default) does as each channel's rule says. Where nothing comes over that transport, twice in a row, although the server answers plain HTTP, the channel
+  * moves to the other one that its rule allows, and else to `polling`.
+  */
   transport?: TransportName | "auto";
   /**
   * Gives the token to show: asked at every new connection, and when the server refused the one before (then `refused` is true). Goes as

@@ -4,6 +4,7 @@
 // own cursor. A tab that is not where the leader is (it begins afresh, with the channel's replay) has a connection of its own until it is.
 
 import type { Client, Relay } from "./client.js";
+import type { Timer } from "./timing.js";
 import type { Carrier, Subscription } from "./subscription.js";
 import type { AirwaveError, AnyEvent, AnyEvents, Channel, ChannelEvent, Code, Gap, Off, Presence, SendOptions, TransportName } from "./types.js";
 
@@ -52,7 +53,7 @@ interface Borrowed {
   base: string | undefined;
   since: Relayed[];
   offs: Off[];
-  timer: ReturnType<typeof setTimeout> | undefined;
+  timer: Timer | undefined;
   kind: TransportName;
 }
 
@@ -96,7 +97,7 @@ class Shared implements Relay {
     this.known = new Promise((done) => {
       this.#found = done;
       // A leader that hangs: this tab helps itself, until another leads.
-      setTimeout(done, ANSWER_MS);
+      client.after(ANSWER_MS, done);
     });
     const lead = (): Promise<void> => {
       this.#lead();
@@ -224,7 +225,7 @@ class Shared implements Relay {
 
   #borrow(subscription: Subscription): void {
     const { name, cursor, options } = subscription;
-    const timer = setTimeout(() => this.#alone(name), ANSWER_MS);
+    const timer = this.#client.after(ANSWER_MS, () => this.#alone(name));
     this.#borrowed.set(name, { subscription, adopted: false, base: undefined, since: [], offs: [], timer, kind: "sse" });
     this.#say({ do: "listen", from: this.#me, name, cursor, presence: options.presence === true });
   }
@@ -316,7 +317,8 @@ class Shared implements Relay {
       if (sending.sent) continue;
       sending.sent = true;
       const n = (this.#n += 1);
-      const { event, data, key, idempotencyKey, repeat, reply } = sending;
+      const { event, key, idempotencyKey, repeat, reply } = sending;
+      const data: unknown = typeof sending.data === "string" ? JSON.parse(sending.data) : sending.data;
       this.#asked.set(n, ({ error, value }) => sending.settle(error ? this.#client.error(error.code, error.message) : null, value));
       this.#say({ do: "send", from: this.#me, name: subscription.name, n, event, data, options: { idempotencyKey, repeat, reply, ...(key !== undefined && { key }) } });
     }

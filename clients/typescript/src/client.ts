@@ -1,15 +1,19 @@
 // A client of one server: which line carries which channel, and what all lines need.
 
-import { isTemporary, type Line, lost } from "./line.js";
-import { refusal, SocketLine, STATUS_CODES } from "./socket.js";
+import { type Frame, isTemporary, type Line, lost, TooLong } from "./line.js";
+import { checkChannel } from "./names.js";
+import { PollLine } from "./poll.js";
+import { object, refusal, SocketLine } from "./socket.js";
 import { StreamLine } from "./stream.js";
 import { type Info, type Owner, Subscription } from "./subscription.js";
+import { after } from "./timing.js";
 import { type Airwave, AirwaveError, type AnyEvents, type Channel, type ChannelOptions, type Code, type Options, type TransportName } from "./types.js";
 
-/** The server takes so many channels on one connection. */
-const CHANNELS_PER_LINE = 100;
 /** How long an answer may take that is not a stream. */
 const ANSWER_MS = 15_000;
+
+/** How long the server may take to answer when the browser says that it is offline. */
+const OFFLINE_MS = 5_000;
 
 /** What must be known of a token: one to use again, a new one, or one in place of a token that was refused. */
 export type TokenWanted = "same" | "new" | "refused";
@@ -33,8 +37,12 @@ export class Client implements Airwave, Owner {
   readonly hasToken: boolean;
   readonly options: Options;
   relay: Relay | undefined;
-  /** Something on the way lets no WebSocket pass. */
-  blocked = false;
+  /** What does not pass something on the way. */
+  readonly #blocked = new Set<string>();
+  /** Why this client cannot connect at all. */
+  fault: AirwaveError | undefined;
+  /** The page is in the back/forward cache, where nothing connects. */
+  #suspended = false;
   #fetch: typeof fetch;
   #token: Promise<string | undefined> | undefined;
   #asking = false;
@@ -54,7 +62,7 @@ export class Client implements Airwave, Owner {
     this.hasToken = options.token !== undefined;
     this.#fetch = options.fetch ?? ((...call) => fetch(...call));
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
-    globalThis.addEventListener?.("online", this.#online);
+    for (const [event, listener] of this.#page) globalThis.addEventListener?.(event, listener);
     globalThis.document?.addEventListener("visibilitychange", this.#visible);
   }
 
@@ -65,8 +73,10 @@ export class Client implements Airwave, Owner {
       subscription = new Subscription(this, name, options);
       this.#subscriptions.set(name, subscription);
       const made = subscription;
-      // Whoever made it has the time to say what they listen to.
-      queueMicrotask(() => void this.place(made));
+      // A name that is none never becomes part of a URL: "../admin" would leave the server's path, with the token.
+      const wrong = this.fault ?? checkChannel(name);
+      // Later, so that the caller has the time to add listeners.
+      queueMicrotask(() => (wrong ? made.refused(wrong) : void this.place(made)));
     }
     return subscription as unknown as Channel<E, C>;
   }
@@ -77,7 +87,7 @@ export class Client implements Airwave, Owner {
   }
 
   close(): void {
-    globalThis.removeEventListener?.("online", this.#online);
+    for (const [event, listener] of this.#page) globalThis.removeEventListener?.(event, listener);
     globalThis.document?.removeEventListener("visibilitychange", this.#visible);
     for (const subscription of [...this.#subscriptions.values()]) subscription.shut();
     this.relay?.close();
@@ -99,9 +109,12 @@ export class Client implements Airwave, Owner {
   /** Puts the channel on a line of this client's own. */
   carry(subscription: Subscription, kind: TransportName): void {
     const presence = subscription.options.presence === true;
-    const fits = (line: Line): boolean => line.kind === kind && line.members.size < CHANNELS_PER_LINE && !(line instanceof StreamLine && line.presence !== presence);
+    const fits = (line: Line): boolean => line.kind === kind && line.takes(subscription) && !(line instanceof StreamLine && line.presence !== presence);
     let line = [...this.#lines].find(fits);
-    if (!line) this.#lines.add((line = kind === "sse" ? new StreamLine(this, presence) : new SocketLine(this)));
+    if (!line) {
+      line = kind === "sse" ? new StreamLine(this, presence) : kind === "websocket" ? new SocketLine(this) : new PollLine(this);
+      this.#lines.add(line);
+    }
     line.add(subscription);
   }
 
@@ -126,13 +139,36 @@ export class Client implements Airwave, Owner {
   }
 
   #choice({ transport, transports }: Info): TransportName | undefined {
-    const can = (kind: string): boolean => kind === "sse" || (kind === "websocket" && this.WebSocket !== undefined && !(this.blocked && transports.includes("sse")));
-    return [transport, ...transports].find((kind): kind is TransportName => kind !== null && can(kind));
+    const can = (kind: string | null): kind is TransportName => kind === "sse" || (kind === "websocket" && this.WebSocket !== undefined);
+    const able = [transport, ...transports].filter(can);
+    return able.find((kind) => !this.#blocked.has(kind)) ?? (able.length ? "polling" : undefined);
   }
 
   async ask({ name }: Subscription): Promise<Info> {
-    const response = await this.request(`channels/${name}?limit=1`, { headers: { accept: "application/json" } });
-    return (await response.json()) as Info;
+    return this.page(name, undefined, 1);
+  }
+
+  /** What the channel's URL says, and the events after a cursor. */
+  async page<T extends Info>(name: string, cursor: string | undefined, limit = 100): Promise<T> {
+    const after = cursor === undefined ? "" : `&after=${encodeURIComponent(cursor)}`;
+    const response = await this.request(`channels/${name}?limit=${limit}${after}`, { headers: { accept: "application/json" } });
+    return this.json<T>(response, ({ transports }) => Array.isArray(transports));
+  }
+
+  /** Whether the server answers within seconds. */
+  async answers({ name }: Subscription): Promise<boolean> {
+    const signal = AbortSignal.timeout(OFFLINE_MS);
+    return this.request(`channels/${name}?limit=1`, { headers: { accept: "application/json" }, signal }).then(
+      () => true,
+      ({ code }: AirwaveError) => code !== "disconnected",
+    );
+  }
+
+  /** The JSON object of an answer. Rejects, as a line that broke, where it is not one that Airwave gives. */
+  async json<T extends object>(response: Response, fits: (value: T) => boolean): Promise<T> {
+    const value = object(await response.text().catch(() => "")) as T | undefined;
+    if (value && fits(value)) return value;
+    throw foreign(response);
   }
 
   /** Why the channel is refused, if it is. */
@@ -157,20 +193,23 @@ export class Client implements Airwave, Owner {
   moves(subscription: Subscription, { transport }: AirwaveError): boolean {
     const told = subscription.options.transport ?? this.options.transport ?? "auto";
     if (told !== "auto" || (transport !== "sse" && transport !== "websocket") || transport === subscription.transport) return false;
-    if (transport === "websocket" && (this.blocked || !this.WebSocket)) return false;
+    if (this.#blocked.has(transport) || (transport === "websocket" && !this.WebSocket)) return false;
     subscription.line?.remove(subscription);
     this.carry(subscription, transport);
     return true;
   }
 
-  /** No WebSocket passes: what may be carried over SSE moves there, with its cursor. */
+  /** Nothing comes over such a line: its channels move, with their cursors, to what their rules allow and what may pass. */
   fallBack(line: Line): void {
+    if (line.kind === "polling") return;
     for (const subscription of [...line.members.values()]) {
       const told = subscription.options.transport ?? this.options.transport ?? "auto";
-      if (told !== "auto" || !subscription.info?.transports.includes("sse")) continue;
-      this.blocked = true;
+      if (told !== "auto" || !subscription.info) continue;
+      this.#blocked.add(line.kind);
+      const kind = this.#choice(subscription.info) ?? "polling";
+      subscription.down(new AirwaveError("disconnected", `nothing comes over ${line.kind} although the server answers: something on the way holds it back; now ${kind}`));
       line.remove(subscription);
-      this.carry(subscription, "sse");
+      this.carry(subscription, kind);
     }
   }
 
@@ -190,6 +229,7 @@ export class Client implements Airwave, Owner {
 
   // What `share` needs of this module: a second copy of it would make errors that are of another class.
   readonly lost: typeof lost = lost;
+  readonly after: typeof after = after;
   error(code: Code, message: string): AirwaveError {
     return new AirwaveError(code, message);
   }
@@ -204,7 +244,7 @@ export class Client implements Airwave, Owner {
         this.#pauses.delete(done);
         resolve();
       };
-      const timer = setTimeout(done, ms);
+      const timer = after(this.#suspended ? Infinity : ms, done);
       this.#pauses.add(done);
     });
   }
@@ -213,19 +253,48 @@ export class Client implements Airwave, Owner {
     for (const done of [...this.#pauses]) done();
   }
 
-  #poke(): void {
-    this.#wake();
-    for (const line of this.#lines) line.probe();
-  }
-
-  #online = (): void => {
-    // Another network, perhaps, with other things in between.
-    this.blocked = false;
-    this.#poke();
-  };
+  /** What the page tells, in a browser. */
+  readonly #page: [string, (event: Event) => void][] = [
+    [
+      "online",
+      () => {
+        // Another network, perhaps, with other things in between.
+        this.#blocked.clear();
+        this.#wake();
+        for (const line of this.#lines) line.online();
+      },
+    ],
+    [
+      "offline",
+      () => {
+        for (const line of this.#lines) line.offline();
+        const error = new AirwaveError("disconnected", "the browser is offline");
+        for (const subscription of this.#subscriptions.values()) subscription.become(subscription.state, error);
+      },
+    ],
+    [
+      "pagehide",
+      (event) => {
+        // A page that is left for good takes its connections with it. One that is kept must not have any, and comes back behind its cursors.
+        if (!(event as PageTransitionEvent).persisted) return;
+        this.#suspended = true;
+        for (const line of this.#lines) line.suspend();
+      },
+    ],
+    [
+      "pageshow",
+      () => {
+        if (!this.#suspended) return;
+        this.#suspended = false;
+        this.#wake();
+      },
+    ],
+  ];
 
   #visible = (): void => {
-    if (document.visibilityState === "visible") this.#poke();
+    if (document.visibilityState !== "visible") return;
+    this.#wake();
+    for (const line of this.#lines) line.probe();
   };
 
   async token(wanted: TokenWanted): Promise<string | undefined> {
@@ -265,17 +334,35 @@ export class Client implements Airwave, Owner {
     if (response.ok) return response;
     // A stream's line replaces its own token.
     if (response.status === 401 && wanted === "same" && this.hasToken) return this.request(path, init, "refused");
-    const body = (await response.json().catch(() => undefined)) as { error?: { code: Code; message: string } } | undefined;
-    if (body?.error) throw refusal(body.error);
-    throw new AirwaveError(STATUS_CODES[response.status] ?? (response.status < 500 ? "bad-request" : "unavailable"), `answered with status ${response.status}`);
+    if (response.status === 414 || response.status === 431) throw new TooLong("disconnected", `the request is too long for what is between here and the server (${response.status})`);
+    const body = object(await response.text().catch(() => ""));
+    const error = body?.["error"] as Frame | undefined;
+    if (typeof error?.["code"] === "string") throw refusal(error);
+    throw foreign(response);
   }
 }
 
+/** An answer that has not the shape of Airwave's is a proxy's, or a server's that is about to be replaced: never the last word. */
+function foreign({ status, headers }: Response): AirwaveError {
+  return new AirwaveError("disconnected", `what answers is not Airwave: status ${status}, type ${headers.get("content-type")}`);
+}
+
 /**
- * A client of the server at `url`: absolute, or relative to the page. Default: where this module was loaded from, if that was a server's `/client.js`.
- * Nothing is connected before the first channel.
+ * A client of the server at `url`: absolute, or relative to the page.
+ *
+ * Nothing is connected before the first channel. Where there is no page to be relative to (a server that renders one), the client is made all the same, and its
+ * channels are refused.
+ *
+ * Throws an {@link AirwaveError} without a URL. The server's own `/client.js` has a default: the place that it was loaded from.
  */
-export function connect(url: string | URL = new URL(".", import.meta.url), options: Options = {}): Airwave {
+export function connect(url: string | URL, options: Options = {}): Airwave {
+  if (url === undefined) throw new AirwaveError("bad-request", "give the server's URL: connect(\"https://realtime.example\")");
   const base = globalThis.document?.baseURI ?? globalThis.location?.href;
-  return new Client(new URL(url, base).href, options);
+  try {
+    return new Client(new URL(url, base).href, options);
+  } catch {
+    const client = new Client(String(url), options);
+    client.fault = new AirwaveError("bad-request", `'${url}' is no absolute URL, and there is no page that it could be relative to`);
+    return client;
+  }
 }

@@ -33,6 +33,6 @@ export function overEventSource(names: readonly string[], Source: typeof EventSo
       },
       cancel: () => source.close(),
     });
-    return new Response(body);
+    return new Response(body, { headers: { "content-type": "text/event-stream" } });
   };
 }

@@ -3,6 +3,7 @@
 import { fromBase64 } from "./bytes.js";
 import type { Client } from "./client.js";
 import type { Carrier, Sending, Subscription } from "./subscription.js";
+import { after, now, type Timer } from "./timing.js";
 import { AirwaveError, type Gap, type Member, type TransportName } from "./types.js";
 
 /** How long a connection may take to come about. */
@@ -11,6 +12,12 @@ const CONNECT_MS = 10_000;
 const LINGER_MS = 100;
 /** A line that held so long was a good one: the next wait begins small again. */
 const GOOD_MS = 5_000;
+
+/** The server takes so many channels on one connection. */
+const CHANNELS_PER_LINE = 100;
+
+/** A request line or a head that is longer than something on the way takes. */
+export class TooLong extends AirwaveError {}
 
 /** A JSON frame of the server, or a control event of SSE in the same form. */
 // biome-ignore lint: what a frame holds is said by its type
@@ -25,6 +32,10 @@ export abstract class Line implements Carrier {
   abstract readonly kind: TransportName;
   readonly members: Map<string, Subscription> = new Map();
   up = false;
+  /** Something has come over the present connection. A proxy may let it stand and hold back what it carries. */
+  protected proven = false;
+  /** How often in a row nothing came over a connection although plain HTTP worked. */
+  #unproven = 0;
   protected readonly client: Client;
   /** Set by whoever ends the connection only to make a new one at once. */
   protected again = false;
@@ -34,7 +45,7 @@ export abstract class Line implements Carrier {
   protected last = 0;
   #attempt = 0;
   #running = false;
-  #watch: ReturnType<typeof setTimeout> | undefined;
+  #watch: Timer | undefined;
 
   constructor(client: Client) {
     this.client = client;
@@ -48,8 +59,22 @@ export abstract class Line implements Carrier {
   /** A channel has come (`added`) or gone. */
   protected abstract changed(subscription: Subscription, added: boolean): void;
   abstract flush(subscription: Subscription): void;
-  /** Something may have changed (the network, the page's visibility): is this line still alive? */
+  /** Something may have changed (the page's visibility): is this line still alive? */
   abstract probe(): void;
+  /** The network has changed: what stood on the old one is dead or soon will be. */
+  abstract online(): void;
+  /** The browser has lost its network: is this line still alive? */
+  abstract offline(): void;
+
+  /** Ends the connection because the page goes into the back/forward cache. The line comes back when the page does. */
+  suspend(): void {
+    this.cut(new AirwaveError("disconnected", "the page is in the back/forward cache"));
+  }
+
+  /** Whether this line has room for one more channel. */
+  takes(_: Subscription): boolean {
+    return this.members.size < CHANNELS_PER_LINE;
+  }
 
   add(subscription: Subscription): void {
     subscription.line = this;
@@ -66,9 +91,10 @@ export abstract class Line implements Carrier {
     subscription.line = undefined;
     this.changed(subscription, false);
     subscription.live = false;
+    subscription.held = false;
     for (const sending of subscription.outbox) sending.sent = false;
     // Not at once: a page that shows something else closes one channel and opens another.
-    if (!this.members.size) setTimeout(() => this.members.size || this.cut(), LINGER_MS);
+    if (!this.members.size) after(LINGER_MS, () => this.members.size || this.cut());
   }
 
   async #run(): Promise<void> {
@@ -76,9 +102,9 @@ export abstract class Line implements Carrier {
     this.#running = true;
     while (this.members.size) {
       let error: AirwaveError | undefined;
-      this.again = false;
+      this.again = this.proven = false;
       this.hint = undefined;
-      const since = Date.now();
+      const since = now();
       this.heardWithin(CONNECT_MS);
       try {
         await this.connect();
@@ -86,7 +112,9 @@ export abstract class Line implements Carrier {
         error = thrown instanceof AirwaveError ? thrown : new AirwaveError("disconnected", String(thrown));
       }
       clearTimeout(this.#watch);
-      if (this.up && Date.now() - since > GOOD_MS) this.#attempt = 0;
+      if (this.proven || (error && error.code !== "disconnected")) this.#unproven = 0;
+      else if (!this.again && this.members.size) await this.#doubt();
+      if (this.up && now() - since > GOOD_MS) this.#attempt = 0;
       this.up = false;
       for (const member of this.members.values()) {
         if (this.again) member.live = false;
@@ -103,33 +131,50 @@ export abstract class Line implements Carrier {
     this.client.idle(this);
   }
 
+  /** Where plain HTTP works and this does not, twice in a row, something on the way does not let it pass. */
+  async #doubt(): Promise<void> {
+    const [first] = this.members.values();
+    if (!first || !(await this.client.reaches(first))) return;
+    this.#unproven += 1;
+    if (this.#unproven > 1) this.client.fallBack(this);
+    else this.again = true;
+  }
+
   /** The connection is gone: what was on its way over it is unknown. */
   protected broken(): void {
-    for (const { outbox } of this.members.values()) for (const sending of [...outbox]) lost(sending);
+    for (const member of this.members.values()) {
+      member.held = false;
+      for (const sending of [...member.outbox]) lost(sending);
+    }
   }
 
   /** The connection stands. */
   protected opened(): void {
     this.up = true;
-    this.heardWithin(this.client.silence);
     for (const member of [...this.members.values()]) this.flush(member);
+  }
+
+  /** The first that has come over this connection. */
+  protected proves(): void {
+    this.proven = true;
+    this.heardWithin(this.client.silence);
   }
 
   /** A sign of life. */
   protected alive(): void {
-    this.last = Date.now();
+    this.last = now();
   }
 
   protected heardWithin(limit: number): void {
     clearTimeout(this.#watch);
     this.alive();
     const check = (): void => {
-      const left = this.last + limit - Date.now();
-      // One timer that looks again, because to set a new one for each event would cost more than the event.
-      if (left > 0) this.#watch = setTimeout(check, left);
+      const left = this.last + limit - now();
+      // One timer that looks again: setting a new one for each event would cost more than the event.
+      if (left > 0) this.#watch = after(left, check);
       else this.cut(new AirwaveError("disconnected", `nothing was heard for ${limit} ms`));
     };
-    this.#watch = setTimeout(check, limit);
+    this.#watch = after(limit, check);
   }
 
   /** An event or a notice, in the form that both transports share. */

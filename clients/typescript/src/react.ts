@@ -1,3 +1,4 @@
+"use client";
 // A React hook: a channel for as long as a component is there.
 
 import { useEffect, useReducer, useRef } from "react";

@@ -3,6 +3,7 @@
 import { decodeFrame, encodeFrame, toBase64, toBase64Url } from "./bytes.js";
 import { type Frame, isTemporary, Line } from "./line.js";
 import { type Sending, Subscription } from "./subscription.js";
+import { after, now, type Timer } from "./timing.js";
 import { AirwaveError, type Code } from "./types.js";
 
 /** The server takes 100 frames per second and twice as many in a burst, and closes on more: stay below both. */
@@ -36,9 +37,7 @@ export class SocketLine extends Line {
   #queue: (string | Uint8Array)[] = [];
   #allowance = BURST;
   #filled = 0;
-  #pacing: ReturnType<typeof setTimeout> | undefined;
-  /** HTTP worked and the upgrade did not, the last time. */
-  #suspect = false;
+  #pacing: Timer | undefined;
   #refusedToken = false;
 
   protected async connect(): Promise<void> {
@@ -56,21 +55,22 @@ export class SocketLine extends Line {
     const error = await new Promise<AirwaveError | undefined>((done) => {
       this.#over = done;
       socket.onopen = () => {
-        this.#suspect = false;
         this.#allowance = BURST;
-        this.#filled = Date.now();
+        this.#filled = now();
         for (const member of this.members.values()) this.#subscribe(member);
         this.opened();
       };
       socket.onmessage = ({ data }: MessageEvent) => {
-        this.alive();
+        if (this.proven) this.alive();
+        else this.proves();
         if (typeof data !== "string") {
           const event = decodeFrame(data as ArrayBuffer);
           const member = event && this.members.get(event.channel);
           if (member?.live) member.heard(event!);
           return;
         }
-        const frame = JSON.parse(data) as Frame;
+        const frame = object(data);
+        if (!frame) return this.cut(new AirwaveError("disconnected", "what answers is not Airwave: a frame is no JSON object"));
         if (frame["type"] === "error" && frame["id"] === null) said = refusal(frame);
         this.#answer(frame);
       };
@@ -82,7 +82,6 @@ export class SocketLine extends Line {
     socket.onopen = socket.onmessage = socket.onclose = null;
     socket.close();
     this.#socket = this.#over = undefined;
-    if (!this.up && error?.code === "disconnected") await this.#blocked();
     if (error) {
       this.#judge(error);
       throw error;
@@ -99,15 +98,6 @@ export class SocketLine extends Line {
     this.#refusedToken = retries;
     if (retries) this.again = true;
     else if (!isTemporary(error)) for (const member of [...this.members.values()]) member.refused(error);
-  }
-
-  /** Where HTTP works and the upgrade does not, twice in a row, something in between does not let WebSockets pass. */
-  async #blocked(): Promise<void> {
-    const [first] = this.members.values();
-    if (!first || !(await this.client.reaches(first))) return;
-    if (this.#suspect) this.client.fallBack(this);
-    else this.again = true;
-    this.#suspect = true;
   }
 
   protected cut(error?: AirwaveError): void {
@@ -132,13 +122,22 @@ export class SocketLine extends Line {
 
   probe(): void {
     if (!this.up) return;
-    const asked = Date.now();
-    // What was heard in this very millisecond is no answer.
+    const asked = now();
+    // What was heard in this very moment is no answer.
     this.last = asked - 1;
     this.#write('{"type":"ping"}');
-    setTimeout(() => {
+    after(PONG_MS, () => {
       if (this.up && this.last < asked) this.cut(new AirwaveError("disconnected", "a ping was not answered"));
-    }, PONG_MS);
+    });
+  }
+
+  // A ping answers within seconds, and a socket that survived keeps what is on its way.
+  online(): void {
+    this.probe();
+  }
+
+  offline(): void {
+    this.probe();
   }
 
   #subscribe(subscription: Subscription): void {
@@ -153,8 +152,8 @@ export class SocketLine extends Line {
     return this.#id;
   }
 
-  flush({ name, outbox }: Subscription): void {
-    if (!this.up) return;
+  flush({ name, outbox, held }: Subscription): void {
+    if (!this.up || held) return;
     for (const sending of [...outbox]) {
       if (sending.sent) continue;
       sending.sent = true;
@@ -163,7 +162,7 @@ export class SocketLine extends Line {
       if (data instanceof Uint8Array && !sending.repeat) this.#write(encodeFrame(name, event, id, data));
       else {
         const idempotency_key = sending.repeat ? sending.idempotencyKey : undefined;
-        this.#write(JSON.stringify({ type: "send", id, channel: name, event, ...payload(data), key, idempotency_key }));
+        this.#write(envelope({ type: "send", id, channel: name, event, key, idempotency_key }, data));
       }
       if (id === undefined) sending.settle(null, null);
     }
@@ -189,12 +188,29 @@ export class SocketLine extends Line {
         asked.retried = true;
         this.#renew();
       } else if (asked.repeat && isTemporary(error) && error.code !== "internal") {
-        void this.client.pause(Math.random() * this.base).then(() => {
-          asked.sent = false;
-          asked.to.line?.flush(asked.to);
-        });
+        asked.why = error.message;
+        this.#hold(asked.to);
       } else asked.settle(error);
     }
+  }
+
+  /**
+   * A message was refused for now. The messages behind it wait, and then all that is unanswered is sent again, in order: those that were done meanwhile are known by
+   * their keys.
+   */
+  #hold(subscription: Subscription): void {
+    if (subscription.held) return;
+    subscription.held = true;
+    void this.client.pause(Math.random() * this.base).then(() => {
+      if (!subscription.held || this.members.get(subscription.name) !== subscription) return;
+      for (const [id, asked] of this.#asked) {
+        if (asked instanceof Subscription || asked.to !== subscription || !asked.repeat) continue;
+        this.#asked.delete(id);
+      }
+      subscription.held = false;
+      for (const sending of subscription.outbox) sending.sent &&= !sending.repeat;
+      this.flush(subscription);
+    });
   }
 
   #notSubscribed(subscription: Subscription, error: AirwaveError): void {
@@ -224,9 +240,9 @@ export class SocketLine extends Line {
   }
 
   #pace(): void {
-    const now = Date.now();
-    this.#allowance = Math.min(BURST, this.#allowance + (now - this.#filled) * FRAMES_PER_MS);
-    this.#filled = now;
+    const time = now();
+    this.#allowance = Math.min(BURST, this.#allowance + (time - this.#filled) * FRAMES_PER_MS);
+    this.#filled = time;
     while (this.#queue.length && this.#allowance >= 1) {
       this.#allowance -= 1;
       this.#socket?.send(this.#queue.shift() as string);
@@ -240,10 +256,20 @@ export class SocketLine extends Line {
   }
 }
 
-/** The field of the envelope that holds these data. */
-export function payload(data: unknown): { base64: string } | { data: unknown } {
-  if (data instanceof Uint8Array) return { base64: toBase64(data) };
-  return { data: data ?? null };
+/** The JSON object that a text is; undefined if it is none. */
+export function object(text: string): Frame | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    return value !== null && typeof value === "object" ? (value as Frame) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** A message in JSON: `head`, and the data, which are JSON text already or become base64. */
+export function envelope(head: Frame, data: string | Uint8Array): string {
+  const field = data instanceof Uint8Array ? `"base64":"${toBase64(data)}"` : `"data":${data}`;
+  return `${JSON.stringify(head).slice(0, -1)},${field}}`;
 }
 
 export function refusal({ code, message, transport }: Frame): AirwaveError {

@@ -2,9 +2,11 @@
 
 import { createParser, type EventSourceMessage } from "eventsource-parser";
 import type { Client } from "./client.js";
-import { type Frame, isTemporary, Line } from "./line.js";
-import { payload, refusal } from "./socket.js";
-import type { Sending, Subscription } from "./subscription.js";
+import { isTemporary, TooLong } from "./line.js";
+import { PostingLine } from "./post.js";
+import { object, refusal } from "./socket.js";
+import type { Subscription } from "./subscription.js";
+import { after, now, type Timer } from "./timing.js";
 import { AirwaveError } from "./types.js";
 
 /** A stream is opened anew for a channel that comes or goes: several of them at once are one reason. */
@@ -12,14 +14,19 @@ const COMING_MS = 10;
 const GOING_MS = 250;
 /** The server gives a sign of life every 15 s. */
 const QUIET_MS = 20_000;
+/** A line of a request that every proxy takes: the shortest limit of those in use is 4 kB. */
+const REQUEST_BYTES = 3_500;
+/** What one channel adds to the request: its name, its cursor of 16 digits, and the names of the parameters. */
+const bytesOf = ({ name }: Subscription): number => encodeURIComponent(name).length + 16 + "&channel=&after=".length;
 
-export class StreamLine extends Line {
+export class StreamLine extends PostingLine {
   readonly kind = "sse";
   /** A stream tells of presence in all its channels or in none, and a rule without it refuses. */
   readonly presence: boolean;
   #over: ((error: AirwaveError | undefined) => void) | undefined;
-  #reopening: ReturnType<typeof setTimeout> | undefined;
-  #speaking = new Set<Subscription>();
+  #reopening: Timer | undefined;
+  /** How long the list of channels in the request may be. Smaller after a proxy has refused it. */
+  #room: number = REQUEST_BYTES;
   #refusedToken = false;
 
   constructor(client: Client, presence: boolean) {
@@ -27,8 +34,13 @@ export class StreamLine extends Line {
     this.presence = presence;
   }
 
+  override takes(subscription: Subscription): boolean {
+    const bytes = [...this.members.values()].reduce((sum, member) => sum + bytesOf(member), bytesOf(subscription));
+    return super.takes(subscription) && (!this.members.size || bytes <= this.#room);
+  }
+
   protected async connect(): Promise<void> {
-    await new Promise((done) => setTimeout(done, COMING_MS));
+    await new Promise<void>((done) => after(COMING_MS, done));
     clearTimeout(this.#reopening);
     const members = [...this.members.values()];
     if (!members.length) return;
@@ -49,7 +61,8 @@ export class StreamLine extends Line {
       if (error) throw error;
     } catch (thrown) {
       const error = thrown instanceof AirwaveError ? thrown : new AirwaveError("disconnected", "the stream broke off");
-      await this.#judge(error);
+      if (error instanceof TooLong) this.#split();
+      else await this.#judge(error);
       throw error;
     } finally {
       abort.abort();
@@ -64,6 +77,9 @@ export class StreamLine extends Line {
     if (response.status === 204) {
       for (const member of members) if (member.line === this) member.ended(member.cursor ?? "0");
       return;
+    }
+    if (!response.headers.get("content-type")?.startsWith("text/event-stream")) {
+      throw new AirwaveError("disconnected", `what answers is not Airwave: the stream is of the type ${response.headers.get("content-type")}`);
     }
     let error: AirwaveError | undefined;
     const parser = createParser({
@@ -92,7 +108,8 @@ export class StreamLine extends Line {
   /** Takes one event of the stream; gives the error if it tells one. */
   #hear({ event, data }: EventSourceMessage): AirwaveError | undefined {
     this.alive();
-    const frame = JSON.parse(data) as Frame;
+    const frame = object(data);
+    if (!frame) throw new AirwaveError("disconnected", "what answers is not Airwave: an event is no JSON object");
     const type = event?.startsWith("airwave.") ? event.slice(8) : undefined;
     if (type === "error") return refusal(frame);
     if (type === "subscribed") {
@@ -100,7 +117,10 @@ export class StreamLine extends Line {
       if (this.hint !== undefined) this.base = this.hint;
       this.hint = undefined;
       this.#refusedToken = false;
-      if (!this.up) this.opened();
+      if (!this.up) {
+        this.proves();
+        this.opened();
+      }
       this.members.get(frame["channel"] as string)?.confirmed(frame["cursor"] as string, frame["resumed"] as boolean);
     } else this.take(type ? { ...frame, type } : frame);
     return undefined;
@@ -127,6 +147,17 @@ export class StreamLine extends Line {
     if (!this.again && error.code === "bad-request") for (const member of members) member.refused(error);
   }
 
+  /** Something on the way takes no request that long: half of the channels move to another line, and both try at once. */
+  #split(): void {
+    const members = [...this.members.values()];
+    this.again = members.length > 1;
+    this.#room = Math.ceil(members.reduce((sum, member) => sum + bytesOf(member), 0) / 2);
+    for (const member of members.slice(Math.ceil(members.length / 2))) {
+      this.remove(member);
+      this.client.carry(member, this.kind);
+    }
+  }
+
   protected cut(error?: AirwaveError): void {
     this.#over?.(error);
   }
@@ -134,51 +165,29 @@ export class StreamLine extends Line {
   protected changed(_: Subscription, added: boolean): void {
     if (!this.#over) return;
     clearTimeout(this.#reopening);
-    this.#reopening = setTimeout(
-      () => {
-        if (!this.#over) return;
-        this.again = true;
-        this.cut();
-      },
-      added ? COMING_MS : GOING_MS,
-    );
+    this.#reopening = after(added ? COMING_MS : GOING_MS, () => {
+      if (!this.#over) return;
+      this.again = true;
+      this.cut();
+    });
   }
 
   probe(): void {
-    if (this.up && Date.now() - this.last > QUIET_MS) this.cut(new AirwaveError("disconnected", "nothing was heard"));
+    if (this.up && now() - this.last > QUIET_MS) this.cut(new AirwaveError("disconnected", "nothing was heard"));
   }
 
-  flush(subscription: Subscription): void {
-    if (!this.#speaking.has(subscription)) void this.#speak(subscription);
+  // A stream cannot be asked whether it is alive, and a dead one looks like a quiet one.
+  online(): void {
+    if (!this.#over) return;
+    this.again = true;
+    this.cut();
   }
 
-  /** One POST after the other, so that what was said first is heard first. */
-  async #speak(subscription: Subscription): Promise<void> {
-    this.#speaking.add(subscription);
-    let tries = 0;
-    for (let sending = subscription.outbox[0]; sending && subscription.line === this; sending = subscription.outbox[0]) {
-      try {
-        sending.settle(null, await this.#post(sending));
-        tries = 0;
-      } catch (thrown) {
-        const error = thrown as AirwaveError;
-        if (!sending.repeat || !isTemporary(error) || error.code === "internal") sending.settle(error);
-        else {
-          await this.client.pause(Math.random() * Math.min(this.client.backoff[1], this.base * 2 ** tries));
-          tries += 1;
-        }
-      }
-    }
-    this.#speaking.delete(subscription);
-  }
-
-  async #post({ to, event, data, key, idempotencyKey }: Sending): Promise<unknown> {
-    const response = await this.client.request(`channels/${to.name}`, {
-      method: "POST",
-      headers: { "content-type": "application/json", "idempotency-key": idempotencyKey },
-      body: JSON.stringify({ event, ...payload(data), key }),
+  offline(): void {
+    const [first] = this.members.values();
+    if (!this.up || !first) return;
+    void this.client.answers(first).then((answers) => {
+      if (this.up && !answers) this.cut(new AirwaveError("disconnected", "the browser is offline, and the server does not answer"));
     });
-    const answer = (await response.json()) as { data: unknown };
-    return answer.data;
   }
 }

@@ -16,6 +16,8 @@ import {
   type State,
   type TransportName,
 } from "./types.js";
+import { checkSend, toJson } from "./names.js";
+import { after } from "./timing.js";
 
 /** What a subscription needs of the client that it belongs to. */
 export interface Owner {
@@ -45,7 +47,8 @@ export interface Info {
 export interface Sending {
   readonly to: Subscription;
   readonly event: string;
-  readonly data: unknown;
+  /** JSON text, written once when the message was handed over; or bytes. */
+  readonly data: string | Uint8Array;
   readonly key: string | undefined;
   readonly idempotencyKey: string;
   readonly repeat: boolean;
@@ -54,6 +57,8 @@ export interface Sending {
   sent: boolean;
   /** A fresh token has been tried for it already. */
   retried: boolean;
+  /** Why it was not taken the last time, if it is tried again. */
+  why: string | undefined;
   settle(error: AirwaveError | null, value?: unknown): void;
 }
 
@@ -78,6 +83,8 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
   info: Info | undefined;
   /** How often it was asked for. */
   users = 1;
+  /** A message was refused for now: the messages behind it wait until it is tried again. */
+  held = false;
   readonly outbox: Sending[] = [];
   #owner: Owner;
   /** The pages so far of a list of members that is not whole yet. */
@@ -105,7 +112,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
 
   on(event: string, listener: (first: never, second: never) => void): Off {
     // No event's name has a "!", so what the client tells cannot be mistaken for what was published.
-    const name = event in CONTROL ? `!${event}` : event;
+    const name = Object.hasOwn(CONTROL, event) ? `!${event}` : event;
     let set = this.#listeners.get(name);
     if (!set) this.#listeners.set(name, (set = new Set()));
     set.add(listener as Listener);
@@ -245,17 +252,23 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
       if (!this.line?.up && (!repeat || this.outbox.length >= this.#owner.queue)) {
         return reject(new AirwaveError("disconnected", `no line to '${this.name}'`));
       }
-      const timer = setTimeout(() => sending.settle(new AirwaveError("timeout", `no answer within ${timeout} ms`)), timeout);
+      const idempotencyKey = options.idempotencyKey ?? unique();
+      const wrong = checkSend(event, idempotencyKey);
+      if (wrong) return reject(wrong);
+      // Here and nowhere else: what cannot be written fails this promise alone, and a later change of the data changes nothing.
+      const text = data instanceof Uint8Array ? data.slice() : toJson(data);
+      const timer = after(timeout, () => sending.settle(new AirwaveError("timeout", `no answer within ${timeout} ms${sending.why ? `; the last one: ${sending.why}` : ""}`)));
       const sending: Sending = {
         to: this,
         event,
-        data,
+        data: text,
         key: options.key,
-        idempotencyKey: options.idempotencyKey ?? unique(),
+        idempotencyKey,
         repeat,
         reply: repeat || options.reply !== false,
         sent: false,
         retried: false,
+        why: undefined,
         settle: (error, value) => {
           const at = this.outbox.indexOf(sending);
           if (at < 0) return;
