@@ -7,6 +7,7 @@
 mod members;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -20,10 +21,12 @@ use tokio::time::Instant;
 /// A channel that nobody uses is remembered at least so long, and at least as long as its history.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
-/// While more channels than this are remembered, those in which nothing was ever said are remembered only this long: whoever may
-/// listen can name as many as they like.
-const CROWD: usize = 100_000;
-const FORGET_SILENT_AFTER: Duration = Duration::from_secs(60);
+/// A first position that was given out is honoured at least so long after it was last given out.
+const HONOURED_FOR: Duration = Duration::from_secs(300);
+
+/// How long a channel without events is remembered whose first position is not honoured any more, so that its last listener can come
+/// back. With a round of sweeps this is less than five minutes.
+const FORGET_SILENT_AFTER: Duration = Duration::from_secs(200);
 
 /// How often the sweeper looks at channels.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -36,9 +39,9 @@ const SWEEPS: usize = 60;
 
 /// Everything in this process. Dropping it ends its feeds.
 ///
-/// A channel begins when somebody first names it. It is forgotten when it has no feed, no history and no live idempotency key and
-/// nobody has named it for ten minutes or its history's age, whichever is longer; an ended channel's name is then free again. Of
-/// more than 100,000 channels those to which nobody ever published are forgotten after a minute.
+/// A channel begins with its first event. It is forgotten when it has no feed, no history and no live idempotency key and was not
+/// used for ten minutes or its history's age, whichever is longer; an ended channel's name is then free again. A channel without
+/// events takes no memory when its last feed is gone: all of them share one first position, the *epoch*.
 /// Events are bounded by their rule's history, idempotency keys only by [`IDEMPOTENCY_WINDOW`] times the publishers' rate.
 pub struct Memory {
     shared: Arc<Shared>,
@@ -48,21 +51,44 @@ pub struct Memory {
 struct Shared {
     rules: Rules,
     channels: RwLock<Channels>,
+    epochs: Epochs,
     sweep: Mutex<Sweep>,
 }
 
-#[derive(Default)]
-struct Channels {
-    by_name: HashMap<ChannelName, Arc<Channel>>,
-    /// The highest position of all forgotten channels. New ones begin above it, so that a channel which comes back while the
-    /// clock is behind gives no position twice.
-    floor: Position,
+/// The first positions of channels without events: the one that is given out, and the one before it, which is honoured still.
+///
+/// A channel is forgotten only if its newest event is older than both, so an epoch that is honoured proves that a channel of which
+/// nothing is known had no event since.
+struct Epochs {
+    /// Written by the sweeper alone. Read under a channel's lock: a channel that begins anew after it was forgotten sees what the
+    /// sweeper wrote before that.
+    current: AtomicU64,
+    before: AtomicU64,
 }
 
-#[derive(Default)]
+impl Epochs {
+    fn current(&self) -> Position {
+        Position(self.current.load(Ordering::Acquire))
+    }
+
+    fn before(&self) -> Position {
+        Position(self.before.load(Ordering::Acquire))
+    }
+
+    fn honours(&self, position: Position) -> bool {
+        position == self.current() || position == self.before()
+    }
+}
+
+type Channels = HashMap<ChannelName, Arc<Channel>>;
+
 struct Sweep {
     /// Every channel once; those at the front have waited longest.
     turns: VecDeque<Arc<Channel>>,
+    /// When the current epoch began.
+    since: Instant,
+    /// The newest position of the channels that wait to be forgotten and are not older than both epochs.
+    waits_for: Position,
     task: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -102,10 +128,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Memory {
     /// A broker without channels that keeps of each what `rules` say.
     pub fn new(rules: Rules) -> Memory {
+        let epoch = Position::now().0;
         let shared = Shared {
             rules,
             channels: RwLock::default(),
-            sweep: Mutex::default(),
+            epochs: Epochs {
+                current: AtomicU64::new(epoch),
+                before: AtomicU64::new(epoch),
+            },
+            sweep: Mutex::new(Sweep {
+                turns: VecDeque::new(),
+                since: Instant::now(),
+                waits_for: Position::ZERO,
+                task: None,
+            }),
         };
         Memory {
             shared: Arc::new(shared),
@@ -161,7 +197,17 @@ impl Broker for Memory {
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         Ok(self.shared.with(channel, |channel, state, now| {
             state.expire(channel.history.age, now, usize::MAX);
-            state.replay(after, limit)
+            // Another epoch than the one that this channel began with stands for the same: nothing was there yet.
+            let first = after.filter(|after| *after < state.birth && self.shared.epochs.honours(*after));
+            let mut replay = state.replay(first.map_or(after, |_| Some(state.birth)), limit);
+            if let (Some(first), true, [event, ..]) = (first, replay.complete, &mut replay.events[..]) {
+                let previous = first;
+                *event = Arc::new(Event {
+                    previous,
+                    ..Event::clone(event)
+                });
+            }
+            replay
         }))
     }
 
@@ -259,14 +305,21 @@ impl State {
         }
     }
 
-    fn unused(&self, age: Duration, now: Instant, crowded: bool) -> bool {
-        let silent = self.head == self.birth;
-        let after = if crowded && silent {
-            FORGET_SILENT_AFTER
-        } else {
-            age.max(FORGET_AFTER)
-        };
-        self.feeds.is_empty() && self.kept.is_empty() && self.keys.is_empty() && now.duration_since(self.touched) >= after
+    /// Whether nothing needs the channel. If only the epochs do, `waits_for` learns of its newest position.
+    fn unused(&self, age: Duration, now: Instant, epochs: &Epochs, waits_for: &mut Position) -> bool {
+        if !(self.feeds.is_empty() && self.kept.is_empty() && self.keys.is_empty()) {
+            return false;
+        }
+        let unused_for = now.duration_since(self.touched);
+        if self.head == self.birth {
+            return epochs.honours(self.birth) || unused_for >= FORGET_SILENT_AFTER;
+        }
+        let after = age.max(FORGET_AFTER);
+        // The epochs move on in time for it.
+        if unused_for + HONOURED_FOR >= after && self.head >= epochs.before() {
+            *waits_for = self.head.max(*waits_for);
+        }
+        unused_for >= after && self.head < epochs.before()
     }
 }
 
@@ -288,21 +341,21 @@ impl Shared {
 
     fn open(self: &Arc<Self>, name: &ChannelName) -> Arc<Channel> {
         let channels = self.channels.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.by_name.get(name) {
+        if let Some(channel) = channels.get(name) {
             return channel.clone();
         }
         drop(channels);
         let history = self.rules.history(name);
         let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.by_name.get(name) {
+        if let Some(channel) = channels.get(name) {
             return channel.clone();
         }
         let channel = Arc::new(Channel {
             name: name.clone(),
             history,
-            state: Mutex::new(State::born(channels.floor.next(), Instant::now())),
+            state: Mutex::new(State::born(self.epochs.current(), Instant::now())),
         });
-        channels.by_name.insert(name.clone(), channel.clone());
+        channels.insert(name.clone(), channel.clone());
         drop(channels);
         self.enrol(channel.clone());
         channel
@@ -322,37 +375,52 @@ impl Shared {
 
     /// Looks at the channels whose turn it is: expires what is old and forgets those that nobody uses.
     fn sweep(&self, now: Instant) {
+        self.turn_epoch(now);
         let most = lock(&self.sweep).turns.len();
-        let crowded = most > CROWD;
+        let mut waits_for = Position::ZERO;
         let mut work = SWEEP_WORK;
         for _ in 0..most {
             // A statement of its own: within a `let … else` or a loop's head its lock would be held for longer.
             let turn = lock(&self.sweep).turns.pop_front();
-            let Some(channel) = turn else { return };
+            let Some(channel) = turn else { break };
             let mut state = lock(&channel.state);
             let dropped = state.expire(channel.history.age, now, work);
-            let unused = state.unused(channel.history.age, now, crowded);
+            let unused = state.unused(channel.history.age, now, &self.epochs, &mut waits_for);
             drop(state);
-            if !(unused && self.forget(&channel, now, crowded)) {
+            if !(unused && self.forget(&channel, now)) {
                 lock(&self.sweep).turns.push_back(channel);
             }
             work = work.saturating_sub(1 + dropped);
             if work == 0 {
-                return;
+                break;
             }
         }
+        let mut sweep = lock(&self.sweep);
+        sweep.waits_for = sweep.waits_for.max(waits_for);
+    }
+
+    /// Begins a new epoch if channels wait for it and the one before the current one was last given out long enough ago.
+    fn turn_epoch(&self, now: Instant) {
+        let mut sweep = lock(&self.sweep);
+        if sweep.waits_for == Position::ZERO || now.duration_since(sweep.since) < HONOURED_FOR {
+            return;
+        }
+        let current = self.epochs.current();
+        let next = sweep.waits_for.max(current).next();
+        (sweep.since, sweep.waits_for) = (now, Position::ZERO);
+        self.epochs.before.store(current.0, Ordering::Release);
+        self.epochs.current.store(next.0, Ordering::Release);
     }
 
     /// Forgets the channel unless somebody has begun to use it meanwhile.
-    fn forget(&self, channel: &Channel, now: Instant, crowded: bool) -> bool {
+    fn forget(&self, channel: &Channel, now: Instant) -> bool {
         let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = lock(&channel.state);
-        if !state.unused(channel.history.age, now, crowded) {
+        if !state.unused(channel.history.age, now, &self.epochs, &mut Position::default()) {
             return false;
         }
         state.forgotten = true;
-        channels.floor = channels.floor.max(state.head);
-        channels.by_name.remove(&channel.name);
+        channels.remove(&channel.name);
         true
     }
 }
@@ -406,7 +474,7 @@ mod tests {
     fn remembered(broker: &Memory) -> usize {
         let channels = broker.shared.channels.read().unwrap();
         let turns = lock(&broker.shared.sweep).turns.len();
-        assert_eq!(channels.by_name.len(), turns, "every channel is swept, and nothing else");
+        assert_eq!(channels.len(), turns, "every channel is swept, and nothing else");
         turns
     }
 
@@ -502,13 +570,13 @@ mod tests {
             let broker = keeping(10, age, usize::MAX);
             publish(&broker, "published", say("one").with_idempotency_key(key("k"))).await;
             publish(&broker, "ended", Publish::end()).await;
-            drop(broker.follow(&name("followed")).await.unwrap());
-            replay(&broker, "replayed", None).await;
             tokio::time::sleep(after - 2 * SWEEP_EVERY).await;
-            assert_eq!(remembered(&broker), 4);
-            replay(&broker, "replayed", None).await;
-            tokio::time::sleep(4 * SWEEP_EVERY).await;
-            assert_eq!(remembered(&broker), 1, "all but the one that was touched");
+            assert_eq!(remembered(&broker), 2);
+            let last = replay(&broker, "published", None).await.head;
+            tokio::time::sleep(HONOURED_FOR).await;
+            assert_eq!(remembered(&broker), 1, "all but the one that was used");
+            let again = replay(&broker, "published", None).await;
+            assert_eq!(again.head, last);
 
             assert!(
                 broker.publish(&name("ended"), say("new")).await.is_ok(),
@@ -518,28 +586,63 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_a_crowd_those_in_which_nothing_was_said_are_forgotten_sooner() {
+    async fn channels_that_are_only_asked_for_take_no_memory_and_their_cursors_stay_good() {
         let broker = keeping(10, MINUTE, usize::MAX);
-        let feed = broker.follow(&name("followed")).await.unwrap();
-        publish(&broker, "published", say("one")).await;
-        for n in 0..CROWD {
-            replay(&broker, &n.to_string(), None).await;
+        let mut firsts = Vec::new();
+        for n in 0..20_000 {
+            let channel = n.to_string();
+            firsts.push(replay(&broker, &channel, None).await.head);
+            drop(broker.follow(&name(&channel)).await.unwrap());
         }
-        tokio::time::sleep(FORGET_SILENT_AFTER - 2 * SWEEP_EVERY).await;
-        assert_eq!(remembered(&broker), CROWD + 2);
-        tokio::time::sleep(SWEEP_EVERY * SWEEPS as u32 + 4 * SWEEP_EVERY).await;
-        let left = remembered(&broker);
-        assert!((1..=CROWD).contains(&left), "{left}");
-        for kept in ["followed", "published"] {
-            assert!(
-                broker.shared.channels.read().unwrap().by_name.contains_key(&name(kept)),
-                "{kept}"
-            );
+        let followed = broker.follow(&name("followed")).await.unwrap();
+        tokio::time::sleep(HONOURED_FOR).await;
+        assert_eq!(remembered(&broker), 1, "the one that is followed");
+        for (n, first) in firsts.iter().enumerate().step_by(1000) {
+            let position = publish(&broker, &n.to_string(), say("one")).await;
+            let missed = replay(&broker, &n.to_string(), Some(*first)).await;
+            assert!(missed.complete, "{n}");
+            assert_eq!((missed.events[0].position, missed.events[0].previous), (position, *first));
         }
-        // What is left is no crowd, and has the usual time.
-        tokio::time::sleep(4 * FORGET_SILENT_AFTER).await;
-        assert_eq!(remembered(&broker), left);
+        drop(followed);
+    }
+
+    /// Other channels are forgotten meanwhile, so epochs go by.
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_without_events_comes_back_within_minutes_whatever_is_forgotten() {
+        let broker = keeping(10, MINUTE, usize::MAX);
+        let feed = broker.follow(&name("long")).await.unwrap();
+        let mut given = Vec::new();
+        for n in 0..40_usize {
+            publish(&broker, &format!("passing/{n}"), say("one")).await;
+            given.push(replay(&broker, &format!("asked/{n}"), None).await.head);
+            tokio::time::sleep(MINUTE).await;
+            let Some(since) = n.checked_sub(4) else { continue };
+            let channel = format!("asked/{since}");
+            publish(&broker, &channel, say("missed")).await;
+            let missed = replay(&broker, &channel, Some(given[since])).await;
+            assert!(missed.complete && missed.events.len() == 1 && missed.events[0].previous == given[since]);
+        }
+        assert_ne!(given[0], given[39], "no epoch went by");
+        // One that listened all the time has the same right.
+        let first = feed.head;
+        assert!(!broker.shared.epochs.honours(first));
         drop(feed);
+        tokio::time::sleep(2 * MINUTE).await;
+        publish(&broker, "long", say("missed")).await;
+        assert!(replay(&broker, "long", Some(first)).await.complete);
+        assert!(remembered(&broker) < 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_epoch_from_before_a_forgotten_event_proves_nothing() {
+        let broker = keeping(10, MINUTE, usize::MAX);
+        let first = replay(&broker, "a", None).await.head;
+        publish(&broker, "a", say("missed")).await;
+        tokio::time::sleep(2 * A_WHILE).await;
+        assert_eq!(remembered(&broker), 0);
+        assert!(!replay(&broker, "a", Some(first)).await.complete);
+        publish(&broker, "a", say("one")).await;
+        assert!(!replay(&broker, "a", Some(first)).await.complete);
     }
 
     #[tokio::test(start_paused = true)]
@@ -560,11 +663,12 @@ mod tests {
     #[tokio::test]
     async fn a_channel_that_is_used_again_before_it_is_forgotten_stays() {
         let broker = keeping(10, MINUTE, usize::MAX);
-        replay(&broker, "a", None).await;
+        let feed = broker.follow(&name("a")).await.unwrap();
         let channel = broker.shared.open(&name("a"));
-        assert!(!broker.shared.forget(&channel, Instant::now(), false));
+        assert!(!broker.shared.forget(&channel, Instant::now() + A_WHILE));
         assert!(Arc::ptr_eq(&channel, &broker.shared.open(&name("a"))));
-        assert!(broker.shared.forget(&channel, Instant::now() + A_WHILE, false));
+        drop(feed);
+        assert!(broker.shared.forget(&channel, Instant::now() + A_WHILE));
         assert!(lock(&channel.state).forgotten, "whoever still holds it can tell");
         assert!(!Arc::ptr_eq(&channel, &broker.shared.open(&name("a"))));
     }
@@ -584,7 +688,7 @@ mod tests {
         let again = replay(&broker, "a", Some(last)).await;
         assert!(again.head > last && !again.complete);
         assert!(publish(&broker, "a", say("one")).await > again.head);
-        assert!(replay(&broker, "b", None).await.head > last, "the floor is everybody's");
+        assert!(replay(&broker, "b", None).await.head > last, "the epoch is every channel's");
     }
 
     #[tokio::test]
@@ -630,6 +734,10 @@ mod tests {
         let broker = keeping(usize::MAX, MINUTE, usize::MAX);
         for n in 0..SWEEP_WORK + 10 {
             publish(&broker, &format!("{n}"), say("one")).await;
+        }
+        for time in 1..=2 {
+            lock(&broker.shared.sweep).waits_for = Position(1);
+            broker.shared.turn_epoch(Instant::now() + time * HONOURED_FOR);
         }
         let later = Instant::now() + A_WHILE;
         // Each channel is one piece of work, and so is its event.
@@ -734,7 +842,7 @@ mod tests {
                 std::thread::yield_now();
             }
             state.forgotten = true;
-            broker.shared.channels.write().unwrap().by_name.remove(&name("a"));
+            broker.shared.channels.write().unwrap().remove(&name("a"));
             drop(state);
             let position = publisher.join().unwrap();
             assert_eq!(lock(&channel.state).kept.len(), 0);

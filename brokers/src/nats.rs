@@ -14,9 +14,10 @@
 //! Events are then read from any replica, which may lag: a page must be a chain up to where the leader said, or it is read again.
 //!
 //! Subjects, for the prefix `airwave`: `airwave.log.c.NAME` what is stored of a channel, `airwave.live.c.NAME` the same as it is told,
-//! `airwave.log.probe.NODE` what a node says to itself. Who is in a channel is in a stream of its own, which `members` tells of.
+//! `airwave.log.epoch` where channels without events begin, `airwave.log.probe.NODE` what a node says to itself. Who is in a channel is in a stream of its own, which `members` tells of.
 
 mod connection;
+mod epoch;
 mod members;
 mod settings;
 mod stored;
@@ -43,7 +44,7 @@ use tokio::time::{sleep, timeout};
 pub use self::connection::ConnectError;
 use self::connection::{Answer, Connection, Link, Watched, code, is_status, lost};
 use self::settings::Settings;
-use self::stored::{Chain, Stored, mark, token};
+use self::stored::{Chain, Stored, token};
 use self::sweep::{Due, Generations};
 
 /// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
@@ -110,6 +111,7 @@ pub struct Nats {
     rules: Rules,
     connection: Arc<Connection>,
     known: Remembered,
+    epochs: epoch::Epochs,
     /// What is to be taken from the stream.
     due: mpsc::Sender<Due>,
     members: members::Members,
@@ -175,6 +177,7 @@ impl Nats {
             rules,
             connection,
             known,
+            epochs: epoch::Epochs::default(),
             due,
             members: members::Members::default(),
             task: tokio::spawn(task).abort_handle(),
@@ -317,20 +320,17 @@ impl Nats {
             .ok_or_else(|| not_ours(channel))
     }
 
-    /// The channel's chain. One that nobody has named before is born here.
+    /// The channel's chain. One without a message begins with the epoch.
     async fn chain(&self, link: &Link, channel: &ChannelName) -> Result<Chain, BrokerError> {
-        loop {
-            if let Some(stored) = self.newest(link, channel).await? {
-                return Ok(stored.chain);
-            }
-            let born = mark(&Chain::NONE);
-            if let Outcome::At(sequence) = self.store(link, channel, Behind::At(0), born.clone(), None).await? {
-                return stored::read(sequence, born)
-                    .map(|stored| stored.chain)
-                    .ok_or_else(|| not_ours(channel));
-            }
-            // Somebody else was faster.
+        if let Some(stored) = self.newest(link, channel).await? {
+            return Ok(stored.chain);
         }
+        let epoch = self.epochs.newest(&self.connection, link).await?;
+        Ok(Chain {
+            head: epoch,
+            birth: epoch,
+            ..Chain::NONE
+        })
     }
 
     async fn append(&self, channel: &ChannelName, publish: &Publish) -> Result<Published, BrokerError> {
@@ -347,7 +347,7 @@ impl Nats {
             // Taken: whoever gives up on the way leaves nothing that may be old.
             let chain = match known.chain.take() {
                 Some(chain) => chain,
-                None => self.newest(&link, channel).await?.map_or(Chain::NONE, |stored| stored.chain),
+                None => self.chain(&link, channel).await?,
             };
             if chain.ended && publish.idempotency_key.is_none() {
                 return Err(BrokerError::ended());
@@ -450,12 +450,17 @@ impl Nats {
             events: limit.events.min(MOST_AT_ONCE),
             ..limit
         };
-        if page.history.events == 0 {
+        if page.history.events == 0 || page.chain.head == page.chain.birth {
             let complete = after.unwrap_or(page.chain.birth) == page.chain.head;
-            return Ok(page.replay(Vec::new(), complete, false));
+            let replay = page.replay(Vec::new(), complete, false);
+            return self.with_epochs(&link, &page, after, replay).await;
         }
         match after {
-            Some(after) => self.read_after(&link, channel, &page, after, limit).await,
+            Some(_) if after == Some(page.chain.head) => Ok(page.replay(Vec::new(), true, false)),
+            Some(position) => {
+                let replay = self.read_after(&link, channel, &page, position, limit).await?;
+                self.with_epochs(&link, &page, after, replay).await
+            }
             None if limit.events <= FEW => self.read_back(&link, channel, &page, limit).await,
             None => {
                 let mut newest: VecDeque<Arc<Event>> = VecDeque::new();
@@ -473,6 +478,24 @@ impl Nats {
                 Ok(page.newest(newest.into()))
             }
         }
+    }
+
+    /// The replay, made complete if it begins with the channel's first event and was asked for after an epoch: what follows the first
+    /// position follows every epoch.
+    async fn with_epochs(&self, link: &Link, page: &Page, after: Option<Position>, mut replay: Replay) -> Result<Replay, BrokerError> {
+        let follows = replay.events.first().map_or(replay.head, |first| first.previous);
+        let Some(after) = after.filter(|_| !replay.complete && follows == page.chain.birth) else {
+            return Ok(replay);
+        };
+        if self.epochs.honours(&self.connection, link, after).await? {
+            replay.complete = true;
+            if let Some(first) = replay.events.first_mut() {
+                let mut event = Event::clone(first);
+                event.previous = after;
+                *first = Arc::new(event);
+            }
+        }
+        Ok(replay)
     }
 
     async fn read_after(

@@ -2,7 +2,8 @@
 //!
 //! **Truth is the store, pub/sub is speed.** Each channel has a *head* (a hash: its newest position, its birth, whether it has ended)
 //! and a *stream* (its history, each entry's id is the event's position). Publishing is one script, `append.lua`, which does all of it
-//! or nothing and then tells the live subscribers; reading is one script, `read.lua`, so head and history always fit together.
+//! or nothing and then tells the live subscribers; reading is one script, `read.lua`, so head and history always fit together. A
+//! channel without events has no key of its own: `epoch.lua` tells how a listener resumes there all the same.
 //!
 //! A node has two connections to each server that has events, however many channels it follows: one for commands, pipelined, and one
 //! for subscriptions (`listening`). Neither connection is trusted because it is open: every node publishes to itself, and what does not
@@ -53,8 +54,17 @@ const READ_DEADLINE: Duration = Duration::from_secs(5);
 const MOST_AT_ONCE: usize = 100_000;
 const MOST_BYTES_AT_ONCE: usize = 256 << 20;
 
-const APPEND: &str = include_str!("redis/append.lua");
-const READ: &str = include_str!("redis/read.lua");
+/// A script of ours, with what its first line says and what it needs of the epochs.
+macro_rules! script {
+    ($first:literal, $file:literal) => {
+        concat!($first, "\n", include_str!("redis/epoch.lua"), include_str!($file))
+    };
+}
+
+const APPEND: &str = script!("#!lua", "redis/append.lua");
+const READ: &str = script!("#!lua flags=allow-oom", "redis/read.lua");
+const FOUND: &str = script!("#!lua", "redis/found.lua");
+const REMEMBER: &str = script!("#!lua", "redis/remember.lua");
 
 /// The broker. Dropping it ends its feeds and closes its connections.
 pub struct Redis {
@@ -142,14 +152,30 @@ impl Redis {
         let events = limit.events.min(MOST_AT_ONCE);
         let bytes = limit.bytes.min(MOST_BYTES_AT_ONCE);
         let history = self.rules.history(channel);
-        let answer = self
-            .script(channel, READ_SCRIPT, |call| {
-                call.arg(2).arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
+        let epochs = self.naming.epochs(channel);
+        let read = async |any_epoch: bool| {
+            self.script(channel, READ_SCRIPT, |call| {
+                call.arg(4).arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
+                call.arg(&epochs);
                 call.arg(after.map(|after| after.to_string()).unwrap_or_default());
                 call.arg(events).arg(bytes);
                 call.arg(micros(history.age)).arg(millis(head_lives(history.age)));
+                call.arg(u8::from(any_epoch));
             })
-            .await?;
+            .await
+        };
+        let mut answer = read(false).await?;
+        if matches!(&answer, Value::Array(parts) if parts.is_empty()) {
+            let found = self.script(channel, FOUND_SCRIPT, |call| {
+                call.arg(2).arg(&epochs);
+            });
+            let found = found.await;
+            answer = read(true).await?;
+            if matches!(&answer, Value::Array(parts) if parts.is_empty()) {
+                // Not even an old one, and none can be made: a full server, say.
+                found?;
+            }
+        }
         replay_of(answer).ok_or_else(|| not_ours(channel))
     }
 
@@ -190,6 +216,18 @@ const READ_SCRIPT: Script = Script {
     tells: false,
 };
 
+const FOUND_SCRIPT: Script = Script {
+    text: FOUND,
+    hash: |connected| &connected.found,
+    tells: false,
+};
+
+const REMEMBER_SCRIPT: Script = Script {
+    text: REMEMBER,
+    hash: |connected| &connected.remember,
+    tells: false,
+};
+
 impl Drop for Redis {
     fn drop(&mut self) {
         if let Servers::One { watch: Some(watch), .. } = &self.servers {
@@ -209,8 +247,9 @@ impl Broker for Redis {
         let mut event = Vec::new();
         publish.message.store(&mut event);
         let append = self.script(channel, APPEND_SCRIPT, |call| {
-            call.arg(2 + usize::from(publish.idempotency_key.is_some()));
+            call.arg(4 + usize::from(publish.idempotency_key.is_some()));
             call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
+            call.arg(&self.naming.epochs(channel));
             if let Some(idempotency_key) = &publish.idempotency_key {
                 call.arg(self.key(channel, &format!("key:{idempotency_key}")));
             }

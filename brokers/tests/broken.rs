@@ -24,6 +24,8 @@ enum Flaw {
     // Positions and the chain.
     CountsFromOne,
     BirthMoves,
+    OneFirstPositionCounts,
+    StoresWhatIsAskedFor,
     NamesWrongPrevious,
     NamesNoPrevious,
     // Feeds.
@@ -79,7 +81,12 @@ const NOTICED: &[(Flaw, &[&str])] = &[
         Flaw::CountsFromOne,
         &["positions_come_from_the_clock", "after_a_wipe_nothing_old_goes_on"],
     ),
-    (Flaw::BirthMoves, &["a_channel_without_events_has_a_head_to_resume_from"]),
+    (Flaw::BirthMoves, &["a_listener_without_events_misses_nothing"]),
+    (Flaw::OneFirstPositionCounts, &["a_listener_without_events_misses_nothing"]),
+    (
+        Flaw::StoresWhatIsAskedFor,
+        &["names_that_are_only_asked_for_are_not_stored"],
+    ),
     (
         Flaw::NamesWrongPrevious,
         &[
@@ -367,6 +374,12 @@ impl Fixture for Backbone {
     async fn subscriptions(&self, _: &ChannelName) -> Option<usize> {
         Some(self.subscriptions.load(Ordering::SeqCst))
     }
+
+    async fn stored(&self) -> Option<usize> {
+        let nodes = self.nodes.lock().unwrap();
+        let names = nodes.iter().map(|node| node.names.lock().unwrap().len());
+        Some(if self.flaw == Flaw::StoresWhatIsAskedFor { names.sum() } else { 0 })
+    }
 }
 
 /// A memory broker with one thing wrong. It answers late, and its feeds are read by a task.
@@ -619,6 +632,11 @@ impl Broker for Node {
             (Flaw::GivesAPart, _) if replay.events.len() > 1 => drop(replay.events.remove(0)),
             (Flaw::ForgetsTheEnd, _) => replay.ended = false,
             (Flaw::BirthMoves, _) if all.events.is_empty() => replay.head = Position::now(),
+            // Each node gives one of its own, which the others call good as long as nothing has come after it.
+            (Flaw::OneFirstPositionCounts, after) if all.events.is_empty() => {
+                replay.complete |= after.is_some_and(|after| after > replay.head);
+                replay.head = Position::now();
+            }
             _ => {}
         }
         replay.head = self.told(replay.head);

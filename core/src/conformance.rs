@@ -3,10 +3,12 @@
 //! # The contract
 //!
 //! [`Broker`], [`Feed`] and [`Replay`] state it method by method; this is what it comes to. A channel is a
-//! **chain**: a birth position, then events, each of which names the one before it.
+//! **chain**: a first position, then events, each of which names the one before it.
 //!
 //! - **Positions** strictly increase and are never given twice, whoever publishes, whatever was lost. An acknowledged event stands
-//!   before one whose publish began later. A channel without events has a birth, the same for everybody, to resume from.
+//!   before one whose publish began later. A channel without events has a first position to resume from. Brokers may
+//!   give several of them out, and they are of equal worth: after each of them comes the first event, which names the one that was
+//!   asked with. One is good for five minutes at least after it was given out, and as long as a feed goes on from it.
 //! - **`previous`** is the position before, or zero where the broker does not know it any more; never another one. A feed knows it at
 //!   least while history holds the event before.
 //! - **A feed** shows every event after its head, each once, in order, and what it has shown can be replayed. One that may have missed
@@ -16,6 +18,7 @@
 //! - **History** holds at least what the rule says: after the event that stands before the newest `events` ones (or before those that
 //!   fit `bytes`, or `age`) a replay is complete. It may hold more, but not without bound: at most `2 * events + 200` events and
 //!   `4 * bytes` bytes, and what is older than `age` goes within half a minute. Without history the chain still stands.
+//! - **Reading stores nothing** for longer than five minutes: neither a replay nor a feed that is dropped.
 //! - **An idempotency key** makes one event per channel, however often, from however many nodes and at once it is published.
 //! - **An end** is the last event.
 //! - **Names** are literal, and different names are different channels. **Payloads** come back byte for byte, a mebibyte at least.
@@ -71,6 +74,11 @@ pub trait Fixture: Send + Sync {
 
     /// How many subscriptions the backbone counts for `channel`, if it counts them.
     async fn subscriptions(&self, channel: &ChannelName) -> Option<usize>;
+
+    /// How many things the backbone stores that are of single channels, if it counts them.
+    async fn stored(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// What can happen to a backbone.
@@ -252,7 +260,7 @@ macro_rules! conformance_tests {
         a_broker_that_works_says_so;
         positions_strictly_increase_and_name_their_previous;
         positions_come_from_the_clock;
-        a_channel_without_events_has_a_head_to_resume_from;
+        a_listener_without_events_misses_nothing;
         an_acknowledged_event_stands_before_one_published_later;
         concurrent_publishers_are_put_into_one_order_that_every_feed_shows;
         two_nodes_share_one_channel;
@@ -262,6 +270,7 @@ macro_rules! conformance_tests {
         dropping_a_feed_unsubscribes;
         an_event_that_a_feed_has_shown_can_be_replayed;
         replay_is_what_the_feed_showed;
+        names_that_are_only_asked_for_are_not_stored;
 
         replay_after_the_head_is_complete_and_empty;
         replay_without_a_position_gives_the_newest;
@@ -656,31 +665,58 @@ pub async fn positions_come_from_the_clock(fixture: &dyn Fixture) {
     }
 }
 
-/// Whoever names the channel first, everybody is told the same birth, and what comes after it is all there is.
-pub async fn a_channel_without_events_has_a_head_to_resume_from(fixture: &dyn Fixture) {
+/// Whatever first position it was given, by whichever node: after that comes all that is ever published. Feeds that were there before
+/// the first event show it, too.
+pub async fn a_listener_without_events_misses_nothing(fixture: &dyn Fixture) {
     let (a, b) = (fixture.node().await, fixture.node().await);
-    for followed_first in [true, false] {
-        for kept in [Kept::Ample, Kept::Ten, Kept::None] {
-            let (channel, other) = (channel(kept), channel(kept));
-            let birth = if followed_first {
-                follow(&*a, &channel).await.head
-            } else {
-                replay(&*a, &channel, None, 10).await.head
-            };
-            assert_ne!(birth, Position::ZERO, "an empty channel's head is zero");
-            publish(&*a, &other, text("elsewhere")).await;
-            let mut chain = Chain(vec![birth]);
-            for node in [&a, &b] {
-                assert_eq!(follow(&**node, &channel).await.head, birth, "an empty channel's head moved");
-                for after in [None, Some(birth)] {
-                    let replay = replay(&**node, &channel, after, 10).await;
-                    assert!(!replay.ended);
-                    chain.allows(after, 10, 0, &replay);
+    for kept in [Kept::Ample, Kept::Ten, Kept::None] {
+        let (channel, other) = (channel(kept), channel(kept));
+        let (mut firsts, mut feeds) = (Vec::new(), Vec::new());
+        for node in [&a, &b] {
+            firsts.push(replay(&**node, &channel, None, 10).await.head);
+            publish(&**node, &other, text("elsewhere")).await;
+            feeds.push(follow(&**node, &channel).await);
+            firsts.extend(feeds.last().map(|feed| feed.head));
+        }
+        assert!(!firsts.contains(&Position::ZERO), "an empty channel's head is zero");
+        for node in [&a, &b] {
+            for after in firsts.iter().copied().map(Some).chain([None]) {
+                let replay = replay(&**node, &channel, after, 10).await;
+                assert!(!replay.ended && !replay.more && replay.events.is_empty(), "{replay:?}");
+                assert!(replay.complete, "nothing is there, and something is missing after {after:?}");
+                assert_ne!(replay.head, Position::ZERO, "an empty channel's head is zero");
+            }
+        }
+
+        let mut events = Vec::new();
+        for n in 0..3 {
+            events.push(publish(&*b, &channel, text(n)).await);
+        }
+        let promised = if matches!(kept, Kept::None) { 0 } else { events.len() };
+        let after_them = fixture.node().await;
+        for node in [&a, &b, &after_them] {
+            for first in &firsts {
+                let mut chain = Chain(vec![*first]);
+                chain.0.extend(&events);
+                assert!(events[0] > *first, "{} was given after {first}", events[0]);
+                for limit in [1, 2, 3, 10] {
+                    let replay = replay(&**node, &channel, Some(*first), limit).await;
+                    chain.allows(Some(*first), limit, promised, &replay);
                 }
             }
-            let promised = if matches!(kept, Kept::None) { 0 } else { 3 };
-            chain.publish_many(&*b, &channel, 3).await;
-            chain.replays(&*a, &channel, promised).await;
+        }
+        for mut feed in feeds {
+            let first = feed.head;
+            match patiently("a feed's first event", feed.next()).await {
+                Some(event) => {
+                    assert_eq!(event.position, events[0], "a feed does not begin with the first event");
+                    let follows = event.previous == first || event.previous == Position::ZERO;
+                    assert!(follows, "{} does not follow {first}, which its feed began with", event.previous);
+                    assert_eq!(next(&mut feed).await.position, events[1]);
+                }
+                // It cannot tell; whoever follows again asks history, as above.
+                None => {}
+            }
         }
     }
 }
@@ -898,6 +934,23 @@ pub async fn replay_is_what_the_feed_showed(fixture: &dyn Fixture) {
             assert!(replay.complete);
             assert_same(&shown[from..], &replay.events);
         }
+    }
+}
+
+/// A stranger can name as many channels as they like. Where the backbone counts what it stores, it is not more afterwards.
+pub async fn names_that_are_only_asked_for_are_not_stored(fixture: &dyn Fixture) {
+    let node = fixture.node().await;
+    let spoken = channel(Kept::Ample);
+    publish(&*node, &spoken, text("so that there is something")).await;
+    let before = fixture.stored().await;
+    for _ in 0..100 {
+        let silent = channel(Kept::Ample);
+        let first = replay(&*node, &silent, None, 10).await.head;
+        replay(&*node, &silent, Some(first), 10).await;
+        drop(follow(&*node, &silent).await);
+    }
+    if let (Some(before), Some(after)) = (before, fixture.stored().await) {
+        assert!(after <= before, "{} things are stored that were only asked for", after - before);
     }
 }
 

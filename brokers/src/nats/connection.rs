@@ -276,6 +276,8 @@ pub(super) struct Connection {
     /// The last token of the subjects of this node's probes.
     node: String,
     asked: AtomicU64,
+    /// How long the stream keeps a message at most, in ns; zero: for ever.
+    keeps: AtomicU64,
     pub(super) pulse: Pulse,
 }
 
@@ -292,6 +294,7 @@ impl Connection {
             highest: AtomicU64::new(0),
             node: format!("{:016x}", random_bits()),
             asked: AtomicU64::new(0),
+            keeps: AtomicU64::new(0),
             pulse: Pulse::default(),
         });
         let first = connection.open(true).await?;
@@ -339,6 +342,14 @@ impl Connection {
             link.dead.tell();
         }
         sequence > before
+    }
+
+    /// How long the stream keeps a message.
+    pub(super) fn stream_keeps(&self) -> Duration {
+        match self.keeps.load(Ordering::Acquire) {
+            0 => Duration::MAX,
+            nanos => Duration::from_nanos(nanos),
+        }
     }
 
     pub(super) fn highest(&self) -> u64 {
@@ -582,6 +593,7 @@ impl Connection {
 
     async fn judge(&self, link: &Link, info: &Value, first: bool) -> Result<(), ConnectError> {
         let (name, config, wanted) = (&self.settings.prefix, &info["config"], self.wanted());
+        self.keeps.store(config["max_age"].as_u64().unwrap_or(0), Ordering::Release);
         let other_format = config["metadata"]["airwave-format"] != wanted["metadata"]["airwave-format"];
         let shape = [
             "subjects",

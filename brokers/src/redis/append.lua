@@ -1,19 +1,15 @@
-#!lua
 -- Gives an event its place: one step, or nothing.
 --
--- Without a flag in the first line this counts as a write from the start, so a replica, a full server and one that has too few
+-- Without a flag in its first line (see redis.rs) this counts as a write from the start, so a replica, a full server and one that has too few
 -- replicas refuse it before anything has happened.
 --
--- KEYS  head, stream [, idempotency key]
+-- KEYS  head, stream, epoch, epoch [, idempotency key]
 -- ARGV  the event, its weight, pub/sub channel, '1' if it ends the channel; of history: events, age in µs, bytes;
 --       in ms: how long the head lives, how long the stream lives, how long the key is recognised; then PUBLISH, or SPUBLISH on a cluster
 -- gives {'known', position}, {'ended'} or {'new', position}
 
--- Positions are near 2^51: exact as doubles, but tostring() would round them.
-local function text(number) return string.format('%.0f', number) end
-
-if KEYS[3] then
-  local first = redis.call('GET', KEYS[3])
+if KEYS[5] then
+  local first = redis.call('GET', KEYS[5])
   if first then return {'known', first} end
 end
 
@@ -21,12 +17,10 @@ local head = redis.call('HMGET', KEYS[1], 'position', 'ended', 'written', 'trimm
 local previous, ended, written, trimmed = head[1], head[2], tonumber(head[3] or 0), tonumber(head[4] or 0)
 if ended then return {'ended'} end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
 if not previous then
-  -- A stream without its head (evicted, say) is of a chain that nobody knows any more.
-  redis.call('UNLINK', KEYS[2])
-  previous = text(now)
+  -- A stream without its head (evicted, say): what else is gone nobody can tell, so no epoch proves anything any more.
+  if redis.call('UNLINK', KEYS[2]) == 1 then redis.call('UNLINK', KEYS[3], KEYS[4]) end
+  previous = epoch(KEYS[3], KEYS[4], true)
   redis.call('HSET', KEYS[1], 'birth', previous)
 end
 local position = text(math.max(tonumber(previous) + 1, now))
@@ -66,6 +60,6 @@ end
 redis.call('HSET', KEYS[1], 'position', position, 'written', text(total), 'trimmed', text(trimmed))
 if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'ended', '1') end
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
-if KEYS[3] then redis.call('SET', KEYS[3], position, 'PX', ARGV[10]) end
+if KEYS[5] then redis.call('SET', KEYS[5], position, 'PX', ARGV[10]) end
 redis.call(ARGV[11], ARGV[3], position .. ':' .. previous .. ':' .. event)
 return {'new', position}

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::address::Place;
 use super::members::{MEMBERS, ROLL};
 use super::sentinel::Sentinels;
-use super::{APPEND, READ, Script};
+use super::{APPEND, FOUND, READ, REMEMBER, Script};
 
 /// For the way to the server and its greeting.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
@@ -408,6 +408,8 @@ pub(super) struct Connected {
     dead: Arc<Dead>,
     place: Place,
     pub(super) append: Arc<str>,
+    pub(super) found: Arc<str>,
+    pub(super) remember: Arc<str>,
     pub(super) read: Arc<str>,
     pub(super) members: Arc<str>,
     pub(super) roll: Arc<str>,
@@ -501,12 +503,15 @@ impl Commands {
             Ok(text_of(&hash).unwrap_or_default().into())
         };
         let (append, read) = (load(APPEND).await?, load(READ).await?);
+        let (found, remember) = (load(FOUND).await?, load(REMEMBER).await?);
         let (members, roll) = (load(MEMBERS).await?, load(ROLL).await?);
         Ok(Connected {
             connection,
             dead,
             place,
             append,
+            found,
+            remember,
             read,
             members,
             roll,

@@ -12,20 +12,20 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use airwave_core::broker::{FeedSender, Pulse};
 use airwave_core::directory::{Entry, Watch, WatchSender};
 use airwave_core::{BrokerError, ChannelName, Event, Feed, Position};
 use redis::aio::MultiplexedConnection;
-use redis::{Pipeline, PushKind, RedisError, Value, cmd};
+use redis::{Cmd, Pipeline, PushKind, RedisError, Value, cmd};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::connection::{Backoff, Commands, ConnectError, Server, Wire, lost, random_bits};
 use super::members::{TELLS_OF_MEMBERS, decode as decode_members};
 use super::naming::Naming;
-use super::{DEADLINE, HEAD_LIVES, bounded, decode, millis};
+use super::{DEADLINE, HEAD_LIVES, REMEMBER_SCRIPT, bounded, decode, millis};
 
 /// How often this node publishes to itself.
 const PROBE_EVERY: Duration = Duration::from_millis(750);
@@ -45,6 +45,9 @@ const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
 
 /// How often the heads of channels that are followed are told to live on, however quiet they are.
 const REMEMBER_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// A channel that has been followed for so long without an event gets a head. An epoch lives for 14 days more when it is given out.
+const FOLLOWED_LONG: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What a publish carries instead of an event where feeds shall end and be healed from history.
 pub(super) const LOOK: &str = "look";
@@ -99,6 +102,7 @@ enum Ear {
         feed: FeedSender,
         head: Position,
         last: Position,
+        since: Instant,
     },
     /// Somebody who wants to hear of members only.
     Watching(WatchSender),
@@ -191,6 +195,7 @@ impl Listener {
             feed: sender,
             head,
             last: head,
+            since: Instant::now(),
         };
         let subscription = lock(&self.listening.state).channels.get(&self.channel).cloned();
         let opened = subscription.is_some_and(|subscription| {
@@ -678,21 +683,32 @@ impl Listening {
 
     /// Lets the heads of all channels that are followed live on.
     async fn remember(&self) {
-        let channels: Vec<ChannelName> = lock(&self.state).channels.keys().cloned().collect();
+        let channels: Vec<_> = lock(&self.state)
+            .channels
+            .iter()
+            .map(|(name, subscription)| (name.clone(), subscription.clone()))
+            .collect();
         for channels in channels.chunks(BATCH) {
             let Ok(connected) = self.commands.connected().await else {
                 return;
             };
-            let calls = channels.iter().map(|channel| {
-                // GT: one that lives longer, because its history does, is left alone.
-                let mut call = cmd("PEXPIRE");
-                call.arg(self.naming.key(channel, "head"))
-                    .arg(millis(bounded(HEAD_LIVES)))
-                    .arg("GT");
-                call
-            });
-            for call in calls {
-                if let Ok(Err(error)) = timeout(DEADLINE, connected.send(&call)).await {
+            for (channel, subscription) in channels {
+                let at = lock(subscription).ears.iter().find_map(|(_, ear)| match ear {
+                    Ear::Open { last, since, .. } if since.elapsed() >= FOLLOWED_LONG => Some(last.to_string()),
+                    _ => None,
+                });
+                let [one, other] = self.naming.epochs(channel);
+                let remember = connected.script(
+                    REMEMBER_SCRIPT,
+                    &|call: &mut Cmd| {
+                        call.arg(3).arg(self.naming.key(channel, "head")).arg(&one).arg(&other);
+                        call.arg(at.as_deref().unwrap_or_default());
+                        // One that lives longer, because its history does, is left alone.
+                        call.arg(millis(bounded(HEAD_LIVES)));
+                    },
+                    false,
+                );
+                if let Ok(Err(error)) = timeout(DEADLINE, remember).await {
                     self.commands.failed(&connected, error);
                     return;
                 }

@@ -35,6 +35,15 @@ impl Naming {
         }
     }
 
+    /// Where the epochs are that count for the channel: one place for each of a cluster's partitions.
+    pub(super) fn epochs(self, channel: &ChannelName) -> [String; 2] {
+        let place = match self {
+            Naming::Database(_) => "airwave".to_owned(),
+            Naming::Partitions => format!("airwave:{{{}}}", partition(channel)),
+        };
+        [format!("{place}:epoch:0"), format!("{place}:epoch:1")]
+    }
+
     /// The channel's name in pub/sub.
     pub(super) fn wire(self, channel: &ChannelName) -> String {
         match self {

@@ -1,42 +1,40 @@
-#!lua flags=allow-oom
--- Reads the head and a page of history in one step. A channel that nobody has named before is born here.
+-- Reads the head and a page of history in one step. It adds no key, so it works on a full server, too.
 --
 -- Not marked as read-only, although it mostly is: so a replica, which may lag, refuses it.
 --
--- KEYS  head, stream
+-- KEYS  head, stream, epoch, epoch
 -- ARGV  the position after which to read ('': the newest), how many events and bytes at most, age of history in µs, how long the head
---       lives in ms
--- gives {head, ended, complete, more, event...}
-
-local function text(number) return string.format('%.0f', number) end
+--       lives in ms, '1' if an old epoch is as good as a young one
+-- gives {head, ended, complete, more, event...}, or {} if an epoch must be made first
 
 local after, limit, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
 local known = redis.call('HMGET', KEYS[1], 'position', 'birth', 'ended')
 local head, birth, ended = known[1], known[2], known[3] and 1 or 0
-if not head then
-  redis.call('UNLINK', KEYS[2])
-  head, birth = text(now), text(now)
-  redis.call('HSET', KEYS[1], 'position', head, 'birth', birth)
+if head then
+  redis.call('PEXPIRE', KEYS[1], ARGV[5])
+else
+  -- A stream without its head (evicted, say): what else is gone nobody can tell, so no epoch proves anything any more.
+  if redis.call('UNLINK', KEYS[2]) == 1 then redis.call('UNLINK', KEYS[3], KEYS[4]) end
+  local given, young = epoch(KEYS[3], KEYS[4], false)
+  if not given or not young and ARGV[6] ~= '1' then return {} end
+  head, birth = given, given
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('XTRIM', KEYS[2], 'MINID', '=', text(math.max(now - ARGV[4], 0)))
 
 -- Entries are read in portions, so that a page that ends at its bytes does not fetch all that it leaves out.
 local PORTION = 64
 
-local function show(entry)
-  return string.match(entry[1], '^%d+') .. ':' .. entry[2][2] .. ':' .. entry[2][6]
+local function show(entry, previous)
+  return string.match(entry[1], '^%d+') .. ':' .. previous .. ':' .. entry[2][6]
 end
 
 local shown, weight, full = {}, 0, false
 
 -- Takes the event into the page, or finds the page full. The first event is always taken.
-local function take(entry)
+local function take(entry, previous)
   weight = weight + #entry[2][6]
   full = #shown == limit or (weight > bytes and #shown > 0)
-  if not full then shown[#shown + 1] = show(entry) end
+  if not full then shown[#shown + 1] = show(entry, previous or entry[2][2]) end
 end
 
 if after == '' then
@@ -57,8 +55,14 @@ if after == '' then
   return answer
 end
 
+-- Whether nothing stands between the position asked for and what names this one as its previous. What follows the first position
+-- follows every epoch: there was nothing yet.
+local function follows(previous)
+  return previous == after or previous == birth and honours(KEYS[3], KEYS[4], after)
+end
+
 -- Text is compared, not numbers: what a client sends may be beyond what a double can tell apart.
-local complete, first, newest, from = after == head, true, nil, after .. '-0'
+local complete, first, newest, from = head == birth and follows(head) or after == head, true, nil, after .. '-0'
 while not full do
   local wanted = math.min(limit - #shown + 1, PORTION)
   local entries = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', wanted)
@@ -67,8 +71,9 @@ while not full do
     if newest == after .. '-0' then
       complete = true
     else
-      complete, first = complete or (first and entry[2][2] == after), false
-      take(entry)
+      local whole = first and (complete or follows(entry[2][2]))
+      complete, first = complete or whole, false
+      take(entry, whole and after)
       if full then break end
     end
   end
