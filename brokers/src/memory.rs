@@ -307,17 +307,20 @@ impl State {
 
     /// Whether nothing needs the channel. If only the epochs do, `waits_for` learns of its newest position.
     fn unused(&self, age: Duration, now: Instant, epochs: &Epochs, waits_for: &mut Position) -> bool {
-        if !(self.feeds.is_empty() && self.kept.is_empty() && self.keys.is_empty()) {
+        if !self.feeds.is_empty() {
             return false;
         }
         let unused_for = now.duration_since(self.touched);
         if self.head == self.birth {
-            return epochs.honours(self.birth) || unused_for >= FORGET_SILENT_AFTER;
+            return self.keys.is_empty() && (epochs.honours(self.birth) || unused_for >= FORGET_SILENT_AFTER);
         }
         let after = age.max(FORGET_AFTER);
         // The epochs move on in time for it.
         if unused_for + HONOURED_FOR >= after && self.head >= epochs.before() {
             *waits_for = self.head.max(*waits_for);
+        }
+        if !(self.kept.is_empty() && self.keys.is_empty()) {
+            return false;
         }
         unused_for >= after && self.head < epochs.before()
     }

@@ -42,7 +42,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 pub use self::connection::ConnectError;
-use self::connection::{Answer, Connection, Link, Watched, code, is_status, lost};
+use self::connection::{Answer, Connection, Link, Watched, code, is_status, lost, unstored};
 use self::settings::Settings;
 use self::stored::{Chain, Stored, token};
 use self::sweep::{Due, Generations};
@@ -257,7 +257,13 @@ impl Nats {
                 code: code::TOO_LARGE,
                 text,
             } => Err(BrokerError::rejected(format!("NATS: {text}"))),
-            Answer::Refused { text, .. } => Err(lost(&text)),
+            // Only a question what the newest is, to a stream that stores nothing: whoever leads can be asked in another way.
+            Answer::Refused { code, .. }
+                if matches!(behind, Behind::At(NEVER)) && (code == code::SEALED || code::FULL.contains(&code)) =>
+            {
+                Ok(Outcome::Overtaken(None))
+            }
+            Answer::Refused { code, text } => Err(unstored(code, &text)),
         }
     }
 

@@ -19,12 +19,12 @@ use std::time::Duration;
 use airwave_brokers::Nats;
 use airwave_brokers::nats::ConnectError;
 use airwave_core::rule::TransportName;
-use airwave_core::{Broker, Feed, PageLimit, Position, Rule, Rules};
+use airwave_core::{Broker, Data, EventName, Feed, Message, PageLimit, Position, Publish, Rule, Rules};
 use futures_util::StreamExt;
 use outage::{ended, found, insist, name, publish, say, unavailable};
 use proxy::Proxy;
 use serde_json::{Value, json};
-use support::Server;
+use support::{Release, Server};
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a test waits for anything. It decides nothing but when a hang is called one.
@@ -421,4 +421,176 @@ async fn a_name_is_one_literal_subject() {
         };
         assert_eq!(subject.matches('.').count(), 3, "{subject}");
     }
+}
+
+/// A channel without events has no message, and neither has one that was asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_are_only_asked_for_leave_nothing() {
+    for release in [Release::Current, Release::Oldest] {
+        let Some(server) = Server::of(release) else { return };
+        let broker = Arc::new(connect(&server).await);
+        let messages = async || server.ask("STREAM.INFO.airwave", Value::Null).await["state"]["messages"].clone();
+        let mut first = Position::ZERO;
+        for n in 0..20 {
+            let many = (0..1000).map(|more| {
+                let broker = broker.clone();
+                async move { broker.replay(&name(&format!("made-up/{n}/{more}")), None, PageLimit::events(10)).await.unwrap().head }
+            });
+            first = futures_util::future::join_all(many).await[0];
+        }
+        assert_eq!(messages().await, 2, "an epoch and a probe");
+        let position = publish(&broker, "a").await;
+        let replay = broker.replay(&name("a"), Some(first), PageLimit::events(10)).await.unwrap();
+        assert!(replay.complete && replay.events[0].position == position && replay.events[0].previous == first);
+    }
+}
+
+/// A new epoch is stored long before the old one is dropped; an event that is younger than an epoch is dropped after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_is_good_until_the_stream_drops_it() {
+    let Some(server) = Server::start() else { return };
+    let keeping = async |age: Duration| {
+        let mut config = server.ask("STREAM.INFO.airwave", Value::Null).await["config"].clone();
+        config["max_age"] = (age.as_nanos() as u64).into();
+        config["duplicate_window"] = 100_000_000.into();
+        let changed = server.ask("STREAM.UPDATE.airwave", config).await;
+        assert!(changed["error"].is_null(), "{changed}");
+    };
+    let broker = connect(&server).await;
+    let head = async |channel: &str| broker.replay(&name(channel), None, PageLimit::events(0)).await.unwrap().head;
+    let first = head("a").await;
+    assert_eq!(head("b").await, first);
+    // As soon as the node connects again it finds that the epoch has lived for more than half of what is kept.
+    keeping(Duration::from_secs(3600)).await;
+    let purged = json!({ "filter": "airwave.log.epoch" });
+    server.ask("STREAM.PURGE.airwave", purged).await;
+    let second = head("b").await;
+    assert!(second > first);
+    publish(&broker, "a").await;
+    let after = async |position| broker.replay(&name("a"), Some(position), PageLimit::events(10)).await.unwrap().complete;
+    assert!(!after(first).await, "what came between the two may have been dropped");
+    assert!(after(second).await);
+}
+
+/// Every way in which JetStream serves what it holds and stores nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_server_starts_nodes_and_serves_what_it_holds() {
+    const SERVER: &str = "jetstream { store_dir: \"DIR\", max_memory_store: 64MB, max_file_store: 8MB }\nmax_payload: 8MB\n";
+    const ACCOUNT: &str = "jetstream { store_dir: \"DIR\", max_memory_store: 64MB, max_file_store: 80MB }\nmax_payload: 8MB\naccounts { APP { jetstream { max_file: 8MB, max_memory: 8MB }, users: [{ user: app, password: app }] } }\nno_auth_user: app\n";
+    const ROOMY: &str = "jetstream { store_dir: \"DIR\", max_memory_store: 64MB, max_file_store: 80MB }\nmax_payload: 8MB\n";
+    let rules = |age: u64| {
+        let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
+        (rule.history.events, rule.history.bytes, rule.history.age) = (5000, usize::MAX, Duration::from_secs(age));
+        Rules::new([rule])
+    };
+    for (why, configuration) in [("server", SERVER), ("account", ACCOUNT), ("stream", ROOMY), ("sealed", ROOMY)] {
+        let Some(server) = Server::configured(configuration) else { return };
+        let broker = Nats::connect(&server.url(), rules(3600)).await.unwrap();
+        let first = publish(&broker, "a").await;
+        let changed = async |change: fn(&mut Value)| {
+            let mut config = server.ask("STREAM.INFO.airwave", Value::Null).await["config"].clone();
+            change(&mut config);
+            let changed = server.ask("STREAM.UPDATE.airwave", config).await;
+            assert!(changed["error"].is_null(), "{changed}");
+        };
+        match why {
+            "stream" => {
+                changed(|config| {
+                    config["max_bytes"] = 500_000.into();
+                    config["discard"] = "new".into();
+                })
+                .await;
+            }
+            "sealed" => changed(|config| config["sealed"] = true.into()).await,
+            _ => {}
+        }
+        let large = Publish::new(Message::new(EventName::new("said").unwrap(), Data::text("x".repeat(20_000))));
+        let small = Publish::new(Message::new(EventName::new("said").unwrap(), Data::text("x")));
+        let mut told = String::new();
+        for publish in [large, small] {
+            told = loop {
+                if let Err(error) = broker.publish(&name("a"), publish.clone()).await {
+                    break error.to_string();
+                }
+            };
+        }
+        let cause = if why == "sealed" { "sealed" } else { "JetStream is full" };
+        assert!(told.contains(cause), "{why}: {told}");
+        let full = async |broker: &Nats| {
+            let waiting = async {
+                while !broker.ping().await.is_err_and(|error| error.message.contains(cause)) {
+                    sleep(Duration::from_millis(20)).await;
+                }
+            };
+            timeout(PATIENCE, waiting).await.expect("it does not say why it is not ready");
+        };
+        full(&broker).await;
+        // Longer than a connection is given that does not hear itself.
+        let mut feed = broker.follow(&name("a")).await.unwrap();
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(broker.pulse().reconnects(), 0, "{why}: a refusal is no reason to connect again");
+        let again = Nats::connect(&server.url(), rules(3600)).await.unwrap();
+        full(&again).await;
+        for broker in [&broker, &again] {
+            let replay = broker.replay(&name("a"), None, PageLimit::events(3)).await.unwrap();
+            assert_eq!(replay.head, feed.head, "{why}");
+            assert!(why == "sealed" || replay.events.len() == 3);
+        }
+        assert!(first < feed.head || why == "sealed");
+        // Somebody gives it room: it goes on, with the feed that there was.
+        if why != "sealed" {
+            server.ask("STREAM.PURGE.airwave", json!({ "filter": "airwave.log.c.a", "keep": 2 })).await;
+            let position = insist(async || broker.publish(&name("a"), say("room")).await).await.position;
+            assert_eq!(feed.next().await.unwrap().position, position);
+            insist(async || again.ping().await).await;
+        }
+    }
+}
+
+/// Nobody has to make room by hand for what no rule shows any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_on_a_full_server_sweeps_what_is_too_old() {
+    let configuration = "jetstream { store_dir: \"DIR\", max_memory_store: 64MB, max_file_store: 8MB }\nmax_payload: 8MB\n";
+    let Some(server) = Server::configured(configuration) else { return };
+    let rules = |age: u64| {
+        let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
+        (rule.history.events, rule.history.bytes, rule.history.age) = (5000, usize::MAX, Duration::from_secs(age));
+        Rules::new([rule])
+    };
+    let old = Nats::connect(&server.url(), rules(3600)).await.unwrap();
+    let large = Publish::new(Message::new(EventName::new("said").unwrap(), Data::text("x".repeat(20_000))));
+    let mut newest = Position::ZERO;
+    while let Ok(published) = old.publish(&name("a/b"), large.clone()).await {
+        newest = published.position;
+    }
+    drop(old);
+    // All that is stored is older than this rule's age, but for the newest, which is the head.
+    let broker = Nats::connect(&server.url(), rules(0)).await.unwrap();
+    insist(async || broker.ping().await).await;
+    let replay = broker.replay(&name("a/b"), Some(newest), PageLimit::events(10)).await.unwrap();
+    assert!(replay.complete && replay.head == newest);
+    insist(async || broker.publish(&name("a/b"), say("room")).await).await;
+}
+
+/// How much the stream may hold is the operator's to say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_that_an_operator_gave_the_stream_are_respected() {
+    let Some(server) = Server::start() else { return };
+    let broker = connect(&server).await;
+    let first = broker.follow(&name("a")).await.unwrap().head;
+    let mut config = server.ask("STREAM.INFO.airwave", Value::Null).await["config"].clone();
+    config["max_bytes"] = 20_000.into();
+    server.ask("STREAM.UPDATE.airwave", config).await;
+    server.cut().await;
+    insist(async || broker.ping().await).await;
+    for _ in 0..200 {
+        insist(async || broker.publish(&name("a"), say("x".repeat(1000))).await).await;
+    }
+    // What the stream dropped to make room is a gap, also for one who had no event: the epoch went first.
+    let replay = broker.replay(&name("a"), Some(first), PageLimit::events(1000)).await.unwrap();
+    assert!(!replay.complete && replay.events.len() < 30, "{} events", replay.events.len());
+    let other = connect(&server).await;
+    insist(async || other.ping().await).await;
+    let kept = server.ask("STREAM.INFO.airwave", Value::Null).await["config"]["max_bytes"].clone();
+    assert_eq!(kept, 20_000);
 }

@@ -347,7 +347,10 @@ async fn heads_live_for_thirty_days_and_history_for_its_age() {
     let broker = Redis::connect(&server.url(), Rules::new([rule])).await.unwrap();
     let days = |seconds: i64| (seconds + 3600) / (24 * 3600);
     broker.replay(&name("quiet"), None, PageLimit::events(0)).await.unwrap();
-    assert_eq!(days(server.ask(&["TTL", "airwave:{quiet}:head"])), 30);
+    let there: i64 = server.ask(&["EXISTS", "airwave:{quiet}:head"]);
+    assert_eq!(there, 0, "one that was only asked for");
+    // Shorter than a head's, or an epoch would speak for events that are forgotten.
+    assert_eq!(days(server.ask(&["TTL", "airwave:epoch:0"])), 28);
     let keyed = say("text").with_idempotency_key(airwave_core::event::IdempotencyKey::new("k").unwrap());
     broker.publish(&name("a"), keyed).await.unwrap();
     assert_eq!(days(server.ask(&["TTL", "airwave:{a}:head"])), 30);
@@ -359,6 +362,90 @@ async fn heads_live_for_thirty_days_and_history_for_its_age() {
     );
     let keys: Vec<String> = server.ask(&["KEYS", "*"]);
     assert_eq!(keys.len(), 4, "{keys:?}");
+}
+
+/// What is left after them lives for ever or for long, so nobody has to wait for five minutes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_thousand_names_that_are_only_asked_for_leave_nothing() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    let before: i64 = server.told(&["INFO", "memory"], "used_memory").parse().unwrap();
+    for n in 0..20_000 {
+        broker.replay(&name(&format!("made-up/{n}")), None, PageLimit::events(10)).await.unwrap();
+    }
+    let after: i64 = server.told(&["INFO", "memory"], "used_memory").parse().unwrap();
+    assert!(after - before < 1 << 20, "{} bytes more", after - before);
+    let keys: Vec<String> = server.ask(&["KEYS", "*"]);
+    assert_eq!(keys, ["airwave:epoch:0"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_server_opens_channels_without_events() {
+    let Some(server) = Server::start(&["--maxmemory-policy", "noeviction"]) else {
+        return;
+    };
+    let broker = connect(&server).await;
+    publish(&broker, "a").await;
+    let _: String = server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    let mut feed = broker.follow(&name("silent")).await.unwrap();
+    let _: String = server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    let position = publish(&broker, "silent").await;
+    let event = feed.next().await.unwrap();
+    assert_eq!((event.position, event.previous), (position, feed.head));
+}
+
+/// A new epoch is given out long before the old one is forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_is_good_until_it_is_forgotten() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    let days = |days: u64| (days * 24 * 3600 * 1000).to_string();
+    let head = async |channel: &str| broker.replay(&name(channel), None, PageLimit::events(0)).await.unwrap().head;
+    let first = head("a").await;
+    let mut feed = broker.follow(&name("followed")).await.unwrap();
+    let _: i64 = server.ask(&["PEXPIRE", "airwave:epoch:0", &days(13)]);
+    let second = head("a").await;
+    assert!(second > first);
+    for channel in ["a", "followed"] {
+        let position = publish(&broker, channel).await;
+        for after in [first, second] {
+            let replay = broker.replay(&name(channel), Some(after), PageLimit::events(10)).await.unwrap();
+            assert!(replay.complete, "{channel} after {after}");
+            assert_eq!((replay.events[0].position, replay.events[0].previous), (position, after));
+        }
+        let never = broker.replay(&name(channel), Some(Position(first.0 + 1)), PageLimit::events(10)).await.unwrap();
+        assert!(!never.complete, "a position between the two was never given");
+    }
+    // Whether it follows, only history can tell: the feed says nothing rather than something that looks like a loss.
+    ended(&mut feed).await;
+    // When it is forgotten, events that came after it may be, too.
+    let _: i64 = server.ask(&["DEL", "airwave:epoch:0"]);
+    for channel in ["a", "never-used"] {
+        assert!(!broker.replay(&name(channel), Some(first), PageLimit::events(10)).await.unwrap().complete);
+        assert!(broker.replay(&name(channel), Some(second), PageLimit::events(10)).await.unwrap().complete);
+    }
+    // Set ahead and back again, a clock makes an epoch outlive heads: it counts as none.
+    let _: i64 = server.ask(&["PEXPIRE", "airwave:epoch:1", &days(100)]);
+    assert!(!broker.replay(&name("never-used"), Some(second), PageLimit::events(10)).await.unwrap().complete);
+}
+
+/// What version 0.1 stored for a channel that was only asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_birth_of_the_first_version_is_still_good() {
+    let Some(server) = Server::start(&[]) else { return };
+    let broker = connect(&server).await;
+    let birth = Position(Position::now().0 - 1000);
+    let text = birth.to_string();
+    let _: i64 = server.ask(&["HSET", "airwave:{a}:head", "position", &text, "birth", &text]);
+    let mut feed = broker.follow(&name("a")).await.unwrap();
+    assert_eq!(feed.head, birth);
+    let position = publish(&broker, "a").await;
+    let event = feed.next().await.unwrap();
+    assert_eq!((event.position, event.previous), (position, birth));
+    let epoch = broker.replay(&name("b"), None, PageLimit::events(0)).await.unwrap().head;
+    for after in [birth, epoch] {
+        assert!(broker.replay(&name("a"), Some(after), PageLimit::events(10)).await.unwrap().complete || after == epoch && epoch > position);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

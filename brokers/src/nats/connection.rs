@@ -41,6 +41,9 @@ const PROBE_EVERY: Duration = Duration::from_millis(750);
 /// How long a probe is waited for.
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
 
+/// How large a probe is: as an event of the smaller sort, or there would be room for probes where there is none for events.
+const PROBE_BYTES: usize = 1024;
+
 /// So many probes in a row unanswered, and the connection is dead: after three and a half seconds. More than one, so that a process that
 /// stood still itself does not take its server for dead.
 const PROBES_UNANSWERED: u32 = 2;
@@ -56,6 +59,9 @@ pub(super) mod code {
     pub(in crate::nats) const NO_SUCH_ROLLUP: u64 = 10111;
     pub(in crate::nats) const SAME_KEY_UNDER_WAY: u64 = 10158;
     pub(in crate::nats) const TOO_LARGE: u64 = 10054;
+    pub(in crate::nats) const SEALED: u64 = 10109;
+    /// The account's limit, the server's, its memory's, its disk's; and what the store itself says (`max_bytes`, a write that fails).
+    pub(in crate::nats) const FULL: [u64; 5] = [10002, 10023, 10028, 10047, 10077];
 }
 
 /// Why no broker could be made. The text says what to do, and holds no credentials.
@@ -85,6 +91,21 @@ pub enum ConnectError {
 
 pub(super) fn lost(what: &str) -> BrokerError {
     BrokerError::unavailable(format!("NATS: {what}"))
+}
+
+/// Why the server stores no message, in words for operators.
+pub(super) fn unstored(code: u64, text: &str) -> BrokerError {
+    if code::FULL.contains(&code) {
+        lost(&format!(
+            "JetStream is full ({text}): give it more room (max_file_store, the account's limits, the stream's max_bytes), or keep less history"
+        ))
+    } else if code == code::SEALED {
+        lost(&format!(
+            "the stream is sealed ({text}), which cannot be undone: choose another prefix (?prefix=NAME in the broker's URL)"
+        ))
+    } else {
+        lost(text)
+    }
 }
 
 /// Says once that a connection is of no use any more.
@@ -279,6 +300,8 @@ pub(super) struct Connection {
     /// How long the stream keeps a message at most, in ns; zero: for ever.
     keeps: AtomicU64,
     pub(super) pulse: Pulse,
+    /// Whether the server has refused to store this node's newest probe.
+    refuses: AtomicBool,
 }
 
 impl Connection {
@@ -296,6 +319,7 @@ impl Connection {
             asked: AtomicU64::new(0),
             keeps: AtomicU64::new(0),
             pulse: Pulse::default(),
+            refuses: AtomicBool::new(false),
         });
         let first = connection.open(true).await?;
         connection.current.send_replace(Some(first.clone()));
@@ -411,9 +435,11 @@ impl Connection {
             self.listen_to_itself(&link).await?;
             if first {
                 let heard = timeout(DEADLINE, self.hears_itself(&link)).await;
-                heard
-                    .unwrap_or_else(|_| Err(lost("this node does not hear itself")))
-                    .map_err(|error| self.unreachable(error.message))?;
+                match heard.unwrap_or_else(|_| Err(lost("this node does not hear itself"))) {
+                    // What is stored is served, and the rest is an outage like any other.
+                    Err(_) if self.refuses() => {}
+                    heard => heard.map_err(|error| self.unreachable(error.message))?,
+                }
             }
             Ok(())
         };
@@ -595,20 +621,12 @@ impl Connection {
         let (name, config, wanted) = (&self.settings.prefix, &info["config"], self.wanted());
         self.keeps.store(config["max_age"].as_u64().unwrap_or(0), Ordering::Release);
         let other_format = config["metadata"]["airwave-format"] != wanted["metadata"]["airwave-format"];
-        let shape = [
-            "subjects",
-            "retention",
-            "discard",
-            "allow_direct",
-            "republish",
-            "max_msgs",
-            "max_bytes",
-        ];
+        // How much the stream may hold, and what it does when that is reached, is the operator's to say.
+        let shape = ["subjects", "retention", "allow_direct", "republish"];
         let foreign = shape.into_iter().find(|what| match *what {
             "republish" => ["src", "dest"]
                 .iter()
                 .any(|side| config["republish"][side] != wanted["republish"][side]),
-            "max_msgs" | "max_bytes" => config[what].as_i64().is_some_and(|most| most > 0),
             what => config[what] != wanted[what],
         });
         let foreign = foreign.or((other_format).then_some("metadata"));
@@ -634,15 +652,23 @@ impl Connection {
             "num_replicas",
             "allow_rollup_hdrs",
         ];
-        if first && limits.iter().any(|what| config[what] != wanted[what]) {
+        let sealed = config["sealed"] == true;
+        if first && !sealed && limits.iter().any(|what| config[what] != wanted[what]) {
             let mut changed = config.clone();
             for what in limits {
                 changed[what] = wanted[what].clone();
             }
             tracing::info!(server = %self.settings, stream = name, "changing the stream to what the rules say");
-            if let Answer::Refused { text, .. } = self.reached(link.api(format!("STREAM.UPDATE.{name}"), &changed).await)? {
-                return Err(self.not_made(&text));
+            match self.reached(link.api(format!("STREAM.UPDATE.{name}"), &changed).await)? {
+                Answer::Done(_) => {}
+                Answer::Refused { code, text } if code::FULL.contains(&code) => {
+                    tracing::warn!(server = %self.settings, stream = name, text, "the stream stays as it is: JetStream is full");
+                }
+                Answer::Refused { text, .. } => return Err(self.not_made(&text)),
             }
+        }
+        if sealed {
+            return Ok(());
         }
         self.set_forward(link, info).await
     }
@@ -701,7 +727,7 @@ impl Connection {
                 self.highest.fetch_max(sequence, Ordering::AcqRel);
                 Ok(sequence)
             }
-            Answer::Refused { text, .. } => Err(lost(&text)),
+            Answer::Refused { code, text } => Err(unstored(code, &text)),
         }
     }
 
@@ -759,7 +785,7 @@ impl Connection {
                 let Some(probe) = probe else { return dead.tell() };
                 let number = std::str::from_utf8(&probe.payload)
                     .ok()
-                    .and_then(|text| text.parse::<u64>().ok());
+                    .and_then(|text| text.trim_end().parse::<u64>().ok());
                 if let Some(number) = number {
                     heard.send_modify(|heard| *heard = number.max(*heard));
                 }
@@ -794,11 +820,30 @@ impl Connection {
         headers.insert("Nats-Rollup", "sub");
         let before = self.highest();
         let subject = self.log(&format!("probe.{}", self.node));
-        match link.call(subject, Some(headers), number.to_string().into()).await? {
-            Answer::Done(ack) if self.went_up(link, before, ack["seq"].as_u64().unwrap_or(0)) => Ok(number),
-            Answer::Done(_) => Err(lost("the stream was lost")),
-            Answer::Refused { text, .. } => Err(lost(&text)),
+        let probe = format!("{number:<PROBE_BYTES$}");
+        match link.call(subject, Some(headers), probe.into()).await? {
+            Answer::Done(ack) => {
+                if self.refuses.swap(false, Ordering::AcqRel) {
+                    tracing::info!(server = %self.settings, "JetStream stores events again");
+                }
+                match self.went_up(link, before, ack["seq"].as_u64().unwrap_or(0)) {
+                    true => Ok(number),
+                    false => Err(lost("the stream was lost")),
+                }
+            }
+            Answer::Refused { code, text } => {
+                let error = unstored(code, &text);
+                if !self.refuses.swap(true, Ordering::AcqRel) {
+                    tracing::warn!(server = %self.settings, %error, "JetStream stores nothing; what it holds is served");
+                }
+                Err(error)
+            }
         }
+    }
+
+    /// Whether the server has refused to store this node's newest probe: it lives, and serves what it holds.
+    pub(super) fn refuses(&self) -> bool {
+        self.refuses.load(Ordering::Acquire)
     }
 
     async fn keep(self: Arc<Self>, mut link: Arc<Link>) {
@@ -834,6 +879,8 @@ impl Connection {
             }
             match timeout(PROBE_WITHIN, self.hears_itself(link)).await {
                 Ok(Ok(())) => unanswered = 0,
+                // A refusal is an answer. Another connection would be refused, too.
+                Ok(Err(_)) if self.refuses() && !link.dead.is() => unanswered = 0,
                 _ if link.dead.is() => return "it broke, or this node does not hear itself any more",
                 _ => unanswered += 1,
             }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::connection::{Answer, Connection, Link, code, lost};
+use super::connection::{Answer, Connection, Link, code, lost, unstored};
 use super::stored::now;
 
 /// What this node knows of the epochs.
@@ -67,6 +67,9 @@ impl Epochs {
 
     /// Whether a position is an epoch that is still stored.
     pub(super) async fn honours(&self, connection: &Connection, link: &Link, position: Position) -> Result<bool, BrokerError> {
+        if position == Position::ZERO {
+            return Ok(false);
+        }
         let found = ask(connection, link, json!({ "seq": position.0 })).await?;
         Ok(found.is_some_and(|(epoch, _)| epoch == position))
     }
@@ -103,6 +106,6 @@ async fn store(connection: &Connection, link: &Link) -> Result<Position, BrokerE
             Some(sequence) if connection.went_up(link, before, sequence) => Ok(Position(sequence)),
             _ => Err(lost("the stream was lost")),
         },
-        Answer::Refused { text, .. } => Err(lost(&text)),
+        Answer::Refused { code, text } => Err(unstored(code, &text)),
     }
 }

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Answer, ConnectError, Connection, Dead, Link, Watched, code, lost};
+use super::connection::{Answer, ConnectError, Connection, Dead, Link, Watched, code, lost, unstored};
 use super::stored::token;
 use super::{DEADLINE, EXPECTED, NEVER, Nats, READ_DEADLINE, late};
 
@@ -182,6 +182,11 @@ impl Connection {
                                 self.members(">")
                             )));
                         }
+                        // Events are served meanwhile. Whoever needs the members makes it later.
+                        Answer::Refused { code, text } if first && code::FULL.contains(&code) => {
+                            tracing::warn!(server = %settings, stream = name, text, "presence waits: JetStream is full");
+                            return Ok(());
+                        }
                         Answer::Refused { text, .. } => return Err(not_made(&text)),
                     }
                 }
@@ -304,7 +309,7 @@ impl Nats {
         {
             Answer::Done(_) => Ok(true),
             Answer::Refused { code, .. } if code::WRONG_LAST.contains(&code) => Ok(false),
-            Answer::Refused { text, .. } => Err(lost(&text)),
+            Answer::Refused { code, text } => Err(unstored(code, &text)),
         }
     }
 

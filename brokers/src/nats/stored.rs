@@ -68,6 +68,22 @@ pub(super) fn token(channel: &ChannelName) -> String {
     token
 }
 
+/// The channel that a token is of. `None`: of none.
+pub(super) fn channel_of(token: &str) -> Option<ChannelName> {
+    let mut name = Vec::with_capacity(token.len());
+    let mut bytes = token.bytes();
+    while let Some(byte) = bytes.next() {
+        name.push(match byte {
+            b'=' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            byte => byte,
+        });
+    }
+    ChannelName::new(std::str::from_utf8(&name).ok()?).ok()
+}
+
 /// Five numbers (previous or head, birth, bytes, events, clock), each before a colon; then, of an event, its message as brokers store it.
 /// The chain is the one before the event.
 pub(super) fn event(before: &Chain, message: &Message) -> Bytes {
@@ -76,6 +92,8 @@ pub(super) fn event(before: &Chain, message: &Message) -> Bytes {
     bytes.into()
 }
 
+/// Version 0.1 wrote one wherever a channel was asked for.
+#[cfg_attr(not(test), allow(dead_code))]
 /// A mark: of the birth, if the chain has no head, or of a head whose event is not kept.
 pub(super) fn mark(chain: &Chain) -> Bytes {
     let kind = if chain.ended { "E" } else { "M" };
@@ -219,5 +237,11 @@ mod tests {
         assert_ne!(token("a=2Fb"), token("a/b"));
         let longest = token(&"~".repeat(255));
         assert!(longest.len() == 765 && !longest.contains(['.', '*', '>', ' ']));
+        for name in ["orders/a.b_c-D:1", "a=2Fb", "~"] {
+            assert_eq!(channel_of(&token(name)).map(|name| name.to_string()), ChannelName::new(name).ok().map(|name| name.to_string()));
+        }
+        for foreign in ["a=", "a=2", "a=zz", "=FF", ""] {
+            assert_eq!(channel_of(foreign), None, "{foreign}");
+        }
     }
 }

@@ -7,20 +7,23 @@
 //!
 //! A purge is dear (the server looks through all blocks between the channel's oldest and newest message), so a generation is large, one
 //! purge goes on at a time, and the pauses between them are longer than they are. A channel hence holds about twice what its rule says,
-//! or [`WORTH`]; more if purges do not keep up, up to what the server keeps by itself. One to which nobody publishes any more, and that no
-//! node remembers that runs, is left to the server, too.
+//! or [`WORTH`]; more if purges do not keep up, up to what the server keeps by itself.
+//!
+//! A node remembers only the channels that it has published to. So at its start, and again and again while the server is full, it looks
+//! through all that is stored for what is past its rule's age, by the times that the server noted.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use airwave_core::rule::History;
-use airwave_core::{ChannelName, Position, Rules};
-use serde_json::json;
+use airwave_core::{BrokerError, ChannelName, Position, Rules};
+use async_nats::{Message, StatusCode};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::connection::{Answer, Connection};
-use super::stored::{Chain, now, token};
+use super::connection::{Answer, Connection, Link, is_status, lost};
+use super::stored::{Chain, channel_of, now, token};
 use super::{Remembered, remembered};
 
 /// A purge of a channel that goes on is for at least so many events or bytes.
@@ -28,6 +31,9 @@ const WORTH: (u64, u64) = (1000, 1 << 20);
 
 /// And of one that has gone quiet.
 const WORTH_QUIET: (u64, u64) = (16, 64 << 10);
+
+/// How many events a channel has at least that is looked through: at a start, and while the server is full.
+const WORTH_A_LOOK: (u64, u64) = (16, 2);
 
 /// So many channels wait for a purge. Who finds no place comes again with its next generation.
 const WAITING: usize = 1000;
@@ -120,14 +126,17 @@ pub(super) async fn sweep(connection: &Connection, rules: Rules, known: Remember
     let shortest = rules.iter().map(|rule| rule.history.age).min().unwrap_or(LOOK.1);
     let every = (shortest / 2).clamp(LOOK.0, LOOK.1);
     let mut look = Instant::now() + every;
-    let mut quiet = VecDeque::new();
+    let mut quiet = aged(connection, &rules, WORTH_A_LOOK.0).await;
     loop {
         let (channel, before) = tokio::select! {
             biased;
             Some(due) = due.recv() => due,
             Some(due) = async { quiet.pop_front() }, if !quiet.is_empty() => due,
             () = sleep_until(look) => {
-                quiet = quiet_ones(&rules, &known);
+                quiet = match connection.refuses() {
+                    true => aged(connection, &rules, WORTH_A_LOOK.1).await,
+                    false => quiet_ones(&rules, &known),
+                };
                 look = Instant::now() + every;
                 continue;
             }
@@ -151,6 +160,121 @@ fn quiet_ones(rules: &Rules, known: &Remembered) -> VecDeque<Due> {
         Some((name, position))
     });
     due.take(WAITING).collect()
+}
+
+/// What is stored past its rule's age, of channels with so many events at least. The largest come first.
+async fn aged(connection: &Connection, rules: &Rules, worth: u64) -> VecDeque<Due> {
+    let found = async {
+        let link = connection.link().await?;
+        let (now, last, mut channels) = all_stored(connection, &link).await?;
+        channels.retain(|(_, events)| *events >= worth);
+        channels.sort_by_key(|(_, events)| std::cmp::Reverse(*events));
+        channels.truncate(WAITING);
+        let mut begins = HashMap::new();
+        let mut due = VecDeque::new();
+        for (channel, _) in channels {
+            let age = rules.history(&channel).age;
+            let begin = match begins.get(&age) {
+                Some(begin) => *begin,
+                None => {
+                    let since = now.saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
+                    let begin = first_since(connection, &link, since, last).await?;
+                    *begins.entry(age).or_insert(begin)
+                }
+            };
+            let subject = connection.log(&format!("c.{}", token(&channel)));
+            let newest = direct(connection, &link, json!({ "last_by_subj": subject })).await?;
+            let oldest = direct(connection, &link, json!({ "seq": 1, "next_by_subj": subject })).await?;
+            if let (Some((newest, _)), Some((oldest, _))) = (newest, oldest) {
+                // The newest stays: it is the head.
+                let before = begin.min(newest);
+                if oldest < before {
+                    due.push_back((channel, Position(before)));
+                }
+            }
+        }
+        Ok::<_, BrokerError>(due)
+    };
+    found.await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "what is stored could not be looked through");
+        VecDeque::new()
+    })
+}
+
+/// The server's time in µs, the stream's newest sequence, and its channels with how many messages each has.
+async fn all_stored(connection: &Connection, link: &Link) -> Result<(u64, u64, Vec<(ChannelName, u64)>), BrokerError> {
+    let (before, mut channels) = (connection.log("c."), Vec::new());
+    loop {
+        let question = json!({ "subjects_filter": connection.log("c.>"), "offset": channels.len() });
+        let info = match link.api(format!("STREAM.INFO.{}", connection.settings.prefix), &question).await? {
+            Answer::Done(info) => info,
+            Answer::Refused { text, .. } => return Err(lost(&text)),
+        };
+        let page = info["state"]["subjects"].as_object();
+        let page: Vec<_> = page.into_iter().flatten().collect();
+        let told = page.len();
+        channels.extend(page.into_iter().map(|(subject, count)| {
+            let channel = subject.strip_prefix(&before).and_then(channel_of);
+            (channel, count.as_u64().unwrap_or(0))
+        }));
+        if told == 0 || channels.len() as u64 >= info["total"].as_u64().unwrap_or(0) {
+            let now = info["ts"].as_str().and_then(time_of).ok_or_else(|| lost("it does not tell its time"))?;
+            let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
+            // What is not one of ours has no rule.
+            let ours = channels.into_iter().filter_map(|(channel, count)| Some((channel?, count)));
+            return Ok((now, last, ours.collect()));
+        }
+    }
+}
+
+/// The first sequence of the stream that was stored at a time or later; all are older: one more than the last.
+async fn first_since(connection: &Connection, link: &Link, since: u64, last: u64) -> Result<u64, BrokerError> {
+    let (mut low, mut high) = (1, last + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let question = json!({ "seq": middle, "next_by_subj": connection.log(">") });
+        match direct(connection, link, question).await? {
+            Some((sequence, stored)) if stored < since => low = sequence + 1,
+            _ => high = middle,
+        }
+    }
+    Ok(low)
+}
+
+/// A message's sequence, and when it was stored. `None`: there is none.
+async fn direct(connection: &Connection, link: &Link, question: Value) -> Result<Option<(u64, u64)>, BrokerError> {
+    let subject = format!("$JS.API.DIRECT.GET.{}", connection.settings.prefix);
+    let message = link.ask(subject, None, question.to_string().into()).await?;
+    match is_status(&message) {
+        None => Ok(sequence_and_time(&message)),
+        Some(StatusCode::NOT_FOUND) => Ok(None),
+        Some(status) => Err(lost(&format!("a message could not be read: {status}"))),
+    }
+}
+
+fn sequence_and_time(message: &Message) -> Option<(u64, u64)> {
+    let headers = message.headers.as_ref()?;
+    let stored = headers.get("Nats-Time-Stamp").and_then(|time| time_of(time.as_str()))?;
+    Some((headers.get("Nats-Sequence")?.as_str().parse().ok()?, stored))
+}
+
+/// Reads a time as the server writes it, `2026-11-29T16:16:41.249859878Z`, in µs since 1970. `None`: it is none of these.
+fn time_of(text: &str) -> Option<u64> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let (time, fraction) = time.split_once('.').unwrap_or((time, ""));
+    let (year, month, day) = three(date, '-')?;
+    let (hour, minute, second) = three(time, ':')?;
+    let digits = fraction.get(..fraction.len().min(6))?;
+    let below: u64 = format!("{digits:0<6}").parse().ok()?;
+    let (from_march, year) = ((month + 9) % 12, if month > 2 { year } else { year.checked_sub(1)? });
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (from_march * 153 + 2) / 5 + day - 1;
+    let seconds = ((days.checked_sub(719_468)? * 24 + hour) * 60 + minute) * 60 + second;
+    Some(seconds * 1_000_000 + below)
+}
+
+fn three(text: &str, between: char) -> Option<(u64, u64, u64)> {
+    let mut parts = text.splitn(3, between).map(|part| part.parse::<u64>().ok());
+    Some((parts.next()??, parts.next()??, parts.next()??))
 }
 
 /// What is not removed now is removed with the next generation: so nothing is repeated, and nobody is told.

@@ -698,16 +698,13 @@ impl Listening {
                     _ => None,
                 });
                 let [one, other] = self.naming.epochs(channel);
-                let remember = connected.script(
-                    REMEMBER_SCRIPT,
-                    &|call: &mut Cmd| {
-                        call.arg(3).arg(self.naming.key(channel, "head")).arg(&one).arg(&other);
-                        call.arg(at.as_deref().unwrap_or_default());
-                        // One that lives longer, because its history does, is left alone.
-                        call.arg(millis(bounded(HEAD_LIVES)));
-                    },
-                    false,
-                );
+                let arguments = |call: &mut Cmd| {
+                    call.arg(3).arg(self.naming.key(channel, "head")).arg(&one).arg(&other);
+                    call.arg(at.as_deref().unwrap_or_default());
+                    // One that lives longer, because its history does, is left alone.
+                    call.arg(millis(bounded(HEAD_LIVES)));
+                };
+                let remember = connected.script(REMEMBER_SCRIPT, &arguments, false);
                 if let Ok(Err(error)) = timeout(DEADLINE, remember).await {
                     self.commands.failed(&connected, error);
                     return;
