@@ -488,7 +488,13 @@ impl Nats {
 
     /// The replay, made complete if it begins with the channel's first event and was asked for after an epoch: what follows the first
     /// position follows every epoch.
-    async fn with_epochs(&self, link: &Link, page: &Page, after: Option<Position>, mut replay: Replay) -> Result<Replay, BrokerError> {
+    async fn with_epochs(
+        &self,
+        link: &Link,
+        page: &Page,
+        after: Option<Position>,
+        mut replay: Replay,
+    ) -> Result<Replay, BrokerError> {
         let follows = replay.events.first().map_or(replay.head, |first| first.previous);
         let Some(after) = after.filter(|_| !replay.complete && follows == page.chain.birth) else {
             return Ok(replay);

@@ -83,10 +83,7 @@ const NOTICED: &[(Flaw, &[&str])] = &[
     ),
     (Flaw::BirthMoves, &["a_listener_without_events_misses_nothing"]),
     (Flaw::OneFirstPositionCounts, &["a_listener_without_events_misses_nothing"]),
-    (
-        Flaw::StoresWhatIsAskedFor,
-        &["names_that_are_only_asked_for_are_not_stored"],
-    ),
+    (Flaw::StoresWhatIsAskedFor, &["names_that_are_only_asked_for_are_not_stored"]),
     (
         Flaw::NamesWrongPrevious,
         &[
@@ -378,7 +375,11 @@ impl Fixture for Backbone {
     async fn stored(&self) -> Option<usize> {
         let nodes = self.nodes.lock().unwrap();
         let names = nodes.iter().map(|node| node.names.lock().unwrap().len());
-        Some(if self.flaw == Flaw::StoresWhatIsAskedFor { names.sum() } else { 0 })
+        Some(if self.flaw == Flaw::StoresWhatIsAskedFor {
+            names.sum()
+        } else {
+            0
+        })
     }
 }
 

@@ -711,7 +711,11 @@ pub async fn a_listener_without_events_misses_nothing(fixture: &dyn Fixture) {
                 Some(event) => {
                     assert_eq!(event.position, events[0], "a feed does not begin with the first event");
                     let follows = event.previous == first || event.previous == Position::ZERO;
-                    assert!(follows, "{} does not follow {first}, which its feed began with", event.previous);
+                    assert!(
+                        follows,
+                        "{} does not follow {first}, which its feed began with",
+                        event.previous
+                    );
                     assert_eq!(next(&mut feed).await.position, events[1]);
                 }
                 // It cannot tell; whoever follows again asks history, as above.
@@ -950,7 +954,11 @@ pub async fn names_that_are_only_asked_for_are_not_stored(fixture: &dyn Fixture)
         drop(follow(&*node, &silent).await);
     }
     if let (Some(before), Some(after)) = (before, fixture.stored().await) {
-        assert!(after <= before, "{} things are stored that were only asked for", after - before);
+        assert!(
+            after <= before,
+            "{} things are stored that were only asked for",
+            after - before
+        );
     }
 }
 

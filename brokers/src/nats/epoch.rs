@@ -90,7 +90,9 @@ async fn ask(connection: &Connection, link: &Link, which: Value) -> Result<Optio
             }
             let data = BASE64_STANDARD.decode(message["data"].as_str().unwrap_or_default()).ok();
             let stored = data.and_then(|data| std::str::from_utf8(&data).ok()?.parse().ok());
-            Ok(message["seq"].as_u64().map(|sequence| (Position(sequence), stored.unwrap_or(0))))
+            Ok(message["seq"]
+                .as_u64()
+                .map(|sequence| (Position(sequence), stored.unwrap_or(0))))
         }
         Answer::Refused {
             code: code::NO_MESSAGE, ..

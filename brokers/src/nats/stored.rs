@@ -238,7 +238,10 @@ mod tests {
         let longest = token(&"~".repeat(255));
         assert!(longest.len() == 765 && !longest.contains(['.', '*', '>', ' ']));
         for name in ["orders/a.b_c-D:1", "a=2Fb", "~"] {
-            assert_eq!(channel_of(&token(name)).map(|name| name.to_string()), ChannelName::new(name).ok().map(|name| name.to_string()));
+            assert_eq!(
+                channel_of(&token(name)).map(|name| name.to_string()),
+                ChannelName::new(name).ok().map(|name| name.to_string())
+            );
         }
         for foreign in ["a=", "a=2", "a=zz", "=FF", ""] {
             assert_eq!(channel_of(foreign), None, "{foreign}");

@@ -206,7 +206,10 @@ async fn all_stored(connection: &Connection, link: &Link) -> Result<(u64, u64, V
     let (before, mut channels) = (connection.log("c."), Vec::new());
     loop {
         let question = json!({ "subjects_filter": connection.log("c.>"), "offset": channels.len() });
-        let info = match link.api(format!("STREAM.INFO.{}", connection.settings.prefix), &question).await? {
+        let info = match link
+            .api(format!("STREAM.INFO.{}", connection.settings.prefix), &question)
+            .await?
+        {
             Answer::Done(info) => info,
             Answer::Refused { text, .. } => return Err(lost(&text)),
         };
@@ -218,7 +221,10 @@ async fn all_stored(connection: &Connection, link: &Link) -> Result<(u64, u64, V
             (channel, count.as_u64().unwrap_or(0))
         }));
         if told == 0 || channels.len() as u64 >= info["total"].as_u64().unwrap_or(0) {
-            let now = info["ts"].as_str().and_then(time_of).ok_or_else(|| lost("it does not tell its time"))?;
+            let now = info["ts"]
+                .as_str()
+                .and_then(time_of)
+                .ok_or_else(|| lost("it does not tell its time"))?;
             let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
             // What is not one of ours has no rule.
             let ours = channels.into_iter().filter_map(|(channel, count)| Some((channel?, count)));
