@@ -127,6 +127,15 @@ need_chromium() {
   export AIRWAVE_TEST_CHROMIUM
 }
 
+need_firefox() {
+  if [[ -z ${AIRWAVE_TEST_FIREFOX:-} ]]; then
+    local names=(firefox-esr firefox)
+    first_command "${names[@]}" >/dev/null || apt_install firefox-esr || return 1
+    AIRWAVE_TEST_FIREFOX=$(first_command "${names[@]}") || return 1
+  fi
+  export AIRWAVE_TEST_FIREFOX
+}
+
 # need_daemon NAME: the server of Debian's package NAME; leaves its path in $daemon.
 daemon=
 need_daemon() {

@@ -14,8 +14,8 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-ci_gates=(fmt clippy boundaries doc test brokers loom browser client)
-deep_gates=(chaos matrix simulation model fuzz)
+ci_gates=(fmt clippy boundaries doc test brokers loom browser client bundlers)
+deep_gates=(chaos matrix simulation model fuzz firefox more-bundlers)
 tier=ci
 chosen=()
 case ${1:-} in
@@ -173,7 +173,10 @@ fi
 if is_chosen browser; then
   needs+=(nginx haproxy)
 fi
-if is_chosen browser || is_chosen client; then
+if is_chosen firefox; then
+  needs+=(redis_server firefox)
+fi
+if is_chosen browser || is_chosen client || is_chosen bundlers || is_chosen firefox || is_chosen more-bundlers; then
   needs+=(chromium curl)
   if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
     lacks "missing: node and npm, 20 or newer"
@@ -194,12 +197,17 @@ else
   for _ in 1 2 3; do
     if bounded 600 cargo fetch --locked; then fetched=yes; break; fi
   done
-  for folder in tests/browser clients/typescript; do
-    if [[ $folder == tests/browser ]]; then of=browser; else of=client; fi
-    if is_chosen "$of" && [[ -n $fetched ]]; then
+  # What each gate needs of npm. The bundlers' tests drive the browser as those of tests/browser do.
+  declare -A folders_of=(
+    [browser]="tests/browser" [client]="clients/typescript" [firefox]="clients/typescript"
+    [bundlers]="tests/browser tests/bundlers" [more-bundlers]="tests/browser tests/bundlers tests/bundlers/more"
+  )
+  folders=$(for of in "${!folders_of[@]}"; do ! is_chosen "$of" || printf '%s\n' ${folders_of[$of]}; done | sort -u)
+  for folder in $folders; do
+    if [[ -n $fetched ]]; then
       fetched=
       for _ in 1 2 3; do
-        if bounded 300 npm --prefix "$folder" ci --no-audit --no-fund --loglevel=error; then fetched=yes; break; fi
+        if bounded 600 npm --prefix "$folder" ci --no-audit --no-fund --loglevel=error; then fetched=yes; break; fi
       done
     fi
   done
@@ -255,6 +263,16 @@ if [[ -n $prepared ]]; then
       tell failed client "the airwave binary or its example does not build"
     fi
   fi
+
+  for of in bundlers more-bundlers firefox; do
+    is_chosen "$of" || continue
+    bounded 900 cargo build --locked --bin airwave || { tell failed "$of" "the airwave binary does not build"; continue; }
+    case $of in
+      bundlers) gate bundlers 600 npm --prefix tests/bundlers test ;;
+      more-bundlers) gate more-bundlers 900 npm --prefix tests/bundlers run test:more ;;
+      firefox) gate firefox 300 npm --prefix clients/typescript run test:deep ;;
+    esac
+  done
 
   # The deep tier. Each gate draws seeds of its own and prints, for a seed that fails, the command that repeats it.
   # Chaos takes 30 minutes in all: three nodes over every broker, then one node and five.

@@ -1,50 +1,18 @@
 // The same script in every runtime that the client is said to run in: test/support/conformance.mjs.
 
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 import { describe, expect, onTestFinished, test } from "vitest";
-import { line } from "./support/lines.js";
-import { config, redis, Server } from "./support/server.js";
+import { type Said, stage, worker } from "./support/stage.js";
 
 const root = resolve(import.meta.dirname, "..");
 const support = join(import.meta.dirname, "support");
 const executablePath = process.env["AIRWAVE_TEST_CHROMIUM"] ?? "/usr/bin/chromium";
 const missing = !existsSync(executablePath) && !process.env["AIRWAVE_TEST_REQUIRE_ALL"];
 if (missing) console.error(`SKIPPED: there is no Chromium at ${executablePath}: say where it is in AIRWAVE_TEST_CHROMIUM`);
-
-/** What the script wants done, or says at its end. */
-interface Said {
-  cut?: string;
-  down?: string;
-  finish?: string;
-  done?: true;
-  failed?: string;
-}
-
-/** A server that forgets nothing when it dies, behind a line that can be cut; and what the script's words do to them. */
-async function stage(): Promise<{ url: string; hear: (said: Said) => Promise<void> }> {
-  const server = await Server.start(config(`[broker]\nurl = "${await redis()}"`));
-  const wire = await line(server.port);
-  const [cut, down] = [new Set<string>(), new Set<string>()];
-  const hear = async (said: Said): Promise<void> => {
-    if (said.cut) cut.add(said.cut);
-    if (said.cut && cut.size === 2) {
-      await server.kill();
-      wire.cut();
-    }
-    if (said.down) down.add(said.down);
-    if (said.down && down.size === 2) {
-      await server.restart();
-      for (const channel of down) await server.publish({ channel, event: "n", data: "missed" });
-      wire.restore();
-    }
-    if (said.finish) await server.publish({ channel: said.finish, event: "n", data: "last", end: true });
-  };
-  return { url: wire.url, hear };
-}
 
 describe("the client", () => {
   for (const [name, program, args] of [
@@ -92,14 +60,6 @@ describe.skipIf(missing)("the client in Chromium", () => {
         if (said.done || said.failed) finish(said);
         hearing = hearing.then(() => hear(said));
       });
-      // The script and what starts it, as one module of the page's origin. The client comes from the server, as in any page.
-      const script = `import { connect } from "${url}/client.js";
-${readFileSync(join(support, "conformance.mjs"), "utf8")}
-const run = (port) => conform(connect, undefined, "${kind}", {}, (said) => port.postMessage(said)).then(
-  () => port.postMessage({ done: true }),
-  (error) => port.postMessage({ failed: String(error) }),
-);
-if (globalThis.SharedWorkerGlobalScope) onconnect = ({ ports }) => run(ports[0]); else run(globalThis);`;
       await page.evaluate(
         ([kind, script]) => {
           const address = URL.createObjectURL(new Blob([script!], { type: "text/javascript" }));
@@ -110,7 +70,7 @@ if (globalThis.SharedWorkerGlobalScope) onconnect = ({ ports }) => run(ports[0])
           port.onmessage = ({ data }: MessageEvent) => told(data);
           worker.onerror = (event) => told({ failed: `the worker did not start: ${(event as ErrorEvent).message}` });
         },
-        [kind, script],
+        [kind, worker(url, kind)],
       );
       expect(await over).toEqual({ done: true });
       await hearing;

@@ -1,0 +1,54 @@
+// What happens to a server while conformance.mjs runs in some runtime.
+
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { line } from "./lines.js";
+import { config, redis, Server } from "./server.js";
+
+/** What the script wants done, or says at its end. */
+export interface Said {
+  cut?: string;
+  down?: string;
+  finish?: string;
+  done?: true;
+  failed?: string;
+}
+
+/** A server that forgets nothing when it dies, behind a line that can be cut; and what the script's words do to them. */
+export async function stage(): Promise<{ url: string; hear: (said: Said) => Promise<void> }> {
+  const server = await Server.start(config(`[broker]\nurl = "${await redis()}"`));
+  const wire = await line(server.port);
+  const [cut, down] = [new Set<string>(), new Set<string>()];
+  const hear = async (said: Said): Promise<void> => {
+    if (said.cut) cut.add(said.cut);
+    if (said.cut && cut.size === 2) {
+      await server.kill();
+      wire.cut();
+    }
+    if (said.down) down.add(said.down);
+    if (said.down && down.size === 2) {
+      await server.restart();
+      for (const channel of down) await server.publish({ channel, event: "n", data: "missed" });
+      wire.restore();
+    }
+    if (said.finish) await server.publish({ channel: said.finish, event: "n", data: "last", end: true });
+  };
+  return { url: wire.url, hear };
+}
+
+/** The script and what starts it in a worker, as one module of the page's origin. The client comes from the server, as in any page. */
+export const worker = (url: string, name: string): string => `import { connect } from "${url}/client.js";
+${readFileSync(join(import.meta.dirname, "conformance.mjs"), "utf8")}
+const run = (port) => conform(connect, undefined, "${name}", {}, (said) => port.postMessage(said)).then(
+  () => port.postMessage({ done: true }),
+  (error) => port.postMessage({ failed: String(error) }),
+);
+if (globalThis.SharedWorkerGlobalScope) onconnect = ({ ports }) => run(ports[0]); else run(globalThis);`;
+
+/** The same in a page, whose function `told` hears what is said. */
+export const inPage = (url: string, name: string): string => `import { connect } from "${url}/client.js";
+${readFileSync(join(import.meta.dirname, "conformance.mjs"), "utf8")}
+conform(connect, undefined, "${name}", {}, (said) => told(said)).then(
+  () => told({ done: true }),
+  (error) => told({ failed: String(error) }),
+);`;
