@@ -16,9 +16,12 @@
 //! Subjects, for the prefix `airwave`: `airwave.log.c.NAME` what is stored of a channel, `airwave.live.c.NAME` the same as it is told,
 //! `airwave.log.epoch` where channels without events begin, `airwave.log.probe.NODE` what a node says to itself. Who is in a channel is in a stream of its own, which `members` tells of.
 
+mod clock;
 mod connection;
 mod epoch;
+mod kept;
 mod members;
+mod refresh;
 mod settings;
 mod stored;
 mod sweep;
@@ -42,10 +45,12 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 pub use self::connection::ConnectError;
-use self::connection::{Answer, Connection, Link, Watched, code, is_status, lost, unstored};
+use self::connection::{Answer, Connection, Link, Watched, code, is_status, lost, stored_at, unstored};
+use self::refresh::{Followed, Follows};
 use self::settings::Settings;
+pub use self::settings::Tuning;
 use self::stored::{Chain, Stored, token};
-use self::sweep::{Due, Generations};
+use self::sweep::{Due, Generations, uptime};
 
 /// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
 const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -60,10 +65,13 @@ const READ_DEADLINE: Duration = Duration::from_secs(5);
 const MOST_AT_ONCE: usize = 100_000;
 
 /// How much is asked for at once: messages and bytes. Below what a subscription holds.
-const BATCH: (usize, usize) = (1000, 8 << 20);
+const BATCH: (usize, usize) = (10_000, 8 << 20);
+
+/// So often the newest page is begun again because trimming was faster, all the way up to the head.
+const OVERTAKEN_TRIES: usize = 3;
 
 /// So many questions for one message each go out at once, at most.
-const WIDEST: u64 = 64;
+const WIDEST: u64 = 256;
 
 /// Up to so many of the newest events are found one by one, from the newest back.
 const FEW: usize = 8;
@@ -115,6 +123,7 @@ pub struct Nats {
     /// What is to be taken from the stream.
     due: mpsc::Sender<Due>,
     members: members::Members,
+    followed: Followed,
     task: AbortHandle,
 }
 
@@ -157,11 +166,11 @@ impl Nats {
         Self::with(Settings::new(url).map_err(ConnectError::Url)?, rules).await
     }
 
-    /// For tests: one whose subscriptions hold so few messages that some are dropped.
+    /// For tests: one with other sizes and another clock.
     #[doc(hidden)]
-    pub async fn connect_holding(url: &str, rules: Rules, messages: usize) -> Result<Nats, ConnectError> {
+    pub async fn connect_tuned(url: &str, rules: Rules, tuning: Tuning) -> Result<Nats, ConnectError> {
         let mut settings = Settings::new(url).map_err(ConnectError::Url)?;
-        settings.held = Some(messages);
+        settings.tuning = tuning;
         Self::with(settings, rules).await
     }
 
@@ -169,9 +178,17 @@ impl Nats {
         let (connection, keep) = Connection::connect(settings, rules.clone()).await?;
         let known = Remembered::default();
         let (due, sweeping) = sweep::queue();
+        let followed = Followed::default();
         let task = {
             let (connection, rules, known) = (connection.clone(), rules.clone(), known.clone());
-            async move { tokio::join!(keep, sweep::sweep(&connection, rules, known, sweeping)) }
+            let followed = followed.clone();
+            async move {
+                tokio::join!(
+                    keep,
+                    sweep::sweep(&connection, rules, known, sweeping),
+                    refresh::refresh(&connection, followed)
+                )
+            }
         };
         Ok(Nats {
             rules,
@@ -180,6 +197,7 @@ impl Nats {
             epochs: epoch::Epochs::default(),
             due,
             members: members::Members::default(),
+            followed,
             task: tokio::spawn(task).abort_handle(),
         })
     }
@@ -268,7 +286,7 @@ impl Nats {
     }
 
     fn log(&self, channel: &ChannelName) -> String {
-        self.connection.log(&format!("c.{}", token(channel)))
+        subject_of(&self.connection, channel)
     }
 
     /// The channel's newest message, as the stream's leader knows it; `None`: it has none. Whoever has subscribed before hears of all
@@ -283,8 +301,7 @@ impl Nats {
             }
             _ => {}
         }
-        self.ask_leader(link, channel, &json!({ "last_by_subj": self.log(channel) }))
-            .await
+        newest_at_leader(&self.connection, link, channel).await
     }
 
     /// The message at a sequence, from any replica. `None`: it has it not, or not yet.
@@ -299,21 +316,7 @@ impl Nats {
     }
 
     async fn ask_leader(&self, link: &Link, channel: &ChannelName, which: &Value) -> Result<Option<Stored>, BrokerError> {
-        let subject = format!("$JS.API.STREAM.MSG.GET.{}", self.connection.settings.prefix);
-        match link.call(subject, None, which.to_string().into()).await? {
-            Answer::Done(answer) => {
-                let message = &answer["message"];
-                let data = BASE64_STANDARD.decode(message["data"].as_str().unwrap_or_default()).ok();
-                let ours = message["subject"].as_str() == Some(&self.log(channel));
-                let stored = message["seq"].as_u64().zip(data).filter(|_| ours);
-                let stored = stored.and_then(|(sequence, data)| stored::read(sequence, data.into()));
-                stored.map(Some).ok_or_else(|| not_ours(channel))
-            }
-            Answer::Refused {
-                code: code::NO_MESSAGE, ..
-            } => Ok(None),
-            Answer::Refused { text, .. } => Err(lost(&text)),
-        }
+        ask_leader(&self.connection, link, channel, which).await
     }
 
     fn stored(&self, channel: &ChannelName, message: Message) -> Result<Stored, BrokerError> {
@@ -321,8 +324,10 @@ impl Nats {
         let subject = headers.and_then(|headers| headers.get("Nats-Subject"));
         let ours = subject.is_some_and(|subject| subject.as_str() == self.log(channel));
         let sequence = sequence_of(&message).filter(|_| ours);
+        let stored_at = stored_at(&message).unwrap_or(stored::UNKNOWN);
         sequence
             .and_then(|sequence| stored::read(sequence, message.payload))
+            .map(|stored| Stored { stored_at, ..stored })
             .ok_or_else(|| not_ours(channel))
     }
 
@@ -364,14 +369,14 @@ impl Nats {
             } else {
                 Behind::At(chain.newest)
             };
-            let payload = stored::event(&chain, &publish.message);
+            let payload = stored::event(&chain, &publish.message, self.connection.now());
             match self.store(&link, channel, behind, payload.clone(), id.clone()).await? {
                 Outcome::At(sequence) => {
                     // An end is asked for each time: a channel that was forgotten may begin anew.
                     let stored = stored::read(sequence, payload);
                     known.chain = stored.as_ref().map(|stored| stored.chain).filter(|chain| !chain.ended);
-                    let history = self.rules.history(channel);
-                    let passed = stored.and_then(|stored| known.generations.stored(&stored.chain, &history, stored.written));
+                    let history = self.connection.keeps(channel);
+                    let passed = stored.and_then(|stored| known.generations.stored(&stored.chain, &history, uptime()));
                     if let Some(before) = passed {
                         // If there is no room, it is swept with what comes later.
                         let _ = self.due.try_send((channel.clone(), before));
@@ -447,11 +452,7 @@ impl Nats {
             self.connection.store_something(&link).await?;
             chain = self.chain(&link, channel).await?;
         }
-        let page = Page {
-            history: self.rules.history(channel),
-            now: stored::now(),
-            chain,
-        };
+        let mut page = self.page(channel, chain);
         let limit = PageLimit {
             events: limit.events.min(MOST_AT_ONCE),
             ..limit
@@ -461,28 +462,33 @@ impl Nats {
             let replay = page.replay(Vec::new(), complete, false);
             return self.with_epochs(&link, &page, after, replay).await;
         }
-        match after {
-            Some(_) if after == Some(page.chain.head) => Ok(page.replay(Vec::new(), true, false)),
-            Some(position) => {
-                let replay = self.read_after(&link, channel, &page, position, limit).await?;
-                self.with_epochs(&link, &page, after, replay).await
+        if let Some(position) = after {
+            if position == page.chain.head {
+                return Ok(page.replay(Vec::new(), true, false));
             }
-            None if limit.events <= FEW => self.read_back(&link, channel, &page, limit).await,
-            None => {
-                let mut newest: VecDeque<Arc<Event>> = VecDeque::new();
-                let mut bytes = 0;
-                let begin = Position(page.chain.birth.0.saturating_sub(1));
-                self.scan(&link, channel, &page, begin, |event| {
-                    bytes += event.message.weight();
-                    newest.push_back(event);
-                    while newest.len() > limit.events || (bytes > limit.bytes && newest.len() > 1) {
-                        bytes -= newest.pop_front().map_or(0, |oldest| oldest.message.weight());
-                    }
-                    true
-                })
-                .await?;
-                Ok(page.newest(newest.into()))
+            let replay = self.read_after(&link, channel, &page, position, limit).await?;
+            return self.with_epochs(&link, &page, after, replay).await;
+        }
+        for _ in 0..OVERTAKEN_TRIES {
+            let read = match limit.events <= FEW {
+                true => self.read_back(&link, channel, &page, limit).await?,
+                false => self.read_newest(&link, channel, &page, limit).await?,
+            };
+            if let Some(events) = read {
+                return Ok(page.newest(events));
             }
+            // Everything up to that head has been trimmed since: there is a newer one.
+            page = self.page(channel, self.chain(&link, channel).await?);
+        }
+        Ok(page.newest(Vec::new()))
+    }
+
+    /// What may be shown of a channel that stands like this.
+    fn page(&self, channel: &ChannelName, chain: Chain) -> Page {
+        Page {
+            history: self.rules.history(channel),
+            now: self.connection.server_clock.now(),
+            chain,
         }
     }
 
@@ -521,57 +527,110 @@ impl Nats {
         let mut events: Vec<Arc<Event>> = Vec::new();
         let (mut more, mut bytes) = (false, 0_usize);
         if after < page.chain.head {
-            let whole = self.scan(link, channel, page, after, |event| {
-                bytes = bytes.saturating_add(event.message.weight());
-                more = events.len() == limit.events || (bytes > limit.bytes && !events.is_empty());
-                if !more {
+            let scanned = self.scan(link, channel, page, after, |met| match met {
+                Met::Event(event) if has_room(&events, bytes, &event, limit) => {
+                    bytes = bytes.saturating_add(event.message.weight());
                     events.push(event);
+                    true
                 }
-                !more
+                // What was read so far is whole. Who asks for what comes after it is told of the hole.
+                Met::Event(_) | Met::Hole => {
+                    more = true;
+                    false
+                }
             });
-            more |= !whole.await?;
+            let scanned = scanned.await?;
+            more |= scanned == Scanned::UpToAHole && !events.is_empty();
         }
         let complete = after == page.chain.head || events.first().is_some_and(|first| first.previous == after);
         Ok(page.replay(events, complete, more))
     }
 
-    /// The newest events, found from the newest back.
-    async fn read_back(&self, link: &Link, channel: &ChannelName, page: &Page, limit: PageLimit) -> Result<Replay, BrokerError> {
-        let (mut events, mut bytes) = (Vec::new(), 0_usize);
+    /// The newest events. `None`: they were trimmed, up to the head.
+    async fn read_newest(
+        &self,
+        link: &Link,
+        channel: &ChannelName,
+        page: &Page,
+        limit: PageLimit,
+    ) -> Result<Option<Vec<Arc<Event>>>, BrokerError> {
+        let mut newest: VecDeque<Arc<Event>> = VecDeque::new();
+        let mut bytes = 0_usize;
+        let begin = Position(page.chain.birth.0.saturating_sub(1));
+        let scanned = self.scan(link, channel, page, begin, |met| {
+            match met {
+                Met::Event(event) => {
+                    bytes = bytes.saturating_add(event.message.weight());
+                    newest.push_back(event);
+                    while newest.len() > limit.events || (bytes > limit.bytes && newest.len() > 1) {
+                        bytes -= newest.pop_front().map_or(0, |oldest| oldest.message.weight());
+                    }
+                }
+                // Trimming has overtaken us. The page begins again behind the hole.
+                Met::Hole => {
+                    newest.clear();
+                    bytes = 0;
+                }
+            }
+            true
+        });
+        Ok(match scanned.await? {
+            Scanned::ToTheEnd => Some(newest.into()),
+            Scanned::UpToAHole => None,
+        })
+    }
+
+    /// The newest events, found from the newest back. `None`: the newest one was trimmed.
+    async fn read_back(
+        &self,
+        link: &Link,
+        channel: &ChannelName,
+        page: &Page,
+        limit: PageLimit,
+    ) -> Result<Option<Vec<Arc<Event>>>, BrokerError> {
+        let (mut found, mut bytes) = (Vec::new(), 0_usize);
         let mut at = page.chain.head;
-        while events.len() < limit.events && at > page.chain.birth {
+        while found.len() < limit.events && at > page.chain.birth {
             let mut stored = self.at(link, channel, at.0).await?;
             if stored.is_none() {
                 stored = self.ask_leader(link, channel, &json!({ "seq": at.0 })).await?;
             }
-            match stored.and_then(|stored| page.shows(&stored)) {
-                Some(event) => {
+            let Some(stored) = stored else {
+                // A head without its event is a mark, and then its event was trimmed long ago.
+                if found.is_empty() && page.chain.newest == page.chain.head.0 {
+                    return Ok(None);
+                }
+                break;
+            };
+            match (page.judges(&stored), stored.event) {
+                (age, Some(event)) if age != Age::Beyond => {
                     bytes = bytes.saturating_add(event.message.weight());
-                    if bytes > limit.bytes && !events.is_empty() {
+                    if bytes > limit.bytes && !found.is_empty() {
                         break;
                     }
                     at = event.previous;
-                    events.push(event);
+                    found.push((age, event));
                 }
-                None => break,
+                _ => break,
             }
         }
-        events.reverse();
-        Ok(page.newest(events))
+        found.reverse();
+        let mut beginning = Beginning::default();
+        Ok(Some(beginning.of_all(found)))
     }
 
-    /// Shows the events after `after` up to the head, oldest first, as long as they are wanted. False: some were trimmed meanwhile, so it
-    /// ends at what was shown.
+    /// Shows the events after `after` up to the head, oldest first, as long as they are wanted.
     async fn scan(
         &self,
         link: &Link,
         channel: &ChannelName,
         page: &Page,
         after: Position,
-        mut show: impl FnMut(Arc<Event>) -> bool,
-    ) -> Result<bool, BrokerError> {
-        let mut shown: Option<Position> = None;
-        let mut read = after.0;
+        mut show: impl FnMut(Met) -> bool,
+    ) -> Result<Scanned, BrokerError> {
+        let mut beginning = Beginning::default();
+        let mut last_read: Option<Position> = None;
+        let (mut read, mut reached) = (after.0, false);
         let mut skipped = false;
         let mut width = 1;
         loop {
@@ -584,34 +643,51 @@ impl Nats {
                     break;
                 }
                 read = stored.chain.newest;
-                let Some(event) = page.shows(&stored) else { continue };
-                if shown.is_some_and(|shown| shown != event.previous) {
-                    return Ok(false);
+                reached = read == page.chain.head.0;
+                let age = page.judges(&stored);
+                let Some(event) = stored.event.filter(|_| age != Age::Beyond) else {
+                    continue;
+                };
+                let hole = last_read.is_some_and(|last| last != event.previous);
+                last_read = Some(event.position);
+                if hole && !beginning.forget() && !show(Met::Hole) {
+                    return Ok(Scanned::ToTheEnd);
                 }
-                shown = Some(event.position);
-                if !show(event) {
-                    return Ok(true);
+                for event in beginning.next(age, event) {
+                    if !show(Met::Event(event)) {
+                        return Ok(Scanned::ToTheEnd);
+                    }
                 }
             }
             if read >= page.chain.head.0 {
-                return Ok(true);
+                break;
             }
             if let Some(last) = last
-                && shown.is_none()
+                && beginning.is_open()
                 && !std::mem::replace(&mut skipped, true)
             {
                 read = self.skip(link, channel, page, last).await?;
+                last_read = None;
             }
             if read == before {
-                // Whoever answers lags, or all that was left up to the head has been trimmed. The leader knows; that there is a newer head meanwhile says nothing.
+                // Whoever answers lags, or all that was left up to the head has been trimmed. The leader knows; that there is a newer
+                // head meanwhile says nothing.
                 let next = json!({ "seq": read + 1, "next_by_subj": self.log(channel) });
                 let next = self.ask_leader(link, channel, &next).await?;
                 if next.is_none_or(|next| next.chain.newest > page.chain.head.0) {
-                    return Ok(true);
+                    break;
                 }
                 sleep(LAG).await;
             }
         }
+        for event in beginning.rest() {
+            if !show(Met::Event(event)) {
+                return Ok(Scanned::ToTheEnd);
+            }
+        }
+        // Where a mark stands for the head, its event may have gone long ago.
+        let whole = reached || (last_read.is_none() && page.chain.newest != page.chain.head.0);
+        Ok(if whole { Scanned::ToTheEnd } else { Scanned::UpToAHole })
     }
 
     /// A place before which nothing is shown, at most [`FEW`] events before what is: the stream may keep far more of a channel than its
@@ -627,7 +703,7 @@ impl Nats {
             let at = (stored.chain.newest, stored.chain.events);
             if at.0 >= high.0 {
                 high.0 = middle;
-            } else if page.shows(&stored).is_some() {
+            } else if matches!(page.judges(&stored), Age::Young | Age::Unknown) {
                 high = (middle, at.1);
             } else {
                 low = at;
@@ -673,7 +749,7 @@ impl Nats {
         }
         let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.settings.prefix);
         let mut question = json!({ "seq": from, "next_by_subj": self.log(channel) });
-        question["batch"] = BATCH.0.into();
+        question["batch"] = self.connection.settings.tuning.batch.unwrap_or(BATCH.0).into();
         question["max_bytes"] = BATCH.1.into();
         let inbox = link.client.new_inbox();
         let broke = |error: &dyn std::fmt::Display| lost(&format!("history could not be read: {error}"));
@@ -714,7 +790,8 @@ impl Nats {
         forbidden.look()?;
         let (stop, stopped) = oneshot::channel();
         let (sender, feed) = Feed::new(head, move || drop(stop));
-        tokio::spawn(carry(link, live, forbidden, stopped, sender, head));
+        let follows = self.followed.add(channel, head);
+        tokio::spawn(carry(link, live, forbidden, stopped, (sender, head), follows));
         Ok(feed)
     }
 }
@@ -726,13 +803,13 @@ async fn carry(
     mut live: Subscriber,
     mut forbidden: Watched,
     stopped: oneshot::Receiver<()>,
-    feed: FeedSender,
-    head: Position,
+    (feed, feed_head): (FeedSender, Position),
+    _follows: Follows,
 ) {
     let dead = link.dead.clone();
     // Held by a quiet feed, it would keep a dead connection's client.
     drop(link);
-    let mut last = head;
+    let (head, mut last) = (feed_head, feed_head);
     let carry = async {
         while let Some(message) = live.next().await {
             let stored = sequence_of(&message).and_then(|sequence| stored::read(sequence, message.payload));
@@ -768,14 +845,18 @@ struct Page {
 }
 
 impl Page {
-    /// The event, if it is within what the rule keeps. The stream may keep more.
-    fn shows(&self, stored: &Stored) -> Option<Arc<Event>> {
-        let event = stored.event.as_ref()?;
+    /// Whether the event is within what the rule keeps. The stream may keep more.
+    fn judges(&self, stored: &Stored) -> Age {
         let newer = self.chain.events.saturating_sub(stored.chain.events) as usize;
         let bytes = self.chain.bytes.saturating_sub(stored.bytes_before);
-        let age = Duration::from_micros(self.now.saturating_sub(stored.written));
-        let kept = newer < self.history.events && bytes <= self.history.bytes as u64 && age <= self.history.age;
-        kept.then(|| event.clone())
+        if stored.event.is_none() || newer >= self.history.events || bytes > self.history.bytes as u64 {
+            return Age::Beyond;
+        }
+        match self.now.checked_sub(stored.stored_at) {
+            None => Age::Unknown,
+            Some(age) if Duration::from_micros(age) <= self.history.age => Age::Young,
+            Some(_) => Age::TooOld,
+        }
     }
 
     fn replay(&self, events: Vec<Arc<Event>>, complete: bool, more: bool) -> Replay {
@@ -792,6 +873,126 @@ impl Page {
         let begin = events.first().map_or(self.chain.head, |oldest| oldest.previous);
         self.replay(events, begin == self.chain.birth, false)
     }
+}
+
+/// Whether a page that holds these events, so many bytes in all, takes another one.
+fn has_room(events: &[Arc<Event>], bytes: usize, event: &Event, limit: PageLimit) -> bool {
+    let bytes = bytes.saturating_add(event.message.weight());
+    events.len() < limit.events && (events.is_empty() || bytes <= limit.bytes)
+}
+
+/// How an event stands to what the rule keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    /// Too many events or bytes have come after it, or it is none.
+    Beyond,
+    /// It was stored too long ago.
+    TooOld,
+    /// Stored at a time that is still to come: somebody has set the server's clock. What came after it decides.
+    Unknown,
+    Young,
+}
+
+/// Where a page begins: with the first event that is young. From there on all are shown, whatever their age: only the beginning of a
+/// history can be too old, and a clock that was set back makes no hole.
+#[derive(Debug, Default)]
+struct Beginning {
+    found: bool,
+    /// Those of unknown age before it.
+    undecided: Vec<Arc<Event>>,
+}
+
+impl Beginning {
+    /// What is to be shown now that this event is next.
+    fn next(&mut self, age: Age, event: Arc<Event>) -> impl Iterator<Item = Arc<Event>> + use<> {
+        let found = self.found || age == Age::Young;
+        let before = if found && !self.found { self.rest() } else { Vec::new() };
+        self.found = found;
+        let now = if found {
+            Some(event)
+        } else {
+            match age {
+                Age::Unknown => self.undecided.push(event),
+                _ => self.undecided.clear(),
+            }
+            None
+        };
+        before.into_iter().chain(now)
+    }
+
+    /// Nothing came after those of unknown age that is too old.
+    fn rest(&mut self) -> Vec<Arc<Event>> {
+        std::mem::take(&mut self.undecided)
+    }
+
+    fn of_all(&mut self, events: Vec<(Age, Arc<Event>)>) -> Vec<Arc<Event>> {
+        let mut shown: Vec<_> = events.into_iter().flat_map(|(age, event)| self.next(age, event)).collect();
+        shown.append(&mut self.rest());
+        shown
+    }
+
+    /// Behind a hole: what is undecided before it is not shown. True: nothing was shown yet.
+    fn forget(&mut self) -> bool {
+        self.undecided.clear();
+        !self.found
+    }
+
+    /// Whether everything so far is left out.
+    fn is_open(&self) -> bool {
+        !self.found && self.undecided.is_empty()
+    }
+}
+
+/// What a scan comes to.
+enum Met {
+    Event(Arc<Event>),
+    /// Events before the next one are not there any more.
+    Hole,
+}
+
+/// How a scan ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scanned {
+    /// At the head, or where it was told to.
+    ToTheEnd,
+    /// All that was left up to the head has been trimmed meanwhile.
+    UpToAHole,
+}
+
+async fn ask_leader(
+    connection: &Connection,
+    link: &Link,
+    channel: &ChannelName,
+    which: &Value,
+) -> Result<Option<Stored>, BrokerError> {
+    let subject = format!("$JS.API.STREAM.MSG.GET.{}", connection.settings.prefix);
+    match link.call(subject, None, which.to_string().into()).await? {
+        Answer::Done(answer) => {
+            let message = &answer["message"];
+            let data = BASE64_STANDARD.decode(message["data"].as_str().unwrap_or_default()).ok();
+            let ours = message["subject"].as_str() == Some(&subject_of(connection, channel));
+            let stored = message["seq"].as_u64().zip(data).filter(|_| ours);
+            let stored = stored.and_then(|(sequence, data)| stored::read(sequence, data.into()));
+            let at = message["time"].as_str().and_then(clock::time_of).unwrap_or(stored::UNKNOWN);
+            let stored = stored.map(|stored| Stored { stored_at: at, ..stored });
+            stored.map(Some).ok_or_else(|| not_ours(channel))
+        }
+        Answer::Refused {
+            code: code::NO_MESSAGE, ..
+        } => Ok(None),
+        Answer::Refused { text, .. } => Err(lost(&text)),
+    }
+}
+
+/// The channel's newest message, as the stream's leader knows it.
+async fn newest_at_leader(connection: &Connection, link: &Link, channel: &ChannelName) -> Result<Option<Stored>, BrokerError> {
+    let which = json!({ "last_by_subj": subject_of(connection, channel) });
+    ask_leader(connection, link, channel, &which).await
+}
+
+/// Under what the stream holds the channel.
+fn subject_of(connection: &Connection, channel: &ChannelName) -> String {
+    connection.log(&format!("c.{}", token(channel)))
 }
 
 fn sequence_of(message: &Message) -> Option<u64> {

@@ -51,10 +51,12 @@ enum Flaw {
     IgnoresBytes,
     LargeEventsAreLeftOut,
     GivesAPart,
+    EndsWhereItIsOvertaken,
     // History.
     KeepsHalf,
     KeepsHalfTheBytes,
     KeepsEverything,
+    JudgesByTheWritersClock,
     // Keys and ends.
     IgnoresKeys,
     KeysAreForAllChannels,
@@ -189,6 +191,14 @@ const NOTICED: &[(Flaw, &[&str])] = &[
         ],
     ),
     (
+        Flaw::EndsWhereItIsOvertaken,
+        &["a_page_leads_to_the_head_or_says_that_there_is_more"],
+    ),
+    (
+        Flaw::JudgesByTheWritersClock,
+        &["nodes_with_different_clocks_see_the_same_history"],
+    ),
+    (
         Flaw::KeepsHalf,
         &[
             "history_is_trimmed_by_count",
@@ -298,6 +308,7 @@ struct Backbone {
     nodes: Mutex<Vec<Arc<Node>>>,
     cuts: watch::Sender<usize>,
     subscriptions: Arc<AtomicUsize>,
+    written_late: Arc<Mutex<HashSet<Position>>>,
 }
 
 impl Backbone {
@@ -308,6 +319,7 @@ impl Backbone {
             nodes: Mutex::default(),
             cuts: watch::Sender::new(0),
             subscriptions: Arc::default(),
+            written_late: Arc::default(),
         }
     }
 }
@@ -335,6 +347,10 @@ fn memory(flaw: Flaw) -> Memory {
 #[async_trait]
 impl Fixture for Backbone {
     async fn node(&self) -> Arc<dyn Broker> {
+        self.node_with_clock(0).await
+    }
+
+    async fn node_with_clock(&self, ahead: i64) -> Arc<dyn Broker> {
         let memory = match self.flaw {
             Flaw::NodesStandAlone => Arc::new(Mutex::new(Arc::new(memory(self.flaw)))),
             _ => self.memory.clone(),
@@ -349,6 +365,8 @@ impl Fixture for Backbone {
             fresh: AtomicBool::new(false),
             keys: Mutex::default(),
             names: Mutex::default(),
+            clock_ahead: ahead,
+            written_late: self.written_late.clone(),
         });
         self.nodes.lock().unwrap().push(node.clone());
         node
@@ -394,6 +412,9 @@ struct Node {
     fresh: AtomicBool,
     keys: Mutex<HashMap<IdempotencyKey, Position>>,
     names: Mutex<HashSet<ChannelName>>,
+    clock_ahead: i64,
+    /// What was published by nodes whose clocks are far behind.
+    written_late: Arc<Mutex<HashSet<Position>>>,
 }
 
 impl Node {
@@ -499,6 +520,9 @@ impl Broker for Node {
             self.keys.lock().unwrap().insert(key, published.position);
         }
         self.fresh.store(true, Ordering::SeqCst);
+        if self.clock_ahead < -60_000_000 {
+            self.written_late.lock().unwrap().insert(published.position);
+        }
         published.position = self.told(published.position);
         Ok(published)
     }
@@ -551,6 +575,8 @@ impl Broker for Node {
             fresh: AtomicBool::new(false),
             keys: Mutex::default(),
             names: Mutex::default(),
+            clock_ahead: self.clock_ahead,
+            written_late: self.written_late.clone(),
             flaw,
         };
         let mut cuts = self.cuts.subscribe();
@@ -629,6 +655,19 @@ impl Broker for Node {
             (Flaw::NeverMore, _) => replay.more = false,
             (Flaw::LargeEventsAreLeftOut, _) if replay.events.len() == 1 => {
                 replay.events.retain(|event| event.message.weight() <= limit.bytes);
+            }
+            // It reads on where the rest was trimmed meanwhile, and takes that for the end.
+            (Flaw::EndsWhereItIsOvertaken, _) => {
+                yield_now().await;
+                let now = self.memory().replay(channel, None, PageLimit::events(1)).await?.head;
+                if now != replay.head && replay.events.len() > 1 {
+                    replay.events.pop();
+                    replay.more = false;
+                }
+            }
+            (Flaw::JudgesByTheWritersClock, _) => {
+                let late = self.written_late.lock().unwrap();
+                replay.events.retain(|event| !late.contains(&event.position));
             }
             (Flaw::GivesAPart, _) if replay.events.len() > 1 => drop(replay.events.remove(0)),
             (Flaw::ForgetsTheEnd, _) => replay.ended = false,

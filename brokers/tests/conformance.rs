@@ -220,6 +220,7 @@ mod nats_server;
 #[cfg(feature = "nats")]
 mod nats {
     use airwave_brokers::Nats;
+    use airwave_brokers::nats::Tuning;
     use serde_json::Value;
 
     use super::*;
@@ -280,7 +281,15 @@ mod nats {
     #[async_trait]
     impl Fixture for OneNats {
         async fn node(&self) -> Arc<dyn Broker> {
-            Arc::new(Nats::connect(&self.0.url(), rules()).await.unwrap())
+            self.node_with_clock(0).await
+        }
+
+        async fn node_with_clock(&self, ahead: i64) -> Arc<dyn Broker> {
+            let tuning = Tuning {
+                clock_ahead: ahead,
+                ..Tuning::default()
+            };
+            Arc::new(Nats::connect_tuned(&self.0.url(), rules(), tuning).await.unwrap())
         }
 
         fn faults(&self) -> &[Fault] {

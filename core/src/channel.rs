@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::broker::{Broker, BrokerError, BrokerErrorKind, PageLimit, Publish, Published, Replay};
 use crate::cursor::stable_hash;
 use crate::event::{ChannelName, IdempotencyKey, Key, Message, Position};
 use crate::jitter::Jitter;
+use crate::log::{believed, is_torn};
 use crate::metrics::Metrics;
 use crate::refusal::{Code, Refusal};
 use crate::roster::Presence;
@@ -234,7 +235,7 @@ impl Backbone {
         limit: PageLimit,
     ) -> Result<Replay, BrokerError> {
         self.metrics.replays.inc();
-        let result = match timeout(self.limits.broker_timeout, self.broker.replay(channel, after, limit)).await {
+        let result = match timeout(self.limits.broker_timeout, self.page(channel, after, limit)).await {
             Ok(result) => result,
             Err(_) => Err(BrokerError::unavailable("the broker did not answer in time")),
         };
@@ -243,6 +244,37 @@ impl Backbone {
         }
         result
     }
+}
+
+impl Backbone {
+    /// A page without a hole, from a broker that may have been overtaken while it read.
+    async fn page(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
+        for pause in TORN_PAUSES {
+            let replay = self.broker.replay(channel, after, limit).await?;
+            match after {
+                Some(_) => return Ok(believed(replay)),
+                None if !is_torn(&replay) => return Ok(replay),
+                None => {
+                    tracing::debug!(%channel, head = %replay.head, "events are missing in a page of history: reading it again")
+                }
+            }
+            sleep(self.jitter.spread(pause)).await;
+        }
+        Err(torn())
+    }
+}
+
+/// How long to wait before a page with a hole is read again. As many tries as there are pauses.
+const TORN_PAUSES: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+];
+
+/// The broker gives no page without a hole.
+pub(crate) fn torn() -> BrokerError {
+    BrokerError::unavailable("events are missing in the page of history that the broker gives, again and again")
 }
 
 /// A channel, as an application holds it: publish, end, history. Cheap to clone.

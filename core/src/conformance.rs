@@ -66,6 +66,13 @@ pub trait Fixture: Send + Sync {
     /// The broker of another node on this backbone, made with [`rules`]. A broker that is one process gives the same one each time.
     async fn node(&self) -> Arc<dyn Broker>;
 
+    /// The same of a node whose clock is `ahead` µs ahead, or below zero so far behind. A broker that never reads its node's clock
+    /// needs none of its own.
+    async fn node_with_clock(&self, ahead: i64) -> Arc<dyn Broker> {
+        let _ = ahead;
+        self.node().await
+    }
+
     /// What this fixture can do to its backbone. Clauses that need more are skipped, aloud.
     fn faults(&self) -> &[Fault];
 
@@ -280,10 +287,12 @@ macro_rules! conformance_tests {
         replay_after_a_position_that_was_never_given_is_incomplete;
         large_histories_come_in_pages;
         a_page_ends_at_its_bytes;
+        a_page_leads_to_the_head_or_says_that_there_is_more;
 
         history_is_trimmed_by_count;
         history_is_trimmed_by_bytes;
         history_is_trimmed_by_age;
+        nodes_with_different_clocks_see_the_same_history;
         a_channel_without_history_keeps_its_chain;
 
         a_repeated_key_gives_the_first_position_and_no_second_event;
@@ -343,11 +352,22 @@ pub fn rules() -> Rules {
             Kept::None => (0, hour, 16 << 20),
             Kept::FewBytes => (10_000, hour, FEW_BYTES),
             Kept::Briefly => (10_000, Duration::from_secs(1), 16 << 20),
+            Kept::Minute => (10_000, Duration::from_secs(60), 16 << 20),
         };
         rule.history = History { events, age, bytes };
         rule
     };
-    Rules::new([Kept::Ample, Kept::Ten, Kept::None, Kept::FewBytes, Kept::Briefly].map(rule))
+    Rules::new(
+        [
+            Kept::Ample,
+            Kept::Ten,
+            Kept::None,
+            Kept::FewBytes,
+            Kept::Briefly,
+            Kept::Minute,
+        ]
+        .map(rule),
+    )
 }
 
 const TEN: usize = 10;
@@ -366,6 +386,7 @@ enum Kept {
     None,
     FewBytes,
     Briefly,
+    Minute,
 }
 
 impl Kept {
@@ -376,6 +397,7 @@ impl Kept {
             Kept::None => "none",
             Kept::FewBytes => "few-bytes",
             Kept::Briefly => "briefly",
+            Kept::Minute => "minute",
         }
     }
 }
@@ -1195,6 +1217,55 @@ pub async fn a_page_ends_at_its_bytes(fixture: &dyn Fixture) {
     }
 }
 
+/// Whatever is published and trimmed while it is read: its events follow each other, and the last one is the head, unless there is
+/// more. A page that ends early and does not say so hides events for good.
+pub async fn a_page_leads_to_the_head_or_says_that_there_is_more(fixture: &dyn Fixture) {
+    const EVENTS: usize = 400;
+    let (writer, reader) = (fixture.node().await, fixture.node().await);
+    let channel = channel(Kept::Ten);
+    let begin = Chain::birth(&*reader, &channel).await.head();
+    let writing = {
+        let channel = channel.clone();
+        tokio::spawn(async move {
+            for n in 0..EVENTS {
+                publish(&*writer, &channel, text(n)).await;
+            }
+        })
+    };
+    let mut read_to = begin;
+    loop {
+        let over = writing.is_finished();
+        for after in [None, Some(read_to), Some(begin)] {
+            let page = replay(&*reader, &channel, after, 1000).await;
+            let positions: Vec<Position> = page.events.iter().map(|event| event.position).collect();
+            let about = || format!("after {after:?}: {} of {}", brief(&positions), page.head);
+            for pair in page.events.windows(2) {
+                let previous = pair[1].previous;
+                assert!(
+                    previous == pair[0].position || previous == Position::ZERO,
+                    "a hole before {}; {}",
+                    pair[1].position,
+                    about()
+                );
+            }
+            if let Some(last) = page.events.last() {
+                assert!(
+                    page.more || last.position == page.head,
+                    "it ends before the head; {}",
+                    about()
+                );
+            }
+            if after == Some(read_to) {
+                read_to = positions.last().copied().unwrap_or(page.head);
+            }
+        }
+        if over {
+            break;
+        }
+    }
+    patiently("the publisher", writing).await.unwrap();
+}
+
 /// It holds what the rule promises, and not much more.
 pub async fn history_is_trimmed_by_count(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ten));
@@ -1261,6 +1332,50 @@ pub async fn history_is_trimmed_by_age(fixture: &dyn Fixture) {
     chain.names_previous_of(&take(&mut feed, 4).await);
     let after = chain.0[3];
     chain.allows(Some(after), 10, 0, &replay(&*node, &channel, Some(after), 10).await);
+}
+
+/// One clock judges how old an event is, and none of a node: neither of the one that published nor of the one that reads.
+pub async fn nodes_with_different_clocks_see_the_same_history(fixture: &dyn Fixture) {
+    const MINUTES: i64 = 120_000_000;
+    const MOMENT: i64 = 20_000;
+    // Younger than the age by far, if the difference of the clocks is left out.
+    let nodes = [
+        fixture.node().await,
+        fixture.node_with_clock(-MINUTES).await,
+        fixture.node_with_clock(MINUTES).await,
+    ];
+    let young = channel(Kept::Minute);
+    let mut chain = Chain::birth(&*nodes[0], &young).await;
+    for n in 0..12 {
+        chain.publish(&*nodes[n % 3], &young, text(n)).await;
+    }
+    for node in &nodes {
+        chain.allows(None, 100, 12, &replay(&**node, &young, None, 100).await);
+        chain.allows(None, 5, 12, &replay(&**node, &young, None, 5).await);
+        for after in &chain.0 {
+            chain.allows(Some(*after), 100, 12, &replay(&**node, &young, Some(*after), 100).await);
+        }
+    }
+    // Some are always just about to be too old.
+    let nodes = [fixture.node_with_clock(-MOMENT).await, fixture.node_with_clock(MOMENT).await];
+    let reader = fixture.node().await;
+    let old = channel(Kept::Briefly);
+    let mut chain = Chain::birth(&*reader, &old).await;
+    let mut trimmed = 0;
+    while trimmed < 20 {
+        for node in nodes.iter().chain(&nodes) {
+            chain.publish(&**node, &old, text("said")).await;
+            sleep(Duration::from_millis(5)).await;
+        }
+        for node in [&reader, &nodes[0]] {
+            let page = replay(&**node, &old, None, 10_000).await;
+            chain.allows(None, 10_000, 0, &page);
+            assert!(!page.events.is_empty(), "the newest is not too old");
+            trimmed += usize::from(!page.complete);
+            let after = chain.0[chain.0.len() / 2];
+            chain.allows(Some(after), 10_000, 0, &replay(&**node, &old, Some(after), 10_000).await);
+        }
+    }
 }
 
 /// Feeds show everything, the head moves, and a replay says that it cannot.

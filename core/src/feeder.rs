@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::broker::{BrokerError, Feed, PageLimit, Replay};
-use crate::channel::{Backbone, Unhealed};
+use crate::channel::{Backbone, Unhealed, torn};
 use crate::event::{ChannelName, Event, Position};
 use crate::line::Sink;
 use crate::log::{Appended, Log, goes_on_after, is_whole, lost_end};
@@ -23,6 +23,8 @@ const PENDING_BOUND: usize = 10_000;
 const HEAL_PAGE: PageLimit = PageLimit::events(1000).with_bytes(4 << 20);
 /// How many fruitless history reads it takes until a chain that nothing closes is called a loss: about ten seconds.
 const HEAL_TRIES: u32 = 12;
+/// After so many gaps the log goes on with what the feed has shown: history is trimmed faster than it can be read.
+const PATIENT_GAPS: usize = 1;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// A feed that ends sooner than this is not followed again at once, so that a broker whose feeds do not last is not called in a busy loop.
 const FEED_LASTS: Duration = Duration::from_secs(1);
@@ -53,6 +55,8 @@ struct Pending {
     events: VecDeque<Arc<Event>>,
     /// The newest event that did not find room. The log is not whole before it has come this far: `previous` need not show it, it may be zero.
     dropped: Position,
+    /// How often history did not reach back to the log's head.
+    gaps: usize,
 }
 
 struct Window {
@@ -88,7 +92,9 @@ impl Feeder {
         // More than the ring holds, so that the log sees that its ring begins behind the broker's history.
         let history = PageLimit::events(history).with_bytes(backbone.limits.ring_bytes.saturating_mul(2));
         let history = backbone.replay(&name, None, history).await?;
-        let log = Arc::new(Log::open(name, rule, &backbone.limits, history));
+        let log = Log::open(name, rule, &backbone.limits, history)
+            .map(Arc::new)
+            .ok_or_else(torn)?;
         let feeder = Arc::new_cyclic(|me| Feeder {
             log,
             backbone,
@@ -321,9 +327,18 @@ impl Feeder {
         if link != after {
             return Healed::NotYet;
         }
+        let mut goes_on_live = false;
         if !is_whole(link, replay) {
             let reason = lost_reason(link, replay);
-            let goes_on = goes_on_after(replay);
+            pending.gaps += 1;
+            let shown = pending.events.front().map(|event| match event.previous {
+                Position::ZERO => Position(event.position.0.saturating_sub(1)),
+                previous => previous,
+            });
+            let live = shown.filter(|_| pending.gaps > PATIENT_GAPS);
+            let live = live.filter(|live| *live > goes_on_after(replay));
+            goes_on_live = live.is_some();
+            let goes_on = live.unwrap_or_else(|| goes_on_after(replay));
             tracing::warn!(channel = %self.log.name, after = %link, %goes_on, reason = reason.as_str(), "events are lost");
             self.log.append_gap(goes_on, reason);
         }
@@ -336,7 +351,7 @@ impl Feeder {
                 self.log.append(event);
             }
         }
-        if replay.more {
+        if replay.more && !goes_on_live {
             return Healed::NotYet;
         }
         if self.log.head() < pending.dropped {

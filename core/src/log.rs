@@ -267,6 +267,35 @@ pub(crate) fn is_whole(after: Position, replay: &Replay) -> bool {
     replay.complete || goes_on_after(replay) == after
 }
 
+/// How many events of this page follow each other, from its first one on.
+fn unbroken(replay: &Replay) -> usize {
+    let follows = |pair: &[Arc<Event>]| {
+        pair[0].position < pair[1].position && [pair[0].position, Position::ZERO].contains(&pair[1].previous)
+    };
+    match replay.events.windows(2).position(|pair| !follows(pair)) {
+        Some(at) => at + 1,
+        None => replay.events.len(),
+    }
+}
+
+/// Whether events are missing in this page: between two of them, or between the last one and the head, although there is no more.
+/// A broker that reads in several steps gives such a page when trimming overtakes it.
+pub(crate) fn is_torn(replay: &Replay) -> bool {
+    let reaches_head = replay.events.last().is_none_or(|last| last.position == replay.head);
+    !(replay.more || reaches_head) || unbroken(replay) < replay.events.len()
+}
+
+/// What can be believed of a page. One that is torn is as good as a shorter one with more behind it: whoever asks for that hears of
+/// the hole.
+pub(crate) fn believed(mut replay: Replay) -> Replay {
+    if is_torn(&replay) {
+        let unbroken = unbroken(&replay);
+        replay.events.truncate(unbroken);
+        replay.more = true;
+    }
+    replay
+}
+
 /// The end of a channel that has left history: whoever comes must still be told.
 pub(crate) fn lost_end(replay: &Replay) -> Option<Arc<Event>> {
     let lost = replay.ended && !replay.more && !replay.events.last().is_some_and(|event| event.is_end());
@@ -285,8 +314,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Log {
-    /// A log that begins with the newest page of the channel's history.
-    pub(crate) fn open(name: ChannelName, rule: Arc<Rule>, limits: &Limits, history: Replay) -> Self {
+    /// A log that begins with the newest page of the channel's history. `None`: events are missing in that page, so whoever
+    /// came to this log would miss them without a word.
+    pub(crate) fn open(name: ChannelName, rule: Arc<Rule>, limits: &Limits, history: Replay) -> Option<Self> {
+        if history.more || is_torn(&history) {
+            return None;
+        }
         let floor = goes_on_after(&history);
         let end = lost_end(&history);
         let keeps_latest = rule.delivery == Delivery::Latest || rule.replay == ReplayOnSubscribe::Last;
@@ -322,7 +355,7 @@ impl Log {
             (ring.head, ring.link) = (history.head, history.head);
             log.visible.store(ring.end_place(), Ordering::Release);
         }
-        log
+        Some(log)
     }
 
     fn push(&self, ring: &mut Ring, entry: Arc<Entry>) {
@@ -520,6 +553,12 @@ impl Log {
         let ring = lock(&self.ring);
         let place = self.visible.load(Ordering::Acquire).max(ring.first);
         (place, ring.position_before(place))
+    }
+
+    /// The beginning of the ring, if that is behind this position, and the position before it.
+    pub(crate) fn begin_behind(&self, position: Position) -> Option<(u64, Position)> {
+        let ring = lock(&self.ring);
+        (ring.floor > position).then_some((ring.first, ring.floor))
     }
 
     /// For conflated channels: the newest of each key that a listener at `cursor` and `place` has not had, if all of them are remembered.
@@ -829,7 +868,7 @@ mod tests {
             head: Position(BIRTH),
             ended: false,
         };
-        Arc::new(Log::open(ChannelName::new("c").unwrap(), rule, &limits, history))
+        Arc::new(Log::open(ChannelName::new("c").unwrap(), rule, &limits, history).unwrap())
     }
 
     #[derive(Debug, Clone)]
@@ -1210,7 +1249,7 @@ mod loom_tests {
             head: BIRTH,
             ended: false,
         };
-        Arc::new(Log::open(ChannelName::new("c").unwrap(), Arc::new(rule), &limits, history))
+        Arc::new(Log::open(ChannelName::new("c").unwrap(), Arc::new(rule), &limits, history).unwrap())
     }
 
     fn event(position: u64) -> Arc<Event> {

@@ -30,6 +30,8 @@ use crate::wire::{GapReason, Notice, Stamp};
 
 /// How many events a listener is given from the broker's history at a time.
 const PAGE: PageLimit = PageLimit::events(500).with_bytes(1 << 20);
+/// After so many gaps on the way a listener goes on in the ring, whatever of history could still be read before that.
+const PATIENT_GAPS: usize = 1;
 /// Of so many reads one is timed.
 const SAMPLE: u32 = 32;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -173,6 +175,8 @@ struct CatchUp {
     more: bool,
     /// Whether the listener is here because it fell off the ring.
     too_slow: bool,
+    /// How many gaps it was told on the way.
+    gaps: usize,
     /// Where it goes on in the ring, if that is known; else by its cursor.
     lands_at: Option<u64>,
     backoff: Duration,
@@ -940,6 +944,7 @@ impl CatchUp {
             fetch: None,
             more: false,
             too_slow: false,
+            gaps: 0,
             lands_at: None,
             backoff: Duration::ZERO,
         })
@@ -986,8 +991,17 @@ impl CatchUp {
             } else {
                 lost_reason(link, replay)
             };
-            self.waiting
-                .push_back(Entry::gap(Some(cursor), goes_on_after(replay), reason));
+            let goes_on = goes_on_after(replay);
+            self.gaps += 1;
+            // History is trimmed faster than it can be read, so the next page would begin with a gap, too, and so on for ever.
+            if self.gaps > PATIENT_GAPS
+                && let Some((place, begin)) = log.begin_behind(goes_on)
+            {
+                self.waiting.push_back(Entry::gap(Some(cursor), begin, reason));
+                (self.more, self.lands_at) = (false, Some(place));
+                return;
+            }
+            self.waiting.push_back(Entry::gap(Some(cursor), goes_on, reason));
         }
         if !replay.events.is_empty() {
             self.backoff = Duration::ZERO;

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use airwave_core::broker::{IDEMPOTENCY_WINDOW, Pulse};
-use airwave_core::{BrokerError, Rules};
+use airwave_core::rule::History;
+use airwave_core::{BrokerError, ChannelName, Rules};
 use async_nats::client::RequestErrorKind;
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, HeaderMap, Message, Request, StatusCode};
 use bytes::Bytes;
@@ -19,8 +20,10 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, Notify, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::clock::{ServerClock, time_of};
+use super::kept::{self, KeptByOthers};
 use super::settings::{Login, Settings};
-use super::stored::now;
+use super::stored;
 use super::{DEADLINE, HEAD_LIVES};
 
 /// For the way to one server and its greeting.
@@ -302,6 +305,9 @@ pub(super) struct Connection {
     pub(super) pulse: Pulse,
     /// Whether the server has refused to store this node's newest probe.
     refuses: AtomicBool,
+    /// By which the age of what is stored is judged.
+    pub(super) server_clock: Arc<ServerClock>,
+    kept_by_others: KeptByOthers,
 }
 
 impl Connection {
@@ -320,6 +326,8 @@ impl Connection {
             keeps: AtomicU64::new(0),
             pulse: Pulse::default(),
             refuses: AtomicBool::new(false),
+            server_clock: Arc::default(),
+            kept_by_others: KeptByOthers::default(),
         });
         let first = connection.open(true).await?;
         connection.current.send_replace(Some(first.clone()));
@@ -329,6 +337,27 @@ impl Connection {
     /// The subject of a channel's messages in the stream.
     pub(super) fn log(&self, what: &str) -> String {
         format!("{}.log.{what}", self.settings.prefix)
+    }
+
+    /// How much of a channel must be left in the stream, for the rules of all nodes.
+    pub(super) fn keeps(&self, channel: &ChannelName) -> History {
+        self.kept_by_others.at_least(channel, self.rules.history(channel))
+    }
+
+    /// Asks the stream what other nodes keep. True: that is something else than was known.
+    pub(super) async fn learn_what_others_keep(&self, link: &Link) -> Result<bool, BrokerError> {
+        match link
+            .api(format!("STREAM.INFO.{}", self.settings.prefix), &Value::Null)
+            .await?
+        {
+            Answer::Done(info) => Ok(self.kept_by_others.learn(&info["config"]["metadata"], &self.rules)),
+            Answer::Refused { text, .. } => Err(lost(&text)),
+        }
+    }
+
+    /// This node's own clock, in µs since 1970. Nothing is compared with it but what is to be above all that was given.
+    pub(super) fn now(&self) -> u64 {
+        stored::now().saturating_add_signed(self.settings.tuning.clock_ahead)
     }
 
     /// One that nobody else has: for a publish.
@@ -427,7 +456,7 @@ impl Connection {
             heard: watch::Sender::new(0),
         });
         let ready = async {
-            self.examine(&link, first).await?;
+            self.examine(&link).await?;
             // Later it is looked at by whoever needs it: events flow without it.
             if first && self.rules.iter().any(|rule| rule.presence) {
                 self.examine_members(&link, first).await?;
@@ -485,7 +514,7 @@ impl Connection {
                     }
                 }
             });
-        if let Some(held) = settings.held {
+        if let Some(held) = settings.tuning.held {
             options = options.subscription_capacity(held);
         }
         // The library's errors might quote what the file holds.
@@ -518,7 +547,7 @@ impl Connection {
     }
 
     /// Whether JetStream is there and our stream is what it must be; makes it if it is missing.
-    async fn examine(&self, link: &Link, first: bool) -> Result<(), ConnectError> {
+    async fn examine(&self, link: &Link) -> Result<(), ConnectError> {
         match link.api("INFO".into(), &Value::Null).await {
             Ok(Answer::Done(_)) => {}
             Ok(Answer::Refused { code, text }) if code::NOT_ENABLED.contains(&code) => {
@@ -537,10 +566,10 @@ impl Connection {
         let name = &self.settings.prefix;
         for _ in 0..3 {
             match self.info(link).await? {
-                Some(info) => return self.judge(link, &info, first).await,
+                Some(info) => return self.judge(link, &info).await,
                 None => {
                     let mut wanted = self.wanted();
-                    wanted["first_seq"] = now().max(self.highest() + 1).into();
+                    wanted["first_seq"] = self.now().max(self.highest() + 1).into();
                     tracing::info!(server = %self.settings, stream = name, "making the stream");
                     match self.reached(link.api(format!("STREAM.CREATE.{name}"), &wanted).await)? {
                         // Or another node was faster.
@@ -592,7 +621,14 @@ impl Connection {
         let century = Duration::from_secs(100 * 365 * 24 * 3600);
         let nanos = |duration: Duration| u64::try_from(duration.min(century).as_nanos()).unwrap_or(u64::MAX);
         let settings = &self.settings;
+        // The newest of a channel is its head: that outlives its history.
+        let lives = HEAD_LIVES.max(age.saturating_mul(2));
+        let lives = settings.tuning.head_lives.unwrap_or(lives);
         let prefix = &settings.prefix;
+        let mut metadata = json!({ "airwave-format": "1" });
+        if let Some(kept) = kept::with_ours(&Value::Null, &self.rules) {
+            metadata[kept::KEPT] = kept.into();
+        }
         json!({
             "name": prefix,
             "description": "Airwave: the events of all channels",
@@ -605,19 +641,18 @@ impl Connection {
             "max_msg_size": -1,
             // One more for a mark.
             "max_msgs_per_subject": events.min(1 << 40) + 1,
-            // The newest of a channel is its head: that outlives its history.
-            "max_age": nanos(HEAD_LIVES.max(age.saturating_mul(2))),
-            "duplicate_window": nanos(IDEMPOTENCY_WINDOW),
+            "max_age": nanos(lives),
+            "duplicate_window": nanos(IDEMPOTENCY_WINDOW.min(lives)),
             "storage": settings.storage,
             "num_replicas": settings.replicas,
             "allow_direct": true,
             "allow_rollup_hdrs": true,
             "republish": { "src": self.log(">"), "dest": self.live(">") },
-            "metadata": { "airwave-format": "1" },
+            "metadata": metadata,
         })
     }
 
-    async fn judge(&self, link: &Link, info: &Value, first: bool) -> Result<(), ConnectError> {
+    async fn judge(&self, link: &Link, info: &Value) -> Result<(), ConnectError> {
         let (name, config, wanted) = (&self.settings.prefix, &info["config"], self.wanted());
         self.keeps.store(config["max_age"].as_u64().unwrap_or(0), Ordering::Release);
         let other_format = config["metadata"]["airwave-format"] != wanted["metadata"]["airwave-format"];
@@ -644,21 +679,11 @@ impl Connection {
                 config["storage"].as_str().unwrap_or("?"),
             )));
         }
-        // A node that only comes back changes nothing: those that started since may have newer rules.
-        let limits = [
-            "max_msgs_per_subject",
-            "max_age",
-            "duplicate_window",
-            "num_replicas",
-            "allow_rollup_hdrs",
-        ];
+        self.kept_by_others.learn(&config["metadata"], &self.rules);
         let sealed = config["sealed"] == true;
-        if first && !sealed && limits.iter().any(|what| config[what] != wanted[what]) {
-            let mut changed = config.clone();
-            for what in limits {
-                changed[what] = wanted[what].clone();
-            }
-            tracing::info!(server = %self.settings, stream = name, "changing the stream to what the rules say");
+        let changed = grown(config, &wanted, kept::with_ours(&config["metadata"], &self.rules));
+        if let Some(changed) = changed.filter(|_| !sealed) {
+            tracing::info!(server = %self.settings, stream = name, "the stream keeps more from now on, as the rules of this node say");
             match self.reached(link.api(format!("STREAM.UPDATE.{name}"), &changed).await)? {
                 Answer::Done(_) => {}
                 Answer::Refused { code, text } if code::FULL.contains(&code) => {
@@ -685,13 +710,13 @@ impl Connection {
             info["state"]["last_seq"].as_u64().unwrap_or(0),
         );
         let new = last < first.max(1);
-        let again = new && info["config"]["storage"] == "memory" && now().saturating_sub(first) > 1_000_000;
+        let again = new && info["config"]["storage"] == "memory" && self.now().saturating_sub(first) > 1_000_000;
         let ahead = if again || last < self.highest() {
             if self.goes_on(link).await? {
                 return Ok(());
             }
             tracing::warn!(server = %self.settings, stream = self.settings.prefix, "the stream has lost what it held; it goes on above all it gave");
-            now().max(self.highest() + 1)
+            self.now().max(self.highest() + 1)
         } else if new {
             first + 1
         } else {
@@ -775,7 +800,7 @@ impl Connection {
         let Ok(Ok(mut probes)) = timeout(CONNECT_WITHIN, subscribing).await else {
             return Err(self.unreachable("the connection broke"));
         };
-        let (heard, dead) = (link.heard.clone(), link.dead.clone());
+        let (heard, dead, server_clock) = (link.heard.clone(), link.dead.clone(), self.server_clock.clone());
         tokio::spawn(async move {
             loop {
                 let probe = tokio::select! {
@@ -783,6 +808,9 @@ impl Connection {
                     () = dead.wait() => return,
                 };
                 let Some(probe) = probe else { return dead.tell() };
+                if let Some(stored_at) = stored_at(&probe) {
+                    server_clock.heard(stored_at);
+                }
                 let number = std::str::from_utf8(&probe.payload)
                     .ok()
                     .and_then(|text| text.trim_end().parse::<u64>().ok());
@@ -942,9 +970,37 @@ fn random_bits() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
+/// The stream's configuration with room for what this node wants, too. `None`: it has that. Limits only grow by themselves: a node
+/// with older rules must not take away what newer ones promise. To make them smaller is the operator's part.
+fn grown(config: &Value, wanted: &Value, kept: Option<String>) -> Option<Value> {
+    let mut changed = config.clone();
+    // Below one means without a limit.
+    for (what, unlimited) in [
+        ("max_msgs_per_subject", true),
+        ("max_age", true),
+        ("duplicate_window", false),
+        ("num_replicas", false),
+    ] {
+        let (has, wants) = (config[what].as_i64().unwrap_or(0), wanted[what].as_i64().unwrap_or(0));
+        if has < wants && !(unlimited && has < 1) {
+            changed[what] = wanted[what].clone();
+        }
+    }
+    changed["allow_rollup_hdrs"] = true.into();
+    if let Some(kept) = kept {
+        changed["metadata"][kept::KEPT] = kept.into();
+    }
+    (changed != *config).then_some(changed)
+}
+
 fn version_of(text: &str) -> (u64, u64) {
     let mut parts = text.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}
+
+/// When the server stored this message, as it says itself.
+pub(super) fn stored_at(message: &Message) -> Option<u64> {
+    time_of(message.headers.as_ref()?.get("Nats-Time-Stamp")?.as_str())
 }
 
 /// Whether a message is only about the answer: its end, or that there is none.

@@ -10,14 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use airwave_core::{BrokerError, Position};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::clock::time_of;
 use super::connection::{Answer, Connection, Link, code, lost, unstored};
-use super::stored::now;
+use super::stored::UNKNOWN;
 
 /// What this node knows of the epochs.
 #[derive(Default)]
@@ -47,8 +46,9 @@ impl Epochs {
         let question = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let found = ask(connection, link, json!({ "last_by_subj": subject(connection) })).await?;
         let lives = connection.stream_keeps();
-        let old = |stored: u64| Duration::from_micros(now().saturating_sub(stored)) > lives / 2;
-        // By this node's own time, too: with a wrong clock it would store one after the other.
+        let now = connection.server_clock.now();
+        let old = |stored: u64| Duration::from_micros(now.saturating_sub(stored)) > lives / 2;
+        // By this node's own time, too: beside a clock that jumps it would store one after the other.
         let may_store = last.stored.is_none_or(|stored| stored.elapsed() > lives / 2);
         let epoch = match found {
             Some((epoch, stored)) if !(old(stored) && may_store) => epoch,
@@ -67,11 +67,7 @@ impl Epochs {
 
     /// Whether a position is an epoch that is still stored.
     pub(super) async fn honours(&self, connection: &Connection, link: &Link, position: Position) -> Result<bool, BrokerError> {
-        if position == Position::ZERO {
-            return Ok(false);
-        }
-        let found = ask(connection, link, json!({ "seq": position.0 })).await?;
-        Ok(found.is_some_and(|(epoch, _)| epoch == position))
+        Ok(stored_at(connection, link, position).await?.is_some())
     }
 }
 
@@ -79,7 +75,16 @@ fn subject(connection: &Connection) -> String {
     connection.log("epoch")
 }
 
-/// An epoch, and when it was stored by its writer's clock. Asked of the leader.
+/// When an epoch was stored. `None`: the position is none, or it is gone.
+pub(super) async fn stored_at(connection: &Connection, link: &Link, position: Position) -> Result<Option<u64>, BrokerError> {
+    if position == Position::ZERO {
+        return Ok(None);
+    }
+    let found = ask(connection, link, json!({ "seq": position.0 })).await?;
+    Ok(found.filter(|(epoch, _)| *epoch == position).map(|(_, stored_at)| stored_at))
+}
+
+/// An epoch, and when it was stored by the server's clock. Asked of the leader.
 async fn ask(connection: &Connection, link: &Link, which: Value) -> Result<Option<(Position, u64)>, BrokerError> {
     let api = format!("$JS.API.STREAM.MSG.GET.{}", connection.settings.prefix);
     match link.call(api, None, which.to_string().into()).await? {
@@ -88,11 +93,8 @@ async fn ask(connection: &Connection, link: &Link, which: Value) -> Result<Optio
             if message["subject"].as_str() != Some(&subject(connection)) {
                 return Ok(None);
             }
-            let data = BASE64_STANDARD.decode(message["data"].as_str().unwrap_or_default()).ok();
-            let stored = data.and_then(|data| std::str::from_utf8(&data).ok()?.parse().ok());
-            Ok(message["seq"]
-                .as_u64()
-                .map(|sequence| (Position(sequence), stored.unwrap_or(0))))
+            let stored_at = message["time"].as_str().and_then(time_of).unwrap_or(UNKNOWN);
+            Ok(message["seq"].as_u64().map(|sequence| (Position(sequence), stored_at)))
         }
         Answer::Refused {
             code: code::NO_MESSAGE, ..
@@ -103,7 +105,10 @@ async fn ask(connection: &Connection, link: &Link, which: Value) -> Result<Optio
 
 async fn store(connection: &Connection, link: &Link) -> Result<Position, BrokerError> {
     let before = connection.highest();
-    match link.call(subject(connection), None, now().to_string().into()).await? {
+    match link
+        .call(subject(connection), None, connection.now().to_string().into())
+        .await?
+    {
         Answer::Done(ack) => match ack["seq"].as_u64() {
             Some(sequence) if connection.went_up(link, before, sequence) => Ok(Position(sequence)),
             _ => Err(lost("the stream was lost")),

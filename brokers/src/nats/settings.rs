@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Everything that a URL can say. Shown as its servers alone.
 #[derive(Clone)]
@@ -17,8 +18,21 @@ pub(super) struct Settings {
     pub(super) replicas: usize,
     /// `file` or `memory`.
     pub(super) storage: &'static str,
+    pub(super) tuning: Tuning,
+}
+
+/// What only tests change.
+#[doc(hidden)]
+#[derive(Clone, Copy, Default)]
+pub struct Tuning {
     /// How many messages a subscription holds that nobody has taken yet; `None`: as many as the client library thinks good.
-    pub(super) held: Option<usize>,
+    pub held: Option<usize>,
+    /// How many messages of history are asked for at once; `None`: as many as is good.
+    pub batch: Option<usize>,
+    /// How long the stream keeps anything; `None`: as long as is good.
+    pub head_lives: Option<Duration>,
+    /// How far the node's clock is ahead of the real time, in µs; below zero, how far it is behind.
+    pub clock_ahead: i64,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -87,7 +101,7 @@ impl Settings {
             prefix: "airwave".into(),
             replicas: 1,
             storage: "file",
-            held: None,
+            tuning: Tuning::default(),
         };
         for parameter in query.split('&').filter(|text| !text.is_empty()) {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));

@@ -35,6 +35,9 @@ impl Chain {
     };
 }
 
+/// No time: later than all others, so that nothing is ever too old for want of a time.
+pub(super) const UNKNOWN: u64 = u64::MAX;
+
 /// One message of the stream.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Stored {
@@ -42,8 +45,8 @@ pub(super) struct Stored {
     pub(super) chain: Chain,
     /// What was written before this event, in bytes.
     pub(super) bytes_before: u64,
-    /// When it was written, by the clock of the node that wrote it: µs since 1970.
-    pub(super) written: u64,
+    /// When it was stored, by the clock of the server: µs since 1970. [`UNKNOWN`] where nobody said.
+    pub(super) stored_at: u64,
     /// `None`: a mark.
     pub(super) event: Option<Arc<Event>>,
 }
@@ -84,31 +87,31 @@ pub(super) fn channel_of(token: &str) -> Option<ChannelName> {
     ChannelName::new(std::str::from_utf8(&name).ok()?).ok()
 }
 
-/// Five numbers (previous or head, birth, bytes, events, clock), each before a colon; then, of an event, its message as brokers store it.
-/// The chain is the one before the event.
-pub(super) fn event(before: &Chain, message: &Message) -> Bytes {
-    let mut bytes = numbers(before).into_bytes();
+/// Five numbers (previous or head, birth, bytes, events, clock), each before a colon; then, of an event, its message as brokers
+/// store it. The chain is the one before the event. The clock is the writer's own. Only version 0.1 reads it: age is judged by the
+/// time at which the server stored the message.
+pub(super) fn event(before: &Chain, message: &Message, now: u64) -> Bytes {
+    let mut bytes = numbers(before, now).into_bytes();
     message.store(&mut bytes);
     bytes.into()
 }
 
-/// Version 0.1 wrote one wherever a channel was asked for.
-#[cfg_attr(not(test), allow(dead_code))]
-/// A mark: of the birth, if the chain has no head, or of a head whose event is not kept.
-pub(super) fn mark(chain: &Chain) -> Bytes {
+/// A mark: of the birth, if the chain has no head, or of a head whose event may not be kept. Version 0.1 wrote one wherever a
+/// channel was asked for.
+pub(super) fn mark(chain: &Chain, now: u64) -> Bytes {
     let kind = if chain.ended { "E" } else { "M" };
-    (numbers(chain) + kind).into()
+    (numbers(chain, now) + kind).into()
 }
 
-fn numbers(chain: &Chain) -> String {
-    format!("{}:{}:{}:{}:{}:", chain.head, chain.birth, chain.bytes, chain.events, now())
+fn numbers(chain: &Chain, now: u64) -> String {
+    format!("{}:{}:{}:{}:{now}:", chain.head, chain.birth, chain.bytes, chain.events)
 }
 
 /// A message of the stream. `None`: it is not one of ours.
 pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     let mut parts = bytes.splitn(6, |byte| *byte == b':');
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
-    let (head, birth, bytes_before, events, written) = (number()?, number()?, number()?, number()?, number()?);
+    let (head, birth, bytes_before, events, _written) = (number()?, number()?, number()?, number()?, number()?);
     let rest = bytes.slice_ref(parts.next()?);
     if *rest == b"M"[..] || *rest == b"E"[..] {
         let place = |given: u64| Position(if given == 0 { sequence } else { given });
@@ -123,7 +126,7 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
         return Some(Stored {
             chain,
             bytes_before,
-            written,
+            stored_at: UNKNOWN,
             event: None,
         });
     }
@@ -145,7 +148,7 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     Some(Stored {
         chain,
         bytes_before,
-        written,
+        stored_at: UNKNOWN,
         event: Some(Arc::new(event)),
     })
 }
@@ -181,7 +184,7 @@ mod tests {
                 data,
                 key: key.map(|key| Key::new(key).unwrap()),
             };
-            let stored = read(50, event(&BEFORE, &message)).unwrap();
+            let stored = read(50, event(&BEFORE, &message, 7)).unwrap();
             let shown = stored.event.unwrap();
             assert_eq!((shown.position.0, shown.previous.0), (50, 30));
             assert_eq!(shown.message, message);
@@ -195,24 +198,24 @@ mod tests {
             };
             assert_eq!((stored.chain, stored.bytes_before), (chain, 100));
         }
-        let end = read(50, event(&BEFORE, &Publish::end().message)).unwrap();
+        let end = read(50, event(&BEFORE, &Publish::end().message, 7)).unwrap();
         assert!(end.chain.ended);
     }
 
     #[test]
     fn a_first_event_and_a_birth_find_their_places() {
         let said = Message::new(EventName::new("said").unwrap(), Data::text(""));
-        let first = read(50, event(&Chain::NONE, &said)).unwrap();
+        let first = read(50, event(&Chain::NONE, &said, 7)).unwrap();
         assert_eq!((first.chain.birth.0, first.event.unwrap().previous.0), (49, 49));
-        let birth = read(50, mark(&Chain::NONE)).unwrap().chain;
+        let birth = read(50, mark(&Chain::NONE, 7)).unwrap().chain;
         assert_eq!((birth.newest, birth.head.0, birth.birth.0, birth.ended), (50, 50, 50, false));
         let ended = Chain { ended: true, ..BEFORE };
-        assert_eq!(read(50, mark(&ended)).unwrap().chain, Chain { newest: 50, ..ended });
+        assert_eq!(read(50, mark(&ended, 7)).unwrap().chain, Chain { newest: 50, ..ended });
     }
 
     #[test]
     fn what_is_not_ours_is_not_read() {
-        let whole = event(&BEFORE, &Message::new(EventName::new("said").unwrap(), Data::text("text")));
+        let whole = event(&BEFORE, &Message::new(EventName::new("said").unwrap(), Data::text("text")), 7);
         for length in 0..whole.len() - 4 {
             assert_eq!(read(50, whole.slice(..length)), None, "the first {length} bytes of one");
         }

@@ -13,6 +13,7 @@
 //! through all that is stored for what is past its rule's age, by the times that the server noted.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use airwave_core::rule::History;
@@ -22,8 +23,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::clock::{micros, time_of};
 use super::connection::{Answer, Connection, Link, is_status, lost};
-use super::stored::{Chain, channel_of, now, token};
+use super::stored::{Chain, channel_of, token};
 use super::{Remembered, remembered};
 
 /// A purge of a channel that goes on is for at least so many events or bytes.
@@ -40,6 +42,9 @@ const WAITING: usize = 1000;
 
 /// How often quiet channels are looked for: half the shortest age of a rule, within these.
 const LOOK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+/// How long is relied on what other nodes' rules keep. A node that starts with rules that keep more says so before it publishes.
+const LEARN: Duration = Duration::from_secs(5);
 
 /// After a purge, its own time so often is waited.
 const PAUSE: u32 = 4;
@@ -68,6 +73,12 @@ impl Mark {
 
 fn is_worth(left: (u64, u64), worth: (u64, u64)) -> bool {
     left.0 >= worth.0 || left.1 >= worth.1
+}
+
+/// A clock that nobody sets, in µs: one that is set ahead would make a node take away what is young.
+pub(super) fn uptime() -> u64 {
+    static SINCE: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
+    micros(SINCE.elapsed())
 }
 
 /// What this node knows of what a channel has stored.
@@ -127,6 +138,7 @@ pub(super) async fn sweep(connection: &Connection, rules: Rules, known: Remember
     let every = (shortest / 2).clamp(LOOK.0, LOOK.1);
     let mut look = Instant::now() + every;
     let mut quiet = aged(connection, &rules, WORTH_A_LOOK.0).await;
+    let mut learned: Option<Instant> = None;
     loop {
         let (channel, before) = tokio::select! {
             biased;
@@ -135,28 +147,41 @@ pub(super) async fn sweep(connection: &Connection, rules: Rules, known: Remember
             () = sleep_until(look) => {
                 quiet = match connection.refuses() {
                     true => aged(connection, &rules, WORTH_A_LOOK.1).await,
-                    false => quiet_ones(&rules, &known),
+                    false => quiet_ones(connection, &known),
                 };
                 look = Instant::now() + every;
                 continue;
             }
         };
         let since = Instant::now();
+        if learned.is_none_or(|learned| learned.elapsed() >= LEARN) {
+            match what_others_keep(connection).await {
+                Ok(false) => learned = Some(since),
+                // It was found with less than others keep. Its next generation is found with what is known now.
+                _ => continue,
+            }
+        }
         purge(connection, &channel, before).await;
         sleep(since.elapsed() * PAUSE).await;
     }
 }
 
-fn quiet_ones(rules: &Rules, known: &Remembered) -> VecDeque<Due> {
+/// True: more than was known, or less.
+async fn what_others_keep(connection: &Connection) -> Result<bool, BrokerError> {
+    let link = connection.link().await?;
+    connection.learn_what_others_keep(&link).await
+}
+
+fn quiet_ones(connection: &Connection, known: &Remembered) -> VecDeque<Due> {
     // Copied: nobody's publish is to wait while all of them are looked at.
     let all: Vec<_> = remembered(known)
         .iter()
         .map(|(name, memory)| (name.clone(), memory.clone()))
         .collect();
-    let now = now();
+    let now = uptime();
     let due = all.into_iter().filter_map(|(name, memory)| {
         // Whoever holds it publishes: it is not quiet.
-        let position = memory.try_lock().ok()?.generations.quiet(|| rules.history(&name), now)?;
+        let position = memory.try_lock().ok()?.generations.quiet(|| connection.keeps(&name), now)?;
         Some((name, position))
     });
     due.take(WAITING).collect()
@@ -173,7 +198,11 @@ async fn aged(connection: &Connection, rules: &Rules, worth: u64) -> VecDeque<Du
         let mut begins = HashMap::new();
         let mut due = VecDeque::new();
         for (channel, _) in channels {
-            let age = rules.history(&channel).age;
+            // A full server takes nothing at all: then this node's own rule is what counts.
+            let age = match connection.refuses() {
+                true => rules.history(&channel).age,
+                false => connection.keeps(&channel).age,
+            };
             let begin = match begins.get(&age) {
                 Some(begin) => *begin,
                 None => {
@@ -262,25 +291,6 @@ fn sequence_and_time(message: &Message) -> Option<(u64, u64)> {
     let headers = message.headers.as_ref()?;
     let stored = headers.get("Nats-Time-Stamp").and_then(|time| time_of(time.as_str()))?;
     Some((headers.get("Nats-Sequence")?.as_str().parse().ok()?, stored))
-}
-
-/// Reads a time as the server writes it, `2026-11-29T16:16:41.249859878Z`, in µs since 1970. `None`: it is none of these.
-fn time_of(text: &str) -> Option<u64> {
-    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
-    let (time, fraction) = time.split_once('.').unwrap_or((time, ""));
-    let (year, month, day) = three(date, '-')?;
-    let (hour, minute, second) = three(time, ':')?;
-    let digits = fraction.get(..fraction.len().min(6))?;
-    let below: u64 = format!("{digits:0<6}").parse().ok()?;
-    let (from_march, year) = ((month + 9) % 12, if month > 2 { year } else { year.checked_sub(1)? });
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (from_march * 153 + 2) / 5 + day - 1;
-    let seconds = ((days.checked_sub(719_468)? * 24 + hour) * 60 + minute) * 60 + second;
-    Some(seconds * 1_000_000 + below)
-}
-
-fn three(text: &str, between: char) -> Option<(u64, u64, u64)> {
-    let mut parts = text.splitn(3, between).map(|part| part.parse::<u64>().ok());
-    Some((parts.next()??, parts.next()??, parts.next()??))
 }
 
 /// What is not removed now is removed with the next generation: so nothing is repeated, and nobody is told.

@@ -6,7 +6,9 @@ use airwave_core::hub::WireHandle;
 use airwave_core::rule::{Limits, TransportName};
 use airwave_core::session::{After, Turn};
 use airwave_core::wire::Stamp;
-use airwave_core::{Broker, ChannelName, ConnectRequest, Event, Hub, Message, Notice, Position, Rule, Rules, Session, Wire};
+use airwave_core::{
+    Broker, ChannelName, ConnectRequest, Event, Hub, Message, Notice, Position, Refusal, Rule, Rules, Session, Wire,
+};
 use airwave_core::{Data, EventName};
 use bytes::Bytes;
 use tokio::task::AbortHandle;
@@ -88,17 +90,25 @@ pub struct Client {
 
 impl Node {
     pub fn new(broker: Arc<dyn Broker>) -> Node {
+        Self::with(broker, rules())
+    }
+
+    pub fn with(broker: Arc<dyn Broker>, rules: Rules) -> Node {
         let limits = Limits {
             connections: 100_000,
             connections_per_address: 100_000,
             ..Limits::default()
         };
-        let hub = Hub::builder(broker, rules()).limits(limits).build();
+        let hub = Hub::builder(broker, rules).limits(limits).build();
         let wire = hub.register_wire(Arc::new(Lines));
         Node { hub, wire }
     }
 
     pub async fn listen(&self, channel: &str, after: Option<Position>) -> Client {
+        self.try_listen(channel, after).await.unwrap()
+    }
+
+    pub async fn try_listen(&self, channel: &str, after: Option<Position>) -> Result<Client, Refusal> {
         let request = ConnectRequest {
             transport: TEST,
             peer: None,
@@ -108,7 +118,7 @@ impl Node {
         let mut session = Session::new(self.hub.connect(request, true).unwrap(), &self.wire);
         let after = after.map_or(After::Nothing, After::Position);
         let name = ChannelName::new(channel).unwrap();
-        let joined = session.joiner().join(&name, after).await.unwrap();
+        let joined = session.joiner().join(&name, after).await?;
         session.add(joined, None);
         let told = Arc::new(Mutex::new(Vec::new()));
         let keep = told.clone();
@@ -120,10 +130,10 @@ impl Node {
                 keep.lock().unwrap().extend(lines.lines().map(read));
             }
         });
-        Client {
+        Ok(Client {
             told,
             task: task.abort_handle(),
-        }
+        })
     }
 
     /// Publishes once. `None`: nobody knows whether it happened.

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Stands between a broker and its server, and can break the line without closing it. Ends with the test's process.
 pub struct Proxy {
@@ -21,6 +22,8 @@ struct Line {
     refuse: AtomicBool,
     connections: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
+    /// How long everything is under way, in each direction, in ms.
+    delay: AtomicU64,
 }
 
 impl Proxy {
@@ -48,15 +51,26 @@ impl Proxy {
                     (server.try_clone().unwrap(), client.try_clone().unwrap()),
                 ] {
                     let line = line.clone();
+                    let (under_way, arriving) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
                     std::thread::spawn(move || {
-                        let mut buffer = [0; 65536];
-                        while let Ok(read @ 1..) = from.read(&mut buffer) {
-                            let one = line.swallow_one.load(Ordering::SeqCst) == number + 1;
-                            if !one && !line.swallow.load(Ordering::SeqCst) && to.write_all(&buffer[..read]).is_err() {
+                        while let Ok((due, bytes)) = arriving.recv() {
+                            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                            if to.write_all(&bytes).is_err() {
                                 break;
                             }
                         }
                         let _ = to.shutdown(std::net::Shutdown::Both);
+                    });
+                    std::thread::spawn(move || {
+                        let mut buffer = [0; 65536];
+                        while let Ok(read @ 1..) = from.read(&mut buffer) {
+                            let one = line.swallow_one.load(Ordering::SeqCst) == number + 1;
+                            let due = Instant::now() + Duration::from_millis(line.delay.load(Ordering::SeqCst));
+                            let swallowed = one || line.swallow.load(Ordering::SeqCst);
+                            if !swallowed && under_way.send((due, buffer[..read].to_vec())).is_err() {
+                                break;
+                            }
+                        }
                     });
                 }
             }
@@ -72,6 +86,12 @@ impl Proxy {
     /// The same for one connection, counted from zero.
     pub fn swallow_one(&self, number: u64) {
         self.shared.swallow_one.store(number + 1, Ordering::SeqCst);
+    }
+
+    /// From now on everything takes so long, in each direction.
+    pub fn delay(&self, delay: Duration) {
+        let delay = u64::try_from(delay.as_millis()).unwrap();
+        self.shared.delay.store(delay, Ordering::SeqCst);
     }
 
     /// Drops every connection, and new ones at once.

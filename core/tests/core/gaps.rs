@@ -562,3 +562,132 @@ async fn a_gap_that_did_not_arrive_is_told_again() {
         }
     }
 }
+
+/// A broker that reads in several steps is overtaken by trimming, and takes the hole for the end of the page. A node that opens the
+/// channel then would lack events, and resume everybody past them.
+#[tokio::test(start_paused = true)]
+async fn a_page_that_was_overtaken_is_not_taken_for_whole() {
+    for torn in [Torn::AtTheEnd, Torn::InTheMiddle] {
+        for times in [1, 3] {
+            let backbone = Backbone::new();
+            let positions = say_all(&backbone, 0..20);
+            let node = backbone.node();
+            let hub = hub(&node, rule());
+            node.tear(times, torn);
+            let told = come_back(&hub, "c", after(positions[4])).await;
+            let whole = Told {
+                resumed: true,
+                gap: None,
+                texts: numbers(5..20),
+            };
+            assert_eq!(told, whole, "{torn:?}, {times} times");
+        }
+    }
+}
+
+/// As if it were out of reach: the listener comes back, and nothing is hidden from it.
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_gives_no_whole_page_opens_no_channel() {
+    let backbone = Backbone::new();
+    let positions = say_all(&backbone, 0..20);
+    let node = backbone.node();
+    let hub = hub(&node, rule());
+    node.tear(usize::MAX, Torn::AtTheEnd);
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::new(&hub, &wire);
+    let refused = listener.subscribe("c", after(positions[4])).await.unwrap_err();
+    assert_eq!(refused.code, airwave_core::Code::Unavailable);
+    assert!(node.replays.load(SeqCst) < 10, "its pages are read again and again");
+    node.tear(0, Torn::AtTheEnd);
+    let told = come_back(&hub, "c", after(positions[4])).await;
+    assert_eq!((told.gap, told.texts), (None, numbers(5..20)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_heals_from_pages_that_were_overtaken_misses_nothing() {
+    for torn in [Torn::AtTheEnd, Torn::InTheMiddle] {
+        let backbone = Backbone::new();
+        say_all(&backbone, 0..5);
+        let node = backbone.node();
+        let hub = hub(&node, rule());
+        let wire = hub.register_wire(Lines::plain("a"));
+        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        listener.confirmation().await;
+        listener.settled().await;
+        node.lose(15);
+        say_all(&backbone, 5..20);
+        node.tear(2, torn);
+        say_all(&backbone, 20..21);
+        assert_eq!(texts(&listener.settled().await), numbers(5..21), "{torn:?}");
+    }
+}
+
+/// What the node's ring does not hold is read from history.
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_is_caught_up_from_pages_that_were_overtaken_misses_nothing() {
+    for torn in [Torn::AtTheEnd, Torn::InTheMiddle] {
+        let backbone = Backbone::new();
+        let positions = say_all(&backbone, 0..200);
+        let node = backbone.node();
+        let mut few = rule();
+        few.history.events = 5;
+        let hub = hub_with(
+            &node,
+            few,
+            airwave_core::rule::Limits {
+                ring_events: 5,
+                ..limits()
+            },
+        );
+        let wire = hub.register_wire(Lines::plain("a"));
+        let _keeps_it_open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        node.tear(2, torn);
+        let told = come_back(&hub, "c", after(positions[9])).await;
+        assert_eq!(
+            (told.resumed, told.gap, told.texts),
+            (true, None, numbers(10..200)),
+            "{torn:?}"
+        );
+    }
+}
+
+/// History is trimmed faster than it can be read: after the second gap a listener goes on in the ring, and is told of no third one.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_be_caught_up_from_history_goes_on_live_after_the_second_gap() {
+    let backbone = Backbone::new();
+    let positions = say_all(&backbone, 0..100);
+    backbone.keep("c", 5);
+    let node = backbone.node();
+    let mut few = rule();
+    few.history.events = 5;
+    let limits = airwave_core::rule::Limits {
+        ring_events: 8,
+        ..limits()
+    };
+    let hub = hub_with(&node, few, limits);
+    let wire = hub.register_wire(Lines::plain("a"));
+    let _keeps_it_open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let publishing = {
+        let (backbone, node) = (backbone.clone(), node.clone());
+        tokio::spawn(async move {
+            for round in 0..40 {
+                node.hold_answers(true);
+                for begin in [100 + 12 * round, 106 + 12 * round] {
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    // Not more than the ring holds: a listener that is live is not too slow.
+                    say_all(&backbone, begin..begin + 6);
+                }
+                node.hold_answers(false);
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        })
+    };
+    let mut listener = Listener::at(&hub, &wire, "c", after(positions[3])).await;
+    let mut lines = Vec::new();
+    while !matches!(lines.last(), Some(Line::Event { text, .. }) if text == "579") {
+        lines.push(listener.line().await);
+    }
+    publishing.await.unwrap();
+    let gaps = lines.iter().filter(|line| matches!(line, Line::Gap { .. })).count();
+    assert!((1..=2).contains(&gaps), "{gaps} gaps: {lines:?}");
+}

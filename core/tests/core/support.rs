@@ -448,6 +448,13 @@ struct FollowerFeed {
     late: VecDeque<Arc<Event>>,
 }
 
+/// Where events are missing in a page that says nothing of it.
+#[derive(Debug, Clone, Copy)]
+pub enum Torn {
+    AtTheEnd,
+    InTheMiddle,
+}
+
 /// One node's way to the backbone: its feeds may lag, lose events in silence, end; its calls may fail or hang.
 pub struct Node {
     backbone: Arc<Backbone>,
@@ -456,6 +463,8 @@ pub struct Node {
     /// So many events are not shown to this node's feeds.
     to_lose: AtomicUsize,
     unavailable: AtomicBool,
+    /// So many replays are overtaken by trimming while they are read.
+    to_tear: Mutex<(usize, Torn)>,
     hanging: watch::Sender<bool>,
     holding: watch::Sender<bool>,
     pub follows: AtomicUsize,
@@ -495,6 +504,7 @@ impl Backbone {
             lagging: AtomicBool::new(false),
             to_lose: AtomicUsize::new(0),
             unavailable: AtomicBool::new(false),
+            to_tear: Mutex::new((0, Torn::AtTheEnd)),
             hanging: watch::channel(false).0,
             holding: watch::channel(false).0,
             follows: AtomicUsize::new(0),
@@ -681,6 +691,12 @@ impl Node {
         drop(cut);
     }
 
+    /// The next `count` replays are pages that lack events without a word, as of a broker that reads in steps and takes a hole for
+    /// the end. Only pages of three events and more.
+    pub fn tear(&self, count: usize, torn: Torn) {
+        *lock(&self.to_tear) = (count, torn);
+    }
+
     pub fn unavailable(&self, unavailable: bool) {
         self.unavailable.store(unavailable, SeqCst);
     }
@@ -798,6 +814,19 @@ impl Broker for Node {
             }
         });
         holding.wait_for(|holding| !holding).await.unwrap();
+        let mut replay = replay;
+        let (count, torn) = &mut *lock(&self.to_tear);
+        if *count > 0 && replay.events.len() >= 3 {
+            *count -= 1;
+            let middle = replay.events.len() / 2;
+            match torn {
+                Torn::AtTheEnd => {
+                    replay.events.truncate(middle);
+                    replay.more = false;
+                }
+                Torn::InTheMiddle => drop(replay.events.remove(middle)),
+            }
+        }
         Ok(replay)
     }
 
