@@ -47,7 +47,7 @@ use std::time::{Duration, Instant};
 use airwave_bench::{chaos, wire};
 use clap::{Args, Parser, Subcommand};
 
-use chaos::{BrokerKind, Plan};
+use chaos::{BrokerKind, More, Plan};
 use load::Transport;
 use process::{Kind, Pinning};
 use scenario::{Paced, Rate, Settings};
@@ -208,6 +208,9 @@ enum Command {
         /// How many nodes; of several numbers (`1,5`) each is tried with each broker.
         #[arg(long, default_value = "3", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=20))]
         nodes: Vec<u8>,
+        /// What may go wrong beside the usual, separated by commas: clocks, busy, refusals; or all.
+        #[arg(long = "with", value_name = "FAULTS", default_value_t = More::NONE)]
+        more: More,
         /// Tells everything that was seen in a run that fails.
         #[arg(long)]
         story: bool,
@@ -276,6 +279,7 @@ fn run(cli: Cli) -> Result<bool, String> {
         seed,
         seconds,
         nodes,
+        more,
         story,
     } = cli.command
     {
@@ -292,6 +296,7 @@ fn run(cli: Cli) -> Result<bool, String> {
             seed,
             trouble: Duration::from_secs(seconds),
             nodes: nodes.into_iter().map(usize::from).collect(),
+            more,
             story,
         };
         return endure(&long, brokers, &airwave);
@@ -402,6 +407,7 @@ struct Endurance {
     seed: Option<u64>,
     trouble: Duration,
     nodes: Vec<usize>,
+    more: More,
     story: bool,
 }
 
@@ -441,7 +447,7 @@ fn endure(long: &Endurance, brokers: Vec<BrokerKind>, airwave: &std::path::Path)
                 seed = first + round as u64;
             }
             let (nodes, kind) = matrix[number];
-            let run = chaos::run(kind, Plan::new(seed, nodes, long.trouble), airwave).await?;
+            let run = chaos::run(kind, Plan::new(seed, nodes, long.trouble, long.more), airwave).await?;
             done += 1;
             if run.is_good() {
                 println!("{run}");

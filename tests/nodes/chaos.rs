@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use airwave_bench::chaos::checker::{Breach, Promise, check};
 use airwave_bench::chaos::history::{History, Outcome, Told};
-use airwave_bench::chaos::{self, BrokerKind, Loses, Plan, Run};
+use airwave_bench::chaos::{self, BrokerKind, Loses, More, Plan, Run};
 
 use crate::{airwave, is_here};
 
@@ -14,7 +14,9 @@ fn short(kind: BrokerKind, seed: u64) {
         return;
     }
     crate::run(async {
-        let run = chaos::run(kind, Plan::new(seed, 3, TROUBLE), airwave()).await.unwrap();
+        let run = chaos::run(kind, Plan::new(seed, 3, TROUBLE, More::NONE), airwave())
+            .await
+            .unwrap();
         println!("{run}");
         assert!(run.is_good(), "{}", run.report(true));
         something_happened(&run);

@@ -12,6 +12,9 @@ use super::history::{Channel, History, Listener, Loss, Moment, Outcome, Told};
 /// The reasons that docs/protocol.md knows.
 const REASONS: [&str; 4] = ["unknown-position", "history-expired", "too-slow", "broker-lost-data"];
 
+/// So long after a loss every node knows of it, whatever it was cut off from meanwhile.
+const KNOWN_AFTER: Moment = 15_000_000;
+
 /// The promises, and that everybody has everything once everything is well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Promise {
@@ -87,22 +90,33 @@ pub fn check(history: &History) -> Vec<Breach> {
 /// What is known of one channel.
 struct Known<'a> {
     channel: &'a Channel,
-    losses: &'a [Loss],
+    losses: Vec<&'a Loss>,
+    jumps: &'a [Moment],
+    ended: Moment,
     events: BTreeMap<u64, &'a str>,
     /// Where each body stands.
     places: HashMap<&'a str, BTreeSet<u64>>,
     /// When the first try to publish it began.
     began: HashMap<&'a str, Moment>,
+    /// When it was acknowledged.
+    acknowledged: HashMap<&'a str, Moment>,
 }
 
 impl<'a> Known<'a> {
     fn of(history: &'a History, name: &str, channel: &'a Channel, breaches: &mut Vec<Breach>) -> Self {
         let mut known = Self {
             channel,
-            losses: &history.losses,
+            losses: history
+                .losses
+                .iter()
+                .filter(|loss| loss.channel.as_deref().is_none_or(|channel| channel == name))
+                .collect(),
+            jumps: &history.jumps,
+            ended: history.ended,
             events: BTreeMap::new(),
             places: HashMap::new(),
             began: HashMap::new(),
+            acknowledged: HashMap::new(),
         };
         let mut see = |position: u64, body: &'a str, who: &str| {
             let first = *known.events.entry(position).or_insert(body);
@@ -114,12 +128,11 @@ impl<'a> Known<'a> {
         };
         for publication in history.publications.iter().filter(|publication| publication.channel == name) {
             known.began.insert(&publication.body, publication.began);
-            if let Outcome::Acknowledged {
-                position: Some(position),
-                ..
-            } = publication.outcome
-            {
-                see(position, &publication.body, "was acknowledged there");
+            if let Outcome::Acknowledged { at, position } = publication.outcome {
+                known.acknowledged.insert(&publication.body, at);
+                if let Some(position) = position {
+                    see(position, &publication.body, "was acknowledged there");
+                }
             }
         }
         for (position, body) in &channel.held {
@@ -144,7 +157,7 @@ impl<'a> Known<'a> {
     /// Whether the broker may have lost what stood at `position` by then.
     fn is_lost(&self, position: u64, by: Moment) -> bool {
         let held = self.channel.held.contains_key(&position);
-        let lost = |loss: &Loss| loss.at <= by && position < loss.position && (loss.everything || !held);
+        let lost = |loss: &&Loss| loss.at <= by && position < loss.position && (loss.everything || !held);
         self.losses.iter().any(lost)
     }
 
@@ -164,11 +177,27 @@ impl<'a> Known<'a> {
     fn is_held(&self, position: u64) -> bool {
         let held = &self.channel.held;
         let forgets = held.len() >= self.channel.keeps;
-        held.contains_key(&position) || (forgets && held.first_key_value().is_some_and(|(first, _)| position < *first))
+        held.contains_key(&position)
+            || (forgets && held.first_key_value().is_some_and(|(first, _)| position < *first))
+            || self.is_too_old(position, self.ended)
+    }
+
+    /// Whether it may have been older than history's age by then.
+    fn is_too_old(&self, position: u64, by: Moment) -> bool {
+        let (Some(age), Some(body)) = (self.channel.age, self.events.get(&position)) else {
+            return false;
+        };
+        // It was stored after its publication had begun, and no clock but the broker's counts.
+        self.began
+            .get(body)
+            .is_some_and(|began| began + age <= by || self.jumps.iter().any(|jump| began <= jump && *jump <= by))
     }
 
     /// Whether so many newer ones may have been published by then that history need not hold it.
     fn is_forgotten(&self, position: u64, by: Moment) -> bool {
+        if self.is_too_old(position, by) {
+            return true;
+        }
         let newer = self.events.range((Excluded(position), Unbounded));
         newer
             .filter(|(_, body)| self.began.get(*body).is_some_and(|began| *began < by))
@@ -244,8 +273,11 @@ fn publications(history: &History, name: &str, known: &Known<'_>, breaches: &mut
 /// Where a listener stands while its story is told again.
 struct Standing<'a> {
     known: &'a Known<'a>,
-    /// What it came with.
+    /// What it came with, and when.
     asked: Option<u64>,
+    asked_at: Moment,
+    /// When it was confirmed that it resumes, if nothing came since.
+    resumed_at: Option<Moment>,
     /// What it would resume with; `None`: it was never confirmed.
     cursor: Option<u64>,
     /// The newest event that it was ever given.
@@ -262,6 +294,8 @@ impl<'a> Standing<'a> {
         Self {
             known,
             asked: None,
+            asked_at: 0,
+            resumed_at: None,
             cursor: None,
             newest: 0,
             delivered: BTreeSet::new(),
@@ -273,7 +307,7 @@ impl<'a> Standing<'a> {
     fn follow(mut self, listener: &Listener) -> Option<Breach> {
         for (at, told) in &listener.told {
             let breach = match told {
-                Told::Asked { after, how } => self.asks(*after, how),
+                Told::Asked { after, how } => self.asks(*at, *after, how),
                 Told::Confirmed { cursor, resumed } => self.confirmed(*at, *cursor, *resumed),
                 Told::Event { position, .. } => self.event(*at, *position),
                 Told::Gap { after, cursor, reason } => self.gap(*at, *after, *cursor, reason),
@@ -281,6 +315,9 @@ impl<'a> Standing<'a> {
             if breach.is_some() {
                 return breach;
             }
+        }
+        if listener.leaves {
+            return None;
         }
         let head = self.known.channel.held.last_key_value().map(|(position, _)| *position);
         if self.announced.is_some() || self.cursor.is_none() || head.is_some_and(|head| self.cursor != Some(head)) {
@@ -290,9 +327,11 @@ impl<'a> Standing<'a> {
         None
     }
 
-    fn asks(&mut self, after: Option<u64>, how: &str) -> Option<Breach> {
+    fn asks(&mut self, at: Moment, after: Option<u64>, how: &str) -> Option<Breach> {
         self.announced = None;
+        self.resumed_at = None;
         self.asked = after;
+        self.asked_at = at;
         if self.cursor.is_some() && after != self.cursor {
             let what = format!("its cursor for {how} says {after:?}, but it was told up to {:?}", self.cursor);
             return breach(Promise::SameEverywhere, what);
@@ -302,7 +341,10 @@ impl<'a> Standing<'a> {
 
     fn confirmed(&mut self, at: Moment, cursor: u64, resumed: bool) -> Option<Breach> {
         match self.asked {
-            Some(mine) if resumed && mine == cursor => self.cursor = Some(mine),
+            Some(mine) if resumed && mine == cursor => {
+                self.cursor = Some(mine);
+                self.resumed_at = Some(at);
+            }
             Some(mine) if resumed => {
                 return breach(Promise::NoSilentGap, format!("it resumed after {mine}, but from {cursor} on"));
             }
@@ -321,14 +363,37 @@ impl<'a> Standing<'a> {
                     let what = format!("{body} at {position} was published after its confirmation, which says {cursor}");
                     return breach(Promise::SubscribeBarrier, what);
                 }
+                if let Some(held) = self.left_out_of_replay(at, cursor) {
+                    let what = format!("it came without a cursor, and {held}, which history holds, is before {cursor}");
+                    return breach(Promise::NoSilentGap, what);
+                }
                 self.cursor = Some(cursor);
             }
         }
         None
     }
 
+    /// Who comes without a cursor, to a channel that replays all, gets all: an event before the first that was there when it asked.
+    fn left_out_of_replay(&self, at: Moment, cursor: u64) -> Option<u64> {
+        let known = self.known;
+        if !known.channel.replays || known.has_forks() {
+            return None;
+        }
+        let was_there = |(position, body): (&u64, &&str)| {
+            let acknowledged = known
+                .acknowledged
+                .get(*body)
+                .is_some_and(|acknowledged| *acknowledged < self.asked_at);
+            let gone = known.is_lost(*position, at) || known.is_forgotten(*position, at);
+            (acknowledged && !gone).then_some(*position)
+        };
+        // The newest of them is the last to be forgotten.
+        known.events.range(..=cursor).next_back().and_then(was_there)
+    }
+
     fn event(&mut self, at: Moment, position: u64) -> Option<Breach> {
         let known = self.known;
+        self.resumed_at = None;
         let Some(cursor) = self.cursor else {
             return breach(Promise::SubscribeBarrier, format!("{position} came before any confirmation"));
         };
@@ -393,6 +458,14 @@ impl<'a> Standing<'a> {
             );
             return breach(Promise::NoSilentGap, what);
         }
+        if let Some(resumed) = self.resumed_at.take() {
+            // What was lost long before is no news to a node. Of the last seconds it may not know yet.
+            let known_then = |loss: &&Loss| loss.position > after && loss.at + KNOWN_AFTER < self.asked_at;
+            if reason == "unknown-position" || known.losses.iter().any(known_then) {
+                let what = format!("at {resumed} it was resumed after {after}, and then a gap came ({reason})");
+                return breach(Promise::NoSilentGap, what);
+            }
+        }
         let skipped = || {
             known
                 .events
@@ -422,6 +495,9 @@ impl<'a> Standing<'a> {
 /// The same once more without looking at cursors: what was acknowledged came, or was announced as lost, or the broker lost it.
 fn owed(history: &History, listener: &Listener, known: &Known<'_>) -> Option<Breach> {
     let confirmed = |(at, told): &(Moment, Told)| matches!(told, Told::Confirmed { .. }).then_some(*at);
+    if listener.leaves {
+        return None;
+    }
     let Some(since) = listener.told.iter().find_map(confirmed) else {
         return breach(Promise::CaughtUp, "it was never confirmed".into());
     };
@@ -531,6 +607,7 @@ mod tests {
         ];
         if lossy {
             history.losses.push(Loss {
+                channel: None,
                 position: LOST_AT,
                 at: LOST_AT * 10,
                 everything: true,
@@ -542,11 +619,14 @@ mod tests {
             name: "l".into(),
             channel: "a".into(),
             from_the_beginning: false,
+            leaves: false,
             told,
         });
         let channel = Channel {
             keeps: 1000,
             skips: false,
+            age: None,
+            replays: false,
             held,
         };
         history.channels.insert("a".into(), channel);
@@ -707,6 +787,90 @@ mod tests {
         assert_eq!(wrong(false, |told| told[5].1 = asked(None)), [Promise::SameEverywhere]);
     }
 
+    /// A fresh stream whose page ends in the middle, as if a hole were its end.
+    #[test]
+    fn a_hole_in_a_fresh_stream_is_noticed() {
+        let fresh = |leaves, cursor, positions: &[u64]| {
+            wrong_truth(false, |history| {
+                history.channels.get_mut("a").unwrap().replays = true;
+                history.listeners[0].leaves = leaves;
+                let told = &mut history.listeners[0].told;
+                *told = vec![(950, asked(None)), (951, confirmed(cursor, false))];
+                told.extend(positions.iter().map(|position| (952, event(*position))));
+            })
+        };
+        let all = [20, 30, 40, 50, 60, 70, 80, 90];
+        assert_eq!(fresh(false, 10, &all), []);
+        assert_eq!(fresh(true, 10, &all[..3]), [], "it left");
+        assert_eq!(fresh(true, 10, &[20, 30, 80, 90]), [Promise::NoSilentGap]);
+        assert_eq!(fresh(true, 10, &[80, 90]), [Promise::NoSilentGap]);
+        assert_eq!(fresh(true, 70, &[80, 90]), [Promise::NoSilentGap], "the page began too late");
+        assert_eq!(fresh(true, 90, &[]), [Promise::NoSilentGap], "the page was empty");
+    }
+
+    #[test]
+    fn what_is_too_old_need_not_come_and_what_is_not_must() {
+        // It comes at 950. Events are published ten times their position.
+        let aged = |age, jumps: &[Moment], cursor, first: u64| {
+            wrong_truth(false, |history| {
+                let channel = history.channels.get_mut("a").unwrap();
+                (channel.age, channel.replays) = (Some(age), true);
+                channel.held.retain(|position, _| *position >= first);
+                (history.ended, history.jumps) = (960, jumps.to_vec());
+                let told = &mut history.listeners[0].told;
+                *told = vec![(950, asked(None)), (951, confirmed(cursor, false))];
+                told.extend((first..=90).step_by(10).map(|position| (952, event(position))));
+            })
+        };
+        assert_eq!(aged(260, &[], 60, 70), []);
+        // 60 was not too old, and neither a listener nor history has it.
+        assert_eq!(aged(400, &[], 60, 70), [Promise::Acknowledged, Promise::NoSilentGap]);
+        assert_eq!(aged(400, &[650], 60, 70), [], "the clock was put forward");
+    }
+
+    /// The broker was empty and behind, and a node took everything new for something old.
+    #[test]
+    fn a_listener_that_is_deaf_after_a_store_came_back_behind_is_noticed() {
+        let deaf = wrong(true, |told| told.truncate(9));
+        assert_eq!(deaf, [Promise::CaughtUp]);
+        // The first events are swallowed, and then the clock has caught up.
+        let late = wrong(true, |told| drop(told.drain(9..10)));
+        assert_eq!(late, [Promise::NoSilentGap]);
+    }
+
+    #[test]
+    fn to_be_resumed_and_then_told_of_a_gap_is_noticed() {
+        let story = |reason: &str, asked_at: Moment| {
+            wrong_truth(true, |history| {
+                let told = &mut history.listeners[0].told;
+                told.truncate(8);
+                told.push((asked_at, asked(Some(60))));
+                told.push((asked_at + 1, confirmed(60, true)));
+                told.push((asked_at + 2, gap(60, 66, reason)));
+                told.extend([70, 80, 90].map(|position| (asked_at + 3, event(position))));
+            })
+        };
+        assert_eq!(story("broker-lost-data", 20_000_000), [Promise::NoSilentGap]);
+        assert_eq!(story("unknown-position", 660), [Promise::NoSilentGap]);
+        assert_eq!(story("broker-lost-data", 660), [], "a node may not know of it yet");
+    }
+
+    /// A publish with an `end` that is tried again: the event must not be there twice.
+    #[test]
+    fn an_event_that_is_doubled_when_its_channel_ends_is_noticed() {
+        let doubled = wrong_truth(false, |history| {
+            history.channels.get_mut("a").unwrap().held.insert(91, "m90".into());
+            history.listeners[0].told.push((
+                902,
+                Told::Event {
+                    position: 91,
+                    body: "m90".into(),
+                },
+            ));
+        });
+        assert_eq!(doubled, [Promise::Idempotent]);
+    }
+
     #[test]
     fn one_place_has_one_event_for_all() {
         let body = |body: &str| {
@@ -775,6 +939,7 @@ mod tests {
             wrong_truth(false, |history| {
                 history.channels.get_mut("a").unwrap().held.remove(&60);
                 history.losses.push(Loss {
+                    channel: None,
                     position: 65,
                     at: 650,
                     everything: false,
@@ -805,6 +970,7 @@ mod tests {
     fn failovers_to_and_fro_bring_back_what_nobody_had_heard_of() {
         let history = wrong_truth(false, |history| {
             history.losses.push(Loss {
+                channel: None,
                 position: u64::MAX,
                 at: 0,
                 everything: false,

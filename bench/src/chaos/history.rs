@@ -54,6 +54,10 @@ pub struct History {
     pub listeners: Vec<Listener>,
     /// When the broker was made to lose something. Without any, nothing may be lost.
     pub losses: Vec<Loss>,
+    /// When the broker's clock was put forward, so that what came before may be too old at once.
+    pub jumps: Vec<Moment>,
+    /// When the last page of what history held was read.
+    pub ended: Moment,
 }
 
 /// One channel.
@@ -63,13 +67,19 @@ pub struct Channel {
     pub keeps: usize,
     /// Its rule lets slow listeners miss what the broker holds.
     pub skips: bool,
+    /// For so many microseconds history keeps an event.
+    pub age: Option<Moment>,
+    /// Its rule gives who comes without a cursor all that history holds.
+    pub replays: bool,
     /// What history held in the end: the body at each position.
     pub held: BTreeMap<u64, String>,
 }
 
 /// The broker was made to lose something.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Loss {
+    /// Of this channel; else of all.
+    pub channel: Option<String>,
     /// What was lost has a position before this one, and what came later a position after it.
     pub position: u64,
     /// When nothing was left of the old.
@@ -118,6 +128,8 @@ pub struct Listener {
     pub channel: String,
     /// It asked for everything from the beginning.
     pub from_the_beginning: bool,
+    /// It left before the end, so that nothing is owed to it from then on.
+    pub leaves: bool,
     /// In order.
     pub told: Vec<(Moment, Told)>,
 }

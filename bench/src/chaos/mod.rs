@@ -35,13 +35,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 pub use link::Line as Condition;
-pub use plan::Plan;
+pub use plan::{More, Plan};
 pub use servers::{BrokerKind, Folder, Loses};
 
 use checker::{Breach, check};
 use clients::{Heard, Line, Sse, WebSocket};
 use history::{Channel, Clock, History, Listener, Loss, Moment, Outcome, Publication, Told};
-use plan::{Fault, LISTENERS, Lines, Manner, PUBLISHERS, Pen, RULES};
+use plan::{AGED, BUSY, Fault, LISTENERS, Lines, Manner, PUBLISHERS, Pen, RULES};
 use random::Random;
 use world::{HANG, World};
 
@@ -139,8 +139,9 @@ impl Run {
             }
         }
         text + &format!(
-            "again, with its story: cargo run -p airwave-bench -- chaos --broker {} --nodes {} --seed {} --seconds {} --runs 5 --story\n",
+            "again, with its story: cargo run -p airwave-bench -- chaos --broker {} --with {} --nodes {} --seed {} --seconds {} --runs 5 --story\n",
             self.kind,
+            self.plan.more,
             self.plan.nodes,
             self.plan.seed,
             self.plan.trouble.as_secs()
@@ -178,12 +179,17 @@ type Stories = BTreeMap<(&'static str, &'static str), Vec<(Moment, Told)>>;
 struct Shared {
     world: World,
     seed: u64,
+    /// Clocks differ, so that a position does not tell when something was.
+    clocks: bool,
     clock: Clock,
     /// Cleared when everything is put right.
     trouble: AtomicBool,
     publications: Mutex<Vec<Publication>>,
     told: Mutex<Stories>,
     losses: Mutex<Vec<Loss>>,
+    jumps: Mutex<Vec<Moment>>,
+    /// A count of everything that needs a name of its own.
+    named: AtomicUsize,
     wrong: Mutex<Vec<String>>,
     /// A count of publishers that are still at it.
     publishing: AtomicUsize,
@@ -200,6 +206,24 @@ impl Shared {
 
     fn wrong(&self, what: String) {
         lock(&self.wrong).push(what);
+    }
+
+    /// The highest position that anybody has seen of a channel.
+    fn highest(&self, channel: &str) -> Option<u64> {
+        let publications = lock(&self.publications);
+        let acknowledged = publications.iter().filter(|publication| publication.channel == channel);
+        let acknowledged = acknowledged.filter_map(|publication| match publication.outcome {
+            Outcome::Acknowledged { position, .. } => position,
+            _ => None,
+        });
+        let told = lock(&self.told);
+        let told = told.iter().filter(|((_, of), _)| *of == channel).flat_map(|(_, told)| told);
+        let told = told.filter_map(|(_, told)| match told {
+            Told::Event { position, .. } => Some(*position),
+            Told::Confirmed { cursor, .. } | Told::Gap { cursor, .. } => Some(*cursor),
+            Told::Asked { .. } => None,
+        });
+        acknowledged.chain(told).max()
     }
 
     /// A node that runs, if there is one.
@@ -219,20 +243,24 @@ impl Shared {
 /// # Errors
 /// The processes cannot be started at all; the text says what to do.
 pub async fn run(kind: BrokerKind, plan: Plan, airwave: &Path) -> Result<Run, String> {
-    let world = World::start(kind, plan.nodes, airwave, |url| plan.config(url)).await?;
+    let world = World::start_skewed(kind, &plan.skews, airwave, |url| plan.config(url)).await?;
     let shared = Arc::new(Shared {
         world,
         seed: plan.seed,
+        clocks: plan.more.clocks,
         clock: Clock::default(),
         trouble: AtomicBool::new(true),
         publications: Mutex::default(),
         told: Mutex::default(),
         losses: Mutex::default(),
+        jumps: Mutex::default(),
+        named: AtomicUsize::new(0),
         wrong: Mutex::default(),
         publishing: AtomicUsize::new(PUBLISHERS.len()),
     });
     if kind.loses() == Loses::Newest {
         lock(&shared.losses).push(Loss {
+            channel: None,
             position: u64::MAX,
             at: 0,
             everything: false,
@@ -256,6 +284,18 @@ pub async fn run(kind: BrokerKind, plan: Plan, airwave: &Path) -> Result<Run, St
         let (publisher, shared) = (Publisher::new(name, pen, random, shared.clone()), shared.clone());
         people.spawn(async move {
             publisher.live().await;
+            shared.publishing.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+
+    if plan.more.clocks {
+        let (random, visited) = (Random::new(plan.seed, 400), shared.clone());
+        people.spawn(async move { visitors(random, &visited).await });
+        let aged = Publisher::new("age", Pen::Sure, Random::new(plan.seed, 401), shared.clone());
+        let shared = shared.clone();
+        shared.publishing.fetch_add(1, Ordering::SeqCst);
+        people.spawn(async move {
+            aged.write(AGED.channel).await;
             shared.publishing.fetch_sub(1, Ordering::SeqCst);
         });
     }
@@ -289,18 +329,21 @@ pub async fn run(kind: BrokerKind, plan: Plan, airwave: &Path) -> Result<Run, St
         shared.wrong(format!("{who} has not got the last events within {HANG:?}"));
     }
     let mut channels = BTreeMap::new();
-    for rule in &RULES {
+    for rule in plan.rules() {
         let held = held(&shared, rule.channel).await;
         let channel = Channel {
             keeps: rule.keeps,
             skips: false,
+            age: (rule.age < 600).then_some(rule.age * 1_000_000),
+            replays: rule.replay == "all",
             held,
         };
         channels.insert(rule.channel.to_owned(), channel);
     }
+    let ended = shared.clock.now();
     people.shutdown().await;
 
-    let told = std::mem::take(&mut *lock(&shared.told));
+    let mut told = std::mem::take(&mut *lock(&shared.told));
     let listeners = LISTENERS
         .into_iter()
         .flat_map(|(name, manner, listens)| listens.iter().map(move |channel| (name, manner == Manner::Late, *channel)));
@@ -308,10 +351,21 @@ pub async fn run(kind: BrokerKind, plan: Plan, airwave: &Path) -> Result<Run, St
         name: name.to_owned(),
         channel: channel.to_owned(),
         from_the_beginning: late,
-        told: told.get(&(name, channel)).cloned().unwrap_or_default(),
+        leaves: false,
+        told: told.remove(&(name, channel)).unwrap_or_default(),
     });
+    let mut listeners: Vec<Listener> = listeners.collect();
+    listeners.extend(told.into_iter().map(|((name, channel), told)| Listener {
+        name: name.to_owned(),
+        channel: channel.to_owned(),
+        from_the_beginning: false,
+        leaves: true,
+        told,
+    }));
     let history = History {
-        listeners: listeners.collect(),
+        listeners,
+        jumps: std::mem::take(&mut *lock(&shared.jumps)),
+        ended,
         channels,
         publications: std::mem::take(&mut *lock(&shared.publications)),
         losses: std::mem::take(&mut *lock(&shared.losses)),
@@ -351,21 +405,19 @@ async fn trouble(plan: &Plan, shared: &Arc<Shared>) {
                 Fault::KillNode(node) => world.kill_node(node, long),
                 Fault::DrainNode(node) => world.drain_node(node, long),
                 Fault::PauseNode(node) => world.pause_node(node, long),
-                Fault::KillBroker => {
-                    let lost = |position| {
-                        if world.kind.loses() == Loses::Everything {
-                            let at = shared.clock.now();
-                            lock(&shared.losses).push(Loss {
-                                position,
-                                at,
-                                everything: true,
-                            });
+                Fault::KillBroker => kill_broker(&shared, until_another_takes_over(long), None).await,
+                Fault::KillBrokerSkewed(skew) => kill_broker(&shared, until_another_takes_over(long), Some(skew)).await,
+                Fault::Busy(node, millis) => busy(&shared, node, Duration::from_millis(millis), long).await,
+                Fault::Refuse(why) => match world.refuse_writes(why, long).await {
+                    None => world.pause_broker(until_another_takes_over(long / 2)).await,
+                    Some(ready) => {
+                        for node in ready {
+                            shared.wrong(format!(
+                                "node {node} was ready for {long:?}, and the broker refused every write ({why:?})"
+                            ));
                         }
-                    };
-                    if let Err(error) = world.kill_broker(until_another_takes_over(long), lost).await {
-                        shared.wrong(error);
                     }
-                }
+                },
                 Fault::PauseBroker => world.pause_broker(until_another_takes_over(long)).await,
                 Fault::Cut(lines) => spoil(world, lines, Condition::Cut, long).await,
                 Fault::BlackHole(lines) => spoil(world, lines, Condition::Held, long).await,
@@ -378,6 +430,84 @@ async fn trouble(plan: &Plan, shared: &Arc<Shared>) {
     for node in 0..plan.nodes {
         shared.world.set_line(node, Condition::Open);
     }
+}
+
+async fn kill_broker(shared: &Shared, down: Duration, skew: Option<i64>) {
+    let world = &shared.world;
+    let lost = |clock| {
+        let at = shared.clock.now();
+        if skew.is_some_and(|skew| skew > 0) {
+            lock(&shared.jumps).push(at);
+        }
+        if world.kind.loses() != Loses::Everything {
+            return;
+        }
+        let loss = |channel, position| Loss {
+            channel,
+            position,
+            at,
+            everything: true,
+        };
+        if !shared.clocks {
+            return lock(&shared.losses).push(loss(None, clock));
+        }
+        // A clock that goes back does not take positions back: what comes is above all that a node has seen.
+        for rule in RULES.iter().chain([&AGED, &BUSY]) {
+            let after = shared.highest(rule.channel).map_or(clock, |highest| clock.max(highest + 1));
+            lock(&shared.losses).push(loss(Some(rule.channel.to_owned()), after));
+        }
+    };
+    if let Err(error) = world.kill_broker_skewed(down, skew, lost).await {
+        shared.wrong(error);
+    }
+}
+
+/// Listeners who come to a channel whose events are soon too old, want all that is not, hear a little, and leave.
+async fn visitors(mut random: Random, shared: &Arc<Shared>) {
+    while shared.in_trouble() {
+        sleep(random.millis(500, 1500)).await;
+        let mut visitor = Client::visitor(&[AGED.channel], Random::new(shared.seed, 500 + random.below(1 << 30)), shared);
+        let node = shared.some_node(&mut random).await;
+        visitor.visit(node, random.millis(500, 2500)).await;
+        // And comes back elsewhere, as far as it got.
+        let node = shared.some_node(&mut random).await;
+        visitor.visit(node, random.millis(500, 1500)).await;
+    }
+}
+
+/// A channel that nobody has open at this node is published to elsewhere, faster than a page can be read over the node's slow line, and
+/// listeners come to the node: new ones, and one that has a cursor from elsewhere.
+async fn busy(shared: &Arc<Shared>, node: usize, delay: Duration, long: Duration) {
+    let begin = Instant::now();
+    let world = &shared.world;
+    world.set_line(node, Condition::Slow(delay));
+    let number = shared.named.fetch_add(1, Ordering::SeqCst) as u64;
+    let mut random = Random::new(shared.seed, 600 + number);
+    let name: &'static str = Box::leak(format!("bulk{number}").into_boxed_str());
+    let mut publisher = Publisher::new(name, Pen::Several, Random::new(shared.seed, 700 + number), shared.clone());
+    let publishing = async {
+        while begin.elapsed() < long {
+            publisher.publish(BUSY.channel, 100, false).await;
+        }
+    };
+    let mut listening = JoinSet::new();
+    for visit in 0..3 {
+        let mut visitor = Client::visitor(&[BUSY.channel], Random::new(shared.seed, 800 + 10 * number + visit), shared);
+        let (shared, elsewhere, wait) = (shared.clone(), shared.some_node(&mut random).await, random.millis(300, 1000));
+        listening.spawn(async move {
+            sleep(wait).await;
+            if visit == 0 {
+                visitor.visit(elsewhere, Duration::from_millis(600)).await;
+            }
+            let address = timeout(Duration::from_secs(2), shared.world.address(node)).await;
+            if let Ok(address) = address {
+                visitor.visit(address, long.saturating_sub(begin.elapsed())).await;
+            }
+        });
+    }
+    publishing.await;
+    while listening.join_next().await.is_some() {}
+    world.set_line(node, Condition::Open);
 }
 
 async fn spoil(world: &World, lines: Lines, condition: Condition, long: Duration) {
@@ -483,6 +613,14 @@ impl Publisher {
             count: 0,
             random,
             shared,
+        }
+    }
+
+    /// To this channel alone.
+    async fn write(mut self, channel: &str) {
+        while self.shared.in_trouble() {
+            sleep(self.random.millis(10, 60)).await;
+            self.publish(channel, 1, false).await;
         }
     }
 
@@ -612,6 +750,20 @@ impl Client {
             token: None,
             random,
             shared,
+        }
+    }
+
+    /// Somebody who comes and goes, with a name of its own.
+    fn visitor(channels: &'static [&'static str], random: Random, shared: &Arc<Shared>) -> Self {
+        let number = shared.named.fetch_add(1, Ordering::SeqCst);
+        let name = Box::leak(format!("visitor{number}").into_boxed_str());
+        Self::new(name, Manner::Restless, channels, random, shared.clone())
+    }
+
+    /// Comes to this node, hears for so long, and leaves.
+    async fn visit(&mut self, node: SocketAddr, long: Duration) {
+        if let Ok(line) = self.connect(node).await {
+            let _ = timeout(long, self.hear(line)).await;
         }
     }
 

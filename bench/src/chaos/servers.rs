@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 pub use rustix::process::Signal;
 
 use super::link::{Line, Link};
+use super::plan::Refusal;
 
 /// How long a server may take to start. Decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -100,7 +101,7 @@ impl BrokerKind {
         )
     }
 
-    fn is_nats(self) -> bool {
+    pub(super) fn is_nats(self) -> bool {
         matches!(self, BrokerKind::Nats | BrokerKind::NatsVolatile | BrokerKind::NatsCluster)
     }
 
@@ -172,6 +173,32 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
+/// The library that gives a process another time of day: Debian's package faketime, or the one that a variable names. An error says what
+/// to do.
+pub fn faketime() -> Result<PathBuf, String> {
+    let named = std::env::var_os("AIRWAVE_TEST_FAKETIME").map(PathBuf::from);
+    let found = || {
+        let folders = std::fs::read_dir("/usr/lib").ok()?.filter_map(Result::ok);
+        let mut files = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
+        files.find(|file| file.is_file())
+    };
+    named
+        .or_else(found)
+        .ok_or_else(|| "there is no libfaketime: install Debian's package faketime, or name one in AIRWAVE_TEST_FAKETIME".into())
+}
+
+/// Lets the process that this starts see a time of day that differs by so many milliseconds. What it measures durations with stays right.
+fn skew(command: &mut Command, millis: i64) -> Result<(), String> {
+    if millis != 0 {
+        command
+            .env("LD_PRELOAD", faketime()?)
+            .env("FAKETIME", format!("{:+.3}", millis as f64 / 1000.0))
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("FAKETIME_DONT_RESET", "1");
+    }
+    Ok(())
+}
+
 /// One server of a broker.
 struct Server {
     address: SocketAddr,
@@ -179,6 +206,8 @@ struct Server {
     program: PathBuf,
     how: How,
     child: Option<Child>,
+    /// By how many milliseconds its clock differs, the next time it is started.
+    skew: i64,
 }
 
 /// What a server is told, beside where it listens and keeps its things.
@@ -199,6 +228,7 @@ impl Server {
             program: program.to_owned(),
             how,
             child: None,
+            skew: 0,
         })
     }
 
@@ -215,6 +245,7 @@ impl Server {
                     .args(arguments)
                     .args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
                 command.arg("--dir").arg(&self.folder);
+                skew(&mut command, self.skew)?;
             }
             How::Nats(configuration) => {
                 let file = self.folder.join("settings");
@@ -372,10 +403,11 @@ impl Broker {
         }
     }
 
-    /// Starts again what was killed, with what it stored.
-    pub async fn run(&mut self) -> Result<(), String> {
+    /// Starts again what was killed, with what it stored. `skew`: and with a clock that differs by so many milliseconds from now on.
+    pub async fn run(&mut self, skew: Option<i64>) -> Result<(), String> {
         let alone = !self.kind.fails_over();
         for server in self.servers.iter_mut().filter(|server| server.child.is_none()) {
+            server.skew = skew.unwrap_or(server.skew);
             Self::run_again(server, alone).await?;
         }
         Ok(())
@@ -414,6 +446,25 @@ impl Broker {
     pub fn go_on(&self) {
         self.set_routes(Line::Open);
         self.signal(Signal::CONT);
+    }
+
+    /// Whether a server can be given another clock, and what follows from it is promised. Of two servers with different clocks it is not.
+    pub fn takes_skew(&self) -> bool {
+        matches!(self.kind, BrokerKind::Redis | BrokerKind::RedisVolatile)
+    }
+
+    /// Redis takes PUBLISH and refuses writes from now on, or no longer.
+    pub async fn refuse_writes(&self, why: Refusal, refuses: bool) {
+        let setting = match (why, refuses) {
+            (Refusal::Replicas, true) => "min-replicas-to-write 9",
+            (Refusal::Replicas, false) => "min-replicas-to-write 0",
+            (Refusal::Memory, true) => "maxmemory 1",
+            (Refusal::Memory, false) => "maxmemory 0",
+        };
+        for server in self.servers.iter().filter(|server| server.child.is_some()) {
+            // A server that is paused takes it later; one that is killed comes back as it was set up.
+            let _ = redis::ask(server.address, &format!("CONFIG SET {setting}")).await;
+        }
     }
 
     fn set_routes(&self, line: Line) {
@@ -463,8 +514,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts `program` with this configuration file, and waits until it listens. What it says goes to the end of `log`.
-    pub async fn start(program: &Path, config: &Path, log: &Path) -> Result<Self, String> {
+    /// Starts `program` with this configuration file, and waits until it listens. What it says goes to the end of `log`. `skewed`: by how
+    /// many milliseconds its clock differs.
+    pub async fn start(program: &Path, config: &Path, log: &Path, skewed: i64) -> Result<Self, String> {
         let text = |error: io::Error| format!("cannot start {}: {error}", program.display());
         let out = File::options().create(true).append(true).open(log).map_err(text)?;
         let mut command = Command::new(program);
@@ -481,6 +533,7 @@ impl Node {
             .stdout(Stdio::piped())
             .stderr(out)
             .kill_on_drop(true);
+        skew(&mut command, skewed)?;
         let mut child = command.spawn().map_err(text)?;
         let stdout = child.stdout.take().ok_or("it has no output")?;
         let mut lines = BufReader::new(stdout).lines();

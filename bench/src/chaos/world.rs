@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use super::clients::request;
 use super::history::wall_clock;
 use super::link::{Line, Link};
-use super::plan::Lines;
-use super::servers::{Broker, BrokerKind, Folder, Node, Signal};
+use super::plan::{Lines, Refusal};
+use super::servers::{Broker, BrokerKind, Folder, Node, Signal, faketime};
 
 /// No step takes so long, however busy the machine is: it only turns a hang into a failure.
 pub const HANG: Duration = Duration::from_secs(60);
@@ -37,6 +37,8 @@ pub struct World {
     nodes: Vec<Kept>,
     wrong: Arc<Mutex<Vec<String>>>,
     folder: Folder,
+    /// By how many milliseconds the broker's clock differs.
+    skew: AtomicI64,
 }
 
 /// A node that is started again whenever it has ended.
@@ -60,11 +62,27 @@ impl World {
     /// # Errors
     /// Something does not start; the text says what to do.
     pub async fn start(kind: BrokerKind, nodes: usize, airwave: &Path, config: impl Fn(&str) -> String) -> Result<Self, String> {
+        Self::start_skewed(kind, &vec![0; nodes], airwave, config).await
+    }
+
+    /// The same with as many nodes as there are `skews`, by each of which a node's clock differs, in milliseconds.
+    ///
+    /// # Errors
+    /// As for [`World::start`].
+    pub async fn start_skewed(
+        kind: BrokerKind,
+        skews: &[i64],
+        airwave: &Path,
+        config: impl Fn(&str) -> String,
+    ) -> Result<Self, String> {
+        if skews.iter().any(|skew| *skew != 0) {
+            faketime()?;
+        }
         let folder = Folder::new().map_err(|error| format!("there is no folder to work in: {error}"))?;
         let broker = Broker::start(kind, folder.path()).await?;
         let wrong = Arc::new(Mutex::new(Vec::new()));
         let (mut links, mut kept) = (Vec::new(), Vec::new());
-        for number in 0..nodes {
+        for (number, skew) in skews.iter().enumerate() {
             let mut lines = Vec::new();
             for address in broker.addresses() {
                 let from = broker.line_from(number, address);
@@ -81,6 +99,7 @@ impl World {
                 config: file,
                 log: folder.path().join(format!("node{number}.log")),
                 wrong: wrong.clone(),
+                skew: *skew,
             };
             kept.push(keeper.begin());
             links.push(lines);
@@ -92,6 +111,7 @@ impl World {
             nodes: kept,
             wrong,
             folder,
+            skew: AtomicI64::new(0),
         };
         world.all_ready().await?;
         Ok(world)
@@ -199,13 +219,29 @@ impl World {
     /// # Errors
     /// It does not start again.
     pub async fn kill_broker(&self, down: Duration, between: impl FnOnce(u64)) -> Result<(), String> {
+        self.kill_broker_skewed(down, None, between).await
+    }
+
+    /// The same. `skew`: the clock of what is started again differs by so many milliseconds from now on. The broker's clock that `between` is told
+    /// of is the one to come.
+    ///
+    /// # Errors
+    /// As for [`World::kill_broker`].
+    pub async fn kill_broker_skewed(&self, down: Duration, skew: Option<i64>, between: impl FnOnce(u64)) -> Result<(), String> {
         let mut broker = self.broker.lock().await;
+        if skew.is_some() && broker.takes_skew() {
+            faketime()?;
+        }
+        let skew = skew.filter(|_| broker.takes_skew());
+        if let Some(skew) = skew {
+            self.skew.store(skew, Ordering::Relaxed);
+        }
         broker.kill().await;
         // Clocks count whole microseconds; nothing may be in the same one.
         sleep(Duration::from_millis(2)).await;
-        between(wall_clock());
+        between(wall_clock().saturating_add_signed(1000 * self.skew.load(Ordering::Relaxed)));
         sleep(Duration::from_millis(2).max(down)).await;
-        broker.run().await?;
+        broker.run(skew).await?;
         for lines in &self.links {
             for (link, address) in lines.iter().zip(broker.addresses()) {
                 link.lead_to(address);
@@ -221,6 +257,29 @@ impl World {
     pub async fn settle(&self) -> Result<(), String> {
         self.broker.lock().await.settle().await?;
         self.all_ready().await
+    }
+
+    /// Redis takes PUBLISH and refuses writes for so long. Gives the nodes that said that they can deliver all the while; `None`: this broker cannot
+    /// be told to.
+    pub(super) async fn refuse_writes(&self, why: Refusal, long: Duration) -> Option<Vec<usize>> {
+        if self.kind.is_nats() {
+            return None;
+        }
+        self.broker.lock().await.refuse_writes(why, true).await;
+        let since = Instant::now();
+        let mut ready: Vec<usize> = (0..self.nodes.len()).collect();
+        while since.elapsed() < long {
+            for node in std::mem::take(&mut ready) {
+                let address = *self.nodes[node].address.borrow();
+                let Some(address) = address else { continue };
+                if matches!(request(address, "GET", "/readyz", "", "").await, Ok((200, _))) {
+                    ready.push(node);
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        self.broker.lock().await.refuse_writes(why, false).await;
+        Some(ready)
     }
 
     /// SIGSTOP of the broker, and SIGCONT after `long`.
@@ -254,6 +313,7 @@ struct Keeper {
     config: PathBuf,
     log: PathBuf,
     wrong: Arc<Mutex<Vec<String>>>,
+    skew: i64,
 }
 
 impl Keeper {
@@ -283,7 +343,7 @@ impl Keeper {
     ) {
         loop {
             // A node whose broker is out of reach ends at once, as it says; whoever keeps it starts it again.
-            let Ok(mut node) = Node::start(&self.airwave, &self.config, &self.log).await else {
+            let Ok(mut node) = Node::start(&self.airwave, &self.config, &self.log, self.skew).await else {
                 sleep(Duration::from_millis(200)).await;
                 continue;
             };
