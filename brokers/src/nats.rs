@@ -470,7 +470,9 @@ impl Nats {
             return self.with_epochs(&link, &page, after, replay).await;
         }
         for _ in 0..OVERTAKEN_TRIES {
-            let read = match limit.events <= FEW {
+            // Where there were never more, the newest few are all.
+            let few = limit.events <= FEW || page.chain.events <= FEW as u64;
+            let read = match few {
                 true => self.read_back(&link, channel, &page, limit).await?,
                 false => self.read_newest(&link, channel, &page, limit).await?,
             };

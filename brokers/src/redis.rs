@@ -425,6 +425,26 @@ mod tests {
         assert!(decode(stored(&end)).unwrap().is_end());
     }
 
+    /// A full server must stay as full as it is.
+    #[test]
+    fn no_script_that_works_on_a_full_server_adds_a_key() {
+        let scripts = [APPEND, READ, FOUND, REMEMBER, members::MEMBERS, members::ROLL, members::ENTER];
+        let unbounded = scripts
+            .into_iter()
+            .filter(|script| script.lines().next().is_some_and(|line| line.contains("allow-oom")));
+        let mut counted = 0;
+        for script in unbounded {
+            counted += 1;
+            // What READ shares with scripts that make an epoch is not called with `true` there.
+            let own = script.split("-- Reads").nth(1).unwrap();
+            for adds in ["'SET'", "'HSET'", "'SADD'", "'XADD'", "'RPUSH'", "true)"] {
+                assert!(!own.contains(adds), "{adds} in {own}");
+            }
+            assert_eq!(own.matches("'ZADD', key, 'XX'").count(), own.matches("'ZADD'").count());
+        }
+        assert_eq!(counted, 2, "READ and ROLL");
+    }
+
     #[test]
     fn what_is_not_an_event_is_not_read_as_one() {
         let whole = stored(&Message::new(EventName::new("said").unwrap(), Data::text("text")));

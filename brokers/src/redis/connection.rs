@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::address::Place;
-use super::members::{MEMBERS, ROLL};
+use super::members::{ENTER, MEMBERS, ROLL};
 use super::sentinel::Sentinels;
 use super::{APPEND, FOUND, READ, REMEMBER, Script};
 
@@ -413,6 +413,7 @@ pub(super) struct Connected {
     pub(super) read: Arc<str>,
     pub(super) members: Arc<str>,
     pub(super) roll: Arc<str>,
+    pub(super) enter: Arc<str>,
 }
 
 impl Connected {
@@ -504,7 +505,7 @@ impl Commands {
         };
         let (append, read) = (load(APPEND).await?, load(READ).await?);
         let (found, remember) = (load(FOUND).await?, load(REMEMBER).await?);
-        let (members, roll) = (load(MEMBERS).await?, load(ROLL).await?);
+        let (members, roll, enter) = (load(MEMBERS).await?, load(ROLL).await?, load(ENTER).await?);
         Ok(Connected {
             connection,
             dead,
@@ -515,6 +516,7 @@ impl Commands {
             read,
             members,
             roll,
+            enter,
         })
     }
 

@@ -20,6 +20,7 @@ use super::{DEADLINE, HEAD_LIVES, READ_DEADLINE, Redis, Script, Servers, late, m
 
 pub(super) const MEMBERS: &str = include_str!("members.lua");
 pub(super) const ROLL: &str = include_str!("roll.lua");
+pub(super) const ENTER: &str = include_str!("enter.lua");
 
 const MEMBERS_SCRIPT: Script = Script {
     text: MEMBERS,
@@ -30,6 +31,12 @@ const MEMBERS_SCRIPT: Script = Script {
 const ROLL_SCRIPT: Script = Script {
     text: ROLL,
     hash: |connected| &connected.roll,
+    tells: false,
+};
+
+const ENTER_SCRIPT: Script = Script {
+    text: ENTER,
+    hash: |connected| &connected.enter,
     tells: false,
 };
 
@@ -56,8 +63,18 @@ impl Redis {
     }
 
     async fn ask_roll(&self, what: &str, key: &str, arguments: impl Fn(&mut Cmd) + Send + Sync) -> Result<Value, BrokerError> {
+        self.ask_beside_roll(ROLL_SCRIPT, what, key, arguments).await
+    }
+
+    async fn ask_beside_roll(
+        &self,
+        script: Script,
+        what: &str,
+        key: &str,
+        arguments: impl Fn(&mut Cmd) + Send + Sync,
+    ) -> Result<Value, BrokerError> {
         let roll = Self::roll()?;
-        let ask = self.script(&roll, ROLL_SCRIPT, |call| {
+        let ask = self.script(&roll, script, |call| {
             call.arg(1).arg(self.key(&roll, key)).arg(what);
             arguments(call);
         });
@@ -73,7 +90,7 @@ impl Redis {
         if known {
             return Ok(());
         }
-        self.ask_roll("enter", &format!("of:{node}"), |call| {
+        self.ask_beside_roll(ENTER_SCRIPT, "enter", &format!("of:{node}"), |call| {
             call.arg(channel.as_str()).arg(millis(HEAD_LIVES));
         })
         .await?;
@@ -212,20 +229,33 @@ impl Directory for Redis {
 
     async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
         let until = Instant::now() + BURY_FOR;
-        let answer = self
-            .ask_roll("beat", "beats", |call| {
-                call.arg(node.to_string()).arg(millis(NODE_EXPIRES));
+        let ask = async || {
+            let answer = self
+                .ask_roll("beat", "beats", |call| {
+                    call.arg(node.to_string()).arg(millis(NODE_EXPIRES));
+                })
+                .await?;
+            let Value::Array(answer) = answer else {
+                return Err(wrong_roll());
+            };
+            let mut answer = answer.into_iter();
+            match (answer.next(), answer.next(), answer.next(), answer.next()) {
+                (Some(Value::Int(known)), Some(living), Some(dead), Some(Value::Int(there))) => {
+                    Ok((known == 1, living, dead, there == 1))
+                }
+                _ => Err(wrong_roll()),
+            }
+        };
+        let (known, mut living, mut dead, there) = ask().await?;
+        if !there {
+            self.ask_beside_roll(ENTER_SCRIPT, "register", "beats", |call| {
+                call.arg(node.to_string());
             })
             .await?;
-        let Value::Array(answer) = answer else {
-            return Err(wrong_roll());
-        };
-        let mut answer = answer.into_iter();
-        let (Some(Value::Int(known)), Some(living), Some(dead)) = (answer.next(), answer.next(), answer.next()) else {
-            return Err(wrong_roll());
-        };
+            (_, living, dead, _) = ask().await?;
+        }
         let beat = Beat {
-            known: known == 1,
+            known,
             living: nodes(living).ok_or_else(wrong_roll)?,
         };
         for dead in texts(dead).ok_or_else(wrong_roll)? {

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- Reads members, and keeps the roll of the nodes: which lives, and in which channels it has members. Small, and it takes things away, so it
--- works on a full server, too.
+-- Reads members, and keeps the roll of the nodes: which lives, and in which channels it has members. It adds no key and takes things away,
+-- so it works on a full server, too. What adds keys is in enter.lua.
 --
 -- ARGV  what; then
 -- 'list'     KEYS members; ARGV how long they are remembered in ms: gives field, value, ...
 -- 'bury'     KEYS members; ARGV node: removes all of the node's
--- 'beat'     KEYS beats; ARGV node, how long it lives in ms: gives whether it lived, the living, some of the dead
+-- 'beat'     KEYS beats; ARGV node, how long it lives in ms: gives whether it lived, the living, some of the dead, whether it is in the
+--            roll at all
 -- 'living'   KEYS beats; ARGV -, how long a node lives in ms: gives the living
 -- 'leave'    KEYS beats; ARGV node
--- 'enter'    KEYS the node's channels; ARGV channel, how long they are remembered in ms
 -- 'exit'     KEYS the node's channels; ARGV channel
 -- 'some'     KEYS the node's channels; ARGV how many: gives some of them
 -- 'forget'   KEYS beats; ARGV node
@@ -29,10 +29,6 @@ if what == 'bury' then
   return gone
 end
 
-if what == 'enter' then
-  redis.call('SADD', key, ARGV[2])
-  return redis.call('PEXPIRE', key, ARGV[3])
-end
 if what == 'exit' then return redis.call('SREM', key, ARGV[2]) end
 if what == 'some' then return redis.call('SRANDMEMBER', key, ARGV[2]) end
 
@@ -49,9 +45,10 @@ if what == 'living' then return redis.call('ZRANGEBYSCORE', key, '(' .. dead, '+
 local last = redis.call('ZSCORE', key, ARGV[2])
 local lived = last and tonumber(last) > tonumber(dead)
 -- Who is dead stays dead: somebody may be removing what it said.
-if lived or not last then redis.call('ZADD', key, text(now), ARGV[2]) end
+if lived then redis.call('ZADD', key, 'XX', text(now), ARGV[2]) end
 return {
   lived and 1 or 0,
   redis.call('ZRANGEBYSCORE', key, '(' .. dead, '+inf'),
   redis.call('ZRANGEBYSCORE', key, '-inf', dead, 'LIMIT', 0, 10),
+  last and 1 or 0,
 }
