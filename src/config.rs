@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use airwave_core::rule::{Limits, Rule, Rules};
 
+pub use crate::listener::ClientIpHeader;
 pub use broker::{BrokerConfig, BrokerKind, BrokerUrl};
 pub use origin::{ConfigError, Origin, Problem};
 pub use settings::Shown;
@@ -67,6 +68,8 @@ pub struct Config {
     /// The peers (reverse proxies) whose word about the client's address is taken. If there are any, other machines reach
     /// the server whatever address it listens on.
     pub trusted_proxies: Vec<Network>,
+    /// The header in which they name the client. Default `x-forwarded-for`.
+    pub client_ip_header: ClientIpHeader,
     /// Whether the page that shows the channels live is served. Default: as [`Config::is_local`].
     pub live_page: bool,
     /// How the log is written.
@@ -89,6 +92,7 @@ impl Default for Config {
             publish_token: None,
             publish_open: false,
             trusted_proxies: Vec::new(),
+            client_ip_header: ClientIpHeader::default(),
             live_page: true,
             log: LogConfig::default(),
             drain: Duration::from_secs(10),

@@ -34,6 +34,7 @@ pub mod listener;
 mod live;
 mod pages;
 pub mod server;
+pub mod signals;
 #[cfg(feature = "typescript")]
 pub mod typescript;
 
@@ -114,7 +115,8 @@ impl Airwave {
         live::routes(path, self.hub.clone())
     }
 
-    /// Serves `app` on the configured address until SIGTERM or SIGINT, through our own accept loop, then drains.
+    /// Serves `app` on the configured address until SIGTERM, SIGINT or SIGQUIT, through our own accept loop, then drains. SIGHUP, SIGUSR1 and SIGUSR2
+    /// are ignored, with a line in the log.
     ///
     /// # Errors
     /// [`Error::Listen`].

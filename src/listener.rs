@@ -1,19 +1,26 @@
-//! Our own accept loop: header time-out, `TCP_NODELAY`, connection caps, HTTP/1.1 and HTTP/2 by preface, tracked tasks, drain.
+//! Our own accept loop: time-outs of heads and waits, `TCP_NODELAY`, connection caps, HTTP/1.1 and HTTP/2 by preface, tracked tasks, drain.
 //!
 //! `axum::serve` has none of these. And it keeps about 12 KB for each connection that streams: here, once the routes have admitted an SSE or WebSocket
 //! listener over HTTP/1.1, the socket is taken back from hyper ([`Handover`]) and a bare task goes on with it.
+//!
+//! `admission` is who gets a place, `files` what open files leave room for, `forwarded` who the client is behind proxies, `idle` how long a connection may
+//! wait.
+
+mod admission;
+mod files;
+mod forwarded;
+mod idle;
 
 use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use airwave_core::Hub;
-use airwave_transports::socket::{Conversation, Handover, Io, Taken};
+use airwave_transports::socket::{Conversation, FirstBytes, Handover, Io, Taken, Usage};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
@@ -23,14 +30,22 @@ use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use admission::{Admission, Place};
+use files::{Outage, Spare, is_out_of_files};
+use idle::{Answer, HeadClock, Requests, Streams, UnderWay, Waits, without_streams};
+
+pub use forwarded::ClientIpHeader;
+
+/// Connections that the kernel may hold until they are accepted. With fewer, a storm of clients that come back loses SYNs, each for a second or more.
+pub const BACKLOG: u32 = 4096;
 /// A head larger than this ends the connection (P13).
 const MAX_HEAD: usize = 16 << 10;
 /// What [`Serving::head`] usually is.
@@ -38,24 +53,80 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may go on sending after its last answer, and how long it may pause.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_millis(500);
+/// How long a connection that is refused may take to say what it wants.
+const REFUSAL_WAIT: Duration = Duration::from_secs(1);
 /// How long the kernel may fail to deliver before it gives a dead peer up (RFC 5482).
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// RFC 9113, section 3.4: how an HTTP/2 connection begins. No HTTP/1 method has these four letters.
-const HTTP2_PREFACE: &[u8] = b"PRI ";
-/// Connections beyond those that stream: short requests, and those that are being refused.
+const HTTP2_PREFACE: &[u8; FirstBytes::ENOUGH] = b"PRI ";
+/// Connections beyond those that stream: for short requests.
 const SPARE_CONNECTIONS: usize = 1024;
+/// The same for each address.
+const SPARE_OF_ADDRESS: usize = 256;
 
 /// What the accept loop needs to know.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct Serving {
-    /// Connections at once.
+    /// Connections at once that stream, and no more than open files leave room for. Another 1,024 may make short requests.
     pub connections: usize,
+    /// Connections at once that stream from one address (IPv6: from one /64), which may have another 256 for short requests. The addresses that
+    /// [`Serving::trusts`] names are not counted.
+    pub connections_per_address: usize,
     /// How long a drain may take.
     pub drain: Duration,
-    /// How long a request's head may take, and how long a connection may wait for its next request (P13). Usually [`HEAD_TIMEOUT`].
+    /// How long a request's head may take from its first byte, and the first one from the accept (P13). Usually [`HEAD_TIMEOUT`].
     pub head: Duration,
-    /// Whose word about the client's address is taken (`X-Forwarded-For`).
+    /// How long a connection may wait for its next request.
+    pub keep_alive: Duration,
+    /// Whose word about the client's address is taken.
     pub trusts: Arc<dyn Fn(IpAddr) -> bool + Send + Sync>,
+    /// The header in which they say it.
+    pub client_ip_header: ClientIpHeader,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        let limits = airwave_core::rule::Limits::default();
+        Self {
+            connections: limits.connections,
+            connections_per_address: limits.connections_per_address,
+            drain: Duration::from_secs(10),
+            head: HEAD_TIMEOUT,
+            keep_alive: limits.keep_alive,
+            trusts: Arc::new(|_| false),
+            client_ip_header: ClientIpHeader::default(),
+        }
+    }
+}
+
+/// Listens on `address` with room for a storm of clients ([`BACKLOG`]).
+///
+/// # Errors
+/// The address cannot be listened on.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A restart must not wait for connections of the process before. On Windows it means another thing.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let listener = socket.listen(BACKLOG)?;
+    #[cfg(target_os = "linux")]
+    if let Some(allowed) = std::fs::read_to_string("/proc/sys/net/core/somaxconn")
+        .ok()
+        .and_then(|text| text.trim().parse::<u32>().ok())
+        && allowed < BACKLOG
+    {
+        tracing::info!(
+            backlog = BACKLOG,
+            allowed,
+            "the kernel cuts the listen backlog: many clients that come at once may wait a second or more; raise it with sysctl net.core.somaxconn={BACKLOG}"
+        );
+    }
+    Ok(listener)
 }
 
 /// Serves `app` until `shutdown`, then drains: nothing new is taken in, requests under way finish, every session is told to end, and what is
@@ -67,12 +138,21 @@ pub async fn serve(
     serving: Serving,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let tasks = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(
-        (serving.connections + SPARE_CONNECTIONS).min(Semaphore::MAX_PERMITS),
-    ));
     let (drain, draining) = watch::channel(false);
     let (cut, cutting) = watch::channel(false);
+    let mut admission = Admission::new(&serving);
+    hub.bound_connections(admission.listeners());
+    let node = Arc::new(Node {
+        refusing: admission::refusing(app.clone(), hub.clone()),
+        app,
+        serving,
+        tasks: TaskTracker::new(),
+        draining,
+        cutting,
+    });
+    let tasks = &node.tasks;
+    let mut out_of_files = Outage::default();
+    let mut spare = Spare::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -84,30 +164,33 @@ pub async fn serve(
             // The client was gone before we looked.
             Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => continue,
             Err(error) => {
-                // Out of file descriptors, most likely: some will come back as connections end.
-                tracing::warn!(%error, "cannot accept a connection; raise the limit of open files (ulimit -n)");
-                sleep(Duration::from_millis(100)).await;
+                if out_of_files.begins() {
+                    tracing::warn!(%error, "cannot accept connections: clients are turned away; raise the limit of open files (ulimit -n)");
+                }
+                if is_out_of_files(&error) {
+                    tokio::select! {
+                        () = spare.turn_away(&listener) => {}
+                        () = &mut shutdown => break,
+                    }
+                } else {
+                    sleep(Duration::from_millis(100)).await;
+                }
                 continue;
             }
         };
-        // Beyond the cap a connection is closed without an answer: an EventSource comes back after that, but not after a 503.
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        // Without a place, not even for a refusal, a connection is closed without an answer: an EventSource comes back after that.
+        let Some(place) = admission.place(peer.ip()) else {
             continue;
         };
         let connection = Served {
-            app: app.clone(),
+            node: node.clone(),
             peer,
-            head: serving.head,
-            trusts: serving.trusts.clone(),
-            tasks: tasks.clone(),
-            draining: draining.clone(),
-            cutting: cutting.clone(),
+            accepted: Instant::now(),
             place,
         };
         tasks.spawn(connection.run(stream));
     }
     drop(listener);
-    drop((draining, cutting));
     hub.drain();
     drain.send_replace(true);
     tasks.close();
@@ -118,7 +201,7 @@ pub async fn serve(
             sleep(Duration::from_millis(20)).await;
         }
     };
-    if timeout(serving.drain, everything).await.is_err() {
+    if timeout(node.serving.drain, everything).await.is_err() {
         tracing::warn!(
             sessions = hub.sessions(),
             "the grace time is over: cutting the connections that are left"
@@ -130,29 +213,37 @@ pub async fn serve(
     Ok(())
 }
 
-/// One accepted connection.
-struct Served {
+/// What all connections have in common.
+struct Node {
     app: Router,
-    peer: SocketAddr,
-    head: Duration,
-    trusts: Arc<dyn Fn(IpAddr) -> bool + Send + Sync>,
+    /// Answers in place of `app` where no place is left.
+    refusing: Router,
+    serving: Serving,
     tasks: TaskTracker,
     draining: watch::Receiver<bool>,
     cutting: watch::Receiver<bool>,
-    place: OwnedSemaphorePermit,
+}
+
+/// One accepted connection.
+struct Served {
+    node: Arc<Node>,
+    peer: SocketAddr,
+    accepted: Instant,
+    place: Place,
 }
 
 impl Served {
-    async fn run(self, stream: TcpStream) {
+    async fn run(self, mut stream: TcpStream) {
         // A socket on which these fail is gone already.
         let _ = stream.set_nodelay(true);
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(USER_TIMEOUT));
-        let cut = happened(self.cutting.clone());
+        let cut = happened(self.node.cutting.clone());
+        let waits = self.waits();
         let serve = async {
-            match timeout(self.head, is_http2(&stream)).await {
-                Ok(Ok(true)) => self.http2(stream).await,
-                Ok(Ok(false)) => self.http1(stream).await,
+            match timeout(waits.head, first_bytes(&mut stream)).await {
+                Ok(Ok((first, true))) => self.http2(stream, first).await,
+                Ok(Ok((first, false))) => self.http1(stream, first).await,
                 Ok(Err(_)) | Err(_) => {}
             }
         };
@@ -162,10 +253,25 @@ impl Served {
         }
     }
 
-    async fn http2(self, stream: TcpStream) {
-        let (app, peer, trusts) = (self.app, self.peer, self.trusts);
-        let service = service_fn(move |request| call(app.clone(), request, peer, trusts.clone()));
-        let mut builder = http2::Builder::new(TokioExecutor::new());
+    fn waits(&self) -> Waits {
+        let serving = &self.node.serving;
+        if self.place.is_for_refusal() {
+            return Waits {
+                head: serving.head.min(REFUSAL_WAIT),
+                keep_alive: serving.keep_alive.min(REFUSAL_WAIT),
+            };
+        }
+        Waits {
+            head: serving.head,
+            keep_alive: serving.keep_alive,
+        }
+    }
+
+    async fn http2(self, stream: TcpStream, first: FirstBytes) {
+        let requests = Requests::new();
+        let (node, peer, refuse) = (self.node.clone(), self.peer, self.place.is_for_refusal());
+        let service = service_fn(move |request| call(node.clone(), request, peer, refuse));
+        let mut builder = http2::Builder::new(Streams(requests.clone()));
         builder
             .timer(TokioTimer::new())
             .max_header_list_size(MAX_HEAD as u32)
@@ -173,12 +279,23 @@ impl Served {
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20))
             .enable_connect_protocol();
-        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let io = Io::new(stream, first, Arc::default());
+        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        let waits = self.waits();
         let result = tokio::select! {
             result = connection.as_mut() => result,
-            () = happened(self.draining) => {
+            () = happened(self.node.draining.clone()) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
+            }
+            () = without_streams(&requests, waits, self.accepted) => {
+                connection.as_mut().graceful_shutdown();
+                // The peer may have begun a stream meanwhile, and may finish it.
+                match timeout(CLOSE_WAIT, connection.as_mut()).await {
+                    Ok(result) => result,
+                    Err(_) if requests.are_under_way() => connection.await,
+                    Err(_) => Ok(()),
+                }
             }
         };
         if let Err(error) = result {
@@ -186,38 +303,45 @@ impl Served {
         }
     }
 
-    async fn http1(self, stream: TcpStream) {
+    async fn http1(self, stream: TcpStream, first: FirstBytes) {
         let slot = Slot::default();
-        let blocked = Arc::new(AtomicBool::new(false));
+        let usage = Arc::new(Usage::default());
+        let requests = Requests::new();
         let service = {
-            let (app, peer, trusts, slot) = (self.app, self.peer, self.trusts, slot.clone());
+            let (node, peer, refuse) = (self.node.clone(), self.peer, self.place.is_for_refusal());
+            let (slot, requests) = (slot.clone(), requests.clone());
             service_fn(move |request| {
                 // `poll_without_shutdown` wants a future that can be moved.
-                let call = answer(call(app.clone(), request, peer, trusts.clone()), slot.clone());
+                let call = answer(call(node.clone(), request, peer, refuse), slot.clone(), requests.begin());
                 Box::pin(call) as Pin<Box<dyn Future<Output = _> + Send>>
             })
         };
         let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.head)
-            .max_buf_size(MAX_HEAD);
-        let mut connection = builder.serve_connection(Io::new(stream, blocked.clone()), service);
+        // Its time-out would be one for the wait and for the head: `HeadClock` has one for each.
+        builder.header_read_timeout(None).max_buf_size(MAX_HEAD);
+        let mut connection = builder.serve_connection(Io::new(stream, first, usage.clone()), service);
+        let mut clock = HeadClock::new(self.waits(), self.accepted);
+        let mut timer = std::pin::pin!(sleep_until(clock.first()));
         let mut drained = false;
         let step = loop {
             let progress = poll_fn(|cx| {
                 let done = connection.poll_without_shutdown(cx);
                 match slot.take() {
                     // hyper still holds bytes of an earlier answer: the socket cannot be taken yet.
-                    Some(step @ Step::Take(_)) if blocked.load(Ordering::Relaxed) => slot.put(step),
+                    Some(step @ Step::Take(_)) if usage.is_blocked() => slot.put(step),
                     Some(step) => return Poll::Ready(step),
                     None => {}
                 }
-                done.map(Step::Done)
+                match done {
+                    Poll::Ready(result) => Poll::Ready(Step::Done(result)),
+                    Poll::Pending => clock
+                        .poll_expired(timer.as_mut(), &usage, &requests, cx)
+                        .map(|()| Step::Done(Ok(()))),
+                }
             });
             tokio::select! {
                 step = progress => break step,
-                () = happened(self.draining.clone()), if !drained => {
+                () = happened(self.node.draining.clone()), if !drained => {
                     drained = true;
                     Pin::new(&mut connection).graceful_shutdown();
                 }
@@ -227,15 +351,16 @@ impl Served {
             Step::Take(taken) => {
                 let parts = connection.into_parts();
                 let Talk { conversation, head } = taken;
-                // Even when it is empty, it would keep hyper's read buffer of 8 KiB alive.
-                let read = Bytes::copy_from_slice(&parts.read_buf);
+                let (stream, first) = parts.io.into_parts();
+                // A copy: even when it is empty, it would keep hyper's read buffer of 8 KiB alive.
+                let read = [&parts.read_buf[..], first.as_slice()].concat().into();
                 drop(parts.service);
                 // A task of its own, so that nothing of hyper's is kept. Sessions are cut by the hub, so this one need not watch for it.
                 conversation(Taken {
-                    stream: parts.io.into_stream(),
+                    stream,
                     read,
                     head,
-                    keep: Box::new((self.place, self.tasks.token())),
+                    keep: Box::new((self.place, self.node.tasks.token())),
                 });
             }
             Step::Upgrade(go_on) => {
@@ -250,7 +375,7 @@ impl Served {
                     tracing::debug!(%error, "an HTTP/1 connection ended badly");
                 }
                 // Boxed: its buffer is of no use to the connection before.
-                Box::pin(close(connection.into_parts().io.into_stream())).await;
+                Box::pin(close(connection.into_parts().io.into_parts().0)).await;
             }
         }
     }
@@ -272,22 +397,20 @@ async fn happened(mut word: watch::Receiver<bool>) {
     }
 }
 
-/// Whether the connection begins like HTTP/2. Nothing is taken from the socket.
-async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
-    let mut begin = [0u8; HTTP2_PREFACE.len()];
+/// The first bytes of a connection, and whether it begins like HTTP/2.
+async fn first_bytes(stream: &mut TcpStream) -> io::Result<(FirstBytes, bool)> {
+    let mut first = FirstBytes::default();
     loop {
-        let count = stream.peek(&mut begin).await?;
-        if count == 0 {
+        if first.read_from(stream).await? == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        if begin[..count] != HTTP2_PREFACE[..count] {
-            return Ok(false);
+        let read = first.as_slice();
+        if *read != HTTP2_PREFACE[..read.len()] {
+            return Ok((first, false));
         }
-        if count == begin.len() {
-            return Ok(true);
+        if first.are_enough() {
+            return Ok((first, true));
         }
-        // The rest is on its way. The socket stays readable meanwhile, so only time can pass here.
-        sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -318,16 +441,26 @@ impl Slot {
 }
 
 async fn call(
-    app: Router,
+    node: Arc<Node>,
     request: Request<Incoming>,
     peer: SocketAddr,
-    trusts: Arc<dyn Fn(IpAddr) -> bool + Send + Sync>,
+    refuse: bool,
 ) -> Result<Response<Body>, std::convert::Infallible> {
     let mut request = request.map(Body::new);
-    let client = client_address(&request, peer, &*trusts);
+    let serving = &node.serving;
+    let (client, scheme) = forwarded::client(request.headers(), peer, serving.client_ip_header, &*serving.trusts);
     request.extensions_mut().insert(ConnectInfo(client));
+    if let Some(scheme) = scheme {
+        request.extensions_mut().insert(scheme);
+    }
     let (version, method) = (request.version(), request.method().clone());
-    let mut response = app.oneshot(request).await?;
+    let app = if refuse { &node.refusing } else { &node.app };
+    let mut response = app.clone().oneshot(request).await?;
+    if refuse && version <= Version::HTTP_11 {
+        response
+            .headers_mut()
+            .insert(CONNECTION, http::HeaderValue::from_static("close"));
+    }
     // Only a whole GET over HTTP/1 gives a socket that nobody else uses.
     if method != Method::GET || version > Version::HTTP_11 || response.headers().contains_key(CONTENT_ENCODING) {
         response.extensions_mut().remove::<Handover>();
@@ -339,7 +472,8 @@ async fn call(
 async fn answer(
     call: impl Future<Output = Result<Response<Body>, std::convert::Infallible>>,
     slot: Slot,
-) -> Result<Response<Body>, std::convert::Infallible> {
+    under_way: UnderWay,
+) -> Result<Response<Answer>, std::convert::Infallible> {
     let mut response = call.await?;
     if let Some(conversation) = response
         .extensions_mut()
@@ -358,7 +492,10 @@ async fn answer(
         slot.put(Step::Upgrade(go_on));
         let _ = going_on.await;
     }
-    Ok(response)
+    Ok(response.map(|body| Answer {
+        body,
+        _under_way: under_way,
+    }))
 }
 
 /// The response's head as hyper would write it, for a stream that ends with its connection (RFC 9112, section 6.3, rule 8).
@@ -387,28 +524,6 @@ fn head_of(response: &Response<Body>) -> Bytes {
     head.freeze()
 }
 
-/// The client's address: the peer's, or what trusted proxies say. The list grows to the right, and only what a trusted peer wrote is believed.
-fn client_address<B>(request: &Request<B>, peer: SocketAddr, trusts: &dyn Fn(IpAddr) -> bool) -> SocketAddr {
-    let mut client = peer;
-    if !trusts(client.ip()) {
-        return client;
-    }
-    let forwarded = request
-        .headers()
-        .get_all("x-forwarded-for")
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let hops: Vec<&str> = forwarded.flat_map(|value| value.split(',')).map(str::trim).collect();
-    for hop in hops.iter().rev() {
-        let Ok(address) = hop.parse::<IpAddr>() else { break };
-        client = SocketAddr::new(address, 0);
-        if !trusts(address) {
-            break;
-        }
-    }
-    client
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -421,21 +536,6 @@ mod tests {
         }
         let connection = of(Served::run);
         assert!(connection <= 3072, "{connection} bytes");
-    }
-
-    #[test]
-    fn only_trusted_proxies_name_the_client() {
-        let proxy: SocketAddr = "127.0.0.1:9".parse().unwrap();
-        let trusts = |address: IpAddr| address.is_loopback();
-        let seen = |forwarded: &str, peer: &str| {
-            let request = Request::builder().header("x-forwarded-for", forwarded).body(()).unwrap();
-            client_address(&request, peer.parse().unwrap(), &trusts).ip().to_string()
-        };
-        assert_eq!(seen("203.0.113.7", "127.0.0.1:9"), "203.0.113.7");
-        assert_eq!(seen("198.51.100.1, 203.0.113.7, 127.0.0.2", "127.0.0.1:9"), "203.0.113.7");
-        assert_eq!(seen("198.51.100.1", "203.0.113.9:1"), "203.0.113.9");
-        assert_eq!(seen("nonsense", "127.0.0.1:9"), "127.0.0.1");
-        assert_eq!(client_address(&Request::new(()), proxy, &trusts), proxy);
     }
 
     #[test]

@@ -13,12 +13,12 @@ use airwave_transports::{Options, Origins, Publishers};
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
-use tokio::net::TcpListener;
 
 use crate::client;
 use crate::config::{AllowedOrigins, BrokerKind, Config, ConfigError};
 use crate::listener::{self, Serving};
 use crate::live;
+pub use crate::signals::asked_to_end;
 
 /// Why a node could not be put together or served.
 #[derive(Debug, thiserror::Error)]
@@ -164,9 +164,7 @@ pub(crate) async fn serve(
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
     let address = config.listen;
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| Error::Listen { address, source })?;
+    let listener = listener::bind(address).map_err(|source| Error::Listen { address, source })?;
     let address = listener.local_addr()?;
     let files = raise_open_files();
     let limit = config.limits.connections;
@@ -181,9 +179,12 @@ pub(crate) async fn serve(
     let trusted = config.clone();
     let serving = Serving {
         connections: limit,
+        connections_per_address: config.limits.connections_per_address,
         drain: config.drain,
-        head: listener::HEAD_TIMEOUT,
+        keep_alive: config.limits.keep_alive,
         trusts: Arc::new(move |peer| trusted.trusts(peer)),
+        client_ip_header: config.client_ip_header,
+        ..Serving::default()
     };
     ready(address);
     let served = listener::serve(listener, app, hub.clone(), serving, shutdown).await;
@@ -197,23 +198,4 @@ fn raise_open_files() -> u64 {
         tracing::warn!(%error, "the limit of open files cannot be raised");
         rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(0, |(soft, _)| soft)
     })
-}
-
-/// Resolves when the process is asked to end (SIGTERM or SIGINT).
-pub async fn asked_to_end() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminate) => {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = tokio::signal::ctrl_c() => {}
-                }
-            }
-            Err(_) => drop(tokio::signal::ctrl_c().await),
-        }
-    }
-    #[cfg(not(unix))]
-    drop(tokio::signal::ctrl_c().await);
 }

@@ -424,6 +424,15 @@ pub fn own_cpu() -> Result<Duration, String> {
     cpu(std::process::id())
 }
 
+/// How many connections found a full listen queue since the machine started (`ListenOverflows` of /proc/net/netstat).
+pub fn listen_overflows() -> Option<u64> {
+    let text = fs::read_to_string("/proc/net/netstat").ok()?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let mut counters = names.split_whitespace().zip(values.split_whitespace());
+    counters.find(|(name, _)| *name == "ListenOverflows")?.1.parse().ok()
+}
+
 /// Processor time that anybody has used on this machine, the hypervisor's other guests (steal) included.
 pub fn everybodys_cpu() -> Result<Duration, String> {
     let text = fs::read_to_string("/proc/stat").map_err(|error| format!("cannot read /proc/stat: {error}"))?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::check::Histogram;
 use crate::load::{Load, Pace, Transport};
-use crate::process::{Kind, Memory, Pinning, Server, everybodys_cpu, own_cpu, raise_open_files};
+use crate::process::{Kind, Memory, Pinning, Server, everybodys_cpu, listen_overflows, own_cpu, raise_open_files};
 use crate::publish::{Job, Publisher};
 use crate::table::{Column, Figure, Report};
 
@@ -55,6 +55,8 @@ pub struct Measured {
     pub encodes: Option<f64>,
     /// Reads that the server asked of its broker in the window, as it counts itself.
     pub broker_reads: Option<f64>,
+    /// Connections that the kernel dropped in the window because a listen queue was full, of all processes.
+    pub listen_overflows: Option<u64>,
     /// Listeners.
     pub listeners: usize,
     /// Listeners that have caught up.
@@ -114,6 +116,8 @@ pub const CATCH_UP_P99: Figure = |measured| milliseconds(&measured.catch_up, 0.9
 pub const ENCODES: Figure = |measured| (measured.events > 0).then_some(measured.encodes? / measured.events as f64);
 /// Reads of the broker's history.
 pub const BROKER_READS: Figure = |measured| measured.broker_reads;
+/// Connections that found a full listen queue: each waits a second or more for its next try.
+pub const LISTEN_OVERFLOWS: Figure = |measured| measured.listen_overflows.map(|count| count as f64);
 /// What everybody else used of the machine, in percent of one processor.
 pub const OTHERS_BUSY: Figure = |measured| busy(measured, measured.others_cpu);
 /// Listeners that have caught up, in percent.
@@ -178,6 +182,7 @@ struct Window {
     published: u64,
     encodes: Option<f64>,
     broker_reads: Option<f64>,
+    listen_overflows: Option<u64>,
 }
 
 /// Counters of Airwave's `/metrics`, by the end of their names.
@@ -268,6 +273,7 @@ impl Run {
             published: self.published(),
             encodes,
             broker_reads,
+            listen_overflows: listen_overflows(),
             cpu: self.server.cpu()?,
             broker_cpu: self.server.broker_cpu()?,
             generator_cpu: own_cpu()?,
@@ -296,6 +302,9 @@ impl Run {
             let grown = |name, before: Option<f64>| Some(self.server.metric(name)? - before?);
             measured.encodes = grown(ENCODES_COUNTER, window.encodes);
             measured.broker_reads = grown(BROKER_READS_COUNTER, window.broker_reads);
+            measured.listen_overflows = listen_overflows()
+                .zip(window.listen_overflows)
+                .map(|(now, before)| now - before);
         }
         // What comes too much comes late: leave it some time.
         self.load.pump(Duration::from_millis(300), |_| false)?;
@@ -585,6 +594,7 @@ pub fn storm(
         Column::plain("CPU s", 2, CPU),
         Column::to_raw("CPU ÷ raw", CPU),
         Column::plain("broker reads", 0, BROKER_READS),
+        Column::plain("listen overflows", 0, LISTEN_OVERFLOWS),
         Column::plain("others busy %", 0, OTHERS_BUSY),
         Column::plain("whole storm s", 2, |measured| Some(measured.wall.as_secs_f64())),
     ];

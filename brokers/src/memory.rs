@@ -14,6 +14,7 @@ use std::time::Duration;
 use airwave_core::broker::{FeedSender, IDEMPOTENCY_WINDOW};
 use airwave_core::event::IdempotencyKey;
 use airwave_core::rule::History;
+use airwave_core::shrink::shrink;
 use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules};
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -296,6 +297,9 @@ impl State {
         for (_, key) in self.keys_by_age.drain(..keys) {
             self.keys.remove(&key);
         }
+        shrink(&mut self.keys);
+        shrink(&mut self.keys_by_age);
+        shrink(&mut self.kept);
         events + keys
     }
 
@@ -424,6 +428,7 @@ impl Shared {
         }
         state.forgotten = true;
         channels.remove(&channel.name);
+        shrink(&mut *channels);
         true
     }
 }
@@ -433,7 +438,11 @@ async fn keep_sweeping(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         let Some(held) = shared.upgrade() else { return };
-        let channels = lock(&held.sweep).turns.len();
+        let channels = {
+            let mut sweep = lock(&held.sweep);
+            shrink(&mut sweep.turns);
+            sweep.turns.len()
+        };
         drop(held);
         for _ in 0..channels.div_ceil(SWEEPS * SWEEP_WORK) {
             let Some(shared) = shared.upgrade() else { return };
@@ -646,6 +655,36 @@ mod tests {
         assert!(!replay(&broker, "a", Some(first)).await.complete);
         publish(&broker, "a", say("one")).await;
         assert!(!replay(&broker, "a", Some(first)).await.complete);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_given_back_after_a_flood_of_names_and_keys() {
+        let broker = keeping(10_000, MINUTE, usize::MAX);
+        for n in 0..20_000 {
+            publish(&broker, &n.to_string(), say(n)).await;
+            let once = say(n).with_idempotency_key(key(&n.to_string()));
+            publish(&broker, "busy", once).await;
+        }
+        let capacities = || {
+            let channels = broker.shared.channels.read().unwrap();
+            let turns = lock(&broker.shared.sweep).turns.capacity();
+            let busy = channels.get(&name("busy")).map(|channel| {
+                let state = lock(&channel.state);
+                [state.keys.capacity(), state.keys_by_age.capacity(), state.kept.capacity()]
+            });
+            (channels.capacity(), turns, busy)
+        };
+        let (names, turns, busy) = capacities();
+        assert!(names >= 20_000 && turns >= 20_000);
+        assert!(busy.unwrap().iter().all(|&capacity| capacity >= 10_000));
+        // What was said is too old, and its keys are, but the channel itself is still known.
+        tokio::time::sleep(2 * IDEMPOTENCY_WINDOW + SWEEP_EVERY * SWEEPS as u32).await;
+        let (_, _, busy) = capacities();
+        assert!(busy.unwrap().iter().all(|&capacity| capacity <= 2048), "{busy:?}");
+        tokio::time::sleep(2 * FORGET_AFTER).await;
+        assert_eq!(remembered(&broker), 0);
+        let (names, turns, _) = capacities();
+        assert!(names <= 2048 && turns <= 2048, "{names} {turns}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::shrink::shrink;
+
 /// One fetch under way per key. A caller that goes away does not stop the fetch that others wait for.
 pub(crate) struct Flights<K, V>(Arc<UnderWay<K, V>>);
 
@@ -79,10 +81,10 @@ struct Land<K: Eq + Hash, V> {
 impl<K: Eq + Hash, V> Drop for Land<K, V> {
     fn drop(&mut self) {
         // First the key, so that whoever comes now begins anew; then the word to those who wait.
-        self.under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.remove(&self.key);
+        shrink(&mut *under_way);
+        drop(under_way);
         // Nobody else sets it.
         let _ = self.flight.outcome.set(self.outcome.take());
         self.flight.landed.notify_waiters();

@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::refusal::{Code, Refusal};
 use crate::roster::Presence;
 use crate::rule::{Limits, Params, Pattern, Rule, Rules, SendPolicy, TransportName};
+use crate::shrink::shrink;
 use crate::vitals::Vitals;
 use crate::wire::Wire;
 
@@ -60,6 +61,8 @@ pub(crate) struct Inner {
     pub(crate) sessions: Mutex<Slab<Arc<Vitals>>>,
     addresses: Arc<AddressCounts>,
     connections: AtomicUsize,
+    /// How many connections there may be: `limits.connections`, or fewer.
+    places: AtomicUsize,
     next_client: AtomicU64,
     draining: AtomicBool,
     /// Counts the times that listeners have to be told that the broker is gone.
@@ -163,6 +166,7 @@ impl HubBuilder {
             let jitter = Jitter::new(self.jitter.draw());
             Presence::begin(directory, jitter, self.limits.broker_timeout)
         });
+        let places = self.limits.connections;
         let backbone = Arc::new(Backbone {
             metrics: Metrics::new(self.broker.pulse()),
             presence,
@@ -183,6 +187,7 @@ impl HubBuilder {
             sessions: Mutex::default(),
             addresses: Arc::default(),
             connections: AtomicUsize::new(0),
+            places: AtomicUsize::new(places),
             next_client: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             stale: AtomicU32::new(0),
@@ -315,6 +320,12 @@ impl Hub {
         (1000.0 + self.0.backbone.jitter.unit() * (2000.0 + crowd)) as u32
     }
 
+    /// Lowers the number of connections that this node takes in to `count`, for example because it
+    /// may not open more files. Does nothing if `limits.connections` is lower.
+    pub fn bound_connections(&self, count: usize) {
+        self.0.places.fetch_min(count, Ordering::Relaxed);
+    }
+
     /// Takes in a client. `counted`: it stays, and takes one of the node's places.
     ///
     /// # Errors
@@ -327,8 +338,8 @@ impl Hub {
         let mut place = None;
         if counted {
             let open = self.0.connections.fetch_add(1, Ordering::Relaxed);
-            let result = if open >= limits.connections {
-                Err("this server has no place left (limits.connections): try again later")
+            let result = if open >= self.0.places.load(Ordering::Relaxed) {
+                Err("this server has no place left (limits.connections, or its limit of open files): try again later")
             } else {
                 self.take_place(request.peer, limits.connections_per_address)
             };
@@ -644,7 +655,9 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
             // Closed and forgotten in one step: whoever finds it closed must not find it again.
             let unused = {
                 let mut logs = lock(&hub.logs);
-                feeder.log.close_if_unused(limits.linger) && logs.remove(&name).is_some()
+                let unused = feeder.log.close_if_unused(limits.linger) && logs.remove(&name).is_some();
+                shrink(&mut *logs);
+                unused
             };
             if unused {
                 feeder.close();

@@ -17,6 +17,7 @@ use crate::broker::{Publish, Replay};
 use crate::event::{ChannelName, Event, Position};
 use crate::metrics::WireMetrics;
 use crate::rule::{Delivery, Limits, ReplayOnSubscribe, Rule};
+use crate::shrink::shrink;
 use crate::sync::{AtomicU64, Mutex, MutexGuard};
 use crate::vitals::Vitals;
 use crate::wire::{Gap, GapReason, Notice, Wire};
@@ -482,6 +483,7 @@ impl Log {
         {
             ring.pop();
         }
+        ring.shrink();
     }
 
     /// Entries and estimated bytes in the ring, and whether the channel has ended.
@@ -680,6 +682,15 @@ impl Ring {
             self.first += 1;
             self.bytes -= entry.cost();
             self.gaps -= usize::from(matches!(entry.item, Item::Gap { .. }));
+        }
+    }
+
+    /// Gives back memory that a crowd of events needed.
+    fn shrink(&mut self) {
+        shrink(&mut self.entries);
+        if let Some(latest) = &mut self.latest {
+            shrink(&mut latest.by_key);
+            shrink(&mut latest.order);
         }
     }
 

@@ -28,6 +28,7 @@ use crate::jitter::Jitter;
 use crate::line::Sink;
 use crate::log::{MAX_WIRES, READ_BYTES, WireSlot};
 use crate::refusal::Refusal;
+use crate::shrink::shrink;
 use crate::vitals::Vitals;
 use crate::wire::{Change, Member, Notice};
 
@@ -311,6 +312,7 @@ impl Presence {
         if !state.closed && state.is_unused() {
             state.closed = true;
             rosters.remove(&roster.name);
+            shrink(&mut *rosters);
         }
     }
 

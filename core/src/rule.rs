@@ -487,6 +487,8 @@ pub struct Limits {
     pub heartbeat: Duration,
     /// Silence of a client that is expected to answer, after which its session is closed.
     pub idle: Duration,
+    /// How long an HTTP connection may wait for its next request.
+    pub keep_alive: Duration,
     /// How long a write may make no progress before the connection is cut.
     pub stalled_write: Duration,
     /// How long a log stays open without listeners.
@@ -508,6 +510,7 @@ impl Default for Limits {
             ring_bytes: 16 << 20,
             heartbeat: Duration::from_secs(15),
             idle: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(75),
             stalled_write: Duration::from_secs(30),
             linger: Duration::from_secs(30),
             broker_timeout: Duration::from_secs(2),

@@ -6,6 +6,7 @@ mod client;
 #[cfg(test)]
 mod fake;
 mod listen;
+mod log;
 mod publish;
 mod serve;
 mod sse;

@@ -5,14 +5,17 @@ use std::net::SocketAddr;
 
 use airwave::config::{Config, LogConfig, LogFormat, Origin};
 use airwave::server;
-use tracing_subscriber::EnvFilter;
+use airwave::signals::Signals;
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
-use super::{ConfigArgs, Stop, colours, refused};
+use super::{ConfigArgs, Stop, colours, log, refused};
 
 pub(super) const HELP: &str = "\
 Settings come from ./airwave.toml (or --config FILE), then AIRWAVE_… variables (AIRWAVE_LISTEN, AIRWAVE_BROKER_URL,
 AIRWAVE_PUBLISH_TOKEN, AIRWAVE_LIMITS_…), then flags. The first line of output says where the server listens; the log goes to
-standard error. SIGTERM or Ctrl-C drains and ends; a second one ends at once.
+standard error. SIGTERM, SIGQUIT or Ctrl-C drains and ends; a second one ends at once. SIGHUP is ignored.
 
 Examples:
   airwave serve
@@ -29,7 +32,7 @@ pub(super) fn run(args: ConfigArgs) -> Result<(), Stop> {
     runtime.block_on(async {
         // Before the first line is printed: whoever has read it may signal at once.
         let shutdown = Signals::listen().map_err(|error| Stop::Failed(format!("cannot listen for signals: {error}")))?;
-        serve(config, shutdown.first()).await.map_err(|error| match error {
+        serve(config, first(shutdown)).await.map_err(|error| match error {
             server::Error::Config(error) => refused(&error),
             error => Stop::Failed(error.to_string()),
         })
@@ -52,96 +55,33 @@ fn ready(address: SocketAddr) {
     let _ = writeln!(out, "airwave listening on http://{address}").and_then(|()| out.flush());
 }
 
-/// The library that speaks NATS logs every try to connect, as often as it is tried. What counts of that we say ourselves, once an outage. A level that names
-/// the library has the last word.
-fn without_the_library(level: &str) -> String {
-    format!("async_nats=off,{level}")
-}
-
 fn start_log(config: &Config) -> Result<(), Stop> {
     let LogConfig { format, level, .. } = &config.log;
     // RUST_LOG is what people reach for, but what was said about Airwave itself counts more.
     let said = matches!(config.origin("log.level"), Origin::Flag(_) | Origin::Variable(_));
     let rust_log = std::env::var("RUST_LOG").ok().filter(|text| !said && !text.is_empty());
-    let (name, text) = match rust_log {
+    let (name, text) = match &rust_log {
         Some(text) => ("RUST_LOG", text),
-        None => ("log.level", without_the_library(level)),
+        None => ("log.level", level),
     };
-    let filter = EnvFilter::try_new(text).map_err(|error| Stop::Wrong(format!("{name}: {error}")))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = log::filter(text).map_err(|error| Stop::Wrong(format!("{name}: {error}")))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = tracing_subscriber::registry();
     match format {
-        LogFormat::Text => log.with_ansi(colours(&std::io::stderr())).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log
+            .with(lines.with_ansi(colours(&std::io::stderr())).with_filter(filter))
+            .init(),
+        LogFormat::Json => log.with(lines.json().flatten_event(true).with_filter(filter)).init(),
     }
     Ok(())
 }
 
-#[cfg(unix)]
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-#[cfg(not(unix))]
-struct Signals;
-
-#[cfg(not(unix))]
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self)
-    }
-
-    async fn next(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            // No signal will ever come.
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-impl Signals {
-    /// Done at the first signal; the second ends the process where it stands.
-    async fn first(mut self) {
-        self.next().await;
-        tokio::spawn(async move {
-            self.next().await;
-            super::say("second signal, ending at once");
-            std::process::exit(1);
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn the_library_is_heard_only_if_it_is_named() {
-        let directives = |level: &str| EnvFilter::try_new(without_the_library(level)).unwrap().to_string();
-        for level in ["info", "debug", "airwave_core=debug,warn"] {
-            assert!(directives(level).contains("async_nats=off"), "{}", directives(level));
-        }
-        let named = directives("info,async_nats=debug");
-        assert!(named.contains("async_nats=debug") && !named.contains("off"), "{named}");
-        assert!(EnvFilter::try_new(without_the_library("lo=ud=er")).is_err());
-    }
+/// Resolves at the first signal that asks the process to end; the second ends it where it stands.
+async fn first(mut signals: Signals) {
+    signals.end().await;
+    tokio::spawn(async move {
+        signals.end().await;
+        super::say("second signal, ending at once");
+        std::process::exit(1);
+    });
 }

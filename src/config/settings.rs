@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::broker::BrokerUrl;
 use super::value::{Bytes, Given, Quoted, Span, nearest, one_of};
-use super::{AllowedOrigins, Config, LogFormat, Network, Secret};
+use super::{AllowedOrigins, ClientIpHeader, Config, LogFormat, Network, Secret};
 
 /// One setting.
 pub(super) struct Setting {
@@ -170,6 +170,25 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |config| Shown::Words(config.trusted_proxies.iter().map(ToString::to_string).collect()),
     },
     Setting {
+        key: "client_ip_header",
+        set: |config, given| {
+            config.client_ip_header = given.choice(&[
+                ("x-forwarded-for", ClientIpHeader::XForwardedFor),
+                ("forwarded", ClientIpHeader::Forwarded),
+            ])?;
+            Ok(())
+        },
+        show: |config| {
+            Shown::Text(
+                match config.client_ip_header {
+                    ClientIpHeader::XForwardedFor => "x-forwarded-for",
+                    ClientIpHeader::Forwarded => "forwarded",
+                }
+                .into(),
+            )
+        },
+    },
+    Setting {
         key: "live_page",
         set: |config, given| {
             config.live_page = given.flag()?;
@@ -228,6 +247,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     limit!(size ring_bytes from 1024),
     limit!(duration heartbeat from Duration::from_secs(1)),
     limit!(duration idle from Duration::from_secs(1)),
+    limit!(duration keep_alive from A_MOMENT),
     limit!(duration stalled_write from A_MOMENT),
     limit!(duration linger from NO_TIME),
     limit!(duration broker_timeout from A_MOMENT),
@@ -394,6 +414,7 @@ mod tests {
                 "127.0.0.1, 10.1.0.0/16, fd00::/8",
             ),
             ("live_page", "false", "false"),
+            ("client_ip_header", "forwarded", "forwarded"),
             ("drain", "0s", "0s"),
             ("log.format", "json", "json"),
             ("log.level", "warn,airwave=debug", "warn,airwave=debug"),
@@ -401,6 +422,7 @@ mod tests {
             ("limits.message_bytes", "1MiB", "1MiB"),
             ("limits.frames_per_second", "5", "5"),
             ("limits.idle", "90s", "90s"),
+            ("limits.keep_alive", "2m", "2m"),
         ] {
             let setting = SETTINGS.iter().find(|s| s.key == key).unwrap();
             let mut config = Config::default();
@@ -433,6 +455,8 @@ mod tests {
             ("origins", "https://a.example,", "empty"),
             ("trusted_proxies", "10.0.0.0/33", "no address or network"),
             ("trusted_proxies", "nginx", "no address or network"),
+            ("client_ip_header", "X-Forwarded-For", "did you mean \"x-forwarded-for\"?"),
+            ("client_ip_header", "x-real-ip", "write \"x-forwarded-for\" or \"forwarded\""),
             ("live_page", "1", "must be true or false"),
             ("drain", "10", "write \"10s\""),
             ("log.format", "JSON", "did you mean \"json\"?"),

@@ -310,11 +310,11 @@ fn the_clients_address_is_the_proxys_word_only_where_it_is_trusted() {
             let node = Node::serving(Airwave::from_config(config).handle("{*all}", peers.clone()), Airwave::router).await;
             let mut open = Vec::new();
             for (way, client) in [
-                (Way::Sse, "203.0.113.1"),
+                (Way::Sse, "203.0.113.1:51234"),
                 (Way::WebSocket, "203.0.113.2"),
-                (Way::SseOverHttp2, "2001:db8::1"),
+                (Way::SseOverHttp2, "[2001:db8::1]:4711"),
             ] {
-                let list = format!("192.0.2.9, {client}, 127.0.0.7");
+                let list = format!("192.0.2.9, {client}, 127.0.0.7:80");
                 let listener = node.try_open(way, "/channels/a", &[("x-forwarded-for", &list)]).await;
                 let mut listener = listener.unwrap();
                 listener.next().await;
@@ -355,5 +355,56 @@ fn the_live_page_is_served_only_where_it_should_be() {
         let page = plain::get(address, "/", &[]).await;
         assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
         assert_eq!(plain::get(address, "/live/state", &[]).await.json()["channels"], json!([]));
+    });
+}
+
+/// The kernel holds a storm of clients until they are accepted. One that finds no room waits a second for its next try, and here for ever.
+#[test]
+fn a_storm_of_clients_finds_room_in_the_backlog() {
+    run(async {
+        let allowed = std::fs::read_to_string("/proc/sys/net/core/somaxconn").map_or(0, |text| text.trim().parse().unwrap());
+        if allowed < 1024 {
+            eprintln!("skipped: the kernel allows a backlog of {allowed} only");
+            return;
+        }
+        // Never accepted.
+        let listener = airwave::listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let storm = (0..1000).map(|_| within("a client of the storm connects", TcpStream::connect(address)));
+        let connected = futures_util::future::join_all(storm).await;
+        assert!(connected.iter().all(Result::is_ok));
+    });
+}
+
+/// A page of a TLS site behind a proxy, as the proxy tells it.
+#[test]
+fn a_trusted_proxy_tells_the_scheme_that_an_origin_is_compared_with() {
+    run(async {
+        for (header, told, trusted, http_page, https_page) in [
+            ("x-forwarded-for", ("x-forwarded-proto", "https"), true, 403, 200),
+            ("x-forwarded-for", ("x-forwarded-proto", "http"), true, 200, 403),
+            ("x-forwarded-for", ("x-forwarded-proto", "https"), false, 200, 200),
+            ("x-forwarded-for", ("x-other", "https"), true, 200, 200),
+            ("forwarded", ("forwarded", "for=203.0.113.7;proto=https"), true, 403, 200),
+            ("forwarded", ("x-forwarded-proto", "https"), true, 200, 200),
+        ] {
+            let file = format!(
+                "listen = \"127.0.0.1:0\"\nclient_ip_header = \"{header}\"\n{}[publish]\nopen = true\n[[channels]]\nmatch = \"{{*all}}\"\ntransport = [\"sse\"]\n",
+                if trusted { "trusted_proxies = [\"127.0.0.1\"]\n" } else { "" }
+            );
+            let config = airwave::Config::load(&airwave::config::Sources::of_file("airwave.toml", file)).unwrap();
+            let node = Node::of(config).await;
+            for (origin, status) in [("http://live.example", http_page), ("https://live.example", https_page)] {
+                let request = format!(
+                    "GET /channels/a HTTP/1.1\r\nhost: live.example\r\norigin: {origin}\r\n{}: {}\r\n\r\n",
+                    told.0, told.1
+                );
+                let (head, _) = Raw::saying(node.own, request).await.answer().await;
+                assert!(
+                    head.starts_with(&format!("HTTP/1.1 {status} ")),
+                    "{header} {told:?} trusted: {trusted} {origin}: {head}"
+                );
+            }
+        }
     });
 }

@@ -311,7 +311,17 @@ impl Process {
     }
 
     async fn start_with(listen: &str, variables: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_airwave"));
+        Self::start_logging(listen, variables, None, Stdio::null()).await
+    }
+
+    /// With so many open files at most, if a number is given, and with its log in `log`.
+    async fn start_logging(listen: &str, variables: &[(&str, &str)], files: Option<u32>, log: Stdio) -> Self {
+        let mut command = Command::new("sh");
+        let bound = files.map_or(String::new(), |files| format!("ulimit -n {files} && "));
+        command
+            .arg("-c")
+            .arg(format!("{bound}exec \"$0\" \"$@\""))
+            .arg(env!("CARGO_BIN_EXE_airwave"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("AIRWAVE_") {
                 command.env_remove(name);
@@ -325,7 +335,7 @@ impl Process {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -377,6 +387,128 @@ fn sigterm_drains_the_process() {
         drop(undecided);
         let status = within("the process ends", process.child.wait()).await.unwrap();
         assert_eq!(status.code(), Some(0));
+    });
+}
+
+/// A file for a process's log, gone with the test.
+struct LogFile(std::path::PathBuf);
+
+impl LogFile {
+    fn new(name: &str) -> Self {
+        let name = format!("{name}-{}.log", std::process::id());
+        Self(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name))
+    }
+
+    fn create(&self) -> Stdio {
+        std::fs::File::create(&self.0).unwrap().into()
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(&self.0).unwrap()
+    }
+}
+
+impl Drop for LogFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Signals that mean "reload" or "open the log anew" elsewhere do nothing; SIGQUIT drains as SIGTERM does.
+#[test]
+fn sigquit_drains_and_sighup_is_ignored() {
+    run(async {
+        let log = LogFile::new("signals");
+        let mut process = Process::start_logging("127.0.0.1:0", &[], None, log.create()).await;
+        let mut listener = process.listen(Way::Sse, "/channels/a").await;
+        listener.subscribed().await;
+        for signal in ["HUP", "USR1", "USR2"] {
+            process.signal(&format!("-{signal}")).await;
+            until("the signal is logged", || log.text().contains(&format!("SIG{signal}"))).await;
+        }
+        process.publish("a", 0).await;
+        assert_eq!(listener.number().await, 0);
+        process.signal("-QUIT").await;
+        check_goodbye(Way::Sse, &listener.next().await);
+        let status = within("the process ends", process.child.wait()).await.unwrap();
+        assert_eq!(status.code(), Some(0));
+    });
+}
+
+/// The library that speaks HTTP/2 warns of each acknowledgement of a ping that was never sent.
+#[test]
+fn a_flood_of_frames_does_not_fill_the_log() {
+    run(async {
+        let log = LogFile::new("flood");
+        let process = Process::start_logging("127.0.0.1:0", &[], None, log.create()).await;
+        let mut raw = Raw::saying(process.address, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        raw.say(b"\0\0\0\x04\0\0\0\0\0").await;
+        let acknowledgement = b"\0\0\x08\x06\x01\0\0\0\0unasked!";
+        for _ in 0..300 {
+            if raw.try_say(acknowledgement.repeat(1000)).await.is_err() {
+                break;
+            }
+        }
+        // An answer behind them: all were read, or the connection is gone.
+        let _ = raw.try_say(b"\0\0\x08\x06\0\0\0\0\0a ping!!").await;
+        let answer = b"\0\0\x08\x06\x01\0\0\0\0a ping!!";
+        let mut heard = Vec::new();
+        within("the flood is read", async {
+            let mut piece = [0; 4096];
+            while let Ok(count @ 1..) = tokio::io::AsyncReadExt::read(&mut raw.stream, &mut piece).await {
+                heard.extend_from_slice(&piece[..count]);
+                if heard.windows(answer.len()).any(|window| window == answer) {
+                    break;
+                }
+            }
+        })
+        .await;
+        let text = log.text();
+        assert!(text.len() <= 64 << 10, "{} bytes", text.len());
+        assert!(text.contains("listening"), "{text}");
+        process.publish("a", 0).await;
+    });
+}
+
+/// More clients than open files: those who are too many are told so, those who are in are served, and the log says it once.
+#[test]
+fn a_process_with_few_open_files_keeps_some() {
+    run(async {
+        let log = LogFile::new("files");
+        let process = Process::start_logging("127.0.0.1:0", &[], Some(96), log.create()).await;
+        let mut listener = process.listen(Way::Sse, "/channels/a").await;
+        listener.subscribed().await;
+        let mut open = Vec::new();
+        for _ in 0..300 {
+            open.push(Raw::connect(process.address).await);
+        }
+        let descriptors = format!("/proc/{}/fd", process.child.id().unwrap());
+        let count = || std::fs::read_dir(&descriptors).unwrap().count();
+        for _ in 0..10 {
+            assert!(count() <= 90, "{} of 96 files are open", count());
+            let mut raw = Raw::connect(process.address).await;
+            let _ = raw
+                .try_say("GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+                .await;
+            // Answered, or at least not left waiting.
+            raw.rest().await;
+        }
+        drop(open);
+        within("there is room again", async {
+            loop {
+                let mut raw = Raw::connect(process.address).await;
+                let _ = raw.try_say("GET /channels/a HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+                if raw.rest_begins_with("HTTP/1.1 200 ").await {
+                    break;
+                }
+            }
+        })
+        .await;
+        process.publish("a", 0).await;
+        assert_eq!(listener.number().await, 0);
+        let text = log.text();
+        let warnings = text.lines().filter(|line| line.contains("WARN")).count();
+        assert!(warnings <= 3, "{text}");
     });
 }
 

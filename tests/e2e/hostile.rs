@@ -474,12 +474,8 @@ fn noise() {
 async fn serve(node: &Node, change: impl FnOnce(&mut Serving)) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut serving = Serving {
-        connections: 100,
-        drain: Duration::from_secs(5),
-        head: listener::HEAD_TIMEOUT,
-        trusts: Arc::new(|_| false),
-    };
+    let mut serving = Serving::default();
+    serving.connections = 100;
     change(&mut serving);
     let (app, hub) = (node.airwave.router(), node.airwave.hub().clone());
     tokio::spawn(listener::serve(listener, app, hub, serving, std::future::pending()));
@@ -491,12 +487,22 @@ async fn serve(node: &Node, change: impl FnOnce(&mut Serving)) -> SocketAddr {
 fn slow_heads_are_cut() {
     run(async {
         let node = Node::new().await;
-        let address = serve(&node, |serving| serving.head = Duration::from_millis(300)).await;
+        let address = serve(&node, |serving| {
+            serving.head = Duration::from_millis(300);
+            serving.keep_alive = Duration::from_millis(300);
+        })
+        .await;
         let whole = format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\n\r\n");
         for begin in [
             "",
             "P",
             "PRI",
+            "PRI ",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            // With SETTINGS, and then with HEADERS that never end.
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\0\0\0\0\x01\x02",
             "GET /channels/a HTTP/1.1\r\nhost: x\r\n",
             whole.as_str(),
             "\r\n",
@@ -526,13 +532,151 @@ fn slow_heads_are_cut() {
     });
 }
 
-/// Beyond the cap of connections one is closed without an answer, so that an EventSource comes back.
+/// A proxy keeps connections for a minute and longer: the wait for a request is not the time for its head.
 #[test]
-fn connections_beyond_the_cap_are_closed() {
+fn a_connection_may_wait_longer_for_its_next_request_than_for_a_head() {
     run(async {
         let node = Node::new().await;
-        // None that stream, and 1024 to spare.
-        let address = serve(&node, |serving| serving.connections = 0).await;
+        let address = serve(&node, |serving| {
+            serving.head = Duration::from_millis(300);
+            serving.keep_alive = Duration::from_secs(600);
+        })
+        .await;
+        let whole = format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\n\r\n");
+        let mut raw = Raw::connect(address).await;
+        for _ in 0..3 {
+            raw.say(&whole).await;
+            assert_eq!(raw.answer().await.1, "ok");
+            tokio::time::sleep(Duration::from_millis(700)).await;
+        }
+        // The next head has its first byte, and not more time than the first one.
+        raw.say("G").await;
+        assert!(raw.is_done().await);
+    });
+}
+
+async fn over_http2(
+    address: SocketAddr,
+) -> (
+    hyper::client::conn::http2::SendRequest<http_body_util::Empty<bytes::Bytes>>,
+    tokio::task::JoinHandle<hyper::Result<()>>,
+) {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (executor, io) = (hyper_util::rt::TokioExecutor::new(), hyper_util::rt::TokioIo::new(stream));
+    let (sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    (sender, tokio::spawn(connection))
+}
+
+fn get_over_http2(address: SocketAddr, path: &str) -> ::http::Request<http_body_util::Empty<bytes::Bytes>> {
+    let request = ::http::Request::get(format!("http://{address}{path}")).header("accept", "text/event-stream");
+    request.body(http_body_util::Empty::new()).unwrap()
+}
+
+/// It answers the server's pings, and is closed all the same; one with a stream is not.
+#[test]
+fn an_http2_connection_without_streams_is_closed() {
+    run(async {
+        let node = Node::new().await;
+        let address = serve(&node, |serving| serving.keep_alive = Duration::from_millis(300)).await;
+        let (mut sender, connection) = over_http2(address).await;
+        let answer = sender.send_request(get_over_http2(address, "/healthz")).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        drop(answer);
+        within("the idle connection ends", connection).await.unwrap().unwrap();
+
+        let (mut sender, connection) = over_http2(address).await;
+        let stream = sender.send_request(get_over_http2(address, "/channels/a")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(!connection.is_finished(), "a stream is open");
+        assert_eq!(
+            sender
+                .send_request(get_over_http2(address, "/healthz"))
+                .await
+                .unwrap()
+                .status(),
+            200
+        );
+        drop(stream);
+        within("the connection ends with its last stream", connection)
+            .await
+            .unwrap()
+            .unwrap();
+    });
+}
+
+/// A connection from a loopback address of one's own.
+async fn from(local: [u8; 4], address: SocketAddr) -> Raw {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((local, 0))).unwrap();
+    let stream = within("connect", socket.connect(address)).await.unwrap();
+    Raw {
+        stream,
+        read: Vec::new(),
+    }
+}
+
+/// One address has as many connections as it may, of whatever kind; others do not notice, and it is told.
+#[test]
+fn one_address_does_not_take_the_places_of_others() {
+    run(async {
+        let node = Node::new().await;
+        // None that stream, and 256 to spare for each address.
+        let address = serve(&node, |serving| {
+            serving.connections_per_address = 0;
+            serving.head = Duration::from_secs(600);
+        })
+        .await;
+        let mut open = Vec::new();
+        for number in 0..256 {
+            let mut raw = from([127, 0, 0, 1], address).await;
+            raw.say(["P", "PRI ", "GET / HTTP/1.1\r\n", ""][number % 4]).await;
+            open.push(raw);
+        }
+        let get = |path: &str, accept: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\n\r\n");
+        for (path, accept, status, word) in [
+            ("/channels/a", "text/event-stream", "200", "retry: "),
+            ("/channels/a", "application/json", "429", "too-many"),
+            ("/healthz", "*/*", "200", "ok"),
+            ("/readyz", "*/*", "200", "ok"),
+        ] {
+            let mut raw = from([127, 0, 0, 1], address).await;
+            raw.say(get(path, accept)).await;
+            let (head, body) = raw.answer().await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path} {accept}: {head}");
+            assert!(body.contains(word), "{path} {accept}: {body}");
+            assert!(raw.is_done().await, "{path} {accept}");
+        }
+        let mut other = from([127, 0, 0, 2], address).await;
+        other.say(get("/healthz", "*/*")).await;
+        assert_eq!(other.answer().await.1, "ok");
+        other.say(get("/channels/a", "text/event-stream")).await;
+        other.through("airwave.subscribed").await;
+        drop(open);
+        within("there is room again", async {
+            loop {
+                let mut raw = from([127, 0, 0, 1], address).await;
+                raw.say(get("/channels/a", "application/json")).await;
+                if raw.answer().await.0.starts_with("HTTP/1.1 200 ") {
+                    break;
+                }
+            }
+        })
+        .await;
+    });
+}
+
+/// Beyond the cap of connections a client is told so, in a way in which an EventSource comes back.
+#[test]
+fn connections_beyond_the_cap_are_refused() {
+    run(async {
+        let node = Node::new().await;
+        // None that stream, and 1024 to spare, for one address, too.
+        let address = serve(&node, |serving| {
+            serving.connections = 0;
+            serving.head = Duration::from_secs(600);
+            serving.trusts = Arc::new(|_| true);
+        })
+        .await;
         let mut open = Vec::new();
         for number in 0..1024 {
             // A stream whose socket was taken from hyper holds its place as well.
@@ -550,10 +694,21 @@ fn connections_beyond_the_cap_are_closed() {
                 _ => Raw::connect(address).await,
             });
         }
-        let whole = format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\n\r\n");
-        let mut last = Raw::connect(address).await;
-        let _ = last.try_say(&whole).await;
-        assert_eq!(last.rest().await, b"");
+        let whole = format!("GET /channels/a HTTP/1.1\r\nhost: {address}\r\n\r\n");
+        let mut last = Raw::saying(address, &whole).await;
+        let (head, body) = last.answer().await;
+        assert!(head.starts_with("HTTP/1.1 429 ") && body.contains("too-many"), "{head}{body}");
+        let stream = "GET /channels/a HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n";
+        let (head, body) = Raw::saying(address, stream).await.answer().await;
+        assert!(
+            head.starts_with("HTTP/1.1 200 ") && body.starts_with("retry: "),
+            "{head}{body}"
+        );
+        let (_, body) = Raw::saying(address, whole.replace("/channels/a", "/healthz"))
+            .await
+            .answer()
+            .await;
+        assert_eq!(body, "ok");
         // Those who are in are served.
         open[0].say(&whole).await;
         assert!(open[0].head().await.starts_with("HTTP/1.1 200 "));

@@ -9,6 +9,9 @@ mod moving;
 /// One file, and only the broker's URL in it is another: clients hear the same.
 mod swapping;
 
+/// A node that may not open many files, and has more clients than that.
+mod files;
+
 /// Nothing is well: a short run of the chaos that `cargo run -p airwave-bench -- chaos` goes on with.
 mod chaos;
 

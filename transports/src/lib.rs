@@ -35,8 +35,8 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::any;
 
+use request::{ClientScheme, Origin, channel_name, refusal_response};
 pub use request::{Options, Origins, Publishers};
-use request::{Origin, channel_name, refusal_response};
 
 /// A way to deliver over an HTTP connection. One that is not HTTP needs no trait: it drives a [`Session`](airwave_core::Session).
 #[async_trait]
@@ -135,7 +135,8 @@ fn name_in_path(parts: &Parts) -> Result<ChannelName, Refusal> {
 /// Same origin by default, on every route and every transport; CORS headers for the origins that are allowed.
 async fn guard_origin(State(app): State<App>, request: Request, next: Next) -> Response {
     let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
-    let origin = match app.options.origins.check(request.headers(), authority.as_deref()) {
+    let scheme = ClientScheme::of(request.uri(), request.extensions());
+    let origin = match app.options.origins.check(request.headers(), authority.as_deref(), scheme) {
         Ok(origin) => origin,
         Err(refusal) => {
             app.hub.metrics().refused(refusal.code);

@@ -1,6 +1,6 @@
 //! What every transport asks of a request before it serves it: where it comes from, and how a "no" is said over HTTP.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use airwave_core::rule::TransportName;
@@ -93,6 +93,78 @@ pub struct Options {
     pub publishers: Publishers,
 }
 
+/// The scheme by which a client reached the server, where that is known: the request's extensions hold it if a trusted proxy tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientScheme {
+    /// `http`, also for `ws`.
+    Http,
+    /// `https`, also for `wss`.
+    Https,
+}
+
+impl ClientScheme {
+    /// As a URL has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ClientScheme::Http => "http",
+            ClientScheme::Https => "https",
+        }
+    }
+
+    /// The scheme of a request: what a trusted proxy tells, else `https` if the request's own target says so. That a target says `http` means nothing:
+    /// behind a proxy that ends TLS all of them may.
+    pub fn of(uri: &http::Uri, extensions: &http::Extensions) -> Option<Self> {
+        let told = extensions.get::<ClientScheme>().copied();
+        told.or_else(|| (uri.scheme() == Some(&http::uri::Scheme::HTTPS)).then_some(ClientScheme::Https))
+    }
+}
+
+/// Scheme, host and port of a page, as browsers compare them (RFC 6454).
+#[derive(Debug, Clone, Copy)]
+struct WebOrigin<'a> {
+    scheme: &'a str,
+    host: &'a str,
+    /// The scheme's own where none is written.
+    port: u16,
+}
+
+impl<'a> WebOrigin<'a> {
+    /// Reads `https://live.example:8443`. `None`: it is no origin of a page that was served over HTTP.
+    fn parse(text: &'a str) -> Option<Self> {
+        let (scheme, authority) = text.split_once("://")?;
+        Self::of(scheme, authority)
+    }
+
+    /// The origin of pages that `scheme` and `authority` (a `Host`) lead to.
+    fn of(scheme: &'a str, authority: &'a str) -> Option<Self> {
+        let own_port = match scheme {
+            _ if scheme.eq_ignore_ascii_case("https") => 443,
+            _ if scheme.eq_ignore_ascii_case("http") => 80,
+            _ => return None,
+        };
+        let end = match authority.strip_prefix('[') {
+            // An IPv6 address holds colons.
+            Some(rest) => rest.find(']')? + 2,
+            None => authority.find(':').unwrap_or(authority.len()),
+        };
+        let (host, port) = authority.split_at(end);
+        let port = match port.strip_prefix(':') {
+            None if port.is_empty() => own_port,
+            Some("") => own_port,
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
+            _ => return None,
+        };
+        (!host.is_empty() && !host.contains(['/', '@', '?', '#'])).then_some(Self { scheme, host, port })
+    }
+
+    fn is_same(self, other: WebOrigin<'_>) -> bool {
+        let ipv6 = |host: &str| host.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok();
+        let same_host =
+            self.host.eq_ignore_ascii_case(other.host) || ipv6(self.host).is_some_and(|ip| ipv6(other.host) == Some(ip));
+        self.scheme.eq_ignore_ascii_case(other.scheme) && same_host && self.port == other.port
+    }
+}
+
 /// What a request's `Origin` means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -105,38 +177,42 @@ pub enum Origin {
 }
 
 impl Origins {
-    /// Checks a request's `Origin` header against `Host` and the list. A proxy may have put its own word in place of `Host`, so the browser's own is believed as well.
+    /// Checks a request's `Origin` header against the server that the request names, and against the list.
+    ///
+    /// Scheme, host and port count. A port that is the scheme's own may be written or not. Where the client's scheme is not known, because nothing tells it
+    /// (a proxy that ends TLS and does not say so), the page's own is taken for it. A proxy may have put its own word in place of `Host`, so the browser's
+    /// own (`Sec-Fetch-Site`) is believed as well; `X-Forwarded-Host` is not read. `authority` is that of the request's target, which goes before `Host`.
     ///
     /// # Errors
     /// `forbidden`.
-    pub fn check(&self, headers: &HeaderMap, authority: Option<&str>) -> Result<Origin, Refusal> {
+    pub fn check(&self, headers: &HeaderMap, authority: Option<&str>, scheme: Option<ClientScheme>) -> Result<Origin, Refusal> {
         let Some(origin) = headers.get(ORIGIN) else {
             return Ok(Origin::Ours);
         };
         let text = origin.to_str().unwrap_or_default();
-        let host = headers
-            .get(HOST)
-            .and_then(|host| host.to_str().ok())
-            .or(authority)
-            .unwrap_or_default();
         if headers.get(FETCH_SITE).is_some_and(|site| site == "same-origin") {
             return Ok(Origin::Ours);
         }
         // An origin without a host ("null", of sandboxed pages and files) is nobody's own.
-        if !host.is_empty()
-            && text
-                .split_once("://")
-                .is_some_and(|(_, origin_host)| origin_host.eq_ignore_ascii_case(host))
+        let page = WebOrigin::parse(text);
+        let host = authority.or_else(|| headers.get(HOST).and_then(|host| host.to_str().ok()));
+        if let (Some(page), Some(host)) = (page, host)
+            && let Some(server) = WebOrigin::of(scheme.map_or(page.scheme, |scheme| scheme.as_str()), host)
+            && page.is_same(server)
         {
             return Ok(Origin::Ours);
         }
+        let is_listed = |allowed: &String| {
+            let same = page
+                .zip(WebOrigin::parse(allowed))
+                .is_some_and(|(page, allowed)| page.is_same(allowed));
+            same || allowed.eq_ignore_ascii_case(text)
+        };
         match self {
             Origins::Any => Ok(Origin::Any),
-            Origins::List(list) if list.iter().any(|allowed| allowed.eq_ignore_ascii_case(text)) => {
-                Ok(Origin::Allowed(origin.clone()))
-            }
+            Origins::List(list) if list.iter().any(is_listed) => Ok(Origin::Allowed(origin.clone())),
             _ => Err(Refusal::forbidden(
-                "pages of this origin are not allowed: let the proxy in between, if there is one, pass 'Host' on, or add the origin to 'origins' in the server's configuration",
+                "pages of this origin are not allowed: let the proxy in between, if there is one, pass 'Host' and, if it is trusted, the right 'X-Forwarded-Proto' on, or add the origin to 'origins' in the server's configuration",
             )),
         }
     }
@@ -303,8 +379,8 @@ mod tests {
 
     #[test]
     fn only_our_own_pages_and_listed_ones_are_let_in() {
-        let listed = Origins::List(vec!["https://app.example".into()]);
-        let check = |origins: &Origins, origin| origins.check(&headers("live.example:8080", origin), None);
+        let listed = Origins::List(vec!["https://app.example".into(), "capacitor://localhost".into()]);
+        let check = |origins: &Origins, origin| origins.check(&headers("live.example:8080", origin), None, None);
         assert_eq!(check(&Origins::Same, None), Ok(Origin::Ours));
         assert_eq!(check(&Origins::Same, Some("http://live.example:8080")), Ok(Origin::Ours));
         assert_eq!(check(&Origins::Same, Some("http://LIVE.example:8080")), Ok(Origin::Ours));
@@ -319,8 +395,22 @@ mod tests {
             assert!(check(&listed, Some(foreign)).is_err(), "{foreign}");
             assert_eq!(check(&Origins::Any, Some(foreign)), Ok(Origin::Any));
         }
-        assert!(matches!(check(&listed, Some("https://app.example")), Ok(Origin::Allowed(_))));
-        assert!(Origins::Same.check(&headers("", Some("http://")), None).is_err());
+        for allowed in [
+            "https://app.example",
+            "https://APP.example",
+            "https://app.example:443",
+            "capacitor://localhost",
+        ] {
+            assert!(matches!(check(&listed, Some(allowed)), Ok(Origin::Allowed(_))), "{allowed}");
+        }
+        for foreign in [
+            "http://app.example",
+            "https://app.example:80",
+            "https://app.example.evil.example",
+        ] {
+            assert!(check(&listed, Some(foreign)).is_err(), "{foreign}");
+        }
+        assert!(Origins::Same.check(&headers("", Some("http://")), None, None).is_err());
 
         // Behind a proxy that names its upstream.
         for (site, ours) in [
@@ -331,8 +421,79 @@ mod tests {
         ] {
             let mut headers = headers("10.0.0.7:8080", Some("https://live.example"));
             headers.insert(FETCH_SITE, site.parse().unwrap());
-            assert_eq!(Origins::Same.check(&headers, None).is_ok(), ours, "{site}");
+            assert_eq!(Origins::Same.check(&headers, None, None).is_ok(), ours, "{site}");
         }
+    }
+
+    #[test]
+    fn the_schemes_own_port_may_be_written_or_not() {
+        for (host, origin, ours) in [
+            ("live.example:443", "https://live.example", true),
+            ("live.example", "https://live.example:443", true),
+            ("live.example:80", "http://live.example", true),
+            ("LIVE.example:443", "https://live.EXAMPLE", true),
+            ("live.example:", "https://live.example", true),
+            ("[::1]:443", "https://[::1]", true),
+            ("[2001:db8:0::1]", "https://[2001:DB8::1]", true),
+            ("[::1]:8080", "http://[::1]:8080", true),
+            ("live.example:443", "http://live.example", false),
+            ("live.example:80", "https://live.example", false),
+            ("live.example:8443", "https://live.example", false),
+            ("live.example", "https://live.example:8443", false),
+            ("live.example", "https://live.example:80", false),
+            ("live.example", "http://live.example:99999", false),
+            ("live.example:99999", "http://live.example", false),
+            ("live.example:+80", "http://live.example", false),
+            ("[::1]", "http://[::2]", false),
+            ("[::1]x", "http://[::1]", false),
+            ("[::1", "http://[::1", false),
+            ("evil@live.example", "http://live.example", false),
+            ("localhost", "capacitor://localhost", false),
+            ("", "https://", false),
+        ] {
+            let checked = Origins::Same.check(&headers(host, Some(origin)), None, None);
+            assert_eq!(checked.is_ok(), ours, "{host} {origin}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_counts_where_it_is_known() {
+        use ClientScheme::{Http, Https};
+        for (scheme, host, origin, ours) in [
+            (Some(Https), "live.example", "https://live.example", true),
+            (Some(Https), "live.example:443", "https://live.example", true),
+            (Some(Https), "live.example:8443", "https://live.example:8443", true),
+            (Some(Https), "live.example", "http://live.example", false),
+            (Some(Https), "live.example:80", "http://live.example", false),
+            (Some(Https), "live.example:8443", "http://live.example:8443", false),
+            (Some(Http), "live.example", "http://live.example", true),
+            (Some(Http), "live.example", "https://live.example", false),
+            // A proxy that ends TLS and says nothing.
+            (None, "live.example", "https://live.example", true),
+            (None, "live.example", "http://live.example", true),
+        ] {
+            let checked = Origins::Same.check(&headers(host, Some(origin)), None, scheme);
+            assert_eq!(checked.is_ok(), ours, "{scheme:?} {host} {origin}");
+        }
+        let of = |uri: &str, told: Option<ClientScheme>| {
+            let mut request = http::Request::get(uri).body(()).unwrap();
+            if let Some(told) = told {
+                request.extensions_mut().insert(told);
+            }
+            ClientScheme::of(request.uri(), request.extensions())
+        };
+        assert_eq!(of("/channels/a", None), None);
+        assert_eq!(of("https://live.example/channels/a", None), Some(Https));
+        // A proxy that speaks HTTP/2 to us without TLS.
+        assert_eq!(of("http://live.example/channels/a", None), None);
+        assert_eq!(of("http://live.example/channels/a", Some(Https)), Some(Https));
+    }
+
+    #[test]
+    fn the_target_goes_before_the_host_header() {
+        let headers = headers("other.example", Some("https://live.example"));
+        assert!(Origins::Same.check(&headers, Some("live.example"), None).is_ok());
+        assert!(Origins::Same.check(&headers, None, None).is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use airwave_core::Session;
@@ -17,29 +17,103 @@ use airwave_core::session::CloseReason;
 use bytes::{Buf, Bytes};
 use hyper::rt;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+/// What hyper's use of a socket shows from outside.
+#[derive(Debug, Default)]
+pub struct Usage {
+    blocked: AtomicBool,
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+impl Usage {
+    /// Whether hyper holds bytes that the socket would not take. While it does, the socket must not be taken back.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes were read.
+    pub fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes were written.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Adds bytes that were read.
+    pub fn count_read(&self, count: usize) {
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// Adds bytes that were written.
+    pub fn count_written(&self, count: usize) {
+        self.written.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+/// The first bytes of a connection: read before hyper has the socket, to tell HTTP/2 from HTTP/1,
+/// and handed to hyper before everything else.
+#[derive(Debug, Default)]
+pub struct FirstBytes {
+    bytes: [u8; FirstBytes::ENOUGH],
+    from: u8,
+    to: u8,
+}
+
+impl FirstBytes {
+    /// As many as decide.
+    pub const ENOUGH: usize = 4;
+
+    /// Those that were read and not yet handed on.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes[self.from.into()..self.to.into()]
+    }
+
+    /// Whether there are as many as decide.
+    pub fn are_enough(&self) -> bool {
+        usize::from(self.to) == Self::ENOUGH
+    }
+
+    /// Reads more of them; waits for the socket, and does nothing else. Returns how many came; 0: the other end is done.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub async fn read_from(&mut self, socket: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
+        let count = socket.read(&mut self.bytes[self.to.into()..]).await?;
+        // At most `ENOUGH`.
+        self.to += count as u8;
+        Ok(count)
+    }
+}
 
 /// The transport under hyper on our own accept loop. A name of its own, so that an upgraded connection can be recognised and taken back.
 pub struct Io {
     stream: TcpStream,
-    blocked: Arc<AtomicBool>,
+    first: FirstBytes,
+    usage: Arc<Usage>,
 }
 
 impl Io {
-    /// Puts a socket under hyper. `blocked` then tells whether hyper holds bytes that the socket would not take; while it does, the socket
-    /// must not be taken back.
-    pub fn new(stream: TcpStream, blocked: Arc<AtomicBool>) -> Self {
-        Self { stream, blocked }
+    /// Puts a socket under hyper, which reads `first` before anything else. `usage` then tells what hyper does with it.
+    pub fn new(stream: TcpStream, first: FirstBytes, usage: Arc<Usage>) -> Self {
+        usage.count_read(first.as_slice().len());
+        Self { stream, first, usage }
     }
 
-    /// The socket.
-    pub fn into_stream(self) -> TcpStream {
-        self.stream
+    /// The socket, and what of its first bytes hyper has not read.
+    pub fn into_parts(self) -> (TcpStream, FirstBytes) {
+        (self.stream, self.first)
     }
 
-    fn note<T>(&mut self, poll: Poll<T>) -> Poll<T> {
-        self.blocked.store(poll.is_pending(), Ordering::Relaxed);
+    fn note(&mut self, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.usage.blocked.store(poll.is_pending(), Ordering::Relaxed);
+        if let Poll::Ready(Ok(count)) = &poll {
+            self.usage.count_written(*count);
+        }
         poll
     }
 }
@@ -102,9 +176,17 @@ impl rt::Read for Io {
         // hyper hands out memory that is not initialised. Reading by way of a small buffer of our own costs a copy of each request's head, and no `unsafe`.
         let mut piece = [0u8; 4096];
         let want = buf.remaining().min(piece.len());
+        let first = self.first.as_slice();
+        if !first.is_empty() {
+            let count = first.len().min(want);
+            buf.put_slice(&first[..count]);
+            self.first.from += count as u8;
+            return Poll::Ready(Ok(()));
+        }
         let mut read = ReadBuf::new(&mut piece[..want]);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
         buf.put_slice(read.filled());
+        self.usage.count_read(read.filled().len());
         Poll::Ready(Ok(()))
     }
 }
@@ -262,5 +344,54 @@ pub(crate) fn poll_gone<S: AsyncRead + Unpin>(socket: &mut S, cx: &mut Context<'
             Poll::Ready(_) => return Poll::Ready(()),
             Poll::Pending => return Poll::Pending,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Wake;
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// Counts how often a task is woken.
+    #[derive(Default)]
+    struct Wakes(AtomicU64);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A client that sends one byte and waits costs nothing while it waits.
+    #[test]
+    fn the_first_bytes_are_waited_for_without_looking_again() {
+        let wakes = Arc::new(Wakes::default());
+        let waker = wakes.clone().into();
+        let mut cx = Context::from_waker(&waker);
+        let (mut client, mut server) = tokio::io::duplex(64);
+        let say = |client: &mut tokio::io::DuplexStream, text: &str| {
+            let write =
+                std::pin::pin!(client.write_all(text.as_bytes())).poll(&mut Context::from_waker(std::task::Waker::noop()));
+            assert!(write.is_ready());
+        };
+        let mut first = FirstBytes::default();
+        say(&mut client, "P");
+        assert!(matches!(
+            std::pin::pin!(first.read_from(&mut server)).poll(&mut cx),
+            Poll::Ready(Ok(1))
+        ));
+        let mut rest = Box::pin(first.read_from(&mut server));
+        for _ in 0..3 {
+            assert!(rest.as_mut().poll(&mut cx).is_pending());
+        }
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+        say(&mut client, "RI * HTTP/2.0");
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert!(matches!(rest.as_mut().poll(&mut cx), Poll::Ready(Ok(3))));
+        drop(rest);
+        assert_eq!((first.as_slice(), first.are_enough()), (&b"PRI "[..], true));
     }
 }
