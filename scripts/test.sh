@@ -16,7 +16,7 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-ci_gates=(fmt clippy boundaries doc test brokers loom browser client bundlers)
+ci_gates=(fmt clippy boundaries doc test brokers loom cost browser client bundlers)
 deep_gates=(chaos matrix simulation model fuzz firefox more-bundlers)
 tier=ci
 chosen=()
