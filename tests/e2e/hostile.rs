@@ -637,7 +637,7 @@ fn one_address_does_not_take_the_places_of_others() {
             ("/channels/a", "text/event-stream", "200", "retry: "),
             ("/channels/a", "application/json", "429", "too-many"),
             ("/healthz", "*/*", "200", "ok"),
-            ("/readyz", "*/*", "200", "ok"),
+            ("/readyz", "*/*", "200", "ready"),
         ] {
             let mut raw = from([127, 0, 0, 1], address).await;
             raw.say(get(path, accept)).await;
