@@ -634,7 +634,7 @@ impl Nats {
         let mut last_read: Option<Position> = None;
         let (mut read, mut reached) = (after.0, false);
         let mut skipped = false;
-        let mut width = 1;
+        let mut width = FEW as u64;
         loop {
             let batch = self.batch(link, channel, read + 1, &mut width).await?;
             let before = read;

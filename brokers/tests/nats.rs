@@ -928,14 +928,17 @@ async fn figures_of_resumes_at_a_node_that_is_far_away() {
     for round in 0..20 {
         let far = Arc::new(Nats::connect(&through, rules.clone()).await.unwrap());
         proxy.delay(Duration::from_millis(150));
-        let node = hub::Node::with(far, rules.clone());
+        let node = hub::Node::with(far.clone(), rules.clone());
         let cursor = publisher.said().last().unwrap().0;
         let client = loop {
             match node.try_listen("a", Some(cursor)).await {
                 Ok(client) => break client,
-                Err(refusal) => {
+                Err(_) => {
                     refused += 1;
-                    eprintln!("round {round}: {refusal:?}");
+                    let since = Instant::now();
+                    let page = far.replay(&name("a"), None, PageLimit::events(5000)).await;
+                    let page = page.map(|page| page.events.len());
+                    eprintln!("round {round}: a page after {:?}: {page:?}", since.elapsed());
                 }
             }
         };

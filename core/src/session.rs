@@ -899,6 +899,15 @@ impl Subscription {
             self.write(reading, &log, &page);
             return Poll::Ready(());
         }
+        // The ring may reach further back than what history still holds: then no other page is needed.
+        if catch_up.more
+            && catch_up.fetch.is_none()
+            && let Found::At(next) = log.find(self.link)
+        {
+            self.next = next;
+            self.catch_up = None;
+            return Poll::Ready(());
+        }
         if catch_up.more || catch_up.fetch.is_some() {
             let (hub, name, after, pause) = (reading.hub.clone(), log.name.clone(), self.link, catch_up.backoff);
             let fetch = catch_up

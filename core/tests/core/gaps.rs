@@ -691,3 +691,24 @@ async fn who_cannot_be_caught_up_from_history_goes_on_live_after_the_second_gap(
     let gaps = lines.iter().filter(|line| matches!(line, Line::Gap { .. })).count();
     assert!((1..=2).contains(&gaps), "{gaps} gaps: {lines:?}");
 }
+
+/// The ring reaches back further than the first page comes: the rest is read there, and not from the broker.
+#[tokio::test(start_paused = true)]
+async fn who_is_caught_up_goes_on_in_the_ring_as_soon_as_it_reaches_so_far() {
+    let backbone = Backbone::new();
+    let positions = say_all(&backbone, 0..1200);
+    let node = backbone.node();
+    let mut some = rule();
+    some.history.events = 900;
+    let limits = airwave_core::rule::Limits {
+        ring_events: 900,
+        ..limits()
+    };
+    let hub = hub_with(&node, some, limits);
+    let wire = hub.register_wire(Lines::plain("a"));
+    let _keeps_it_open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let before = node.replays.load(SeqCst);
+    let told = come_back(&hub, "c", after(positions[9])).await;
+    assert_eq!((told.gap, told.texts), (None, numbers(10..1200)));
+    assert_eq!(node.replays.load(SeqCst) - before, 1, "one page of five hundred");
+}
