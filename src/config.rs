@@ -65,6 +65,10 @@ pub struct Config {
     /// is no token, nobody may publish over HTTP there, and a file must say that it means so (`open = false`). Where it says so, this
     /// machine may not either.
     pub publish_open: bool,
+    /// The host names by which the server may be addressed, in lower case and without a port; `*` is any. A server on a loopback address
+    /// answers at `localhost`, at a loopback address and at these. Any other server that has some answers at these, `localhost` and IP
+    /// addresses. If others than this machine's are named, other machines reach the server whatever address it listens on.
+    pub hosts: Vec<String>,
     /// The peers (reverse proxies) whose word about the client's address is taken. If there are any, other machines reach
     /// the server whatever address it listens on.
     pub trusted_proxies: Vec<Network>,
@@ -91,6 +95,7 @@ impl Default for Config {
             origins: AllowedOrigins::default(),
             publish_token: None,
             publish_open: false,
+            hosts: Vec::new(),
             trusted_proxies: Vec::new(),
             client_ip_header: ClientIpHeader::default(),
             live_page: true,
@@ -100,6 +105,15 @@ impl Default for Config {
             provenance: Origins::default(),
         }
     }
+}
+
+/// Whether a host's name leads to the machine that it is used on: `localhost` and loopback addresses.
+pub(crate) fn is_loopback_name(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// What [`Config::load`] reads: each later source overrides the one before.
@@ -253,6 +267,20 @@ impl Config {
                 ),
             );
         }
+        if limits.memory / 4 < limits.message_bytes {
+            problem(
+                if self.provenance.is_set("limits.memory") {
+                    "limits.memory"
+                } else {
+                    "limits.message_bytes"
+                },
+                format!(
+                    "limits.memory = \"{}\" must be at least four times limits.message_bytes = \"{}\", or a message would not fit",
+                    value::Bytes(limits.memory as u64),
+                    value::Bytes(limits.message_bytes as u64)
+                ),
+            );
+        }
         if self.publish_token.is_some() && self.publish_open {
             problem(
                 "publish.open",
@@ -262,7 +290,11 @@ impl Config {
         if !self.is_local() {
             let (key, reached) = if self.listens_on_loopback() {
                 (
-                    "trusted_proxies",
+                    if self.trusted_proxies.is_empty() {
+                        "hosts"
+                    } else {
+                        "trusted_proxies"
+                    },
                     format!("{} can be reached from other machines through a proxy", self.listen),
                 )
             } else {
@@ -295,10 +327,13 @@ impl Config {
 
     /// Whether only this machine can reach the server: it listens on loopback, and no proxy is said to stand before it.
     pub fn is_local(&self) -> bool {
-        self.listens_on_loopback() && self.trusted_proxies.is_empty()
+        // `*` says nothing of a proxy: with it a server is as open as it was before there was `hosts`.
+        self.listens_on_loopback()
+            && self.trusted_proxies.is_empty()
+            && self.hosts.iter().all(|host| host == "*" || is_loopback_name(host))
     }
 
-    fn listens_on_loopback(&self) -> bool {
+    pub(crate) fn listens_on_loopback(&self) -> bool {
         self.listen.ip().to_canonical().is_loopback()
     }
 

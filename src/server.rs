@@ -2,20 +2,21 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use airwave_brokers::memory::Memory;
 use airwave_core::rule::Pattern;
 use airwave_core::{Broker, Directory, Handler, Hub, Refusal};
-use airwave_transports::request::{is_local, refusal_response};
+use airwave_transports::request::{addressed_host, came_through_a_proxy, is_local, refusal_response};
 use airwave_transports::{Options, Origins, Publishers};
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
+use http::request::Parts;
 
 use crate::client;
-use crate::config::{AllowedOrigins, BrokerKind, Config, ConfigError};
+use crate::config::{AllowedOrigins, BrokerKind, Config, ConfigError, is_loopback_name};
 use crate::listener::{self, Serving};
 use crate::live;
 pub use crate::signals::asked_to_end;
@@ -61,7 +62,7 @@ pub(crate) type Backbone = (Arc<dyn Broker>, Option<Arc<dyn Directory>>);
 async fn broker(config: &Config) -> Result<Backbone, Error> {
     match config.broker.url.kind() {
         BrokerKind::Memory => {
-            let memory = Arc::new(Memory::new(config.rules.clone()));
+            let memory = Arc::new(Memory::bounded(config.rules.clone(), config.limits.memory / 2));
             Ok((memory.clone(), Some(memory)))
         }
         #[cfg(feature = "redis")]
@@ -121,7 +122,7 @@ pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
     let options = Options { origins, publishers };
     let router = airwave_transports::router(hub.clone(), options, airwave_transports::standard(hub)).merge(client::routes());
     if config.live_page && !embedded {
-        router.merge(live::routes("/", hub.clone()))
+        router.merge(local_only(live::routes("/", hub.clone())))
     } else {
         router
     }
@@ -155,6 +156,47 @@ pub fn local_only(app: Router) -> Router {
     }))
 }
 
+/// Whether a request names the server in a way that is its own.
+///
+/// A browser on this machine reaches a server on loopback, and so does a page of a foreign site that has its own name lead here
+/// (DNS rebinding). The name gives it away. A proxy that the configuration does not tell of may speak for anybody.
+fn is_named_rightly(config: &Config, parts: &Parts) -> bool {
+    let loopback = config.listens_on_loopback();
+    if config.hosts.iter().any(|host| host == "*") || (!loopback && config.hosts.is_empty()) {
+        return true;
+    }
+    // They tell a supervisor or a proxy how it goes, and nobody what goes on.
+    if matches!(parts.uri.path(), "/healthz" | "/readyz") {
+        return true;
+    }
+    let Some(host) = addressed_host(parts) else { return false };
+    if config.hosts.contains(&host) {
+        return true;
+    }
+    let direct = !loopback || !config.trusted_proxies.is_empty() || !came_through_a_proxy(parts);
+    direct && (is_loopback_name(&host) || (!loopback && host.parse::<IpAddr>().is_ok()))
+}
+
+/// `app` for requests that name the server by one of its names alone; the others are `forbidden`.
+fn named_rightly(config: &Config, app: Router) -> Router {
+    let config = Arc::new(config.clone());
+    app.layer(middleware::from_fn(move |request: Request, next: Next| {
+        let config = config.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            if is_named_rightly(&config, &parts) {
+                return next.run(Request::from_parts(parts, body)).await;
+            }
+            let host = addressed_host(&parts).unwrap_or_default();
+            let refusal = Refusal::forbidden(format!(
+                "this server does not answer at the host '{}', or not through a proxy: name the host that the proxy passes on in 'hosts' in the server's configuration, for example hosts = [\"live.example\"]",
+                host.chars().take(100).collect::<String>()
+            ));
+            refusal_response(&refusal, None)
+        }
+    }))
+}
+
 /// Serves `app` on the configured address through our own accept loop.
 pub(crate) async fn serve(
     config: &Config,
@@ -176,6 +218,7 @@ pub(crate) async fn serve(
             "the limit of open files is below limits.connections: raise it with ulimit -n"
         );
     }
+    let app = named_rightly(config, app);
     let trusted = config.clone();
     let serving = Serving {
         connections: limit,
@@ -198,4 +241,77 @@ fn raise_open_files() -> u64 {
         tracing::warn!(%error, "the limit of open files cannot be raised");
         rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(0, |(soft, _)| soft)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn answers(listen: &str, hosts: &[&str], proxies: &[&str], host: Option<&str>, through: Option<&'static str>) -> bool {
+        let words = |words: &[&str]| words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(",");
+        let file = format!(
+            "listen = \"{listen}\"\nhosts = [{}]\ntrusted_proxies = [{}]\npublish.open = false\n[[channels]]\nmatch = \"a\"\nuse_case = \"feed\"\n",
+            words(hosts),
+            words(proxies)
+        );
+        let config = Config::load(&crate::config::Sources::of_file("airwave.toml", file)).unwrap();
+        let mut request = http::Request::get("/live/state");
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        if let Some(through) = through {
+            request = request.header(through, "x");
+        }
+        is_named_rightly(&config, &request.body(()).unwrap().into_parts().0)
+    }
+
+    #[test]
+    fn a_server_on_loopback_answers_at_its_own_names_alone() {
+        let local = |host, through| answers("127.0.0.1:8080", &[], &[], host, through);
+        for ours in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:8080"] {
+            assert!(local(Some(ours), None), "{ours}");
+            for sign in ["forwarded", "via", "x-forwarded-for", "x-real-ip"] {
+                assert!(!local(Some(ours), Some(sign)), "{ours} through a proxy: {sign}");
+            }
+        }
+        for foreign in [
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "203.0.113.7",
+            "",
+        ] {
+            assert!(!local(Some(foreign), None), "{foreign}");
+        }
+        assert!(!local(None, None), "HTTP/1.0 without a Host");
+    }
+
+    #[test]
+    fn hosts_names_others() {
+        let named = |host, through| answers("127.0.0.1:8080", &["live.example"], &[], Some(host), through);
+        assert!(named("live.example", None));
+        assert!(named("Live.Example:443", Some("via")));
+        assert!(named("localhost", None));
+        assert!(!named("localhost", Some("via")), "a proxy that passes on another name");
+        assert!(!named("evil.example", None));
+        assert!(!named("x.live.example", None));
+        assert!(answers("127.0.0.1:8080", &["*"], &[], Some("evil.example"), Some("via")));
+        assert!(answers(
+            "127.0.0.1:8080",
+            &[],
+            &["127.0.0.1"],
+            Some("127.0.0.1:8080"),
+            Some("x-forwarded-for")
+        ));
+        assert!(!answers("127.0.0.1:8080", &[], &["127.0.0.1"], Some("evil.example"), None));
+    }
+
+    #[test]
+    fn a_server_that_other_machines_reach_answers_at_any_name_unless_hosts_says_so() {
+        assert!(answers("0.0.0.0:8080", &[], &[], Some("any.example"), None));
+        let named = |host| answers("0.0.0.0:8080", &["live.example"], &[], Some(host), Some("via"));
+        assert!(named("live.example") && named("10.0.0.7:8080") && named("localhost"));
+        assert!(!named("evil.example"));
+    }
 }

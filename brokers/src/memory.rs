@@ -7,7 +7,7 @@
 mod members;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -38,11 +38,21 @@ const SWEEP_WORK: usize = 4096;
 /// Every channel is looked at within so many sweeps, however many there are, unless as much expires as is looked at.
 const SWEEPS: usize = 60;
 
+/// What an event, a channel and an idempotency key cost besides the message. Estimates, on the large side.
+const EVENT_COST: usize = 256;
+const CHANNEL_COST: usize = 1024;
+const KEY_COST: usize = 400;
+
+/// Into so many slices by age the events are sorted when some have to go.
+const SLICES: usize = 256;
+
 /// Everything in this process. Dropping it ends its feeds.
 ///
 /// A channel begins with its first event. It is forgotten when it has no feed, no history and no live idempotency key and was not
 /// used for ten minutes or its history's age, whichever is longer; an ended channel's name is then free again. A channel without
 /// events takes no memory when its last feed is gone: all of them share one first position, the *epoch*.
+/// With a bound on its memory ([`Memory::bounded`]) the oldest events of all channels go first when it is reached, and channels without
+/// feeds, history and keys with them; replays then say that they are not complete.
 /// Events are bounded by their rule's history, idempotency keys only by [`IDEMPOTENCY_WINDOW`] times the publishers' rate.
 pub struct Memory {
     shared: Arc<Shared>,
@@ -51,6 +61,11 @@ pub struct Memory {
 
 struct Shared {
     rules: Rules,
+    /// Bytes that all channels together may take, by estimate, and that they take.
+    limit: usize,
+    used: AtomicUsize,
+    /// Held by the one that makes room.
+    pressure: Mutex<()>,
     channels: RwLock<Channels>,
     epochs: Epochs,
     sweep: Mutex<Sweep>,
@@ -61,7 +76,7 @@ struct Shared {
 /// A channel is forgotten only if its newest event is older than both, so an epoch that is honoured proves that a channel of which
 /// nothing is known had no event since.
 struct Epochs {
-    /// Written by the sweeper alone. Read under a channel's lock: a channel that begins anew after it was forgotten sees what the
+    /// Written under the lock of the sweep alone. Read under a channel's lock: a channel that begins anew after it was forgotten sees what the
     /// sweeper wrote before that.
     current: AtomicU64,
     before: AtomicU64,
@@ -112,6 +127,8 @@ struct State {
     feeds: Vec<(u64, FeedSender)>,
     feeds_opened: u64,
     touched: Instant,
+    /// What [`Shared::used`] counts of this channel.
+    counted: usize,
     /// It is no longer among the channels; whoever still holds it looks the name up again.
     forgotten: bool,
 }
@@ -129,9 +146,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Memory {
     /// A broker without channels that keeps of each what `rules` say.
     pub fn new(rules: Rules) -> Memory {
+        Self::bounded(rules, usize::MAX)
+    }
+
+    /// [`Memory::new`] that takes about `bytes` at most: when they are reached, the oldest history of all channels goes.
+    pub fn bounded(rules: Rules, bytes: usize) -> Memory {
         let epoch = Position::now().0;
         let shared = Shared {
             rules,
+            limit: bytes,
+            used: AtomicUsize::new(0),
+            pressure: Mutex::default(),
             channels: RwLock::default(),
             epochs: Epochs {
                 current: AtomicU64::new(epoch),
@@ -158,6 +183,11 @@ impl Broker for Memory {
     }
 
     async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+        if !self.shared.has_room() {
+            return Err(BrokerError::unavailable(
+                "the memory broker is full of channels and idempotency keys (limits.memory): raise it, or try again later",
+            ));
+        }
         self.shared.with(channel, |channel, state, now| {
             state.expire(channel.history.age, now, usize::MAX);
             if let Some(&position) = publish.idempotency_key.as_ref().and_then(|key| state.keys.get(key)) {
@@ -230,6 +260,7 @@ impl State {
             feeds: Vec::new(),
             feeds_opened: 0,
             touched: now,
+            counted: 0,
             forgotten: false,
         }
     }
@@ -309,6 +340,11 @@ impl State {
         }
     }
 
+    /// Whether there is nothing in it but its place in the chain.
+    fn is_bare(&self) -> bool {
+        self.feeds.is_empty() && self.kept.is_empty() && self.keys.is_empty()
+    }
+
     /// Whether nothing needs the channel. If only the epochs do, `waits_for` learns of its newest position.
     fn unused(&self, age: Duration, now: Instant, epochs: &Epochs, waits_for: &mut Position) -> bool {
         if !self.feeds.is_empty() {
@@ -340,7 +376,9 @@ impl Shared {
                 // Read under the lock, so that ages are in the order of positions.
                 let now = Instant::now();
                 state.touched = now;
-                return act(&channel, &mut state, now);
+                let result = act(&channel, &mut state, now);
+                self.count(&channel, &mut state);
+                return result;
             }
             // The sweeper forgot it between our look-up and our lock.
         }
@@ -391,7 +429,11 @@ impl Shared {
             let turn = lock(&self.sweep).turns.pop_front();
             let Some(channel) = turn else { break };
             let mut state = lock(&channel.state);
+            if state.forgotten {
+                continue;
+            }
             let dropped = state.expire(channel.history.age, now, work);
+            self.count(&channel, &mut state);
             let unused = state.unused(channel.history.age, now, &self.epochs, &mut waits_for);
             drop(state);
             if !(unused && self.forget(&channel, now)) {
@@ -423,13 +465,122 @@ impl Shared {
     fn forget(&self, channel: &Channel, now: Instant) -> bool {
         let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = lock(&channel.state);
+        if state.forgotten {
+            return true;
+        }
         if !state.unused(channel.history.age, now, &self.epochs, &mut Position::default()) {
             return false;
         }
-        state.forgotten = true;
-        channels.remove(&channel.name);
+        self.forget_locked(channel, &mut channels, &mut state);
         shrink(&mut *channels);
         true
+    }
+
+    fn forget_locked(&self, channel: &Channel, channels: &mut Channels, state: &mut State) {
+        state.forgotten = true;
+        self.used.fetch_sub(std::mem::take(&mut state.counted), Ordering::Relaxed);
+        channels.remove(&channel.name);
+    }
+
+    /// Brings what is counted of a channel up to date.
+    fn count(&self, channel: &Channel, state: &mut State) {
+        let cost = CHANNEL_COST
+            + 2 * channel.name.as_str().len()
+            + state.bytes
+            + state.kept.len() * EVENT_COST
+            + state.keys.len() * KEY_COST;
+        let before = std::mem::replace(&mut state.counted, cost);
+        if cost > before {
+            self.used.fetch_add(cost - before, Ordering::Relaxed);
+        } else if cost < before {
+            self.used.fetch_sub(before - cost, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes room if the bound is reached; false if there is none still.
+    fn has_room(&self) -> bool {
+        let is_full = || self.used.load(Ordering::Relaxed) > self.limit;
+        if !is_full() {
+            return true;
+        }
+        let _pressure = lock(&self.pressure);
+        if is_full() {
+            self.make_room();
+        }
+        !is_full()
+    }
+
+    /// Drops the oldest events of all channels until an eighth of the bound is free, and the channels of which nothing is left.
+    fn make_room(&self) {
+        let channels: Vec<Arc<Channel>> = {
+            let channels = self.channels.read().unwrap_or_else(PoisonError::into_inner);
+            channels.values().cloned().collect()
+        };
+        let now = Instant::now();
+        let fronts = channels
+            .iter()
+            .filter_map(|channel| lock(&channel.state).kept.front().map(|kept| kept.since));
+        let oldest = fronts.min().unwrap_or(now);
+        let span = now.saturating_duration_since(oldest).as_nanos().max(1);
+        let slice_of = |kept: &Kept| {
+            let age = now.saturating_duration_since(kept.since).as_nanos();
+            (age * (SLICES as u128 - 1) / span).min(SLICES as u128 - 1) as usize
+        };
+        let mut bytes = [0_usize; SLICES];
+        for channel in &channels {
+            for kept in &lock(&channel.state).kept {
+                bytes[slice_of(kept)] += kept.event.message.weight() + EVENT_COST;
+            }
+        }
+        let target = self.limit - self.limit / 8;
+        let mut excess = self.used.load(Ordering::Relaxed).saturating_sub(target);
+        let mut last = SLICES;
+        while last > 0 && excess > 0 {
+            last -= 1;
+            excess = excess.saturating_sub(bytes[last]);
+        }
+        let mut emptied = Vec::new();
+        for channel in &channels {
+            let mut state = lock(&channel.state);
+            while let Some(slice) = state.kept.front().map(slice_of)
+                && (slice > last || (slice == last && self.used.load(Ordering::Relaxed) > target))
+            {
+                state.drop_oldest();
+                self.count(channel, &mut state);
+            }
+            if state.is_bare() {
+                emptied.push(channel);
+            }
+        }
+        if self.used.load(Ordering::Relaxed) > target {
+            self.forget_at_once(&emptied, target);
+        }
+        lock(&self.sweep).turns.retain(|channel| !lock(&channel.state).forgotten);
+    }
+
+    /// Forgets channels of which nothing is left before the epochs are old enough. So all epochs are dropped, and a listener that comes
+    /// back with one is told of a gap.
+    fn forget_at_once(&self, emptied: &[&Arc<Channel>], target: usize) {
+        let Some(newest) = emptied.iter().map(|channel| lock(&channel.state).head).max() else {
+            return;
+        };
+        {
+            let mut sweep = lock(&self.sweep);
+            let next = newest.max(self.epochs.current()).next();
+            sweep.since = Instant::now();
+            self.epochs.before.store(next.0, Ordering::Release);
+            self.epochs.current.store(next.0, Ordering::Release);
+        }
+        for channel in emptied {
+            if self.used.load(Ordering::Relaxed) <= target {
+                return;
+            }
+            let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&channel.state);
+            if state.is_bare() && !state.forgotten && state.head < self.epochs.before() {
+                self.forget_locked(channel, &mut channels, &mut state);
+            }
+        }
     }
 }
 
@@ -890,5 +1041,101 @@ mod tests {
             assert_eq!(lock(&channel.state).kept.len(), 0);
             assert_eq!(lock(&broker.shared.open(&name("a")).state).head, position);
         });
+    }
+
+    fn used(broker: &Memory) -> usize {
+        broker.shared.used.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ever_new_channels_stay_within_the_bound() {
+        const BOUND: usize = 4 << 20;
+        let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
+        rule.history = History {
+            events: 100,
+            age: A_WHILE,
+            bytes: 16 << 20,
+        };
+        let broker = Memory::bounded(Rules::new([rule]), BOUND);
+        let payload = "x".repeat(60_000);
+        let mut cursors = Vec::new();
+        for n in 0..1000 {
+            let published = broker.publish(&name(&format!("c/{n}")), say(&payload)).await.unwrap();
+            cursors.push(published.position);
+            assert!(used(&broker) <= BOUND + 70_000, "{} bytes after {n}", used(&broker));
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert!(used(&broker) > BOUND / 2, "what fits is kept");
+        // The newest is whole; of the oldest nothing is left, and a replay says so.
+        assert!(replay(&broker, "c/999", Some(cursors[999])).await.complete);
+        assert_eq!(replay(&broker, "c/999", None).await.events.len(), 1);
+        let lost = replay(&broker, "c/0", Some(Position(cursors[0].0 - 1))).await;
+        assert_eq!((lost.complete, lost.events.len()), (false, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_bound_channels_of_which_nothing_is_left_are_forgotten() {
+        const BOUND: usize = 256 << 10;
+        let broker = Memory::bounded(Rules::new([]), BOUND);
+        let mut cursors = Vec::new();
+        for n in 0..1000 {
+            let published = broker.publish(&name(&format!("c/{n}")), say("x")).await.unwrap();
+            cursors.push(published.position);
+            assert!(used(&broker) <= BOUND + 2000, "{} bytes after {n}", used(&broker));
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert!(remembered(&broker) < 250, "{}", remembered(&broker));
+        // What was forgotten begins anew above all that it gave, and its old cursor is told of a gap.
+        let lost = replay(&broker, "c/0", Some(cursors[0])).await;
+        assert_eq!((lost.complete, lost.events.len()), (false, 0));
+        let again = broker.publish(&name("c/0"), say("x")).await.unwrap();
+        assert!(again.position > cursors[0]);
+        assert!(!replay(&broker, "c/0", Some(cursors[0])).await.complete);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_bound_the_oldest_history_of_all_channels_goes_first() {
+        const BOUND: usize = 1 << 20;
+        let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
+        rule.history = History {
+            events: 10_000,
+            age: A_WHILE,
+            bytes: 16 << 20,
+        };
+        let broker = Memory::bounded(Rules::new([rule]), BOUND);
+        let payload = "x".repeat(1000);
+        let feed = broker.follow(&name("old")).await.unwrap();
+        for _ in 0..100 {
+            broker.publish(&name("old"), say(&payload)).await.unwrap();
+        }
+        tokio::time::advance(MINUTE).await;
+        for _ in 0..1500 {
+            broker.publish(&name("new"), say(&payload)).await.unwrap();
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        let old = replay(&broker, "old", Some(feed.head)).await;
+        assert_eq!(
+            (old.complete, old.events.len()),
+            (false, 0),
+            "the oldest went, and it is told"
+        );
+        let new = replay(&broker, "new", None).await;
+        assert!(!new.complete && new.events.len() > 400, "{} events", new.events.len());
+        for pair in new.events.windows(2) {
+            assert_eq!(pair[1].previous, pair[0].position, "only the beginning of a history goes");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_make_room_is_refused() {
+        let broker = Memory::bounded(Rules::new([]), 64 << 10);
+        let mut feeds = Vec::new();
+        for n in 0..100 {
+            feeds.push(broker.follow(&name(&format!("c/{n}"))).await.unwrap());
+        }
+        let refused = broker.publish(&name("c/1"), say("x")).await.unwrap_err();
+        assert!(refused.message.contains("limits.memory"), "{refused}");
+        drop(feeds);
+        assert!(broker.publish(&name("c/1"), say("x")).await.is_ok());
     }
 }

@@ -369,8 +369,16 @@ impl Channel {
     /// # Errors
     /// `unavailable`.
     pub async fn history(&self, after: Option<Position>, limit: usize) -> Result<Replay, Refusal> {
+        self.page(after, PageLimit::events(limit)).await
+    }
+
+    /// [`Channel::history`] with a bound in bytes as well.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn page(&self, after: Option<Position>, limit: PageLimit) -> Result<Replay, Refusal> {
         self.backbone
-            .replay(&self.name, after, PageLimit::events(limit))
+            .replay(&self.name, after, limit)
             .await
             .map_err(|error| self.backbone.refusal(&error))
     }

@@ -30,6 +30,12 @@ pub trait Handler: Send + Sync + 'static {
         Ok(Identity::anonymous())
     }
 
+    /// The names of the query parameters that [`Handler::connect`] reads: `&["token"]`. A request with a parameter that neither Airwave nor a handler
+    /// knows is refused, so that a misspelt one is noticed. `&["*"]` accepts every parameter. Default: none.
+    fn query_parameters(&self) -> &[&str] {
+        &[]
+    }
+
     /// May this client listen to this channel? Called for each subscription and each history request. Default: yes.
     async fn subscribe(&self, client: &Client, channel: &Channel) -> Result<(), Refusal> {
         let _ = (client, channel);

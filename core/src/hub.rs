@@ -10,7 +10,7 @@ use slab::Slab;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use crate::address::{AddressCounts, AddressPlace};
+use crate::address::{AddressCounts, AddressKey, AddressPlace};
 use crate::broker::{Broker, BrokerError, PageLimit, Replay};
 use crate::channel::{Backbone, Channel, Outage, Unanswered};
 use crate::directory::Directory;
@@ -21,6 +21,7 @@ use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Rep
 use crate::jitter::Jitter;
 use crate::log::{MAX_WIRES, WireSlot};
 use crate::metrics::Metrics;
+use crate::rate::Rates;
 use crate::refusal::{Code, Refusal};
 use crate::roster::Presence;
 use crate::rule::{Limits, Params, Pattern, Rule, Rules, SendPolicy, TransportName};
@@ -36,6 +37,9 @@ const STALE_AFTER: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How many logs are looked at in one tick, so that a node with a million does not stutter.
 const LOGS_PER_TICK: usize = 50_000;
+
+/// How often a node at `limits.channels` looks for unused logs that can make room.
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// One running Airwave process: cheap to clone, gone when the last clone is.
 #[derive(Clone)]
@@ -60,6 +64,10 @@ pub(crate) struct Inner {
     asking: Flights<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
     pub(crate) sessions: Mutex<Slab<Arc<Vitals>>>,
     addresses: Arc<AddressCounts>,
+    requests: Rates<Source>,
+    new_channels: Rates<AddressKey>,
+    /// When unused logs last had to make room.
+    made_room: Mutex<Option<Instant>>,
     connections: AtomicUsize,
     /// How many connections there may be: `limits.connections`, or fewer.
     places: AtomicUsize,
@@ -101,6 +109,13 @@ pub(crate) struct Admission {
     pub(crate) rule: Arc<Rule>,
 }
 
+/// Whose requests are counted together.
+#[derive(PartialEq, Eq, Hash)]
+enum Source {
+    User(Arc<str>),
+    Address(AddressKey),
+}
+
 /// A channel's state on this node, for people who look at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelState {
@@ -123,6 +138,55 @@ pub struct ChannelState {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // The maps behind these locks are whole between any two statements; a panic elsewhere must not take the node down.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    /// Frees about `excess` bytes of rings, half a ring at a time: first those without listeners, which are closed, then the largest.
+    fn shrink_rings(&self, feeders: Vec<Arc<Feeder>>, mut excess: usize) {
+        let mut sized: Vec<(usize, Arc<Feeder>)> = feeders.into_iter().map(|feeder| (feeder.log.size().1, feeder)).collect();
+        sized.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        tracing::debug!(
+            excess,
+            logs = sized.len(),
+            "the rings of this node are above limits.memory: they shrink"
+        );
+        for (bytes, feeder) in &sized {
+            if self.close_log(&feeder.log.name, feeder, Duration::ZERO) {
+                excess = excess.saturating_sub(*bytes);
+            }
+        }
+        while excess > 0 {
+            let mut freed = 0;
+            for (_, feeder) in &sized {
+                let before = feeder.log.size().1;
+                feeder.log.shrink();
+                freed += before - feeder.log.size().1.min(before);
+                if freed >= excess {
+                    return;
+                }
+            }
+            if freed == 0 {
+                // One entry in each is left.
+                return;
+            }
+            excess -= freed;
+        }
+    }
+
+    /// Closes and forgets a log that has had no listeners for `linger`.
+    fn close_log(&self, name: &ChannelName, feeder: &Feeder, linger: Duration) -> bool {
+        // In one step: a caller that finds it closed must not find it again.
+        let unused = {
+            let mut logs = lock(&self.logs);
+            let unused = feeder.log.close_if_unused(linger) && logs.remove(name).is_some();
+            shrink(&mut *logs);
+            unused
+        };
+        if unused {
+            feeder.close();
+        }
+        unused
+    }
 }
 
 impl Drop for Inner {
@@ -177,6 +241,8 @@ impl HubBuilder {
             unanswered: Unanswered::default(),
             jitter: self.jitter,
         });
+        let limits = &backbone.limits;
+        let (requests, new_channels) = (limits.requests_per_second, limits.new_channels_per_minute);
         let inner = Arc::new(Inner {
             backbone,
             handlers: self.handlers,
@@ -186,6 +252,9 @@ impl HubBuilder {
             asking: Flights::default(),
             sessions: Mutex::default(),
             addresses: Arc::default(),
+            requests: Rates::new(requests, Duration::from_secs(1), requests.saturating_mul(2)),
+            new_channels: Rates::new(new_channels, Duration::from_secs(60), new_channels),
+            made_room: Mutex::default(),
             connections: AtomicUsize::new(0),
             places: AtomicUsize::new(places),
             next_client: AtomicU64::new(1),
@@ -374,6 +443,52 @@ impl Hub {
         )
     }
 
+    /// The query parameters that the handlers read, [`Handler::query_parameters`].
+    pub fn query_parameters(&self) -> impl Iterator<Item = &str> {
+        self.0
+            .handlers
+            .iter()
+            .flat_map(|(_, handler)| handler.query_parameters().iter().copied())
+    }
+
+    /// Counts one request over HTTP of `user`, or without one of the address. A request whose address is not known is not counted.
+    ///
+    /// # Errors
+    /// `too-many`.
+    pub fn count_request(&self, user: Option<&Arc<str>>, peer: Option<IpAddr>) -> Result<(), Refusal> {
+        let source = match (user, peer) {
+            (Some(user), _) => Source::User(user.clone()),
+            (None, Some(peer)) => Source::Address(peer.into()),
+            (None, None) => return Ok(()),
+        };
+        if self.0.requests.take(source) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            Code::TooMany,
+            format!(
+                "more than {} requests per second from this {} (limits.requests_per_second): wait a second, or use one connection for many messages",
+                self.limits().requests_per_second,
+                if user.is_some() { "user" } else { "address" }
+            ),
+        ))
+    }
+
+    /// Counts a channel that is not open on this node against the address that names it.
+    fn count_name(&self, peer: Option<IpAddr>, name: &ChannelName) -> Result<(), Refusal> {
+        let Some(peer) = peer else { return Ok(()) };
+        if lock(&self.0.logs).contains_key(name) || self.0.new_channels.take(peer.into()) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            Code::TooMany,
+            format!(
+                "more than {} channels that were not open from this address within a minute (limits.new_channels_per_minute): try again later",
+                self.limits().new_channels_per_minute
+            ),
+        ))
+    }
+
     fn rule(&self, name: &ChannelName) -> Result<(Arc<Rule>, Params), Refusal> {
         self.rules().find(name).ok_or_else(|| {
             Refusal::new(
@@ -453,9 +568,13 @@ impl Hub {
                 ..Refusal::new(Code::WrongTransport, text)
             });
         }
+        if connection.transport == TransportName::HTTP {
+            self.count_request(admission.client.user_id(), connection.peer)?;
+        }
         if let Some(handler) = &admission.handler {
             handler.subscribe(&admission.client, &admission.channel).await?;
         }
+        self.count_name(connection.peer, name)?;
         Ok(admission)
     }
 
@@ -479,6 +598,12 @@ impl Hub {
             ));
         }
         let admission = self.admit(connection, name).await?;
+        if connection.transport == TransportName::HTTP {
+            self.count_request(admission.client.user_id(), connection.peer)?;
+        }
+        if admission.handler.is_none() && admission.rule.send == SendPolicy::Publish {
+            self.count_name(connection.peer, name)?;
+        }
         let channel = admission.channel.with_key(key);
         match (admission.handler, admission.rule.send) {
             (_, SendPolicy::Refuse) => Err(Refusal::forbidden("this channel takes no messages from clients")),
@@ -499,10 +624,10 @@ impl Hub {
         connection: &Connection,
         name: &ChannelName,
         after: Option<Position>,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<(Channel, Replay), Refusal> {
         let admission = self.admit_listener(connection, name).await?;
-        let replay = admission.channel.history(after, limit).await?;
+        let replay = admission.channel.page(after, limit).await?;
         Ok((admission.channel, replay))
     }
 
@@ -523,7 +648,7 @@ impl Hub {
                 Ok(feeder)
             }
         };
-        if lock(&self.0.logs).len() >= self.limits().channels {
+        if lock(&self.0.logs).len() >= self.limits().channels && !self.make_room() {
             return Err(Refusal::new(
                 Code::TooMany,
                 "this server has too many channels open (limits.channels): try again later",
@@ -534,6 +659,30 @@ impl Hub {
             Some(Err(error)) => Err(self.refusal(&error)),
             None => Err(Refusal::internal("the channel could not be opened")),
         }
+    }
+
+    /// Closes logs that have no listeners: first those whose channels have never had an event, then the others. False: there is no room
+    /// still, or there was made some a moment ago.
+    fn make_room(&self) -> bool {
+        {
+            let mut last = lock(&self.0.made_room);
+            if last.is_some_and(|last| last.elapsed() < ROOM_PAUSE) {
+                return false;
+            }
+            *last = Some(Instant::now());
+        }
+        let feeders: Vec<Arc<Feeder>> = lock(&self.0.logs).values().cloned().collect();
+        for unpublished in [true, false] {
+            for feeder in &feeders {
+                if unpublished == feeder.log.is_unpublished() {
+                    self.0.close_log(&feeder.log.name, feeder, Duration::ZERO);
+                }
+            }
+            if lock(&self.0.logs).len() < self.limits().channels {
+                return true;
+            }
+        }
+        false
     }
 
     /// What a client is told of a broker's error.
@@ -633,6 +782,8 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
         for (_, session) in &*lock(&hub.sessions) {
             session.look_after(now, &limits);
         }
+        hub.requests.sweep();
+        hub.new_channels.sweep();
         if names.is_empty() {
             let logs = lock(&hub.logs);
             names = logs.keys().cloned().collect();
@@ -645,6 +796,11 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
             hub.backbone.metrics.logs.set(logs.len() as i64);
             hub.backbone.metrics.log_bytes.set(bytes as i64);
             hub.backbone.metrics.log_events.set(events as i64);
+            if bytes > limits.memory / 2 {
+                let feeders: Vec<Arc<Feeder>> = logs.values().cloned().collect();
+                drop(logs);
+                hub.shrink_rings(feeders, bytes - limits.memory / 2);
+            }
         }
         let at = names.len().saturating_sub(LOGS_PER_TICK);
         for name in names.drain(at..) {
@@ -652,16 +808,7 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
                 continue;
             };
             feeder.log.trim();
-            // Closed and forgotten in one step: whoever finds it closed must not find it again.
-            let unused = {
-                let mut logs = lock(&hub.logs);
-                let unused = feeder.log.close_if_unused(limits.linger) && logs.remove(&name).is_some();
-                shrink(&mut *logs);
-                unused
-            };
-            if unused {
-                feeder.close();
-            }
+            hub.close_log(&name, &feeder, limits.linger);
         }
     }
 }

@@ -43,6 +43,7 @@ mod jitter;
 mod line;
 mod log;
 pub mod metrics;
+mod rate;
 pub mod refusal;
 mod roster;
 pub mod rule;

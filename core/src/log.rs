@@ -34,6 +34,9 @@ const MAX_KEYS: usize = 10_000;
 /// How many listeners are looked at before the first of them is woken.
 const LOOK_AHEAD: usize = 16;
 
+/// How long a log lingers at most whose channel has never had an event: a client can name as many of those as it likes.
+pub(crate) const UNPUBLISHED_LINGER: Duration = Duration::from_secs(5);
+
 /// What an entry costs besides its payload: the entry, its slots, names.
 const ENTRY_COST: usize = 320;
 
@@ -173,6 +176,8 @@ struct Ring {
     latest: Option<Latest>,
     /// Whether the bound of bytes has taken away what history may still hold.
     cut_short: bool,
+    /// The channel has never had an event, as far as this node knows.
+    unpublished: bool,
     /// The last run of entries that was joined for each wire: listeners stand at the same place most of the time.
     batches: [Option<(u64, u64, Batch)>; MAX_WIRES],
 }
@@ -322,6 +327,7 @@ impl Log {
             return None;
         }
         let floor = goes_on_after(&history);
+        let unpublished = history.complete && history.events.is_empty() && !history.ended;
         let end = lost_end(&history);
         let keeps_latest = rule.delivery == Delivery::Latest || rule.replay == ReplayOnSubscribe::Last;
         let log = Self {
@@ -337,6 +343,7 @@ impl Log {
                 end: None,
                 latest: keeps_latest.then(Latest::default),
                 cut_short: false,
+                unpublished,
                 batches: Default::default(),
             }),
             seats: Mutex::new(Seats {
@@ -361,6 +368,7 @@ impl Log {
 
     fn push(&self, ring: &mut Ring, entry: Arc<Entry>) {
         let place = ring.end_place();
+        ring.unpublished = false;
         (ring.head, ring.link) = (entry.position(), entry.link());
         ring.bytes += entry.cost();
         // A broker that has forgotten the channel, end and all, begins it anew.
@@ -461,8 +469,19 @@ impl Log {
         counts
     }
 
-    /// Closes the log if it has had no listeners for `linger`. A closed log takes no seats.
+    /// Whether the channel has never had an event, as far as this node knows.
+    pub(crate) fn is_unpublished(&self) -> bool {
+        lock(&self.ring).unpublished
+    }
+
+    /// Closes the log if it has had no listeners for `linger`, or for [`UNPUBLISHED_LINGER`] if the channel has never had an event. A
+    /// closed log takes no seats.
     pub(crate) fn close_if_unused(&self, linger: Duration) -> bool {
+        let linger = if self.is_unpublished() {
+            linger.min(UNPUBLISHED_LINGER)
+        } else {
+            linger
+        };
         let mut seats = lock(&self.seats);
         if seats.listeners.is_empty() && seats.empty_since.is_none_or(|since| since.elapsed() >= linger) {
             seats.closed = true;
@@ -484,6 +503,18 @@ impl Log {
             ring.pop();
         }
         ring.shrink();
+    }
+
+    /// Drops the older half of the ring, because the rings of the node take too much together. Listeners that stand there fall off.
+    pub(crate) fn shrink(&self) {
+        let mut ring = lock(&self.ring);
+        ring.batches = Default::default();
+        let half = ring.bytes / 2;
+        while ring.bytes > half && ring.entries.len() > 1 {
+            ring.cut_short = true;
+            ring.pop();
+        }
+        crate::shrink::shrink(&mut ring.entries);
     }
 
     /// Entries and estimated bytes in the ring, and whether the channel has ended.

@@ -479,6 +479,12 @@ pub struct Limits {
     pub message_bytes: usize,
     /// WebSocket frames that a client may send in a second (twice as many in a burst).
     pub frames_per_second: u32,
+    /// Requests over HTTP (messages, pages of history) that a user, or else an address, may make in a second (twice as many in a burst).
+    pub requests_per_second: u32,
+    /// Channels that are not open on this node yet and that one address may name in a minute.
+    pub new_channels_per_minute: u32,
+    /// Bytes of events on this node: half of it for the rings of all logs together, half for the history of the memory broker.
+    pub memory: usize,
     /// Events that a log's ring keeps at least, so that a slow listener has room even where history is short.
     pub ring_events: usize,
     /// Bytes that a log's ring keeps at most.
@@ -506,6 +512,9 @@ impl Default for Limits {
             channels: 1_000_000,
             message_bytes: 64 << 10,
             frames_per_second: 100,
+            requests_per_second: 100,
+            new_channels_per_minute: 10_000,
+            memory: 1 << 30,
             ring_events: 1024,
             ring_bytes: 16 << 20,
             heartbeat: Duration::from_secs(15),

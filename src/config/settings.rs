@@ -114,6 +114,20 @@ macro_rules! limit {
     };
 }
 
+macro_rules! per_time {
+    ($name:ident) => {
+        Setting {
+            key: concat!("limits.", stringify!($name)),
+            set: |config, given| {
+                // The bound fits u32, and so does twice as much, the burst.
+                config.limits.$name = given.count(1, 1_000_000)? as u32;
+                Ok(())
+            },
+            show: |config| Shown::Count(config.limits.$name.into()),
+        }
+    };
+}
+
 /// All settings, in the order in which they are shown.
 pub(super) const SETTINGS: &[Setting] = &[
     Setting {
@@ -160,6 +174,14 @@ pub(super) const SETTINGS: &[Setting] = &[
                 AllowedOrigins::Listed(list) => list.clone(),
             })
         },
+    },
+    Setting {
+        key: "hosts",
+        set: |config, given| {
+            config.hosts = given.words()?.into_iter().map(host).collect::<Result<_, _>>()?;
+            Ok(())
+        },
+        show: |config| Shown::Words(config.hosts.clone()),
     },
     Setting {
         key: "trusted_proxies",
@@ -234,15 +256,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     limit!(count channels_per_connection up to 1000),
     limit!(count channels up to usize::MAX),
     limit!(size message_bytes from 256),
-    Setting {
-        key: "limits.frames_per_second",
-        set: |config, given| {
-            // The bound fits u32, and so does twice as much, the burst.
-            config.limits.frames_per_second = given.count(1, 1_000_000)? as u32;
-            Ok(())
-        },
-        show: |config| Shown::Count(config.limits.frames_per_second.into()),
-    },
+    per_time!(frames_per_second),
+    per_time!(requests_per_second),
+    per_time!(new_channels_per_minute),
+    limit!(size memory from 1 << 20),
     limit!(count ring_events up to usize::MAX),
     limit!(size ring_bytes from 1024),
     limit!(duration heartbeat from Duration::from_secs(1)),
@@ -344,6 +361,39 @@ fn origin(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A name or an IP address as it stands in a URL, without the port; `*` for any.
+fn host(text: &str) -> Result<String, String> {
+    let wrong = |what: &str| {
+        Err(format!(
+            "has {} {what}; write the name alone, for example \"live.example\"",
+            Quoted(text)
+        ))
+    };
+    if text == "*" {
+        return Ok(text.to_owned());
+    }
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return Ok(address.to_string());
+    }
+    if text.contains("://") {
+        return wrong("with a scheme");
+    }
+    if text.contains('/') {
+        return wrong("with a path");
+    }
+    if text.contains(':') {
+        return wrong("with a port, which does not matter here");
+    }
+    if text.contains('*') {
+        return wrong("with a wildcard, which is understood only alone");
+    }
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
+        return wrong("which is no host name");
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
 fn network(text: &str) -> Result<Network, String> {
     let wrong = || {
         format!(
@@ -413,6 +463,7 @@ mod tests {
                 "127.0.0.1,10.1.0.0/16,fd00::/8",
                 "127.0.0.1, 10.1.0.0/16, fd00::/8",
             ),
+            ("hosts", "Live.example,[::1],*", "live.example, ::1, *"),
             ("live_page", "false", "false"),
             ("client_ip_header", "forwarded", "forwarded"),
             ("drain", "0s", "0s"),
@@ -457,6 +508,11 @@ mod tests {
             ("trusted_proxies", "nginx", "no address or network"),
             ("client_ip_header", "X-Forwarded-For", "did you mean \"x-forwarded-for\"?"),
             ("client_ip_header", "x-real-ip", "write \"x-forwarded-for\" or \"forwarded\""),
+            ("hosts", "https://live.example", "with a scheme"),
+            ("hosts", "live.example:8080", "with a port"),
+            ("hosts", "live.example/x", "with a path"),
+            ("hosts", "*.example", "only alone"),
+            ("hosts", "a b", "no host name"),
             ("live_page", "1", "must be true or false"),
             ("drain", "10", "write \"10s\""),
             ("log.format", "JSON", "did you mean \"json\"?"),

@@ -35,6 +35,10 @@ impl Room {
 
 #[airwave::async_trait]
 impl Handler for Room {
+    fn query_parameters(&self) -> &[&str] {
+        &["token"]
+    }
+
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         let user = request.bearer_token().or(request.cookie("user")).or_else(|| {
             let query = request.query.split('&').find_map(|pair| pair.strip_prefix("token="));

@@ -503,7 +503,7 @@ fn slow_heads_are_cut() {
             // With SETTINGS, and then with HEADERS that never end.
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\0\0\0\0\x01\x02",
-            "GET /channels/a HTTP/1.1\r\nhost: x\r\n",
+            "GET /channels/a HTTP/1.1\r\nhost: localhost\r\n",
             whole.as_str(),
             "\r\n",
         ] {
@@ -685,7 +685,7 @@ fn connections_beyond_the_cap_are_refused() {
                 51 => {
                     let mut raw = Raw::saying(
                         address,
-                        "GET /channels/a HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n",
+                        "GET /channels/a HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n",
                     )
                     .await;
                     raw.through("airwave.subscribed").await;
@@ -733,6 +733,10 @@ fn a_panic_in_a_handler_stays_with_its_client() {
 
     #[airwave::async_trait]
     impl Handler for Broken {
+        fn query_parameters(&self) -> &[&str] {
+            &["calm"]
+        }
+
         async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
             assert!(request.query.contains("calm"), "on purpose");
             Ok(Identity::anonymous())
@@ -747,9 +751,9 @@ fn a_panic_in_a_handler_stays_with_its_client() {
         let builder = Airwave::from_config(config([rule("{*all}", |_| {})])).handle("broken/{id}", Broken);
         let node = Node::serving(builder, Airwave::router).await;
         let mut bystanders = Bystanders::of(&node).await;
-        let get = "GET /channels/broken/1 HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n";
+        let get = "GET /channels/broken/1 HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
         Raw::saying(node.own, get).await.rest().await;
-        let post = "POST /channels/broken/1?calm HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 22\r\n\r\n\
+        let post = "POST /channels/broken/1?calm HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 22\r\n\r\n\
                     {\"event\":\"e\",\"data\":1}";
         Raw::saying(node.own, post).await.rest().await;
         Raw::saying(node.own, handshake(node.own, "/channels/broken/1"))

@@ -29,5 +29,8 @@ mod hostile;
 /// Heartbeats, silence, HEAD, the stream byte by byte.
 mod line;
 
+/// What one client may take of a node: pages, requests, names.
+mod resources;
+
 /// Who is in a channel, over two nodes and every transport.
 mod presence;

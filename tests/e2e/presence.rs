@@ -20,6 +20,10 @@ struct ByQuery;
 
 #[airwave::async_trait]
 impl Handler for ByQuery {
+    fn query_parameters(&self) -> &[&str] {
+        &["user", "colour"]
+    }
+
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         let value = |name: &str| {
             let pair = |pair: &str| pair.strip_prefix(name)?.strip_prefix('=').map(str::to_owned);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use airwave_core::event::IdempotencyKey;
 use airwave_core::rule::TransportName;
-use airwave_core::{ChannelName, Code, Hub, Position, Publish, Refusal};
+use airwave_core::wire::Member;
+use airwave_core::{ChannelName, Code, Hub, PageLimit, Position, Publish, Refusal};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -18,15 +19,18 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
 
 use crate::envelope::{self, Publication, envelope, quoted};
+use crate::pages::{self, PAGE_BYTES, Pages};
 use crate::request::{
-    Options, Publishers, connect_request, header_text, is_local, json_response, path_as_seen, query_value, refusal_response,
-    wants_presence,
+    Options, Publishers, check_query, connect_request, header_text, is_local, json_response, path_as_seen, peer, query_value,
+    refusal_response, wants_presence,
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_PUBLICATIONS: usize = 1000;
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 50;
+/// A page of members ends at whichever comes first.
+const MEMBERS_PAGE: (usize, usize) = (500, 32 << 10);
 /// How long a body may take, so that one that never ends takes no place for ever.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// An array may hold many messages, each of which has its own limit.
@@ -41,13 +45,28 @@ struct Http {
 pub(crate) fn routes(hub: Hub, options: Arc<Options>) -> Router {
     Router::new()
         .route("/publish", post(publish))
-        .route("/healthz", get(|| async { "ok" }))
+        .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(Http { hub, options })
 }
 
-async fn ready(State(http): State<Http>) -> Response {
+async fn health(State(http): State<Http>, request: Request) -> Response {
+    match without_query(&http, request) {
+        Ok(()) => Response::new(Body::from("ok")),
+        Err(refusal) => refusal_response(&refusal, None),
+    }
+}
+
+fn without_query(http: &Http, request: Request) -> Result<(), Refusal> {
+    let (parts, _) = request.into_parts();
+    check_query(&http.hub, &parts, &[]).inspect_err(|refusal| http.hub.metrics().refused(refusal.code))
+}
+
+async fn ready(State(http): State<Http>, request: Request) -> Response {
+    if let Err(refusal) = without_query(&http, request) {
+        return refusal_response(&refusal, None);
+    }
     let (status, text) = match http.hub.ready().await {
         Ok(()) => (200, "ready\n".to_owned()),
         Err(why) => (503, format!("{why}\n")),
@@ -57,7 +76,10 @@ async fn ready(State(http): State<Http>) -> Response {
     response
 }
 
-async fn metrics(State(http): State<Http>) -> Response {
+async fn metrics(State(http): State<Http>, request: Request) -> Response {
+    if let Err(refusal) = without_query(&http, request) {
+        return refusal_response(&refusal, None);
+    }
     let mut response = Response::new(Body::from(http.hub.metrics().encode()));
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
@@ -111,6 +133,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Refusa
 
 /// `POST /channels/{name}`: a client's message, for the handler.
 pub(crate) async fn send(hub: &Hub, channel: ChannelName, parts: &mut Parts, body: Body) -> Result<Response, Refusal> {
+    check_query(hub, parts, &[])?;
     let limit = hub.limits().message_bytes;
     // Base64 and names take room of their own; the message itself is measured again once it has been read.
     let body = json_body(&parts.headers, body, limit * 2).await?;
@@ -127,10 +150,12 @@ pub(crate) async fn send(hub: &Hub, channel: ChannelName, parts: &mut Parts, bod
 /// `GET /channels/{name}`: recent events, and how to listen.
 pub(crate) async fn history(
     hub: &Hub,
+    pages: &Pages,
     known: &[TransportName],
     channel: ChannelName,
     parts: &mut Parts,
 ) -> Result<Response, Refusal> {
+    check_query(hub, parts, &["after", "limit", "presence", "members_after"])?;
     let limit = match query_value(parts, "limit")? {
         None => DEFAULT_PAGE,
         Some(text) => match text.parse() {
@@ -150,9 +175,19 @@ pub(crate) async fn history(
     let connection = hub.connect(connect_request(parts, TransportName::HTTP), false)?;
     // The mark of the end, which is no event to whoever asks, takes no event's place among the newest.
     let asked = if after.is_none() { limit + 1 } else { limit };
+    let asked = PageLimit::events(asked).with_bytes(PAGE_BYTES);
+    let members_after = query_value(parts, "members_after")?;
+    let with_members = wants_presence(parts)?;
+    if members_after.is_some() && !with_members {
+        return Err(Refusal::bad_request(
+            "'members_after' is for a page of members: add 'presence=true'",
+        ));
+    }
+    let turn = pages.turn(peer(parts)).await?;
     let (channel, page) = hub.history(&connection, &channel, after, asked).await?;
-    let members = if wants_presence(parts)? {
-        format!(",\"members\":{}", envelope::members_json(&channel.members().await?))
+    let members = if with_members {
+        let (members, more) = members_page(channel.members().await?, members_after.as_deref());
+        format!(",\"members\":{},\"members_more\":{more}", envelope::members_json(&members))
     } else {
         String::new()
     };
@@ -181,7 +216,26 @@ pub(crate) async fn history(
         quoted(&path_as_seen(parts)),
         events.join(",")
     );
-    Ok(json_response(200, body))
+    drop((events, page));
+    let mut response = json_response(200, String::new());
+    *response.body_mut() = pages::body(body.into(), turn, hub.limits().stalled_write);
+    Ok(response)
+}
+
+/// The members behind the user `after`, in the order of their ids, the anonymous last; and whether there are more behind those.
+fn members_page(mut members: Vec<Arc<Member>>, after: Option<&str>) -> (Vec<Arc<Member>>, bool) {
+    if let Some(after) = after {
+        members.retain(|member| member.user.as_deref().is_none_or(|user| user > after));
+    }
+    let mut bytes = 0;
+    let fits = |(n, member): &(usize, &Arc<Member>)| {
+        bytes += envelope::member_json(member).len();
+        *n == 0 || bytes <= MEMBERS_PAGE.1
+    };
+    let fitting = members.iter().take(MEMBERS_PAGE.0).enumerate().take_while(fits).count();
+    let more = fitting < members.len();
+    members.truncate(fitting);
+    (members, more)
 }
 
 async fn publish(State(http): State<Http>, request: Request) -> Response {
@@ -196,7 +250,11 @@ async fn publish(State(http): State<Http>, request: Request) -> Response {
 }
 
 async fn publish_all(http: &Http, parts: &Parts, body: Body) -> Result<Response, Refusal> {
+    check_query(&http.hub, parts, &[])?;
     authorize(&http.options.publishers, parts)?;
+    if matches!(http.options.publishers, Publishers::Anybody) {
+        http.hub.count_request(None, peer(parts))?;
+    }
     if http.hub.is_draining() {
         return Err(Refusal::unavailable("this server is going away: publish again"));
     }

@@ -12,6 +12,7 @@
 
 pub mod envelope;
 pub mod http;
+mod pages;
 pub mod request;
 pub mod socket;
 pub mod sse;
@@ -60,6 +61,8 @@ pub struct ChannelRequest {
     pub channel: Result<ChannelName, Refusal>,
     /// The request without its body.
     pub parts: Parts,
+    /// What the client sends with it. A listener has nothing to send.
+    pub body: Body,
 }
 
 #[derive(Clone)]
@@ -67,6 +70,7 @@ struct App {
     hub: Hub,
     options: Arc<Options>,
     transports: Arc<[Arc<dyn Transport>]>,
+    pages: Arc<pages::Pages>,
 }
 
 /// The transports that come with Airwave, in the order in which they are asked.
@@ -85,6 +89,7 @@ pub fn router(hub: Hub, options: Options, transports: Vec<Arc<dyn Transport>>) -
         hub,
         options,
         transports: transports.into(),
+        pages: Arc::default(),
     };
     let channels = Router::new().route("/channels/{*name}", any(channel)).with_state(app.clone());
     router
@@ -99,14 +104,14 @@ async fn channel(State(app): State<App>, request: Request) -> Response {
     if let Some(transport) = app.transports.iter().find(|transport| transport.wants(&parts)) {
         // A WebSocket over HTTP/2 is a CONNECT (RFC 8441); everything else that listens is a GET.
         if method == Method::GET || method == Method::HEAD || method == Method::CONNECT {
-            return transport.listen(&app.hub, ChannelRequest { channel, parts }).await;
+            return transport.listen(&app.hub, ChannelRequest { channel, parts, body }).await;
         }
     }
     let result = match (channel, method) {
         (Err(refusal), _) => Err(refusal),
         (Ok(channel), Method::GET | Method::HEAD) => {
             let names: Vec<_> = app.transports.iter().map(|transport| transport.name()).collect();
-            http::history(&app.hub, &names, channel, &mut parts).await
+            http::history(&app.hub, &app.pages, &names, channel, &mut parts).await
         }
         (Ok(channel), Method::POST) => http::send(&app.hub, channel, &mut parts, body).await,
         (Ok(_), _) => {

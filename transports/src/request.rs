@@ -4,14 +4,15 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use airwave_core::rule::TransportName;
-use airwave_core::{ChannelName, ConnectRequest, Refusal};
+use airwave_core::{ChannelName, Code, ConnectRequest, Hub, Refusal};
 use axum::body::Body;
 use axum::extract::{ConnectInfo, OriginalUri};
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER,
+    SEC_WEBSOCKET_PROTOCOL,
 };
 use http::request::Parts;
 
@@ -64,22 +65,28 @@ pub fn is_local(parts: &Parts) -> bool {
     is_addressed_locally(parts) && !came_through_a_proxy(parts)
 }
 
-/// Whether the request names the server in a way that no foreign site's name can.
-fn is_addressed_locally(parts: &Parts) -> bool {
-    // HTTP/2 has the name in the target (RFC 9113, section 8.3.1), HTTP/1.1 in a header (RFC 9112, section 3.2).
-    let authority = match parts.uri.authority() {
+/// The host that the request names, without a port and in lower case; an IPv6 address without brackets.
+pub fn addressed_host(parts: &Parts) -> Option<String> {
+    let authority = authority(parts)?;
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    Some(host.to_ascii_lowercase())
+}
+
+// HTTP/2 has the name in the target (RFC 9113, section 8.3.1), HTTP/1.1 in a header (RFC 9112, section 3.2).
+fn authority(parts: &Parts) -> Option<http::uri::Authority> {
+    match parts.uri.authority() {
         Some(authority) => Some(authority.clone()),
         None => parts.headers.get(HOST).and_then(|host| host.as_bytes().try_into().ok()),
-    };
-    let Some(authority) = authority else {
-        return false;
-    };
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok()
+    }
+}
+
+/// Whether the request names the server in a way that no foreign site's name can.
+fn is_addressed_locally(parts: &Parts) -> bool {
+    addressed_host(parts).is_some_and(|host| host == "localhost" || host.parse::<IpAddr>().is_ok())
 }
 
 /// Whether a proxy shows itself: whoever it speaks for need not be on this machine. Not all do, but nginx does, which speaks HTTP/1.0 unless it is told otherwise.
-fn came_through_a_proxy(parts: &Parts) -> bool {
+pub fn came_through_a_proxy(parts: &Parts) -> bool {
     let signs = ["forwarded", "via", "x-forwarded-for", "x-real-ip"];
     parts.version < http::Version::HTTP_11 || signs.iter().any(|sign| parts.headers.contains_key(*sign))
 }
@@ -252,7 +259,7 @@ fn token_in_subprotocol(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The address of the other end, where the server tells it (`ConnectInfo`).
-fn peer(parts: &Parts) -> Option<IpAddr> {
+pub(crate) fn peer(parts: &Parts) -> Option<IpAddr> {
     parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip())
 }
 
@@ -308,6 +315,35 @@ pub fn query_value(parts: &Parts, wanted: &str) -> Result<Option<String>, Refusa
     }
 }
 
+/// Refuses a request with query parameters that neither this URL nor a handler knows, so that a misspelt one is noticed.
+///
+/// # Errors
+/// `bad-request`, with the names that are known.
+pub fn check_query(hub: &Hub, parts: &Parts, known: &[&str]) -> Result<(), Refusal> {
+    let query = parts.uri.query().unwrap_or_default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+        let of_a_handler = || hub.query_parameters().any(|parameter| parameter == "*" || parameter == name);
+        if known.contains(&name) || of_a_handler() {
+            continue;
+        }
+        let name: String = percent_encoding::percent_decode_str(name)
+            .decode_utf8_lossy()
+            .chars()
+            .take(64)
+            .collect();
+        let known: Vec<&str> = known.iter().copied().chain(hub.query_parameters()).collect();
+        return Err(Refusal::bad_request(match known.as_slice() {
+            [] => format!("the query parameter '{name}' is not known: this URL takes none"),
+            known => format!(
+                "the query parameter '{name}' is not known: this URL takes {}",
+                known.join(", ")
+            ),
+        }));
+    }
+    Ok(())
+}
+
 /// `?heartbeat=event`: the client wants to see heartbeats.
 ///
 /// # Errors
@@ -358,10 +394,15 @@ pub fn json_response(status: u16, body: String) -> Response {
 
 /// A "no" over plain HTTP. `url`: where to go instead, with `wrong-transport`.
 pub fn refusal_response(refusal: &Refusal, url: Option<&str>) -> Response {
-    json_response(
+    let mut response = json_response(
         refusal.code.http_status(),
         format!("{{\"error\":{{{}}}}}", envelope::refusal_fields(refusal, url)),
-    )
+    );
+    if matches!(refusal.code, Code::TooMany | Code::Unavailable) {
+        // Within a second every counter has a request again (`limits.requests_per_second`), and an outage may be over.
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
 }
 
 #[cfg(test)]

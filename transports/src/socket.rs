@@ -334,6 +334,25 @@ impl Outgoing {
     }
 }
 
+/// Reads and forgets. Ready: the other end is gone, or has sent more than `room` bytes.
+pub(crate) fn poll_gone_or_loud<S: AsyncRead + Unpin>(socket: &mut S, room: &mut u16, cx: &mut Context<'_>) -> Poll<()> {
+    let mut piece = [0u8; 256];
+    loop {
+        let mut read = ReadBuf::new(&mut piece);
+        match Pin::new(&mut *socket).poll_read(cx, &mut read) {
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => {
+                // A piece is far smaller than what a u16 holds.
+                match room.checked_sub(read.filled().len() as u16) {
+                    Some(left) => *room = left,
+                    None => return Poll::Ready(()),
+                }
+            }
+            Poll::Ready(_) => return Poll::Ready(()),
+            Poll::Pending => return Poll::Pending,
+        }
+    }
+}
+
 /// Reads and forgets. Ready: the other end is gone.
 pub(crate) fn poll_gone<S: AsyncRead + Unpin>(socket: &mut S, cx: &mut Context<'_>) -> Poll<()> {
     let mut piece = [0u8; 256];

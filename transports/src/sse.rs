@@ -26,14 +26,16 @@ use http::{Method, StatusCode};
 
 use crate::envelope::{envelope, member_json, members_fields, refusal_fields};
 use crate::request::{
-    connect_request, header_text, path_as_seen, query_value, query_values, refusal_response, wants_presence,
+    check_query, connect_request, header_text, path_as_seen, query_value, query_values, refusal_response, wants_presence,
     wants_visible_heartbeat,
 };
-use crate::socket::{Handover, Outgoing, Socket, Taken, Written, poll_gone, spawn};
+use crate::socket::{Handover, Outgoing, Socket, Taken, Written, poll_gone_or_loud, spawn};
 use crate::{ChannelRequest, Transport};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// How many bytes a listener may send after its request: some clients and proxies send a little. More ends the stream.
+const MOST_SENT: usize = 4096;
 const EVENT_STREAM: &str = "text/event-stream";
 
 /// The SSE transport: `GET /channels/{name}` with `Accept: text/event-stream`, and `GET /events?channel=…&channel=…`.
@@ -89,21 +91,23 @@ impl Transport for Sse {
             Err(refusal) => return refused(hub, &refusal, None),
         };
         let url = path_as_seen(&request.parts);
-        let after = match cursor_text(&request.parts) {
+        let checked = check_query(hub, &request.parts, &["after", "presence", "heartbeat"]);
+        let after = match checked.and_then(|()| cursor_text(&request.parts)) {
             Ok(text) => After::parse(text.as_deref()),
             Err(refusal) => return refused(hub, &refusal, Some(&url)),
         };
-        serve(hub, &self.one, &request.parts, vec![(channel, after)])
+        serve(hub, &self.one, &request.parts, request.body, vec![(channel, after)])
             .await
             .unwrap_or_else(|no| refused(hub, &no, Some(&url)))
     }
 }
 
 async fn events(State((hub, wire)): State<(Hub, WireHandle)>, request: Request) -> Response {
-    let (parts, _) = request.into_parts();
+    let (parts, body) = request.into_parts();
     let result = async {
+        check_query(&hub, &parts, &["channel", "after", "presence", "heartbeat"])?;
         let channels = channels_of(&hub, &parts)?;
-        serve(&hub, &wire, &parts, channels).await
+        serve(&hub, &wire, &parts, body, channels).await
     };
     match result.await {
         Ok(response) => response,
@@ -179,7 +183,13 @@ fn all_after(channels: &mut [(ChannelName, After)], text: &str) {
 }
 
 /// Admits the listener to all channels, then answers with the stream.
-async fn serve(hub: &Hub, wire: &WireHandle, parts: &Parts, channels: Vec<(ChannelName, After)>) -> Result<Response, Refusal> {
+async fn serve(
+    hub: &Hub,
+    wire: &WireHandle,
+    parts: &Parts,
+    body: Body,
+    channels: Vec<(ChannelName, After)>,
+) -> Result<Response, Refusal> {
     let visible = wants_visible_heartbeat(parts)?;
     let connection = hub.connect(connect_request(parts, TransportName::SSE), true)?;
     let mut session = Session::new(connection, wire).ends_with_channels().visible_heartbeat(visible);
@@ -204,6 +214,8 @@ async fn serve(hub: &Hub, wire: &WireHandle, parts: &Parts, channels: Vec<(Chann
             session: None,
             unclaimed: unclaimed.clone(),
             done: false,
+            incoming: (!http_body::Body::is_end_stream(&body)).then_some(body),
+            room: MOST_SENT,
         });
         response.extensions_mut().insert(Handover::new(move || {
             let session = unclaimed.take()?;
@@ -255,6 +267,29 @@ struct Stream {
     session: Option<Session>,
     unclaimed: Unclaimed,
     done: bool,
+    /// What the client sends after its request, although nobody asks for it.
+    incoming: Option<Body>,
+    room: usize,
+}
+
+impl Stream {
+    /// Ready: the client has sent more than a listener may.
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        use http_body::Body as _;
+        while let Some(incoming) = &mut self.incoming {
+            match ready!(Pin::new(incoming).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    let sent = frame.data_ref().map_or(0, Bytes::len);
+                    match self.room.checked_sub(sent) {
+                        Some(room) => self.room = room,
+                        None => return Poll::Ready(()),
+                    }
+                }
+                Some(Err(_)) | None => self.incoming = None,
+            }
+        }
+        Poll::Pending
+    }
 }
 
 impl http_body::Body for Stream {
@@ -267,6 +302,11 @@ impl http_body::Body for Stream {
         }
         if self.session.is_none() {
             self.session = self.unclaimed.take();
+        }
+        if self.poll_sent(cx).is_ready() {
+            self.done = true;
+            self.session = None;
+            return Poll::Ready(None);
         }
         let Some(session) = &mut self.session else {
             return Poll::Ready(None);
@@ -306,6 +346,8 @@ fn joined(mut pieces: Vec<Bytes>) -> Option<Bytes> {
 struct SocketStream<S> {
     out: Outgoing,
     closing: bool,
+    /// How many bytes the client may still send, although nobody asks for them.
+    room: u16,
     socket: S,
     session: Session,
 }
@@ -320,13 +362,14 @@ impl<S: Socket> SocketStream<S> {
             socket,
             out,
             closing: false,
+            room: MOST_SENT as u16,
         }
     }
 
     fn go_on(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self
             .session
-            .poll_readable(cx, |cx| poll_gone(&mut self.socket, cx))
+            .poll_readable(cx, |cx| poll_gone_or_loud(&mut self.socket, &mut self.room, cx))
             .is_ready()
         {
             return Poll::Ready(());

@@ -43,7 +43,9 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self};
 
 use crate::envelope::{self, Payload, envelope, member_json, members_fields, refusal_fields, some_raw, text_or_number};
-use crate::request::{connect_request, path_as_seen, query_value, refusal_response, wants_presence, wants_visible_heartbeat};
+use crate::request::{
+    check_query, connect_request, path_as_seen, query_value, refusal_response, wants_presence, wants_visible_heartbeat,
+};
 use crate::socket::{Handover, Outgoing, Socket, Taken, Written, poll_gone, spawn};
 use crate::{ChannelRequest, Transport};
 
@@ -55,6 +57,8 @@ const MAX_FRAGMENTS: u32 = 128;
 const MAX_REPLIES: usize = 4096;
 /// Base64, names and punctuation around the payload of a message.
 const FRAME_OVERHEAD: usize = 2048;
+/// How long a message may take from its first byte to its last, as the body of a POST may. Pings in between do not renew it.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long we wait for the other end to close, after we did.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// JSON numbers beyond this are not exact in JavaScript.
@@ -236,6 +240,11 @@ async fn begin(
     parts: &Parts,
     channel: Option<Result<ChannelName, Refusal>>,
 ) -> Result<Session, Refusal> {
+    let known: &[&str] = match channel {
+        Some(_) => &["after", "presence", "heartbeat"],
+        None => &["heartbeat"],
+    };
+    check_query(hub, parts, known)?;
     let visible = wants_visible_heartbeat(parts)?;
     let connection = hub.connect(connect_request(parts, TransportName::WEBSOCKET), true)?;
     let mut session = Session::new(connection, wire).expects_answers().visible_heartbeat(visible);
@@ -314,6 +323,8 @@ struct Conversation<S> {
     closing: bool,
     /// The command that is being carried out. While it is, no other is read; events go on.
     command: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
+    /// While a message or a frame is unfinished: how long the rest may take.
+    unfinished: Option<Pin<Box<Sleep>>>,
     session: Session,
     websocket: WebSocketStream<Tap<S>>,
     /// Set once everything is written: how long we wait for the other end.
@@ -399,6 +410,7 @@ impl<S: Socket> Conversation<S> {
             out,
             closing: false,
             command: None,
+            unfinished: None,
             session,
             websocket,
             farewell: None,
@@ -438,8 +450,36 @@ impl<S: Socket> Conversation<S> {
         if self.websocket.get_ref().replies.len() > MAX_REPLIES {
             return Poll::Pending;
         }
-        let websocket = Pin::new(&mut self.websocket);
-        let message = ready!(self.session.poll_readable(cx, |cx| websocket.poll_next(cx)));
+        let (websocket, unfinished) = (&mut self.websocket, &mut self.unfinished);
+        let message = self.session.poll_readable(cx, |cx| {
+            let message = Pin::new(&mut *websocket).poll_next(cx);
+            if message.is_pending() {
+                if !websocket.get_ref().watch.is_within_a_message() {
+                    *unfinished = None;
+                } else if unfinished.is_none() {
+                    *unfinished = Some(Box::pin(sleep(MESSAGE_TIMEOUT)));
+                }
+            }
+            message
+        });
+        let Poll::Ready(message) = message else {
+            if let Some(unfinished) = &mut self.unfinished {
+                ready!(unfinished.as_mut().poll(cx));
+                self.close(
+                    Code::BadRequest.close_code(),
+                    &format!("a message was not finished within {} seconds", MESSAGE_TIMEOUT.as_secs()),
+                );
+                return Poll::Ready(true);
+            }
+            return Poll::Pending;
+        };
+        // A ping in the middle of a message does not give it more time.
+        if !matches!(
+            message,
+            Some(Ok(tungstenite::Message::Ping(_) | tungstenite::Message::Pong(_)))
+        ) {
+            self.unfinished = None;
+        }
         self.session.heard();
         match message {
             Some(Ok(tungstenite::Message::Text(text))) => self.text(text.as_str()),
@@ -768,6 +808,11 @@ impl FrameWatch {
         Ok(())
     }
 
+    /// Whether a frame or a message has begun and is not finished.
+    fn is_within_a_message(&self) -> bool {
+        self.head_len > 0 || self.payload_left > 0 || self.fragments > 0
+    }
+
     fn head_size(&self) -> usize {
         let mask = if self.head[1] & 0x80 == 0 { 0 } else { 4 };
         mask + match self.head[1] & 0x7f {
@@ -939,5 +984,60 @@ mod tests {
     fn a_conversation_is_small() {
         let conversation = size_of::<Conversation<TcpStream>>();
         assert!(conversation <= 768, "{conversation} bytes");
+    }
+
+    /// Half a head, a payload that drips, and a message whose last fragment never comes, with pings in between.
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_is_never_finished_is_given_up() {
+        use airwave_core::{ConnectRequest, Rule, Rules};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::WEBSOCKET]);
+        let rules = Rules::new([rule]);
+        let hub = Hub::builder(Arc::new(airwave_brokers::Memory::new(rules.clone())), rules).build();
+        let wire = hub.register_wire(Arc::new(Frames));
+        for (what, first, drip) in [
+            ("half a head", &[0x81][..], &[][..]),
+            ("a payload", &[0x81, 0xfe, 0x10, 0, 0, 0, 0, 0], b" "),
+            ("fragments", &[0x01, 0x81, 0, 0, 0, 0, b'{'], &[0x89, 0x80, 0, 0, 0, 0]),
+            (
+                "fragments that drip",
+                &[0x01, 0x81, 0, 0, 0, 0, b'{'],
+                &[0x00, 0x81, 0, 0, 0, 0, b' '],
+            ),
+        ] {
+            let request = ConnectRequest {
+                transport: TransportName::WEBSOCKET,
+                peer: None,
+                query: String::new(),
+                headers: Vec::new(),
+            };
+            let session = Session::new(hub.connect(request, true).unwrap(), &wire).expects_answers();
+            let (client, server) = tokio::io::duplex(1 << 16);
+            let socket = TokioIo::new(TokioIo::new(server));
+            let conversation = Conversation::new(&hub, session, socket, Bytes::new(), Bytes::new(), "".into());
+            tokio::spawn(conversation.unwrap());
+            let (mut reads, mut writes) = tokio::io::split(client);
+            let begun = Instant::now();
+            writes.write_all(first).await.unwrap();
+            let dripping = tokio::spawn(async move {
+                loop {
+                    sleep(Duration::from_secs(5)).await;
+                    if writes.write_all(drip).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let mut said = Vec::new();
+            reads.read_to_end(&mut said).await.unwrap();
+            dripping.abort();
+            let took = begun.elapsed();
+            let said = String::from_utf8_lossy(&said);
+            assert!(
+                said.contains("not finished within 30 seconds"),
+                "{what}: {said:?} after {took:?}"
+            );
+            assert!(took < MESSAGE_TIMEOUT + Duration::from_secs(10), "{what}: {took:?}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use airwave_core::event::IdempotencyKey;
 use airwave_core::handler::{Handler, Identity, LeaveReason, Reply};
 use airwave_core::rule::{Limits, SendPolicy, SlowPolicy, TransportName};
 use airwave_core::session::After;
-use airwave_core::{Channel, Client, Code, ConnectRequest, Hub, Message, Refusal, Rules, Session};
+use airwave_core::{Channel, Client, Code, ConnectRequest, Hub, Message, PageLimit, Refusal, Rules, Session};
 use async_trait::async_trait;
 
 use crate::support::*;
@@ -227,7 +227,10 @@ async fn what_a_handler_refuses_is_refused() {
         Code::Forbidden
     );
     let connection = ann.session.connection().clone();
-    let history = scene.hub.history(&connection, &name("room/1"), None, 10).await;
+    let history = scene
+        .hub
+        .history(&connection, &name("room/1"), None, PageLimit::events(10))
+        .await;
     assert_eq!(history.unwrap_err().code, Code::Forbidden);
     settle().await;
     assert_eq!(scene.rooms.take().iter().filter(|call| call.starts_with("unsub")).count(), 0);
@@ -268,7 +271,7 @@ async fn channels_without_a_rule_and_wrong_transports_are_refused() {
     scene.backbone.say("room/elsewhere", "1");
     let (_, page) = scene
         .hub
-        .history(&connection, &name("room/elsewhere"), None, 10)
+        .history(&connection, &name("room/elsewhere"), None, PageLimit::events(10))
         .await
         .unwrap();
     assert_eq!(page.events.len(), 1);
