@@ -16,6 +16,7 @@ mod address;
 mod cluster;
 mod connection;
 mod listening;
+mod marks;
 mod members;
 mod naming;
 mod sentinel;
@@ -38,7 +39,8 @@ use self::address::Address;
 use self::cluster::{Cluster, Shard};
 pub use self::connection::ConnectError;
 use self::connection::{Server, lost};
-use self::naming::Naming;
+use self::marks::Marks;
+use self::naming::{Naming, partition};
 use self::sentinel::Sentinels;
 
 /// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
@@ -54,16 +56,23 @@ const READ_DEADLINE: Duration = Duration::from_secs(5);
 const MOST_AT_ONCE: usize = 100_000;
 const MOST_BYTES_AT_ONCE: usize = 256 << 20;
 
-/// A script of ours, with what its first line says and what it needs of the epochs.
+/// A script of ours, with what its first line says and what several need: the epochs, and what is too old.
 macro_rules! script {
     ($first:literal, $file:literal) => {
-        concat!($first, "\n", include_str!("redis/epoch.lua"), include_str!($file))
+        concat!(
+            $first,
+            "\n",
+            include_str!("redis/epoch.lua"),
+            include_str!("redis/age.lua"),
+            include_str!($file)
+        )
     };
 }
 
 const APPEND: &str = script!("#!lua", "redis/append.lua");
 const READ: &str = script!("#!lua flags=allow-oom", "redis/read.lua");
 const FOUND: &str = script!("#!lua", "redis/found.lua");
+const FLOOR: &str = script!("#!lua", "redis/floor.lua");
 const REMEMBER: &str = script!("#!lua", "redis/remember.lua");
 
 /// The broker. Dropping it ends its feeds and closes its connections.
@@ -72,6 +81,7 @@ pub struct Redis {
     naming: Naming,
     servers: Servers,
     pulse: Pulse,
+    marks: Arc<Marks>,
     registered: members::Registered,
 }
 
@@ -111,11 +121,15 @@ impl Redis {
     /// outages are no errors of this kind: they are waited for.
     pub async fn connect(url: &str, rules: Rules) -> Result<Redis, ConnectError> {
         let pulse = Pulse::default();
+        let marks = Arc::new(Marks::default());
         let one = async |server: Server, database: i64| {
             let naming = Naming::Database(database);
             // There is no map that could be wrong.
             let astray = Arc::new(Notify::new());
-            Ok::<_, ConnectError>((naming, Shard::connect(server, naming, pulse.clone(), 0, astray).await?))
+            Ok::<_, ConnectError>((
+                naming,
+                Shard::connect(server, naming, pulse.clone(), marks.clone(), 0, astray).await?,
+            ))
         };
         let (naming, servers) = match Address::parse(url)? {
             Address::Server(info) => {
@@ -135,7 +149,7 @@ impl Redis {
                 (naming, Servers::One { shard, watch })
             }
             Address::Cluster(seeds) => {
-                let cluster = Cluster::connect(seeds, pulse.clone()).await?;
+                let cluster = Cluster::connect(seeds, pulse.clone(), marks.clone()).await?;
                 (Naming::Partitions, Servers::Cluster(cluster))
             }
         };
@@ -144,6 +158,7 @@ impl Redis {
             naming,
             servers,
             pulse,
+            marks,
             registered: members::Registered::default(),
         })
     }
@@ -153,6 +168,9 @@ impl Redis {
         let bytes = limit.bytes.min(MOST_BYTES_AT_ONCE);
         let history = self.rules.history(channel);
         let epochs = self.naming.epochs(channel);
+        let partition = partition(channel);
+        let mark = self.marks.of(partition);
+        let believed = marks::believed(after, mark);
         let read = async |any_epoch: bool| {
             self.script(channel, READ_SCRIPT, |call| {
                 call.arg(4).arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
@@ -161,6 +179,8 @@ impl Redis {
                 call.arg(events).arg(bytes);
                 call.arg(micros(history.age)).arg(millis(head_lives(history.age)));
                 call.arg(u8::from(any_epoch));
+                call.arg(mark.max(believed).0);
+                call.arg(counted(history.events as u64)).arg(counted(history.bytes as u64));
             })
             .await
         };
@@ -176,7 +196,24 @@ impl Redis {
                 found?;
             }
         }
-        replay_of(answer).ok_or_else(|| not_ours(channel))
+        let mut replay = replay_of(answer).ok_or_else(|| not_ours(channel))?;
+        if believed > replay.head {
+            // What was there is lost. What comes must be above what the caller has had, or the caller would not hear it.
+            let highest = mark.max(Position::now());
+            let floor = self.script(channel, FLOOR_SCRIPT, |call| {
+                call.arg(1).arg(self.naming.floor(channel));
+                call.arg(believed.0).arg(highest.0).arg(millis(HEAD_LIVES));
+            });
+            match floor.await {
+                // Only now: what this page does not hold is published later, and lies above.
+                Ok(_) => replay = replay_of(read(true).await?).ok_or_else(|| not_ours(channel))?,
+                // A server that takes no writes takes no events either.
+                Err(error) if error.public => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.marks.note(partition, replay.head);
+        Ok(replay)
     }
 
     fn key(&self, channel: &ChannelName, what: &str) -> String {
@@ -222,6 +259,12 @@ const FOUND_SCRIPT: Script = Script {
     tells: false,
 };
 
+const FLOOR_SCRIPT: Script = Script {
+    text: FLOOR,
+    hash: |connected| &connected.floor,
+    tells: false,
+};
+
 const REMEMBER_SCRIPT: Script = Script {
     text: REMEMBER,
     hash: |connected| &connected.remember,
@@ -244,22 +287,25 @@ impl Broker for Redis {
 
     async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
         let history = self.rules.history(channel);
+        let partition = partition(channel);
+        let known = self.marks.of(partition);
         let mut event = Vec::new();
         publish.message.store(&mut event);
         let append = self.script(channel, APPEND_SCRIPT, |call| {
-            call.arg(4 + usize::from(publish.idempotency_key.is_some()));
+            call.arg(5 + usize::from(publish.idempotency_key.is_some()));
             call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
-            call.arg(&self.naming.epochs(channel));
+            call.arg(&self.naming.epochs(channel)).arg(self.naming.floor(channel));
             if let Some(idempotency_key) = &publish.idempotency_key {
                 call.arg(self.key(channel, &format!("key:{idempotency_key}")));
             }
             call.arg(&event[..]).arg(publish.message.weight());
             call.arg(self.naming.wire(channel)).arg(u8::from(publish.is_end()));
-            // Bounded to what a double counts exactly.
-            let bytes = history.bytes.min(1 << 50);
-            call.arg(history.events.min(1 << 50)).arg(micros(history.age)).arg(bytes);
+            call.arg(counted(history.events as u64))
+                .arg(micros(history.age))
+                .arg(counted(history.bytes as u64));
             call.arg(millis(head_lives(history.age))).arg(millis(history.age).max(1));
             call.arg(millis(IDEMPOTENCY_WINDOW)).arg(self.naming.publish());
+            call.arg(known.0);
         });
         let Ok(answer) = timeout(DEADLINE, append).await else {
             return Err(late());
@@ -269,10 +315,13 @@ impl Broker for Redis {
         let (outcome, position) = (answer.next(), answer.next().and_then(|text| text.parse().ok()));
         match (outcome, position) {
             (Some("ended"), _) => Err(BrokerError::ended()),
-            (Some(outcome @ ("new" | "known")), Some(position)) => Ok(Published {
-                position,
-                duplicate: outcome == "known",
-            }),
+            (Some(outcome @ ("new" | "known")), Some(position)) => {
+                self.marks.note(partition, position);
+                Ok(Published {
+                    position,
+                    duplicate: outcome == "known",
+                })
+            }
             _ => Err(not_ours(channel)),
         }
     }
@@ -314,7 +363,7 @@ impl Broker for Redis {
 }
 
 fn late() -> BrokerError {
-    BrokerError::unavailable("Redis did not answer in time")
+    BrokerError::unavailable("Redis did not answer in time").for_clients()
 }
 
 /// Something else writes to our keys, or a later version of this program did.
@@ -322,6 +371,11 @@ fn not_ours(channel: &ChannelName) -> BrokerError {
     BrokerError::unavailable(format!(
         "the keys of the channel {channel} (airwave:…{{{channel}}}:*) hold what Airwave did not write there: give it a database of its own"
     ))
+}
+
+/// Bounded to what a double counts exactly.
+fn counted(limit: u64) -> u64 {
+    limit.min(1 << 50)
 }
 
 /// Ages are bounded to a century: the server adds them to its clock.
@@ -428,7 +482,16 @@ mod tests {
     /// A full server must stay as full as it is.
     #[test]
     fn no_script_that_works_on_a_full_server_adds_a_key() {
-        let scripts = [APPEND, READ, FOUND, REMEMBER, members::MEMBERS, members::ROLL, members::ENTER];
+        let scripts = [
+            APPEND,
+            READ,
+            FOUND,
+            FLOOR,
+            REMEMBER,
+            members::MEMBERS,
+            members::ROLL,
+            members::ENTER,
+        ];
         let unbounded = scripts
             .into_iter()
             .filter(|script| script.lines().next().is_some_and(|line| line.contains("allow-oom")));
@@ -437,6 +500,8 @@ mod tests {
             counted += 1;
             // What READ shares with scripts that make an epoch is not called with `true` there.
             let own = script.split("-- Reads").nth(1).unwrap();
+            // A head that is there is no new key.
+            let own = own.replace("redis.call('HSET', KEYS[1],", "");
             for adds in ["'SET'", "'HSET'", "'SADD'", "'XADD'", "'RPUSH'", "true)"] {
                 assert!(!own.contains(adds), "{adds} in {own}");
             }

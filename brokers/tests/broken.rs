@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use airwave_brokers::Memory;
@@ -75,6 +75,7 @@ enum Flaw {
     NodesStandAlone,
     // Faults.
     LosesAllOnRestart,
+    BelievesItsClock,
 }
 
 /// Which clauses notice which flaw. Others may too.
@@ -258,6 +259,10 @@ const NOTICED: &[(Flaw, &[&str])] = &[
         ],
     ),
     (Flaw::LosesAllOnRestart, &["a_restart_loses_no_acknowledged_event"]),
+    (
+        Flaw::BelievesItsClock,
+        &["a_store_that_returns_behind_goes_on_above_what_it_gave"],
+    ),
 ];
 
 #[tokio::test(start_paused = true)]
@@ -309,6 +314,7 @@ struct Backbone {
     cuts: watch::Sender<usize>,
     subscriptions: Arc<AtomicUsize>,
     written_late: Arc<Mutex<HashSet<Position>>>,
+    behind: Arc<AtomicU64>,
 }
 
 impl Backbone {
@@ -320,6 +326,7 @@ impl Backbone {
             cuts: watch::Sender::new(0),
             subscriptions: Arc::default(),
             written_late: Arc::default(),
+            behind: Arc::default(),
         }
     }
 }
@@ -367,21 +374,25 @@ impl Fixture for Backbone {
             names: Mutex::default(),
             clock_ahead: ahead,
             written_late: self.written_late.clone(),
+            behind: self.behind.clone(),
         });
         self.nodes.lock().unwrap().push(node.clone());
         node
     }
 
     fn faults(&self) -> &[Fault] {
-        &[Fault::Wipe, Fault::Cut, Fault::Restart]
+        &[Fault::Wipe, Fault::Cut, Fault::Restart, Fault::ReturnBehind]
     }
 
     async fn inflict(&self, fault: Fault) {
-        if fault == Fault::Wipe || self.flaw == Flaw::LosesAllOnRestart {
+        if matches!(fault, Fault::Wipe | Fault::ReturnBehind) || self.flaw == Flaw::LosesAllOnRestart {
             *self.memory.lock().unwrap() = Arc::new(memory(self.flaw));
             for node in &*self.nodes.lock().unwrap() {
                 *node.base.lock().unwrap() = Position::now();
             }
+        }
+        if fault == Fault::ReturnBehind && self.flaw == Flaw::BelievesItsClock {
+            self.behind.store(600_000_000, Ordering::SeqCst);
         }
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
@@ -415,6 +426,8 @@ struct Node {
     clock_ahead: i64,
     /// What was published by nodes whose clocks are far behind.
     written_late: Arc<Mutex<HashSet<Position>>>,
+    /// By how much its clock is behind, in µs.
+    behind: Arc<AtomicU64>,
 }
 
 impl Node {
@@ -437,6 +450,7 @@ impl Node {
     fn told(&self, position: Position) -> Position {
         match self.flaw {
             Flaw::CountsFromOne => Position(position.0.saturating_sub(self.base.lock().unwrap().0) + 1),
+            Flaw::BelievesItsClock => Position(position.0.saturating_sub(self.behind.load(Ordering::SeqCst))),
             _ => position,
         }
     }
@@ -444,6 +458,7 @@ impl Node {
     fn meant(&self, position: Position) -> Position {
         match self.flaw {
             Flaw::CountsFromOne => Position(position.0.saturating_add(self.base.lock().unwrap().0).saturating_sub(1)),
+            Flaw::BelievesItsClock => Position(position.0 + self.behind.load(Ordering::SeqCst)),
             _ => position,
         }
     }
@@ -577,6 +592,7 @@ impl Broker for Node {
             names: Mutex::default(),
             clock_ahead: self.clock_ahead,
             written_late: self.written_late.clone(),
+            behind: self.behind.clone(),
             flaw,
         };
         let mut cuts = self.cuts.subscribe();

@@ -92,6 +92,8 @@ mod redis_server {
     async fn fixture(needs: &[Fault]) -> Option<OneRedis> {
         let server = if needs.contains(&Fault::Restart) {
             Server::that_stores()
+        } else if needs.contains(&Fault::ReturnBehind) {
+            Server::with_a_clock(&[])
         } else {
             Server::start(&[])
         };
@@ -110,7 +112,7 @@ mod redis_server {
         }
 
         fn faults(&self) -> &[Fault] {
-            &[Fault::Wipe, Fault::Cut, Fault::Restart]
+            &[Fault::Wipe, Fault::Cut, Fault::Restart, Fault::ReturnBehind]
         }
 
         async fn inflict(&self, fault: Fault) {
@@ -119,6 +121,11 @@ mod redis_server {
                 Fault::Cut => self.0.cut(),
                 Fault::Restart => {
                     self.0.kill();
+                    assert!(self.0.run());
+                }
+                Fault::ReturnBehind => {
+                    self.0.kill();
+                    self.0.set_clock(-600);
                     assert!(self.0.run());
                 }
             }
@@ -154,7 +161,16 @@ mod redis_cluster {
         let fixture = OneCluster(cluster);
         let mut broken = Vec::new();
         for clause in CLAUSES {
-            match clause.judge_and_record("redis_cluster", &fixture).await {
+            let mut behind = None;
+            if clause.needs.contains(&Fault::ReturnBehind) {
+                // Its servers keep nothing, and their clocks can be moved.
+                behind = Cluster::with_clocks(60_000).map(OneCluster);
+                if behind.is_none() {
+                    continue;
+                }
+            }
+            let fixture = behind.as_ref().unwrap_or(&fixture);
+            match clause.judge_and_record("redis_cluster", fixture).await {
                 Verdict::Held => {}
                 Verdict::Skipped(fault) => panic!("{}: this fixture makes {fault:?}", clause.name),
                 Verdict::Broken(why) => broken.push(format!("{}: {why}", clause.name)),
@@ -172,7 +188,7 @@ mod redis_cluster {
         }
 
         fn faults(&self) -> &[Fault] {
-            &[Fault::Wipe, Fault::Cut, Fault::Restart]
+            &[Fault::Wipe, Fault::Cut, Fault::Restart, Fault::ReturnBehind]
         }
 
         async fn inflict(&self, fault: Fault) {
@@ -184,9 +200,14 @@ mod redis_cluster {
                         master.kill();
                         assert!(master.run());
                     }
+                    Fault::ReturnBehind => {
+                        master.kill();
+                        master.set_clock(-600);
+                        assert!(master.run());
+                    }
                 }
             }
-            if fault == Fault::Restart {
+            if matches!(fault, Fault::Restart | Fault::ReturnBehind) {
                 until("the cluster is whole again", || {
                     self.0
                         .0
@@ -307,6 +328,7 @@ mod nats {
                     self.0.kill();
                     assert!(self.0.run());
                 }
+                Fault::ReturnBehind => unreachable!("positions come from the nodes' clocks here"),
             }
         }
 

@@ -229,6 +229,8 @@ pub struct BrokerError {
     pub kind: BrokerErrorKind,
     /// For operators: what went wrong. Never holds credentials.
     pub message: String,
+    /// Whether clients may read the message: it names the cause, and no host, user or channel.
+    pub public: bool,
     /// The client library's own error.
     #[source]
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
@@ -240,6 +242,7 @@ impl BrokerError {
         Self {
             kind: BrokerErrorKind::Unavailable,
             message: message.into(),
+            public: false,
             source: None,
         }
     }
@@ -249,6 +252,7 @@ impl BrokerError {
         Self {
             kind: BrokerErrorKind::Rejected,
             message: message.into(),
+            public: false,
             source: None,
         }
     }
@@ -258,8 +262,15 @@ impl BrokerError {
         Self {
             kind: BrokerErrorKind::Ended,
             message: "the channel has ended".into(),
+            public: false,
             source: None,
         }
+    }
+
+    /// The same, with a message that clients may read.
+    pub fn for_clients(mut self) -> Self {
+        self.public = true;
+        self
     }
 
     /// The same with the cause.

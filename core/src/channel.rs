@@ -169,7 +169,11 @@ impl Backbone {
         match error.kind {
             BrokerErrorKind::Unavailable => {
                 self.unanswered.refused(error);
-                Refusal::unavailable("the broker is out of reach: try again, with the same idempotency key if you publish")
+                let cause = match error.public {
+                    true => &error.message,
+                    false => "the broker is out of reach",
+                };
+                Refusal::unavailable(format!("{cause}: try again, with the same idempotency key if you publish"))
             }
             BrokerErrorKind::Rejected => Refusal::bad_request(error.message.clone()),
             BrokerErrorKind::Ended => Refusal::new(Code::Ended, "the channel has ended; publish to a new one"),
@@ -192,7 +196,7 @@ impl Backbone {
         let begin = Instant::now();
         let result = match timeout(self.limits.broker_timeout, self.broker.publish(channel, publish)).await {
             Ok(result) => result,
-            Err(_) => Err(BrokerError::unavailable("the broker did not answer in time")),
+            Err(_) => Err(BrokerError::unavailable("the broker did not answer in time").for_clients()),
         };
         match result {
             Ok(published) => {
@@ -237,7 +241,7 @@ impl Backbone {
         self.metrics.replays.inc();
         let result = match timeout(self.limits.broker_timeout, self.page(channel, after, limit)).await {
             Ok(result) => result,
-            Err(_) => Err(BrokerError::unavailable("the broker did not answer in time")),
+            Err(_) => Err(BrokerError::unavailable("the broker did not answer in time").for_clients()),
         };
         if result.is_ok() {
             self.unanswered.answered();

@@ -97,6 +97,8 @@ pub enum Fault {
     Cut,
     /// It dies, without warning, and comes back with what it had stored. Only for a backbone that stores.
     Restart,
+    /// It dies, and comes back with nothing and with a clock that is ten minutes behind.
+    ReturnBehind,
 }
 
 /// One clause of the contract.
@@ -314,6 +316,7 @@ macro_rules! conformance_tests {
         any_sequence_of_calls_agrees_with_a_list;
 
         after_a_wipe_nothing_old_goes_on: Wipe;
+        a_store_that_returns_behind_goes_on_above_what_it_gave: ReturnBehind;
         a_feed_that_was_cut_ends_or_misses_nothing: Cut;
         a_restart_loses_no_acknowledged_event: Restart;
     } };
@@ -1929,6 +1932,39 @@ pub async fn after_a_wipe_nothing_old_goes_on(fixture: &dyn Fixture) {
             assert!(!goes_on, "a feed shows the new chain as if it continued the old one");
         }
     }
+}
+
+/// A store that lost everything and whose clock is behind goes on above what nodes have seen and above what a client has
+/// had: below it nobody would hear anything until the clock has caught up.
+pub async fn a_store_that_returns_behind_goes_on_above_what_it_gave(fixture: &dyn Fixture) {
+    let nodes = [fixture.node().await, fixture.node().await];
+    let (known, forgotten) = (channel(Kept::Ample), channel(Kept::Ample));
+    let mut feed = follow(&*nodes[1], &known).await;
+    let mut old = Chain(vec![feed.head]);
+    old.publish_many(&*nodes[0], &known, 20).await;
+    take(&mut feed, 20).await;
+    let had = publish(&*nodes[0], &forgotten, text("old")).await;
+    // This node has published nothing and asked for nothing but its feed.
+    let heard = nodes[1].clone();
+
+    fixture.inflict(Fault::ReturnBehind).await;
+
+    let new = insist(&*heard, &known, text("new").with_idempotency_key(key("new"))).await;
+    assert!(new > old.head(), "{new} was given after {} had been heard", old.head());
+    for after in &old.0 {
+        let replayed = insist_on_replay(&*nodes[0], &known, *after).await;
+        assert!(!replayed.complete, "{after}, from before the loss, was called complete");
+        assert_eq!((replayed.events.len(), replayed.head), (1, new));
+    }
+    // These know nothing. A client comes to one of them with what it had.
+    let (asked, publisher) = (fixture.node().await, fixture.node().await);
+    let replayed = insist_on_replay(&*asked, &forgotten, had).await;
+    assert!(!replayed.complete && replayed.events.is_empty(), "{replayed:?}");
+    let late = insist(&*publisher, &forgotten, text("late").with_idempotency_key(key("late"))).await;
+    assert!(late > had, "{late} was given, and a client that has had {had} had asked");
+    let mut feed = insist_on_following(&*asked, &known).await;
+    let next = insist(&*publisher, &known, text("next").with_idempotency_key(key("next"))).await;
+    assert_eq!(take(&mut feed, 1).await[0].position, next);
 }
 
 /// A node that reconnects behind the feed's back would hide what it missed.

@@ -43,6 +43,8 @@ struct State {
     /// Tells the feed that is in use from one that was given up.
     generation: u64,
     feed: Option<Feed>,
+    /// How far the feed has come: its head, then its newest event.
+    fed: Position,
     /// When the feed was opened.
     followed: Instant,
     /// While the log heals, its events wait here.
@@ -57,6 +59,28 @@ struct Pending {
     dropped: Position,
     /// How often history did not reach back to the log's head.
     gaps: usize,
+    /// An event has come, since history was asked last, with which the feed does not go on from where it was.
+    went_back: bool,
+}
+
+impl Pending {
+    /// Where the stream goes on when the store has lost everything up to the head and stands at an event that waits
+    /// here: before the first of those that lead to it. They are told then, and not counted among the lost.
+    fn goes_on_after(&mut self, replay: &Replay) -> Option<Position> {
+        if !replay.events.is_empty() || self.dropped != Position::ZERO {
+            return None;
+        }
+        let mut first = self.events.iter().rposition(|event| event.position == replay.head)?;
+        while first > 0 && self.events[first - 1].position == self.events[first].previous {
+            first -= 1;
+        }
+        self.events.drain(..first);
+        let first = self.events.front()?;
+        Some(match first.previous {
+            Position::ZERO => Position(first.position.0.saturating_sub(1)),
+            previous => previous,
+        })
+    }
 }
 
 struct Window {
@@ -102,6 +126,7 @@ impl Feeder {
             state: Mutex::new(State {
                 generation: 1,
                 feed: None,
+                fed: feed.head,
                 followed: Instant::now(),
                 healing: None,
                 closed: false,
@@ -122,6 +147,12 @@ impl Feeder {
 
     /// Lets the feed's events in. Not under our lock: the feed calls us back with the events that wait, and it holds its own lock then.
     fn attach(&self, feed: Feed, generation: u64) {
+        {
+            let mut state = self.lock();
+            if state.generation == generation {
+                state.fed = feed.head;
+            }
+        }
         feed.attach(Arc::new(Ear {
             feeder: self.me.clone(),
             generation,
@@ -154,7 +185,10 @@ impl Feeder {
             if state.generation != generation {
                 return;
             }
+            let goes_on = event.position > state.fed && (event.previous == state.fed || event.previous == Position::ZERO);
+            state.fed = event.position;
             if let Some(pending) = &mut state.healing {
+                pending.went_back |= !goes_on;
                 if pending.events.len() >= PENDING_BOUND {
                     pending.dropped = pending.events.back().map_or(pending.dropped, |last| last.position);
                     pending.events.clear();
@@ -164,8 +198,10 @@ impl Feeder {
             }
             match self.log.append(event.clone()) {
                 Appended::Yes => {}
-                Appended::Known => return,
-                Appended::Broken => {
+                // History was read after the feed had been opened, so the log may be ahead of the feed.
+                Appended::Known if goes_on || self.log.has(&event) => return,
+                // A feed that goes back is one of a store that does: history tells.
+                Appended::Known | Appended::Broken => {
                     tracing::debug!(channel = %self.log.name, position = %event.position, previous = %event.previous, "the chain is broken: healing");
                     state.healing = Some(Pending {
                         events: VecDeque::from([event]),
@@ -277,6 +313,11 @@ impl Feeder {
                     follow_again = false;
                 }
                 let after = log.link();
+                let Some(feeder) = me.upgrade() else { return Ok(None) };
+                if let Some(pending) = &mut feeder.lock().healing {
+                    pending.went_back = false;
+                }
+                drop(feeder);
                 let replay = backbone.replay(&log.name, Some(after), HEAL_PAGE).await?;
                 Ok(Some((after, replay)))
             };
@@ -338,11 +379,17 @@ impl Feeder {
             let live = shown.filter(|_| pending.gaps > PATIENT_GAPS);
             let live = live.filter(|live| *live > goes_on_after(replay));
             goes_on_live = live.is_some();
-            let goes_on = live.unwrap_or_else(|| goes_on_after(replay));
+            let heard = live.or_else(|| pending.goes_on_after(replay));
+            let goes_on = heard.unwrap_or_else(|| goes_on_after(replay));
             tracing::warn!(channel = %self.log.name, after = %link, %goes_on, reason = reason.as_str(), "events are lost");
             self.log.append_gap(goes_on, reason);
         }
-        for event in replay.events.iter().cloned().chain(lost_end(replay)) {
+        // Behind a gap that took events back: those that are there again, which listeners have had.
+        let again = (self.log.link() < self.log.head())
+            .then(|| replay.events.iter().rposition(|event| self.log.has(event)))
+            .flatten();
+        let again = again.map_or(0, |last| last + 1);
+        for event in replay.events.iter().skip(again).cloned().chain(lost_end(replay)) {
             if self.log.append(event.clone()) == Appended::Broken {
                 // History is whole, and its beginning has been judged: what was announced as lost is there again, as after a failover and one back. Some
                 // listeners have had it, and those that came behind its gap have not: both are told.
@@ -359,6 +406,9 @@ impl Feeder {
                 return Healed::NotYet;
             }
             self.log.append_gap(pending.dropped, GapReason::BrokerLostData);
+        }
+        if pending.went_back {
+            return Healed::NotYet;
         }
         while let Some(event) = pending.events.front() {
             match self.log.append(event.clone()) {

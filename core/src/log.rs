@@ -247,9 +247,9 @@ pub(crate) enum Found {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Appended {
     Yes,
-    /// The log has it, or something newer.
+    /// The log has it, or stands behind it.
     Known,
-    /// Its `previous` is not the log's head.
+    /// Its `previous` is not where the log stands.
     Broken,
 }
 
@@ -394,7 +394,9 @@ impl Log {
     /// Puts an event at the end of the ring. The caller wakes the listeners with [`Log::show`].
     pub(crate) fn append(&self, event: Arc<Event>) -> Appended {
         let mut ring = lock(&self.ring);
-        if event.position <= ring.head {
+        // The chain decides, not the head: a store that came back behind goes on below what listeners have had. After a
+        // gap the head may be above the chain, and what was lost may come again: that stands in the ring.
+        if event.position <= ring.link || (event.position <= ring.head && ring.has(&event)) {
             return Appended::Known;
         }
         // Zero: the feed is whole, but the broker has forgotten what came before.
@@ -403,6 +405,11 @@ impl Log {
         }
         self.push(&mut ring, Entry::new(Item::Event(event)));
         Appended::Yes
+    }
+
+    /// Whether this very event stands in the ring.
+    pub(crate) fn has(&self, event: &Event) -> bool {
+        lock(&self.ring).has(event)
     }
 
     /// Announces to all listeners that events after the head are lost, or the head itself. The log goes on after `link`.
@@ -751,6 +758,18 @@ impl Ring {
             Some(index) => Some(self.first + index as u64 + 1),
             None => (cursor == self.floor).then_some(self.first),
         }
+    }
+
+    fn has(&self, event: &Event) -> bool {
+        let is = |entry: &Arc<Entry>| {
+            matches!(&entry.item, Item::Event(other)
+                if other.position == event.position && other.previous == event.previous)
+        };
+        if self.gaps > 0 {
+            return self.entries.iter().any(is);
+        }
+        let found = self.entries.binary_search_by_key(&event.position, |entry| entry.position());
+        found.is_ok_and(|index| self.entries.get(index).is_some_and(is))
     }
 
     /// The entries from `from` that are to be sent, up to `visible` or [`READ_BYTES`], and the place after them. `None`: `from` is gone.
@@ -1108,9 +1127,9 @@ mod tests {
                     naive.push(position, position, Some(key), weight);
                 }
                 Step::Offer(known) => {
-                    let head = naive.head;
+                    let link = naive.link;
                     let (offered, answer) = if known {
-                        (event(head, head - 1, 0, 0), Appended::Known)
+                        (event(link, link - 1, 0, 0), Appended::Known)
                     } else {
                         (event(naive.given + 10, naive.given + 5, 0, 0), Appended::Broken)
                     };

@@ -821,7 +821,8 @@ impl Subscription {
             self.ended |= entry.is_end();
             if let Item::Gap { gap, link } = &entry.item {
                 reading.hub.metrics().gap(gap.reason);
-                if gap.cursor > *link {
+                // Of the ring's own gaps the ring has only what comes behind them.
+                if gap.cursor > *link && self.catch_up.is_some() {
                     self.skip_through = gap.cursor;
                 }
             }

@@ -3,35 +3,55 @@
 -- Without a flag in its first line (see redis.rs) this counts as a write from the start, so a replica, a full server and one that has too few
 -- replicas refuse it before anything has happened.
 --
--- KEYS  head, stream, epoch, epoch [, idempotency key]
+-- KEYS  head, stream, epoch, epoch, floor [, idempotency key]
 -- ARGV  the event, its weight, pub/sub channel, '1' if it ends the channel; of history: events, age in µs, bytes;
---       in ms: how long the head lives, how long the stream lives, how long the key is recognised; then PUBLISH, or SPUBLISH on a cluster
+--       in ms: how long the head lives, how long the stream lives, how long the key is recognised; then PUBLISH, or SPUBLISH on a cluster;
+--       the highest position that the node knows
 -- gives {'known', position}, {'ended'} or {'new', position}
 
-if KEYS[5] then
-  local first = redis.call('GET', KEYS[5])
+if KEYS[6] then
+  local first = redis.call('GET', KEYS[6])
   if first then return {'known', first} end
 end
 
-local head = redis.call('HMGET', KEYS[1], 'position', 'ended', 'written', 'trimmed')
+local head = redis.call('HMGET', KEYS[1], 'position', 'ended', 'written', 'trimmed', 'floor',
+  'events', 'age', 'bytes', 'since', 'upto')
 local previous, ended, written, trimmed = head[1], head[2], tonumber(head[3] or 0), tonumber(head[4] or 0)
+-- Above all that any node has told of, whatever the clock says: a server may come back behind what it gave.
+local known = math.max(tonumber(ARGV[12]), tonumber(head[5] or 0))
 if ended then return {'ended'} end
 
 if not previous then
   -- A stream without its head (evicted, say): what else is gone nobody can tell, so no epoch proves anything any more.
   if redis.call('UNLINK', KEYS[2]) == 1 then redis.call('UNLINK', KEYS[3], KEYS[4]) end
   previous = epoch(KEYS[3], KEYS[4], true)
+  known = math.max(known, tonumber(redis.call('GET', KEYS[5]) or 0))
   redis.call('HSET', KEYS[1], 'birth', previous)
 end
-local position = text(math.max(tonumber(previous) + 1, now))
+local position = text(math.max(tonumber(previous) + 1, known + 1, now))
 
 local event, weight, events, age, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+-- Nodes may have different rules, while a new configuration is rolled out for instance. The largest limits that any of
+-- them had are kept; a node with smaller ones shows less. Nothing makes them smaller but an operator who removes them.
+local largest = {events = tonumber(head[6] or 0), age = tonumber(head[7] or 0), bytes = tonumber(head[8] or 0)}
+for what, own in pairs({events = events, age = age, bytes = bytes}) do
+  if own > largest[what] then
+    largest[what] = own
+    redis.call('HSET', KEYS[1], what, text(own))
+  end
+end
+events, age, bytes = largest.events, largest.age, largest.bytes
+local stream_lives = math.max(tonumber(ARGV[9]), math.ceil(age / 1000))
+local head_lives = math.max(tonumber(ARGV[8]), 2 * stream_lives)
 -- What was written to this channel in all, in bytes. Each entry names the sum before it, so what the stream holds is a difference,
 -- however the server trims.
 local total = written + weight
 if events > 0 and age > 0 then
-  redis.call('XADD', KEYS[2], 'MAXLEN', '=', text(events), position .. '-0', 'p', previous, 'w', text(written), 'e', event)
-  redis.call('XTRIM', KEYS[2], 'MINID', '=', text(math.max(now - age, 0)))
+  local entry = {'p', previous, 'w', text(written), 'e', event}
+  -- The clock has been set back: the position does not say any more when this was written.
+  if tonumber(position) > now + 1000000 then entry[7], entry[8] = 't', text(now) end
+  redis.call('XADD', KEYS[2], 'MAXLEN', '=', text(events), position .. '-0', unpack(entry))
+  expire(KEYS[1], KEYS[2], tonumber(position), now, age, head[9], head[10])
   -- Half of it goes at once, so that it is seldom. `trimmed` may be behind what count and age have trimmed: look before trimming.
   if total - trimmed > 2 * bytes then
     trimmed = tonumber(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1][2][4])
@@ -51,7 +71,7 @@ if events > 0 and age > 0 then
       end
     end
   end
-  redis.call('PEXPIRE', KEYS[2], ARGV[9])
+  redis.call('PEXPIRE', KEYS[2], text(stream_lives))
 else
   -- What an earlier rule kept must not look like the newest.
   redis.call('UNLINK', KEYS[2])
@@ -59,7 +79,7 @@ end
 
 redis.call('HSET', KEYS[1], 'position', position, 'written', text(total), 'trimmed', text(trimmed))
 if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'ended', '1') end
-redis.call('PEXPIRE', KEYS[1], ARGV[8])
-if KEYS[5] then redis.call('SET', KEYS[5], position, 'PX', ARGV[10]) end
+redis.call('PEXPIRE', KEYS[1], text(head_lives))
+if KEYS[6] then redis.call('SET', KEYS[6], position, 'PX', ARGV[10]) end
 redis.call(ARGV[11], ARGV[3], position .. ':' .. previous .. ':' .. event)
 return {'new', position}

@@ -20,8 +20,9 @@ use tokio::time::{sleep, timeout};
 
 use super::Script;
 use super::address::Place;
-use super::connection::{Commands, ConnectError, Connected, Server, lost, random_bits, text_of};
+use super::connection::{Commands, ConnectError, Connected, Server, lost, once_loaded, random_bits, text_of};
 use super::listening::{LOOK, Listener, Listening};
+use super::marks::Marks;
 use super::naming::{Naming, PARTITIONS, partition, slot};
 use super::sentinel::gather;
 
@@ -53,9 +54,9 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    fn new(server: Server, naming: Naming, pulse: Pulse, home: u16, astray: Arc<Notify>) -> Shard {
+    fn new(server: Server, naming: Naming, pulse: Pulse, marks: Arc<Marks>, home: u16, astray: Arc<Notify>) -> Shard {
         let commands = Commands::new(server.clone(), pulse.clone());
-        let listening = Listening::new(server, commands.clone(), naming, pulse, home, astray);
+        let listening = Listening::new(server, commands.clone(), naming, pulse, marks, home, astray);
         Shard {
             commands,
             listening,
@@ -68,19 +69,20 @@ impl Shard {
         server: Server,
         naming: Naming,
         pulse: Pulse,
+        marks: Arc<Marks>,
         home: u16,
         astray: Arc<Notify>,
     ) -> Result<Shard, ConnectError> {
-        let shard = Self::new(server, naming, pulse, home, astray);
-        shard.commands.first().await?;
-        let first = shard.listening.first().await?;
+        let shard = Self::new(server, naming, pulse, marks, home, astray);
+        once_loaded(async || shard.commands.first().await).await?;
+        let first = once_loaded(async || shard.listening.first().await).await?;
         shard.keep(&Handle::current(), shard.listening.clone().keep(Some(first)));
         Ok(shard)
     }
 
     /// One that will be connected to.
-    fn begin(server: Server, pulse: Pulse, home: u16, astray: Arc<Notify>, runtime: &Handle) -> Shard {
-        let shard = Self::new(server, Naming::Partitions, pulse, home, astray);
+    fn begin(server: Server, pulse: Pulse, marks: Arc<Marks>, home: u16, astray: Arc<Notify>, runtime: &Handle) -> Shard {
+        let shard = Self::new(server, Naming::Partitions, pulse, marks, home, astray);
         shard.keep(runtime, shard.listening.clone().keep(None));
         shard
     }
@@ -108,6 +110,7 @@ pub(super) struct Cluster {
     seeds: Vec<Place>,
     runtime: Handle,
     pulse: Pulse,
+    marks: Arc<Marks>,
     map: Mutex<Map>,
     /// Something contradicts the map.
     astray: Arc<Notify>,
@@ -134,20 +137,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Cluster {
     /// Asks the seeds for the map, connects to every master, and keeps it so.
-    pub(super) async fn connect(seeds: Vec<ConnectionInfo>, pulse: Pulse) -> Result<Arc<Cluster>, ConnectError> {
+    pub(super) async fn connect(
+        seeds: Vec<ConnectionInfo>,
+        pulse: Pulse,
+        marks: Arc<Marks>,
+    ) -> Result<Arc<Cluster>, ConnectError> {
         let Some(first) = seeds.first().cloned() else {
             return Err(ConnectError::Url("names no host".into()));
         };
         let login = Server::clustered(first);
         let seeds: Vec<Place> = seeds.iter().map(Place::of).collect();
-        let (views, error) = gather(ask_seeds(&login, &seeds), OTHERS_WITHIN).await;
-        let Some(view) = views.into_iter().max_by_key(|view| view.epoch) else {
-            let addresses: Vec<String> = seeds.iter().map(Place::to_string).collect();
-            return Err(error.unwrap_or(ConnectError::Unreachable {
-                address: addresses.join(", "),
-                reason: "no answer".into(),
-            }));
-        };
+        let view = once_loaded(async || {
+            let (views, mut errors) = gather(ask_seeds(&login, &seeds), OTHERS_WITHIN).await;
+            views.into_iter().max_by_key(|view| view.epoch).ok_or_else(|| {
+                let addresses: Vec<String> = seeds.iter().map(Place::to_string).collect();
+                // While one loads, what others say of the cluster is not the last word.
+                errors.sort_by_key(|error| matches!(error, ConnectError::Loading { .. }));
+                errors.pop().unwrap_or(ConnectError::Unreachable {
+                    address: addresses.join(", "),
+                    reason: "no answer".into(),
+                })
+            })
+        })
+        .await?;
         let astray = Arc::new(Notify::new());
         let owners = view.owners();
         let mut shards = HashMap::new();
@@ -159,7 +171,14 @@ impl Cluster {
                 });
             };
             if !shards.contains_key(place) {
-                let shard = Shard::connect(login.at(place), Naming::Partitions, pulse.clone(), n as u16, astray.clone());
+                let shard = Shard::connect(
+                    login.at(place),
+                    Naming::Partitions,
+                    pulse.clone(),
+                    marks.clone(),
+                    n as u16,
+                    astray.clone(),
+                );
                 shards.insert(place.clone(), Arc::new(shard.await?));
             }
         }
@@ -172,6 +191,7 @@ impl Cluster {
             seeds,
             runtime: Handle::current(),
             pulse,
+            marks,
             map: Mutex::new(map),
             astray,
             looks: watch::Sender::new(0),
@@ -273,6 +293,7 @@ impl Cluster {
             Arc::new(Shard::begin(
                 server,
                 self.pulse.clone(),
+                self.marks.clone(),
                 home,
                 self.astray.clone(),
                 &self.runtime,
@@ -420,8 +441,16 @@ fn ask_seeds(login: &Server, seeds: &[Place]) -> JoinSet<Result<View, ConnectErr
             let answers = answers.map_err(|error| server.explain(&error))?;
             let answers: Result<Vec<Value>, RedisError> = answers.into_iter().map(Value::extract_error).collect();
             let answers = answers.map_err(|error| server.explain(&error))?;
-            let view = View::of(&answers, &server.place());
-            view.ok_or_else(|| server.unreachable("it says that the cluster is down; see CLUSTER INFO"))
+            if let Some(view) = View::of(&answers, &server.place()) {
+                return Ok(view);
+            }
+            // A cluster whose nodes load their data is not whole yet.
+            if server.is_loading(&mut connection).await {
+                return Err(ConnectError::Loading {
+                    address: server.to_string(),
+                });
+            }
+            Err(server.unreachable("it says that the cluster is down; see CLUSTER INFO"))
         });
     }
     asked

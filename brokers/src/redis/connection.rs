@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::address::Place;
 use super::members::{ENTER, MEMBERS, ROLL};
 use super::sentinel::Sentinels;
-use super::{APPEND, FOUND, READ, REMEMBER, Script};
+use super::{APPEND, FLOOR, FOUND, READ, REMEMBER, Script};
 
 /// For the way to the server and its greeting.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
@@ -30,6 +30,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 
 /// A connection that lived so long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(5);
+
+/// Between looks at a server that loads its data.
+const LOADING_PAUSE: Duration = Duration::from_millis(250);
 
 /// How many commands wait to be written before callers wait for their turn.
 const QUEUE: usize = 4096;
@@ -48,6 +51,13 @@ pub enum ConnectError {
         address: String,
         /// What happened.
         reason: String,
+    },
+    /// The server loads its data from its file. It is waited for: no caller of [`Redis::connect`](super::Redis::connect)
+    /// sees this.
+    #[error("Redis at {address} is loading its data")]
+    Loading {
+        /// Host, port and database.
+        address: String,
     },
     /// The server answers, but will not have us or cannot serve us.
     #[error("Redis at {address} cannot be used: {reason}")]
@@ -305,6 +315,15 @@ impl Server {
         }
     }
 
+    /// Whether the server says that it is loading its data. Where it cannot be asked: no.
+    pub(super) async fn is_loading(&self, connection: &mut MultiplexedConnection) -> bool {
+        let told = connection.send_packed_command(cmd("INFO").arg("persistence"));
+        let Ok(Ok(told)) = timeout(CONNECT_WITHIN, told).await else {
+            return false;
+        };
+        text_of(&told).is_some_and(|told| told.lines().any(|line| line.trim() == "loading:1"))
+    }
+
     fn unusable(&self, reason: String) -> ConnectError {
         ConnectError::Unusable {
             address: self.name.to_string(),
@@ -319,7 +338,11 @@ impl Server {
             }
             Some("WRONGPASS") => "it does not accept this user and password; correct them in the broker's URL",
             Some("NOPERM") => "this user may not do what Airwave needs; docs/deploying.md has the ACL rule",
-            Some("LOADING") => "it is loading its data; try again in a moment",
+            Some("LOADING") => {
+                return ConnectError::Loading {
+                    address: self.name.to_string(),
+                };
+            }
             Some("NOPROTO" | "ERR") => {
                 "it refused our greeting; Airwave needs Redis 7.0 or newer, and a database number that it has"
             }
@@ -340,6 +363,30 @@ pub(super) fn text_of(value: &Value) -> Option<&str> {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text),
         _ => None,
+    }
+}
+
+/// Connects as `open` does, and waits while the server loads its data. As long as it says so it works, and only it knows
+/// how much there is: so there is no bound but the patience of whatever has started this node.
+pub(super) async fn once_loaded<T>(mut open: impl AsyncFnMut() -> Result<T, ConnectError>) -> Result<T, ConnectError> {
+    let mut since = None;
+    loop {
+        match open().await {
+            Err(ConnectError::Loading { address }) => {
+                if since.is_none() {
+                    tracing::info!(server = address, "Redis is loading its data: waiting for it");
+                    since = Some(Instant::now());
+                }
+                sleep(LOADING_PAUSE).await;
+            }
+            opened => {
+                if let (Ok(_), Some(since)) = (&opened, since) {
+                    let seconds = since.elapsed().as_secs_f64();
+                    tracing::info!(seconds, "Redis has loaded its data");
+                }
+                return opened;
+            }
+        }
     }
 }
 
@@ -409,6 +456,7 @@ pub(super) struct Connected {
     place: Place,
     pub(super) append: Arc<str>,
     pub(super) found: Arc<str>,
+    pub(super) floor: Arc<str>,
     pub(super) remember: Arc<str>,
     pub(super) read: Arc<str>,
     pub(super) members: Arc<str>,
@@ -504,7 +552,7 @@ impl Commands {
             Ok(text_of(&hash).unwrap_or_default().into())
         };
         let (append, read) = (load(APPEND).await?, load(READ).await?);
-        let (found, remember) = (load(FOUND).await?, load(REMEMBER).await?);
+        let (found, floor, remember) = (load(FOUND).await?, load(FLOOR).await?, load(REMEMBER).await?);
         let (members, roll, enter) = (load(MEMBERS).await?, load(ROLL).await?, load(ENTER).await?);
         Ok(Connected {
             connection,
@@ -512,6 +560,7 @@ impl Commands {
             place,
             append,
             found,
+            floor,
             remember,
             read,
             members,
@@ -576,14 +625,24 @@ impl Commands {
         if error.is_unrecoverable_error() || error.is_connection_dropped() || error.code() == Some("READONLY") {
             connected.give_up();
         }
-        let message = match error.code() {
-            Some("OOM") => "Redis is full (its maxmemory): give it more, or keep less history".to_owned(),
-            Some("NOPERM") => format!("Redis refuses this user: {error}; docs/deploying.md has the ACL rule"),
-            Some("READONLY") => "this Redis is a replica and takes no events".to_owned(),
-            Some("CLUSTERDOWN") => "the Redis cluster is down, or a part of it has no master".to_owned(),
-            Some("TRYAGAIN") => "Redis is moving this channel to another server; try again".to_owned(),
-            _ => format!("Redis: {error}"),
+        let cause = match error.code() {
+            Some("OOM") => "Redis is full (maxmemory); give it more memory, or keep less history",
+            Some("NOREPLICAS") => "Redis has too few replicas and takes no writes (min-replicas-to-write)",
+            Some("MISCONF") => {
+                "Redis cannot save its data and takes no writes (stop-writes-on-bgsave-error, or its append-only file)"
+            }
+            Some("READONLY") => "this Redis is a replica and takes no writes",
+            Some("MASTERDOWN") => "this Redis is a replica that has lost its master",
+            Some("LOADING") => "Redis is loading its data",
+            Some("BUSY") => "Redis is busy with a script",
+            Some("CLUSTERDOWN") => "the Redis cluster is down, or a part of it has no master",
+            Some("TRYAGAIN") => "Redis is moving this channel to another server",
+            Some("NOPERM") => {
+                let message = format!("Redis refuses this user: {error}; docs/deploying.md has the ACL rule");
+                return BrokerError::unavailable(message).caused_by(error);
+            }
+            _ => return BrokerError::unavailable(format!("Redis: {error}")).caused_by(error),
         };
-        BrokerError::unavailable(message).caused_by(error)
+        BrokerError::unavailable(cause).for_clients().caused_by(error)
     }
 }

@@ -23,12 +23,16 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::connection::{Backoff, Commands, ConnectError, Server, Wire, lost, random_bits};
+use super::marks::Marks;
 use super::members::{TELLS_OF_MEMBERS, decode as decode_members};
-use super::naming::Naming;
+use super::naming::{Naming, partition};
 use super::{DEADLINE, HEAD_LIVES, REMEMBER_SCRIPT, bounded, decode, millis};
 
 /// How often this node publishes to itself.
 const PROBE_EVERY: Duration = Duration::from_millis(750);
+
+/// How long the key lives that a probe writes.
+const PROBE_LIVES: Duration = Duration::from_secs(10);
 
 /// So many probes in a row unheard, and the connection is dead: after three seconds. Counted, not timed, so that a process that stood
 /// still itself does not take its server for dead.
@@ -57,6 +61,7 @@ pub(super) struct Listening {
     commands: Arc<Commands>,
     naming: Naming,
     pulse: Pulse,
+    marks: Arc<Marks>,
     /// Ends the name of the pub/sub channel on which this node hears itself.
     tag: String,
     /// That name, for the connection as it is now.
@@ -88,6 +93,7 @@ struct State {
 
 #[derive(Default)]
 struct Subscription {
+    partition: u16,
     /// The server has been asked, or is being asked.
     wanted: bool,
     confirmed: bool,
@@ -103,21 +109,26 @@ enum Ear {
         head: Position,
         last: Position,
         since: Instant,
+        /// The first probe that was published after the head had been read. Once it is heard, nothing older comes.
+        settled_by: u64,
     },
     /// Somebody who wants to hear of members only.
     Watching(WatchSender),
 }
 
 impl Ear {
-    /// False: something is missing, or nobody listens any more.
-    fn hear(&mut self, event: &Arc<Event>) -> bool {
+    /// False: something is missing, or nobody listens any more. `heard`: the latest probe that was heard.
+    fn hear(&mut self, event: &Arc<Event>, heard: u64) -> bool {
         match self {
             Ear::Opening(waiting) => {
                 waiting.push(event.clone());
                 waiting.len() <= OPENING_BOUND
             }
-            // Subscriptions may lag behind the commands that read the head.
-            Ear::Open { head, .. } if event.position <= *head => true,
+            // Subscriptions may lag behind the commands that read the head. Later it is an event of a server that has
+            // lost the head and goes on below it.
+            Ear::Open {
+                head, last, settled_by, ..
+            } if event.position <= *head => *last == *head && heard < *settled_by,
             Ear::Open { feed, last, .. } => {
                 let follows = event.previous == *last;
                 *last = event.position;
@@ -196,13 +207,14 @@ impl Listener {
             head,
             last: head,
             since: Instant::now(),
+            settled_by: self.listening.asked.load(Ordering::Relaxed) + 1,
         };
         let subscription = lock(&self.listening.state).channels.get(&self.channel).cloned();
         let opened = subscription.is_some_and(|subscription| {
             let mut subscription = lock(&subscription);
             let mine = subscription.ears.iter_mut().find(|(other, _)| *other == id);
             let Some((_, mine)) = mine else { return false };
-            let whole = matches!(mine, Ear::Opening(waiting) if waiting.iter().all(|event| ear.hear(event)));
+            let whole = matches!(mine, Ear::Opening(waiting) if waiting.iter().all(|event| ear.hear(event, 0)));
             if whole {
                 *mine = ear;
             }
@@ -219,6 +231,7 @@ impl Listening {
         commands: Arc<Commands>,
         naming: Naming,
         pulse: Pulse,
+        marks: Arc<Marks>,
         home: u16,
         astray: Arc<Notify>,
     ) -> Arc<Listening> {
@@ -227,6 +240,7 @@ impl Listening {
             commands,
             naming,
             pulse,
+            marks,
             tag: format!("{:016x}", random_bits()),
             probe: Mutex::new("".into()),
             home: AtomicU16::new(home),
@@ -260,7 +274,13 @@ impl Listening {
             }
             state.listeners += 1;
             let id = state.listeners;
-            let subscription = state.channels.entry(channel.clone()).or_default().clone();
+            let subscription = state.channels.entry(channel.clone()).or_insert_with(|| {
+                Arc::new(Mutex::new(Subscription {
+                    partition: partition(channel),
+                    ..Subscription::default()
+                }))
+            });
+            let subscription = subscription.clone();
             let mut subscription = lock(&subscription);
             subscription.ears.push((id, Ear::Opening(Vec::new())));
             let confirmed = if subscription.confirmed {
@@ -306,7 +326,8 @@ impl Listening {
         drop(left);
     }
 
-    /// Publishes to itself and waits until it hears that.
+    /// Writes a key of this node's, publishes to itself and waits until it hears that. A server may carry messages and
+    /// refuse what is written: it has too few replicas, is full, cannot save.
     pub(super) async fn hears_itself(&self) -> Result<(), BrokerError> {
         let mut heard = self.heard.subscribe();
         let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
@@ -315,27 +336,35 @@ impl Listening {
             return Err(lost("there is no connection for subscriptions"));
         }
         let probe = lock(&self.probe).clone();
-        let asked = match self.naming {
-            Naming::Database(_) => connected.send(cmd("PUBLISH").arg(&*probe).arg(number)).await.map(|_| ()),
-            Naming::Partitions => {
-                let mut both = Pipeline::with_capacity(2);
-                // A master that the others have replaced goes on to carry messages, but does not give out keys.
-                both.cmd("GET").arg(&*probe).cmd("SPUBLISH").arg(&*probe).arg(number);
-                let answers = connected.send_all(&both).await;
-                answers.and_then(|answers| {
-                    for answer in answers {
-                        match answer.extract_error() {
-                            // The slot is on its way elsewhere, but it is still here.
-                            Err(error) if error.code() == Some("ASK") => {}
-                            answer => drop(answer?),
-                        }
-                    }
-                    Ok(())
-                })
-            }
+        let mut both = Pipeline::with_capacity(2);
+        both.cmd("SET").arg(&*probe).arg(number).arg("PX").arg(millis(PROBE_LIVES));
+        // On a cluster the key's slot is the probe's: a master that the others have replaced goes on to carry messages,
+        // but does not give out keys.
+        let publish = match self.naming {
+            Naming::Database(_) => "PUBLISH",
+            Naming::Partitions => "SPUBLISH",
         };
+        both.cmd(publish).arg(&*probe).arg(number);
+        let (mut refused, mut asked) = (None, Ok(()));
+        match connected.send_all(&both).await {
+            Ok(answers) => {
+                for (n, answer) in answers.into_iter().enumerate() {
+                    match answer.extract_error() {
+                        Ok(_) => {}
+                        // The slot is on its way elsewhere, but it is still here.
+                        Err(error) if error.code() == Some("ASK") => {}
+                        Err(error) if n == 0 => refused = Some(error),
+                        Err(error) => asked = Err(error),
+                    }
+                }
+            }
+            Err(error) => asked = Err(error),
+        }
         asked.map_err(|error| self.commands.failed(&connected, error))?;
         self.answered.fetch_max(number, Ordering::Relaxed);
+        if let Some(error) = refused {
+            return Err(self.commands.failed(&connected, error));
+        }
         let heard = heard.wait_for(|heard| *heard >= number).await;
         heard.map(|_| ()).map_err(|_| lost("it is closed"))
     }
@@ -673,7 +702,11 @@ impl Listening {
         let mut subscription = lock(&subscription);
         match event {
             None if look => subscription.ears.clear(),
-            Some(event) => subscription.ears.retain_mut(|(_, ear)| ear.hear(&event)),
+            Some(event) => {
+                self.marks.note(subscription.partition, event.position);
+                let heard = *self.heard.borrow();
+                subscription.ears.retain_mut(|(_, ear)| ear.hear(&event, heard));
+            }
             None => {
                 tracing::warn!(channel = name, "a message in pub/sub is not an event of ours: its feeds end");
                 subscription.ears.clear();

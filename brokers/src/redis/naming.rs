@@ -44,6 +44,14 @@ impl Naming {
         [format!("{place}:epoch:0"), format!("{place}:epoch:1")]
     }
 
+    /// Where the position is above which channels without events begin, if the clock is behind. In the same places.
+    pub(super) fn floor(self, channel: &ChannelName) -> String {
+        match self {
+            Naming::Database(_) => "airwave:floor".to_owned(),
+            Naming::Partitions => format!("airwave:{{{}}}:floor", partition(channel)),
+        }
+    }
+
     /// The channel's name in pub/sub.
     pub(super) fn wire(self, channel: &ChannelName) -> String {
         match self {

@@ -40,6 +40,10 @@ local function text(number) return string.format('%.0f', number) end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local dead = text(now - ARGV[3])
+-- The clock has been set back. Who has beaten later than now has done so now: it lives on if it beats on.
+for _, node in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. text(now), '+inf')) do
+  redis.call('ZADD', key, 'XX', text(now), node)
+end
 if what == 'living' then return redis.call('ZRANGEBYSCORE', key, '(' .. dead, '+inf') end
 
 local last = redis.call('ZSCORE', key, ARGV[2])

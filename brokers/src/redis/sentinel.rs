@@ -69,12 +69,12 @@ impl Sentinels {
             let me = self.clone();
             asked.spawn(async move { me.all[n].ask(&me.master).await });
         }
-        let (answers, useless) = gather(asked, OTHERS_WITHIN).await;
+        let (answers, mut useless) = gather(asked, OTHERS_WITHIN).await;
         let before = self.known.borrow().clone();
         let newest = answers.iter().max_by_key(|known| known.epoch);
         let Some(newest) = newest else {
             let address = self.to_string();
-            return Err(match useless {
+            return Err(match useless.pop() {
                 Some(Useless::Refuses(reason)) => ConnectError::Unusable { address, reason },
                 Some(Useless::Silent(reason)) => ConnectError::Unreachable { address, reason },
                 None => ConnectError::Unreachable {
@@ -200,9 +200,9 @@ async fn question(mut connection: MultiplexedConnection, master: &str) -> Result
     connection.send_packed_command(&asked).await.and_then(Value::extract_error)
 }
 
-/// What several say that are asked at once: until all have answered, or `others` after the first who did. And why one did not.
-pub(super) async fn gather<T: 'static, E: 'static>(mut asked: JoinSet<Result<T, E>>, others: Duration) -> (Vec<T>, Option<E>) {
-    let (mut answers, mut failed) = (Vec::new(), None);
+/// What several say that are asked at once: until all have answered, or `others` after the first who did. And why others did not.
+pub(super) async fn gather<T: 'static, E: 'static>(mut asked: JoinSet<Result<T, E>>, others: Duration) -> (Vec<T>, Vec<E>) {
+    let (mut answers, mut failed) = (Vec::new(), Vec::new());
     loop {
         let next = if answers.is_empty() {
             asked.join_next().await
@@ -212,7 +212,7 @@ pub(super) async fn gather<T: 'static, E: 'static>(mut asked: JoinSet<Result<T, 
         match next {
             None => return (answers, failed),
             Some(Ok(Ok(answer))) => answers.push(answer),
-            Some(Ok(Err(error))) => failed = Some(error),
+            Some(Ok(Err(error))) => failed.push(error),
             Some(Err(_)) => {}
         }
     }

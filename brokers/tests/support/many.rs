@@ -23,7 +23,17 @@ impl Cluster {
         let mut all = vec!["--cluster-node-timeout", &timeout, "--repl-diskless-sync-delay", "0"];
         all.extend(["--cluster-replica-validity-factor", "0"]);
         all.extend(arguments);
-        let nodes = (0..3 + replicas).map(|_| Server::of_a_cluster(&all));
+        Self::of((0..3 + replicas).map(|_| Server::of_a_cluster(&all)))
+    }
+
+    /// Three masters whose clocks can be moved.
+    pub fn with_clocks(node_timeout: u64) -> Option<Cluster> {
+        let timeout = node_timeout.to_string();
+        let all = ["--cluster-node-timeout", &timeout];
+        Self::of((0..3).map(|_| Server::of_a_cluster_with_a_clock(&all)))
+    }
+
+    fn of(nodes: impl Iterator<Item = Option<Server>>) -> Option<Cluster> {
         let cluster = Cluster(nodes.collect::<Option<_>>()?);
         for (n, node) in cluster.0.iter().enumerate() {
             if let Some((first, last)) = SLOTS.get(n) {

@@ -4,6 +4,8 @@
 
 /// Certificates, for a server that speaks TLS.
 pub mod certificates;
+/// A clock that can be moved.
+pub mod clock;
 /// A hub over a real broker, and clients that keep what they were told.
 pub mod hub;
 /// Several servers that belong together: a cluster, or a master with its replica and sentinels.
@@ -35,6 +37,8 @@ pub struct Server {
     dir: PathBuf,
     arguments: Vec<String>,
     kind: Kind,
+    /// Where its clock can be moved.
+    clock: Option<clock::Clock>,
     child: Mutex<Option<Child>>,
 }
 
@@ -76,6 +80,21 @@ impl Server {
         Self::with(arguments, None, Kind::Alone)
     }
 
+    /// One whose clock can be moved. `None`, after saying so: there is nothing here to do that with.
+    pub fn with_a_clock(arguments: &[&str]) -> Option<Server> {
+        Self::with_clock(arguments, None, Kind::Alone, Some(clock::Clock::new()?))
+    }
+
+    /// The same for one node of a cluster that is none yet.
+    pub fn of_a_cluster_with_a_clock(arguments: &[&str]) -> Option<Server> {
+        Self::with_clock(arguments, None, Kind::Clustered(0), Some(clock::Clock::new()?))
+    }
+
+    /// From now on its clock is so many seconds ahead of this machine's, or behind.
+    pub fn set_clock(&self, ahead: i64) {
+        self.clock.as_ref().expect("a server with a clock").set(ahead);
+    }
+
     /// One node of a cluster that is none yet.
     pub fn of_a_cluster(arguments: &[&str]) -> Option<Server> {
         Self::with(arguments, None, Kind::Clustered(0))
@@ -103,6 +122,10 @@ impl Server {
     }
 
     fn with(arguments: &[&str], password: Option<&'static str>, kind: Kind) -> Option<Server> {
+        Self::with_clock(arguments, password, kind, None)
+    }
+
+    fn with_clock(arguments: &[&str], password: Option<&'static str>, kind: Kind, clock: Option<clock::Clock>) -> Option<Server> {
         static STARTED: AtomicU64 = AtomicU64::new(0);
         let program = program()?;
         let dir = std::env::temp_dir().join(format!(
@@ -118,6 +141,7 @@ impl Server {
             dir,
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
             kind,
+            clock,
             child: Mutex::new(None),
         };
         // Somebody else may take the port between our look and the server's bind.
@@ -150,6 +174,15 @@ impl Server {
 
     /// Starts the process and waits until it answers. False: it ended.
     pub fn run(&self) -> bool {
+        self.run_until(Self::answers)
+    }
+
+    /// Starts the process and waits until it says that it loads its data.
+    pub fn run_until_it_loads(&self) -> bool {
+        self.run_until(|server| server.says("-LOAD"))
+    }
+
+    fn run_until(&self, ready: impl Fn(&Self) -> bool) -> bool {
         let log = std::fs::File::create(self.dir.join("log")).unwrap();
         let mut command = Command::new(&self.program);
         if self.kind == Kind::Sentinel {
@@ -165,6 +198,9 @@ impl Server {
             }
             Kind::Sentinel => {}
         }
+        if let Some(clock) = &self.clock {
+            clock.give(&mut command);
+        }
         let mut child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -176,7 +212,7 @@ impl Server {
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
-            if self.answers() {
+            if ready(self) {
                 *self.child.lock().unwrap() = Some(child);
                 return true;
             }
@@ -190,14 +226,17 @@ impl Server {
     }
 
     fn answers(&self) -> bool {
+        self.says("+PONG") || self.says("-NOAU")
+    }
+
+    /// Whether its answer to a ping begins with these five characters.
+    fn says(&self, wanted: &str) -> bool {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else {
             return false;
         };
         stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let mut answer = [0; 5];
-        stream.write_all(b"PING\r\n").is_ok()
-            && stream.read_exact(&mut answer).is_ok()
-            && (&answer == b"+PONG" || &answer == b"-NOAU")
+        stream.write_all(b"PING\r\n").is_ok() && stream.read_exact(&mut answer).is_ok() && answer == wanted.as_bytes()
     }
 
     /// Dies without warning.

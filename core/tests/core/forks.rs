@@ -99,15 +99,35 @@ impl Wire for Plain {
         None
     }
 }
+/// The same for a format that repeats its cursor, whose entries are written one by one.
+struct Stamped;
+impl Wire for Stamped {
+    fn name(&self) -> &'static str {
+        "stamped"
+    }
+    fn event(&self, channel: &ChannelName, event: &Event) -> Bytes {
+        Plain.event(channel, event)
+    }
+    fn notice(&self, notice: &Notice<'_>) -> Bytes {
+        Plain.notice(notice)
+    }
+    fn stamp(&self) -> Option<Stamp> {
+        Some(|_, _| {})
+    }
+}
 struct Rig {
     lab: Arc<Lab>,
     hub: Hub,
     wire: WireHandle,
 }
 fn rig() -> Rig {
+    rig_over(Arc::new(Plain))
+}
+
+fn rig_over(wire: Arc<dyn Wire>) -> Rig {
     let lab = Arc::new(Lab::default());
     let hub = Hub::builder(lab.clone(), Rules::new([rule()])).build();
-    let wire = hub.register_wire(Arc::new(Plain));
+    let wire = hub.register_wire(wire);
     Rig { lab, hub, wire }
 }
 
@@ -276,4 +296,58 @@ async fn a_loss_is_told_to_who_came_after_the_last_one_from_where_it_began() {
     rig.lab.feeds.lock().unwrap().clear();
     assert_eq!(hear(&mut old).await, "G20>30:history-expired E40 ");
     assert_eq!(hear(&mut new).await, "G10>30:history-expired E40 ");
+}
+
+/// The store is lost and its clock is behind: a node that never knew the channel publishes to it, far below the head.
+#[tokio::test(start_paused = true)]
+async fn events_below_the_head_are_told_behind_a_gap() {
+    for wire in [Arc::new(Plain) as Arc<dyn Wire>, Arc::new(Stamped)] {
+        let rig = rig_over(wire);
+        rig.lab.set(1000, &[(1000, 990)]);
+        let mut listener = rig.join(After::Nothing).await;
+        assert_eq!(hear(&mut listener).await, "S1000- ");
+        rig.lab.set(401, &[(400, 390), (401, 400)]);
+        rig.lab.feeds.lock().unwrap()[0].push(ev(400, 390));
+        rig.lab.feeds.lock().unwrap()[0].push(ev(401, 400));
+        assert_eq!(hear(&mut listener).await, "G1000>1000:broker-lost-data E400 E401 ");
+        rig.lab.feeds.lock().unwrap()[0].push(ev(402, 401));
+        assert_eq!(hear(&mut listener).await, "E402 ", "the stream goes on from there");
+        let mut fresh = rig.join(After::Nothing).await;
+        assert_eq!(hear(&mut fresh).await, "S402- ");
+        let mut back = rig.join(After::Position(Position(401))).await;
+        assert_eq!(hear(&mut back).await, "S401+ E402 ");
+    }
+}
+
+/// The same, and the feed has ended: what was published before it was there again is covered by the gap.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_returns_behind_is_followed_on_below_the_head() {
+    for wire in [Arc::new(Plain) as Arc<dyn Wire>, Arc::new(Stamped)] {
+        let rig = rig_over(wire);
+        rig.lab.set(1000, &[(1000, 990)]);
+        let mut listener = rig.join(After::Nothing).await;
+        assert_eq!(hear(&mut listener).await, "S1000- ");
+        rig.lab.set(400, &[(400, 390)]);
+        rig.lab.feeds.lock().unwrap().clear();
+        assert_eq!(hear(&mut listener).await, "G1000>1000:broker-lost-data ");
+        rig.lab.feeds.lock().unwrap()[0].push(ev(401, 400));
+        assert_eq!(hear(&mut listener).await, "E401 ");
+    }
+}
+
+/// History is read after the feed was opened, so a feed may begin with what the log has, and may show an event twice.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_the_log_has_is_dropped() {
+    let rig = rig();
+    rig.lab.set(10, &[]);
+    let mut listener = rig.join(After::Nothing).await;
+    rig.lab.set(30, &[(20, 10), (30, 20)]);
+    for event in [ev(20, 10), ev(20, 10), ev(30, 20), ev(20, 10)] {
+        rig.lab.feeds.lock().unwrap()[0].push(event);
+    }
+    assert_eq!(hear(&mut listener).await, "S10- E20 E30 ");
+    let asked = *rig.lab.asked.lock().unwrap();
+    rig.lab.feeds.lock().unwrap()[0].push(ev(40, 30));
+    assert_eq!(hear(&mut listener).await, "E40 ");
+    assert_eq!(*rig.lab.asked.lock().unwrap(), asked, "nothing had to be healed");
 }
