@@ -122,19 +122,10 @@ impl Redis {
     pub async fn connect(url: &str, rules: Rules) -> Result<Redis, ConnectError> {
         let pulse = Pulse::default();
         let marks = Arc::new(Marks::default());
-        let one = async |server: Server, database: i64| {
-            let naming = Naming::Database(database);
-            // There is no map that could be wrong.
-            let astray = Arc::new(Notify::new());
-            Ok::<_, ConnectError>((
-                naming,
-                Shard::connect(server, naming, pulse.clone(), marks.clone(), 0, astray).await?,
-            ))
-        };
         let (naming, servers) = match Address::parse(url)? {
             Address::Server(info) => {
                 let database = info.redis_settings().db();
-                let (naming, shard) = one(Server::alone(info), database).await?;
+                let (naming, shard) = one(Server::alone(info), database, &pulse, &marks).await?;
                 (naming, Servers::One { shard, watch: None })
             }
             Address::Sentinels {
@@ -144,7 +135,7 @@ impl Redis {
             } => {
                 let sentinels = Sentinels::new(sentinels, master);
                 let database = server.redis_settings().db();
-                let (naming, shard) = one(Server::watched(server, sentinels.clone()), database).await?;
+                let (naming, shard) = one(Server::watched(server, sentinels.clone()), database, &pulse, &marks).await?;
                 let watch = Some(tokio::spawn(sentinels.watch()).abort_handle());
                 (naming, Servers::One { shard, watch })
             }
@@ -231,6 +222,15 @@ impl Redis {
             Servers::Cluster(cluster) => cluster.script(channel, script, arguments).await,
         }
     }
+}
+
+/// One server, or the one that sentinels name.
+async fn one(server: Server, database: i64, pulse: &Pulse, marks: &Arc<Marks>) -> Result<(Naming, Shard), ConnectError> {
+    let naming = Naming::Database(database);
+    // There is no map that could be wrong.
+    let astray = Arc::new(Notify::new());
+    let shard = Shard::connect(server, naming, pulse.clone(), marks.clone(), 0, astray).await?;
+    Ok((naming, shard))
 }
 
 #[derive(Clone, Copy)]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use airwave_brokers::Redis;
 use airwave_core::directory::NodeId;
 use airwave_core::rule::TransportName;
-use airwave_core::{Broker, Directory, Rule, Rules};
+use airwave_core::{Broker, Directory, PageLimit, Rule, Rules};
 use support::Server;
 use support::hub::{Client, Node, rules};
 use support::many::{Cluster, until};
@@ -121,14 +121,25 @@ async fn a_stranger_that_publishes_to_a_store_that_is_behind_is_heard() {
     let stranger = [node(&server.url()).await];
     let new = say_many(&stranger, "a", "new", 20).await;
     assert!(new[0].0 < old[0].0, "the store knows nothing better");
-    client.hears(new[19].0).await;
-    assert!(!client.gaps().is_empty());
-    let more = say_many(&nodes, "a", "more", 3).await;
-    client.hears(more[2].0).await;
-    assert!(more[0].0 > old[2].0, "the node that knows better goes on above it");
-    let counts = (heard(&client, &new), heard(&client, &more));
-    eprintln!("of 20 by a stranger and 3 by its own node {counts:?} were heard");
-    assert_eq!(counts.1, 3);
+    // What was published before this node had asked is behind a gap, and what came later is told.
+    let told = async {
+        while client.gaps().is_empty() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, told).await.expect("the loss is not announced");
+    let more = [
+        say_many(&stranger, "a", "more", 3).await,
+        say_many(&nodes, "a", "own", 3).await,
+    ]
+    .concat();
+    client.hears(more[5].0).await;
+    assert_eq!(heard(&client, &more), 6);
+    assert!(
+        more[0].0 > old[2].0,
+        "the stranger, too, goes on above what the other node knows"
+    );
+    client.knows_of(&[old, new, more].concat());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,7 +154,7 @@ async fn history_goes_by_age_after_the_clock_has_jumped_ahead_and_back() {
     server.set_clock(0);
     let after = publish(&broker, "a").await;
     assert!(after > ahead);
-    let held = broker.replay(&channel, None, 100).await.unwrap();
+    let held = broker.replay(&channel, None, PageLimit::events(100)).await.unwrap();
     assert_eq!(
         held.events.last().unwrap().position,
         after,
@@ -152,7 +163,7 @@ async fn history_goes_by_age_after_the_clock_has_jumped_ahead_and_back() {
     let gone = async {
         // By reading alone.
         loop {
-            let held = broker.replay(&channel, None, 100).await.unwrap();
+            let held = broker.replay(&channel, None, PageLimit::events(100)).await.unwrap();
             assert_eq!(held.head, after);
             if held.events.is_empty() {
                 return;
@@ -162,7 +173,7 @@ async fn history_goes_by_age_after_the_clock_has_jumped_ahead_and_back() {
     };
     timeout(PATIENCE, gone).await.expect("events are beyond their age and stay");
     let newest = publish(&broker, "a").await;
-    let held = broker.replay(&channel, Some(after), 100).await.unwrap();
+    let held = broker.replay(&channel, Some(after), PageLimit::events(100)).await.unwrap();
     assert!(held.complete && held.events.len() == 1 && held.head == newest, "{held:?}");
     // The clock catches up: positions say the time again.
     server.set_clock(3700);
@@ -208,20 +219,20 @@ async fn an_older_rule_trims_nothing_that_a_newer_one_promises() {
     }
     for broker in [&old, &none] {
         said.push(publish(broker, "a").await);
-        broker.replay(&channel, None, 100).await.unwrap();
+        broker.replay(&channel, None, PageLimit::events(100)).await.unwrap();
     }
     let shown = async |broker: &Redis| {
-        let replay = broker.replay(&channel, None, 100).await.unwrap();
+        let replay = broker.replay(&channel, None, PageLimit::events(100)).await.unwrap();
         replay.events.iter().map(|event| event.position).collect::<Vec<_>>()
     };
     assert_eq!(shown(&new).await, said);
     assert_eq!(shown(&old).await, said[10..], "each shows what its own rule says");
     assert!(shown(&none).await.is_empty());
-    let whole = new.replay(&channel, Some(said[0]), 100).await.unwrap();
+    let whole = new.replay(&channel, Some(said[0]), PageLimit::events(100)).await.unwrap();
     assert!(whole.complete && whole.events.len() == 11);
-    let cut = old.replay(&channel, Some(said[0]), 100).await.unwrap();
+    let cut = old.replay(&channel, Some(said[0]), PageLimit::events(100)).await.unwrap();
     assert!(!cut.complete && cut.events.len() == 2);
-    let whole = old.replay(&channel, Some(said[9]), 100).await.unwrap();
+    let whole = old.replay(&channel, Some(said[9]), PageLimit::events(100)).await.unwrap();
     assert!(whole.complete && whole.events.len() == 2);
     // The operator makes the limits smaller.
     let _: i64 = server.ask(&["HDEL", "airwave:{a}:head", "events", "age", "bytes"]);
@@ -229,8 +240,9 @@ async fn an_older_rule_trims_nothing_that_a_newer_one_promises() {
     assert_eq!(shown(&new).await, [said[11], last]);
 }
 
-async fn refuses_writes(server: &Server, cause: &str, refuse: impl AsyncFnOnce(), allow: impl AsyncFnOnce()) {
-    let broker = Redis::connect(&server.url(), Rules::default()).await.unwrap();
+async fn refuses_writes(url: &str, cause: &str, refuse: impl AsyncFnOnce(), allow: impl AsyncFnOnce()) {
+    let broker = Arc::new(Redis::connect(url, rules()).await.unwrap());
+    let node = Node::new(broker.clone());
     let mut feed = broker.follow(&name("a")).await.unwrap();
     insist(async || broker.ping().await).await;
     refuse().await;
@@ -238,11 +250,40 @@ async fn refuses_writes(server: &Server, cause: &str, refuse: impl AsyncFnOnce()
     assert!(error.to_string().contains(cause) && error.public, "{error}");
     let error = unavailable(broker.publish(&name("a"), say("refused"))).await;
     assert!(error.contains(cause), "{error}");
+    let error = node.hub.ready().await.unwrap_err();
+    assert!(error.contains(cause), "{error}");
+    let refusal = node.hub.channel("a").unwrap().end().await.unwrap_err();
+    assert!(refusal.message.contains(cause), "{}", refusal.message);
+    let told = async {
+        while node.figure("airwave_broker_up") != 0.0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, told).await.expect("airwave_broker_up stays 1");
     allow().await;
     insist(async || broker.ping().await).await;
     let position = insist(async || broker.publish(&name("a"), say("taken")).await).await.position;
     assert_eq!(feed.next().await.unwrap().position, position, "the feed was never in doubt");
     assert_eq!(broker.pulse().reconnects(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_refuses_writes_is_not_ready_and_says_why() {
+    let Some(cluster) = Cluster::start(0, 60_000, &[]) else {
+        return;
+    };
+    let set = async |value: &str| {
+        for master in &cluster.0 {
+            let _: String = master.ask(&["CONFIG", "SET", "min-replicas-to-write", value]);
+        }
+    };
+    refuses_writes(
+        &cluster.url(),
+        "min-replicas-to-write",
+        async || set("1").await,
+        async || set("0").await,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -254,14 +295,14 @@ async fn a_server_that_refuses_writes_is_not_ready_and_says_why() {
         let _: String = server.ask(&["CONFIG", "SET", what, value]);
     };
     refuses_writes(
-        &server,
+        &server.url(),
         "min-replicas-to-write",
         async || set("min-replicas-to-write", "1").await,
         async || set("min-replicas-to-write", "0").await,
     )
     .await;
     refuses_writes(
-        &server,
+        &server.url(),
         "maxmemory",
         async || set("maxmemory", "1kb").await,
         async || set("maxmemory", "0").await,
@@ -269,7 +310,7 @@ async fn a_server_that_refuses_writes_is_not_ready_and_says_why() {
     .await;
     let blocked = server.dir().join("dump");
     refuses_writes(
-        &server,
+        &server.url(),
         "stop-writes-on-bgsave-error",
         async || {
             std::fs::create_dir(&blocked).unwrap();

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Script;
 use super::address::Place;
-use super::connection::{Commands, ConnectError, Connected, Server, lost, once_loaded, random_bits, text_of};
+use super::connection::{Commands, ConnectError, Connected, Loading, Server, lost, random_bits, text_of};
 use super::listening::{LOOK, Listener, Listening};
 use super::marks::Marks;
 use super::naming::{Naming, PARTITIONS, partition, slot};
@@ -74,8 +74,13 @@ impl Shard {
         astray: Arc<Notify>,
     ) -> Result<Shard, ConnectError> {
         let shard = Self::new(server, naming, pulse, marks, home, astray);
-        once_loaded(async || shard.commands.first().await).await?;
-        let first = once_loaded(async || shard.listening.first().await).await?;
+        let mut loading = Loading::default();
+        while loading.judge(shard.commands.first().await).await.transpose()?.is_none() {}
+        let first = loop {
+            if let Some(first) = loading.judge(shard.listening.first().await).await {
+                break first?;
+            }
+        };
         shard.keep(&Handle::current(), shard.listening.clone().keep(Some(first)));
         Ok(shard)
     }
@@ -147,19 +152,23 @@ impl Cluster {
         };
         let login = Server::clustered(first);
         let seeds: Vec<Place> = seeds.iter().map(Place::of).collect();
-        let view = once_loaded(async || {
+        let mut loading = Loading::default();
+        let view = loop {
             let (views, mut errors) = gather(ask_seeds(&login, &seeds), OTHERS_WITHIN).await;
-            views.into_iter().max_by_key(|view| view.epoch).ok_or_else(|| {
-                let addresses: Vec<String> = seeds.iter().map(Place::to_string).collect();
-                // While one loads, what others say of the cluster is not the last word.
-                errors.sort_by_key(|error| matches!(error, ConnectError::Loading { .. }));
-                errors.pop().unwrap_or(ConnectError::Unreachable {
-                    address: addresses.join(", "),
+            let newest = views.into_iter().max_by_key(|view| view.epoch);
+            // While one loads its data, what others say of the cluster is not the last word.
+            errors.sort_by_key(|error| matches!(error, ConnectError::Loading { .. }));
+            let addresses = || seeds.iter().map(Place::to_string).collect::<Vec<_>>().join(", ");
+            let found = newest.ok_or_else(|| {
+                errors.pop().unwrap_or_else(|| ConnectError::Unreachable {
+                    address: addresses(),
                     reason: "no answer".into(),
                 })
-            })
-        })
-        .await?;
+            });
+            if let Some(found) = loading.judge(found).await {
+                break found?;
+            }
+        };
         let astray = Arc::new(Notify::new());
         let owners = view.owners();
         let mut shards = HashMap::new();

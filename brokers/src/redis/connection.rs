@@ -34,6 +34,9 @@ const GOOD_AFTER: Duration = Duration::from_secs(5);
 /// Between looks at a server that loads its data.
 const LOADING_PAUSE: Duration = Duration::from_millis(250);
 
+/// How long a server, or its cluster, may take to be of use after it has loaded its data.
+const IS_WHOLE_WITHIN: Duration = Duration::from_secs(10);
+
 /// How many commands wait to be written before callers wait for their turn.
 const QUEUE: usize = 4096;
 
@@ -317,8 +320,8 @@ impl Server {
 
     /// Whether the server says that it is loading its data. Where it cannot be asked: no.
     pub(super) async fn is_loading(&self, connection: &mut MultiplexedConnection) -> bool {
-        let told = connection.send_packed_command(cmd("INFO").arg("persistence"));
-        let Ok(Ok(told)) = timeout(CONNECT_WITHIN, told).await else {
+        let question = cmd("INFO").arg("persistence").to_owned();
+        let Ok(Ok(told)) = timeout(CONNECT_WITHIN, connection.send_packed_command(&question)).await else {
             return false;
         };
         text_of(&told).is_some_and(|told| told.lines().any(|line| line.trim() == "loading:1"))
@@ -366,25 +369,39 @@ pub(super) fn text_of(value: &Value) -> Option<&str> {
     }
 }
 
-/// Connects as `open` does, and waits while the server loads its data. As long as it says so it works, and only it knows
-/// how much there is: so there is no bound but the patience of whatever has started this node.
-pub(super) async fn once_loaded<T>(mut open: impl AsyncFnMut() -> Result<T, ConnectError>) -> Result<T, ConnectError> {
-    let mut since = None;
-    loop {
-        match open().await {
+/// Waits while a server loads its data. As long as it says so it works, and only it knows how much there is: so there is
+/// no bound but the patience of whatever has started this node.
+#[derive(Default)]
+pub(super) struct Loading {
+    since: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Loading {
+    /// What to do with the outcome of a try to connect. `None`, after a pause: try again.
+    pub(super) async fn judge<T>(&mut self, opened: Result<T, ConnectError>) -> Option<Result<T, ConnectError>> {
+        match opened {
             Err(ConnectError::Loading { address }) => {
-                if since.is_none() {
+                if self.since.is_none() {
                     tracing::info!(server = address, "Redis is loading its data: waiting for it");
-                    since = Some(Instant::now());
                 }
+                let now = Instant::now();
+                self.since.get_or_insert(now);
+                self.last = Some(now);
                 sleep(LOADING_PAUSE).await;
+                None
+            }
+            // A cluster is whole only a moment after its nodes have loaded their data.
+            Err(_) if self.last.is_some_and(|last| last.elapsed() < IS_WHOLE_WITHIN) => {
+                sleep(LOADING_PAUSE).await;
+                None
             }
             opened => {
-                if let (Ok(_), Some(since)) = (&opened, since) {
+                if let (Ok(_), Some(since)) = (&opened, self.since) {
                     let seconds = since.elapsed().as_secs_f64();
                     tracing::info!(seconds, "Redis has loaded its data");
                 }
-                return opened;
+                Some(opened)
             }
         }
     }
