@@ -529,7 +529,8 @@ impl Nats {
         let mut events: Vec<Arc<Event>> = Vec::new();
         let (mut more, mut bytes) = (false, 0_usize);
         if after < page.chain.head {
-            let scanned = self.scan(link, channel, page, after, |met| match met {
+            let most = limit.events.saturating_add(1).max(FEW);
+            let scanned = self.scan(link, channel, page, after, most, |met| match met {
                 Met::Event(event) if has_room(&events, bytes, &event, limit) => {
                     bytes = bytes.saturating_add(event.message.weight());
                     events.push(event);
@@ -559,7 +560,7 @@ impl Nats {
         let mut newest: VecDeque<Arc<Event>> = VecDeque::new();
         let mut bytes = 0_usize;
         let begin = Position(page.chain.birth.0.saturating_sub(1));
-        let scanned = self.scan(link, channel, page, begin, |met| {
+        let scanned = self.scan(link, channel, page, begin, usize::MAX, |met| {
             match met {
                 Met::Event(event) => {
                     bytes = bytes.saturating_add(event.message.weight());
@@ -621,13 +622,15 @@ impl Nats {
         Ok(Some(beginning.of_all(found)))
     }
 
-    /// Shows the events after `after` up to the head, oldest first, as long as they are wanted.
+    /// Shows the events after `after` up to the head, oldest first, as long as they are wanted: at most `most`, so no more are asked for
+    /// at once.
     async fn scan(
         &self,
         link: &Link,
         channel: &ChannelName,
         page: &Page,
         after: Position,
+        most: usize,
         mut show: impl FnMut(Met) -> bool,
     ) -> Result<Scanned, BrokerError> {
         let mut beginning = Beginning::default();
@@ -636,7 +639,7 @@ impl Nats {
         let mut skipped = false;
         let mut width = FEW as u64;
         loop {
-            let batch = self.batch(link, channel, read + 1, &mut width).await?;
+            let batch = self.batch(link, channel, read + 1, most, &mut width).await?;
             let before = read;
             let last = batch.last().map(|stored| (stored.chain.newest, stored.chain.events));
             for stored in batch {
@@ -730,7 +733,14 @@ impl Nats {
     ///
     /// Version 2.10 gives one for a question, so many are asked at once, one for each of the next `width` sequences: more the next time, if
     /// they were close together, and fewer if not.
-    async fn batch(&self, link: &Link, channel: &ChannelName, from: u64, width: &mut u64) -> Result<Vec<Stored>, BrokerError> {
+    async fn batch(
+        &self,
+        link: &Link,
+        channel: &ChannelName,
+        from: u64,
+        most: usize,
+        width: &mut u64,
+    ) -> Result<Vec<Stored>, BrokerError> {
         if link.is_2_10 {
             let asked = (from..from + *width).map(|from| self.first_from(link, channel, from));
             let mut batch: Vec<Stored> = Vec::new();
@@ -751,7 +761,7 @@ impl Nats {
         }
         let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.settings.prefix);
         let mut question = json!({ "seq": from, "next_by_subj": self.log(channel) });
-        question["batch"] = self.connection.settings.tuning.batch.unwrap_or(BATCH.0).into();
+        question["batch"] = self.connection.settings.tuning.batch.unwrap_or(BATCH.0.min(most)).into();
         question["max_bytes"] = BATCH.1.into();
         let inbox = link.client.new_inbox();
         let broke = |error: &dyn std::fmt::Display| lost(&format!("history could not be read: {error}"));

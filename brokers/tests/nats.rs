@@ -926,7 +926,14 @@ async fn figures_of_resumes_at_a_node_that_is_far_away() {
     let (since, first) = (Instant::now(), publisher.said().len());
     let (mut gaps, mut refused, mut heard) = (0, 0, 0);
     for round in 0..20 {
-        let far = Arc::new(Nats::connect(&through, rules.clone()).await.unwrap());
+        let batch = std::env::var("AIRWAVE_FIGURES_BATCH")
+            .ok()
+            .and_then(|batch| batch.parse().ok());
+        let tuning = Tuning {
+            batch,
+            ..Tuning::default()
+        };
+        let far = Arc::new(Nats::connect_tuned(&through, rules.clone(), tuning).await.unwrap());
         proxy.delay(Duration::from_millis(150));
         let node = hub::Node::with(far.clone(), rules.clone());
         let cursor = publisher.said().last().unwrap().0;
