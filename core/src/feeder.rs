@@ -145,6 +145,11 @@ impl Feeder {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the log may lack events, or a gap, that the broker knows of already.
+    pub(crate) fn is_healing(&self) -> bool {
+        self.lock().healing.is_some()
+    }
+
     /// Lets the feed's events in. Not under our lock: the feed calls us back with the events that wait, and it holds its own lock then.
     fn attach(&self, feed: Feed, generation: u64) {
         {

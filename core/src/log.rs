@@ -582,6 +582,20 @@ impl Log {
         }
     }
 
+    /// The gap that a listener at `place` is told of before any event: its place, its link and its reason.
+    pub(crate) fn gap_before_events(&self, place: u64) -> Option<(u64, Position, GapReason)> {
+        let ring = lock(&self.ring);
+        let conflates = self.rule.delivery == Delivery::Latest;
+        let rest = ring.entries.range(ring.index(place)?.min(ring.entries.len())..);
+        // A newer event of the same key stands behind the gap, so the older one is not sent.
+        let sent = |entry: &Entry| !conflates || entry.superseded_by.load(Ordering::Acquire) == u64::MAX;
+        let (place, entry) = (place..).zip(rest).find(|(_, entry)| sent(entry))?;
+        match &entry.item {
+            Item::Gap { gap, link } => Some((place, *link, gap.reason)),
+            Item::Event(_) => None,
+        }
+    }
+
     /// Whether the channel has ended, and a listener at `place` has had all of it.
     pub(crate) fn is_over(&self, place: u64) -> bool {
         let ring = lock(&self.ring);

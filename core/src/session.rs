@@ -18,7 +18,7 @@ use crate::broker::{PageLimit, Replay};
 use crate::channel::Channel;
 use crate::cursor::Cursor;
 use crate::event::{ChannelName, Position};
-use crate::feeder::lost_reason;
+use crate::feeder::{Feeder, lost_reason};
 use crate::handler::{Client, Handler, LeaveReason};
 use crate::hub::{Connection, Hub, WireHandle};
 use crate::log::{Batch, Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
@@ -233,7 +233,7 @@ impl Joiner {
             Err(refusal) if self.presence => return Err(refusal),
             Err(_) => None,
         };
-        let seat = self.sit(hub, name, &admission.rule).await?;
+        let (seat, feeder) = self.sit(hub, name, &admission.rule).await?;
         let log = seat.log.clone();
         let mut joined = Joined {
             seat,
@@ -276,12 +276,22 @@ impl Joiner {
             }
         };
         joined.stands_at = position;
-        if let Found::At(next) = log.find(position) {
-            (joined.next, joined.cursor, joined.resumed) = (next, position, true);
-            joined.over = log.is_over(next);
+        // Asked before the ring is looked at: a log that has healed by then shows its gaps.
+        let healing = feeder.is_healing();
+        let found = log.find(position);
+        if let (Found::At(next), false) = (&found, healing) {
+            joined.resume_in_ring(&log, *next, position);
             return Ok(joined);
         }
-        let replay = hub.ask(name, position, PAGE).await.map_err(|error| hub.refusal(&error))?;
+        // A log that heals does not know what comes next, and the broker does. While the broker is away, the log's own events are the best there is.
+        let replay = match (hub.ask(name, position, PAGE).await, found) {
+            (Ok(replay), _) => replay,
+            (Err(_), Found::At(next)) => {
+                joined.resume_in_ring(&log, next, position);
+                return Ok(joined);
+            }
+            (Err(error), _) => return Err(hub.refusal(&error)),
+        };
         joined.resumed = is_whole(position, &replay);
         // This node may not have heard of the end yet that the listener was told by another.
         joined.over = joined.resumed && replay.ended && replay.head == position;
@@ -295,12 +305,12 @@ impl Joiner {
         Ok(joined)
     }
 
-    async fn sit(&self, hub: &Hub, name: &ChannelName, rule: &Arc<crate::Rule>) -> Result<Seat, Refusal> {
+    async fn sit(&self, hub: &Hub, name: &ChannelName, rule: &Arc<crate::Rule>) -> Result<(Seat, Arc<Feeder>), Refusal> {
         // A log that is closed in the moment between is simply opened again.
         for _ in 0..10 {
             let feeder = hub.open(name, rule).await?;
             if let Some(seat) = feeder.log.sit(self.vitals.clone(), self.wire) {
-                return Ok(seat);
+                return Ok((seat, feeder));
             }
             tokio::task::yield_now().await;
         }
@@ -314,6 +324,21 @@ impl Joiner {
 }
 
 impl Joined {
+    /// The listener holds `position` and goes on at `next` in the ring. It is resumed, unless a gap stands there.
+    fn resume_in_ring(&mut self, log: &Log, next: u64, position: Position) {
+        match log.gap_before_events(next) {
+            Some((place, link, reason)) => {
+                let gap = Entry::gap(Some(position), link, reason);
+                self.cursor = gap.position();
+                self.catch_up = Some(CatchUp::of(VecDeque::from([gap]), place + 1));
+            }
+            None => {
+                (self.next, self.cursor, self.resumed) = (next, position, true);
+                self.over = log.is_over(next);
+            }
+        }
+    }
+
     /// Whether the channel has ended and the listener has all of it: nothing will ever come.
     pub fn is_over(&self) -> bool {
         self.over

@@ -407,5 +407,16 @@ async fn a_broker_that_lost_all_is_a_gap_for_those_who_listen(way: Way) {
         assert!(again.subscribed().await.resumed, "a gap is final");
         node.publish("a", 100 + round).await;
         assert_eq!((listener.number().await, again.number().await), (100 + round, 100 + round));
+        // Its cursor stands right before the gap, which this node has in its ring.
+        let mut late = node.resume(way, "a", &last).await;
+        assert!(!late.subscribed().await.resumed, "a gap comes next");
+        assert_eq!(late.gap().await, (reason.clone(), Some(last.clone())));
+        assert_eq!(late.number().await, 100 + round);
+        if way.is_sse() {
+            let other = node.publish("b", 0).await;
+            let (mut both, resumed) = open_two(&node, way, &format!("&after={last}&after={other}")).await;
+            assert_eq!(resumed, [false, true]);
+            assert_eq!(both.gap().await, (reason, Some(last)));
+        }
     }
 }

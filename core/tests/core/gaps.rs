@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
+use airwave_core::rule::Delivery;
 use airwave_core::session::After;
 use airwave_core::wire::GapReason::{self, *};
 use airwave_core::{Cursor, Hub, Position};
@@ -268,6 +269,88 @@ async fn a_wiped_broker_is_told_to_everybody() {
         assert!(told.gap.is_some());
         assert_eq!(told.texts[told.texts.len() - 2..], numbers(5..7));
     }
+}
+
+/// A confirmation that says `resumed` is followed by no gap: the gap stands in the node's ring already, or the node is about to find out.
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_resumes_right_before_a_gap_is_not_resumed() {
+    for healing in [false, true] {
+        for conflated in [false, true] {
+            let backbone = Backbone::new();
+            let node = backbone.node();
+            let mut rule = rule();
+            if conflated {
+                rule.delivery = Delivery::Latest;
+            }
+            let hub = hub(&node, rule);
+            let wires = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
+            let mut stays = Listener::at(&hub, &wires[0], "c", After::Nothing).await;
+            stays.confirmation().await;
+            let positions = say_all(&backbone, 0..2);
+            stays.settled().await;
+            let other = backbone.say("d", "other");
+            backbone.wipe("c");
+            node.hold_answers(healing);
+            let last = say_all(&backbone, 2..3)[0];
+            if !healing {
+                assert_eq!(stays.settled().await.len(), 2, "the gap and the event");
+            }
+            for (wire, stamped) in [(&wires[0], false), (&wires[1], true)] {
+                let mut listener = Listener::new(&hub, wire);
+                let release = async {
+                    settle().await;
+                    node.hold_answers(false);
+                };
+                let (first, ()) = tokio::join!(listener.join("c", after(positions[1])), release);
+                let mut joined = vec![first.unwrap()];
+                if stamped {
+                    joined.push(listener.join("d", after(other)).await.unwrap());
+                }
+                listener.session.add_all(joined);
+                let mut lines = listener.settled().await;
+                let gap_cursor = match lines.remove(0) {
+                    Line::Subscribed { cursor, resumed, .. } => {
+                        assert!(!resumed, "a gap comes next");
+                        cursor
+                    }
+                    line => panic!("not a confirmation: {line:?}"),
+                };
+                if stamped {
+                    assert!(matches!(lines.remove(0), Line::Subscribed { resumed: true, .. }));
+                }
+                assert!(
+                    matches!(&lines[0], Line::Gap { after, cursor, .. } if (*after, *cursor) == (Some(positions[1]), gap_cursor)),
+                    "{lines:?}"
+                );
+                assert_eq!(texts(&lines[1..]), ["2"]);
+                node.hold_answers(healing);
+            }
+            node.hold_answers(false);
+            let told = come_back(&hub, "c", after(last)).await;
+            assert_eq!((told.resumed, told.gap), (true, None), "behind the gap");
+        }
+    }
+}
+
+/// Of a conflated channel the event before the gap is left out, because a newer one of its key waits. So the gap comes first.
+#[tokio::test(start_paused = true)]
+async fn a_gap_behind_a_superseded_event_comes_next_too() {
+    let backbone = Backbone::new();
+    let mut rule = rule();
+    rule.delivery = Delivery::Latest;
+    let hub = hub(&backbone.node(), rule);
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut stays = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    stays.confirmation().await;
+    let first = backbone.say_keyed("c", "k", "0");
+    backbone.say_keyed("c", "k", "1");
+    stays.settled().await;
+    backbone.wipe("c");
+    backbone.say_keyed("c", "k", "2");
+    stays.settled().await;
+    let told = come_back(&hub, "c", after(first)).await;
+    assert_eq!((told.resumed, told.texts), (false, vec!["2".to_owned()]));
+    assert_eq!(told.gap.unwrap().0, Some(first));
 }
 
 /// P5: the feed skipped events in silence, the broker holds them, so they come late, but they come, without a gap.
