@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
 
 use crate::broker::{Broker, BrokerError, BrokerErrorKind, PageLimit, Publish, Published, Replay};
 use crate::cursor::stable_hash;
@@ -13,6 +14,7 @@ use crate::event::{ChannelName, IdempotencyKey, Key, Message, Position};
 use crate::jitter::Jitter;
 use crate::log::{believed, is_torn};
 use crate::metrics::Metrics;
+use crate::patience;
 use crate::refusal::{Code, Refusal};
 use crate::roster::Presence;
 use crate::rule::{Limits, Params, Rule, Rules};
@@ -27,8 +29,31 @@ pub(crate) struct Backbone {
     pub(crate) jitter: Jitter,
     pub(crate) outage: Outage,
     pub(crate) unanswered: Unanswered,
+    pub(crate) turns: HealTurns,
     /// Where there is a directory and a rule that asks for it.
     pub(crate) presence: Option<Arc<Presence>>,
+}
+
+/// How many logs heal at once. When a connection to the broker breaks, all of a node's logs heal. Together they would stand before
+/// everything else that the node asks of its broker, its publishes and its own probe among them.
+const HEALS_AT_ONCE: usize = 512;
+/// How many of those are logs without listeners, and logs whose last try failed: they must not delay the others.
+const OTHER_HEALS_AT_ONCE: usize = 64;
+
+/// Whose turn it is to heal, in the order in which they ask.
+pub(crate) struct HealTurns {
+    /// Logs with listeners.
+    pub(crate) awaited: Semaphore,
+    pub(crate) other: Semaphore,
+}
+
+impl Default for HealTurns {
+    fn default() -> Self {
+        Self {
+            awaited: Semaphore::new(HEALS_AT_ONCE),
+            other: Semaphore::new(OTHER_HEALS_AT_ONCE),
+        }
+    }
 }
 
 /// Channels that cannot be healed, counted, so that an outage is logged once for the node and not for each channel and try.
@@ -194,10 +219,7 @@ impl Backbone {
             ));
         }
         let begin = Instant::now();
-        let result = match timeout(self.limits.broker_timeout, self.broker.publish(channel, publish)).await {
-            Ok(result) => result,
-            Err(_) => Err(BrokerError::unavailable("the broker did not answer in time").for_clients()),
-        };
+        let result = patience::call(self.limits.broker_timeout, self.broker.publish(channel, publish)).await;
         match result {
             Ok(published) => {
                 self.unanswered.answered();
@@ -239,10 +261,7 @@ impl Backbone {
         limit: PageLimit,
     ) -> Result<Replay, BrokerError> {
         self.metrics.replays.inc();
-        let result = match timeout(self.limits.broker_timeout, self.page(channel, after, limit)).await {
-            Ok(result) => result,
-            Err(_) => Err(BrokerError::unavailable("the broker did not answer in time").for_clients()),
-        };
+        let result = patience::call(self.limits.broker_timeout, self.page(channel, after, limit)).await;
         if result.is_ok() {
             self.unanswered.answered();
         }

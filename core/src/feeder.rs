@@ -3,10 +3,13 @@
 //! This is the one place where `previous` is checked, for every broker. A healthy log costs no task: the broker's feed calls in here directly.
 
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::broker::{BrokerError, Feed, PageLimit, Replay};
@@ -14,6 +17,7 @@ use crate::channel::{Backbone, Unhealed, torn};
 use crate::event::{ChannelName, Event, Position};
 use crate::line::Sink;
 use crate::log::{Appended, Log, goes_on_after, is_whole, lost_end};
+use crate::patience;
 use crate::rule::Rule;
 use crate::wire::GapReason;
 
@@ -28,6 +32,9 @@ const PATIENT_GAPS: usize = 1;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// A feed that ends sooner than this is not followed again at once, so that a broker whose feeds do not last is not called in a busy loop.
 const FEED_LASTS: Duration = Duration::from_secs(1);
+
+/// How long a log that heals keeps others from it. Part of a broker may be away: what is asked there must not delay what is asked elsewhere.
+const HOLDS_TURN: Duration = Duration::from_millis(500);
 
 /// A log and the feed that fills it.
 pub(crate) struct Feeder {
@@ -301,9 +308,18 @@ impl Feeder {
             let Some(feeder) = me.upgrade() else { return };
             let (backbone, log) = (feeder.backbone.clone(), feeder.log.clone());
             drop(feeder);
+            // In its turn, so that a call's time counts from when it is made.
+            let turns = match unhealed.is_some() || log.is_unused() {
+                true => &backbone.turns.other,
+                false => &backbone.turns.awaited,
+            };
+            // The semaphore is never closed.
+            let turn = turns.acquire().await.ok();
             let step = async {
+                let mut whole_at = None;
                 if follow_again {
                     let feed = follow(&backbone, &log.name).await?;
+                    whole_at = Some(feed.head);
                     let Some(feeder) = me.upgrade() else {
                         return Ok::<_, BrokerError>(None);
                     };
@@ -323,10 +339,15 @@ impl Feeder {
                     pending.went_back = false;
                 }
                 drop(feeder);
-                let replay = backbone.replay(&log.name, Some(after), HEAL_PAGE).await?;
+                // Most channels are quiet: the new feed begins where the log ends, so there is nothing to read.
+                let replay = match whole_at == Some(after) && log.head() == after {
+                    true => nothing_after(after),
+                    false => backbone.replay(&log.name, Some(after), HEAL_PAGE).await?,
+                };
                 Ok(Some((after, replay)))
             };
-            let (after, replay) = match step.await {
+            let step = in_turn(turn, step).await;
+            let (after, replay) = match step {
                 Ok(Some(answer)) => answer,
                 Ok(None) => return,
                 Err(error) => {
@@ -435,11 +456,31 @@ enum Healed {
     Superseded,
 }
 
-async fn follow(backbone: &Backbone, name: &ChannelName) -> Result<Feed, BrokerError> {
-    match timeout(backbone.limits.broker_timeout, backbone.broker.follow(name)).await {
-        Ok(result) => result,
-        Err(_) => Err(BrokerError::unavailable("the broker did not answer in time")),
+/// Gives the turn back when the step is done, or when its calls take so long that others must not wait for them.
+async fn in_turn<T>(turn: Option<SemaphorePermit<'_>>, step: impl Future<Output = T>) -> T {
+    let mut step = pin!(step);
+    match timeout(HOLDS_TURN, &mut step).await {
+        Ok(done) => done,
+        Err(_) => {
+            drop(turn);
+            step.await
+        }
     }
+}
+
+/// What the broker says after its head.
+fn nothing_after(head: Position) -> Replay {
+    Replay {
+        events: Vec::new(),
+        complete: true,
+        more: false,
+        head,
+        ended: false,
+    }
+}
+
+async fn follow(backbone: &Backbone, name: &ChannelName) -> Result<Feed, BrokerError> {
+    patience::call(backbone.limits.broker_timeout, backbone.broker.follow(name)).await
 }
 
 /// Why a replay after `after` is not complete.

@@ -1,6 +1,7 @@
 //! One node: its open logs, its sessions, its limits. What every transport needs of permission, opening and sending is here once.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -12,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::address::{AddressCounts, AddressKey, AddressPlace};
 use crate::broker::{Broker, BrokerError, PageLimit, Replay};
-use crate::channel::{Backbone, Channel, Outage, Unanswered};
+use crate::channel::{Backbone, Channel, HealTurns, Outage, Unanswered};
 use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::feeder::Feeder;
@@ -21,6 +22,7 @@ use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Rep
 use crate::jitter::Jitter;
 use crate::log::{MAX_WIRES, WireSlot};
 use crate::metrics::Metrics;
+use crate::patience::{self, Patience};
 use crate::rate::Rates;
 use crate::refusal::{Code, Refusal};
 use crate::roster::Presence;
@@ -239,6 +241,7 @@ impl HubBuilder {
             limits: self.limits,
             outage: Outage::default(),
             unanswered: Unanswered::default(),
+            turns: HealTurns::default(),
             jitter: self.jitter,
         });
         let limits = &backbone.limits;
@@ -393,6 +396,17 @@ impl Hub {
     /// may not open more files. Does nothing if `limits.connections` is lower.
     pub fn bound_connections(&self, count: usize) {
         self.0.places.fetch_min(count, Ordering::Relaxed);
+    }
+
+    /// Carries out one client's request: everything that it asks of the broker shares one time, `limits.broker_timeout`. It counts while the broker
+    /// does not answer, so a request that makes progress may take longer. Each channel of an array that is published is a request of its own.
+    pub async fn request<F: Future>(&self, request: F) -> F::Output {
+        patience::request(Patience::default(), request).await.0
+    }
+
+    /// [`Hub::request`] for one that waited behind another, of which `left` was left: the times of the two do not add up. Returns what is left now.
+    pub async fn request_behind<F: Future>(&self, left: Patience, request: F) -> (F::Output, Patience) {
+        patience::request(left, request).await
     }
 
     /// Takes in a client. `counted`: it stays, and takes one of the node's places.
@@ -643,7 +657,9 @@ impl Hub {
                 if let Some(feeder) = known {
                     return Ok(feeder);
                 }
-                let feeder = Feeder::open(hub.0.backbone.clone(), name.clone(), rule).await?;
+                let feeder = patience::request(Patience::default(), Feeder::open(hub.0.backbone.clone(), name.clone(), rule))
+                    .await
+                    .0?;
                 lock(&hub.0.logs).insert(name, feeder.clone());
                 Ok(feeder)
             }
@@ -654,10 +670,11 @@ impl Hub {
                 "this server has too many channels open (limits.channels): try again later",
             ));
         }
-        match self.0.opening.join(name.clone(), fetch).await {
-            Some(Ok(feeder)) => Ok(feeder),
-            Some(Err(error)) => Err(self.refusal(&error)),
-            None => Err(Refusal::internal("the channel could not be opened")),
+        let opened = async { self.0.opening.join(name.clone(), fetch).await.transpose() };
+        match patience::wait(self.limits().broker_timeout, opened).await {
+            Ok(Some(feeder)) => Ok(feeder),
+            Err(error) => Err(self.refusal(&error)),
+            Ok(None) => Err(Refusal::internal("the channel could not be opened")),
         }
     }
 
@@ -696,8 +713,11 @@ impl Hub {
             let (backbone, name) = (self.0.backbone.clone(), name.clone());
             async move { backbone.replay(&name, Some(after), limit).await.map(Arc::new) }
         };
-        let asked = self.0.asking.join((name.clone(), after, limit), fetch).await;
-        asked.unwrap_or_else(|| Err(BrokerError::unavailable("the broker could not be asked")))
+        let asked = async {
+            let asked = self.0.asking.join((name.clone(), after, limit), fetch).await;
+            asked.unwrap_or_else(|| Err(BrokerError::unavailable("the broker could not be asked")))
+        };
+        patience::wait(self.limits().broker_timeout, asked).await
     }
 
     /// Runs the handler's goodbye in a task of its own.

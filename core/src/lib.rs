@@ -9,6 +9,7 @@
 //! 4. [`rule`]: the decision matrix and its settings as types
 //! 5. [`refusal`]: the few error codes that clients see
 //! 6. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`]
+//!    ([`patience`]: how long one request waits for it)
 //! 7. [`directory`]: a further ability of a backbone: who is in a channel on which node
 //! 8. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
 //! 9. [`metrics`]: what a node counts
@@ -43,6 +44,7 @@ mod jitter;
 mod line;
 mod log;
 pub mod metrics;
+pub mod patience;
 mod rate;
 pub mod refusal;
 mod roster;

@@ -476,6 +476,11 @@ impl Log {
         counts
     }
 
+    /// Whether nobody listens.
+    pub(crate) fn is_unused(&self) -> bool {
+        lock(&self.seats).listeners.is_empty()
+    }
+
     /// Whether the channel has never had an event, as far as this node knows.
     pub(crate) fn is_unpublished(&self) -> bool {
         lock(&self.ring).unpublished

@@ -27,6 +27,7 @@ use crate::event::{ChannelName, Data, JsonText, Position};
 use crate::jitter::Jitter;
 use crate::line::Sink;
 use crate::log::{MAX_WIRES, READ_BYTES, WireSlot};
+use crate::patience;
 use crate::refusal::Refusal;
 use crate::shrink::shrink;
 use crate::vitals::Vitals;
@@ -324,7 +325,7 @@ impl Presence {
         {
             return Ok(members);
         }
-        let entries = self.call(self.directory.list(channel)).await?;
+        let entries = patience::call(self.limit, self.directory.list(channel)).await?;
         let node = lock(&self.life).node;
         // A table of the moment: what this node knows of itself, and what others say.
         let mut table = State::new(node);

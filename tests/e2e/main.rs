@@ -28,6 +28,8 @@ mod drain;
 mod hostile;
 /// Heartbeats, silence, HEAD, the stream byte by byte.
 mod line;
+/// A broker that does not answer: what waits, and what does not.
+mod outage;
 
 /// What one client may take of a node: pages, requests, names.
 mod resources;

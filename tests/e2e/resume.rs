@@ -401,7 +401,7 @@ async fn a_broker_that_lost_all_is_a_gap_for_those_who_listen(way: Way) {
         assert_eq!(listener.number().await, round);
         wiped.wipe();
         let (reason, after) = listener.gap().await;
-        assert_eq!((reason.as_str(), after), ("history-expired", Some(last)));
+        assert_eq!((reason.as_str(), after), ("history-expired", Some(last.clone())));
         let cursor = listener.cursor().to_owned();
         let mut again = node.resume(way, "a", &cursor).await;
         assert!(again.subscribed().await.resumed, "a gap is final");

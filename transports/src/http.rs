@@ -1,5 +1,6 @@
 //! Plain HTTP: backends publish, SSE clients send, pages read history, operators ask how it goes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,7 +141,7 @@ pub(crate) async fn send(hub: &Hub, channel: ChannelName, parts: &mut Parts, bod
     let message = envelope::read_sent(&body)?;
     let key = idempotency_key(&parts.headers)?;
     let connection = hub.connect(connect_request(parts, TransportName::HTTP), false)?;
-    let reply = hub.send(&connection, &channel, message, key).await?;
+    let reply = hub.request(hub.send(&connection, &channel, message, key)).await?;
     Ok(json_response(
         200,
         format!("{{\"data\":{}}}", envelope::data_as_json(reply.data())),
@@ -184,13 +185,17 @@ pub(crate) async fn history(
         ));
     }
     let turn = pages.turn(peer(parts)).await?;
-    let (channel, page) = hub.history(&connection, &channel, after, asked).await?;
-    let members = if with_members {
-        let (members, more) = members_page(channel.members().await?, members_after.as_deref());
-        format!(",\"members\":{},\"members_more\":{more}", envelope::members_json(&members))
-    } else {
-        String::new()
+    let reading = async {
+        let (channel, page) = hub.history(&connection, &channel, after, asked).await?;
+        let members = if with_members {
+            let (members, more) = members_page(channel.members().await?, members_after.as_deref());
+            format!(",\"members\":{},\"members_more\":{more}", envelope::members_json(&members))
+        } else {
+            String::new()
+        };
+        Ok::<_, Refusal>((channel, page, members))
     };
+    let (channel, page, members) = hub.request(reading).await?;
     let events: Vec<_> = page.events.iter().filter(|event| !event.is_end()).collect();
     let events: Vec<String> = events[events.len().saturating_sub(limit)..]
         .iter()
@@ -264,7 +269,7 @@ async fn publish_all(http: &Http, parts: &Parts, body: Body) -> Result<Response,
     if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'[') {
         let mut publication: Publication<'_> = envelope::read(&body)?;
         publication.idempotency_key = publication.idempotency_key.or(key);
-        let answer = publish_one(&http.hub, publication).await?;
+        let answer = http.hub.request(publish_one(&http.hub, publication)).await?;
         return Ok(json_response(200, answer));
     }
     if key.is_some() {
@@ -279,25 +284,11 @@ async fn publish_all(http: &Http, parts: &Parts, body: Body) -> Result<Response,
             publications.len()
         )));
     }
+    let answers = publish_each(&http.hub, publications).await;
     let (mut done, mut first_error) = (0, None);
-    let count = publications.len();
-    let mut answers = Vec::with_capacity(count);
-    // Behind a failure that may pass nothing more is tried in that channel: whoever repeats the failed ones keeps their order.
-    let mut stopped: Vec<String> = Vec::new();
-    // One after the other: what stands first in the array stands first in its channel.
-    for publication in publications {
-        let channel = publication.channel.to_string();
-        let result = if stopped.contains(&channel) {
-            Err(Refusal::unavailable(
-                "not tried, because an earlier publication to this channel failed: repeat both, in order",
-            ))
-        } else {
-            publish_one(&http.hub, publication).await
-        };
-        if result.as_ref().is_err_and(|refusal| refusal.code == Code::Unavailable) && !stopped.contains(&channel) {
-            stopped.push(channel);
-        }
-        answers.push(match result {
+    let mut items = Vec::with_capacity(answers.len());
+    for answer in answers {
+        items.push(match answer {
             Ok(answer) => {
                 done += 1;
                 answer
@@ -313,7 +304,46 @@ async fn publish_all(http: &Http, parts: &Parts, body: Body) -> Result<Response,
         Some(_) if done > 0 => 207,
         Some(status) => status,
     };
-    Ok(json_response(status, format!("[{}]", answers.join(","))))
+    Ok(json_response(status, format!("[{}]", items.join(","))))
+}
+
+/// Publishes an array. Channels do not wait for each other: where the broker does not answer, their times do not add up.
+/// The answers stand in the order of the array.
+async fn publish_each(hub: &Hub, publications: Vec<Publication<'_>>) -> Vec<Result<String, Refusal>> {
+    let count = publications.len();
+    let mut groups: Vec<Vec<(usize, Publication<'_>)>> = Vec::new();
+    let mut group_of: HashMap<String, usize> = HashMap::new();
+    for (index, publication) in publications.into_iter().enumerate() {
+        let group = *group_of.entry(publication.channel.to_string()).or_insert_with(|| {
+            groups.push(Vec::new());
+            groups.len() - 1
+        });
+        groups[group].push((index, publication));
+    }
+    let groups = groups.into_iter().map(|group| hub.request(publish_in_order(hub, group)));
+    let mut answers: Vec<_> = futures_util::future::join_all(groups).await.into_iter().flatten().collect();
+    debug_assert_eq!(answers.len(), count);
+    answers.sort_unstable_by_key(|(index, _)| *index);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// Publishes what an array has for one channel, one after the other: what stands first in the array stands first in the channel. Behind a
+/// failure that may pass nothing more is tried, so that a caller that repeats the failed ones keeps their order.
+async fn publish_in_order(hub: &Hub, group: Vec<(usize, Publication<'_>)>) -> Vec<(usize, Result<String, Refusal>)> {
+    let mut answers = Vec::with_capacity(group.len());
+    let mut stopped = false;
+    for (index, publication) in group {
+        let answer = if stopped {
+            Err(Refusal::unavailable(
+                "not tried, because an earlier publication to this channel failed: repeat both, in order",
+            ))
+        } else {
+            publish_one(hub, publication).await
+        };
+        stopped |= answer.as_ref().is_err_and(|refusal| refusal.code == Code::Unavailable);
+        answers.push((index, answer));
+    }
+    answers
 }
 
 async fn publish_one(hub: &Hub, mut publication: Publication<'_>) -> Result<String, Refusal> {

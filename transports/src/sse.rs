@@ -96,7 +96,7 @@ impl Transport for Sse {
             Ok(text) => After::parse(text.as_deref()),
             Err(refusal) => return refused(hub, &refusal, Some(&url)),
         };
-        serve(hub, &self.one, &request.parts, request.body, vec![(channel, after)])
+        hub.request(serve(hub, &self.one, &request.parts, request.body, vec![(channel, after)]))
             .await
             .unwrap_or_else(|no| refused(hub, &no, Some(&url)))
     }
@@ -107,7 +107,7 @@ async fn events(State((hub, wire)): State<(Hub, WireHandle)>, request: Request) 
     let result = async {
         check_query(&hub, &parts, &["channel", "after", "presence", "heartbeat"])?;
         let channels = channels_of(&hub, &parts)?;
-        serve(&hub, &wire, &parts, body, channels).await
+        hub.request(serve(&hub, &wire, &parts, body, channels)).await
     };
     match result.await {
         Ok(response) => response,

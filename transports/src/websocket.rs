@@ -5,6 +5,7 @@
 //! needs no write buffer of its own, and everything that waits goes out in one write.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use airwave_core::event::IdempotencyKey;
 use airwave_core::hub::WireHandle;
+use airwave_core::patience::Patience;
 use airwave_core::rule::TransportName;
 use airwave_core::session::{After, CloseReason, Joined, Turn};
 use airwave_core::wire::{Notice, Stamp};
@@ -55,6 +57,9 @@ const READ_BUFFER: usize = 1024;
 const MAX_FRAGMENTS: u32 = 128;
 /// Answers to pings that wait for a client that does not read; beyond this it is not read from either.
 const MAX_REPLIES: usize = 4096;
+/// So many frames wait behind a command that is being carried out, and so many bytes of them. Beyond this the client is not read from.
+const MAX_WAITING: usize = 128;
+const MAX_WAITING_BYTES: usize = 64 << 10;
 /// Base64, names and punctuation around the payload of a message.
 const FRAME_OVERHEAD: usize = 2048;
 /// How long a message may take from its first byte to its last, as the body of a POST may. Pings in between do not renew it.
@@ -191,7 +196,7 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
             "this connection cannot be upgraded: a proxy in between must speak HTTP/1.1 to us (nginx: proxy_http_version 1.1)",
         );
     };
-    let begun = begin(hub, wire, &parts, channel).await;
+    let begun = hub.request(begin(hub, wire, &parts, channel)).await;
     let begun = Begun {
         hub: hub.clone(),
         session: begun,
@@ -321,8 +326,10 @@ struct Conversation<S> {
     out: Outgoing,
     /// Nothing more is said after this has been written.
     closing: bool,
-    /// The command that is being carried out. While it is, no other is read; events go on.
-    command: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
+    /// The command that is being carried out; events go on.
+    command: Option<Pin<Box<dyn Future<Output = (Done, Patience)> + Send>>>,
+    /// What came behind it.
+    waiting: Option<Box<Waiting>>,
     /// While a message or a frame is unfinished: how long the rest may take.
     unfinished: Option<Pin<Box<Sleep>>>,
     session: Session,
@@ -331,6 +338,52 @@ struct Conversation<S> {
     farewell: Option<Pin<Box<Sleep>>>,
     /// What stands before `/channels/` in this server's URLs, as the client sees them.
     prefix: Box<str>,
+}
+
+/// Frames that came while a command was being carried out, and are read when it is done. Pings and closes do not wait.
+#[derive(Default)]
+struct Waiting {
+    frames: VecDeque<Frame>,
+    bytes: usize,
+    /// So many of them waited behind a command that the broker did not answer, and have no more than this left.
+    shares: usize,
+    left: Patience,
+    /// Of the command that begins now.
+    begins_with: Patience,
+}
+
+enum Frame {
+    Text(Box<str>),
+    Binary(Bytes),
+}
+
+impl Waiting {
+    fn push(&mut self, frame: Frame) {
+        self.bytes += frame.len();
+        self.frames.push_back(frame);
+    }
+
+    fn pop(&mut self) -> Option<Frame> {
+        let frame = self.frames.pop_front()?;
+        self.bytes -= frame.len();
+        self.begins_with = match self.shares.checked_sub(1) {
+            Some(shares) => {
+                self.shares = shares;
+                self.left
+            }
+            None => Patience::default(),
+        };
+        Some(frame)
+    }
+}
+
+impl Frame {
+    fn len(&self) -> usize {
+        match self {
+            Frame::Text(text) => text.len(),
+            Frame::Binary(bytes) => bytes.len(),
+        }
+    }
 }
 
 /// What became of a command.
@@ -411,6 +464,7 @@ impl<S: Socket> Conversation<S> {
             closing: false,
             command: None,
             unfinished: None,
+            waiting: None,
             session,
             websocket,
             farewell: None,
@@ -482,8 +536,17 @@ impl<S: Socket> Conversation<S> {
         }
         self.session.heard();
         match message {
-            Some(Ok(tungstenite::Message::Text(text))) => self.text(text.as_str()),
-            Some(Ok(tungstenite::Message::Binary(frame))) => self.binary(&frame),
+            Some(Ok(tungstenite::Message::Text(text))) if self.command.is_none() => self.text(text.as_str()),
+            Some(Ok(tungstenite::Message::Binary(frame))) if self.command.is_none() => self.binary(&frame),
+            Some(Ok(tungstenite::Message::Text(text))) => match envelope::read::<Command<'_>>(text.as_bytes()) {
+                Ok(command) if command.kind == "ping" => self.text(text.as_str()),
+                _ => self.waiting.get_or_insert_default().push(Frame::Text(text.as_str().into())),
+            },
+            Some(Ok(tungstenite::Message::Binary(frame))) => {
+                // A copy: a piece of the reader's buffer would keep all of it.
+                let frame = Frame::Binary(Bytes::copy_from_slice(&frame));
+                self.waiting.get_or_insert_default().push(frame);
+            }
             // tungstenite has put the answer into `replies`.
             Some(Ok(tungstenite::Message::Ping(_) | tungstenite::Message::Pong(_) | tungstenite::Message::Frame(_))) => {}
             Some(Ok(tungstenite::Message::Close(_))) => {
@@ -598,19 +661,57 @@ impl<S: Socket> Conversation<S> {
             ));
         }
         let joiner = self.session.joiner().with_presence(presence);
-        self.command = Some(Box::pin(async move {
+        self.carry_out(async move {
             let result = Box::new(joiner.join(&channel, after).await);
             Done::Subscribed { id, channel, result }
-        }));
+        });
         Ok(())
     }
 
     fn send(&mut self, id: Option<u64>, channel: ChannelName, message: Message, key: Option<IdempotencyKey>) {
         let connection: Arc<Connection> = self.session.connection().clone();
-        self.command = Some(Box::pin(async move {
+        self.carry_out(async move {
             let result = connection.hub().send(&connection, &channel, message, key).await;
             Done::Sent { id, channel, result }
+        });
+    }
+
+    fn carry_out(&mut self, command: impl Future<Output = Done> + Send + 'static) {
+        let left = self.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.begins_with));
+        let hub = self.session.connection().hub().clone();
+        self.command = Some(Box::pin(async move {
+            hub.request_behind(left.unwrap_or_default(), command).await
         }));
+    }
+
+    /// Whether another frame may be read: while a command is being carried out, only so many wait.
+    fn has_room(&self) -> bool {
+        let has_room = |waiting: &Waiting| waiting.frames.len() < MAX_WAITING && waiting.bytes < MAX_WAITING_BYTES;
+        self.command.is_none() || self.waiting.as_deref().is_none_or(has_room)
+    }
+
+    /// Goes on with the command, and with those that wait behind it. Ready: something was done, so there may be something to write.
+    fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(command) = &mut self.command else {
+            return Poll::Pending;
+        };
+        let (done, left) = ready!(command.as_mut().poll(cx));
+        self.command = None;
+        if let Some(waiting) = &mut self.waiting {
+            // Their times do not add up.
+            (waiting.shares, waiting.left) = (if left.is_whole() { 0 } else { waiting.frames.len() }, left);
+        }
+        self.done(done);
+        while self.command.is_none()
+            && let Some(frame) = self.waiting.as_mut().and_then(|waiting| waiting.pop())
+        {
+            match frame {
+                Frame::Text(text) => self.text(&text),
+                Frame::Binary(frame) => self.binary(&frame),
+            }
+        }
+        self.waiting.take_if(|waiting| waiting.frames.is_empty());
+        Poll::Ready(())
     }
 
     fn binary(&mut self, frame: &Bytes) {
@@ -663,26 +764,32 @@ impl<S: Socket> Conversation<S> {
                         self.farewell.insert(Box::pin(sleep(CLOSE_WAIT)))
                     }
                 };
-                if farewell.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(());
-                }
-                return poll_gone(socket, cx);
+                let over = farewell.as_mut().poll(cx).is_ready() || poll_gone(socket, cx).is_ready();
+                // What the client said before it left is carried out.
+                while self.poll_command(cx).is_ready() {}
+                return match over && self.command.is_none() {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                };
             }
-            match &mut self.command {
-                Some(command) => {
-                    if let Poll::Ready(done) = command.as_mut().poll(cx) {
-                        self.command = None;
-                        self.done(done);
+            if self.poll_command(cx).is_ready() {
+                continue;
+            }
+            let under_way = self.command.is_some();
+            if under_way && (!self.has_room() || self.session.connection().hub().is_draining()) {
+                // We do not listen meanwhile, so a silence is ours.
+                self.session.heard();
+            } else {
+                match self.poll_read(cx) {
+                    Poll::Ready(true) => continue,
+                    Poll::Ready(false) if under_way => {
+                        self.out.pieces.clear();
+                        self.closing = true;
                         continue;
                     }
-                    // We do not listen meanwhile, so a silence is ours.
-                    self.session.heard();
-                }
-                None => match self.poll_read(cx) {
-                    Poll::Ready(true) => continue,
                     Poll::Ready(false) => return Poll::Ready(()),
                     Poll::Pending => {}
-                },
+                }
             }
             if !self.websocket.get_ref().replies.is_empty() {
                 continue;

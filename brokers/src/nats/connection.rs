@@ -32,6 +32,12 @@ const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
 /// How long a call waits for a connection before it says that there is none. Nothing has been sent then.
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
 
+/// How long it waits while the last try to connect has failed.
+const WAIT_WHILE_GONE: Duration = Duration::from_millis(400);
+
+/// How soon after the last try a call that finds no connection brings the next one forward.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
 /// Between tries to connect: from the first to the last, for ever, jittered.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -50,6 +56,12 @@ const PROBE_BYTES: usize = 1024;
 /// So many probes in a row unanswered, and the connection is dead: after three and a half seconds. More than one, so that a process that
 /// stood still itself does not take its server for dead.
 const PROBES_UNANSWERED: u32 = 2;
+
+/// How long a stored probe is waited for while other things arrive on the connection. They prove that it lives, and the probe stands behind them.
+const PROBE_BEHIND: Duration = Duration::from_secs(10);
+
+/// So many probes in a row may be unanswered while other things arrive.
+const PROBES_BEHIND: u32 = 6;
 
 /// What the server gives as reasons (`err_code`).
 pub(super) mod code {
@@ -218,6 +230,11 @@ pub(super) enum Answer {
 }
 
 impl Link {
+    /// How many bytes have arrived on this connection. As long as there are more and more of them, the server lives.
+    fn arrived(&self) -> u64 {
+        self.client.statistics().in_bytes.load(Ordering::Relaxed)
+    }
+
     /// Asks and waits for one answer, as long as the connection lives.
     pub(super) async fn ask(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<Message, BrokerError> {
         self.ask_of(&self.dead, subject, headers, payload).await
@@ -308,6 +325,10 @@ pub(super) struct Connection {
     /// By which the age of what is stored is judged.
     pub(super) server_clock: Arc<ServerClock>,
     kept_by_others: KeptByOthers,
+    /// The last try to connect has failed.
+    gone: AtomicBool,
+    /// A call finds no connection.
+    wanted: Notify,
 }
 
 impl Connection {
@@ -328,6 +349,8 @@ impl Connection {
             refuses: AtomicBool::new(false),
             server_clock: Arc::default(),
             kept_by_others: KeptByOthers::default(),
+            gone: AtomicBool::new(false),
+            wanted: Notify::new(),
         });
         let first = connection.open(true).await?;
         connection.current.send_replace(Some(first.clone()));
@@ -374,7 +397,13 @@ impl Connection {
     pub(super) async fn link(&self) -> Result<Arc<Link>, BrokerError> {
         let mut current = self.current.subscribe();
         let wanted = current.wait_for(|now| now.as_ref().is_some_and(|now| !now.dead.is()));
-        match timeout(WAIT_FOR_CONNECTION, wanted).await {
+        let limit = if self.gone.load(Ordering::Relaxed) {
+            self.wanted.notify_one();
+            WAIT_WHILE_GONE
+        } else {
+            WAIT_FOR_CONNECTION
+        };
+        match timeout(limit, wanted).await {
             Ok(Ok(now)) => now.clone().ok_or_else(|| lost("there is no connection")),
             _ => Err(lost("there is no connection")),
         }
@@ -826,9 +855,18 @@ impl Connection {
     pub(super) async fn hears_itself(&self, link: &Link) -> Result<(), BrokerError> {
         let mut heard = link.heard.subscribe();
         let number = self.says_something(link).await?;
-        let heard = tokio::select! {
-            heard = timeout(PROBE_WITHIN, heard.wait_for(|heard| *heard >= number)) => heard.is_ok_and(|heard| heard.is_ok()),
-            () = link.dead.wait() => false,
+        let begin = Instant::now();
+        let heard = loop {
+            let before = link.arrived();
+            let heard = tokio::select! {
+                heard = timeout(PROBE_WITHIN, heard.wait_for(|heard| *heard >= number)) => heard.map(|heard| heard.is_ok()),
+                () = link.dead.wait() => Ok(false),
+            };
+            match heard {
+                Ok(heard) => break heard,
+                Err(_) if link.arrived() > before && begin.elapsed() < PROBE_BEHIND => {}
+                Err(_) => break false,
+            }
         };
         if !heard {
             // It was stored and not told: so may have been an event.
@@ -884,12 +922,16 @@ impl Connection {
             tracing::warn!(server = %self.settings, why, "the connection is lost");
             backoff.broke();
             link = loop {
-                backoff.pause().await;
+                backoff.pause(&self.wanted).await;
                 match self.open(false).await {
                     Ok(opened) => break opened,
-                    Err(error) => backoff.failed(&error),
+                    Err(error) => {
+                        self.gone.store(true, Ordering::Relaxed);
+                        backoff.failed(&error);
+                    }
                 }
             };
+            self.gone.store(false, Ordering::Relaxed);
             backoff.opened();
             self.pulse.reconnected();
             tracing::info!(server = %self.settings, "connected again");
@@ -899,17 +941,20 @@ impl Connection {
 
     /// Comes back when the connection is dead; says why.
     async fn watch(&self, link: &Link) -> &'static str {
-        let mut unanswered = 0;
+        let (mut unanswered, mut behind) = (0, 0);
         loop {
             tokio::select! {
                 () = link.dead.wait() => return "it broke",
                 () = sleep(PROBE_EVERY) => {}
             }
+            let before = link.arrived();
             match timeout(PROBE_WITHIN, self.hears_itself(link)).await {
-                Ok(Ok(())) => unanswered = 0,
+                Ok(Ok(())) => (unanswered, behind) = (0, 0),
                 // A refusal is an answer. Another connection would be refused, too.
-                Ok(Err(_)) if self.refuses() && !link.dead.is() => unanswered = 0,
+                Ok(Err(_)) if self.refuses() && !link.dead.is() => (unanswered, behind) = (0, 0),
                 _ if link.dead.is() => return "it broke, or this node does not hear itself any more",
+                // Answers arrive, and the probe's stands behind them.
+                Err(_) if link.arrived() > before && behind < PROBES_BEHIND => behind += 1,
                 _ => unanswered += 1,
             }
             if unanswered >= PROBES_UNANSWERED {
@@ -956,10 +1001,17 @@ impl Backoff {
         }
     }
 
-    async fn pause(&mut self) {
+    /// Cut short when somebody wants the connection.
+    async fn pause(&mut self, wanted: &Notify) {
         // Half to all of it, so that nodes which lost the same server do not come back together.
         let random = random_bits() >> 11;
-        sleep(self.wait.mul_f64(0.5 + random as f64 / (1u64 << 54) as f64)).await;
+        let pause = self.wait.mul_f64(0.5 + random as f64 / (1u64 << 54) as f64);
+        let at_least = pause.min(TRY_AGAIN_AFTER);
+        sleep(at_least).await;
+        tokio::select! {
+            () = sleep(pause - at_least) => {}
+            () = wanted.notified() => {}
+        }
         self.wait = (self.wait * 2).min(BACKOFF.1);
     }
 }

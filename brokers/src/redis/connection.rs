@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use airwave_core::BrokerError;
@@ -24,6 +24,12 @@ const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
 
 /// How long a call waits for a connection before it says that there is none. Nothing has been sent then.
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
+
+/// How long it waits while the last try to connect has failed.
+const WAIT_WHILE_GONE: Duration = Duration::from_millis(400);
+
+/// How soon after the last try a call that finds no connection brings the next one forward.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// Between tries to connect: from the first to the last, for ever, jittered.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -445,9 +451,20 @@ impl Backoff {
     }
 
     pub(super) async fn pause(&mut self) {
+        self.pause_until_wanted(&Notify::new()).await;
+    }
+
+    /// The same, cut short when somebody wants the connection.
+    pub(super) async fn pause_until_wanted(&mut self, wanted: &Notify) {
         // Half to all of it, so that nodes which lost the same server do not come back together.
         let random = random_bits() >> 11;
-        sleep(self.wait.mul_f64(0.5 + random as f64 / (1u64 << 54) as f64)).await;
+        let pause = self.wait.mul_f64(0.5 + random as f64 / (1u64 << 54) as f64);
+        let at_least = pause.min(TRY_AGAIN_AFTER);
+        sleep(at_least).await;
+        tokio::select! {
+            () = sleep(pause - at_least) => {}
+            () = wanted.notified() => {}
+        }
         self.wait = (self.wait * 2).min(BACKOFF.1);
     }
 }
@@ -463,6 +480,10 @@ pub(super) struct Commands {
     server: Server,
     current: watch::Sender<Option<Connected>>,
     pulse: Pulse,
+    /// The last try to connect has failed.
+    gone: AtomicBool,
+    /// A call finds no connection.
+    wanted: Notify,
 }
 
 /// The connection for commands as it is now, and the scripts that its server knows.
@@ -479,21 +500,28 @@ pub(super) struct Connected {
     pub(super) members: Arc<str>,
     pub(super) roll: Arc<str>,
     pub(super) enter: Arc<str>,
+    /// How many answers have come.
+    answers: Arc<AtomicU64>,
 }
 
 impl Connected {
     pub(super) async fn send(&self, command: &Cmd) -> Result<Value, RedisError> {
-        self.connection
-            .clone()
-            .send_packed_command(command)
-            .await
-            .and_then(Value::extract_error)
+        let answer = self.connection.clone().send_packed_command(command).await;
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        answer.and_then(Value::extract_error)
+    }
+
+    /// How many answers have come on this connection. As long as there are more and more of them, the server lives.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// Sends several in one piece, so that nothing comes between them; each has its own answer.
     pub(super) async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>, RedisError> {
         let count = commands.cmd_iter().count();
-        self.connection.clone().send_packed_commands(commands, 0, count).await
+        let answers = self.connection.clone().send_packed_commands(commands, 0, count).await;
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        answers
     }
 
     /// Calls a script by its hash. Where the server has forgotten it (`SCRIPT FLUSH`), which it says before doing anything, by its text.
@@ -539,6 +567,8 @@ impl Commands {
             server,
             current: watch::Sender::new(None),
             pulse,
+            gone: AtomicBool::new(false),
+            wanted: Notify::new(),
         })
     }
 
@@ -583,6 +613,7 @@ impl Commands {
             members,
             roll,
             enter,
+            answers: Arc::default(),
         })
     }
 
@@ -606,9 +637,10 @@ impl Commands {
                 lost = true;
                 self.current.send_replace(None);
             }
-            backoff.pause().await;
+            backoff.pause_until_wanted(&self.wanted).await;
             match Self::open(&self.server).await {
                 Ok(connected) => {
+                    self.gone.store(false, Ordering::Relaxed);
                     backoff.opened();
                     tracing::info!(server = %self.server, at = %connected.place, "connected for commands");
                     if lost {
@@ -616,7 +648,10 @@ impl Commands {
                     }
                     self.current.send_replace(Some(connected));
                 }
-                Err(error) => backoff.failed(&error),
+                Err(error) => {
+                    self.gone.store(true, Ordering::Relaxed);
+                    backoff.failed(&error);
+                }
             }
         }
     }
@@ -624,8 +659,14 @@ impl Commands {
     /// The connection, if there is one soon.
     pub(super) async fn connected(&self) -> Result<Connected, BrokerError> {
         let mut current = self.current.subscribe();
+        let limit = if self.gone.load(Ordering::Relaxed) {
+            self.wanted.notify_one();
+            WAIT_WHILE_GONE
+        } else {
+            WAIT_FOR_CONNECTION
+        };
         let wanted = current.wait_for(|now| now.as_ref().is_some_and(|now| !now.dead.is()));
-        match timeout(WAIT_FOR_CONNECTION, wanted).await {
+        match timeout(limit, wanted).await {
             Ok(Ok(now)) => now.clone().ok_or_else(|| lost("there is no connection")),
             _ => Err(lost("there is no connection")),
         }

@@ -10,6 +10,8 @@
 //! Locks are taken in the order *all channels*, *one channel*, *feed*; none is held across an await.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -37,6 +39,10 @@ const PROBE_LIVES: Duration = Duration::from_secs(10);
 /// So many probes in a row unheard, and the connection is dead: after three seconds. Counted, not timed, so that a process that stood
 /// still itself does not take its server for dead.
 const PROBES_UNHEARD: u32 = 3;
+
+/// So many in a row unheard, and the connection is dead although other things arrive on it: after ten seconds. Until then what arrives proves
+/// that it lives, and the probe stands behind that.
+const PROBES_BEHIND: u32 = 14;
 
 /// How many channels one SUBSCRIBE names. Bounds how long the server does nothing else.
 const BATCH: usize = 1000;
@@ -80,7 +86,12 @@ pub(super) struct Listening {
     asked: AtomicU64,
     answered: AtomicU64,
     heard: watch::Sender<u64>,
+    /// How many things have arrived on the connection.
+    arrived: AtomicU64,
 }
+
+/// Nothing arrived for too long.
+struct Silent;
 
 #[derive(Default)]
 struct State {
@@ -252,6 +263,7 @@ impl Listening {
             asked: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             heard: watch::Sender::new(0),
+            arrived: AtomicU64::new(0),
         })
     }
 
@@ -447,14 +459,27 @@ impl Listening {
         let mut probes = interval(PROBE_EVERY);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut remember = tokio::time::interval_at(tokio::time::Instant::now() + REMEMBER_EVERY, REMEMBER_EVERY);
-        let (mut last, mut unheard) = (0, 0);
+        let (mut last, mut unheard, mut behind) = (0, 0, 0);
+        let mut before = (0, 0);
         loop {
             tokio::select! {
                 _ = wire.dead.wait() => return "it broke",
                 () = self.server.leaves(&wire.place) => return "the sentinels name another master now",
                 () = self.probe_left.notified() => return "the server gave away what this node listens to for itself",
                 _ = probes.tick() => {
-                    unheard = if *self.heard.borrow() < last { unheard + 1 } else { 0 };
+                    let answers = self.commands.now().map_or(0, |commands| commands.answers());
+                    let now = (self.arrived.load(Ordering::Relaxed), answers);
+                    // The probe is on its way to the server, or on its way back.
+                    let moves = match self.answered.load(Ordering::Relaxed) < last {
+                        true => now.1 > before.1,
+                        false => now.0 > before.0,
+                    };
+                    before = now;
+                    (unheard, behind) = match *self.heard.borrow() < last {
+                        true if moves && behind < PROBES_BEHIND => (unheard, behind + 1),
+                        true => (unheard + 1, behind + 1),
+                        false => (0, 0),
+                    };
                     if unheard >= PROBES_UNHEARD {
                         if self.answered.load(Ordering::Relaxed) < last && let Some(commands) = self.commands.now() {
                             commands.give_up();
@@ -472,15 +497,29 @@ impl Listening {
                 }
                 () = self.changed.notified() => {
                     let (subscribe, unsubscribe) = self.take_changes();
-                    match timeout(DEADLINE, self.change(&mut connection, &subscribe, &unsubscribe)).await {
+                    let change = self.change(&mut connection, &subscribe, &unsubscribe);
+                    match self.while_it_moves(change).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => {
                             tracing::warn!(server = %self.server, %error, "Redis refuses subscriptions");
                             return "a subscription failed";
                         }
-                        Err(_) => return "a subscription was not confirmed in time",
+                        Err(Silent) => return "a subscription was not confirmed in time",
                     }
                 }
+            }
+        }
+    }
+
+    /// Waits for `change` as long as anything arrives on the connection.
+    async fn while_it_moves<T>(&self, change: impl Future<Output = T>) -> Result<T, Silent> {
+        let mut change = pin!(change);
+        loop {
+            let before = self.arrived.load(Ordering::Relaxed);
+            match timeout(DEADLINE, &mut change).await {
+                Ok(done) => return Ok(done),
+                Err(_) if self.arrived.load(Ordering::Relaxed) == before => return Err(Silent),
+                Err(_) => {}
             }
         }
     }
@@ -623,6 +662,7 @@ impl Listening {
     /// Called by the connection's own task, with one thing after the other.
     fn told(me: &Weak<Listening>, connection: u64, kind: &PushKind, data: Vec<Value>) {
         let Some(me) = me.upgrade() else { return };
+        me.arrived.fetch_add(1, Ordering::Relaxed);
         let mut data = data.into_iter();
         let Some(Value::BulkString(channel)) = data.next() else {
             return;

@@ -297,10 +297,7 @@ async fn a_channel_that_begins_anew_is_not_over() {
     backbone.wipe("c");
     backbone.say("c", "anew");
     settle().await;
-    for (hub, text) in [
-        (&hub, "here"),
-        (&crate::support::hub(&backbone.node(), rule()), "elsewhere"),
-    ] {
+    for (hub, text) in [(&hub, "here"), (&crate::support::hub(&backbone.node(), rule()), "elsewhere")] {
         let mut listener = at(hub, &wires(hub)[0], After::Nothing).await;
         assert_eq!(listener.settled().await.len(), 1, "a fresh listener hears what comes");
         let head = backbone.head("c");

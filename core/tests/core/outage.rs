@@ -1,4 +1,5 @@
 use std::fmt;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -166,4 +167,84 @@ async fn the_figures_show_what_the_broker_notes() {
             "{silent:?} of silence after a sign of life"
         );
     }
+}
+
+/// When a connection to the broker breaks, all of a node's logs heal. They do so in turns, or they would stand before everything else.
+#[tokio::test(start_paused = true)]
+async fn many_channels_heal_in_turns() {
+    const CHANNELS: usize = 1500;
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let hub = hub(&node, rule());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::new(&hub, &wire);
+    for n in 0..CHANNELS {
+        listener.subscribe(&format!("c{n}"), After::Nothing).await.unwrap();
+    }
+    assert_eq!(listener.ready().len(), CHANNELS);
+    // Feeds that have lasted are followed again without a pause.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (follows, replays) = (node.follows.load(SeqCst), node.replays.load(SeqCst));
+    node.hang(true);
+    node.cut();
+    settle().await;
+    let asked = node.follows.load(SeqCst) - follows;
+    assert!((1..=512).contains(&asked), "{asked} at once");
+    node.hang(false);
+    settle().await;
+    assert_eq!(node.follows.load(SeqCst) - follows, CHANNELS);
+    assert_eq!(
+        node.replays.load(SeqCst),
+        replays,
+        "nothing was said, so there is nothing to read"
+    );
+    for n in 0..CHANNELS {
+        backbone.say(&format!("c{n}"), "again");
+    }
+    assert_eq!(texts(&listener.settled().await), ["again"; CHANNELS]);
+}
+
+/// A part of the broker that is away delays no channel of another part.
+#[tokio::test(start_paused = true)]
+async fn a_heal_that_hangs_gives_its_turn_back() {
+    const CHANNELS: usize = 1500;
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let hub = hub(&node, rule());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut listener = Listener::new(&hub, &wire);
+    for n in 0..CHANNELS {
+        listener.subscribe(&format!("c{n}"), After::Nothing).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let follows = node.follows.load(SeqCst);
+    node.hang(true);
+    node.cut();
+    // Less than the time after which the first call is given up.
+    tokio::time::sleep(Duration::from_millis(1700)).await;
+    assert_eq!(node.follows.load(SeqCst) - follows, CHANNELS);
+}
+
+/// What a handler, or anything else that is one request, asks of a broker that does not answer takes one time.
+#[tokio::test(start_paused = true)]
+async fn the_calls_of_one_request_share_one_time() {
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let hub = hub(&node, rule());
+    let wire = hub.register_wire(Lines::plain("a"));
+    node.hang(true);
+    let begin = tokio::time::Instant::now();
+    hub.request(async {
+        for n in 0..10 {
+            let channel = hub.channel(&format!("c{n}")).unwrap();
+            channel.publish("e", &n).await.unwrap_err();
+            channel.history(None, 10).await.unwrap_err();
+            let mut listener = Listener::new(&hub, &wire);
+            assert!(listener.subscribe(&format!("c{n}"), After::Nothing).await.is_err());
+        }
+    })
+    .await;
+    assert_eq!(begin.elapsed(), limits().broker_timeout);
+    node.hang(false);
+    hub.channel("c").unwrap().publish("e", &1).await.unwrap();
 }
