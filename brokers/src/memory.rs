@@ -12,10 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use airwave_core::broker::{FeedSender, IDEMPOTENCY_WINDOW};
-use airwave_core::event::IdempotencyKey;
+use airwave_core::idempotency::{Fingerprint, ScopedKey};
 use airwave_core::rule::History;
 use airwave_core::shrink::shrink;
-use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules};
+use airwave_core::{
+    Broker, BrokerError, ChannelName, Event, Feed, Message, PageLimit, Position, Publish, Published, Replay, Rules,
+};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
@@ -122,8 +124,8 @@ struct State {
     kept: VecDeque<Kept>,
     bytes: usize,
     ended: bool,
-    keys: HashMap<IdempotencyKey, Position>,
-    keys_by_age: VecDeque<(Instant, IdempotencyKey)>,
+    keys: HashMap<ScopedKey, (Position, Fingerprint)>,
+    keys_by_age: VecDeque<(Instant, ScopedKey)>,
     feeds: Vec<(u64, FeedSender)>,
     feeds_opened: u64,
     touched: Instant,
@@ -190,7 +192,10 @@ impl Broker for Memory {
         }
         self.shared.with(channel, |channel, state, now| {
             state.expire(channel.history.age, now, usize::MAX);
-            if let Some(&position) = publish.idempotency_key.as_ref().and_then(|key| state.keys.get(key)) {
+            if let Some(&(position, first)) = publish.idempotency_key.as_ref().and_then(|key| state.keys.get(key)) {
+                if first != publish.fingerprint() {
+                    return Err(BrokerError::another_payload());
+                }
                 return Ok(Published {
                     position,
                     duplicate: true,
@@ -266,18 +271,28 @@ impl State {
     }
 
     fn append(&mut self, history: &History, now: Instant, publish: Publish) -> Position {
+        let end = publish.end_behind();
+        let key = publish.idempotency_key.clone().map(|key| (key, publish.fingerprint()));
+        self.ended = publish.ends_channel();
+        self.append_one(history, now, publish.message);
+        if let Some(end) = end {
+            self.append_one(history, now, end);
+        }
+        if let Some((key, fingerprint)) = key {
+            self.keys.insert(key.clone(), (self.head, fingerprint));
+            self.keys_by_age.push_back((now, key));
+        }
+        self.head
+    }
+
+    fn append_one(&mut self, history: &History, now: Instant, message: Message) {
         let position = self.head.next();
-        self.ended = publish.is_end();
         let event = Arc::new(Event {
             position,
             previous: self.head,
-            message: publish.message,
+            message,
         });
         self.head = position;
-        if let Some(key) = publish.idempotency_key {
-            self.keys.insert(key.clone(), position);
-            self.keys_by_age.push_back((now, key));
-        }
         self.bytes += event.message.weight();
         self.kept.push_back(Kept {
             since: now,
@@ -288,7 +303,6 @@ impl State {
         }
         // Feeds last: what a feed shows can be replayed. One that ended or is gone is dropped.
         self.feeds.retain(|(_, feed)| feed.push(event.clone()));
-        position
     }
 
     fn replay(&self, after: Option<Position>, limit: PageLimit) -> Replay {
@@ -323,7 +337,7 @@ impl State {
         for _ in 0..events {
             self.drop_oldest();
         }
-        let too_old = |(since, _): &&(Instant, IdempotencyKey)| now - *since > IDEMPOTENCY_WINDOW;
+        let too_old = |(since, _): &&(Instant, ScopedKey)| now - *since > IDEMPOTENCY_WINDOW;
         let keys = self.keys_by_age.iter().take(most).take_while(too_old).count();
         for (_, key) in self.keys_by_age.drain(..keys) {
             self.keys.remove(&key);
@@ -608,7 +622,7 @@ async fn keep_sweeping(shared: Weak<Shared>) {
 #[cfg(test)]
 mod tests {
     use airwave_core::rule::TransportName;
-    use airwave_core::{Data, EventName, Message, Rule};
+    use airwave_core::{Data, EventName, Rule};
 
     use super::*;
 
@@ -623,8 +637,8 @@ mod tests {
         Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
     }
 
-    fn key(text: &str) -> IdempotencyKey {
-        IdempotencyKey::new(text).unwrap()
+    fn key(text: &str) -> airwave_core::event::IdempotencyKey {
+        airwave_core::event::IdempotencyKey::new(text).unwrap()
     }
 
     /// Every channel has this history.

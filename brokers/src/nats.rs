@@ -31,8 +31,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use airwave_core::broker::{FeedSender, Pulse};
+use airwave_core::idempotency::Fingerprint;
 use airwave_core::rule::History;
-use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules};
+use airwave_core::{
+    Broker, BrokerError, BrokerErrorKind, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules,
+};
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use async_trait::async_trait;
 use base64::Engine;
@@ -94,6 +97,9 @@ const SEQUENCE: &str = "Nats-Sequence";
 /// The header of a key. Its messages are stored once, whoever leads.
 const KEY: &str = "Nats-Msg-Id";
 
+/// The header of a message with a key: the payload's fingerprint. Version 0.1 wrote none.
+const FINGERPRINT: &str = "Airwave-Fingerprint";
+
 /// The header by which a node finds a message of its own again that has no key: which node, and which of its publishes.
 const MADE_BY: &str = "Airwave-Publish";
 
@@ -141,6 +147,15 @@ enum Behind {
     At(u64),
     /// Nowhere; its key may be known, though.
     Nothing,
+}
+
+/// What is known of the first message under a key.
+enum First {
+    Is(Fingerprint),
+    /// Version 0.1 stored it, without a fingerprint.
+    Old,
+    /// It is not kept any more.
+    Gone,
 }
 
 /// What became of a message that was to be stored.
@@ -218,7 +233,7 @@ impl Nats {
         channel: &ChannelName,
         behind: Behind,
         payload: Bytes,
-        id: Option<(&'static str, String)>,
+        ids: &[(&'static str, String)],
     ) -> Result<Outcome, BrokerError> {
         let mut headers = HeaderMap::new();
         match behind {
@@ -229,8 +244,8 @@ impl Nats {
             Behind::Nothing => headers.insert("Nats-Rollup", "none"),
         }
         let nowhere = matches!(behind, Behind::Nothing);
-        if let Some((header, id)) = id {
-            headers.insert(header, id);
+        for (header, id) in ids {
+            headers.insert(*header, id.as_str());
         }
         let before = self.connection.highest();
         let call = link.call(self.log(channel), Some(headers), payload);
@@ -292,7 +307,7 @@ impl Nats {
     /// The channel's newest message, as the stream's leader knows it; `None`: it has none. Whoever has subscribed before hears of all
     /// that come after it: this goes to the leader the same way as messages, and so behind the subscription.
     async fn newest(&self, link: &Link, channel: &ChannelName) -> Result<Option<Stored>, BrokerError> {
-        match self.store(link, channel, Behind::At(NEVER), Bytes::new(), None).await? {
+        match self.store(link, channel, Behind::At(NEVER), Bytes::new(), &[]).await? {
             Outcome::Overtaken(Some(0)) => return Ok(None),
             Outcome::Overtaken(Some(sequence)) => {
                 if let Some(stored) = self.at(link, channel, sequence).await? {
@@ -349,11 +364,16 @@ impl Nats {
         let mut known = memory.lock().await;
         let link = self.connection.link().await?;
         // The name's token holds no slash, so no two names and keys make one text.
-        let id = match &publish.idempotency_key {
-            Some(key) => Some((KEY, format!("{}/{key}", token(channel)))),
-            None if self.connection.settings.are_several() => Some((MADE_BY, self.connection.number())),
-            None => None,
+        let ids = match &publish.idempotency_key {
+            Some(key) => vec![
+                (KEY, format!("{}/{}", token(channel), key.as_str())),
+                (FINGERPRINT, publish.fingerprint().to_string()),
+            ],
+            None if self.connection.settings.are_several() => vec![(MADE_BY, self.connection.number())],
+            None => Vec::new(),
         };
+        let and_end = publish.end_behind().is_some();
+        let last = |sequence| Position(sequence + u64::from(and_end));
         loop {
             // Taken: whoever gives up on the way leaves nothing that may be old.
             let chain = match known.chain.take() {
@@ -369,8 +389,8 @@ impl Nats {
             } else {
                 Behind::At(chain.newest)
             };
-            let payload = stored::event(&chain, &publish.message, self.connection.now());
-            match self.store(&link, channel, behind, payload.clone(), id.clone()).await? {
+            let payload = stored::event(&chain, &publish.message, and_end, self.connection.now());
+            match self.store(&link, channel, behind, payload.clone(), &ids).await? {
                 Outcome::At(sequence) => {
                     // An end is asked for each time: a channel that was forgotten may begin anew.
                     let stored = stored::read(sequence, payload);
@@ -382,19 +402,30 @@ impl Nats {
                         let _ = self.due.try_send((channel.clone(), before));
                     }
                     return Ok(Published {
-                        position: Position(sequence),
+                        position: last(sequence),
                         duplicate: false,
                     });
                 }
                 Outcome::Known(sequence) => {
+                    drop(known);
+                    let position = match self.fingerprint_at(&link, sequence).await? {
+                        First::Is(first) if first != publish.fingerprint() => return Err(BrokerError::another_payload()),
+                        // Its end was a publish of its own, and may be missing.
+                        First::Old if and_end => match Box::pin(self.append(channel, &Publish::end())).await {
+                            Ok(end) => end.position,
+                            Err(error) if error.kind == BrokerErrorKind::Ended => Position(sequence),
+                            Err(error) => return Err(error),
+                        },
+                        First::Is(_) | First::Old | First::Gone => last(sequence),
+                    };
                     return Ok(Published {
-                        position: Position(sequence),
+                        position,
                         duplicate: true,
                     });
                 }
                 Outcome::Overtaken(_) if chain.ended => return Err(BrokerError::ended()),
                 Outcome::Overtaken(by) => {
-                    if let Some((MADE_BY, id)) = &id
+                    if let Some((MADE_BY, id)) = ids.first()
                         && let Some(position) = self.stored_all_the_same(&link, channel, &chain, id).await?
                     {
                         return Ok(Published {
@@ -409,6 +440,40 @@ impl Nats {
                     }
                 }
             }
+        }
+    }
+
+    /// What the first payload under a key was, whose message has that sequence.
+    async fn fingerprint_at(&self, link: &Link, sequence: u64) -> Result<First, BrokerError> {
+        let read = |headers: Option<&HeaderMap>| {
+            let fingerprint = headers.and_then(|headers| headers.get(FINGERPRINT));
+            match fingerprint.and_then(|text| Fingerprint::parse(text.as_str())) {
+                Some(fingerprint) => First::Is(fingerprint),
+                None => First::Old,
+            }
+        };
+        let question = json!({ "seq": sequence });
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.settings.prefix);
+        let message = link.ask(subject, None, question.to_string().into()).await?;
+        if is_status(&message).is_none() {
+            return Ok(read(message.headers.as_ref()));
+        }
+        // It is trimmed, or a replica that lags has it not yet. The leader knows.
+        let subject = format!("$JS.API.STREAM.MSG.GET.{}", self.connection.settings.prefix);
+        match link.call(subject, None, question.to_string().into()).await? {
+            Answer::Done(answer) => {
+                let headers = BASE64_STANDARD.decode(answer["message"]["hdrs"].as_str().unwrap_or_default());
+                let headers = String::from_utf8(headers.unwrap_or_default()).unwrap_or_default();
+                let lines = headers.lines().filter_map(|line| line.split_once(':'));
+                let fingerprint = lines
+                    .filter(|(name, _)| *name == FINGERPRINT)
+                    .find_map(|(_, text)| Fingerprint::parse(text.trim()));
+                Ok(fingerprint.map_or(First::Old, First::Is))
+            }
+            Answer::Refused {
+                code: code::NO_MESSAGE, ..
+            } => Ok(First::Gone),
+            Answer::Refused { text, .. } => Err(lost(&text)),
         }
     }
 
@@ -431,8 +496,8 @@ impl Nats {
                     let ours = made_by.is_some_and(|made_by| made_by.as_str() == id);
                     let stored = self.stored(channel, message)?;
                     return match ours {
-                        true => Ok(Some(Position(stored.chain.newest))),
-                        false if stored.chain.events <= chain.events + 1 => Ok(None),
+                        true => Ok(Some(stored.chain.head)),
+                        false if stored.events_before() <= chain.events => Ok(None),
                         // What came in between is trimmed, and it may have been among that.
                         false => Err(lost("nobody can tell any more whether it was stored")),
                     };
@@ -594,13 +659,20 @@ impl Nats {
         let (mut found, mut bytes) = (Vec::new(), 0_usize);
         let mut at = page.chain.head;
         while found.len() < limit.events && at > page.chain.birth {
-            let mut stored = self.at(link, channel, at.0).await?;
+            let sequence = if at == page.chain.head {
+                page.chain.head_message()
+            } else {
+                at.0
+            };
+            let mut stored = self.at(link, channel, sequence).await?;
             if stored.is_none() {
-                stored = self.ask_leader(link, channel, &json!({ "seq": at.0 })).await?;
+                stored = self.ask_leader(link, channel, &json!({ "seq": sequence })).await?;
             }
+            // The end and the event before it may stand in one message.
+            let stored = stored.and_then(|stored| stored.parts().find(|part| part.chain.newest == at.0));
             let Some(stored) = stored else {
                 // A head without its event is a mark, and then its event was trimmed long ago.
-                if found.is_empty() && page.chain.newest == page.chain.head.0 {
+                if found.is_empty() && page.chain.newest == page.chain.head_message() {
                     return Ok(None);
                 }
                 break;
@@ -636,6 +708,10 @@ impl Nats {
         let mut beginning = Beginning::default();
         let mut last_read: Option<Position> = None;
         let (mut read, mut reached) = (after.0, false);
+        if page.chain.end_in_event && after.0 == page.chain.head_message() {
+            // What comes next stands in the same message.
+            read -= 1;
+        }
         let mut skipped = false;
         let mut width = FEW as u64;
         loop {
@@ -650,7 +726,7 @@ impl Nats {
                 read = stored.chain.newest;
                 reached = read == page.chain.head.0;
                 let age = page.judges(&stored);
-                let Some(event) = stored.event.filter(|_| age != Age::Beyond) else {
+                let Some(event) = stored.event.filter(|event| age != Age::Beyond && event.position > after) else {
                     continue;
                 };
                 let hole = last_read.is_some_and(|last| last != event.previous);
@@ -691,7 +767,7 @@ impl Nats {
             }
         }
         // Where a mark stands for the head, its event may have gone long ago.
-        let whole = reached || (last_read.is_none() && page.chain.newest != page.chain.head.0);
+        let whole = reached || (last_read.is_none() && page.chain.newest != page.chain.head_message());
         Ok(if whole { Scanned::ToTheEnd } else { Scanned::UpToAHole })
     }
 
@@ -714,7 +790,8 @@ impl Nats {
                 low = at;
             }
         }
-        Ok(low.0)
+        // Not past a message that holds the head behind its event.
+        Ok(low.0.min(page.chain.head_message() - 1))
     }
 
     /// The channel's first message from a sequence on.
@@ -757,7 +834,7 @@ impl Nats {
             } else {
                 (*width / 2).max(1)
             };
-            return Ok(batch);
+            return Ok(batch.into_iter().flat_map(Stored::parts).collect());
         }
         let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.settings.prefix);
         let mut question = json!({ "seq": from, "next_by_subj": self.log(channel) });
@@ -780,7 +857,7 @@ impl Nats {
                 forbidden = watched.wait() => return Err(forbidden),
             };
             match is_status(&message) {
-                None => batch.push(self.stored(channel, message)?),
+                None => batch.extend(self.stored(channel, message)?.parts()),
                 Some(StatusCode::NOT_FOUND) => return Ok(batch),
                 Some(status) if status.as_u16() == END_OF_BATCH => return Ok(batch),
                 Some(StatusCode::NO_RESPONDERS) => {
@@ -829,15 +906,13 @@ async fn carry(
                 tracing::warn!(subject = %message.subject, "a message is not one of ours: its feed ends");
                 return;
             };
-            let Some(event) = stored.event else { continue };
-            // Told before the head was read.
-            if event.position <= head {
-                continue;
-            }
-            let follows = event.previous == last;
-            last = event.position;
-            if !follows || !feed.push(event) {
-                return;
+            // Others were told before the head was read.
+            for event in stored.events().filter(|event| event.position > head) {
+                let follows = event.previous == last;
+                last = event.position;
+                if !follows || !feed.push(event.clone()) {
+                    return;
+                }
             }
         }
     };

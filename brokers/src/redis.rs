@@ -26,7 +26,8 @@ use std::time::Duration;
 
 use airwave_core::broker::{IDEMPOTENCY_WINDOW, Pulse};
 use airwave_core::{
-    Broker, BrokerError, ChannelName, Event, Feed, Message, PageLimit, Position, Publish, Published, Replay, Rules,
+    Broker, BrokerError, BrokerErrorKind, ChannelName, Event, Feed, Message, PageLimit, Position, Publish, Published, Replay,
+    Rules,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -291,21 +292,30 @@ impl Broker for Redis {
         let known = self.marks.of(partition);
         let mut event = Vec::new();
         publish.message.store(&mut event);
+        let (mut end, mut end_weight) = (Vec::new(), 0);
+        if let Some(message) = publish.end_behind() {
+            message.store(&mut end);
+            end_weight = message.weight();
+        }
+        let fingerprint = match publish.idempotency_key {
+            Some(_) => publish.fingerprint().to_string(),
+            None => String::new(),
+        };
         let append = self.script(channel, APPEND_SCRIPT, |call| {
             call.arg(5 + usize::from(publish.idempotency_key.is_some()));
             call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
             call.arg(&self.naming.epochs(channel)).arg(self.naming.floor(channel));
             if let Some(idempotency_key) = &publish.idempotency_key {
-                call.arg(self.key(channel, &format!("key:{idempotency_key}")));
+                call.arg(self.key(channel, &format!("key:{}", idempotency_key.as_str())));
             }
             call.arg(&event[..]).arg(publish.message.weight());
-            call.arg(self.naming.wire(channel)).arg(u8::from(publish.is_end()));
+            call.arg(self.naming.wire(channel)).arg(u8::from(publish.ends_channel()));
             call.arg(counted(history.events as u64))
                 .arg(micros(history.age))
                 .arg(counted(history.bytes as u64));
             call.arg(millis(head_lives(history.age))).arg(millis(history.age).max(1));
             call.arg(millis(IDEMPOTENCY_WINDOW)).arg(self.naming.publish());
-            call.arg(known.0);
+            call.arg(known.0).arg(&fingerprint).arg(&end[..]).arg(end_weight);
         });
         let Ok(answer) = timeout(DEADLINE, append).await else {
             return Err(late());
@@ -315,11 +325,23 @@ impl Broker for Redis {
         let (outcome, position) = (answer.next(), answer.next().and_then(|text| text.parse().ok()));
         match (outcome, position) {
             (Some("ended"), _) => Err(BrokerError::ended()),
-            (Some(outcome @ ("new" | "known")), Some(position)) => {
+            (Some("other"), _) => Err(BrokerError::another_payload()),
+            // Its end was a publish of its own, and may be missing.
+            (Some("old"), Some(position)) if publish.end_behind().is_some() => {
+                match self.publish(channel, Publish::end()).await {
+                    Ok(end) => Ok(Published { duplicate: true, ..end }),
+                    Err(error) if error.kind == BrokerErrorKind::Ended => Ok(Published {
+                        position,
+                        duplicate: true,
+                    }),
+                    Err(error) => Err(error),
+                }
+            }
+            (Some(outcome @ ("new" | "known" | "old")), Some(position)) => {
                 self.marks.note(partition, position);
                 Ok(Published {
                     position,
-                    duplicate: outcome == "known",
+                    duplicate: outcome != "new",
                 })
             }
             _ => Err(not_ours(channel)),

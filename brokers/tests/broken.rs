@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use airwave_brokers::Memory;
 use airwave_core::conformance::{CLAUSES, Fault, Fixture, Verdict, clause, rules, table};
 use airwave_core::event::IdempotencyKey;
+use airwave_core::idempotency::ScopedKey;
 use airwave_core::{
     Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, PageLimit, Position, Publish, Published, Replay,
     Rules,
@@ -65,6 +66,14 @@ enum Flaw {
     GoesOnAfterTheEnd,
     ForgetsTheEnd,
     EndRefusesOldKeys,
+    /// Whatever is published under a known key is taken for the first payload.
+    TakesAnyPayload,
+    /// Stores the caller's key, without whose it is.
+    KeysAreForAllSources,
+    /// The end is a publish of its own, behind the event's.
+    EndsInASecondStep,
+    /// Gives the event's position, where the end's is the last.
+    GivesTheEventsPosition,
     // Names, payloads, numbers.
     PingFails,
     ChangesLineBreaks,
@@ -243,6 +252,16 @@ const NOTICED: &[(Flaw, &[&str])] = &[
     ),
     (Flaw::ForgetsTheEnd, &["an_ended_channel_can_still_be_followed_and_replayed"]),
     (Flaw::EndRefusesOldKeys, &["a_repeated_end_with_its_key_gives_its_position"]),
+    (Flaw::TakesAnyPayload, &["a_key_with_another_payload_is_refused"]),
+    (Flaw::KeysAreForAllSources, &["keys_of_different_sources_do_not_meet"]),
+    (
+        Flaw::EndsInASecondStep,
+        &["an_event_with_its_end_that_was_given_up_happened_whole_or_not"],
+    ),
+    (
+        Flaw::GivesTheEventsPosition,
+        &["an_event_and_the_end_behind_it_are_one_append"],
+    ),
     (Flaw::PingFails, &["a_broker_that_works_says_so"]),
     (Flaw::ChangesLineBreaks, &["any_valid_name_and_payload_survives"]),
     (Flaw::CutsLargePayloads, &["binary_payloads_of_one_mebibyte_survive"]),
@@ -421,7 +440,7 @@ struct Node {
     subscriptions: Arc<AtomicUsize>,
     silenced: Arc<AtomicBool>,
     fresh: AtomicBool,
-    keys: Mutex<HashMap<IdempotencyKey, Position>>,
+    keys: Mutex<HashMap<ScopedKey, Position>>,
     names: Mutex<HashSet<ChannelName>>,
     clock_ahead: i64,
     /// What was published by nodes whose clocks are far behind.
@@ -498,7 +517,8 @@ impl Broker for Node {
 
     async fn publish(&self, channel: &ChannelName, mut publish: Publish) -> Result<Published, BrokerError> {
         let channel = &self.renamed(channel);
-        let (memory, key, ends) = (self.memory(), publish.idempotency_key.clone(), publish.is_end());
+        let (memory, key, ends) = (self.memory(), publish.idempotency_key.clone(), publish.ends_channel());
+        let and_end = publish.and_end;
         match (self.flaw, &mut publish.message.data) {
             (Flaw::ChangesLineBreaks, Data::Text(text)) => *text = text.replace("\r\n", "\n").into(),
             (Flaw::CutsLargePayloads, Data::Binary(bytes)) => bytes.truncate(64 << 10),
@@ -513,6 +533,29 @@ impl Broker for Node {
                         duplicate: true,
                     });
                 }
+            }
+            (Flaw::TakesAnyPayload, _) if key.is_some() => {
+                publish.idempotency_key = None;
+                let known = key.as_ref().and_then(|key| self.keys.lock().unwrap().get(key).copied());
+                if let Some(position) = known {
+                    return Ok(Published {
+                        position,
+                        duplicate: true,
+                    });
+                }
+            }
+            (Flaw::KeysAreForAllSources, _) => {
+                let callers = publish.idempotency_key.take().map(|key| {
+                    let callers = key.as_str().split(' ').next().unwrap_or_default();
+                    IdempotencyKey::new(callers).unwrap()
+                });
+                publish.idempotency_key = callers.map(Into::into);
+            }
+            (Flaw::EndsInASecondStep, _) if publish.and_end => {
+                publish.and_end = false;
+                memory.publish(channel, publish).await?;
+                yield_now().await;
+                return memory.publish(channel, Publish::end()).await;
             }
             (Flaw::EndRefusesOldKeys, _) if memory.replay(channel, None, PageLimit::events(0)).await?.ended => {
                 return Err(BrokerError::ended());
@@ -537,6 +580,10 @@ impl Broker for Node {
         self.fresh.store(true, Ordering::SeqCst);
         if self.clock_ahead < -60_000_000 {
             self.written_late.lock().unwrap().insert(published.position);
+        }
+        if self.flaw == Flaw::GivesTheEventsPosition && and_end {
+            let replay = memory.replay(channel, None, PageLimit::events(2)).await?;
+            published.position = replay.events[0].position;
         }
         published.position = self.told(published.position);
         Ok(published)

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use prometheus_client::metrics::counter::Counter;
 
-use crate::event::{ChannelName, Event, IdempotencyKey, Message, Position};
+use crate::event::{ChannelName, Event, EventName, Message, Position};
+use crate::idempotency::{Fingerprint, ScopedKey};
 use crate::line::{Line, LineSender, Sink};
 
-/// How long a repeated publish with the same [`IdempotencyKey`] is recognised.
+/// How long a repeated publish with the same [`IdempotencyKey`](crate::event::IdempotencyKey) is recognised.
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(120);
 
 /// The backbone. It never sees a client, a transport or a byte of a wire format.
@@ -27,9 +28,13 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Appends `publish` as the channel's next event and carries it to every feed, this node's too.
     ///
-    /// One step: an event that a feed has shown can be replayed. Positions follow [`Position::next`] and are never given twice. With an
-    /// idempotency key that this channel has seen within [`IDEMPOTENCY_WINDOW`], from whichever node, nothing is appended and the first
-    /// position is given again. After [`Publish::end`] the channel takes no more events until the broker has forgotten it.
+    /// One step: an event that a feed has shown can be replayed. Positions follow [`Position::next`] and are never given twice. With
+    /// [`Publish::and_end`] the event and [`Publish::end_behind`] are appended together, or neither is; the end's position is given.
+    ///
+    /// With an idempotency key that this channel has seen within [`IDEMPOTENCY_WINDOW`], from whichever node, nothing is appended and
+    /// the first position is given again. If the first publish under the key had another [`Publish::fingerprint`], the answer is
+    /// [`BrokerError::another_payload`] instead; a broker whose store has trimmed the first event may not know that any more.
+    /// After an end the channel takes no more events until the broker has forgotten it.
     ///
     /// # Errors
     /// `Rejected`: it did not and will not happen. `Ended`: the channel has ended. `Unavailable`: unknown; the caller may repeat it with
@@ -119,7 +124,9 @@ pub struct Publish {
     /// What is said. For a bare end of the channel: [`Publish::end`].
     pub message: Message,
     /// Makes repeating it harmless.
-    pub idempotency_key: Option<IdempotencyKey>,
+    pub idempotency_key: Option<ScopedKey>,
+    /// Whether the channel ends right behind the message, in the same append.
+    pub and_end: bool,
 }
 
 impl Publish {
@@ -128,30 +135,53 @@ impl Publish {
         Self {
             message,
             idempotency_key: None,
+            and_end: false,
         }
     }
 
     /// Ends the channel.
     pub fn end() -> Self {
-        Self::new(Message::new(crate::EventName::end(), crate::Data::text("")))
+        Self::new(Message::new(EventName::end(), crate::Data::text("")))
     }
 
-    /// The same with an idempotency key.
-    pub fn with_idempotency_key(mut self, key: IdempotencyKey) -> Self {
-        self.idempotency_key = Some(key);
+    /// The same with an idempotency key of the application's.
+    pub fn with_idempotency_key(mut self, key: impl Into<ScopedKey>) -> Self {
+        self.idempotency_key = Some(key.into());
         self
     }
 
-    /// Whether this ends the channel.
+    /// The same, and the channel ends behind it: both happen, or neither does.
+    pub fn and_end(mut self) -> Self {
+        self.and_end = true;
+        self
+    }
+
+    /// Whether this is nothing but the channel's end.
     pub fn is_end(&self) -> bool {
         self.message.event.as_str() == "airwave.end"
+    }
+
+    /// Whether the channel has ended after this.
+    pub fn ends_channel(&self) -> bool {
+        self.and_end || self.is_end()
+    }
+
+    /// The end to append right behind the message, if there is one to append.
+    pub fn end_behind(&self) -> Option<Message> {
+        (self.and_end && !self.is_end()).then(|| Publish::end().message)
+    }
+
+    /// What must be the same when this is repeated under its key: what the key's source said, or else the message itself.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let said = self.idempotency_key.as_ref().and_then(ScopedKey::said);
+        said.unwrap_or_else(|| Fingerprint::of_message(&self.message, self.ends_channel()))
     }
 }
 
 /// Where a publish got its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
-    /// The event's position.
+    /// The event's position; with [`Publish::and_end`], the end's, which is the channel's last.
     pub position: Position,
     /// Whether an earlier publish with the same idempotency key got it.
     pub duplicate: bool,
@@ -271,6 +301,13 @@ impl BrokerError {
     pub fn for_clients(mut self) -> Self {
         self.public = true;
         self
+    }
+
+    /// [`BrokerErrorKind::Rejected`]: the idempotency key was first used for another payload.
+    pub fn another_payload() -> Self {
+        Self::rejected(
+            "this idempotency key was used for another message within the last 120 seconds: give each message a key of its own",
+        )
     }
 
     /// The same with the cause.

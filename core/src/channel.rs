@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::broker::{Broker, BrokerError, BrokerErrorKind, PageLimit, Publish, Published, Replay};
-use crate::cursor::stable_hash;
 use crate::event::{ChannelName, IdempotencyKey, Key, Message, Position};
+use crate::idempotency::{Fingerprint, KeySource, ScopedKey};
 use crate::jitter::Jitter;
 use crate::log::{believed, is_torn};
 use crate::metrics::Metrics;
@@ -208,6 +208,7 @@ impl Backbone {
     /// Publishes within the broker's time.
     pub(crate) async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, Refusal> {
         let weight = publish.message.weight();
+        let events = 1 + u64::from(publish.end_behind().is_some());
         if weight > self.limits.message_bytes {
             self.metrics.publish_error(Code::TooLarge);
             return Err(Refusal::new(
@@ -225,7 +226,7 @@ impl Backbone {
                 self.unanswered.answered();
                 self.metrics.publish_seconds.observe(begin.elapsed().as_secs_f64());
                 if !published.duplicate {
-                    self.metrics.published.inc();
+                    self.metrics.published.inc_by(events);
                 }
                 Ok(published)
             }
@@ -308,7 +309,17 @@ pub struct Channel {
     rule: Arc<Rule>,
     params: Params,
     /// Set where a client's message brought a key: what the handler publishes through this handle is then repeatable.
-    key: Option<(IdempotencyKey, Arc<AtomicU32>)>,
+    key: Option<Arc<ClientKey>>,
+}
+
+/// The key of a client's message, for all that its handler publishes.
+struct ClientKey {
+    user: Option<Arc<str>>,
+    /// Of a client without a user.
+    connection: KeySource<'static>,
+    key: IdempotencyKey,
+    said: Fingerprint,
+    parts: AtomicU32,
 }
 
 impl Channel {
@@ -322,8 +333,23 @@ impl Channel {
         }
     }
 
-    pub(crate) fn with_key(mut self, key: Option<IdempotencyKey>) -> Self {
-        self.key = key.map(|key| (key, Arc::default()));
+    /// The same for the handler of a client's `message` that came with a key. `connection`: the key's source if there is no `user`.
+    pub(crate) fn with_key(
+        mut self,
+        key: Option<IdempotencyKey>,
+        user: Option<Arc<str>>,
+        connection: KeySource<'static>,
+        message: &Message,
+    ) -> Self {
+        self.key = key.map(|key| {
+            Arc::new(ClientKey {
+                user,
+                connection,
+                key,
+                said: Fingerprint::of_message(message, false),
+                parts: AtomicU32::new(0),
+            })
+        });
         self
     }
 
@@ -369,12 +395,8 @@ impl Channel {
 
     /// Publishes with all that can be said about it. Errors as for [`Channel::publish`].
     pub async fn publish_once(&self, mut publish: Publish) -> Result<Published, Refusal> {
-        if let (None, Some((key, count))) = (&publish.idempotency_key, &self.key) {
-            // The second publish of one handled message needs a key of its own.
-            publish.idempotency_key = Some(match count.fetch_add(1, Ordering::Relaxed) {
-                0 => key.clone(),
-                n => numbered(key, n)?,
-            });
+        if let (None, Some(key)) = (&publish.idempotency_key, &self.key) {
+            publish.idempotency_key = Some(key.next());
         }
         self.backbone.publish(&self.name, publish).await
     }
@@ -420,14 +442,13 @@ impl Channel {
     }
 }
 
-/// The key of the publish number `n` of one handled message: the same whenever the message is repeated.
-fn numbered(key: &IdempotencyKey, n: u32) -> Result<IdempotencyKey, Refusal> {
-    // What a client may choose fills the whole length, so of a long key only the beginning and a hash are kept.
-    let text = match key.as_str().get(..200) {
-        Some(beginning) => format!("{beginning}~{:016x}~{n}", stable_hash(key.as_str())),
-        None => format!("{key}~{n}"),
-    };
-    Ok(IdempotencyKey::new(&text)?)
+impl ClientKey {
+    /// A key for the next publish: the same ones, in the same order, whenever the message is repeated.
+    fn next(&self) -> ScopedKey {
+        let part = self.parts.fetch_add(1, Ordering::Relaxed);
+        let source = self.user.as_deref().map_or(self.connection, KeySource::User);
+        ScopedKey::client(source, &self.key, part, self.said)
+    }
 }
 
 impl std::fmt::Debug for Channel {

@@ -19,8 +19,10 @@
 //!   fit `bytes`, or `age`) a replay is complete. It may hold more, but not without bound: at most `2 * events + 200` events and
 //!   `4 * bytes` bytes, and what is older than `age` goes within half a minute. Without history the chain still stands.
 //! - **Reading stores nothing** for longer than five minutes: neither a replay nor a feed that is dropped.
-//! - **An idempotency key** makes one event per channel, however often, from however many nodes and at once it is published.
-//! - **An end** is the last event.
+//! - **An idempotency key** makes one event per channel, however often, from however many nodes and at once it is published. With
+//!   another payload it is refused while history holds the first event, and nothing is appended. Keys are text; different texts are
+//!   different keys.
+//! - **An end** is the last event. One that is published with an event is appended with it, or neither is.
 //! - **Names** are literal, and different names are different channels. **Payloads** come back byte for byte, a mebibyte at least.
 //!
 //! # Running it
@@ -49,6 +51,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::broker::{Broker, BrokerError, BrokerErrorKind, Feed, PageLimit, Publish, Published, Replay};
 use crate::event::{ChannelName, Data, Event, EventName, IdempotencyKey, Key, Message, Position};
+use crate::idempotency::{Fingerprint, KeySource, ScopedKey};
 use crate::rule::{History, Rule, Rules, TransportName};
 
 /// How long a clause waits for anything. It decides nothing but when a hang is called one.
@@ -301,12 +304,16 @@ macro_rules! conformance_tests {
         a_repeated_key_among_concurrent_publishers_makes_one_event;
         a_repeated_key_is_recognised_after_its_event_was_trimmed;
         a_key_counts_for_its_channel_alone;
+        a_key_with_another_payload_is_refused;
+        keys_of_different_sources_do_not_meet;
         a_publish_that_was_given_up_may_be_repeated_with_its_key;
         a_publish_that_was_given_up_happened_or_did_not;
 
         an_ended_channel_takes_no_more_events;
         an_ended_channel_can_still_be_followed_and_replayed;
         a_repeated_end_with_its_key_gives_its_position;
+        an_event_and_the_end_behind_it_are_one_append;
+        an_event_with_its_end_that_was_given_up_happened_whole_or_not;
 
         any_valid_name_and_payload_survives;
         binary_payloads_of_one_mebibyte_survive;
@@ -1402,7 +1409,7 @@ pub async fn a_channel_without_history_keeps_its_chain(fixture: &dyn Fixture) {
     assert_eq!(follow(&*nodes[0], &channel).await.head, chain.head());
 }
 
-/// From whichever node it is repeated, and with whatever payload.
+/// From whichever node it is repeated.
 pub async fn a_repeated_key_gives_the_first_position_and_no_second_event(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
@@ -1414,12 +1421,10 @@ pub async fn a_repeated_key_gives_the_first_position_and_no_second_event(fixture
     chain
         .publish(&*nodes[0], &channel, text("two").with_idempotency_key(key("K")))
         .await;
-    for repeated in ["one", "another"] {
-        for node in &nodes {
-            let repeated = text(repeated).with_idempotency_key(key("k"));
-            let published = patiently("publish", node.publish(&channel, repeated)).await.unwrap();
-            assert_eq!((published.position, published.duplicate), (first, true));
-        }
+    for node in [&nodes[0], &nodes[1], &nodes[0], &nodes[1]] {
+        let repeated = text("one").with_idempotency_key(key("k"));
+        let published = patiently("publish", node.publish(&channel, repeated)).await.unwrap();
+        assert_eq!((published.position, published.duplicate), (first, true));
     }
     // Without a key the same text is another event.
     chain.publish(&*nodes[1], &channel, text("one")).await;
@@ -1441,7 +1446,7 @@ pub async fn a_repeated_key_among_concurrent_publishers_makes_one_event(fixture:
         let published = at_once((0..16).map(|n| {
             let (node, channel) = (nodes[n % 2].clone(), channel.clone());
             async move {
-                let publish = text(n).with_idempotency_key(key("same"));
+                let publish = text("same").with_idempotency_key(key("same"));
                 patiently("publish", node.publish(&channel, publish)).await.unwrap()
             }
         }))
@@ -1499,6 +1504,76 @@ pub async fn a_key_counts_for_its_channel_alone(fixture: &dyn Fixture) {
         )
         .await;
     }
+}
+
+/// The first payload counts, on every node, and after the channel's end too.
+pub async fn a_key_with_another_payload_is_refused(fixture: &dyn Fixture) {
+    let nodes = [fixture.node().await, fixture.node().await];
+    let channel = channel(Kept::Ample);
+    let mut chain = Chain::birth(&*nodes[0], &channel).await;
+    let keyed = |publish: Publish| publish.with_idempotency_key(key("k"));
+    let first = chain.publish(&*nodes[0], &channel, keyed(text("one"))).await;
+    let with_key = Message::new(EventName::new("said").unwrap(), Data::text("one")).with_key(Key::new("a").unwrap());
+    let others = [
+        text("two"),
+        text("one").and_end(),
+        Publish::end(),
+        Publish::new(Message::new(EventName::new("heard").unwrap(), Data::text("one"))),
+        Publish::new(Message::new(EventName::new("said").unwrap(), Data::binary("one"))),
+        Publish::new(with_key),
+    ];
+    for ended in [false, true] {
+        for node in &nodes {
+            for other in &others {
+                let result = patiently("publish", node.publish(&channel, keyed(other.clone()))).await;
+                match result {
+                    Err(error) if error.kind == BrokerErrorKind::Rejected => {}
+                    other => panic!("a known key with another payload gave {other:?}"),
+                }
+            }
+            let again = patiently("publish", node.publish(&channel, keyed(text("one")))).await.unwrap();
+            assert_eq!((again.position, again.duplicate), (first, true));
+            let replayed = replay(&**node, &channel, None, 100).await;
+            assert_eq!((replayed.head, replayed.ended), (chain.head(), ended), "something was appended");
+        }
+        if !ended {
+            chain.publish(&*nodes[1], &channel, Publish::end()).await;
+        }
+    }
+}
+
+/// Backend, users, connections, and the parts of one handled message: each has keys of its own.
+pub async fn keys_of_different_sources_do_not_meet(fixture: &dyn Fixture) {
+    let nodes = [fixture.node().await, fixture.node().await];
+    let channel = channel(Kept::Ample);
+    let mut chain = Chain::birth(&*nodes[0], &channel).await;
+    let print = |text: &str| Fingerprint::of_message(&Message::new(EventName::new("say").unwrap(), Data::text(text)), false);
+    let mut keys = Vec::new();
+    for caller in ["k", "k~1", "k~end", &"k".repeat(255)] {
+        let key = key(caller);
+        keys.push(ScopedKey::backend(&key));
+        for part in 0..3 {
+            for source in [KeySource::User("ann"), KeySource::User("k \u{e9}"), KeySource::Connection(1, 2)] {
+                keys.push(ScopedKey::client(source, &key, part, print("said")));
+            }
+        }
+    }
+    let keyed = |n: usize, key: &ScopedKey| text(n).with_idempotency_key(key.clone());
+    let mut positions = Vec::new();
+    for (n, key) in keys.iter().enumerate() {
+        positions.push(chain.publish(&*nodes[n % 2], &channel, keyed(n, key)).await);
+    }
+    for (n, key) in keys.iter().enumerate() {
+        let again = patiently("publish", nodes[(n + 1) % 2].publish(&channel, keyed(n, key))).await.unwrap();
+        assert_eq!((again.position, again.duplicate), (positions[n], true), "{key:?}");
+    }
+    // What a handler makes of a repeated message may differ. What its client says may not.
+    let said = |text: &str| ScopedKey::client(KeySource::User("ann"), &key("k"), 0, print(text));
+    let again = patiently("publish", nodes[0].publish(&channel, keyed(1000, &said("said")))).await.unwrap();
+    assert_eq!((again.position, again.duplicate), (positions[1], true));
+    let other = patiently("publish", nodes[1].publish(&channel, keyed(1, &said("other")))).await;
+    assert!(other.is_err_and(|error| error.kind == BrokerErrorKind::Rejected));
+    assert_eq!(replay(&*nodes[0], &channel, None, 0).await.head, chain.head());
 }
 
 /// A caller that gave up waiting repeats it; either way there is one event.
@@ -1625,6 +1700,61 @@ pub async fn a_repeated_end_with_its_key_gives_its_position(fixture: &dyn Fixtur
     chain.replays(&*nodes[1], &channel, 2).await;
 }
 
+/// Behind the event stands its end and nothing else, in feeds and in pages of any size, and the end's position is given.
+pub async fn an_event_and_the_end_behind_it_are_one_append(fixture: &dyn Fixture) {
+    let nodes = [fixture.node().await, fixture.node().await];
+    for (kept, promised) in [(Kept::Ample, 100), (Kept::Ten, TEN), (Kept::None, 0)] {
+        for earlier in [0, 1, 12] {
+            let channel = channel(kept);
+            let mut feed = follow(&*nodes[1], &channel).await;
+            let mut chain = Chain(vec![feed.head]);
+            chain.publish_many(&*nodes[0], &channel, earlier).await;
+            let last = text("last").and_end().with_idempotency_key(key("k"));
+            let published = patiently("publish", nodes[0].publish(&channel, last.clone())).await.unwrap();
+            assert!(!published.duplicate);
+            let shown = take(&mut feed, earlier + 2).await;
+            assert_eq!(said(&shown[earlier]), "last");
+            assert!(shown[earlier + 1].is_end());
+            chain.0.extend(shown[earlier..].iter().map(|event| event.position));
+            assert!(chain.0.is_sorted_by(|a, b| a < b));
+            chain.names_previous_of(&shown);
+            assert_eq!(published.position, chain.head(), "the end's position is the channel's last");
+            for node in &nodes {
+                for after in chain.0.iter().copied().map(Some).chain([None]) {
+                    for limit in [1, 2, 3, 100] {
+                        let replayed = replay(&**node, &channel, after, limit).await;
+                        assert!(replayed.ended);
+                        chain.allows(after, limit, promised, &replayed);
+                    }
+                }
+                assert_eq!(follow(&**node, &channel).await.head, chain.head());
+                let again = patiently("publish", node.publish(&channel, last.clone())).await.unwrap();
+                assert_eq!((again.position, again.duplicate), (chain.head(), true));
+                assert_ended(patiently("publish", node.publish(&channel, text("late"))).await);
+                assert_ended(patiently("publish", node.publish(&channel, text("late").and_end())).await);
+            }
+        }
+    }
+}
+
+/// Never the event without its end.
+pub async fn an_event_with_its_end_that_was_given_up_happened_whole_or_not(fixture: &dyn Fixture) {
+    let nodes = [fixture.node().await, fixture.node().await];
+    for n in 0..24 {
+        let channel = channel(Kept::Ample);
+        let birth = replay(&*nodes[0], &channel, None, 0).await.head;
+        give_up(n % 8, nodes[0].publish(&channel, text("last").and_end())).await;
+        for node in &nodes {
+            let replayed = replay(&**node, &channel, Some(birth), 10).await;
+            match &replayed.events[..] {
+                [] => assert!(!replayed.ended),
+                [event, end] => assert!(said(event) == "last" && end.is_end() && replayed.ended),
+                other => panic!("half of it happened: {other:?}"),
+            }
+        }
+    }
+}
+
 /// Every character that is allowed, the longest names, every byte; each through feed and replay of another node.
 pub async fn any_valid_name_and_payload_survives(fixture: &dyn Fixture) {
     const NAME: &str = "ABCXYZabcxyz0189-_.~:@=+";
@@ -1669,7 +1799,7 @@ pub async fn any_valid_name_and_payload_survives(fixture: &dyn Fixture) {
         }
         for (n, message) in messages.iter().enumerate() {
             let mut publish = Publish::new(message.clone());
-            publish.idempotency_key = idempotency_keys.get(n).map(|text| key(text));
+            publish.idempotency_key = idempotency_keys.get(n).map(|text| key(text).into());
             chain.publish(&*nodes[0], &channel, publish).await;
         }
         let shown = take(&mut feed, messages.len()).await;
@@ -1791,7 +1921,7 @@ pub async fn any_sequence_of_calls_agrees_with_a_list(fixture: &dyn Fixture) {
         let mut dice = Dice(seed);
         let channel = channel(kept);
         let mut chain = Chain::birth(&*nodes[0], &channel).await;
-        let mut keys: Vec<(String, Position)> = Vec::new();
+        let mut keys: Vec<(Publish, Position)> = Vec::new();
         let mut feeds: Vec<(Feed, Position)> = Vec::new();
         for step in 0..300 {
             let node = &*nodes[dice.roll(2)];
@@ -1800,16 +1930,13 @@ pub async fn any_sequence_of_calls_agrees_with_a_list(fixture: &dyn Fixture) {
                     chain.publish(node, &channel, text(step)).await;
                 }
                 4 => {
-                    let fresh = format!("key-{step}");
-                    let position = chain
-                        .publish(node, &channel, text(step).with_idempotency_key(key(&fresh)))
-                        .await;
+                    let fresh = text(step).with_idempotency_key(key(&format!("key-{step}")));
+                    let position = chain.publish(node, &channel, fresh.clone()).await;
                     keys.push((fresh, position));
                 }
                 5 if !keys.is_empty() => {
                     let (old, position) = &keys[dice.roll(keys.len())];
-                    let repeated = text("again").with_idempotency_key(key(old));
-                    let published = patiently("publish", node.publish(&channel, repeated)).await.unwrap();
+                    let published = patiently("publish", node.publish(&channel, old.clone())).await.unwrap();
                     assert_eq!(
                         (published.position, published.duplicate),
                         (*position, true),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -19,6 +20,7 @@ use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::feeder::Feeder;
 use crate::flight::Flights;
 use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
+use crate::idempotency::KeySource;
 use crate::jitter::Jitter;
 use crate::log::{MAX_WIRES, WireSlot};
 use crate::metrics::Metrics;
@@ -74,6 +76,8 @@ pub(crate) struct Inner {
     /// How many connections there may be: `limits.connections`, or fewer.
     places: AtomicUsize,
     next_client: AtomicU64,
+    /// Tells this node's connections from those of other nodes.
+    node: u64,
     draining: AtomicBool,
     /// Counts the times that listeners have to be told that the broker is gone.
     pub(crate) stale: AtomicU32,
@@ -261,6 +265,7 @@ impl HubBuilder {
             connections: AtomicUsize::new(0),
             places: AtomicUsize::new(places),
             next_client: AtomicU64::new(1),
+            node: RandomState::new().hash_one(0),
             draining: AtomicBool::new(false),
             stale: AtomicU32::new(0),
             broker_down: Mutex::default(),
@@ -618,7 +623,8 @@ impl Hub {
         if admission.handler.is_none() && admission.rule.send == SendPolicy::Publish {
             self.count_name(connection.peer, name)?;
         }
-        let channel = admission.channel.with_key(key);
+        let user = admission.client.user_id().filter(|user| !user.is_empty()).cloned();
+        let channel = admission.channel.with_key(key, user, self.key_source(connection), &message);
         match (admission.handler, admission.rule.send) {
             (_, SendPolicy::Refuse) => Err(Refusal::forbidden("this channel takes no messages from clients")),
             (Some(handler), _) => handler.message(&admission.client, &channel, message).await,
@@ -626,6 +632,15 @@ impl Hub {
             (None, SendPolicy::Handler) => Err(Refusal::forbidden(
                 "this channel takes no messages from clients: no handler is registered for it (send = \"publish\" in its rule would publish them)",
             )),
+        }
+    }
+
+    /// Whose the idempotency keys of a connection without a user are.
+    fn key_source(&self, connection: &Connection) -> KeySource<'static> {
+        if connection.transport == TransportName::HTTP {
+            KeySource::Address(connection.peer.map(Into::into))
+        } else {
+            KeySource::Connection(self.0.node, connection.id)
         }
     }
 

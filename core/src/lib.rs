@@ -8,17 +8,18 @@
 //! 3. [`shrink`], [`address`]: giving memory back; counting by address
 //! 4. [`rule`]: the decision matrix and its settings as types
 //! 5. [`refusal`]: the few error codes that clients see
-//! 6. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`]
+//! 6. [`idempotency`]: keys that make a repeated publish harmless, as brokers see them
+//! 7. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`]
 //!    ([`patience`]: how long one request waits for it)
-//! 7. [`directory`]: a further ability of a backbone: who is in a channel on which node
-//! 8. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
-//! 9. [`metrics`]: what a node counts
-//! 10. `sync`, `bell`, `vitals`, `log`: one channel on this node: ring, listeners, wake
-//! 11. `roster`: who is in a channel, as this node knows it
-//! 12. [`channel`]: the handle that applications publish with
-//! 13. [`handler`]: what the application says about clients
-//! 14. [`hub`]: one node: opens logs, heals them, drains
-//! 15. [`session`]: one connected client, as every transport uses it
+//! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
+//! 9. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
+//! 10. [`metrics`]: what a node counts
+//! 11. `sync`, `bell`, `vitals`, `log`: one channel on this node: ring, listeners, wake
+//! 12. `roster`: who is in a channel, as this node knows it
+//! 13. [`channel`]: the handle that applications publish with
+//! 14. [`handler`]: what the application says about clients
+//! 15. [`hub`]: one node: opens logs, heals them, drains
+//! 16. [`session`]: one connected client, as every transport uses it
 //!
 //! `conformance` and `directory_conformance` (feature `conformance`) are the two contracts as suites of tests.
 
@@ -40,6 +41,7 @@ mod feeder;
 mod flight;
 pub mod handler;
 pub mod hub;
+pub mod idempotency;
 mod jitter;
 mod line;
 mod log;
@@ -62,6 +64,7 @@ pub use directory::Directory;
 pub use event::{ChannelName, Data, Event, EventName, Key, Message, Position};
 pub use handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
 pub use hub::{Connection, Hub};
+pub use idempotency::ScopedKey;
 pub use refusal::{Code, Refusal};
 pub use rule::{Rule, Rules, UseCase};
 pub use session::Session;

@@ -287,23 +287,67 @@ fn without_a_handler_the_rule_decides() {
                 .await;
             assert_eq!(posted.status, outcome, "{channel}");
             let mut socket = node.open(Way::WebSocket, "/socket").await;
+            socket.send(json!({"type": "subscribe", "channel": channel})).await;
             socket
                 .send(json!({"type": "send", "id": 1, "channel": channel, "event": "e", "data": 1, "key": "k"}))
                 .await;
-            assert_eq!(socket.answer().await["type"] == "reply", outcome == 200, "{channel}");
+            let answer = loop {
+                let answer = socket.answer().await;
+                if answer["id"] == 1 {
+                    break answer;
+                }
+            };
+            assert_eq!(answer["type"] == "reply", outcome == 200, "{channel}");
         }
         assert_eq!(listener.numbers(2).await, [1, 1]);
-        // A key makes a client's repetition harmless too.
+        // A long key makes a client's repetition harmless too, over any connection and transport.
+        let long = "0123456789abcdef0123456789abcdef";
+        let frame = |data: u32, key: &str| json!({"type": "send", "id": 1, "channel": "publish/1", "event": "e", "data": data, "idempotency_key": key});
         for _ in 0..2 {
-            let mut socket = node.open(Way::WebSocket, "/socket").await;
-            let frame = json!({"type": "send", "id": 1, "channel": "publish/1", "event": "e", "data": 7, "idempotency_key": "k"});
-            socket.send(frame).await;
+            let mut socket = node.open(Way::WebSocket, "/channels/publish/1").await;
+            socket.subscribed().await;
+            socket.send(frame(7, long)).await;
             assert_eq!(socket.answer().await, json!({"type": "reply", "id": 1, "data": null}));
-            let header = [("idempotency-key", "k")];
-            node.post("/channels/publish/1", &header, r#"{"event":"e","data":8}"#).await;
+            let header = [("idempotency-key", long)];
+            let post = async |body: &str| node.post("/channels/publish/1", &header, body).await;
+            assert_eq!(post(r#"{"event":"e","data":7}"#).await.status, 200);
+            let answer = post(r#"{"event":"e","data":8}"#).await;
+            assert_eq!((answer.status, answer.error().as_str()), (400, "bad-request"));
+            socket.send(frame(8, long)).await;
+            assert_eq!(socket.answer().await["code"], "bad-request");
         }
         node.publish("publish/1", 9).await;
         assert_eq!(listener.numbers(2).await, [7, 9]);
+    });
+}
+
+/// A stranger who knows or guesses a key makes nobody else's event vanish.
+#[test]
+fn keys_of_strangers_do_not_meet() {
+    run(async {
+        let node = Node::of(config([rule("a", |rule| rule.send = SendPolicy::Publish)])).await;
+        let mut listener = node.listen(Way::WebSocket, "a").await;
+        let frame = |data: u32| json!({"type": "send", "id": 1, "channel": "a", "event": "e", "data": data, "idempotency_key": "order-1-shipped"});
+        let mut sockets = Vec::new();
+        for data in [1, 2] {
+            let mut socket = node.open(Way::WebSocket, "/channels/a").await;
+            socket.subscribed().await;
+            for _ in 0..2 {
+                socket.send(frame(data)).await;
+                assert_eq!(socket.answer().await["type"], "reply");
+            }
+            socket.send(frame(data + 10)).await;
+            assert_eq!(socket.answer().await["code"], "bad-request");
+            sockets.push(socket);
+        }
+        let header = [("idempotency-key", "order-1-shipped")];
+        for (data, status) in [(3, 200), (3, 200), (13, 400)] {
+            let body = json!({"event": "e", "data": data}).to_string();
+            assert_eq!(node.post("/channels/a", &header, body).await.status, status);
+        }
+        let published = node.post("/publish", &header, r#"{"channel":"a","data":4}"#).await.json();
+        assert_eq!(published["duplicate"], false);
+        assert_eq!(listener.numbers(4).await, [1, 2, 3, 4]);
     });
 }
 

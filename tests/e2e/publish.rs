@@ -95,13 +95,13 @@ fn a_key_makes_repeating_harmless() {
         let mut listener = node.listen(Way::WebSocket, "a").await;
         let header = [("idempotency-key", "one")];
         let first = node.post("/publish", &header, r#"{"channel":"a","data":1}"#).await.json();
-        let again = node.post("/publish", &header, r#"{"channel":"a","data":2}"#).await.json();
+        let again = node.post("/publish", &header, r#"{"channel":"a","data":1}"#).await.json();
         assert_eq!((&first["cursor"], &again["duplicate"]), (&again["cursor"], &json!(true)));
-        let in_body = publish(&node, json!({"channel": "a", "data": 3, "idempotency_key": "one"})).await;
+        let in_body = publish(&node, json!({"channel": "a", "data": 1, "idempotency_key": "one"})).await;
         assert_eq!(in_body["cursor"], first["cursor"]);
         // What stands in the body counts more than the header; a key is of one channel.
         let header = [("idempotency-key", "two")];
-        let body = r#"{"channel":"a","data":4,"idempotency_key":"one"}"#;
+        let body = r#"{"channel":"a","data":1,"idempotency_key":"one"}"#;
         assert_eq!(node.post("/publish", &header, body).await.json()["duplicate"], true);
         let other = publish(&node, json!({"channel": "b", "data": 5, "idempotency_key": "one"})).await;
         assert_eq!(other["duplicate"], false);
@@ -109,11 +109,17 @@ fn a_key_makes_repeating_harmless() {
         assert_eq!(listener.numbers(2).await, [1, 6]);
         // Many at once: one of them does it.
         let posts = (0..20).map(|n| {
-            let body = json!({"channel": "a", "data": 100 + n, "idempotency_key": "crowd"}).to_string();
+            // Half of them by header: that is the same key.
+            let body = match n % 2 {
+                0 => json!({"channel": "a", "data": 100, "idempotency_key": "crowd"}),
+                _ => json!({"channel": "a", "data": 100}),
+            };
+            let (body, by_header) = (body.to_string(), n % 2 == 1);
             let address = node.own;
             tokio::spawn(async move {
-                let json = [("content-type", "application/json")];
-                http::request(address, "POST", "/publish", &json, body.into()).await.json()
+                let headers = [("content-type", "application/json"), ("idempotency-key", "crowd")];
+                let headers = if by_header { &headers[..] } else { &headers[..1] };
+                http::request(address, "POST", "/publish", headers, body.into()).await.json()
             })
         });
         let mut answers = Vec::new();
@@ -142,7 +148,7 @@ fn a_key_makes_repeating_harmless() {
     });
 }
 
-/// Event and end are two steps: repeated with one key after an unknown outcome, both have happened once.
+/// Event and end are one step: repeated with one key after an unknown outcome, both have happened once.
 #[test]
 fn an_end_can_be_repeated_with_its_key() {
     run(async {
@@ -164,12 +170,72 @@ fn an_end_can_be_repeated_with_its_key() {
             };
             assert_eq!(json!(cursor), first["cursor"]);
         }
-        // The event alone had happened, the end had not: the repetition ends it.
+        // An event without its end is another payload.
         publish(&node, json!({"channel": "c", "data": 1, "idempotency_key": "k"})).await;
-        let answer = publish(&node, json!({"channel": "c", "data": 1, "end": true, "idempotency_key": "k"})).await;
-        assert_eq!(answer["duplicate"], true);
-        let page = node.get("/channels/c").await.json();
-        assert_eq!((&page["ended"], &page["cursor"]), (&json!(true), &answer["cursor"]));
+        let body = r#"{"channel":"c","data":1,"end":true,"idempotency_key":"k"}"#;
+        assert_eq!(node.post("/publish", &[], body).await.error(), "bad-request");
+        assert_eq!(node.get("/channels/c").await.json()["ended"], false);
+    });
+}
+
+/// P1: what is answered with a 4xx has not happened, not even in part.
+#[test]
+fn what_is_refused_has_left_nothing_behind() {
+    run(async {
+        let node = Node::new().await;
+        let events = async |channel: &str| {
+            let page = node.get(&format!("/channels/{channel}")).await.json();
+            (page["events"].as_array().unwrap().len(), page["ended"] == true)
+        };
+        // As long as a key may be: with an end behind it, it is the same key.
+        for length in [1, 252, 255] {
+            let channel = format!("long/{length}");
+            let body = json!({"channel": channel, "data": 1, "end": true, "idempotency_key": "k".repeat(length)});
+            for duplicate in [false, true] {
+                let answer = publish(&node, body.clone()).await;
+                assert_eq!(answer["duplicate"], duplicate, "{length}: {answer}");
+            }
+            assert_eq!(events(&channel).await, (1, true));
+        }
+        let refused = json!([
+            {"channel": "a", "data": 1, "end": true, "idempotency_key": "k".repeat(256)},
+            {"channel": "a", "data": 2},
+        ]);
+        assert_eq!(node.post("/publish", &[], refused.to_string()).await.status, 400);
+        let refused = json!([
+            {"channel": "b", "event": "a/b", "data": 1, "end": true},
+            {"channel": "c", "data": "x".repeat(70_000), "end": true},
+            {"channel": "d", "data": 1, "text": "y", "end": true},
+        ]);
+        let answer = node.post("/publish", &[], refused.to_string()).await;
+        let codes: Vec<_> = answer.json().as_array().unwrap().iter().map(|one| one["error"]["code"].clone()).collect();
+        assert_eq!(codes, ["bad-request", "too-large", "bad-request"]);
+        for channel in ["a", "b", "c", "d"] {
+            assert_eq!(events(channel).await, (0, false), "{channel}");
+        }
+        // Keys that look like those of other parts or of an end are keys of their own.
+        for key in ["k", "k~end", "k~1", "k~2"] {
+            assert_eq!(publish(&node, json!({"channel": "e", "data": key, "idempotency_key": key})).await["duplicate"], false);
+        }
+        let ended = publish(&node, json!({"channel": "e", "data": 0, "end": true, "idempotency_key": "end"})).await;
+        assert_eq!((&ended["duplicate"], events("e").await), (&json!(false), (5, true)));
+    });
+}
+
+/// P2: another payload under a known key is refused, and nothing is appended.
+#[test]
+fn a_known_key_with_another_payload_is_refused() {
+    run(async {
+        let node = Node::new().await;
+        let keyed = |data: u32| json!({"channel": "a", "data": data, "idempotency_key": "k"}).to_string();
+        assert_eq!(node.post("/publish", &[], keyed(1)).await.status, 200);
+        let answer = node.post("/publish", &[], keyed(2)).await;
+        assert_eq!((answer.status, answer.error().as_str()), (400, "bad-request"));
+        let both = format!("[{},{}]", keyed(1), keyed(2));
+        let answer = node.post("/publish", &[], both).await;
+        assert_eq!((answer.status, &answer.json()[0]["duplicate"]), (207, &json!(true)));
+        assert_eq!(answer.json()[1]["error"]["code"], "bad-request");
+        let page = node.get("/channels/a").await.json();
         assert_eq!(page["events"].as_array().unwrap().len(), 1);
     });
 }

@@ -348,39 +348,14 @@ async fn publish_in_order(hub: &Hub, group: Vec<(usize, Publication<'_>)>) -> Ve
 
 async fn publish_one(hub: &Hub, mut publication: Publication<'_>) -> Result<String, Refusal> {
     let channel = hub.channel(&publication.channel)?;
-    let message = publication.take_message()?;
-    let (key, end) = (publication.idempotency_key, publication.end);
-    let mut published = None;
-    if let Some(message) = message {
-        published = Some(
-            channel
-                .publish_once(Publish {
-                    message,
-                    idempotency_key: key.clone(),
-                })
-                .await?,
-        );
-    }
-    if end {
-        let end_key = match (&published, key) {
-            // Event and end are two appends, so each needs a key.
-            (Some(_), Some(key)) => Some(IdempotencyKey::new(&format!("{key}~end"))?),
-            (_, key) => key,
-        };
-        let ended = channel
-            .publish_once(Publish {
-                idempotency_key: end_key,
-                ..Publish::end()
-            })
-            .await?;
-        published = published
-            .map(|published| airwave_core::Published {
-                position: ended.position,
-                ..published
-            })
-            .or(Some(ended));
-    }
-    let published = published.ok_or_else(|| Refusal::bad_request("there is nothing to publish"))?;
+    let mut publish = match publication.take_message()? {
+        Some(message) => Publish::new(message),
+        None => Publish::end(),
+    };
+    publish.and_end = publication.end;
+    publish.idempotency_key = publication.idempotency_key.map(Into::into);
+    // One append: what is refused has not happened, not even in part.
+    let published = channel.publish_once(publish).await?;
     Ok(format!(
         "{{\"channel\":\"{}\",\"cursor\":\"{}\",\"duplicate\":{}}}",
         channel.name(),

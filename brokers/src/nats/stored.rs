@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use airwave_core::{ChannelName, Event, Message, Position};
+use airwave_core::{ChannelName, Event, Message, Position, Publish};
 use bytes::Bytes;
 
 /// What is known of a channel from its newest message.
@@ -18,6 +18,8 @@ pub(super) struct Chain {
     pub(super) head: Position,
     pub(super) birth: Position,
     pub(super) ended: bool,
+    /// Whether the end stands in the message of the event before it, whose sequence is one below the head.
+    pub(super) end_in_event: bool,
     /// How many events there ever were, and what all of them weigh.
     pub(super) events: u64,
     pub(super) bytes: u64,
@@ -30,6 +32,7 @@ impl Chain {
         head: Position::ZERO,
         birth: Position::ZERO,
         ended: false,
+        end_in_event: false,
         events: 0,
         bytes: 0,
     };
@@ -37,6 +40,13 @@ impl Chain {
 
 /// No time: later than all others, so that nothing is ever too old for want of a time.
 pub(super) const UNKNOWN: u64 = u64::MAX;
+
+impl Chain {
+    /// The sequence of the message that holds the head, if the head is an event.
+    pub(super) fn head_message(&self) -> u64 {
+        self.head.0 - u64::from(self.end_in_event)
+    }
+}
 
 /// One message of the stream.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +59,46 @@ pub(super) struct Stored {
     pub(super) stored_at: u64,
     /// `None`: a mark.
     pub(super) event: Option<Arc<Event>>,
+    /// The channel's end, if the message holds it behind its event: at the next sequence, which no other message of the channel gets.
+    pub(super) end: Option<Arc<Event>>,
+}
+
+impl Stored {
+    /// What the message holds, in order.
+    pub(super) fn events(&self) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
+        self.event.iter().chain(&self.end)
+    }
+
+    /// How many events the channel ever had before this message.
+    pub(super) fn events_before(&self) -> u64 {
+        self.chain.events.saturating_sub(self.events().count() as u64)
+    }
+
+    /// The same as one message for each event: the end as if it stood at its own sequence.
+    pub(super) fn parts(mut self) -> impl Iterator<Item = Stored> {
+        let end = self.end.take().map(|end| {
+            let weight = self.event.as_ref().map_or(0, |event| event.message.weight()) as u64;
+            let whole = Stored {
+                chain: Chain {
+                    newest: end.position.0,
+                    ..self.chain
+                },
+                bytes_before: self.bytes_before + weight,
+                event: Some(end.clone()),
+                ..self.clone()
+            };
+            self.chain = Chain {
+                head: end.previous,
+                ended: false,
+                end_in_event: false,
+                events: self.chain.events - 1,
+                bytes: whole.bytes_before,
+                ..self.chain
+            };
+            whole
+        });
+        [self].into_iter().chain(end)
+    }
 }
 
 pub(super) fn now() -> u64 {
@@ -87,11 +137,17 @@ pub(super) fn channel_of(token: &str) -> Option<ChannelName> {
     ChannelName::new(std::str::from_utf8(&name).ok()?).ok()
 }
 
+/// Before the message of an event behind which the channel ends. Version 0.1 takes such a message for none of its own.
+const AND_END: &[u8] = b"+";
+
 /// Five numbers (previous or head, birth, bytes, events, clock), each before a colon; then, of an event, its message as brokers
-/// store it. The chain is the one before the event. The clock is the writer's own. Only version 0.1 reads it: age is judged by the
-/// time at which the server stored the message.
-pub(super) fn event(before: &Chain, message: &Message, now: u64) -> Bytes {
+/// store it. The chain is the one before the event. `and_end`: the channel ends behind it. The clock is the writer's own. Only
+/// version 0.1 reads it: age is judged by the time at which the server stored the message.
+pub(super) fn event(before: &Chain, message: &Message, and_end: bool, now: u64) -> Bytes {
     let mut bytes = numbers(before, now).into_bytes();
+    if and_end {
+        bytes.extend_from_slice(AND_END);
+    }
     message.store(&mut bytes);
     bytes.into()
 }
@@ -99,7 +155,11 @@ pub(super) fn event(before: &Chain, message: &Message, now: u64) -> Bytes {
 /// A mark: of the birth, if the chain has no head, or of a head whose event may not be kept. Version 0.1 wrote one wherever a
 /// channel was asked for.
 pub(super) fn mark(chain: &Chain, now: u64) -> Bytes {
-    let kind = if chain.ended { "E" } else { "M" };
+    let kind = match chain {
+        Chain { end_in_event: true, .. } => "+E",
+        Chain { ended: true, .. } => "E",
+        _ => "M",
+    };
     (numbers(chain, now) + kind).into()
 }
 
@@ -113,13 +173,14 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
     let (head, birth, bytes_before, events, _written) = (number()?, number()?, number()?, number()?, number()?);
     let rest = bytes.slice_ref(parts.next()?);
-    if *rest == b"M"[..] || *rest == b"E"[..] {
+    if matches!(&rest[..], b"M" | b"E" | b"+E") {
         let place = |given: u64| Position(if given == 0 { sequence } else { given });
         let chain = Chain {
             newest: sequence,
             head: place(head),
             birth: place(birth),
-            ended: *rest == b"E"[..],
+            ended: *rest != b"M"[..],
+            end_in_event: *rest == b"+E"[..],
             events,
             bytes: bytes_before,
         };
@@ -128,35 +189,49 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
             bytes_before,
             stored_at: UNKNOWN,
             event: None,
+            end: None,
         });
     }
     // A first event without a mark before it stands right behind its birth.
     let place = |given: u64| Position(if given == 0 { sequence - 1 } else { given });
+    let and_end = rest.starts_with(AND_END);
     let event = Event {
         position: Position(sequence),
         previous: place(head),
-        message: Message::from_stored(&rest)?,
+        message: Message::from_stored(&rest.slice(if and_end { AND_END.len() } else { 0 }..))?,
     };
+    let end = and_end.then(|| Event {
+        position: Position(sequence + 1),
+        previous: event.position,
+        message: Publish::end().message,
+    });
+    if and_end && event.is_end() {
+        return None;
+    }
+    let last = end.as_ref().unwrap_or(&event);
+    let weight = event.message.weight() + end.as_ref().map_or(0, |end| end.message.weight());
     let chain = Chain {
         newest: sequence,
-        head: event.position,
+        head: last.position,
         birth: place(birth),
-        ended: event.is_end(),
-        events: events.checked_add(1)?,
-        bytes: bytes_before.checked_add(event.message.weight() as u64)?,
+        ended: last.is_end(),
+        end_in_event: and_end,
+        events: events.checked_add(1 + u64::from(and_end))?,
+        bytes: bytes_before.checked_add(weight as u64)?,
     };
     Some(Stored {
         chain,
         bytes_before,
         stored_at: UNKNOWN,
         event: Some(Arc::new(event)),
+        end: end.map(Arc::new),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use airwave_core::event::Key;
-    use airwave_core::{Data, EventName, Publish};
+    use airwave_core::{Data, EventName};
 
     use super::*;
 
@@ -165,6 +240,7 @@ mod tests {
         head: Position(30),
         birth: Position(10),
         ended: false,
+        end_in_event: false,
         events: 2,
         bytes: 100,
     };
@@ -184,7 +260,7 @@ mod tests {
                 data,
                 key: key.map(|key| Key::new(key).unwrap()),
             };
-            let stored = read(50, event(&BEFORE, &message, 7)).unwrap();
+            let stored = read(50, event(&BEFORE, &message, false, 7)).unwrap();
             let shown = stored.event.unwrap();
             assert_eq!((shown.position.0, shown.previous.0), (50, 30));
             assert_eq!(shown.message, message);
@@ -198,14 +274,38 @@ mod tests {
             };
             assert_eq!((stored.chain, stored.bytes_before), (chain, 100));
         }
-        let end = read(50, event(&BEFORE, &Publish::end().message, 7)).unwrap();
+        let end = read(50, event(&BEFORE, &Publish::end().message, false, 7)).unwrap();
         assert!(end.chain.ended);
+    }
+
+    #[test]
+    fn an_event_and_the_end_behind_it_are_one_message() {
+        let said = Message::new(EventName::new("said").unwrap(), Data::text("last"));
+        let bytes = event(&BEFORE, &said, true, 7);
+        let stored = read(50, bytes.clone()).unwrap();
+        let events: Vec<_> = stored.events().collect();
+        assert_eq!((events[0].position.0, events[0].previous.0, &events[0].message), (50, 30, &said));
+        assert_eq!((events[1].position.0, events[1].previous.0, events[1].is_end()), (51, 50, true));
+        let chain = stored.chain;
+        assert_eq!((chain.newest, chain.head.0, chain.head_message(), chain.events), (50, 51, 50, 4));
+        assert!(chain.ended && stored.events_before() == 2);
+        let parts: Vec<_> = stored.clone().parts().collect();
+        assert_eq!(parts[0], read(50, event(&BEFORE, &said, false, 7)).unwrap());
+        let before = Chain { newest: 50, ..parts[0].chain };
+        let end = read(51, event(&before, &Publish::end().message, false, 7)).unwrap();
+        assert_eq!((&parts[1].event, parts[1].bytes_before, parts.len()), (&end.event, end.bytes_before, 2));
+        // A mark that repeats it still says where the head stands.
+        assert_eq!(read(60, mark(&chain, 7)).unwrap().chain, Chain { newest: 60, ..chain });
+        // What version 0.1 does with it: it reads a message behind the numbers, and this is none.
+        let behind_numbers = bytes.iter().enumerate().filter(|(_, byte)| **byte == b':').nth(4).unwrap().0 + 1;
+        assert_eq!(Message::from_stored(&bytes.slice(behind_numbers..)), None);
+        assert_eq!(read(50, event(&BEFORE, &Publish::end().message, true, 7)), None, "two ends");
     }
 
     #[test]
     fn a_first_event_and_a_birth_find_their_places() {
         let said = Message::new(EventName::new("said").unwrap(), Data::text(""));
-        let first = read(50, event(&Chain::NONE, &said, 7)).unwrap();
+        let first = read(50, event(&Chain::NONE, &said, false, 7)).unwrap();
         assert_eq!((first.chain.birth.0, first.event.unwrap().previous.0), (49, 49));
         let birth = read(50, mark(&Chain::NONE, 7)).unwrap().chain;
         assert_eq!((birth.newest, birth.head.0, birth.birth.0, birth.ended), (50, 50, 50, false));
@@ -215,7 +315,7 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_not_read() {
-        let whole = event(&BEFORE, &Message::new(EventName::new("said").unwrap(), Data::text("text")), 7);
+        let whole = event(&BEFORE, &Message::new(EventName::new("said").unwrap(), Data::text("text")), false, 7);
         for length in 0..whole.len() - 4 {
             assert_eq!(read(50, whole.slice(..length)), None, "the first {length} bytes of one");
         }

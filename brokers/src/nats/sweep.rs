@@ -95,7 +95,8 @@ impl Generations {
     /// An event was stored; the chain with it. `Some`: nothing before that position is shown, and it is worth a purge.
     pub(super) fn stored(&mut self, chain: &Chain, history: &History, now: u64) -> Option<Position> {
         let here = Mark {
-            head: chain.head,
+            // The message that holds the head, which may stand below it.
+            head: Position(chain.newest),
             events: chain.events,
             bytes: chain.bytes,
             at: now,

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use airwave_core::broker::{FeedSender, Publish, Pulse};
-use airwave_core::event::IdempotencyKey;
+use airwave_core::idempotency::{Fingerprint, ScopedKey};
 use airwave_core::hub::WireHandle;
 use airwave_core::rule::{Limits, TransportName};
 use airwave_core::session::{After, CloseReason, Joined, Turn};
@@ -433,7 +433,7 @@ struct Channel {
     head: Position,
     events: VecDeque<Arc<Event>>,
     ended: bool,
-    keys: HashMap<IdempotencyKey, Position>,
+    keys: HashMap<ScopedKey, (Position, Fingerprint)>,
     feeds: Vec<FollowerFeed>,
     feeds_opened: usize,
     /// What the node is asked to keep.
@@ -542,7 +542,11 @@ impl Backbone {
     /// Publishes, past all nodes.
     pub fn publish(&self, channel: &str, publish: Publish) -> Result<Published, BrokerError> {
         self.with(channel, |channel| {
-            if let Some(&position) = publish.idempotency_key.as_ref().and_then(|key| channel.keys.get(key)) {
+            let fingerprint = publish.fingerprint();
+            if let Some(&(position, first)) = publish.idempotency_key.as_ref().and_then(|key| channel.keys.get(key)) {
+                if first != fingerprint {
+                    return Err(BrokerError::another_payload());
+                }
                 return Ok(Published {
                     position,
                     duplicate: true,
@@ -551,25 +555,28 @@ impl Backbone {
             if channel.ended {
                 return Err(BrokerError::ended());
             }
-            let position = channel.given.next();
-            channel.ended = publish.is_end();
-            let forgotten = self.forgets_previous.load(SeqCst) && channel.events.is_empty();
-            let event = Arc::new(Event {
-                position,
-                previous: if forgotten { Position::ZERO } else { channel.head },
-                message: publish.message,
-            });
+            channel.ended = publish.ends_channel();
+            let end = publish.end_behind();
+            for message in [publish.message].into_iter().chain(end) {
+                let position = channel.given.next();
+                let forgotten = self.forgets_previous.load(SeqCst) && channel.events.is_empty();
+                let event = Arc::new(Event {
+                    position,
+                    previous: if forgotten { Position::ZERO } else { channel.head },
+                    message,
+                });
+                (channel.given, channel.head) = (position, position);
+                channel.events.push_back(event.clone());
+                while channel.events.len() > channel.keep {
+                    channel.events.pop_front();
+                }
+                channel.feeds.retain_mut(|feed| feed.show(&event));
+            }
             if let Some(key) = publish.idempotency_key {
-                channel.keys.insert(key, position);
+                channel.keys.insert(key, (channel.head, fingerprint));
             }
-            (channel.given, channel.head) = (position, position);
-            channel.events.push_back(event.clone());
-            while channel.events.len() > channel.keep {
-                channel.events.pop_front();
-            }
-            channel.feeds.retain_mut(|feed| feed.show(&event));
             Ok(Published {
-                position,
+                position: channel.head,
                 duplicate: false,
             })
         })

@@ -14,6 +14,7 @@ use std::time::Duration;
 use airwave_brokers::memory::Memory;
 use airwave_core::broker::FeedSender;
 use airwave_core::event::IdempotencyKey;
+use airwave_core::idempotency::ScopedKey;
 use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules};
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -268,9 +269,9 @@ impl Inner {
                 break;
             }
             // A failover lost the key with its event; the memory broker still has both. So whoever tries again does so with another key.
-            let key = publish.idempotency_key.as_ref().map_or("", IdempotencyKey::as_str);
+            let key = publish.idempotency_key.as_ref().map_or("", ScopedKey::as_str).replace(' ', "_");
             let mut attempt = publish.clone();
-            attempt.idempotency_key = IdempotencyKey::new(&format!("{key}~{again}")).ok();
+            attempt.idempotency_key = IdempotencyKey::new(&format!("{key}~{again}")).ok().map(Into::into);
             published = at_once(self.memory.publish(name, attempt))?;
         }
         if !published.duplicate {
