@@ -152,8 +152,9 @@ export class SocketLine extends Line {
     return this.#id;
   }
 
-  flush({ name, outbox, held }: Subscription): void {
-    if (!this.up || held) return;
+  flush({ name, outbox, held, live }: Subscription): void {
+    // The server takes messages of a channel that this connection listens to, and of no other.
+    if (!this.up || held || !live) return;
     for (const sending of [...outbox]) {
       if (sending.sent) continue;
       sending.sent = true;
@@ -179,6 +180,7 @@ export class SocketLine extends Line {
       else {
         this.#refusedToken = false;
         asked.confirmed(frame["cursor"] as string, frame["resumed"] as boolean);
+        this.flush(asked);
       }
     } else if (frame["type"] === "reply") {
       asked.settle(null, frame["data"]);

@@ -249,7 +249,10 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     return new Promise((resolve, reject) => {
       const { repeat = true, timeout = 30_000 } = options;
       if (this.isOver) return reject(new AirwaveError(this.state === "ended" ? "ended" : "closed", `the channel '${this.name}' is ${this.state}`));
-      if (!this.line?.up && (!repeat || this.outbox.length >= this.#owner.queue)) {
+      const up = this.line?.up ?? false;
+      // Over a WebSocket a message waits until the subscription is confirmed.
+      const speaks = up && (this.live || this.transport !== "websocket");
+      if ((!up && !repeat) || (!speaks && this.outbox.length >= this.#owner.queue)) {
         return reject(new AirwaveError("disconnected", `no line to '${this.name}'`));
       }
       const idempotencyKey = options.idempotencyKey ?? unique();

@@ -300,7 +300,10 @@ describe("a channel", () => {
     await failed;
     await vi.advanceTimersByTimeAsync(10);
     socket = await FakeSocket.last.open();
-    const sent = socket.said.filter(({ type }) => type === "send");
+    const sends = () => socket.said.filter(({ type }) => type === "send");
+    expect(sends()).toEqual([]);
+    socket.confirm();
+    const sent = sends();
     expect(sent).toHaveLength(1);
     expect(sent[0]).toMatchObject({ data: 1, idempotency_key: first!["idempotency_key"] });
     // The server cannot now: it is asked again, too.
@@ -313,6 +316,35 @@ describe("a channel", () => {
     const late = expect(channel.send("n", 3, { timeout: 1000 })).rejects.toMatchObject({ code: "timeout" });
     await vi.advanceTimersByTimeAsync(1000);
     await late;
+  });
+
+  test("a message waits until its subscription is confirmed, and is refused with it", async () => {
+    const client = start({ backoff: [10, 10], queue: 2 });
+    const [channel, closed] = [client.channel("a"), client.channel("b")];
+    closed.on("error", () => {});
+    await settled();
+    const socket = await FakeSocket.last.open();
+    const sends = () => socket.said.filter(({ type }) => type === "send");
+    const said = [channel.send("n", 1), channel.send("n", 2, { repeat: false })];
+    const refused = expect(closed.send("n", 3)).rejects.toMatchObject({ code: "forbidden" });
+    await expect(channel.send("n", 4)).rejects.toMatchObject({ code: "disconnected" });
+    expect(sends()).toEqual([]);
+    const subscribes = socket.said.filter(({ type }) => type === "subscribe");
+    socket.tell({ type: "error", id: subscribes[1]!["id"], channel: "b", code: "forbidden", message: "members only" });
+    await refused;
+    socket.tell({ type: "subscribed", id: subscribes[0]!["id"], channel: "a", cursor: "1", resumed: false });
+    expect(sends().map(({ channel, data }) => [channel, data])).toEqual([
+      ["a", 1],
+      ["a", 2],
+    ]);
+    for (const { id } of sends()) socket.tell({ type: "reply", id, data: null });
+    await Promise.all(said);
+    // A fault of the application's is the answer, and is not asked for again.
+    const fault = expect(channel.send("n", 5)).rejects.toMatchObject({ code: "internal" });
+    socket.tell({ type: "error", id: sends().at(-1)!["id"], channel: "a", code: "internal", message: "a fault" });
+    await fault;
+    await vi.advanceTimersByTimeAsync(30_000);
+    expect(FakeSocket.made.flatMap(({ said }) => said).filter(({ data }) => data === 5)).toHaveLength(1);
   });
 
   test("the same name is the same channel, closed when all have closed it", async () => {
