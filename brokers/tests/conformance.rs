@@ -379,6 +379,8 @@ async fn nats_keeps_the_contract_on_a_cluster() {
         "a_publish_that_was_given_up_may_be_repeated_with_its_key",
         "an_ended_channel_takes_no_more_events",
         "a_repeated_end_with_its_key_gives_its_position",
+        "a_key_with_another_payload_is_refused",
+        "an_event_and_the_end_behind_it_are_one_append",
         "any_sequence_of_calls_agrees_with_a_list",
         "after_a_wipe_nothing_old_goes_on",
     ] {

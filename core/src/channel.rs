@@ -8,10 +8,11 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-use crate::broker::{Broker, BrokerError, BrokerErrorKind, PageLimit, Publish, Published, Replay};
+use crate::broker::{Broker, BrokerError, BrokerErrorKind, IDEMPOTENCY_WINDOW, PageLimit, Publish, Published, Replay};
 use crate::event::{ChannelName, IdempotencyKey, Key, Message, Position};
 use crate::idempotency::{Fingerprint, KeySource, ScopedKey};
 use crate::jitter::Jitter;
+use crate::key_counts::KeyCounts;
 use crate::log::{believed, is_torn};
 use crate::metrics::Metrics;
 use crate::patience;
@@ -30,6 +31,8 @@ pub(crate) struct Backbone {
     pub(crate) outage: Outage,
     pub(crate) unanswered: Unanswered,
     pub(crate) turns: HealTurns,
+    /// Idempotency keys that this node has used, by channel.
+    pub(crate) keys: KeyCounts<ChannelName>,
     /// Where there is a directory and a rule that asks for it.
     pub(crate) presence: Option<Arc<Presence>>,
 }
@@ -216,6 +219,17 @@ impl Backbone {
                 format!(
                     "the message has {weight} bytes; at most {} are allowed (limits.message_bytes)",
                     self.limits.message_bytes
+                ),
+            ));
+        }
+        let limit = self.limits.idempotency_keys_per_channel;
+        if publish.idempotency_key.is_some() && !self.keys.take(channel.clone(), limit) {
+            self.metrics.publish_error(Code::TooMany);
+            return Err(Refusal::new(
+                Code::TooMany,
+                format!(
+                    "this channel has used {limit} idempotency keys within {} seconds (limits.idempotency_keys_per_channel): publish it later",
+                    IDEMPOTENCY_WINDOW.as_secs()
                 ),
             ));
         }

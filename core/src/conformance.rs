@@ -1531,10 +1531,16 @@ pub async fn a_key_with_another_payload_is_refused(fixture: &dyn Fixture) {
                     other => panic!("a known key with another payload gave {other:?}"),
                 }
             }
-            let again = patiently("publish", node.publish(&channel, keyed(text("one")))).await.unwrap();
+            let again = patiently("publish", node.publish(&channel, keyed(text("one"))))
+                .await
+                .unwrap();
             assert_eq!((again.position, again.duplicate), (first, true));
             let replayed = replay(&**node, &channel, None, 100).await;
-            assert_eq!((replayed.head, replayed.ended), (chain.head(), ended), "something was appended");
+            assert_eq!(
+                (replayed.head, replayed.ended),
+                (chain.head(), ended),
+                "something was appended"
+            );
         }
         if !ended {
             chain.publish(&*nodes[1], &channel, Publish::end()).await;
@@ -1553,7 +1559,11 @@ pub async fn keys_of_different_sources_do_not_meet(fixture: &dyn Fixture) {
         let key = key(caller);
         keys.push(ScopedKey::backend(&key));
         for part in 0..3 {
-            for source in [KeySource::User("ann"), KeySource::User("k \u{e9}"), KeySource::Connection(1, 2)] {
+            for source in [
+                KeySource::User("ann"),
+                KeySource::User("k \u{e9}"),
+                KeySource::Connection(1, 2),
+            ] {
                 keys.push(ScopedKey::client(source, &key, part, print("said")));
             }
         }
@@ -1564,12 +1574,16 @@ pub async fn keys_of_different_sources_do_not_meet(fixture: &dyn Fixture) {
         positions.push(chain.publish(&*nodes[n % 2], &channel, keyed(n, key)).await);
     }
     for (n, key) in keys.iter().enumerate() {
-        let again = patiently("publish", nodes[(n + 1) % 2].publish(&channel, keyed(n, key))).await.unwrap();
+        let again = patiently("publish", nodes[(n + 1) % 2].publish(&channel, keyed(n, key)))
+            .await
+            .unwrap();
         assert_eq!((again.position, again.duplicate), (positions[n], true), "{key:?}");
     }
     // What a handler makes of a repeated message may differ. What its client says may not.
     let said = |text: &str| ScopedKey::client(KeySource::User("ann"), &key("k"), 0, print(text));
-    let again = patiently("publish", nodes[0].publish(&channel, keyed(1000, &said("said")))).await.unwrap();
+    let again = patiently("publish", nodes[0].publish(&channel, keyed(1000, &said("said"))))
+        .await
+        .unwrap();
     assert_eq!((again.position, again.duplicate), (positions[1], true));
     let other = patiently("publish", nodes[1].publish(&channel, keyed(1, &said("other")))).await;
     assert!(other.is_err_and(|error| error.kind == BrokerErrorKind::Rejected));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Serialize;
 
+use crate::caught::Details;
 use crate::channel::Channel;
 use crate::event::{Data, Invalid, JsonText, Message};
 use crate::refusal::Refusal;
@@ -21,6 +22,9 @@ const MAX_META: usize = 1024;
 /// Every method has a default: implement what you need. Calls for one connection come one after the other; different connections
 /// call at the same time. A slow method delays only further commands of its own connection, never deliveries. A call that is under way when its connection
 /// breaks may be dropped at its next `await`: what must not stop half-way belongs in a task of its own. A drain waits for it.
+///
+/// A method that panics is caught: the client is answered `internal`, the connection and its other channels go on, the log says in
+/// which channel and at which event it was, and `airwave_handler_panics_total` counts it.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
     /// Who is this? Called once for each connection (an SSE stream, a WebSocket, a single POST) that turns to a channel of this handler, before anything
@@ -36,20 +40,31 @@ pub trait Handler: Send + Sync + 'static {
         &[]
     }
 
-    /// May this client listen to this channel? Called for each subscription and each history request. Default: yes.
+    /// May this client listen to this channel? Called for each subscription and each history request, and, unless
+    /// [`Handler::requires_subscription`] says otherwise, for each message that does not come over a subscription. Default: yes.
     async fn subscribe(&self, client: &Client, channel: &Channel) -> Result<(), Refusal> {
         let _ = (client, channel);
         Ok(())
     }
 
-    /// A client said something. Publish it, act on it, answer it, or refuse it. Called for each `send` frame and each POST. The client may not be subscribed:
-    /// check here whatever must hold. Default: refused as `forbidden`.
+    /// A client said something. Publish it, act on it, answer it, or refuse it. Called for each `send` frame and each POST of a client
+    /// that [`Handler::subscribe`] admitted. Default: refused as `forbidden`.
     async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
         let _ = (client, channel, message);
         Err(Refusal::forbidden("this channel takes no messages from clients"))
     }
 
-    /// A subscription is over. Called once for each that `subscribe` admitted, in its own task. Default: nothing.
+    /// Whether only those may send who may listen. Default: yes.
+    ///
+    /// Then a message over a WebSocket needs an open subscription of that connection to the channel, and for a POST,
+    /// [`Handler::subscribe`] is asked first, each time; if it refuses, the message is refused with the same code. Without it,
+    /// [`Handler::message`] runs for every client that [`Handler::connect`] knows, and has to check by itself whatever must hold:
+    /// for channels to which clients write and that they never read.
+    fn requires_subscription(&self) -> bool {
+        true
+    }
+
+    /// A subscription is over. Called once for each subscription that `subscribe` admitted, in its own task. Default: nothing.
     async fn unsubscribe(&self, client: &Client, channel: &Channel, reason: LeaveReason) {
         let _ = (client, channel, reason);
     }
@@ -107,7 +122,7 @@ impl ConnectRequest {
 pub struct Identity {
     user: Option<Arc<str>>,
     meta: Option<JsonText>,
-    details: Option<Arc<dyn Any + Send + Sync>>,
+    details: Option<Details>,
 }
 
 impl Identity {
@@ -145,7 +160,7 @@ impl Identity {
 
     /// The same with a value of the application's own (claims, a session, a database row).
     pub fn with(mut self, details: impl Any + Send + Sync) -> Self {
-        self.details = Some(Arc::new(details));
+        self.details = Some(Details::new(details));
         self
     }
 }
@@ -186,7 +201,7 @@ impl Client {
 
     /// What [`Identity::with`] was given, if it was a `T`.
     pub fn details<T: Any>(&self) -> Option<&T> {
-        self.identity.details.as_deref()?.downcast_ref()
+        self.identity.details.as_ref()?.downcast_ref()
     }
 }
 

@@ -13,7 +13,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::address::{AddressCounts, AddressKey, AddressPlace};
-use crate::broker::{Broker, BrokerError, PageLimit, Replay};
+use crate::broker::{Broker, BrokerError, IDEMPOTENCY_WINDOW, PageLimit, Replay};
+use crate::caught::Call;
 use crate::channel::{Backbone, Channel, HealTurns, Outage, Unanswered};
 use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
@@ -22,6 +23,7 @@ use crate::flight::Flights;
 use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
 use crate::idempotency::KeySource;
 use crate::jitter::Jitter;
+use crate::key_counts::KeyCounts;
 use crate::log::{MAX_WIRES, WireSlot};
 use crate::metrics::Metrics;
 use crate::patience::{self, Patience};
@@ -78,6 +80,8 @@ pub(crate) struct Inner {
     next_client: AtomicU64,
     /// Tells this node's connections from those of other nodes.
     node: u64,
+    /// Idempotency keys of clients' messages.
+    client_keys: KeyCounts<Whose>,
     draining: AtomicBool,
     /// Counts the times that listeners have to be told that the broker is gone.
     pub(crate) stale: AtomicU32,
@@ -86,6 +90,13 @@ pub(crate) struct Inner {
     /// Milliseconds since the start, plus one, as of the last tick.
     pub(crate) clock: AtomicU64,
     pub(crate) runtime: Handle,
+}
+
+/// Whose idempotency keys are counted together.
+#[derive(PartialEq, Eq, Hash)]
+enum Whose {
+    User(Arc<str>),
+    Address(Option<AddressKey>),
 }
 
 /// A wire that is registered with a hub.
@@ -246,6 +257,7 @@ impl HubBuilder {
             outage: Outage::default(),
             unanswered: Unanswered::default(),
             turns: HealTurns::default(),
+            keys: KeyCounts::default(),
             jitter: self.jitter,
         });
         let limits = &backbone.limits;
@@ -266,6 +278,7 @@ impl HubBuilder {
             places: AtomicUsize::new(places),
             next_client: AtomicU64::new(1),
             node: RandomState::new().hash_one(0),
+            client_keys: KeyCounts::default(),
             draining: AtomicBool::new(false),
             stale: AtomicU32::new(0),
             broker_down: Mutex::default(),
@@ -544,7 +557,8 @@ impl Hub {
                     Some(handler) => {
                         let request = lock(&connection.request).clone();
                         let request = request.ok_or_else(|| Refusal::internal("the connection can no longer be identified"))?;
-                        handler.connect(&request).await?
+                        let call = self.call("connect", name, None);
+                        call.wait(|| handler.connect(&request)).await??
                     }
                     None => Identity::anonymous(),
                 };
@@ -590,17 +604,35 @@ impl Hub {
         if connection.transport == TransportName::HTTP {
             self.count_request(admission.client.user_id(), connection.peer)?;
         }
-        if let Some(handler) = &admission.handler {
-            handler.subscribe(&admission.client, &admission.channel).await?;
-        }
+        self.ask_to_subscribe(&admission).await?;
         self.count_name(connection.peer, name)?;
         Ok(admission)
     }
 
-    /// A client's message: to the handler, or without one, what the rule says.
+    async fn ask_to_subscribe(&self, admission: &Admission) -> Result<(), Refusal> {
+        let Some(handler) = &admission.handler else {
+            return Ok(());
+        };
+        let call = self.call("subscribe", admission.channel.name(), None);
+        call.wait(|| handler.subscribe(&admission.client, &admission.channel)).await?
+    }
+
+    /// A call of a handler, in which panics are caught.
+    fn call<'a>(&'a self, method: &'static str, channel: &'a ChannelName, event: Option<&'a str>) -> Call<'a> {
+        let metrics = self.metrics();
+        Call {
+            metrics,
+            method,
+            channel,
+            event,
+        }
+    }
+
+    /// A client's message that came by itself, not over a subscription: to the handler, or without one, what the rule says. The handler
+    /// is asked first whether the client may listen.
     ///
     /// # Errors
-    /// What the handler refuses, and `bad-request`, `unknown-channel`, `too-large`, `forbidden`, `ended`, `unavailable`.
+    /// What the handler refuses, and `bad-request`, `unknown-channel`, `too-large`, `too-many`, `forbidden`, `ended`, `unavailable`.
     pub async fn send(
         &self,
         connection: &Connection,
@@ -608,6 +640,42 @@ impl Hub {
         message: Message,
         key: Option<IdempotencyKey>,
     ) -> Result<Reply, Refusal> {
+        let admission = self.admit_sender(connection, name, &message).await?;
+        if requires_subscription(&admission, &self.call("requires_subscription", name, None))? {
+            self.ask_to_subscribe(&admission).await?;
+        }
+        self.deliver(connection, admission, message, key).await
+    }
+
+    /// A client's message over a connection that can listen. `listens`: it does listen to this channel.
+    ///
+    /// # Errors
+    /// Those of [`Hub::send`]. Where it does not listen and would have to: why it may not, or `forbidden`.
+    pub async fn send_from_listener(
+        &self,
+        connection: &Connection,
+        listens: bool,
+        name: &ChannelName,
+        message: Message,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Reply, Refusal> {
+        let admission = self.admit_sender(connection, name, &message).await?;
+        if !listens && requires_subscription(&admission, &self.call("requires_subscription", name, None))? {
+            // What would be told at subscribing is told here.
+            self.admit_listener(connection, name).await?;
+            let log = lock(&self.0.logs).get(name).map(|feeder| feeder.log.clone());
+            if log.is_some_and(|log| log.size().2) {
+                return Err(Refusal::new(Code::Ended, "the channel has ended"));
+            }
+            return Err(Refusal::forbidden(
+                "subscribe to this channel first: a message needs an open subscription of its connection",
+            ));
+        }
+        self.deliver(connection, admission, message, key).await
+    }
+
+    /// Whether this message may be said here at all.
+    async fn admit_sender(&self, connection: &Connection, name: &ChannelName, message: &Message) -> Result<Admission, Refusal> {
         let weight = message.weight();
         let limit = self.limits().message_bytes;
         if weight > limit {
@@ -623,15 +691,47 @@ impl Hub {
         if admission.handler.is_none() && admission.rule.send == SendPolicy::Publish {
             self.count_name(connection.peer, name)?;
         }
-        let user = admission.client.user_id().filter(|user| !user.is_empty()).cloned();
-        let channel = admission.channel.with_key(key, user, self.key_source(connection), &message);
-        match (admission.handler, admission.rule.send) {
+        match (&admission.handler, admission.rule.send) {
             (_, SendPolicy::Refuse) => Err(Refusal::forbidden("this channel takes no messages from clients")),
-            (Some(handler), _) => handler.message(&admission.client, &channel, message).await,
-            (None, SendPolicy::Publish) => channel.publish_message(message).await.map(|_| Reply::done()),
             (None, SendPolicy::Handler) => Err(Refusal::forbidden(
                 "this channel takes no messages from clients: no handler is registered for it (send = \"publish\" in its rule would publish them)",
             )),
+            (Some(_), _) | (None, SendPolicy::Publish) => Ok(admission),
+        }
+    }
+
+    async fn deliver(
+        &self,
+        connection: &Connection,
+        admission: Admission,
+        message: Message,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Reply, Refusal> {
+        let user = admission.client.user_id().filter(|user| !user.is_empty()).cloned();
+        if key.is_some() {
+            let whose = match &user {
+                Some(user) => Whose::User(user.clone()),
+                None => Whose::Address(connection.peer.map(Into::into)),
+            };
+            let limit = self.limits().idempotency_keys_per_client;
+            if !self.0.client_keys.take(whose, limit) {
+                return Err(Refusal::new(
+                    Code::TooMany,
+                    format!(
+                        "{limit} messages with an idempotency key within {} seconds (limits.idempotency_keys_per_client): send it later, or without one",
+                        IDEMPOTENCY_WINDOW.as_secs()
+                    ),
+                ));
+            }
+        }
+        let channel = admission.channel.with_key(key, user, self.key_source(connection), &message);
+        match admission.handler {
+            Some(handler) => {
+                let event = message.event.clone();
+                let call = self.call("message", channel.name(), Some(event.as_str()));
+                call.wait(|| handler.message(&admission.client, &channel, message)).await?
+            }
+            None => channel.publish_message(message).await.map(|_| Reply::done()),
         }
     }
 
@@ -737,9 +837,17 @@ impl Hub {
 
     /// Runs the handler's goodbye in a task of its own.
     pub(crate) fn unsubscribed(&self, handler: Arc<dyn Handler>, client: Arc<Client>, channel: Channel, reason: LeaveReason) {
-        self.0
-            .runtime
-            .spawn(async move { handler.unsubscribe(&client, &channel, reason).await });
+        let backbone = self.0.backbone.clone();
+        self.0.runtime.spawn(async move {
+            let call = Call {
+                metrics: &backbone.metrics,
+                method: "unsubscribe",
+                channel: channel.name(),
+                event: None,
+            };
+            // Nobody waits for an answer.
+            let _ = call.wait(|| handler.unsubscribe(&client, &channel, reason)).await;
+        });
     }
 
     /// The channels that are open on this node, in the order of their names; at most `limit`.
@@ -800,6 +908,13 @@ impl Drop for Connection {
             return;
         }
         self.hub.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn requires_subscription(admission: &Admission, call: &Call<'_>) -> Result<bool, Refusal> {
+    match &admission.handler {
+        Some(handler) => call.run(|| handler.requires_subscription()),
+        None => Ok(true),
     }
 }
 

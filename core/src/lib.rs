@@ -29,6 +29,7 @@
 pub mod address;
 mod bell;
 pub mod broker;
+mod caught;
 pub mod channel;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -43,6 +44,7 @@ pub mod handler;
 pub mod hub;
 pub mod idempotency;
 mod jitter;
+mod key_counts;
 mod line;
 mod log;
 pub mod metrics;

@@ -37,6 +37,7 @@ pub struct Metrics {
     pub(crate) gaps: Family<Label, Counter>,
     pub(crate) slow_clients: Family<Label, Counter>,
     pub(crate) refusals: Family<Label, Counter>,
+    pub(crate) handler_panics: Counter,
     pub(crate) logs: Gauge,
     pub(crate) log_bytes: Gauge,
     pub(crate) log_events: Gauge,
@@ -83,6 +84,7 @@ impl Metrics {
             gaps: Family::default(),
             slow_clients: Family::default(),
             refusals: Family::default(),
+            handler_panics: Counter::default(),
             logs: Gauge::default(),
             log_bytes: Gauge::default(),
             log_events: Gauge::default(),
@@ -142,6 +144,11 @@ impl Metrics {
             "refusals",
             "Requests and commands refused, by error code",
             metrics.refusals.clone(),
+        );
+        r.register(
+            "handler_panics",
+            "Panics of the application's handlers that were caught",
+            metrics.handler_panics.clone(),
         );
         r.register("logs", "Channels open on this node", metrics.logs.clone());
         r.register(

@@ -485,6 +485,11 @@ pub struct Limits {
     pub new_channels_per_minute: u32,
     /// Bytes of events on this node: half of it for the rings of all logs together, half for the history of the memory broker.
     pub memory: usize,
+    /// Idempotency keys that one client may use within [`IDEMPOTENCY_WINDOW`](crate::broker::IDEMPOTENCY_WINDOW): a user over all
+    /// connections to this node, or all clients without a user id from one address.
+    pub idempotency_keys_per_client: usize,
+    /// Idempotency keys that this node may use in one channel within that time.
+    pub idempotency_keys_per_channel: usize,
     /// Events that a log's ring keeps at least, so that a slow listener has room even where history is short.
     pub ring_events: usize,
     /// Bytes that a log's ring keeps at most.
@@ -515,6 +520,8 @@ impl Default for Limits {
             requests_per_second: 100,
             new_channels_per_minute: 10_000,
             memory: 1 << 30,
+            idempotency_keys_per_client: 20_000,
+            idempotency_keys_per_channel: 1_000_000,
             ring_events: 1024,
             ring_bytes: 16 << 20,
             heartbeat: Duration::from_secs(15),

@@ -47,8 +47,11 @@ impl Handler for Players {
         if channel.name().as_str() != ARENA {
             return Err(Refusal::new(Code::UnknownChannel, format!("there is one arena: {ARENA}")));
         }
-        world().watch(client.user().unwrap_or_default());
-        WATCHED.notify_one();
+        // A single request has no end that anybody is told of.
+        if client.transport.as_str() != "http" {
+            world().watch(client.user().unwrap_or_default());
+            WATCHED.notify_one();
+        }
         Ok(())
     }
 

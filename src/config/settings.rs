@@ -260,6 +260,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     per_time!(requests_per_second),
     per_time!(new_channels_per_minute),
     limit!(size memory from 1 << 20),
+    limit!(count idempotency_keys_per_client up to usize::MAX),
+    limit!(count idempotency_keys_per_channel up to usize::MAX),
     limit!(count ring_events up to usize::MAX),
     limit!(size ring_bytes from 1024),
     limit!(duration heartbeat from Duration::from_secs(1)),

@@ -355,7 +355,7 @@ fn bad_values_are_refused_with_what_to_write() {
         ),
         (
             "limits = 5\n",
-            "airwave.toml:1:10: limits must be a table with connections, connections_per_address, channels_per_connection, channels, message_bytes, frames_per_second, requests_per_second, new_channels_per_minute, memory, ring_events, ring_bytes, heartbeat, idle, keep_alive, stalled_write, linger, broker_timeout",
+            "airwave.toml:1:10: limits must be a table with connections, connections_per_address, channels_per_connection, channels, message_bytes, frames_per_second, requests_per_second, new_channels_per_minute, memory, idempotency_keys_per_client, idempotency_keys_per_channel, ring_events, ring_bytes, heartbeat, idle, keep_alive, stalled_write, linger, broker_timeout",
         ),
         (
             "broker.url = \"nats://me:s3cret@h?s3cret\"\n",

@@ -351,7 +351,7 @@ describe("Chromium", { skip }, () => {
     const { server, page } = await setUp(t);
     const url = `${server.url}/channels/both/send`;
     const source = await page.sse("source", url, ["say"]);
-    const socket = await page.socket("socket", socketAddress(`${server.url}/socket`));
+    const socket = await page.socket("socket", socketAddress(url));
     await source.first(subscribed, "confirmation");
     await socket.first(({ type }) => type === "open", "open");
     await page.send("socket", JSON.stringify({ type: "send", id: 7, channel: "both/send", event: "say", data: { text: "hi 😀" } }));

@@ -103,7 +103,7 @@ describe("the ws package", () => {
     const server = await Server.start(t);
     const listener = await connect(t, `${server.url}/channels/both/bin`);
     await listener.frame(({ type }) => type === "subscribed", "confirmation");
-    const sender = await connect(t, `${server.url}/socket`);
+    const sender = await connect(t, `${server.url}/channels/both/bin`);
     const payload = randomBytes(3000);
     sender.socket.send(encodeCommand("both/bin", "blob", payload, 9));
     const reply = await sender.frame(({ id }) => id === 9, "reply");
@@ -115,12 +115,12 @@ describe("the ws package", () => {
     assert.ok(BigInt(second.id) > BigInt(first.id));
     sender.say({ type: "ping", id: 10 });
     await sender.frame(({ id }) => id === 10, "pong");
-    assert.equal(sender.heard.entries.filter(({ type }) => type === "text").length, 2, "a command without an id has no reply");
+    assert.equal(sender.heard.entries.filter(({ type }) => type === "text").length, 3, "a command without an id has no reply");
   });
 
   test("a message in fragments, with a ping between them", async (t) => {
     const server = await Server.start(t);
-    const { socket, heard, frame } = await connect(t, `${server.url}/socket`);
+    const { socket, heard, frame } = await connect(t, `${server.url}/channels/both/parts`);
     const text = Buffer.from(JSON.stringify({ type: "send", id: 1, channel: "both/parts", event: "say", data: "grün 😀" }));
     const cut = text.indexOf(Buffer.from("😀")) + 2; // within a character
     socket.send(text.subarray(0, cut), { binary: false, fin: false });

@@ -223,6 +223,26 @@ fn publishes_under_way_finish() {
     });
 }
 
+/// Publishes what clients who do not listen say.
+struct Letterbox;
+
+#[airwave::async_trait]
+impl airwave::Handler for Letterbox {
+    fn requires_subscription(&self) -> bool {
+        false
+    }
+
+    async fn message(
+        &self,
+        _: &airwave::Client,
+        channel: &airwave::Channel,
+        message: airwave::Message,
+    ) -> Result<airwave::Reply, airwave::Refusal> {
+        channel.publish_message(message).await?;
+        Ok(airwave::Reply::done())
+    }
+}
+
 /// A message that is being handled is answered before the goodbye.
 #[test]
 fn commands_under_way_are_answered() {
@@ -236,7 +256,8 @@ fn commands_under_way_are_answered() {
             asked: asked.clone(),
             leave: leave.clone(),
         };
-        let mut node = Node::serving(Airwave::from_config(config).broker(Arc::new(broker)), Airwave::router).await;
+        let builder = Airwave::from_config(config).broker(Arc::new(broker)).handle("b", Letterbox);
+        let mut node = Node::serving(builder, Airwave::router).await;
         let mut socket = node.listen(Way::WebSocket, "a").await;
         socket
             .send(json!({"type": "send", "id": 1, "channel": "b", "event": "e", "data": 1}))

@@ -206,11 +206,19 @@ async fn send(node: &Node, way: Way, user: &str, message: Value) -> Result<Value
         };
     }
     let mut socket = node.try_open(way, "/socket", &[("authorization", user)]).await.unwrap();
+    socket.send(json!({"type": "subscribe", "id": 8, "channel": "chat/1"})).await;
     let mut frame = json!({"type": "send", "id": 9, "channel": "chat/1"});
     frame.as_object_mut().unwrap().extend(message.as_object().unwrap().clone());
     socket.send(frame).await;
-    let answer = socket.answer().await;
-    assert_eq!(answer["id"], 9);
+    let answer = loop {
+        match socket.next().await {
+            Heard::Answer(answer) if answer["id"] == 9 => break answer,
+            Heard::Refused { whole, .. } if whole["id"] == 9 => break whole,
+            // Who may not subscribe may not send, for the same reason.
+            Heard::Refused { whole, .. } => assert_eq!(whole["id"], 8),
+            _ => {}
+        }
+    };
     match answer["type"].as_str().unwrap() {
         "reply" => Ok(answer["data"].clone()),
         _ => Err(answer["code"].as_str().unwrap().to_owned()),
@@ -287,14 +295,18 @@ fn without_a_handler_the_rule_decides() {
                 .await;
             assert_eq!(posted.status, outcome, "{channel}");
             let mut socket = node.open(Way::WebSocket, "/socket").await;
-            socket.send(json!({"type": "subscribe", "channel": channel})).await;
-            socket
-                .send(json!({"type": "send", "id": 1, "channel": channel, "event": "e", "data": 1, "key": "k"}))
-                .await;
+            let frame = json!({"type": "send", "id": 1, "channel": channel, "event": "e", "data": 1, "key": "k"});
+            // Not without a subscription, whoever decides.
+            socket.send(frame.clone()).await;
+            let code = if outcome == 404 { "unknown-channel" } else { "forbidden" };
+            assert_eq!(socket.answer().await["code"], code, "{channel}");
+            socket.send(json!({"type": "subscribe", "id": 0, "channel": channel})).await;
+            socket.send(frame).await;
             let answer = loop {
-                let answer = socket.answer().await;
-                if answer["id"] == 1 {
-                    break answer;
+                match socket.next().await {
+                    Heard::Answer(answer) => break answer,
+                    Heard::Refused { whole, .. } if whole["id"] == 1 => break whole,
+                    _ => {}
                 }
             };
             assert_eq!(answer["type"] == "reply", outcome == 200, "{channel}");
@@ -309,7 +321,7 @@ fn without_a_handler_the_rule_decides() {
             socket.send(frame(7, long)).await;
             assert_eq!(socket.answer().await, json!({"type": "reply", "id": 1, "data": null}));
             let header = [("idempotency-key", long)];
-            let post = async |body: &str| node.post("/channels/publish/1", &header, body).await;
+            let post = async |body: &'static str| node.post("/channels/publish/1", &header, body).await;
             assert_eq!(post(r#"{"event":"e","data":7}"#).await.status, 200);
             let answer = post(r#"{"event":"e","data":8}"#).await;
             assert_eq!((answer.status, answer.error().as_str()), (400, "bad-request"));
@@ -348,6 +360,59 @@ fn keys_of_strangers_do_not_meet() {
         let published = node.post("/publish", &header, r#"{"channel":"a","data":4}"#).await.json();
         assert_eq!(published["duplicate"], false);
         assert_eq!(listener.numbers(4).await, [1, 2, 3, 4]);
+    });
+}
+
+/// Who may not listen may not say anything, over any transport, unless the handler says so.
+#[test]
+fn only_who_may_listen_may_send() {
+    #[derive(Clone)]
+    struct Letterbox(Room);
+
+    #[airwave::async_trait]
+    impl Handler for Letterbox {
+        async fn subscribe(&self, _: &Client, _: &Channel) -> Result<(), Refusal> {
+            self.0.note("asked".into());
+            Err(Refusal::forbidden("nobody reads this"))
+        }
+
+        async fn message(&self, _: &Client, _: &Channel, message: Message) -> Result<Reply, Refusal> {
+            self.0.note(format!("told {}", message.event));
+            Ok(Reply::done())
+        }
+
+        fn requires_subscription(&self) -> bool {
+            self.0.notes()[0] != "open"
+        }
+    }
+
+    run(async {
+        let room = Room::default();
+        let builder = Airwave::from_config(config([rule("{*all}", |_| {})]));
+        let node = Node::serving(builder.handle("box/{id}", Letterbox(room.clone())), Airwave::router).await;
+        room.note("closed".into());
+        let frame = json!({"type": "send", "id": 1, "channel": "box/1", "event": "e", "data": 1});
+        let mut socket = node.open(Way::WebSocket, "/socket").await;
+        for _ in 0..2 {
+            let answer = node.post("/channels/box/1", &[], r#"{"event":"e","data":1}"#).await;
+            assert_eq!((answer.status, answer.error().as_str()), (403, "forbidden"));
+            socket.send(frame.clone()).await;
+            let answer = socket.answer().await;
+            assert_eq!(
+                (&answer["code"], &answer["message"]),
+                (&json!("forbidden"), &json!("nobody reads this"))
+            );
+        }
+        assert_eq!(room.notes(), ["closed", "asked", "asked", "asked", "asked"]);
+        room.heard.lock().unwrap().clear();
+        room.note("open".into());
+        assert_eq!(
+            node.post("/channels/box/1", &[], r#"{"event":"e","data":1}"#).await.status,
+            200
+        );
+        socket.send(frame).await;
+        assert_eq!(socket.answer().await["type"], "reply");
+        assert_eq!(room.notes(), ["open", "told e", "told e"]);
     });
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use airwave::listener::{self, Serving};
-use airwave::{Airwave, Channel, Client, ConnectRequest, Handler, Identity, Message, Refusal, Reply};
+use airwave::{Airwave, Channel, Client, ConnectRequest, Handler, Identity, LeaveReason, Message, Refusal, Reply};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -726,23 +726,57 @@ fn connections_beyond_the_cap_are_refused() {
     });
 }
 
-/// A handler that panics takes its own connection with it and nothing else.
+/// A handler that panics is answered `internal`, over every transport; its client's connection goes on, and so does everybody else's.
 #[test]
-fn a_panic_in_a_handler_stays_with_its_client() {
+fn a_panic_in_a_handler_is_an_answer() {
     struct Broken;
+
+    fn panics(query: &str, method: &str) {
+        assert!(!query.split('&').any(|part| part == method), "on purpose");
+    }
+
+    /// Panics when it is dropped.
+    struct Bomb(bool);
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(!self.0, "on purpose");
+        }
+    }
 
     #[airwave::async_trait]
     impl Handler for Broken {
         fn query_parameters(&self) -> &[&str] {
-            &["calm"]
+            &["*"]
         }
 
         async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
-            assert!(request.query.contains("calm"), "on purpose");
-            Ok(Identity::anonymous())
+            panics(&request.query, "connect");
+            let bomb = Bomb(request.query.contains("details"));
+            Ok(Identity::anonymous().with((request.query.clone(), bomb)))
         }
 
-        async fn message(&self, _: &Client, _: &Channel, _: Message) -> Result<Reply, Refusal> {
+        async fn subscribe(&self, client: &Client, _: &Channel) -> Result<(), Refusal> {
+            let (query, _) = client.details::<(String, Bomb)>().unwrap();
+            let _bomb = Bomb(query.contains("drops"));
+            tokio::task::yield_now().await;
+            panics(query, "subscribe");
+            Ok(())
+        }
+
+        async fn message(&self, _: &Client, _: &Channel, message: Message) -> Result<Reply, Refusal> {
+            match message.event.as_str() {
+                "calm" => Ok(Reply::done()),
+                "late" => {
+                    tokio::task::yield_now().await;
+                    panic!("on purpose")
+                }
+                "any" => std::panic::panic_any(Bomb(true)),
+                _ => panic!("on purpose"),
+            }
+        }
+
+        async fn unsubscribe(&self, _: &Client, _: &Channel, _: LeaveReason) {
             panic!("on purpose")
         }
     }
@@ -751,22 +785,57 @@ fn a_panic_in_a_handler_stays_with_its_client() {
         let builder = Airwave::from_config(config([rule("{*all}", |_| {})])).handle("broken/{id}", Broken);
         let node = Node::serving(builder, Airwave::router).await;
         let mut bystanders = Bystanders::of(&node).await;
-        let get = "GET /channels/broken/1 HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
-        Raw::saying(node.own, get).await.rest().await;
-        let post = "POST /channels/broken/1?calm HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 22\r\n\r\n\
-                    {\"event\":\"e\",\"data\":1}";
-        Raw::saying(node.own, post).await.rest().await;
-        Raw::saying(node.own, handshake(node.own, "/channels/broken/1"))
-            .await
-            .rest()
-            .await;
-        let mut socket = node.open(Way::WebSocket, "/channels/broken/1?calm").await;
+        let mut panics = 0;
+        for query in ["connect", "subscribe", "drops"] {
+            let answer = node
+                .post(&format!("/channels/broken/1?{query}"), &[], r#"{"event":"calm","data":1}"#)
+                .await;
+            assert_eq!((answer.status, answer.error().as_str()), (500, "internal"), "{query}");
+            let page = node.get(&format!("/channels/broken/1?{query}")).await;
+            assert_eq!((page.status, page.error().as_str()), (500, "internal"), "{query}");
+            for way in Way::ALL {
+                let mut listener = node.open(way, &format!("/channels/broken/1?{query}")).await;
+                assert!(matches!(listener.next().await, Heard::Refused { code, .. } if code == "internal"));
+                panics += 1;
+            }
+            panics += 2;
+        }
+        for event in ["now", "late", "any"] {
+            let body = json!({"event": event, "data": 1}).to_string();
+            let answer = node.post("/channels/broken/1?details", &[], body).await;
+            assert_eq!((answer.status, answer.error().as_str()), (500, "internal"), "{event}");
+            panics += 1;
+        }
+        // The connection stays, and its other channels.
+        let mut socket = node.open(Way::WebSocket, "/channels/broken/1?details").await;
         socket.subscribed().await;
+        socket.send(json!({"type": "subscribe", "id": 1, "channel": "a"})).await;
+        assert_eq!(socket.subscribed().await.id, Some(1));
+        for (id, event, answered) in [
+            (2, "now", "error"),
+            (3, "late", "error"),
+            (4, "any", "error"),
+            (5, "calm", "reply"),
+        ] {
+            socket
+                .send(json!({"type": "send", "id": id, "channel": "broken/1", "event": event, "data": 1}))
+                .await;
+            let answer = socket.answer().await;
+            assert_eq!((&answer["id"], &answer["type"]), (&json!(id), &json!(answered)));
+            assert!(answered == "reply" || answer["code"] == "internal", "{answer}");
+            panics += usize::from(answered == "error");
+        }
         socket
-            .send(json!({"type": "send", "id": 1, "channel": "broken/1", "event": "e", "data": 1}))
+            .send(json!({"type": "unsubscribe", "id": 6, "channel": "broken/1"}))
             .await;
-        assert!(matches!(socket.next().await, Heard::Closed { .. }));
+        assert_eq!(socket.answer().await["type"], "unsubscribed");
+        panics += 1;
+        node.publish("a", 7).await;
+        assert_eq!(socket.number().await, 7);
+        drop(socket);
         bystanders.are_well(&node).await;
         until("they are gone", || node.airwave.hub().sessions() == Way::ALL.len()).await;
+        let counted = format!("airwave_handler_panics_total {panics}");
+        until("all are counted", || node.airwave.hub().metrics().encode().contains(&counted)).await;
     });
 }

@@ -208,16 +208,29 @@ fn what_is_refused_has_left_nothing_behind() {
             {"channel": "d", "data": 1, "text": "y", "end": true},
         ]);
         let answer = node.post("/publish", &[], refused.to_string()).await;
-        let codes: Vec<_> = answer.json().as_array().unwrap().iter().map(|one| one["error"]["code"].clone()).collect();
+        let codes: Vec<_> = answer
+            .json()
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["error"]["code"].clone())
+            .collect();
         assert_eq!(codes, ["bad-request", "too-large", "bad-request"]);
         for channel in ["a", "b", "c", "d"] {
             assert_eq!(events(channel).await, (0, false), "{channel}");
         }
         // Keys that look like those of other parts or of an end are keys of their own.
         for key in ["k", "k~end", "k~1", "k~2"] {
-            assert_eq!(publish(&node, json!({"channel": "e", "data": key, "idempotency_key": key})).await["duplicate"], false);
+            assert_eq!(
+                publish(&node, json!({"channel": "e", "data": key, "idempotency_key": key})).await["duplicate"],
+                false
+            );
         }
-        let ended = publish(&node, json!({"channel": "e", "data": 0, "end": true, "idempotency_key": "end"})).await;
+        let ended = publish(
+            &node,
+            json!({"channel": "e", "data": 0, "end": true, "idempotency_key": "end"}),
+        )
+        .await;
         assert_eq!((&ended["duplicate"], events("e").await), (&json!(false), (5, true)));
     });
 }

@@ -116,7 +116,7 @@ async fn story(world: &World) -> Vec<String> {
     for number in 0..6 {
         positions.push(story.publish(node, "news/a", number, Some(&format!("k{number}"))).await);
     }
-    story.publish(node, "news/a", 9, Some("k2")).await;
+    story.publish(node, "news/a", 2, Some("k2")).await;
     story.hear(&mut listener, 6).await;
     for (number, said) in [
         (6, clients::post(node, "news/a", &json!(6), "p").await),

@@ -670,8 +670,10 @@ impl<S: Socket> Conversation<S> {
 
     fn send(&mut self, id: Option<u64>, channel: ChannelName, message: Message, key: Option<IdempotencyKey>) {
         let connection: Arc<Connection> = self.session.connection().clone();
+        let listens = self.session.is_subscribed(&channel);
         self.carry_out(async move {
-            let result = connection.hub().send(&connection, &channel, message, key).await;
+            let hub = connection.hub();
+            let result = hub.send_from_listener(&connection, listens, &channel, message, key).await;
             Done::Sent { id, channel, result }
         });
     }

@@ -154,7 +154,8 @@ pub async fn post(node: SocketAddr, channel: &str, data: &Value, key: &str) -> i
 pub async fn send(node: SocketAddr, channel: &str, data: &Value, key: &str) -> io::Result<(u16, Value)> {
     in_time(ANSWERED, async {
         let stream = connect(node, false).await?;
-        let url = format!("ws://{node}/socket");
+        // It begins subscribed: only then may it send.
+        let url = format!("ws://{node}/channels/{channel}");
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.map_err(broken)?;
         let frame = json!({"type": "send", "id": 1, "channel": channel, "event": "said", "data": data, "idempotency_key": key});
         socket.send(Message::text(frame.to_string())).await.map_err(broken)?;

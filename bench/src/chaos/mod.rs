@@ -673,7 +673,8 @@ impl Publisher {
     }
 
     async fn try_once(&mut self, node: SocketAddr, channel: &str, messages: &mut [(Value, Publication)]) {
-        let key = |publication: &Publication| format!("{}-{}", self.shared.seed, publication.body);
+        // Long enough to be one key over whatever connection it is repeated.
+        let key = |publication: &Publication| format!("chaos-publication-{}-{}", self.shared.seed, publication.body);
         let publication = |(data, publication): &(Value, Publication)| {
             let mut json = json!({"channel": channel, "data": data});
             if self.pen != Pen::Once {

@@ -284,16 +284,31 @@ mod tests {
         let bytes = event(&BEFORE, &said, true, 7);
         let stored = read(50, bytes.clone()).unwrap();
         let events: Vec<_> = stored.events().collect();
-        assert_eq!((events[0].position.0, events[0].previous.0, &events[0].message), (50, 30, &said));
-        assert_eq!((events[1].position.0, events[1].previous.0, events[1].is_end()), (51, 50, true));
+        assert_eq!(
+            (events[0].position.0, events[0].previous.0, &events[0].message),
+            (50, 30, &said)
+        );
+        assert_eq!(
+            (events[1].position.0, events[1].previous.0, events[1].is_end()),
+            (51, 50, true)
+        );
         let chain = stored.chain;
-        assert_eq!((chain.newest, chain.head.0, chain.head_message(), chain.events), (50, 51, 50, 4));
+        assert_eq!(
+            (chain.newest, chain.head.0, chain.head_message(), chain.events),
+            (50, 51, 50, 4)
+        );
         assert!(chain.ended && stored.events_before() == 2);
         let parts: Vec<_> = stored.clone().parts().collect();
         assert_eq!(parts[0], read(50, event(&BEFORE, &said, false, 7)).unwrap());
-        let before = Chain { newest: 50, ..parts[0].chain };
+        let before = Chain {
+            newest: 50,
+            ..parts[0].chain
+        };
         let end = read(51, event(&before, &Publish::end().message, false, 7)).unwrap();
-        assert_eq!((&parts[1].event, parts[1].bytes_before, parts.len()), (&end.event, end.bytes_before, 2));
+        assert_eq!(
+            (&parts[1].event, parts[1].bytes_before, parts.len()),
+            (&end.event, end.bytes_before, 2)
+        );
         // A mark that repeats it still says where the head stands.
         assert_eq!(read(60, mark(&chain, 7)).unwrap().chain, Chain { newest: 60, ..chain });
         // What version 0.1 does with it: it reads a message behind the numbers, and this is none.
@@ -315,7 +330,12 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_not_read() {
-        let whole = event(&BEFORE, &Message::new(EventName::new("said").unwrap(), Data::text("text")), false, 7);
+        let whole = event(
+            &BEFORE,
+            &Message::new(EventName::new("said").unwrap(), Data::text("text")),
+            false,
+            7,
+        );
         for length in 0..whole.len() - 4 {
             assert_eq!(read(50, whole.slice(..length)), None, "the first {length} bytes of one");
         }

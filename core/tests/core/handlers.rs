@@ -141,8 +141,24 @@ async fn a_handler_is_asked_once_who_it_is_and_each_time_whether_it_may() {
     // No handler, nobody is asked.
     ann.subscribe("free/1", After::Nothing).await.unwrap();
     let connection = ann.session.connection().clone();
+    let (room_2, send_hi) = (name("room/2"), say("hi"));
     scene.hub.send(&connection, &name("room/3"), say("hi"), None).await.unwrap();
-    assert_eq!(scene.rooms.take(), ["message ann room/3"]);
+    assert_eq!(scene.rooms.take(), ["subscribe ann room/3 Some(\"3\")", "message ann room/3"]);
+    // Whoever listens was asked already; whoever does not is asked why, and sends nothing.
+    let over = |listens| {
+        scene
+            .hub
+            .send_from_listener(&connection, listens, &room_2, send_hi.clone(), None)
+    };
+    over(true).await.unwrap();
+    assert_eq!(scene.rooms.take(), ["message ann room/2"]);
+    assert_eq!(over(false).await.unwrap_err().code, Code::Forbidden);
+    scene.rooms.refuses_subscribe.store(true, SeqCst);
+    assert_eq!(over(false).await.unwrap_err().message, "not you");
+    let sent = scene.hub.send(&connection, &name("room/3"), say("hi"), None).await;
+    assert_eq!(sent.unwrap_err().message, "not you");
+    scene.rooms.refuses_subscribe.store(false, SeqCst);
+    assert!(scene.rooms.take().iter().all(|call| call.starts_with("subscribe ann room/")));
     // Another connection of the same user is another client.
     let mut again = scene.listener("ann");
     again.subscribe("room/1", After::Nothing).await.unwrap();
@@ -300,7 +316,10 @@ async fn what_a_message_does_is_the_rules_and_the_handlers_decision() {
     assert_eq!(send("open/1", "hi").await, Err(Code::Unavailable));
     let replay = scene.backbone.head("open/1");
     assert!(replay > scene.backbone.head("free/1") || scene.node.publishes.load(SeqCst) == 5);
-    assert_eq!(scene.rooms.take(), ["connect ann", "message ann room/1"]);
+    assert_eq!(
+        scene.rooms.take(),
+        ["connect ann", "subscribe ann room/1 Some(\"1\")", "message ann room/1"]
+    );
 }
 
 /// A client that repeats its message with the same key has it happen once, all that the handler publishes for it.
@@ -311,24 +330,137 @@ async fn a_messages_key_makes_what_the_handler_publishes_repeatable() {
     listener.subscribe("room/1", After::Nothing).await.unwrap();
     listener.subscribe("open/1", After::Nothing).await.unwrap();
     assert_eq!(listener.settled().await.len(), 2);
+    let send = async |user: &str, channel: &str, key: &str, text: &str| {
+        let connection = scene.hub.connect(who(user), true).unwrap();
+        let key = IdempotencyKey::new(key).unwrap();
+        let sent = scene.hub.send(&connection, &name(channel), say(text), Some(key)).await;
+        sent.map_err(|refusal| refusal.code)
+    };
     // The longest key that is allowed, too.
-    for key in ["k", "other", &"x".repeat(255)] {
+    for key in ["k-of-ann", "other-key-of-ann", &"x".repeat(255)] {
         for _ in 0..3 {
-            for channel in ["room/1", "open/1"] {
-                let connection = scene.hub.connect(who("ann"), true).unwrap();
-                let key = IdempotencyKey::new(key).unwrap();
-                let sent = scene
-                    .hub
-                    .send(&connection, &name(channel), say(&key.as_str()[..1]), Some(key))
-                    .await;
-                sent.unwrap();
-            }
+            send("ann", "room/1", key, &key[..1]).await.unwrap();
         }
+        assert_eq!(send("ann", "room/1", key, "another").await, Err(Code::BadRequest));
     }
+    // A client without a user is known by a long key only, because whoever has the key is that client.
+    for key in ["0123456789abcdef0123", &"y".repeat(255)] {
+        for _ in 0..3 {
+            send("ann", "open/1", key, &key[..1]).await.unwrap();
+        }
+        assert_eq!(send("ann", "open/1", key, "another").await, Err(Code::BadRequest));
+    }
+    for text in ["first", "second"] {
+        send("ann", "open/1", "short", text).await.unwrap();
+    }
+    // Another user's key, and the application's, are other keys.
+    send("eve", "room/1", "k-of-ann", "e").await.unwrap();
+    let channel = scene.hub.channel("room/1").unwrap();
+    let key = IdempotencyKey::new("k-of-ann").unwrap();
+    let publish = airwave_core::Publish::new(say("b")).with_idempotency_key(key);
+    assert!(!channel.publish_once(publish).await.unwrap().duplicate);
     let lines = listener.settled().await;
     let mut heard = texts(&lines);
     heard.sort_unstable();
-    assert_eq!(heard, ["k", "k-0", "k-1", "o", "o-0", "o-1", "x", "x-0", "x-1"]);
+    assert_eq!(
+        heard,
+        [
+            "0", "b", "e-0", "e-1", "first", "k-0", "k-1", "o-0", "o-1", "second", "x-0", "x-1", "y"
+        ]
+    );
+}
+
+/// What a client or a channel may have of them is bounded, and what is over it has not happened.
+#[tokio::test(start_paused = true)]
+async fn idempotency_keys_are_bounded() {
+    let scene = scene(Limits {
+        idempotency_keys_per_client: 3,
+        idempotency_keys_per_channel: 5,
+        ..limits()
+    });
+    let send = async |user: &str, n: u32| {
+        let connection = scene.hub.connect(who(user), true).unwrap();
+        let key = IdempotencyKey::new(&format!("key-{n}")).unwrap();
+        let sent = scene.hub.send(&connection, &name("room/1"), say("x"), Some(key)).await;
+        sent.map(|_| ()).map_err(|refusal| refusal.code)
+    };
+    // Two events each: the channel's bound comes first.
+    assert_eq!((send("ann", 1).await, send("ann", 2).await), (Ok(()), Ok(())));
+    assert_eq!(send("bob", 1).await, Err(Code::TooMany));
+    tokio::time::advance(std::time::Duration::from_secs(131)).await;
+    let say_to = async |user: &str, channel: &str, n: u32| {
+        let connection = scene.hub.connect(who(user), true).unwrap();
+        let key = IdempotencyKey::new(&format!("another-key-{n}")).unwrap();
+        let sent = scene.hub.send(&connection, &name(channel), say("x"), Some(key)).await;
+        sent.map(|_| ()).map_err(|refusal| refusal.code)
+    };
+    for n in 0..3 {
+        assert_eq!(say_to("ann", &format!("room/{n}"), n).await, Ok(()));
+    }
+    let before = scene.node.publishes.load(SeqCst);
+    assert_eq!(say_to("ann", "room/9", 9).await, Err(Code::TooMany));
+    assert_eq!(scene.node.publishes.load(SeqCst), before);
+    assert_eq!(say_to("bob", "room/9", 9).await, Ok(()));
+}
+
+/// Whatever a handler panics at, its client is answered, and it is counted.
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_caught_wherever_it_happens() {
+    /// Panics when it is dropped, also on the way.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("on purpose")
+        }
+    }
+
+    struct Broken;
+
+    impl Handler for Broken {
+        // Written without the attribute: this is before any future is there.
+        fn message<'s, 'c, 'h, 'f>(
+            &'s self,
+            _: &'c Client,
+            _: &'h Channel,
+            message: Message,
+        ) -> std::pin::Pin<Box<dyn Future<Output = Result<Reply, Refusal>> + Send + 'f>>
+        where
+            's: 'f,
+            'c: 'f,
+            'h: 'f,
+        {
+            match message.event.as_str() {
+                "pending" => Box::pin(async {
+                    let _bomb = Bomb;
+                    std::future::pending().await
+                }),
+                _ => panic!("on purpose"),
+            }
+        }
+
+        fn requires_subscription(&self) -> bool {
+            true
+        }
+    }
+
+    let backbone = Backbone::new();
+    let hub = Hub::builder(backbone.node(), Rules::new([rule()]))
+        .limits(limits())
+        .handle("{*all}".parse().unwrap(), Arc::new(Broken))
+        .build();
+    let connection = hub.connect(who("ann"), true).unwrap();
+    let sent = hub.send(&connection, &name("a"), say("x"), None).await;
+    assert_eq!(sent.unwrap_err().code, Code::Internal);
+    let pending = Message::new(airwave_core::EventName::new("pending").unwrap(), airwave_core::Data::text(""));
+    let channel = name("a");
+    let sending = hub.send(&connection, &channel, pending, None);
+    assert!(
+        tokio::time::timeout(std::time::Duration::from_secs(1), sending)
+            .await
+            .is_err()
+    );
+    assert!(hub.metrics().encode().contains("airwave_handler_panics_total 2"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use airwave_core::broker::{FeedSender, Publish, Pulse};
-use airwave_core::idempotency::{Fingerprint, ScopedKey};
 use airwave_core::hub::WireHandle;
+use airwave_core::idempotency::{Fingerprint, ScopedKey};
 use airwave_core::rule::{Limits, TransportName};
 use airwave_core::session::{After, CloseReason, Joined, Turn};
 use airwave_core::wire::{GapReason, Stamp};

@@ -269,7 +269,11 @@ impl Inner {
                 break;
             }
             // A failover lost the key with its event; the memory broker still has both. So whoever tries again does so with another key.
-            let key = publish.idempotency_key.as_ref().map_or("", ScopedKey::as_str).replace(' ', "_");
+            let key = publish
+                .idempotency_key
+                .as_ref()
+                .map_or("", ScopedKey::as_str)
+                .replace(' ', "_");
             let mut attempt = publish.clone();
             attempt.idempotency_key = IdempotencyKey::new(&format!("{key}~{again}")).ok().map(Into::into);
             published = at_once(self.memory.publish(name, attempt))?;
