@@ -1,12 +1,12 @@
 //! The answer of a language model, token by token. `cargo run --example ai-tokens`
 //!
-//! With `OPENAI_BASE_URL` (and `OPENAI_API_KEY`, `OPENAI_MODEL`) it asks any endpoint that speaks OpenAI's chat completions; without, it asks a model
-//! of its own, which has read this repository. Each answer is a channel: whoever opens it attaches to it, and nobody starts it twice.
+//! With `OPENAI_BASE_URL` (and `OPENAI_API_KEY`, `OPENAI_MODEL`) it asks any endpoint that speaks OpenAI's chat completions; without, it streams texts
+//! of its own. Each answer is a channel: whoever opens it attaches to it, and nobody starts it twice.
 
 mod endpoint;
-mod model;
 #[path = "../shared/mod.rs"]
 mod shared;
+mod texts;
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
@@ -110,10 +110,9 @@ pub fn add(builder: Builder) -> Builder {
     builder.handle("ai/{id}", Answers)
 }
 
-/// Reads what the model is to know, so that the first answer does not wait for it.
+/// Keeps the node, whose list of answers the handler writes.
 pub fn start(airwave: &Airwave) {
     let _ = AIRWAVE.set(airwave.clone());
-    tokio::task::spawn_blocking(|| LazyLock::force(&model::OWN));
 }
 
 /// The page, at `/ai-tokens/`.

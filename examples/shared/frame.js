@@ -116,6 +116,21 @@ export function metered(transport = "auto", options = {}) {
   return { airwave, cost };
 }
 
+/**
+ * The newest events of a channel, as its JSON page: `{ events, cursor, ended, … }`. Tries until there is one: while a server is replaced, a proxy answers with pages
+ * of its own. Says so above the page. Rejects only with a refusal of the server's.
+ */
+export async function recent(channel, limit, fetch = globalThis.fetch) {
+  for (let wait = 250; ; wait = Math.min(wait * 2, 4000)) {
+    const response = await fetch(`/channels/${channel}?limit=${limit}`, { headers: { accept: "application/json" } }).catch(() => undefined);
+    const page = await response?.json().catch(() => undefined);
+    if (Array.isArray(page?.events)) return page;
+    if (page?.error?.code && response.status < 500 && response.status !== 429) throw new Error(page.error.message);
+    toast(`The server does not answer yet (${response ? `status ${response.status}` : "no connection"}). This page tries again.`);
+    await new Promise((done) => setTimeout(done, wait));
+  }
+}
+
 /** Calls `paint` at most four times a second, however often the returned function is. */
 export function calmly(paint) {
   let waiting = false;

@@ -1,10 +1,10 @@
 // One answer is shown: the one that the address names (#id). It is a channel, so a reload gets all of it, and then what follows.
 
-import { make, open, toast } from "./frame.js";
+import { make, open, recent, toast } from "./frame.js";
 
 const { airwave, watch } = open({ title: "AI tokens", recommended: "sse" });
 const $ = (id) => document.getElementById(id);
-const WORDS = { running: "answering", done: "complete", stopped: "stopped", failed: "failed", lost: "lost" };
+const WORDS = { running: "answering", done: "complete", stopped: "stopped", failed: "failed", lost: "lost", unknown: "not found" };
 
 let channel;
 
@@ -13,10 +13,13 @@ function is(state) {
   $("is").textContent = WORDS[state];
   $("stop").hidden = state !== "running";
   $("text").classList.toggle("running", state === "running");
+  // A screen reader waits for the whole answer, and is told once that it is there.
+  $("text").setAttribute("aria-busy", String(state === "running"));
+  if (state !== "running") $("said").textContent = `The answer is ${WORDS[state]}.`;
 }
 
-/** Attaches to an answer: to what there is of it, and to what follows. */
-function attach(id) {
+/** Attaches to an answer: to what there is of it, and to what follows. `asking`: this page asks for it now. */
+function attach(id, asking = false) {
   channel?.close();
   const own = (channel = airwave.channel(`ai/${id}`));
   $("answer").hidden = false;
@@ -25,12 +28,27 @@ function attach(id) {
   $("asked").textContent = "";
   $("text").replaceChildren();
   $("told").textContent = "";
+  $("said").textContent = "";
   is("running");
   mark(id);
+  // A channel that is empty is no answer: its address is wrong, or the server has forgotten it.
+  const missing = () => {
+    if (channel !== own) return;
+    is("unknown");
+    $("told").textContent = "There is no answer at this address. Ask a question.";
+  };
+  own.on("error", missing);
+  if (!asking) {
+    recent(`ai/${id}`, 1).then(
+      ({ events, ended }) => !events.length && !ended && missing(),
+      () => {},
+    );
+  }
   let tokens = 0;
   let at = performance.now();
   // What comes before the line has been quiet for the first time was there already.
   own.on("asked", ({ question, model }) => {
+    if ($("is").dataset.is === "unknown") is("running");
     $("asked").textContent = question;
     $("asked").title = model;
   });
@@ -79,7 +97,7 @@ $("ask").addEventListener("submit", async (event) => {
   const question = $("question").value.trim() || $("question").placeholder;
   const id = crypto.randomUUID().slice(0, 8);
   history.pushState(null, "", `#${id}`);
-  attach(id);
+  attach(id, true);
   $("asked").textContent = question;
   $("question").value = "";
   try {
@@ -96,7 +114,7 @@ $("question").addEventListener("keydown", (event) => {
 });
 $("stop").addEventListener("click", () => channel.send("stop").catch((error) => toast(error.message)));
 
-const past = await (await fetch("/channels/ai/list?limit=50", { headers: { accept: "application/json" } })).json();
+const past = await recent("ai/list", 50);
 for (const { data } of past.events) list(data);
 const answers = watch(airwave.channel("ai/list", { after: past.cursor }));
 answers.on("answer", list);

@@ -1,6 +1,6 @@
 // The newest answer, as it is given.
 
-import { make } from "./frame.js";
+import { make, recent } from "./frame.js";
 
 export default async function preview(root, airwave, { fetch }) {
   const text = make("p", { className: "preview-text muted" }, "Nobody has asked yet. Ask, and read the answer here as it is given.");
@@ -22,7 +22,7 @@ export default async function preview(root, airwave, { fetch }) {
   const list = airwave.channel("ai/list");
   list.on("answer", ({ id, is }) => is === "running" && show(id));
   list.on("gap", () => {});
-  const past = await (await fetch("/channels/ai/list?limit=1", { headers: { accept: "application/json" } })).json();
+  const past = await recent("ai/list", 1, fetch);
   for (const { data } of past.events) if (!answer) show(data.id);
   ask.addEventListener("click", async () => {
     ask.disabled = true;

@@ -1,6 +1,6 @@
 // A room of the chat: its newest messages, what is said from now on, and what was said earlier as the page is scrolled up.
 
-import { make, open, toast } from "./frame.js";
+import { make, open, recent, toast } from "./frame.js";
 
 const ROOMS = ["lobby", "rust", "music", "night-shift"];
 const PAGE = 30;
@@ -130,16 +130,8 @@ class Room {
     }
   }
 
-  async #newest() {
-    for (let wait = 500; ; wait = Math.min(wait * 2, 8000)) {
-      try {
-        const response = await cost.fetch(`/channels/${this.#name}?limit=${PAGE}`, { headers: { accept: "application/json" } });
-        if (response.ok) return await response.json();
-      } catch {
-        // The server is not there yet.
-      }
-      await new Promise((done) => setTimeout(done, wait));
-    }
+  #newest() {
+    return recent(this.#name, PAGE, cost.fetch);
   }
 
   async #lost() {

@@ -1,6 +1,6 @@
 // The newest messages of the lobby; in a comparison, somebody who talks to themself.
 
-import { make } from "./frame.js";
+import { make, recent } from "./frame.js";
 
 const LINES = ["Is anybody awake?", "The relay in the north is back.", "Who has the key of the roof?", "It is raining on the aerial.", "Good night, all."];
 
@@ -13,7 +13,7 @@ export default async function preview(root, airwave, { fetch, me }) {
     list.append(make("li", { className: "preview-line" }, make("b", {}, from), ` ${text}`));
     while (list.children.length > 6) list.firstChild.remove();
   };
-  const past = await (await fetch(`/channels/${name}?limit=6`, { headers: { accept: "application/json" } })).json();
+  const past = await recent(name, 6, fetch);
   for (const { data } of past.events) show(data);
   const room = airwave.channel(name, { after: past.cursor });
   room.on("said", show);

@@ -1,6 +1,6 @@
 // The figures of this machine. The charts begin with what history holds; from its cursor on, the channel tells what is new.
 
-import { animate, bytes, make, open, toast } from "./frame.js";
+import { animate, bytes, make, open, recent, toast } from "./frame.js";
 import { chart, Series } from "./preview.js";
 
 const CHANNEL = "dashboard/machine";
@@ -51,7 +51,7 @@ const figures = {
 const second = (id) => Number(id) / 1e6;
 const take = ({ id, event, data }) => figures[event]?.(data, second(id));
 
-const past = await (await fetch(`/channels/${CHANNEL}?limit=1000`, { headers: { accept: "application/json" } })).json();
+const past = await recent(CHANNEL, 1000);
 past.events.forEach(take);
 
 const channel = watch(airwave.channel(CHANNEL, { after: past.cursor }));

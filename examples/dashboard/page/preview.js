@@ -1,6 +1,6 @@
 // A moving chart, and the small view of the dashboard in the gallery.
 
-import { animate, make } from "./frame.js";
+import { animate, make, recent } from "./frame.js";
 
 /** Readings of the last minutes, oldest first: `[second, value]`. */
 export class Series {
@@ -103,7 +103,7 @@ export default async function preview(root, airwave, { fetch }) {
     }
     text.textContent = [shown.cpu, shown.memory].filter(Boolean).join(" · ") || text.textContent;
   };
-  const past = await (await fetch("/channels/dashboard/machine?limit=300", { headers: { accept: "application/json" } })).json();
+  const past = await recent("dashboard/machine", 300, fetch);
   past.events.forEach(take);
   const channel = airwave.channel("dashboard/machine", { after: past.cursor });
   channel.on("*", (_, event) => take(event));

@@ -1,6 +1,6 @@
 // The feed. What this browser has seen, and how far it was marked as read, outlives the page: a cursor each.
 
-import { open } from "./frame.js";
+import { open, recent } from "./frame.js";
 import { line, note, words } from "./preview.js";
 
 const CHANNEL = "feed/activity";
@@ -63,7 +63,7 @@ function notify(event, data) {
 
 // What was there when this browser looked last is shown from history; what came since then is asked for by its cursor, and any loss is told.
 const seen = localStorage.getItem(SEEN);
-const past = await (await fetch(`/channels/${CHANNEL}?limit=${KEPT}`, { headers: { accept: "application/json" } })).json();
+const past = await recent(CHANNEL, KEPT);
 const old = seen === null ? past.events : past.events.filter(({ id }) => Number(id) <= Number(seen));
 for (const { event, data, id } of old) show(line(event, data, id));
 if (seen === null) {

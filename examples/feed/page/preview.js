@@ -1,6 +1,6 @@
 // One line of the feed, and the last lines of it in the gallery.
 
-import { bytes, make } from "./frame.js";
+import { bytes, make, recent } from "./frame.js";
 
 const SHAPES = {
   file: "M6 2.5h8l4 4v15H6zM14 2.5v4h4",
@@ -54,7 +54,7 @@ export default async function preview(root, airwave, { fetch }) {
     list.prepend(make("li", { className: "preview-line" }, make("b", {}, first), ` ${more}`));
     for (const old of [...list.children].slice(6)) old.remove();
   };
-  const past = await (await fetch("/channels/feed/activity?limit=6", { headers: { accept: "application/json" } })).json();
+  const past = await recent("feed/activity", 6, fetch);
   for (const { event, data } of past.events) show(event, data);
   if (past.events.length === 0) {
     const nothing = make("li", { className: "preview-line" }, "Nothing has happened yet. Save a file in the server's folder.");

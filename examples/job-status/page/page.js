@@ -1,6 +1,6 @@
 // Jobs: the list tells which there are, and each job's own channel how it gets on.
 
-import { make, open, toast } from "./frame.js";
+import { make, open, recent, toast } from "./frame.js";
 import { Card } from "./preview.js";
 
 const { airwave, watch } = open({ title: "Job status", recommended: "sse" });
@@ -61,7 +61,7 @@ function plain(id) {
   };
 }
 
-const past = await (await fetch("/channels/jobs/list?limit=100", { headers: { accept: "application/json" } })).json();
+const past = await recent("jobs/list", 100);
 const ids = new Map(past.events.map(({ data }) => [data.id, data.tool]));
 for (const [id, tool] of [...ids].slice(-8)) show(id, tool);
 const list = watch(airwave.channel("jobs/list", { after: past.cursor }));

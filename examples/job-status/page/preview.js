@@ -1,6 +1,6 @@
 // A job as a card, and the small view of the newest jobs in the gallery.
 
-import { bytes, make } from "./frame.js";
+import { bytes, make, recent } from "./frame.js";
 
 const WORDS = { queued: "waiting", running: "running", done: "done", failed: "failed", cancelled: "cancelled", lost: "lost" };
 
@@ -85,7 +85,7 @@ export default async function preview(root, airwave, { fetch }) {
   const list = airwave.channel("jobs/list");
   list.on("job", (told) => told.is === "running" && show(told));
   list.on("gap", () => {});
-  const past = await (await fetch("/channels/jobs/list?limit=1", { headers: { accept: "application/json" } })).json();
+  const past = await recent("jobs/list", 1, fetch);
   for (const { data } of past.events) if (!job) show(data);
   start.addEventListener("click", async () => {
     start.disabled = true;

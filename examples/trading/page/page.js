@@ -1,6 +1,6 @@
 // A desk: quotes of all symbols, one of them in depth, and an account that trades.
 
-import { animate, make, open, toast } from "./frame.js";
+import { animate, make, open, recent, toast } from "./frame.js";
 
 const byId = (id) => document.getElementById(id);
 const DEPTH = 6;
@@ -19,7 +19,7 @@ let selected;
 let statement;
 
 // A position is the time in microseconds at which its event was published. What is kept of the last minutes begins the charts.
-const past = await (await cost.fetch("/channels/trading/quotes?limit=300", { headers: { accept: "application/json" } })).json();
+const past = await recent("trading/quotes", 300, cost.fetch);
 const quoted = watch(airwave.channel("trading/quotes", { after: past.cursor }));
 const take = (quote, { id }) => {
   const isNew = !quotes.has(quote.symbol);
