@@ -327,7 +327,7 @@ struct Conversation<S> {
     /// Nothing more is said after this has been written.
     closing: bool,
     /// The command that is being carried out; events go on.
-    command: Option<Pin<Box<dyn Future<Output = (Done, Patience)> + Send>>>,
+    command: Option<Running>,
     /// What came behind it.
     waiting: Option<Box<Waiting>>,
     /// While a message or a frame is unfinished: how long the rest may take.
@@ -385,6 +385,9 @@ impl Frame {
         }
     }
 }
+
+/// A command that is carried out, and how much of its time for the broker it leaves to those behind it.
+type Running = Pin<Box<dyn Future<Output = (Done, Patience)> + Send>>;
 
 /// What became of a command.
 enum Done {
