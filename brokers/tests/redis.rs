@@ -726,7 +726,7 @@ async fn a_reconnect_storm_costs_one_history_read_for_each_channel_and_node() {
         assert_eq!(calls(&server, "evalsha"), 2 * replays as u64);
         assert!(calls(&server, "subscribe") <= replays as u64);
 
-        // Their node loses its line to Redis, and they notice nothing: the history of each channel is read once more.
+        // Their node loses its line to Redis, and they notice nothing. A quiet channel reads no history: its new feed begins where its log ends.
         let before = node.figure("airwave_broker_replays_total");
         let _: i64 = server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         let healed = async {
@@ -744,10 +744,7 @@ async fn a_reconnect_storm_costs_one_history_read_for_each_channel_and_node() {
         };
         timeout(PATIENCE, healed).await.unwrap();
         let replays = node.figure("airwave_broker_replays_total") - before;
-        assert!(
-            replays >= CHANNELS as f64 && replays <= 3.0 * CHANNELS as f64,
-            "{replays} replays"
-        );
+        assert!(replays <= 3.0 * CHANNELS as f64, "{replays} replays");
         assert!(clients.iter().all(|client| client.gaps().is_empty()));
     }
 }
