@@ -27,12 +27,26 @@ pub enum KeySource<'a> {
     Address(Option<AddressKey>),
 }
 
-/// An idempotency key as a broker stores it.
-#[derive(Clone, PartialEq, Eq, Hash)]
+/// An idempotency key as a broker stores it. Two are the same key if their texts are the same, whatever was said under them.
+#[derive(Clone)]
 pub struct ScopedKey {
     text: Box<str>,
     /// Of what the source said. `None`: of what is published under the key.
     said: Option<Fingerprint>,
+}
+
+impl PartialEq for ScopedKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for ScopedKey {}
+
+impl std::hash::Hash for ScopedKey {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
 }
 
 impl ScopedKey {

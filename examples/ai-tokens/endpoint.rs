@@ -14,6 +14,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 const MOST_TOKENS: usize = 4000;
 /// How much an endpoint may send without completing an event.
 const MOST_PENDING: usize = 1 << 20;
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 /// How long a model takes for a token, at least and at most: 20 to 50 tokens a second.
 const PACE_MS: (u64, u64) = (20, 50);
 
@@ -90,9 +91,21 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     let mut pending = 0;
+    let mut begin = Some(Vec::new());
     let bounded = bytes.map(move |piece| {
         let piece = piece.map_err(|error| Box::new(error) as Failure)?;
-        let piece = piece.as_ref();
+        let mut piece = piece.as_ref();
+        // A byte order mark may come in pieces, and makes the parser panic (eventsource-stream 0.2.3): it stays here.
+        let opening;
+        if let Some(mut read) = begin.take() {
+            read.extend_from_slice(piece);
+            if read.len() < BYTE_ORDER_MARK.len() && BYTE_ORDER_MARK.starts_with(&read) {
+                begin = Some(read);
+                return Ok(Vec::new());
+            }
+            opening = read;
+            piece = opening.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&opening);
+        }
         pending = match piece.iter().rposition(|&byte| byte == b'\n' || byte == b'\r') {
             Some(end) => piece.len() - end,
             None => pending + piece.len(),
@@ -146,6 +159,7 @@ fn sentence(told: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use std::convert::Infallible;
 
     use super::*;

@@ -50,7 +50,8 @@ const TEXTS: [(&[&str], &str); 7] = [
 pub fn answer(question: &str) -> &'static str {
     let question = question.to_lowercase();
     let fits = |words: &[&str]| words.iter().filter(|word| question.contains(**word)).count();
-    let best = TEXTS.iter().rev().max_by_key(|(words, _)| fits(words));
+    // Of several that fit as well, the last.
+    let best = TEXTS.iter().max_by_key(|(words, _)| fits(words));
     best.map_or("", |(_, text)| text)
 }
 

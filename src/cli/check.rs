@@ -299,11 +299,11 @@ airwave.toml: 2 rules; the first that matches a channel is its rule
 "
         );
         assert!(
-            settings.contains("  publish.token                   set, not shown  airwave.toml:3\n"),
+            settings.contains("  publish.token                        set, not shown   airwave.toml:3\n"),
             "{settings}"
         );
         assert!(
-            settings.contains("  limits.idle                     90s             airwave.toml:5\n"),
+            settings.contains("  limits.idle                          90s              airwave.toml:5\n"),
             "{settings}"
         );
         assert!(!text.contains("0123456789abcdef") && !text.contains('\x1b'));

@@ -394,7 +394,7 @@ fn a_trusted_proxy_tells_the_scheme_that_an_origin_is_compared_with() {
             ("forwarded", ("x-forwarded-proto", "https"), true, 200, 200),
         ] {
             let file = format!(
-                "listen = \"127.0.0.1:0\"\nclient_ip_header = \"{header}\"\n{}[publish]\nopen = true\n[[channels]]\nmatch = \"{{*all}}\"\ntransport = [\"sse\"]\n",
+                "listen = \"127.0.0.1:0\"\nhosts = [\"live.example\"]\nclient_ip_header = \"{header}\"\n{}[publish]\nopen = true\n[[channels]]\nmatch = \"{{*all}}\"\ntransport = [\"sse\"]\n",
                 if trusted { "trusted_proxies = [\"127.0.0.1\"]\n" } else { "" }
             );
             let config = airwave::Config::load(&airwave::config::Sources::of_file("airwave.toml", file)).unwrap();

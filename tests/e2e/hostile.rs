@@ -726,6 +726,15 @@ fn connections_beyond_the_cap_are_refused() {
     });
 }
 
+/// Panics when it is dropped, if it is armed.
+pub struct Bomb(bool);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(!self.0, "on purpose");
+    }
+}
+
 /// A handler that panics is answered `internal`, over every transport; its client's connection goes on, and so does everybody else's.
 #[test]
 fn a_panic_in_a_handler_is_an_answer() {
@@ -733,15 +742,6 @@ fn a_panic_in_a_handler_is_an_answer() {
 
     fn panics(query: &str, method: &str) {
         assert!(!query.split('&').any(|part| part == method), "on purpose");
-    }
-
-    /// Panics when it is dropped.
-    struct Bomb(bool);
-
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            assert!(!self.0, "on purpose");
-        }
     }
 
     #[airwave::async_trait]

@@ -459,8 +459,9 @@ impl<'a> Standing<'a> {
             return breach(Promise::NoSilentGap, what);
         }
         if let Some(resumed) = self.resumed_at.take() {
-            // What was lost long before is no news to a node. Of the last seconds it may not know yet.
-            let known_then = |loss: &&Loss| loss.position > after && loss.at + KNOWN_AFTER < self.asked_at;
+            // What was lost long before is no news to a node. Of the last seconds it may not know yet. Of a broker that may lose
+            // its newest, nobody can tell when it did.
+            let known_then = |loss: &&Loss| loss.everything && loss.position > after && loss.at + KNOWN_AFTER < self.asked_at;
             if reason == "unknown-position" || known.losses.iter().any(known_then) {
                 let what = format!("at {resumed} it was resumed after {after}, and then a gap came ({reason})");
                 return breach(Promise::NoSilentGap, what);

@@ -95,7 +95,7 @@ pub fn run(scenario: impl Future<Output = ()>) {
     WATCH.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            let on_purpose = panic.to_string().contains("on purpose");
+            let on_purpose = panic.to_string().contains("on purpose") || panic.payload().is::<crate::hostile::Bomb>();
             if !on_purpose && std::thread::current().name() == Some(WORKER) {
                 PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(panic.to_string());
             }
