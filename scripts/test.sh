@@ -16,8 +16,8 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-ci_gates=(fmt clippy boundaries doc test brokers loom cost browser client bundlers)
-deep_gates=(chaos matrix simulation model fuzz firefox more-bundlers)
+ci_gates=(fmt clippy boundaries doc test brokers loom browser client bundlers)
+deep_gates=(chaos matrix simulation model fuzz firefox more-bundlers cost)
 tier=ci
 chosen=()
 case ${1:-} in

@@ -160,7 +160,9 @@ fn a_stream_of_many_channels_is_refused_after_one_time() {
 fn pings_and_closes_are_answered_while_a_command_waits() {
     run(async {
         let (node, frozen) = node(NEVER).await;
-        let mut socket = Raw::websocket(node.own, "/socket").await;
+        let mut socket = Raw::websocket(node.own, "/channels/a").await;
+        assert!(socket.frame().await.unwrap().text().contains("subscribed"));
+        let before = frozen.calls();
         frozen.is.send_replace(true);
         let send = |n: u64| json!({"type": "send", "id": n, "channel": "a", "event": "e", "data": n}).to_string();
         for n in 0..20 {
@@ -175,7 +177,7 @@ fn pings_and_closes_are_answered_while_a_command_waits() {
         socket.say(frame(0x88, &1000u16.to_be_bytes())).await;
         let (code, _) = socket.close_frame().await;
         assert_eq!(code, 1000);
-        assert_eq!(frozen.calls(), 1, "the others wait for the first");
+        assert_eq!(frozen.calls() - before, 1, "the others wait for the first");
         // What was said before the close happens all the same, and in its order.
         frozen.is.send_replace(false);
         let channel = node.channel("a");
@@ -199,7 +201,7 @@ fn the_times_of_commands_that_wait_on_one_socket_do_not_add_up() {
         frozen.is.send_replace(true);
         for n in 0..50 {
             let frame = match n % 2 {
-                0 => json!({"type": "send", "id": n, "channel": format!("a/{n}"), "event": "e", "data": n}),
+                0 => json!({"type": "send", "id": n, "channel": "heard", "event": "e", "data": n}),
                 _ => json!({"type": "subscribe", "id": n, "channel": format!("a/{n}")}),
             };
             listener.send(frame).await;
