@@ -85,7 +85,7 @@ mod tests {
         tokio::time::advance(IDEMPOTENCY_WINDOW - Duration::from_millis(1)).await;
         assert!(!counts.take("ann", 3), "a broker still knows them");
         assert!(counts.take("bob", 3));
-        tokio::time::advance(STEP).await;
+        tokio::time::advance(STEP + Duration::from_millis(1)).await;
         assert!(counts.take("ann", 3));
         tokio::time::advance(Duration::from_secs(3600)).await;
         assert!(counts.take("eve", 3));
