@@ -260,7 +260,10 @@ mod tests {
                 tokio::spawn(async move { pages.turn(peer(1)).await.is_ok() })
             })
             .collect();
-        tokio::task::yield_now().await;
+        // The runtime polls a bounded number of tasks before it comes back to this one.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(pages.waiting.load(Ordering::Relaxed), WAITING_PER_ADDRESS);
         drop(held);
         let mut came = 0;
