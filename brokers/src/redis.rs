@@ -164,9 +164,12 @@ impl Redis {
         let mark = self.marks.of(partition);
         let believed = marks::believed(after, mark);
         let read = async |any_epoch: bool| {
-            self.script(channel, READ_SCRIPT, |call| {
-                call.arg(4).arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
-                call.arg(&epochs);
+            self.script(channel, READ_SCRIPT, |call, keys| {
+                call.arg(if keys == Keys::All { 4 } else { 2 });
+                call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
+                if keys == Keys::All {
+                    call.arg(&epochs);
+                }
                 call.arg(after.map(|after| after.to_string()).unwrap_or_default());
                 call.arg(events).arg(bytes);
                 call.arg(micros(history.age)).arg(millis(head_lives(history.age)));
@@ -178,7 +181,7 @@ impl Redis {
         };
         let mut answer = read(false).await?;
         if matches!(&answer, Value::Array(parts) if parts.is_empty()) {
-            let found = self.script(channel, FOUND_SCRIPT, |call| {
+            let found = self.script(channel, FOUND_SCRIPT, |call, _| {
                 call.arg(2).arg(&epochs);
             });
             let found = found.await;
@@ -192,7 +195,7 @@ impl Redis {
         if believed > replay.head {
             // What was there is lost. What comes must be above what the caller has had, or the caller would not hear it.
             let highest = mark.max(Position::now());
-            let floor = self.script(channel, FLOOR_SCRIPT, |call| {
+            let floor = self.script(channel, FLOOR_SCRIPT, |call, _| {
                 call.arg(1).arg(self.naming.floor(channel));
                 call.arg(believed.0).arg(highest.0).arg(millis(HEAD_LIVES));
             });
@@ -212,12 +215,19 @@ impl Redis {
         self.naming.key(channel, what)
     }
 
-    /// Calls a script where the channel is. All keys must be the channel's own.
-    async fn script(&self, channel: &ChannelName, script: Script, arguments: impl Fn(&mut Cmd)) -> Result<Value, BrokerError> {
+    /// Calls a script where the channel is. All keys must be the channel's own or its partition's.
+    async fn script(
+        &self,
+        channel: &ChannelName,
+        script: Script,
+        arguments: impl Fn(&mut Cmd, Keys),
+    ) -> Result<Value, BrokerError> {
         match &self.servers {
             Servers::One { shard, .. } => {
                 let connected = shard.commands.connected().await?;
-                let answer = connected.script(script, &arguments, false).await;
+                let answer = connected
+                    .script(script, &|call: &mut Cmd| arguments(call, Keys::All), false)
+                    .await;
                 answer.map_err(|error| shard.commands.failed(&connected, error))
             }
             Servers::Cluster(cluster) => cluster.script(channel, script, arguments).await,
@@ -240,36 +250,53 @@ struct Script {
     hash: fn(&connection::Connected) -> &str,
     /// Whether it publishes, so that feeds wait for what it says.
     tells: bool,
+    /// Whether it can be called with [`Keys::Own`]. It answers with nothing then if those are not enough.
+    own: bool,
+}
+
+/// Which keys a call names. While a slot moves, a cluster refuses a call (`TRYAGAIN`) of whose keys only some are where
+/// it is called. The epochs and the floor belong to a partition: one of them is mostly missing, and they may have
+/// moved before the channel has, or after it. A channel with events does without them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keys {
+    All,
+    /// The channel's own.
+    Own,
 }
 
 const APPEND_SCRIPT: Script = Script {
     text: APPEND,
     hash: |connected| &connected.append,
     tells: true,
+    own: true,
 };
 
 const READ_SCRIPT: Script = Script {
     text: READ,
     hash: |connected| &connected.read,
     tells: false,
+    own: true,
 };
 
 const FOUND_SCRIPT: Script = Script {
     text: FOUND,
     hash: |connected| &connected.found,
     tells: false,
+    own: false,
 };
 
 const FLOOR_SCRIPT: Script = Script {
     text: FLOOR,
     hash: |connected| &connected.floor,
     tells: false,
+    own: false,
 };
 
 const REMEMBER_SCRIPT: Script = Script {
     text: REMEMBER,
     hash: |connected| &connected.remember,
     tells: false,
+    own: false,
 };
 
 impl Drop for Redis {
@@ -301,10 +328,13 @@ impl Broker for Redis {
             Some(_) => publish.fingerprint().to_string(),
             None => String::new(),
         };
-        let append = self.script(channel, APPEND_SCRIPT, |call| {
-            call.arg(5 + usize::from(publish.idempotency_key.is_some()));
+        let append = self.script(channel, APPEND_SCRIPT, |call, keys| {
+            let count = if keys == Keys::All { 5 } else { 2 };
+            call.arg(count + usize::from(publish.idempotency_key.is_some()));
             call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
-            call.arg(&self.naming.epochs(channel)).arg(self.naming.floor(channel));
+            if keys == Keys::All {
+                call.arg(&self.naming.epochs(channel)).arg(self.naming.floor(channel));
+            }
             if let Some(idempotency_key) = &publish.idempotency_key {
                 call.arg(self.key(channel, &format!("key:{}", idempotency_key.as_str())));
             }

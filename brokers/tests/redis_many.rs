@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use airwave_brokers::Redis;
 use airwave_brokers::redis::ConnectError;
-use airwave_core::{Broker, ChannelName, Feed, Position, Rules};
+use airwave_core::event::IdempotencyKey;
+use airwave_core::{Broker, ChannelName, Data, EventName, Feed, Message, PageLimit, Position, Publish, Rules};
 use support::hub::{Node, Told, rules};
 use support::many::{Cluster, Watched, cut_off, until};
 use support::outage::{UNAVAILABLE_WITHIN, found};
@@ -128,9 +129,9 @@ async fn one_publish_reaches_one_master_and_no_other() {
         }
     }
     for (n, server) in cluster.0.iter().enumerate() {
-        // Each node's probe is a GET and an SPUBLISH of its own.
+        // Each node's probe is a SET and an SPUBLISH of its own.
         // Of one moment: a probe between two questions would be counted by halves.
-        let [carried, probes, scripts, publishes] = server.calls_of(["spublish", "get", "evalsha", "publish"]);
+        let [carried, probes, scripts, publishes] = server.calls_of(["spublish", "set", "evalsha", "publish"]);
         let carried = carried - probes;
         let expected = if n == 1 { 100 } else { 0 };
         assert_eq!((scripts, carried, publishes), (expected, expected, 0), "master {n}");
@@ -348,6 +349,12 @@ async fn a_slot_moves_under_publishing_and_nobody_misses_anything() {
     let listening = node(&cluster.url()).await;
     let client = listening.listen(&channel, None).await;
     let publisher = Publisher::start(node(&cluster.url()).await, &channel);
+    let broker = connect(&cluster.url()).await;
+    let keyed = || {
+        let (event, key) = (EventName::new("said").unwrap(), IdempotencyKey::new("k").unwrap());
+        Publish::new(Message::new(event, Data::text("once"))).with_idempotency_key(key)
+    };
+    let once = broker.publish(&name(&channel), keyed()).await.unwrap().position;
     sleep(Duration::from_millis(100)).await;
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
         cluster.set_slot(to, slot, "IMPORTING", from);
@@ -357,9 +364,20 @@ async fn a_slot_moves_under_publishing_and_nobody_misses_anything() {
         let position = insist(&listening, &channel, "half way").await;
         client.hears(position).await;
         assert_eq!(cluster.owner(slot), from, "it was half way");
-        // A history read goes after the keys, too.
+        // A history read goes after the keys, too, and so does a publish that is known already.
         let late = listening.listen(&channel, Some(position)).await;
         drop(late);
+        for after in [None, Some(once), Some(position)] {
+            let replay = broker
+                .replay(&name(&channel), after, PageLimit::events(10_000))
+                .await
+                .unwrap();
+            assert!(replay.head >= position);
+            assert!(after.is_none() || replay.complete, "after {after:?}");
+        }
+        let again = broker.publish(&name(&channel), keyed()).await.unwrap();
+        assert_eq!((again.position, again.duplicate), (once, true));
+        assert_eq!(cluster.owner(slot), from, "it is half way still");
         cluster.set_slot(to, slot, "NODE", to);
         for n in (0..3).filter(|n| *n != to) {
             cluster.set_slot(n, slot, "NODE", to);

@@ -3,16 +3,20 @@
 -- Without a flag in its first line (see redis.rs) this counts as a write from the start, so a replica, a full server and one that has too few
 -- replicas refuse it before anything has happened.
 --
--- KEYS  head, stream, epoch, epoch, floor [, idempotency key]
+-- KEYS  head, stream, epoch, epoch, floor [, idempotency key]; while a slot of a cluster moves, the channel's own alone:
+--       head, stream [, idempotency key]
 -- ARGV  the event, its weight, pub/sub channel, '1' if the channel ends; of history: events, age in µs, bytes;
 --       in ms: how long the head lives, how long the stream lives, how long the key is recognised; then PUBLISH, or SPUBLISH on a cluster;
 --       the highest position that the node knows;
 --       the payload's fingerprint; the end to append right behind the event ('': none) and its weight
 -- gives {'known', position}, {'other'}: known with another payload, {'ended'} or {'new', position};
---       {'old', position}: known to version 0.1, which stored no fingerprint and appended an end by itself
+--       {'old', position}: known to version 0.1, which stored no fingerprint and appended an end by itself;
+--       {}: the channel's own keys are not enough, and nothing has been done
 
-if KEYS[6] then
-  local first = redis.call('GET', KEYS[6])
+local all = #KEYS > 3
+local idempotency_key = KEYS[all and 6 or 3]
+if idempotency_key then
+  local first = redis.call('GET', idempotency_key)
   if first then
     local position, fingerprint = string.match(first, '^(%d+):(%x+)$')
     if not position then return {'old', first} end
@@ -29,6 +33,7 @@ local known = math.max(tonumber(ARGV[12]), tonumber(head[5] or 0))
 if ended then return {'ended'} end
 
 if not previous then
+  if not all then return {} end
   -- A stream without its head (evicted, say): what else is gone nobody can tell, so no epoch proves anything any more.
   if redis.call('UNLINK', KEYS[2]) == 1 then redis.call('UNLINK', KEYS[3], KEYS[4]) end
   previous = epoch(KEYS[3], KEYS[4], true)
@@ -100,6 +105,6 @@ redis.call('HSET', KEYS[1], 'position', position, 'written', text(written), 'tri
 if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'ended', '1') end
 redis.call('PEXPIRE', KEYS[1], text(head_lives))
 -- Version 0.1 takes a value with a fingerprint for none of its own, and answers that the broker is unavailable.
-if KEYS[6] then redis.call('SET', KEYS[6], position .. ':' .. ARGV[13], 'PX', ARGV[10]) end
+if idempotency_key then redis.call('SET', idempotency_key, position .. ':' .. ARGV[13], 'PX', ARGV[10]) end
 for _, event in ipairs(told) do redis.call(ARGV[11], ARGV[3], event) end
 return {'new', position}

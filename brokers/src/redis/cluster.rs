@@ -18,13 +18,13 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::Script;
 use super::address::Place;
 use super::connection::{Commands, ConnectError, Connected, Loading, Server, lost, random_bits, text_of};
 use super::listening::{LOOK, Listener, Listening};
 use super::marks::Marks;
 use super::naming::{Naming, PARTITIONS, partition, slot};
 use super::sentinel::gather;
+use super::{Keys, Script};
 
 /// How often the map is asked for although nothing contradicts it.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -324,11 +324,12 @@ impl Cluster {
         &self,
         channel: &ChannelName,
         script: Script,
-        arguments: impl Fn(&mut Cmd),
+        arguments: impl Fn(&mut Cmd, Keys),
     ) -> Result<Value, BrokerError> {
         let partition = partition(channel);
         let mut asked: Option<Arc<Shard>> = None;
         let mut sent: u32 = 0;
+        let mut keys = Keys::All;
         loop {
             let owner = self.owner(partition)?;
             let asking = asked.is_some();
@@ -338,14 +339,30 @@ impl Cluster {
                 sleep(PAUSE).await;
             }
             sent += 1;
-            let error = match connected.script(script, &arguments, asking).await {
+            let error = match connected
+                .script(script, &|call: &mut Cmd| arguments(call, keys), asking)
+                .await
+            {
+                // The channel's own keys are not enough.
+                Ok(Value::Array(parts)) if parts.is_empty() && keys == Keys::Own => None,
                 Ok(answer) => {
                     if asking && script.tells {
                         self.tell_those_left_behind(&owner, channel).await;
                     }
                     return Ok(answer);
                 }
-                Err(error) => error,
+                Err(error) => Some(error),
+            };
+            let half_way = error.as_ref().is_none_or(|error| error.code() == Some("TRYAGAIN"));
+            if half_way && script.own && keys == Keys::All {
+                keys = Keys::Own;
+                asked = asking.then_some(shard);
+                continue;
+            }
+            let Some(error) = error.filter(|_| !half_way) else {
+                keys = Keys::All;
+                sleep(PAUSE).await;
+                continue;
             };
             // With each of these nothing has happened.
             match error.code() {
@@ -362,7 +379,6 @@ impl Cluster {
                         asked = Some(self.shard(&mut lock(&self.map), &place, partition));
                     }
                 }
-                Some("TRYAGAIN") => sleep(PAUSE).await,
                 _ => {
                     self.astray.notify_one();
                     return Err(shard.commands.failed(&connected, error));

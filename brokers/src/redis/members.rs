@@ -26,18 +26,21 @@ const MEMBERS_SCRIPT: Script = Script {
     text: MEMBERS,
     hash: |connected| &connected.members,
     tells: true,
+    own: false,
 };
 
 const ROLL_SCRIPT: Script = Script {
     text: ROLL,
     hash: |connected| &connected.roll,
     tells: false,
+    own: false,
 };
 
 const ENTER_SCRIPT: Script = Script {
     text: ENTER,
     hash: |connected| &connected.enter,
     tells: false,
+    own: false,
 };
 
 /// What a message in pub/sub begins with that tells of members. An event's begins with a digit.
@@ -74,7 +77,7 @@ impl Redis {
         arguments: impl Fn(&mut Cmd) + Send + Sync,
     ) -> Result<Value, BrokerError> {
         let roll = Self::roll()?;
-        let ask = self.script(&roll, script, |call| {
+        let ask = self.script(&roll, script, |call, _| {
             call.arg(1).arg(self.key(&roll, key)).arg(what);
             arguments(call);
         });
@@ -140,7 +143,7 @@ impl Redis {
             for channel in channels {
                 // Whatever is not a channel's name is nobody's, and only to be taken from the list.
                 if let Ok(channel) = ChannelName::new(&channel) {
-                    let bury = self.script(&channel, ROLL_SCRIPT, |call| {
+                    let bury = self.script(&channel, ROLL_SCRIPT, |call, _| {
                         call.arg(1).arg(self.key(&channel, "members")).arg("bury").arg(node);
                     });
                     timeout(DEADLINE, bury).await.unwrap_or_else(|_| Err(late()))?;
@@ -162,7 +165,7 @@ impl Directory for Redis {
         let set = async {
             self.enter(first.node, channel).await?;
             let message = encode(entries);
-            let answer = self.script(channel, MEMBERS_SCRIPT, |call| {
+            let answer = self.script(channel, MEMBERS_SCRIPT, |call, _| {
                 call.arg(1).arg(self.key(channel, "members"));
                 call.arg(self.naming.wire(channel)).arg(self.naming.publish());
                 call.arg(millis(HEAD_LIVES)).arg(&message[..]);
@@ -181,7 +184,7 @@ impl Directory for Redis {
     async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
         let list = async {
             let listed = self
-                .script(channel, ROLL_SCRIPT, |call| {
+                .script(channel, ROLL_SCRIPT, |call, _| {
                     call.arg(1).arg(self.key(channel, "members")).arg("list");
                     call.arg(millis(HEAD_LIVES));
                 })

@@ -2,11 +2,12 @@
 --
 -- Not marked as read-only, although it mostly is: so a replica, which may lag, refuses it.
 --
--- KEYS  head, stream, epoch, epoch
+-- KEYS  head, stream, epoch, epoch; while a slot of a cluster moves, the channel's own alone: head, stream
 -- ARGV  the position after which to read ('': the newest), how many events and bytes at most, age of history in µs, how long the head
 --       lives in ms, '1' if an old epoch is as good as a young one, the highest position that the node knows, of the node's own
 --       history: events, bytes
--- gives {head, ended, complete, more, event...}, or {} if an epoch must be made first
+-- gives {head, ended, complete, more, event...}, or {} if an epoch must be made first, or if only the epochs, which are not
+--       named, could answer
 
 local after, limit, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local found = redis.call('HMGET', KEYS[1], 'position', 'birth', 'ended', 'floor',
@@ -29,6 +30,7 @@ if head then
   redis.call('PEXPIRE', KEYS[1], text(math.max(tonumber(ARGV[5]), 2 * math.ceil(largest.age / 1000))))
   expire(KEYS[1], KEYS[2], tonumber(head), now, largest.age, found[8], found[9])
 else
+  if not KEYS[3] then return {} end
   -- A stream without its head (evicted, say): what else is gone nobody can tell, so no epoch proves anything any more.
   if redis.call('UNLINK', KEYS[2]) == 1 then redis.call('UNLINK', KEYS[3], KEYS[4]) end
   local given, young = epoch(KEYS[3], KEYS[4], false)
@@ -99,8 +101,12 @@ end
 
 -- Whether nothing stands between the position asked for and what names this one as its previous. What follows the first position
 -- follows every epoch: there was nothing yet.
+local unknown = false
 local function follows(previous)
-  return previous == after or previous == birth and honours(KEYS[3], KEYS[4], after)
+  if previous == after then return true end
+  if previous ~= birth then return false end
+  unknown = unknown or not KEYS[3]
+  return not unknown and honours(KEYS[3], KEYS[4], after)
 end
 
 -- Text is compared, not numbers: what a client sends may be beyond what a double can tell apart.
@@ -123,6 +129,7 @@ while not full do
   if #entries < wanted then break end
   from = '(' .. newest
 end
+if unknown and not complete then return {} end
 local more = full or newest and newest ~= head .. '-0'
 local answer = {head, ended, complete and 1 or 0, more and 1 or 0}
 for _, event in ipairs(shown) do answer[#answer + 1] = event end
