@@ -65,9 +65,11 @@ pub struct Config {
     /// is no token, nobody may publish over HTTP there, and a file must say that it means so (`open = false`). Where it says so, this
     /// machine may not either.
     pub publish_open: bool,
-    /// The host names by which the server may be addressed, in lower case and without a port; `*` is any. A server on a loopback address
-    /// answers at `localhost`, at a loopback address and at these. Any other server that has some answers at these, `localhost` and IP
-    /// addresses. If others than this machine's are named, other machines reach the server whatever address it listens on.
+    /// The host names by which the server may be addressed, in lower case and without a port; `*`
+    /// is any. A server on a loopback address answers at `localhost`, at a loopback address and at
+    /// these. Any other server that has some answers at these, `localhost` and IP addresses. If
+    /// others than this machine's are named, other machines reach the server whatever address it
+    /// listens on.
     pub hosts: Vec<String>,
     /// The peers (reverse proxies) whose word about the client's address is taken. If there are any, other machines reach
     /// the server whatever address it listens on.
@@ -107,7 +109,8 @@ impl Default for Config {
     }
 }
 
-/// Whether a host's name leads to the machine that it is used on: `localhost` and loopback addresses.
+/// Whether a host's name leads to the machine that it is used on: `localhost` and loopback
+/// addresses.
 pub(crate) fn is_loopback_name(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")
@@ -327,7 +330,8 @@ impl Config {
 
     /// Whether only this machine can reach the server: it listens on loopback, and no proxy is said to stand before it.
     pub fn is_local(&self) -> bool {
-        // `*` says nothing of a proxy: with it a server is as open as it was before there was `hosts`.
+        // `*` says nothing of a proxy: with it a server is as open as it was before there was
+        // `hosts`.
         self.listens_on_loopback()
             && self.trusted_proxies.is_empty()
             && self.hosts.iter().all(|host| host == "*" || is_loopback_name(host))

@@ -115,8 +115,8 @@ impl Airwave {
         live::routes(path, self.hub.clone())
     }
 
-    /// Serves `app` on the configured address until SIGTERM, SIGINT or SIGQUIT, through our own accept loop, then drains. SIGHUP, SIGUSR1 and SIGUSR2
-    /// are ignored, with a line in the log.
+    /// Serves `app` on the configured address until SIGTERM, SIGINT or SIGQUIT, through our own
+    /// accept loop, then drains. SIGHUP, SIGUSR1 and SIGUSR2 are ignored, with a line in the log.
     ///
     /// # Errors
     /// [`Error::Listen`].

@@ -1,10 +1,11 @@
-//! Our own accept loop: time-outs of heads and waits, `TCP_NODELAY`, connection caps, HTTP/1.1 and HTTP/2 by preface, tracked tasks, drain.
+//! Our own accept loop: time-outs of heads and waits, `TCP_NODELAY`, connection caps, HTTP/1.1 and
+//! HTTP/2 by preface, tracked tasks, drain.
 //!
 //! `axum::serve` has none of these. And it keeps about 12 KB for each connection that streams: here, once the routes have admitted an SSE or WebSocket
 //! listener over HTTP/1.1, the socket is taken back from hyper ([`Handover`]) and a bare task goes on with it.
 //!
-//! `admission` is who gets a place, `files` what open files leave room for, `forwarded` who the client is behind proxies, `idle` how long a connection may
-//! wait.
+//! `admission` is who gets a place, `files` what open files leave room for, `forwarded` who the
+//! client is behind proxies, `idle` how long a connection may wait.
 
 mod admission;
 mod files;
@@ -44,7 +45,8 @@ use idle::{Answer, HeadClock, Requests, Streams, UnderWay, Waits, without_stream
 
 pub use forwarded::ClientIpHeader;
 
-/// Connections that the kernel may hold until they are accepted. With fewer, a storm of clients that come back loses SYNs, each for a second or more.
+/// Connections that the kernel may hold until they are accepted. With fewer, a storm of clients
+/// that come back loses SYNs, each for a second or more.
 pub const BACKLOG: u32 = 4096;
 /// A head larger than this ends the connection (P13).
 const MAX_HEAD: usize = 16 << 10;
@@ -68,14 +70,17 @@ const SPARE_OF_ADDRESS: usize = 256;
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Serving {
-    /// Connections at once that stream, and no more than open files leave room for. Another 1,024 may make short requests.
+    /// Connections at once that stream, and no more than open files leave room for. Another 1,024
+    /// may make short requests.
     pub connections: usize,
-    /// Connections at once that stream from one address (IPv6: from one /64), which may have another 256 for short requests. The addresses that
+    /// Connections at once that stream from one address (IPv6: from one /64), which may have
+    /// another 256 for short requests. The addresses that
     /// [`Serving::trusts`] names are not counted.
     pub connections_per_address: usize,
     /// How long a drain may take.
     pub drain: Duration,
-    /// How long a request's head may take from its first byte, and the first one from the accept (P13). Usually [`HEAD_TIMEOUT`].
+    /// How long a request's head may take from its first byte, and the first one from the accept
+    /// (P13). Usually [`HEAD_TIMEOUT`].
     pub head: Duration,
     /// How long a connection may wait for its next request.
     pub keep_alive: Duration,
@@ -109,7 +114,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // A restart must not wait for connections of the process before. On Windows it means another thing.
+    // A restart must not wait for connections of the process before. On Windows it means another
+    // thing.
     #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -178,7 +184,8 @@ pub async fn serve(
                 continue;
             }
         };
-        // Without a place, not even for a refusal, a connection is closed without an answer: an EventSource comes back after that.
+        // Without a place, not even for a refusal, a connection is closed without an answer: an
+        // EventSource comes back after that.
         let Some(place) = admission.place(peer.ip()) else {
             continue;
         };

@@ -158,14 +158,15 @@ pub fn local_only(app: Router) -> Router {
 
 /// Whether a request names the server in a way that is its own.
 ///
-/// A browser on this machine reaches a server on loopback, and so does a page of a foreign site that has its own name lead here
-/// (DNS rebinding). The name gives it away. A proxy that the configuration does not tell of may speak for anybody.
+/// A browser on this machine reaches a server on loopback, and so does a page of a foreign site
+/// that has its own name lead here (DNS rebinding). The name gives it away. A proxy that the
+/// configuration does not tell of may speak for anybody.
 fn is_named_rightly(config: &Config, parts: &Parts) -> bool {
     let loopback = config.listens_on_loopback();
     if config.hosts.iter().any(|host| host == "*") || (!loopback && config.hosts.is_empty()) {
         return true;
     }
-    // They tell a supervisor or a proxy how it goes, and nobody what goes on.
+    // They tell a supervisor or a proxy whether the node works, and nothing about its channels.
     if matches!(parts.uri.path(), "/healthz" | "/readyz") {
         return true;
     }

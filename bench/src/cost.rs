@@ -1,9 +1,10 @@
 //! What a server's work costs, in instructions and allocations: counted, not timed.
 //!
-//! The release binary runs under valgrind's callgrind with one worker. Each run has a fixed load: so many publishes over one
-//! connection, each of which has reached every listener before the next. Runs differ in one number only, so that differences give the
-//! cost of a publish, of a delivery and of a connect without what a server does besides. Allocations are the calls of the C library's
-//! allocator that callgrind saw.
+//! The release binary runs under valgrind's callgrind with one worker. Each run has a fixed load:
+//! so many publishes over one connection, each of which has reached every listener before the next.
+//! Runs differ in one number only, so that differences give the cost of a publish, of a delivery
+//! and of a connect without what a server does besides. Allocations are the calls of the C
+//! library's allocator that callgrind saw.
 //!
 //! Figures hold for a compiler and a kind of processor; `bench/cost.toml` says for which.
 

@@ -411,7 +411,8 @@ struct Endurance {
     story: bool,
 }
 
-/// Run after run, until the time is over or a signal comes. Each broker with each number of nodes has one run at least.
+/// Run after run, until the time is over or a signal comes. Each broker with each number of nodes
+/// has one run at least.
 fn endure(long: &Endurance, brokers: Vec<BrokerKind>, airwave: &std::path::Path) -> Result<bool, String> {
     let mut brokers = brokers;
     if brokers.is_empty() {

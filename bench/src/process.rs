@@ -424,7 +424,8 @@ pub fn own_cpu() -> Result<Duration, String> {
     cpu(std::process::id())
 }
 
-/// How many connections found a full listen queue since the machine started (`ListenOverflows` of /proc/net/netstat).
+/// How many connections found a full listen queue since the machine started (`ListenOverflows` of
+/// /proc/net/netstat).
 pub fn listen_overflows() -> Option<u64> {
     let text = fs::read_to_string("/proc/net/netstat").ok()?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));

@@ -55,7 +55,8 @@ pub struct Measured {
     pub encodes: Option<f64>,
     /// Reads that the server asked of its broker in the window, as it counts itself.
     pub broker_reads: Option<f64>,
-    /// Connections that the kernel dropped in the window because a listen queue was full, of all processes.
+    /// Connections that the kernel dropped in the window because a listen queue was full, of all
+    /// processes.
     pub listen_overflows: Option<u64>,
     /// Listeners.
     pub listeners: usize,

@@ -27,8 +27,8 @@ const FORGET_AFTER: Duration = Duration::from_secs(600);
 /// A first position that was given out is honoured at least so long after it was last given out.
 const HONOURED_FOR: Duration = Duration::from_secs(300);
 
-/// How long a channel without events is remembered whose first position is not honoured any more, so that its last listener can come
-/// back. With a round of sweeps this is less than five minutes.
+/// How long a channel without events is remembered whose first position is not honoured any more,
+/// so that its last listener can come back. With a round of sweeps this is less than five minutes.
 const FORGET_SILENT_AFTER: Duration = Duration::from_secs(200);
 
 /// How often the sweeper looks at channels.
@@ -40,7 +40,8 @@ const SWEEP_WORK: usize = 4096;
 /// Every channel is looked at within so many sweeps, however many there are, unless as much expires as is looked at.
 const SWEEPS: usize = 60;
 
-/// What an event, a channel and an idempotency key cost besides the message. Estimates, on the large side.
+/// What an event, a channel and an idempotency key cost besides the message. Estimates, on the
+/// large side.
 const EVENT_COST: usize = 256;
 const CHANNEL_COST: usize = 1024;
 const KEY_COST: usize = 400;
@@ -50,12 +51,14 @@ const SLICES: usize = 256;
 
 /// Everything in this process. Dropping it ends its feeds.
 ///
-/// A channel begins with its first event. It is forgotten when it has no feed, no history and no live idempotency key and was not
-/// used for ten minutes or its history's age, whichever is longer; an ended channel's name is then free again. A channel without
-/// events takes no memory when its last feed is gone: all of them share one first position, the *epoch*.
-/// With a bound on its memory ([`Memory::bounded`]) the oldest events of all channels go first when it is reached, and channels without
-/// feeds, history and keys with them; replays then say that they are not complete.
-/// Events are bounded by their rule's history, idempotency keys only by [`IDEMPOTENCY_WINDOW`] times the publishers' rate.
+/// A channel begins with its first event. It is forgotten when it has no feed, no history and no
+/// live idempotency key and was not used for ten minutes or its history's age, whichever is longer;
+/// an ended channel's name is then free again. A channel without events takes no memory when its
+/// last feed is gone: all of them share one first position, the *epoch*. With a bound on its memory
+/// ([`Memory::bounded`]) the oldest events of all channels go first when it is reached, and
+/// channels without feeds, history and keys with them; replays then say that they are not complete.
+/// Events are bounded by their rule's history, idempotency keys only by [`IDEMPOTENCY_WINDOW`]
+/// times the publishers' rate.
 pub struct Memory {
     shared: Arc<Shared>,
     members: members::Shared,
@@ -73,13 +76,14 @@ struct Shared {
     sweep: Mutex<Sweep>,
 }
 
-/// The first positions of channels without events: the one that is given out, and the one before it, which is honoured still.
+/// The first positions of channels without events: the one that is given out, and the one before
+/// it, which is honoured still.
 ///
-/// A channel is forgotten only if its newest event is older than both, so an epoch that is honoured proves that a channel of which
-/// nothing is known had no event since.
+/// A channel is forgotten only if its newest event is older than both, so an epoch that is honoured
+/// proves that a channel of which nothing is known had no event since.
 struct Epochs {
-    /// Written under the lock of the sweep alone. Read under a channel's lock: a channel that begins anew after it was forgotten sees what the
-    /// sweeper wrote before that.
+    /// Written under the lock of the sweep alone. Read under a channel's lock: a channel that
+    /// begins anew after it was forgotten sees what the sweeper wrote before that.
     current: AtomicU64,
     before: AtomicU64,
 }
@@ -105,7 +109,8 @@ struct Sweep {
     turns: VecDeque<Arc<Channel>>,
     /// When the current epoch began.
     since: Instant,
-    /// The newest position of the channels that wait to be forgotten and are not older than both epochs.
+    /// The newest position of the channels that wait to be forgotten and are not older than both
+    /// epochs.
     waits_for: Position,
     task: Option<tokio::task::JoinHandle<()>>,
 }
@@ -233,7 +238,8 @@ impl Broker for Memory {
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         Ok(self.shared.with(channel, |channel, state, now| {
             state.expire(channel.history.age, now, usize::MAX);
-            // Another epoch than the one that this channel began with stands for the same: nothing was there yet.
+            // Another epoch than the one that this channel began with stands for the same: nothing
+            // was there yet.
             let first = after.filter(|after| *after < state.birth && self.shared.epochs.honours(*after));
             let mut replay = state.replay(first.map_or(after, |_| Some(state.birth)), limit);
             if let (Some(first), true, [event, ..]) = (first, replay.complete, &mut replay.events[..]) {
@@ -359,7 +365,8 @@ impl State {
         self.feeds.is_empty() && self.kept.is_empty() && self.keys.is_empty()
     }
 
-    /// Whether nothing needs the channel. If only the epochs do, `waits_for` learns of its newest position.
+    /// Whether nothing needs the channel. If only the epochs do, `waits_for` learns of its newest
+    /// position.
     fn unused(&self, age: Duration, now: Instant, epochs: &Epochs, waits_for: &mut Position) -> bool {
         if !self.feeds.is_empty() {
             return false;
@@ -462,7 +469,8 @@ impl Shared {
         sweep.waits_for = sweep.waits_for.max(waits_for);
     }
 
-    /// Begins a new epoch if channels wait for it and the one before the current one was last given out long enough ago.
+    /// Begins a new epoch if channels wait for it and the one before the current one was last given
+    /// out long enough ago.
     fn turn_epoch(&self, now: Instant) {
         let mut sweep = lock(&self.sweep);
         if sweep.waits_for == Position::ZERO || now.duration_since(sweep.since) < HONOURED_FOR {
@@ -524,7 +532,8 @@ impl Shared {
         !is_full()
     }
 
-    /// Drops the oldest events of all channels until an eighth of the bound is free, and the channels of which nothing is left.
+    /// Drops the oldest events of all channels until an eighth of the bound is free, and the
+    /// channels of which nothing is left.
     fn make_room(&self) {
         let channels: Vec<Arc<Channel>> = {
             let channels = self.channels.read().unwrap_or_else(PoisonError::into_inner);
@@ -572,8 +581,8 @@ impl Shared {
         lock(&self.sweep).turns.retain(|channel| !lock(&channel.state).forgotten);
     }
 
-    /// Forgets channels of which nothing is left before the epochs are old enough. So all epochs are dropped, and a listener that comes
-    /// back with one is told of a gap.
+    /// Forgets channels of which nothing is left before the epochs are old enough. So all epochs
+    /// are dropped, and a listener that comes back with one is told of a gap.
     fn forget_at_once(&self, emptied: &[&Arc<Channel>], target: usize) {
         let Some(newest) = emptied.iter().map(|channel| lock(&channel.state).head).max() else {
             return;
@@ -1106,7 +1115,8 @@ mod tests {
             tokio::time::advance(Duration::from_millis(1)).await;
         }
         assert!(remembered(&broker) < 250, "{}", remembered(&broker));
-        // What was forgotten begins anew above all that it gave, and its old cursor is told of a gap.
+        // What was forgotten begins anew above all that it gave, and its old cursor is told of a
+        // gap.
         let known = |n: usize| broker.shared.channels.read().unwrap().contains_key(&name(&format!("c/{n}")));
         let forgotten = (0..1000).find(|&n| !known(n)).unwrap();
         let (channel, cursor) = (format!("c/{forgotten}"), cursors[forgotten]);

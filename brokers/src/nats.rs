@@ -13,8 +13,10 @@
 //! **Only the stream's leader knows the newest message.** It is asked by a publish that it must refuse, and which tells what the newest is.
 //! Events are then read from any replica, which may lag: a page must be a chain up to where the leader said, or it is read again.
 //!
-//! Subjects, for the prefix `airwave`: `airwave.log.c.NAME` what is stored of a channel, `airwave.live.c.NAME` the same as it is told,
-//! `airwave.log.epoch` where channels without events begin, `airwave.log.probe.NODE` what a node says to itself. Who is in a channel is in a stream of its own, which `members` tells of.
+//! Subjects, for the prefix `airwave`: `airwave.log.c.NAME` what is stored of a channel,
+//! `airwave.live.c.NAME` the same as it is told, `airwave.log.epoch` where channels without events
+//! begin, `airwave.log.probe.NODE` what a node says to itself. Who is in a channel is in a stream
+//! of its own, which `members` tells of.
 
 mod clock;
 mod connection;
@@ -290,7 +292,8 @@ impl Nats {
                 code: code::TOO_LARGE,
                 text,
             } => Err(BrokerError::rejected(format!("NATS: {text}"))),
-            // Only a question what the newest is, to a stream that stores nothing: whoever leads can be asked in another way.
+            // Only a question what the newest is, to a stream that stores nothing: the leader can
+            // be asked in another way.
             Answer::Refused { code, .. }
                 if matches!(behind, Behind::At(NEVER)) && (code == code::SEALED || code::FULL.contains(&code)) =>
             {
@@ -559,8 +562,8 @@ impl Nats {
         }
     }
 
-    /// The replay, made complete if it begins with the channel's first event and was asked for after an epoch: what follows the first
-    /// position follows every epoch.
+    /// The replay, made complete if it begins with the channel's first event and was asked for
+    /// after an epoch: what follows the first position follows every epoch.
     async fn with_epochs(
         &self,
         link: &Link,
@@ -601,7 +604,8 @@ impl Nats {
                     events.push(event);
                     true
                 }
-                // What was read so far is whole. Who asks for what comes after it is told of the hole.
+                // What was read so far is whole. Who asks for what comes after it is told of the
+                // hole.
                 Met::Event(_) | Met::Hole => {
                     more = true;
                     false
@@ -694,8 +698,8 @@ impl Nats {
         Ok(Some(beginning.of_all(found)))
     }
 
-    /// Shows the events after `after` up to the head, oldest first, as long as they are wanted: at most `most`, so no more are asked for
-    /// at once.
+    /// Shows the events after `after` up to the head, oldest first, as long as they are wanted: at
+    /// most `most`, so no more are asked for at once.
     async fn scan(
         &self,
         link: &Link,
@@ -751,8 +755,8 @@ impl Nats {
                 last_read = None;
             }
             if read == before {
-                // Whoever answers lags, or all that was left up to the head has been trimmed. The leader knows; that there is a newer
-                // head meanwhile says nothing.
+                // The server that answers lags, or all that was left up to the head has been
+                // trimmed. The leader knows; that there is a newer head meanwhile says nothing.
                 let next = json!({ "seq": read + 1, "next_by_subj": self.log(channel) });
                 let next = self.ask_leader(link, channel, &next).await?;
                 if next.is_none_or(|next| next.chain.newest > page.chain.head.0) {
@@ -975,13 +979,15 @@ enum Age {
     Beyond,
     /// It was stored too long ago.
     TooOld,
-    /// Stored at a time that is still to come: somebody has set the server's clock. What came after it decides.
+    /// Stored at a time that is still to come: the server's clock was set. What came after it
+    /// decides.
     Unknown,
     Young,
 }
 
-/// Where a page begins: with the first event that is young. From there on all are shown, whatever their age: only the beginning of a
-/// history can be too old, and a clock that was set back makes no hole.
+/// Where a page begins: with the first event that is young. From there on all are shown, whatever
+/// their age: only the beginning of a history can be too old, and a clock that was set back makes
+/// no hole.
 #[derive(Debug, Default)]
 struct Beginning {
     found: bool,

@@ -1,9 +1,11 @@
 //! Redis, version 7 or newer, as the backbone of several nodes.
 //!
-//! **Truth is the store, pub/sub is speed.** Each channel has a *head* (a hash: its newest position, its birth, whether it has ended)
-//! and a *stream* (its history, each entry's id is the event's position). Publishing is one script, `append.lua`, which does all of it
-//! or nothing and then tells the live subscribers; reading is one script, `read.lua`, so head and history always fit together. A
-//! channel without events has no key of its own: `epoch.lua` tells how a listener resumes there all the same.
+//! **Truth is the store, pub/sub is speed.** Each channel has a *head* (a hash: its newest
+//! position, its birth, whether it has ended) and a *stream* (its history, each entry's id is the
+//! event's position). Publishing is one script, `append.lua`, which does all of it or nothing and
+//! then tells the live subscribers; reading is one script, `read.lua`, so head and history always
+//! fit together. A channel without events has no key of its own: `epoch.lua` tells how a listener
+//! resumes there all the same.
 //!
 //! A node has two connections to each server that has events, however many channels it follows: one for commands, pipelined, and one
 //! for subscriptions (`listening`). Neither connection is trusted because it is open: every node publishes to itself, and what does not
@@ -57,7 +59,8 @@ const READ_DEADLINE: Duration = Duration::from_secs(5);
 const MOST_AT_ONCE: usize = 100_000;
 const MOST_BYTES_AT_ONCE: usize = 256 << 20;
 
-/// A script of ours, with what its first line says and what several need: the epochs, and what is too old.
+/// A script of ours, with what its first line says and what several need: the epochs, and what is
+/// too old.
 macro_rules! script {
     ($first:literal, $file:literal) => {
         concat!(
@@ -193,7 +196,8 @@ impl Redis {
         }
         let mut replay = replay_of(answer).ok_or_else(|| not_ours(channel))?;
         if believed > replay.head {
-            // What was there is lost. What comes must be above what the caller has had, or the caller would not hear it.
+            // What was there is lost. What comes must be above what the caller has had, or the
+            // caller would not hear it.
             let highest = mark.max(Position::now());
             let floor = self.script(channel, FLOOR_SCRIPT, |call, _| {
                 call.arg(1).arg(self.naming.floor(channel));
@@ -250,13 +254,15 @@ struct Script {
     hash: fn(&connection::Connected) -> &str,
     /// Whether it publishes, so that feeds wait for what it says.
     tells: bool,
-    /// Whether it can be called with [`Keys::Own`]. It answers with nothing then if those are not enough.
+    /// Whether it can be called with [`Keys::Own`]. It answers with nothing then if those are not
+    /// enough.
     own: bool,
 }
 
-/// Which keys a call names. While a slot moves, a cluster refuses a call (`TRYAGAIN`) of whose keys only some are where
-/// it is called. The epochs and the floor belong to a partition: one of them is mostly missing, and they may have
-/// moved before the channel has, or after it. A channel with events does without them.
+/// Which keys a call names. While a slot moves, a cluster refuses a call (`TRYAGAIN`) of whose keys
+/// only some are where it is called. The epochs and the floor belong to a partition: one of them is
+/// mostly missing, and they may have moved before the channel has, or after it. A channel with
+/// events does without them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Keys {
     All,

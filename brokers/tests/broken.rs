@@ -735,7 +735,8 @@ impl Broker for Node {
             (Flaw::GivesAPart, _) if replay.events.len() > 1 => drop(replay.events.remove(0)),
             (Flaw::ForgetsTheEnd, _) => replay.ended = false,
             (Flaw::BirthMoves, _) if all.events.is_empty() => replay.head = Position::now(),
-            // Each node gives one of its own, which the others call good as long as nothing has come after it.
+            // Each node gives one of its own, which the others call good as long as nothing has
+            // come after it.
             (Flaw::OneFirstPositionCounts, after) if all.events.is_empty() => {
                 replay.complete |= after.is_some_and(|after| after > replay.head);
                 replay.head = Position::now();

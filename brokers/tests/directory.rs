@@ -301,7 +301,8 @@ mod redis_server {
         }
         redis.leave(left).await.unwrap();
         let removed = async {
-            // What is left is the roll, with the one that lives. The node's probe writes a key of its own.
+            // What is left is the roll, with the one that lives. The node's probe writes a key of
+            // its own.
             let left = || {
                 let keys: Vec<String> = server.ask(&["KEYS", "*"]);
                 keys.iter().filter(|key| !key.starts_with("airwave:0:probe:")).count()

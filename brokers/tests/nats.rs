@@ -328,7 +328,8 @@ async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
     assert!(error.contains("write storage=file"), "{error}");
 }
 
-/// The stream keeps what the most generous rule says, and a node with older rules takes nothing of that away. Each shows what its own rule says.
+/// The stream keeps what the most generous rule says, and a node with older rules takes nothing of
+/// that away. Each shows what its own rule says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_of_the_stream_only_grow_by_themselves() {
     let Some(server) = Server::start() else { return };
@@ -363,7 +364,8 @@ async fn limits_of_the_stream_only_grow_by_themselves() {
     assert_eq!((most().await, shown(&few).await, shown(&new).await), (json!(1001), 3, 20));
 }
 
-/// What lies in the stream since version 0.1: its fifth number is the clock of who wrote it, which nothing is compared with any more.
+/// What lies in the stream since version 0.1: its fifth number is the clock of who wrote it, which
+/// nothing is compared with any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_are_as_old_as_the_server_says_whatever_their_writer_wrote() {
     let Some(server) = Server::start() else { return };
@@ -395,7 +397,8 @@ async fn events_are_as_old_as_the_server_says_whatever_their_writer_wrote() {
     assert_eq!((page.events.len(), page.complete, page.head), (1, true, next));
 }
 
-/// What comes of reading in steps, far from the server, while another node publishes: each page leads to its head or says that there is more.
+/// What comes of reading in steps, far from the server, while another node publishes: each page
+/// leads to its head or says that there is more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_that_trimming_overtakes_begins_again_behind_the_hole() {
     for release in [Release::Current, Release::Oldest] {
@@ -421,7 +424,8 @@ async fn a_page_that_trimming_overtakes_begins_again_behind_the_hole() {
                 }
             })
         };
-        // Whether trimming was faster in one of them depends on this machine, and is no matter: all of them must be whole.
+        // Whether trimming was faster in one of them depends on this machine, and is no matter: all
+        // of them must be whole.
         for round in 0..10 {
             for after in [None, Some(begin)] {
                 let page = insist(async || far.replay(&name("a"), after, PageLimit::events(1000)).await).await;
@@ -444,7 +448,8 @@ async fn a_page_that_trimming_overtakes_begins_again_behind_the_hole() {
     }
 }
 
-/// The stream lets go of what is old, also of a channel's newest message. Not while somebody follows the channel.
+/// The stream lets go of what is old, also of a channel's newest message. Not while a node follows
+/// the channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quiet_channel_that_is_followed_outlives_the_age_of_the_stream() {
     let Some(server) = Server::start() else { return };
@@ -543,7 +548,8 @@ async fn what_a_rule_leaves_out_is_taken_from_the_stream() {
     assert_eq!(stored("much=2Fa").await, 50);
 }
 
-/// A node with older rules that publishes to a channel takes nothing from the stream that another node's rules keep.
+/// A node with older rules that publishes to a channel takes nothing from the stream that another
+/// node's rules keep.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_sweeps_nothing_that_the_rules_of_another_keep() {
     let Some(server) = Server::start() else { return };
@@ -645,7 +651,8 @@ async fn names_that_are_only_asked_for_leave_nothing() {
     }
 }
 
-/// A new epoch is stored long before the old one is dropped; an event that is younger than an epoch is dropped after it.
+/// A new epoch is stored long before the old one is dropped; an event that is younger than an epoch
+/// is dropped after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_epoch_is_good_until_the_stream_drops_it() {
     let Some(server) = Server::start() else { return };
@@ -660,7 +667,8 @@ async fn an_epoch_is_good_until_the_stream_drops_it() {
     let head = async |channel: &str| broker.replay(&name(channel), None, PageLimit::events(0)).await.unwrap().head;
     let first = head("a").await;
     assert_eq!(head("b").await, first);
-    // As soon as the node connects again it finds that the epoch has lived for more than half of what is kept.
+    // As soon as the node connects again it finds that the epoch has lived for more than half of
+    // what is kept.
     keeping(Duration::from_secs(3600)).await;
     let purged = json!({ "filter": "airwave.log.epoch" });
     server.ask("STREAM.PURGE.airwave", purged).await;
@@ -749,7 +757,7 @@ async fn a_full_server_starts_nodes_and_serves_what_it_holds() {
             assert!(why == "sealed" || replay.events.len() == 3);
         }
         assert!(first < feed.head || why == "sealed");
-        // Somebody gives it room: it goes on, with the feed that there was.
+        // An operator gives it room: it goes on, with the feed that there was.
         if why != "sealed" {
             server
                 .ask("STREAM.PURGE.airwave", json!({ "filter": "airwave.log.c.a", "keep": 2 }))
@@ -761,7 +769,7 @@ async fn a_full_server_starts_nodes_and_serves_what_it_holds() {
     }
 }
 
-/// Nobody has to make room by hand for what no rule shows any more.
+/// No operator has to make room by hand for what no rule shows any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_starts_on_a_full_server_sweeps_what_is_too_old() {
     let configuration = "jetstream { store_dir: \"DIR\", max_memory_store: 64MB, max_file_store: 8MB }\nmax_payload: 8MB\n";
@@ -805,7 +813,8 @@ async fn limits_that_an_operator_gave_the_stream_are_respected() {
     for _ in 0..200 {
         insist(async || broker.publish(&name("a"), say("x".repeat(1000))).await).await;
     }
-    // What the stream dropped to make room is a gap, also for one who had no event: the epoch went first.
+    // What the stream dropped to make room is a gap, also for one who had no event: the epoch went
+    // first.
     let replay = broker.replay(&name("a"), Some(first), PageLimit::events(1000)).await.unwrap();
     assert!(!replay.complete && replay.events.len() < 30, "{} events", replay.events.len());
     let other = connect(&server).await;
@@ -857,8 +866,8 @@ fn acknowledged(said: &[(Position, String, Instant)]) -> Vec<(Position, String)>
     said.iter().map(|(position, text, _)| (*position, text.clone())).collect()
 }
 
-/// Two nodes publish 40 events a second each, their clocks differ, and the channel is older than its age. Fresh streams on a third node
-/// have all that is young, and no hole.
+/// Two nodes publish 40 events a second each, their clocks differ, and the channel is older than
+/// its age. Fresh streams on a third node have all that is young, and no hole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "figures: a minute"]
 async fn figures_of_fresh_streams_beside_skewed_clocks() {
@@ -908,7 +917,8 @@ async fn figures_of_fresh_streams_beside_skewed_clocks() {
     }
 }
 
-/// One node publishes as fast as it can, another one is 300 ms away and restarts; listeners resume there with fresh cursors.
+/// One node publishes as fast as it can, another one is 300 ms away and restarts; listeners resume
+/// there with fresh cursors.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "figures: some minutes"]
 async fn figures_of_resumes_at_a_node_that_is_far_away() {
@@ -964,7 +974,8 @@ async fn figures_of_resumes_at_a_node_that_is_far_away() {
     println!("{rate:.0} events/s: 0 silent losses in 20 rounds, {gaps} gaps, {refused} opens refused, {heard} lines heard");
 }
 
-/// NATS 2.10, 40 ms away, and more events than can be read message by message: how many gaps a listener hears that joins.
+/// NATS 2.10, 40 ms away, and more events than can be read message by message: how many gaps a
+/// listener hears that joins.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "figures: some seconds"]
 async fn figures_of_joining_a_busy_channel_on_2_10() {

@@ -47,7 +47,8 @@ fn calls(server: &Server, command: &str) -> u64 {
     line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
 }
 
-/// All keys of the one node that is connected, sorted, but the one that its probe writes, which goes away by itself.
+/// All keys of the one node that is connected, sorted, but the one that its probe writes, which
+/// goes away by itself.
 fn keys_but_the_probe(server: &Server) -> Vec<String> {
     let keys: Vec<String> = server.ask(&["KEYS", "*"]);
     let (probes, mut others): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| key.starts_with("airwave:0:probe:"));
@@ -385,7 +386,7 @@ async fn heads_live_for_thirty_days_and_history_for_its_age() {
     );
 }
 
-/// What is left after them lives for ever or for long, so nobody has to wait for five minutes.
+/// What is left after them lives for ever or for long, so the test need not wait for five minutes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_thousand_names_that_are_only_asked_for_leave_nothing() {
     let Some(server) = Server::start(&[]) else { return };
@@ -445,7 +446,8 @@ async fn an_epoch_is_good_until_it_is_forgotten() {
             .unwrap();
         assert!(!never.complete, "a position between the two was never given");
     }
-    // Whether it follows, only history can tell: the feed says nothing rather than something that looks like a loss.
+    // Whether it follows, only history can tell: the feed says nothing rather than something that
+    // looks like a loss.
     ended(&mut feed).await;
     // When it is forgotten, events that came after it may be, too.
     let _: i64 = server.ask(&["DEL", "airwave:epoch:0"]);
@@ -746,7 +748,8 @@ async fn a_reconnect_storm_costs_one_history_read_for_each_channel_and_node() {
         assert_eq!(calls(&server, "evalsha"), 2 * replays as u64);
         assert!(calls(&server, "subscribe") <= replays as u64);
 
-        // Their node loses its line to Redis, and they notice nothing. A quiet channel reads no history: its new feed begins where its log ends.
+        // Their node loses its line to Redis, and they notice nothing. A quiet channel reads no
+        // history: its new feed begins where its log ends.
         let before = node.figure("airwave_broker_replays_total");
         let _: i64 = server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         let healed = async {

@@ -1,5 +1,5 @@
-//! Redis in states that are no outage: a clock that is wrong, writes that are refused, data that is being loaded, and nodes
-//! with different rules. A real server for each test.
+//! Redis in states that are no outage: a clock that is wrong, writes that are refused, data that is
+//! being loaded, and nodes with different rules. A real server for each test.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used)]
@@ -32,7 +32,8 @@ async fn node(url: &str) -> Node {
     Node::new(Arc::new(Redis::connect(url, rules()).await.unwrap()))
 }
 
-/// Publishes `count` events by turns, each until it is acknowledged or not known, and gives those that were.
+/// Publishes `count` events by turns, each until it is acknowledged or not known, and gives those
+/// that were.
 async fn say_many(nodes: &[Node], channel: &str, round: &str, count: usize) -> Vec<(airwave_core::Position, String)> {
     let mut acknowledged = Vec::new();
     while acknowledged.len() < count {
@@ -107,7 +108,8 @@ async fn listeners_of_a_cluster_that_returns_behind_hear_everything() {
     .await;
 }
 
-/// The first to write to the empty store has never heard of the channel, and listeners come back to it later.
+/// The first to write to the empty store has never heard of the channel, and listeners come back to
+/// it later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_that_publishes_to_a_store_that_is_behind_is_heard() {
     let Some(server) = Server::with_a_clock(&[]) else { return };

@@ -1,4 +1,5 @@
-//! Counting by address: which part of a client's address a limit counts by, and how many an address has.
+//! Counting by address: which part of a client's address a limit counts by, and how many an address
+//! has.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -13,7 +13,8 @@ use crate::event::{ChannelName, Event, EventName, Message, Position};
 use crate::idempotency::{Fingerprint, ScopedKey};
 use crate::line::{Line, LineSender, Sink};
 
-/// How long a repeated publish with the same [`IdempotencyKey`](crate::event::IdempotencyKey) is recognised.
+/// How long a repeated publish with the same [`IdempotencyKey`](crate::event::IdempotencyKey) is
+/// recognised.
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(120);
 
 /// The backbone. It never sees a client, a transport or a byte of a wire format.
@@ -28,11 +29,13 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Appends `publish` as the channel's next event and carries it to every feed, this node's too.
     ///
-    /// One step: an event that a feed has shown can be replayed. Positions follow [`Position::next`] and are never given twice. With
+    /// One step: an event that a feed has shown can be replayed. Positions follow
+    /// [`Position::next`] and are never given twice. With
     /// [`Publish::and_end`] the event and [`Publish::end_behind`] are appended together, or neither is; the end's position is given.
     ///
-    /// With an idempotency key that this channel has seen within [`IDEMPOTENCY_WINDOW`], from whichever node, nothing is appended and
-    /// the first position is given again. If the first publish under the key had another [`Publish::fingerprint`], the answer is
+    /// With an idempotency key that this channel has seen within [`IDEMPOTENCY_WINDOW`], from
+    /// whichever node, nothing is appended and the first position is given again. If the first
+    /// publish under the key had another [`Publish::fingerprint`], the answer is
     /// [`BrokerError::another_payload`] instead; a broker whose store has trimmed the first event may not know that any more.
     /// After an end the channel takes no more events until the broker has forgotten it.
     ///
@@ -45,10 +48,12 @@ pub trait Broker: Send + Sync + 'static {
     /// again and heals. Dropping the feed unsubscribes. About one call per channel and node.
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError>;
 
-    /// The events after `after`, oldest first, as many as fit `limit`; without `after`, the newest ones that fit.
+    /// The events after `after`, oldest first, as many as fit `limit`; without `after`, the newest
+    /// ones that fit.
     ///
-    /// A page ends at whichever bound of `limit` comes first, and [`Replay::more`] says so. The first event is always given, even if
-    /// it is larger than the whole page, so that a reader who asks again behind a page comes to the end.
+    /// A page ends at whichever bound of `limit` comes first, and [`Replay::more`] says so. The
+    /// first event is always given, even if it is larger than the whole page, so that a reader who
+    /// asks again behind a page comes to the end.
     ///
     /// `complete` MUST be true if and only if the broker still holds `after` itself, or `after` is the head, or the first event it
     /// still holds has `previous == after`. Equality, not `<=`: a position inside the kept range that is not there was lost. Without
@@ -171,7 +176,8 @@ impl Publish {
         (self.and_end && !self.is_end()).then(|| Publish::end().message)
     }
 
-    /// What must be the same when this is repeated under its key: what the key's source said, or else the message itself.
+    /// What must be the same when this is repeated under its key: what the key's source said, or
+    /// else the message itself.
     pub fn fingerprint(&self) -> Fingerprint {
         let said = self.idempotency_key.as_ref().and_then(ScopedKey::said);
         said.unwrap_or_else(|| Fingerprint::of_message(&self.message, self.ends_channel()))
@@ -192,8 +198,8 @@ pub struct Published {
 pub struct PageLimit {
     /// At most this many events.
     pub events: usize,
-    /// At most this many bytes, by [`Message::weight`]. A broker may count what it stores, which is slightly more. A page holds one
-    /// event even if that event alone is larger.
+    /// At most this many bytes, by [`Message::weight`]. A broker may count what it stores, which is
+    /// slightly more. A page holds one event even if that event alone is larger.
     pub bytes: usize,
 }
 

@@ -1,4 +1,5 @@
-//! What an application gives us may panic. It is caught here, told to the client as `internal`, logged and counted.
+//! What an application gives us may panic. It is caught here, told to the client as `internal`,
+//! logged and counted.
 
 use std::any::Any;
 use std::future::Future;
@@ -26,7 +27,8 @@ impl Call<'_> {
         catch_unwind(AssertUnwindSafe(act)).map_err(|panic| self.panicked(panic))
     }
 
-    /// Runs a method to its end. `begin` is inside as well: what a method does before its first `await` may panic, too.
+    /// Runs a method to its end. `begin` is inside as well: what a method does before its first
+    /// `await` may panic, too.
     pub(crate) async fn wait<T, F>(&self, begin: impl FnOnce() -> F) -> Result<T, Refusal>
     where
         F: Future<Output = T> + Unpin,
@@ -81,7 +83,7 @@ impl<F: Future + Unpin> Running<'_, F> {
 impl<F> Drop for Running<'_, F> {
     fn drop(&mut self) {
         if let Some(future) = self.future.take() {
-            // Nobody waits for an answer any more.
+            // No caller waits for an answer any more.
             let _ = self.call.run(|| drop(future));
         }
     }

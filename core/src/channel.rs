@@ -37,10 +37,12 @@ pub(crate) struct Backbone {
     pub(crate) presence: Option<Arc<Presence>>,
 }
 
-/// How many logs heal at once. When a connection to the broker breaks, all of a node's logs heal. Together they would stand before
-/// everything else that the node asks of its broker, its publishes and its own probe among them.
+/// How many logs heal at once. When a connection to the broker breaks, all of a node's logs heal.
+/// Together they would stand before everything else that the node asks of its broker, its publishes
+/// and its own probe among them.
 const HEALS_AT_ONCE: usize = 512;
-/// How many of those are logs without listeners, and logs whose last try failed: they must not delay the others.
+/// How many of those are logs without listeners, and logs whose last try failed: they must not
+/// delay the others.
 const OTHER_HEALS_AT_ONCE: usize = 64;
 
 /// Whose turn it is to heal, in the order in which they ask.
@@ -347,7 +349,8 @@ impl Channel {
         }
     }
 
-    /// The same for the handler of a client's `message` that came with a key. `connection`: the key's source if there is no `user`.
+    /// The same for the handler of a client's `message` that came with a key. `connection`: the
+    /// key's source if there is no `user`.
     pub(crate) fn with_key(
         mut self,
         key: Option<IdempotencyKey>,
@@ -457,7 +460,8 @@ impl Channel {
 }
 
 impl ClientKey {
-    /// A key for the next publish: the same ones, in the same order, whenever the message is repeated.
+    /// A key for the next publish: the same ones, in the same order, whenever the message is
+    /// repeated.
     fn next(&self) -> ScopedKey {
         let part = self.parts.fetch_add(1, Ordering::Relaxed);
         let source = self.user.as_deref().map_or(self.connection, KeySource::User);

@@ -5,24 +5,29 @@
 //! [`Broker`], [`Feed`] and [`Replay`] state it method by method; this is what it comes to. A channel is a
 //! **chain**: a first position, then events, each of which names the one before it.
 //!
-//! - **Positions** strictly increase and are never given twice, whoever publishes, whatever was lost. An acknowledged event stands
-//!   before one whose publish began later. A channel without events has a first position to resume from. Brokers may
-//!   give several of them out, and they are of equal worth: after each of them comes the first event, which names the one that was
-//!   asked with. One is good for five minutes at least after it was given out, and as long as a feed goes on from it.
+//! - **Positions** strictly increase and are never given twice, whichever node publishes, whatever was
+//!   lost. An acknowledged event stands before one whose publish began later. A channel without
+//!   events has a first position to resume from. Brokers may give several of them out, and they are
+//!   of equal worth: after each of them comes the first event, which names the one that was asked
+//!   with. One is good for five minutes at least after it was given out, and as long as a feed goes
+//!   on from it.
 //! - **`previous`** is the position before, or zero where the broker does not know it any more; never another one. A feed knows it at
 //!   least while history holds the event before.
 //! - **A feed** shows every event after its head, each once, in order, and what it has shown can be replayed. One that may have missed
 //!   something ends.
-//! - **A replay** is everything after the position asked for, or says `complete: false`. A position that the channel never gave, zero
-//!   among them, is never complete. It ends at the bound of its page, in events or in bytes, and says `more`; one event always comes.
+//! - **A replay** is everything after the position asked for, or says `complete: false`. A position
+//!   that the channel never gave, zero among them, is never complete. It ends at the bound of its
+//!   page, in events or in bytes, and says `more`; one event always comes.
 //! - **History** holds at least what the rule says: after the event that stands before the newest `events` ones (or before those that
 //!   fit `bytes`, or `age`) a replay is complete. It may hold more, but not without bound: at most `2 * events + 200` events and
 //!   `4 * bytes` bytes, and what is older than `age` goes within half a minute. Without history the chain still stands.
-//! - **Reading stores nothing** for longer than five minutes: neither a replay nor a feed that is dropped.
-//! - **An idempotency key** makes one event per channel, however often, from however many nodes and at once it is published. With
-//!   another payload it is refused while history holds the first event, and nothing is appended. Keys are text; different texts are
-//!   different keys.
-//! - **An end** is the last event. One that is published with an event is appended with it, or neither is.
+//! - **Reading stores nothing** for longer than five minutes: neither a replay nor a feed that is
+//!   dropped.
+//! - **An idempotency key** makes one event per channel, however often, from however many nodes and
+//!   at once it is published. With another payload it is refused while history holds the first
+//!   event, and nothing is appended. Keys are text; different texts are different keys.
+//! - **An end** is the last event. One that is published with an event is appended with it, or
+//!   neither is.
 //! - **Names** are literal, and different names are different channels. **Payloads** come back byte for byte, a mebibyte at least.
 //!
 //! # Running it
@@ -69,8 +74,8 @@ pub trait Fixture: Send + Sync {
     /// The broker of another node on this backbone, made with [`rules`]. A broker that is one process gives the same one each time.
     async fn node(&self) -> Arc<dyn Broker>;
 
-    /// The same of a node whose clock is `ahead` µs ahead, or below zero so far behind. A broker that never reads its node's clock
-    /// needs none of its own.
+    /// The same of a node whose clock is `ahead` µs ahead, or below zero so far behind. A broker
+    /// that never reads its node's clock needs none of its own.
     async fn node_with_clock(&self, ahead: i64) -> Arc<dyn Broker> {
         let _ = ahead;
         self.node().await
@@ -697,8 +702,8 @@ pub async fn positions_come_from_the_clock(fixture: &dyn Fixture) {
     }
 }
 
-/// Whatever first position it was given, by whichever node: after that comes all that is ever published. Feeds that were there before
-/// the first event show it, too.
+/// Whatever first position it was given, by whichever node: after that comes all that is ever
+/// published. Feeds that were there before the first event show it, too.
 pub async fn a_listener_without_events_misses_nothing(fixture: &dyn Fixture) {
     let (a, b) = (fixture.node().await, fixture.node().await);
     for kept in [Kept::Ample, Kept::Ten, Kept::None] {
@@ -739,7 +744,8 @@ pub async fn a_listener_without_events_misses_nothing(fixture: &dyn Fixture) {
         }
         for mut feed in feeds {
             let first = feed.head;
-            // One that has ended cannot tell whether anything is missing: who follows again asks history, as above.
+            // One that has ended cannot tell whether anything is missing: who follows again asks
+            // history, as above.
             if let Some(event) = patiently("a feed's first event", feed.next()).await {
                 assert_eq!(event.position, events[0], "a feed does not begin with the first event");
                 let follows = event.previous == first || event.previous == Position::ZERO;
@@ -970,7 +976,8 @@ pub async fn replay_is_what_the_feed_showed(fixture: &dyn Fixture) {
     }
 }
 
-/// A stranger can name as many channels as they like. Where the backbone counts what it stores, it is not more afterwards.
+/// A stranger can name as many channels as they like. Where the backbone counts what it stores, it
+/// is not more afterwards.
 pub async fn names_that_are_only_asked_for_are_not_stored(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     let spoken = channel(Kept::Ample);
@@ -1162,8 +1169,9 @@ pub async fn large_histories_come_in_pages(fixture: &dyn Fixture) {
     }
 }
 
-/// A page ends at the bound of bytes with `more: true`, and the next one continues behind it. One event comes even if it alone is
-/// larger. Without a position the page holds the newest events that fit.
+/// A page ends at the bound of bytes with `more: true`, and the next one continues behind it. One
+/// event comes even if it alone is larger. Without a position the page holds the newest events that
+/// fit.
 pub async fn a_page_ends_at_its_bytes(fixture: &dyn Fixture) {
     const EVENTS: usize = 40;
     const LARGE: usize = 25;
@@ -1224,8 +1232,9 @@ pub async fn a_page_ends_at_its_bytes(fixture: &dyn Fixture) {
     }
 }
 
-/// Whatever is published and trimmed while it is read: its events follow each other, and the last one is the head, unless there is
-/// more. A page that ends early and does not say so hides events for good.
+/// Whatever is published and trimmed while it is read: its events follow each other, and the last
+/// one is the head, unless there is more. A page that ends early and does not say so hides events
+/// for good.
 pub async fn a_page_leads_to_the_head_or_says_that_there_is_more(fixture: &dyn Fixture) {
     const EVENTS: usize = 400;
     let (writer, reader) = (fixture.node().await, fixture.node().await);
@@ -1341,7 +1350,8 @@ pub async fn history_is_trimmed_by_age(fixture: &dyn Fixture) {
     chain.allows(Some(after), 10, 0, &replay(&*node, &channel, Some(after), 10).await);
 }
 
-/// One clock judges how old an event is, and none of a node: neither of the one that published nor of the one that reads.
+/// One clock judges how old an event is, and none of a node: neither of the one that published nor
+/// of the one that reads.
 pub async fn nodes_with_different_clocks_see_the_same_history(fixture: &dyn Fixture) {
     const MINUTES: i64 = 120_000_000;
     const MOMENT: i64 = 20_000;
@@ -1714,7 +1724,8 @@ pub async fn a_repeated_end_with_its_key_gives_its_position(fixture: &dyn Fixtur
     chain.replays(&*nodes[1], &channel, 2).await;
 }
 
-/// Behind the event stands its end and nothing else, in feeds and in pages of any size, and the end's position is given.
+/// Behind the event stands its end and nothing else, in feeds and in pages of any size, and the
+/// end's position is given.
 pub async fn an_event_and_the_end_behind_it_are_one_append(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     for (kept, promised) in [(Kept::Ample, 100), (Kept::Ten, TEN), (Kept::None, 0)] {
@@ -2075,8 +2086,9 @@ pub async fn after_a_wipe_nothing_old_goes_on(fixture: &dyn Fixture) {
     }
 }
 
-/// A store that lost everything and whose clock is behind goes on above what nodes have seen and above what a client has
-/// had: below it nobody would hear anything until the clock has caught up.
+/// A store that lost everything and whose clock is behind goes on above what nodes have seen and
+/// above what a client has had: below it no listener would hear anything until the clock has caught
+/// up.
 pub async fn a_store_that_returns_behind_goes_on_above_what_it_gave(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let (known, forgotten) = (channel(Kept::Ample), channel(Kept::Ample));

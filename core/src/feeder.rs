@@ -27,13 +27,15 @@ const PENDING_BOUND: usize = 10_000;
 const HEAL_PAGE: PageLimit = PageLimit::events(1000).with_bytes(4 << 20);
 /// How many fruitless history reads it takes until a chain that nothing closes is called a loss: about ten seconds.
 const HEAL_TRIES: u32 = 12;
-/// After so many gaps the log goes on with what the feed has shown: history is trimmed faster than it can be read.
+/// After so many gaps the log goes on with what the feed has shown: history is trimmed faster than
+/// it can be read.
 const PATIENT_GAPS: usize = 1;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// A feed that ends sooner than this is not followed again at once, so that a broker whose feeds do not last is not called in a busy loop.
 const FEED_LASTS: Duration = Duration::from_secs(1);
 
-/// How long a log that heals keeps others from it. Part of a broker may be away: what is asked there must not delay what is asked elsewhere.
+/// How long a log that heals keeps others from it. Part of a broker may be away: what is asked
+/// there must not delay what is asked elsewhere.
 const HOLDS_TURN: Duration = Duration::from_millis(500);
 
 /// A log and the feed that fills it.
@@ -66,13 +68,15 @@ struct Pending {
     dropped: Position,
     /// How often history did not reach back to the log's head.
     gaps: usize,
-    /// An event has come, since history was asked last, with which the feed does not go on from where it was.
+    /// An event has come, since history was asked last, with which the feed does not go on from
+    /// where it was.
     went_back: bool,
 }
 
 impl Pending {
-    /// Where the stream goes on when the store has lost everything up to the head and stands at an event that waits
-    /// here: before the first of those that lead to it. They are told then, and not counted among the lost.
+    /// Where the stream goes on when the store has lost everything up to the head and stands at an
+    /// event that waits here: before the first of those that lead to it. They are told then, and
+    /// not counted among the lost.
     fn goes_on_after(&mut self, replay: &Replay) -> Option<Position> {
         if !replay.events.is_empty() || self.dropped != Position::ZERO {
             return None;
@@ -120,7 +124,8 @@ impl Feeder {
         let feed = follow(&backbone, &name).await?;
         let want = rule.history.events.max(backbone.limits.ring_events);
         let history = if rule.history.events == 0 { 1 } else { want };
-        // More than the ring holds, so that the log sees that its ring begins behind the broker's history.
+        // More than the ring holds, so that the log sees that its ring begins behind the broker's
+        // history.
         let history = PageLimit::events(history).with_bytes(backbone.limits.ring_bytes.saturating_mul(2));
         let history = backbone.replay(&name, None, history).await?;
         let log = Log::open(name, rule, &backbone.limits, history)
@@ -210,7 +215,8 @@ impl Feeder {
             }
             match self.log.append(event.clone()) {
                 Appended::Yes => {}
-                // History was read after the feed had been opened, so the log may be ahead of the feed.
+                // History was read after the feed had been opened, so the log may be ahead of the
+                // feed.
                 Appended::Known if goes_on || self.log.has(&event) => return,
                 // A feed that goes back is one of a store that does: history tells.
                 Appended::Known | Appended::Broken => {
@@ -339,7 +345,8 @@ impl Feeder {
                     pending.went_back = false;
                 }
                 drop(feeder);
-                // Most channels are quiet: the new feed begins where the log ends, so there is nothing to read.
+                // Most channels are quiet: the new feed begins where the log ends, so there is
+                // nothing to read.
                 let replay = match whole_at == Some(after) && log.head() == after {
                     true => nothing_after(after),
                     false => backbone.replay(&log.name, Some(after), HEAL_PAGE).await?,
@@ -456,7 +463,8 @@ enum Healed {
     Superseded,
 }
 
-/// Gives the turn back when the step is done, or when its calls take so long that others must not wait for them.
+/// Gives the turn back when the step is done, or when its calls take so long that others must not
+/// wait for them.
 async fn in_turn<T>(turn: Option<SemaphorePermit<'_>>, step: impl Future<Output = T>) -> T {
     let mut step = pin!(step);
     match timeout(HOLDS_TURN, &mut step).await {

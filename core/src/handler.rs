@@ -23,8 +23,9 @@ const MAX_META: usize = 1024;
 /// call at the same time. A slow method delays only further commands of its own connection, never deliveries. A call that is under way when its connection
 /// breaks may be dropped at its next `await`: what must not stop half-way belongs in a task of its own. A drain waits for it.
 ///
-/// A method that panics is caught: the client is answered `internal`, the connection and its other channels go on, the log says in
-/// which channel and at which event it was, and `airwave_handler_panics_total` counts it.
+/// A method that panics is caught: the client is answered `internal`, the connection and its other
+/// channels go on, the log says in which channel and at which event it was, and
+/// `airwave_handler_panics_total` counts it.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
     /// Who is this? Called once for each connection (an SSE stream, a WebSocket, a single POST) that turns to a channel of this handler, before anything
@@ -34,21 +35,24 @@ pub trait Handler: Send + Sync + 'static {
         Ok(Identity::anonymous())
     }
 
-    /// The names of the query parameters that [`Handler::connect`] reads: `&["token"]`. A request with a parameter that neither Airwave nor a handler
-    /// knows is refused, so that a misspelt one is noticed. `&["*"]` accepts every parameter. Default: none.
+    /// The names of the query parameters that [`Handler::connect`] reads: `&["token"]`. A request
+    /// with a parameter that neither Airwave nor a handler knows is refused, so that a misspelt one
+    /// is noticed. `&["*"]` accepts every parameter. Default: none.
     fn query_parameters(&self) -> &[&str] {
         &[]
     }
 
-    /// May this client listen to this channel? Called for each subscription and each history request, and, unless
+    /// May this client listen to this channel? Called for each subscription and each history
+    /// request, and, unless
     /// [`Handler::requires_subscription`] says otherwise, for each message that does not come over a subscription. Default: yes.
     async fn subscribe(&self, client: &Client, channel: &Channel) -> Result<(), Refusal> {
         let _ = (client, channel);
         Ok(())
     }
 
-    /// A client said something. Publish it, act on it, answer it, or refuse it. Called for each `send` frame and each POST of a client
-    /// that [`Handler::subscribe`] admitted. Default: refused as `forbidden`.
+    /// A client said something. Publish it, act on it, answer it, or refuse it. Called for each
+    /// `send` frame and each POST of a client that [`Handler::subscribe`] admitted. Default:
+    /// refused as `forbidden`.
     async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
         let _ = (client, channel, message);
         Err(Refusal::forbidden("this channel takes no messages from clients"))
@@ -56,7 +60,8 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Whether only those may send who may listen. Default: yes.
     ///
-    /// Then a message over a WebSocket needs an open subscription of that connection to the channel, and for a POST,
+    /// Then a message over a WebSocket needs an open subscription of that connection to the
+    /// channel, and for a POST,
     /// [`Handler::subscribe`] is asked first, each time; if it refuses, the message is refused with the same code. Without it,
     /// [`Handler::message`] runs for every client that [`Handler::connect`] knows, and has to check by itself whatever must hold:
     /// for channels to which clients write and that they never read.
@@ -64,7 +69,8 @@ pub trait Handler: Send + Sync + 'static {
         true
     }
 
-    /// A subscription is over. Called once for each subscription that `subscribe` admitted, in its own task. Default: nothing.
+    /// A subscription is over. Called once for each subscription that `subscribe` admitted, in its
+    /// own task. Default: nothing.
     async fn unsubscribe(&self, client: &Client, channel: &Channel, reason: LeaveReason) {
         let _ = (client, channel, reason);
     }

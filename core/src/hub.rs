@@ -158,7 +158,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inner {
-    /// Frees about `excess` bytes of rings, half a ring at a time: first those without listeners, which are closed, then the largest.
+    /// Frees about `excess` bytes of rings, half a ring at a time: first those without listeners,
+    /// which are closed, then the largest.
     fn shrink_rings(&self, feeders: Vec<Arc<Feeder>>, mut excess: usize) {
         let mut sized: Vec<(usize, Arc<Feeder>)> = feeders.into_iter().map(|feeder| (feeder.log.size().1, feeder)).collect();
         sized.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
@@ -416,8 +417,10 @@ impl Hub {
         self.0.places.fetch_min(count, Ordering::Relaxed);
     }
 
-    /// Carries out one client's request: everything that it asks of the broker shares one time, `limits.broker_timeout`. It counts while the broker
-    /// does not answer, so a request that makes progress may take longer. Each channel of an array that is published is a request of its own.
+    /// Carries out one client's request: everything that it asks of the broker shares one time,
+    /// `limits.broker_timeout`. It counts while the broker does not answer, so a request that makes
+    /// progress may take longer. Each channel of an array that is published is a request of its
+    /// own.
     pub async fn request<F: Future>(&self, request: F) -> F::Output {
         patience::request(Patience::default(), request).await.0
     }
@@ -483,7 +486,8 @@ impl Hub {
             .flat_map(|(_, handler)| handler.query_parameters().iter().copied())
     }
 
-    /// Counts one request over HTTP of `user`, or without one of the address. A request whose address is not known is not counted.
+    /// Counts one request over HTTP of `user`, or without one of the address. A request whose
+    /// address is not known is not counted.
     ///
     /// # Errors
     /// `too-many`.
@@ -628,11 +632,12 @@ impl Hub {
         }
     }
 
-    /// A client's message that came by itself, not over a subscription: to the handler, or without one, what the rule says. The handler
-    /// is asked first whether the client may listen.
+    /// A client's message that came by itself, not over a subscription: to the handler, or without
+    /// one, what the rule says. The handler is asked first whether the client may listen.
     ///
     /// # Errors
-    /// What the handler refuses, and `bad-request`, `unknown-channel`, `too-large`, `too-many`, `forbidden`, `ended`, `unavailable`.
+    /// What the handler refuses, and `bad-request`, `unknown-channel`, `too-large`, `too-many`,
+    /// `forbidden`, `ended`, `unavailable`.
     pub async fn send(
         &self,
         connection: &Connection,
@@ -647,10 +652,12 @@ impl Hub {
         self.deliver(connection, admission, message, key).await
     }
 
-    /// A client's message over a connection that can listen. `listens`: it does listen to this channel.
+    /// A client's message over a connection that can listen. `listens`: it does listen to this
+    /// channel.
     ///
     /// # Errors
-    /// Those of [`Hub::send`]. Where it does not listen and would have to: why it may not, or `forbidden`.
+    /// Those of [`Hub::send`]. Where it does not listen and would have to: why it may not, or
+    /// `forbidden`.
     pub async fn send_from_listener(
         &self,
         connection: &Connection,
@@ -793,8 +800,8 @@ impl Hub {
         }
     }
 
-    /// Closes logs that have no listeners: first those whose channels have never had an event, then the others. False: there is no room
-    /// still, or there was made some a moment ago.
+    /// Closes logs that have no listeners: first those whose channels have never had an event, then
+    /// the others. False: there is no room still, or there was made some a moment ago.
     fn make_room(&self) -> bool {
         {
             let mut last = lock(&self.0.made_room);
@@ -845,7 +852,7 @@ impl Hub {
                 channel: channel.name(),
                 event: None,
             };
-            // Nobody waits for an answer.
+            // No caller waits for an answer.
             let _ = call.wait(|| handler.unsubscribe(&client, &channel, reason)).await;
         });
     }

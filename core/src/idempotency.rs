@@ -1,7 +1,9 @@
-//! Idempotency keys as brokers see them: each in the space of its source, and with a fingerprint of the first payload.
+//! Idempotency keys as brokers see them: each in the space of its source, and with a fingerprint of
+//! the first payload.
 //!
-//! A caller writes an [`IdempotencyKey`]. A broker stores a [`ScopedKey`]: the caller's key, who the caller is, and which publish of
-//! one handled message it is. Two sources never meet in one scoped key, and no caller can write a key that Airwave derives.
+//! A caller writes an [`IdempotencyKey`]. A broker stores a [`ScopedKey`]: the caller's key, who
+//! the caller is, and which publish of one handled message it is. Two sources never meet in one
+//! scoped key, and no caller can write a key that Airwave derives.
 
 use std::fmt;
 
@@ -10,24 +12,28 @@ use sha2::{Digest, Sha256};
 use crate::address::AddressKey;
 use crate::event::{IdempotencyKey, Message};
 
-/// From this length on, a key of a client without a user id is taken for unguessable: a UUID without dashes has 32 characters.
+/// From this length on, a key of a client without a user id is taken for unguessable: a UUID
+/// without dashes has 32 characters.
 pub const UNGUESSABLE: usize = 20;
 
-/// The client that chose an idempotency key. Keys of different sources are different keys, and none is one of the application's.
+/// The client that chose an idempotency key. Keys of different sources are different keys, and none
+/// is one of the application's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeySource<'a> {
     /// A client with a user id, over all of its connections.
     User(&'a str),
     /// A client without a user id, over one WebSocket: the node's number and the connection's.
     ///
-    /// Keys of at least [`UNGUESSABLE`] characters are shared by all clients without a user id instead, so that such a client
-    /// repeats a message over its next connection.
+    /// Keys of at least [`UNGUESSABLE`] characters are shared by all clients without a user id
+    /// instead, so that such a client repeats a message over its next connection.
     Connection(u64, u64),
-    /// A client without a user id, over single requests. Long keys are shared, as for [`KeySource::Connection`].
+    /// A client without a user id, over single requests. Long keys are shared, as for
+    /// [`KeySource::Connection`].
     Address(Option<AddressKey>),
 }
 
-/// An idempotency key as a broker stores it. Two are the same key if their texts are the same, whatever was said under them.
+/// An idempotency key as a broker stores it. Two are the same key if their texts are the same,
+/// whatever was said under them.
 #[derive(Clone)]
 pub struct ScopedKey {
     text: Box<str>,
@@ -61,10 +67,11 @@ impl ScopedKey {
 
     /// The key of the publish number `part` that one client's message leads to, counted from zero.
     ///
-    /// The client repeats the message, and what a handler makes of it may differ: so the client's message is what must be the same.
+    /// The client repeats the message, and what a handler makes of it may differ: so the client's
+    /// message is what must be the same.
     pub fn client(source: KeySource<'_>, key: &IdempotencyKey, part: u32, said: Fingerprint) -> Self {
-        // A caller's key has neither spaces nor more than 255 bytes. So no two of these are the same text, none is a backend's
-        // own key, and the longest has 310 bytes.
+        // A caller's key has neither spaces nor more than 255 bytes. So no two of these are the
+        // same text, none is a backend's own key, and the longest has 310 bytes.
         let scope = match source {
             KeySource::User(user) => format!(" u{}", Fingerprint::of(&[user.as_bytes()])),
             _ if key.as_str().len() >= UNGUESSABLE => " a".to_owned(),
@@ -79,8 +86,9 @@ impl ScopedKey {
         }
     }
 
-    /// The text that stands for it in a broker's store: visible ASCII and spaces, at most 310 bytes. The application's keys stand
-    /// there as they are; all others hold a space, which no caller's key holds.
+    /// The text that stands for it in a broker's store: visible ASCII and spaces, at most 310
+    /// bytes. The application's keys stand there as they are; all others hold a space, which no
+    /// caller's key holds.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -102,7 +110,8 @@ impl fmt::Debug for ScopedKey {
     }
 }
 
-/// What tells two payloads apart: the first half of a SHA-256. The same on every node and in every build.
+/// What tells two payloads apart: the first half of a SHA-256. The same on every node and in every
+/// build.
 ///
 /// A hash that an attacker cannot make collide, because user ids are told apart by it too.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,4 +1,4 @@
-//! Counts idempotency keys, so that nobody fills a broker with them.
+//! Counts idempotency keys, so that no client fills a broker with them.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use crate::broker::IDEMPOTENCY_WINDOW;
 use crate::shrink::shrink;
 
-/// How many keys each of many has used within [`IDEMPOTENCY_WINDOW`], so that no one fills a broker with them.
+/// How many keys each of many has used within [`IDEMPOTENCY_WINDOW`], so that no one fills a broker
+/// with them.
 ///
 /// Time is counted in steps, so a key may count for one step longer than a broker remembers it.
 pub(crate) struct KeyCounts<K>(Mutex<Counted<K>>);

@@ -34,7 +34,8 @@ const MAX_KEYS: usize = 10_000;
 /// How many listeners are looked at before the first of them is woken.
 const LOOK_AHEAD: usize = 16;
 
-/// How long a log lingers at most whose channel has never had an event: a client can name as many of those as it likes.
+/// How long a log lingers at most whose channel has never had an event: a client can name as many
+/// of those as it likes.
 pub(crate) const UNPUBLISHED_LINGER: Duration = Duration::from_secs(5);
 
 /// What an entry costs besides its payload: the entry, its slots, names.
@@ -284,15 +285,16 @@ fn unbroken(replay: &Replay) -> usize {
     }
 }
 
-/// Whether events are missing in this page: between two of them, or between the last one and the head, although there is no more.
-/// A broker that reads in several steps gives such a page when trimming overtakes it.
+/// Whether events are missing in this page: between two of them, or between the last one and the
+/// head, although there is no more. A broker that reads in several steps gives such a page when
+/// trimming overtakes it.
 pub(crate) fn is_torn(replay: &Replay) -> bool {
     let reaches_head = replay.events.last().is_none_or(|last| last.position == replay.head);
     !(replay.more || reaches_head) || unbroken(replay) < replay.events.len()
 }
 
-/// What can be believed of a page. One that is torn is as good as a shorter one with more behind it: whoever asks for that hears of
-/// the hole.
+/// What can be believed of a page. One that is torn is as good as a shorter one with more behind
+/// it: a caller that asks for that hears of the hole.
 pub(crate) fn believed(mut replay: Replay) -> Replay {
     if is_torn(&replay) {
         let unbroken = unbroken(&replay);
@@ -320,8 +322,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Log {
-    /// A log that begins with the newest page of the channel's history. `None`: events are missing in that page, so whoever
-    /// came to this log would miss them without a word.
+    /// A log that begins with the newest page of the channel's history. `None`: events are missing
+    /// in that page, so a caller that came to this log would miss them without a word.
     pub(crate) fn open(name: ChannelName, rule: Arc<Rule>, limits: &Limits, history: Replay) -> Option<Self> {
         if history.more || is_torn(&history) {
             return None;
@@ -394,8 +396,9 @@ impl Log {
     /// Puts an event at the end of the ring. The caller wakes the listeners with [`Log::show`].
     pub(crate) fn append(&self, event: Arc<Event>) -> Appended {
         let mut ring = lock(&self.ring);
-        // The chain decides, not the head: a store that came back behind goes on below what listeners have had. After a
-        // gap the head may be above the chain, and what was lost may come again: that stands in the ring.
+        // The chain decides, not the head: a store that came back behind goes on below what
+        // listeners have had. After a gap the head may be above the chain, and what was lost may
+        // come again: that stands in the ring.
         if event.position <= ring.link || (event.position <= ring.head && ring.has(&event)) {
             return Appended::Known;
         }
@@ -476,7 +479,7 @@ impl Log {
         counts
     }
 
-    /// Whether nobody listens.
+    /// Whether there is no listener.
     pub(crate) fn is_unused(&self) -> bool {
         lock(&self.seats).listeners.is_empty()
     }
@@ -486,8 +489,8 @@ impl Log {
         lock(&self.ring).unpublished
     }
 
-    /// Closes the log if it has had no listeners for `linger`, or for [`UNPUBLISHED_LINGER`] if the channel has never had an event. A
-    /// closed log takes no seats.
+    /// Closes the log if it has had no listeners for `linger`, or for [`UNPUBLISHED_LINGER`] if the
+    /// channel has never had an event. A closed log takes no seats.
     pub(crate) fn close_if_unused(&self, linger: Duration) -> bool {
         let linger = if self.is_unpublished() {
             linger.min(UNPUBLISHED_LINGER)
@@ -517,7 +520,8 @@ impl Log {
         ring.shrink();
     }
 
-    /// Drops the older half of the ring, because the rings of the node take too much together. Listeners that stand there fall off.
+    /// Drops the older half of the ring, because the rings of the node take too much together.
+    /// Listeners that stand there fall off.
     pub(crate) fn shrink(&self) {
         let mut ring = lock(&self.ring);
         ring.batches = Default::default();
@@ -587,7 +591,8 @@ impl Log {
         }
     }
 
-    /// The gap that a listener at `place` is told of before any event: its place, its link and its reason.
+    /// The gap that a listener at `place` is told of before any event: its place, its link and its
+    /// reason.
     pub(crate) fn gap_before_events(&self, place: u64) -> Option<(u64, Position, GapReason)> {
         let ring = lock(&self.ring);
         let conflates = self.rule.delivery == Delivery::Latest;

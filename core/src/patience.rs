@@ -1,8 +1,9 @@
 //! How long one request waits for a broker that does not answer.
 //!
-//! A request may call the broker several times: an application's handler does, and so does a subscription to many channels. The
-//! waits for one that does not answer must not add up. So the time counts from the first call that is not answered, and an answer
-//! gives the request its whole time again: a request that makes progress may be long.
+//! A request may call the broker several times: an application's handler does, and so does a
+//! subscription to many channels. The waits for one that does not answer must not add up. So the
+//! time counts from the first call that is not answered, and an answer gives the request its whole
+//! time again: a request that makes progress may be long.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -13,7 +14,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::broker::{BrokerError, BrokerErrorKind};
 
-/// What a request has left: the moment at which it gives up. None while the broker has answered its last call.
+/// What a request has left: the moment at which it gives up. None while the broker has answered its
+/// last call.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Patience(Option<Instant>);
 
@@ -28,7 +30,8 @@ task_local! {
     static LEFT: Cell<Patience>;
 }
 
-/// Carries out one request: its calls of the broker share one time, of which `left` is there. Returns what is left behind it.
+/// Carries out one request: its calls of the broker share one time, of which `left` is there.
+/// Returns what is left behind it.
 pub(crate) async fn request<F: Future>(left: Patience, request: F) -> (F::Output, Patience) {
     let request = async {
         let output = request.await;
@@ -66,7 +69,8 @@ pub(crate) async fn call<T>(limit: Duration, call: impl Future<Output = Result<T
     result
 }
 
-/// Waits for a call that many share, and that has a limit of its own. A request that has less left waits no longer than that.
+/// Waits for a call that many share, and that has a limit of its own. A request that has less left
+/// waits no longer than that.
 pub(crate) async fn wait<T>(limit: Duration, shared: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
     let whole = LEFT.try_with(|left| left.get().is_whole()).unwrap_or(true);
     if !whole {

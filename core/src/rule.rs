@@ -479,14 +479,17 @@ pub struct Limits {
     pub message_bytes: usize,
     /// WebSocket frames that a client may send in a second (twice as many in a burst).
     pub frames_per_second: u32,
-    /// Requests over HTTP (messages, pages of history) that a user, or else an address, may make in a second (twice as many in a burst).
+    /// Requests over HTTP (messages, pages of history) that a user, or else an address, may make in
+    /// a second (twice as many in a burst).
     pub requests_per_second: u32,
     /// Channels that are not open on this node yet and that one address may name in a minute.
     pub new_channels_per_minute: u32,
-    /// Bytes of events on this node: half of it for the rings of all logs together, half for the history of the memory broker.
+    /// Bytes of events on this node: half of it for the rings of all logs together, half for the
+    /// history of the memory broker.
     pub memory: usize,
-    /// Idempotency keys that one client may use within [`IDEMPOTENCY_WINDOW`](crate::broker::IDEMPOTENCY_WINDOW): a user over all
-    /// connections to this node, or all clients without a user id from one address.
+    /// Idempotency keys that one client may use within
+    /// [`IDEMPOTENCY_WINDOW`](crate::broker::IDEMPOTENCY_WINDOW): a user over all connections to
+    /// this node, or all clients without a user id from one address.
     pub idempotency_keys_per_client: usize,
     /// Idempotency keys that this node may use in one channel within that time.
     pub idempotency_keys_per_channel: usize,

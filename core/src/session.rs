@@ -30,7 +30,8 @@ use crate::wire::{GapReason, Notice, Stamp};
 
 /// How many events a listener is given from the broker's history at a time.
 const PAGE: PageLimit = PageLimit::events(500).with_bytes(1 << 20);
-/// After so many gaps on the way a listener goes on in the ring, whatever of history could still be read before that.
+/// After so many gaps on the way a listener goes on in the ring, whatever of history could still be
+/// read before that.
 const PATIENT_GAPS: usize = 1;
 /// Of so many reads one is timed.
 const SAMPLE: u32 = 32;
@@ -283,7 +284,8 @@ impl Joiner {
             joined.resume_in_ring(&log, *next, position);
             return Ok(joined);
         }
-        // A log that heals does not know what comes next, and the broker does. While the broker is away, the log's own events are the best there is.
+        // A log that heals does not know what comes next, and the broker does. While the broker is
+        // away, the log's own events are the best there is.
         let replay = match (hub.ask(name, position, PAGE).await, found) {
             (Ok(replay), _) => replay,
             (Err(_), Found::At(next)) => {
@@ -324,7 +326,8 @@ impl Joiner {
 }
 
 impl Joined {
-    /// The listener holds `position` and goes on at `next` in the ring. It is resumed, unless a gap stands there.
+    /// The listener holds `position` and goes on at `next` in the ring. It is resumed, unless a gap
+    /// stands there.
     fn resume_in_ring(&mut self, log: &Log, next: u64, position: Position) {
         match log.gap_before_events(next) {
             Some((place, link, reason)) => {
@@ -925,7 +928,8 @@ impl Subscription {
             self.write(reading, &log, &page);
             return Poll::Ready(());
         }
-        // The ring may reach further back than what history still holds: then no other page is needed.
+        // The ring may reach further back than what history still holds: then no other page is
+        // needed.
         if catch_up.more
             && catch_up.fetch.is_none()
             && let Found::At(next) = log.find(self.link)
@@ -1028,7 +1032,8 @@ impl CatchUp {
             };
             let goes_on = goes_on_after(replay);
             self.gaps += 1;
-            // History is trimmed faster than it can be read, so the next page would begin with a gap, too, and so on for ever.
+            // History is trimmed faster than it can be read, so the next page would begin with a
+            // gap, too, and so on for ever.
             if self.gaps > PATIENT_GAPS
                 && let Some((place, begin)) = log.begin_behind(goes_on)
             {

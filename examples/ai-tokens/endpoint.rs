@@ -1,4 +1,5 @@
-//! Where answers come from: any endpoint that speaks OpenAI's chat completions, or the texts beside it.
+//! Where answers come from: any endpoint that speaks OpenAI's chat completions, or the texts beside
+//! it.
 
 use std::time::Duration;
 
@@ -18,10 +19,12 @@ const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 /// How long a model takes for a token, at least and at most: 20 to 50 tokens a second.
 const PACE_MS: (u64, u64) = (20, 50);
 
-/// Publishes each token of the answer as it comes, and counts the tokens. Returns when the answer is complete.
+/// Publishes each token of the answer as it comes, and counts the tokens. Returns when the answer
+/// is complete.
 ///
 /// # Errors
-/// Says why the answer is not complete, in words that may be shown: the endpoint's own, or ours. No URL.
+/// Says why the answer is not complete, in words that may be shown: the endpoint's own, or ours. No
+/// URL.
 pub async fn answer(channel: &Channel, question: &str, tokens: &mut usize) -> Result<(), Failure> {
     if let Ok(base) = std::env::var("OPENAI_BASE_URL") {
         return ask(&base, channel, question, tokens).await;
@@ -95,7 +98,8 @@ where
     let bounded = bytes.map(move |piece| {
         let piece = piece.map_err(|error| Box::new(error) as Failure)?;
         let mut piece = piece.as_ref();
-        // A byte order mark may come in pieces, and makes the parser panic (eventsource-stream 0.2.3): it stays here.
+        // A byte order mark may come in pieces, and makes the parser panic (eventsource-stream
+        // 0.2.3): it stays here.
         let opening;
         if let Some(mut read) = begin.take() {
             read.extend_from_slice(piece);

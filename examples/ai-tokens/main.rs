@@ -1,7 +1,8 @@
 //! The answer of a language model, token by token. `cargo run --example ai-tokens`
 //!
-//! With `OPENAI_BASE_URL` (and `OPENAI_API_KEY`, `OPENAI_MODEL`) it asks any endpoint that speaks OpenAI's chat completions; without, it streams texts
-//! of its own. Each answer is a channel: whoever opens it attaches to it, and nobody starts it twice.
+//! With `OPENAI_BASE_URL` (and `OPENAI_API_KEY`, `OPENAI_MODEL`) it asks any endpoint that speaks
+//! OpenAI's chat completions; without, it streams texts of its own. Each answer is a channel: a
+//! page that opens it attaches to it, and it is never started twice.
 
 mod endpoint;
 #[path = "../shared/mod.rs"]

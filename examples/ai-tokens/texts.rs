@@ -1,4 +1,5 @@
-//! Answers of our own for a server without a model: the page shows what streaming is like, and promises nothing about what is said.
+//! Answers of our own for a server without a model: the page shows what streaming is like, and
+//! promises nothing about what is said.
 
 /// Words of a question, and the text that answers it.
 const TEXTS: [(&[&str], &str); 7] = [
@@ -29,7 +30,7 @@ const TEXTS: [(&[&str], &str); 7] = [
     (
         &["slow", "backpressure", "memory", "fast", "performance", "many"],
         "Airwave keeps no queue for each connection. Recent events of a channel stand in one ring, encoded once, and each listener holds only its place in it. A \
-         slow reader delays nobody: it reads what it can, and when its place has fallen off the ring, the rule of the channel decides whether history fills in, \
+         slow reader delays no other: it reads what it can, and when its place has fallen off the ring, the rule of the channel decides whether history fills in, \
          the listener skips ahead with a gap, or the connection closes.",
     ),
     (
@@ -55,7 +56,8 @@ pub fn answer(question: &str) -> &'static str {
     best.map_or("", |(_, text)| text)
 }
 
-/// A text in pieces about as long as a model's tokens: a short word with the space before it, or a few letters of a longer one.
+/// A text in pieces about as long as a model's tokens: a short word with the space before it, or a
+/// few letters of a longer one.
 pub fn tokens(text: &str) -> impl Iterator<Item = &str> {
     const LONGEST: usize = 6;
     let mut rest = text;

@@ -33,7 +33,8 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-/// Whether it is taken; what is taken stays as it was, has 1 to 255 bytes, and no control characters.
+/// Whether it is taken; what is taken stays as it was, has 1 to 255 bytes, and no control
+/// characters.
 fn kept<T: Debug>(text: &str, made: Result<T, Invalid>, as_str: impl Fn(&T) -> &str) -> bool {
     match made {
         Ok(made) => {

@@ -1,4 +1,5 @@
-//! What a broker's store gives back: written by any version of a node, or by anything else that reaches the broker.
+//! What a broker's store gives back: written by any version of a node, or by anything else that
+//! reaches the broker.
 #![no_main]
 
 use airwave_core::Message;

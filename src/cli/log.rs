@@ -1,4 +1,5 @@
-//! What the log holds: Airwave's own lines at the level that was asked for, and of libraries little enough that no client can fill a disk.
+//! What the log holds: Airwave's own lines at the level that was asked for, and of libraries little
+//! enough that no client can fill a disk.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -14,8 +15,8 @@ use tracing_subscriber::registry::LookupSpan;
 const BURST: u32 = 20;
 const PER_LINE: Duration = Duration::from_secs(3);
 
-/// The libraries whose every line is noise unless it is asked for. The one that speaks NATS logs each try to connect; what counts of that we say
-/// ourselves, once an outage.
+/// The libraries whose every line is noise unless it is asked for. The one that speaks NATS logs
+/// each try to connect; what counts of that we say ourselves, once an outage.
 const SILENT: &str = "async_nats=off";
 
 /// A filter for `text`: a level (`info`), or directives as `RUST_LOG` has them (`info,h2=debug`).
@@ -35,7 +36,8 @@ where
             || named.iter().any(|name| target.starts_with(name))
             || (metadata.is_event() && *metadata.level() <= tracing::Level::WARN && bound.admits(Instant::now()))
     })
-    // The level is the other filter's, so that what it leaves out costs no more than without this one.
+    // The level is the other filter's, so that what it leaves out costs no more than without this
+    // one.
     .with_max_level_hint(LevelFilter::TRACE);
     // The bound is asked last: it counts what would be written.
     Ok(filter.and(libraries))
@@ -48,7 +50,8 @@ fn is_ours(target: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with("_") || rest.starts_with("::"))
 }
 
-/// The targets that directives name: `h2` and `hyper::proto` of `info,h2=debug,hyper::proto[span]=trace`.
+/// The targets that directives name: `h2` and `hyper::proto` of
+/// `info,h2=debug,hyper::proto[span]=trace`.
 fn named_targets(text: &str) -> Vec<String> {
     let targets = text.split(',').filter_map(|directive| {
         let directive = directive.trim();

@@ -1,4 +1,5 @@
-//! How long a connection may wait: for the first request, for the rest of a head, for the next request.
+//! How long a connection may wait: for the first request, for the rest of a head, for the next
+//! request.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -363,7 +363,8 @@ fn the_live_page_is_served_only_where_it_should_be() {
     });
 }
 
-/// The kernel holds a storm of clients until they are accepted. One that finds no room waits a second for its next try, and here for ever.
+/// The kernel holds a storm of clients until they are accepted. One that finds no room waits a
+/// second for its next try, and here for ever.
 #[test]
 fn a_storm_of_clients_finds_room_in_the_backlog() {
     run(async {

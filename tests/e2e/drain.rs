@@ -435,7 +435,8 @@ impl Drop for LogFile {
     }
 }
 
-/// Signals that mean "reload" or "open the log anew" elsewhere do nothing; SIGQUIT drains as SIGTERM does.
+/// Signals that mean "reload" or "open the log anew" elsewhere do nothing; SIGQUIT drains as
+/// SIGTERM does.
 #[test]
 fn sigquit_drains_and_sighup_is_ignored() {
     run(async {
@@ -491,7 +492,8 @@ fn a_flood_of_frames_does_not_fill_the_log() {
     });
 }
 
-/// More clients than open files: those who are too many are told so, those who are in are served, and the log says it once.
+/// More clients than open files: those who are too many are told so, those who are in are served,
+/// and the log says it once.
 #[test]
 fn a_process_with_few_open_files_keeps_some() {
     run(async {

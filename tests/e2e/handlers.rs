@@ -296,7 +296,7 @@ fn without_a_handler_the_rule_decides() {
             assert_eq!(posted.status, outcome, "{channel}");
             let mut socket = node.open(Way::WebSocket, "/socket").await;
             let frame = json!({"type": "send", "id": 1, "channel": channel, "event": "e", "data": 1, "key": "k"});
-            // Not without a subscription, whoever decides.
+            // Not without a subscription, whatever the rule says.
             socket.send(frame.clone()).await;
             let code = if outcome == 404 { "unknown-channel" } else { "forbidden" };
             assert_eq!(socket.answer().await["code"], code, "{channel}");
@@ -333,7 +333,7 @@ fn without_a_handler_the_rule_decides() {
     });
 }
 
-/// A stranger who knows or guesses a key makes nobody else's event vanish.
+/// A stranger who knows or guesses a key makes no other source's event vanish.
 #[test]
 fn keys_of_strangers_do_not_meet() {
     run(async {
@@ -373,7 +373,7 @@ fn only_who_may_listen_may_send() {
     impl Handler for Letterbox {
         async fn subscribe(&self, _: &Client, _: &Channel) -> Result<(), Refusal> {
             self.0.note("asked".into());
-            Err(Refusal::forbidden("nobody reads this"))
+            Err(Refusal::forbidden("this is not read"))
         }
 
         async fn message(&self, _: &Client, _: &Channel, message: Message) -> Result<Reply, Refusal> {
@@ -400,7 +400,7 @@ fn only_who_may_listen_may_send() {
             let answer = socket.answer().await;
             assert_eq!(
                 (&answer["code"], &answer["message"]),
-                (&json!("forbidden"), &json!("nobody reads this"))
+                (&json!("forbidden"), &json!("this is not read"))
             );
         }
         assert_eq!(room.notes(), ["closed", "asked", "asked", "asked", "asked"]);

@@ -532,7 +532,8 @@ fn slow_heads_are_cut() {
     });
 }
 
-/// A proxy keeps connections for a minute and longer: the wait for a request is not the time for its head.
+/// A proxy keeps connections for a minute and longer: the wait for a request is not the time for
+/// its head.
 #[test]
 fn a_connection_may_wait_longer_for_its_next_request_than_for_a_head() {
     run(async {
@@ -615,7 +616,8 @@ async fn from(local: [u8; 4], address: SocketAddr) -> Raw {
     }
 }
 
-/// One address has as many connections as it may, of whatever kind; others do not notice, and it is told.
+/// One address has as many connections as it may, of whatever kind; others do not notice, and it is
+/// told.
 #[test]
 fn one_address_does_not_take_the_places_of_others() {
     run(async {
@@ -735,7 +737,8 @@ impl Drop for Bomb {
     }
 }
 
-/// A handler that panics is answered `internal`, over every transport; its client's connection goes on, and so does everybody else's.
+/// A handler that panics is answered `internal`, over every transport; its client's connection goes
+/// on, and so does everybody else's.
 #[test]
 fn a_panic_in_a_handler_is_an_answer() {
     struct Broken;

@@ -1,4 +1,5 @@
-//! A broker that does not answer (P9): the times of one request's calls do not add up, and what needs no broker goes on.
+//! A broker that does not answer (P9): the times of one request's calls do not add up, and what
+//! needs no broker goes on.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -123,7 +124,8 @@ fn an_array_publishes_to_its_channels_at_once_and_to_each_in_order() {
     });
 }
 
-/// Each channel is tried once, and what stands behind that is not tried: the answer says which is which.
+/// Each channel is tried once, and what stands behind that is not tried: the answer says which is
+/// which.
 #[test]
 fn an_array_that_the_broker_does_not_answer_is_refused_once() {
     run(async {
@@ -215,7 +217,8 @@ fn the_times_of_commands_that_wait_on_one_socket_do_not_add_up() {
                 "{answer}"
             );
         }
-        // A client that is slower than the time may have said its last ones after it: those are tried once more.
+        // A client that is slower than the time may have said its last ones after it: those are
+        // tried once more.
         let tried = frozen.calls() - before;
         assert!(tried <= 5, "{tried} of 50 were tried one after the other");
         // The first that comes behind the outage goes through.

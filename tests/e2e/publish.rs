@@ -148,7 +148,8 @@ fn a_key_makes_repeating_harmless() {
     });
 }
 
-/// Event and end are one step: repeated with one key after an unknown outcome, both have happened once.
+/// Event and end are one step: repeated with one key after an unknown outcome, both have happened
+/// once.
 #[test]
 fn an_end_can_be_repeated_with_its_key() {
     run(async {

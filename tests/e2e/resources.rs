@@ -183,7 +183,7 @@ fn at_the_limit_of_channels_those_without_events_make_room_first() {
         node.publish("used", 1).await;
         drop(node.listen(Way::Sse, "used").await);
         drop(node.listen(Way::Sse, "unused").await);
-        until("nobody listens", || node.airwave.hub().sessions() == 0).await;
+        until("the last listener has gone", || node.airwave.hub().sessions() == 0).await;
         let _listener = node.listen(Way::Sse, "another").await;
         let names: Vec<String> = node
             .airwave

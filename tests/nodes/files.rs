@@ -1,4 +1,5 @@
-//! More clients than open files: a node that is full of them still reaches its broker when that has been away.
+//! More clients than open files: a node that is full of them still reaches its broker when that has
+//! been away.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

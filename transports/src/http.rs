@@ -227,7 +227,8 @@ pub(crate) async fn history(
     Ok(response)
 }
 
-/// The members behind the user `after`, in the order of their ids, the anonymous last; and whether there are more behind those.
+/// The members behind the user `after`, in the order of their ids, the anonymous last; and whether
+/// there are more behind those.
 fn members_page(mut members: Vec<Arc<Member>>, after: Option<&str>) -> (Vec<Arc<Member>>, bool) {
     if let Some(after) = after {
         members.retain(|member| member.user.as_deref().is_none_or(|user| user > after));
@@ -307,8 +308,8 @@ async fn publish_all(http: &Http, parts: &Parts, body: Body) -> Result<Response,
     Ok(json_response(status, format!("[{}]", items.join(","))))
 }
 
-/// Publishes an array. Channels do not wait for each other: where the broker does not answer, their times do not add up.
-/// The answers stand in the order of the array.
+/// Publishes an array. Channels do not wait for each other: where the broker does not answer, their
+/// times do not add up. The answers stand in the order of the array.
 async fn publish_each(hub: &Hub, publications: Vec<Publication<'_>>) -> Vec<Result<String, Refusal>> {
     let count = publications.len();
     let mut groups: Vec<Vec<(usize, Publication<'_>)>> = Vec::new();
@@ -327,8 +328,9 @@ async fn publish_each(hub: &Hub, publications: Vec<Publication<'_>>) -> Vec<Resu
     answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
-/// Publishes what an array has for one channel, one after the other: what stands first in the array stands first in the channel. Behind a
-/// failure that may pass nothing more is tried, so that a caller that repeats the failed ones keeps their order.
+/// Publishes what an array has for one channel, one after the other: what stands first in the array
+/// stands first in the channel. Behind a failure that may pass nothing more is tried, so that a
+/// caller that repeats the failed ones keeps their order.
 async fn publish_in_order(hub: &Hub, group: Vec<(usize, Publication<'_>)>) -> Vec<(usize, Result<String, Refusal>)> {
     let mut answers = Vec::with_capacity(group.len());
     let mut stopped = false;

@@ -1,4 +1,5 @@
-//! Pages of history on their way out: how many a node reads at once, and how long a client may hold one without reading it.
+//! Pages of history on their way out: how many a node reads at once, and how long a client may hold
+//! one without reading it.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,7 +27,8 @@ const AT_ONCE_PER_ADDRESS: usize = 4;
 const WAITING: usize = 256;
 const WAITING_PER_ADDRESS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A body is handed out in pieces of this size: what a server buffers of an unread answer is one of them.
+/// A body is handed out in pieces of this size: what a server buffers of an unread answer is one of
+/// them.
 const PIECE: usize = 16 << 10;
 /// Addresses are swept from the table when it has grown to this many.
 const SWEPT_AT: usize = 1024;
@@ -151,7 +153,8 @@ fn lock(left: &Mutex<Left>) -> MutexGuard<'_, Left> {
     left.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The body of an answer that holds a page. A client that takes nothing of it for `stalled` loses it, and with it the turn.
+/// The body of an answer that holds a page. A client that takes nothing of it for `stalled` loses
+/// it, and with it the turn.
 pub(crate) fn body(bytes: Bytes, turn: Turn, stalled: Duration) -> Body {
     if bytes.len() <= PIECE {
         // A server buffers a piece anyway.

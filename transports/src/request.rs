@@ -65,14 +65,16 @@ pub fn is_local(parts: &Parts) -> bool {
     is_addressed_locally(parts) && !came_through_a_proxy(parts)
 }
 
-/// The host that the request names, without a port and in lower case; an IPv6 address without brackets.
+/// The host that the request names, without a port and in lower case; an IPv6 address without
+/// brackets.
 pub fn addressed_host(parts: &Parts) -> Option<String> {
     let authority = authority(parts)?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     Some(host.to_ascii_lowercase())
 }
 
-// HTTP/2 has the name in the target (RFC 9113, section 8.3.1), HTTP/1.1 in a header (RFC 9112, section 3.2).
+// HTTP/2 has the name in the target (RFC 9113, section 8.3.1), HTTP/1.1 in a header (RFC 9112,
+// section 3.2).
 fn authority(parts: &Parts) -> Option<http::uri::Authority> {
     match parts.uri.authority() {
         Some(authority) => Some(authority.clone()),
@@ -100,7 +102,8 @@ pub struct Options {
     pub publishers: Publishers,
 }
 
-/// The scheme by which a client reached the server, where that is known: the request's extensions hold it if a trusted proxy tells it.
+/// The scheme by which a client reached the server, where that is known: the request's extensions
+/// hold it if a trusted proxy tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientScheme {
     /// `http`, also for `ws`.
@@ -118,8 +121,9 @@ impl ClientScheme {
         }
     }
 
-    /// The scheme of a request: what a trusted proxy tells, else `https` if the request's own target says so. That a target says `http` means nothing:
-    /// behind a proxy that ends TLS all of them may.
+    /// The scheme of a request: what a trusted proxy tells, else `https` if the request's own
+    /// target says so. That a target says `http` means nothing: behind a proxy that ends TLS all of
+    /// them may.
     pub fn of(uri: &http::Uri, extensions: &http::Extensions) -> Option<Self> {
         let told = extensions.get::<ClientScheme>().copied();
         told.or_else(|| (uri.scheme() == Some(&http::uri::Scheme::HTTPS)).then_some(ClientScheme::Https))
@@ -136,7 +140,8 @@ struct WebOrigin<'a> {
 }
 
 impl<'a> WebOrigin<'a> {
-    /// Reads `https://live.example:8443`. `None`: it is no origin of a page that was served over HTTP.
+    /// Reads `https://live.example:8443`. `None`: it is no origin of a page that was served over
+    /// HTTP.
     fn parse(text: &'a str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
         Self::of(scheme, authority)
@@ -184,11 +189,14 @@ pub enum Origin {
 }
 
 impl Origins {
-    /// Checks a request's `Origin` header against the server that the request names, and against the list.
+    /// Checks a request's `Origin` header against the server that the request names, and against
+    /// the list.
     ///
-    /// Scheme, host and port count. A port that is the scheme's own may be written or not. Where the client's scheme is not known, because nothing tells it
-    /// (a proxy that ends TLS and does not say so), the page's own is taken for it. A proxy may have put its own word in place of `Host`, so the browser's
-    /// own (`Sec-Fetch-Site`) is believed as well; `X-Forwarded-Host` is not read. `authority` is that of the request's target, which goes before `Host`.
+    /// Scheme, host and port count. A port that is the scheme's own may be written or not. Where
+    /// the client's scheme is not known, because nothing tells it (a proxy that ends TLS and does
+    /// not say so), the page's own is taken for it. A proxy may have put its own word in place of
+    /// `Host`, so the browser's own (`Sec-Fetch-Site`) is believed as well; `X-Forwarded-Host` is
+    /// not read. `authority` is that of the request's target, which goes before `Host`.
     ///
     /// # Errors
     /// `forbidden`.
@@ -315,7 +323,8 @@ pub fn query_value(parts: &Parts, wanted: &str) -> Result<Option<String>, Refusa
     }
 }
 
-/// Refuses a request with query parameters that neither this URL nor a handler knows, so that a misspelt one is noticed.
+/// Refuses a request with query parameters that neither this URL nor a handler knows, so that a
+/// misspelt one is noticed.
 ///
 /// # Errors
 /// `bad-request`, with the names that are known.
@@ -399,7 +408,8 @@ pub fn refusal_response(refusal: &Refusal, url: Option<&str>) -> Response {
         format!("{{\"error\":{{{}}}}}", envelope::refusal_fields(refusal, url)),
     );
     if matches!(refusal.code, Code::TooMany | Code::Unavailable) {
-        // Within a second every counter has a request again (`limits.requests_per_second`), and an outage may be over.
+        // Within a second every counter has a request again (`limits.requests_per_second`), and an
+        // outage may be over.
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response

@@ -29,7 +29,8 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Whether hyper holds bytes that the socket would not take. While it does, the socket must not be taken back.
+    /// Whether hyper holds bytes that the socket would not take. While it does, the socket must not
+    /// be taken back.
     pub fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
     }
@@ -78,7 +79,8 @@ impl FirstBytes {
         usize::from(self.to) == Self::ENOUGH
     }
 
-    /// Reads more of them; waits for the socket, and does nothing else. Returns how many came; 0: the other end is done.
+    /// Reads more of them; waits for the socket, and does nothing else. Returns how many came; 0:
+    /// the other end is done.
     ///
     /// # Errors
     /// The socket's.
@@ -98,7 +100,8 @@ pub struct Io {
 }
 
 impl Io {
-    /// Puts a socket under hyper, which reads `first` before anything else. `usage` then tells what hyper does with it.
+    /// Puts a socket under hyper, which reads `first` before anything else. `usage` then tells what
+    /// hyper does with it.
     pub fn new(stream: TcpStream, first: FirstBytes, usage: Arc<Usage>) -> Self {
         usage.count_read(first.as_slice().len());
         Self { stream, first, usage }

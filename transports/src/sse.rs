@@ -34,7 +34,8 @@ use crate::{ChannelRequest, Transport};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// How many bytes a listener may send after its request: some clients and proxies send a little. More ends the stream.
+/// How many bytes a listener may send after its request: some clients and proxies send a little.
+/// More ends the stream.
 const MOST_SENT: usize = 4096;
 const EVENT_STREAM: &str = "text/event-stream";
 
@@ -267,7 +268,7 @@ struct Stream {
     session: Option<Session>,
     unclaimed: Unclaimed,
     done: bool,
-    /// What the client sends after its request, although nobody asks for it.
+    /// What the client sends after its request, although nothing asks for it.
     incoming: Option<Body>,
     room: usize,
 }
@@ -346,7 +347,7 @@ fn joined(mut pieces: Vec<Bytes>) -> Option<Bytes> {
 struct SocketStream<S> {
     out: Outgoing,
     closing: bool,
-    /// How many bytes the client may still send, although nobody asks for them.
+    /// How many bytes the client may still send, although nothing asks for them.
     room: u16,
     socket: S,
     session: Session,

@@ -57,12 +57,14 @@ const READ_BUFFER: usize = 1024;
 const MAX_FRAGMENTS: u32 = 128;
 /// Answers to pings that wait for a client that does not read; beyond this it is not read from either.
 const MAX_REPLIES: usize = 4096;
-/// So many frames wait behind a command that is being carried out, and so many bytes of them. Beyond this the client is not read from.
+/// So many frames wait behind a command that is being carried out, and so many bytes of them.
+/// Beyond this the client is not read from.
 const MAX_WAITING: usize = 128;
 const MAX_WAITING_BYTES: usize = 64 << 10;
 /// Base64, names and punctuation around the payload of a message.
 const FRAME_OVERHEAD: usize = 2048;
-/// How long a message may take from its first byte to its last, as the body of a POST may. Pings in between do not renew it.
+/// How long a message may take from its first byte to its last, as the body of a POST may. Pings in
+/// between do not renew it.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long we wait for the other end to close, after we did.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
@@ -340,12 +342,14 @@ struct Conversation<S> {
     prefix: Box<str>,
 }
 
-/// Frames that came while a command was being carried out, and are read when it is done. Pings and closes do not wait.
+/// Frames that came while a command was being carried out, and are read when it is done. Pings and
+/// closes do not wait.
 #[derive(Default)]
 struct Waiting {
     frames: VecDeque<Frame>,
     bytes: usize,
-    /// So many of them waited behind a command that the broker did not answer, and have no more than this left.
+    /// So many of them waited behind a command that the broker did not answer, and have no more
+    /// than this left.
     shares: usize,
     left: Patience,
     /// Of the command that begins now.
@@ -386,7 +390,8 @@ impl Frame {
     }
 }
 
-/// A command that is carried out, and how much of its time for the broker it leaves to those behind it.
+/// A command that is carried out, and how much of its time for the broker it leaves to those behind
+/// it.
 type Running = Pin<Box<dyn Future<Output = (Done, Patience)> + Send>>;
 
 /// What became of a command.
@@ -695,7 +700,8 @@ impl<S: Socket> Conversation<S> {
         self.command.is_none() || self.waiting.as_deref().is_none_or(has_room)
     }
 
-    /// Goes on with the command, and with those that wait behind it. Ready: something was done, so there may be something to write.
+    /// Goes on with the command, and with those that wait behind it. Ready: something was done, so
+    /// there may be something to write.
     fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(command) = &mut self.command else {
             return Poll::Pending;
@@ -1098,7 +1104,8 @@ mod tests {
         assert!(conversation <= 768, "{conversation} bytes");
     }
 
-    /// Half a head, a payload that drips, and a message whose last fragment never comes, with pings in between.
+    /// Half a head, a payload that drips, and a message whose last fragment never comes, with pings
+    /// in between.
     #[tokio::test(start_paused = true)]
     async fn a_message_that_is_never_finished_is_given_up() {
         use airwave_core::{ConnectRequest, Rule, Rules};

@@ -373,7 +373,8 @@ impl<'a> Standing<'a> {
         None
     }
 
-    /// Who comes without a cursor, to a channel that replays all, gets all: an event before the first that was there when it asked.
+    /// Who comes without a cursor, to a channel that replays all, gets all: an event before the
+    /// first that was there when it asked.
     fn left_out_of_replay(&self, at: Moment, cursor: u64) -> Option<u64> {
         let known = self.known;
         if !known.channel.replays || known.has_forks() {
@@ -459,8 +460,8 @@ impl<'a> Standing<'a> {
             return breach(Promise::NoSilentGap, what);
         }
         if let Some(resumed) = self.resumed_at.take() {
-            // What was lost long before is no news to a node. Of the last seconds it may not know yet. Of a broker that may lose
-            // its newest, nobody can tell when it did.
+            // What was lost long before is no news to a node. Of the last seconds it may not know
+            // yet. Of a broker that may lose its newest, this run does not show when it did.
             let known_then = |loss: &&Loss| loss.everything && loss.position > after && loss.at + KNOWN_AFTER < self.asked_at;
             if reason == "unknown-position" || known.losses.iter().any(known_then) {
                 let what = format!("at {resumed} it was resumed after {after}, and then a gap came ({reason})");

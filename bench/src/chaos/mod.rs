@@ -451,7 +451,8 @@ async fn kill_broker(shared: &Shared, down: Duration, skew: Option<i64>) {
         if !shared.clocks {
             return lock(&shared.losses).push(loss(None, clock));
         }
-        // A clock that goes back does not take positions back: what comes is above all that a node has seen.
+        // A clock that goes back does not take positions back: what comes is above all that a node
+        // has seen.
         for rule in RULES.iter().chain([&AGED, &BUSY]) {
             let after = shared.highest(rule.channel).map_or(clock, |highest| clock.max(highest + 1));
             lock(&shared.losses).push(loss(Some(rule.channel.to_owned()), after));
@@ -462,7 +463,8 @@ async fn kill_broker(shared: &Shared, down: Duration, skew: Option<i64>) {
     }
 }
 
-/// Listeners who come to a channel whose events are soon too old, want all that is not, hear a little, and leave.
+/// Listeners who come to a channel whose events are soon too old, want all that is not, hear a
+/// little, and leave.
 async fn visitors(mut random: Random, shared: &Arc<Shared>) {
     while shared.in_trouble() {
         sleep(random.millis(500, 1500)).await;
@@ -475,8 +477,9 @@ async fn visitors(mut random: Random, shared: &Arc<Shared>) {
     }
 }
 
-/// A channel that nobody has open at this node is published to elsewhere, faster than a page can be read over the node's slow line, and
-/// listeners come to the node: new ones, and one that has a cursor from elsewhere.
+/// A channel that is not open at this node is published to elsewhere, faster than a page can be
+/// read over the node's slow line, and listeners come to the node: new ones, and one that has a
+/// cursor from elsewhere.
 async fn busy(shared: &Arc<Shared>, node: usize, delay: Duration, long: Duration) {
     let begin = Instant::now();
     let world = &shared.world;
@@ -754,7 +757,7 @@ impl Client {
         }
     }
 
-    /// Somebody who comes and goes, with a name of its own.
+    /// A visitor that comes and goes, with a name of its own.
     fn visitor(channels: &'static [&'static str], random: Random, shared: &Arc<Shared>) -> Self {
         let number = shared.named.fetch_add(1, Ordering::SeqCst);
         let name = Box::leak(format!("visitor{number}").into_boxed_str());

@@ -183,11 +183,12 @@ pub enum Fault {
     BlackHole(Lines),
     /// What passes between node and broker takes so many milliseconds more each way.
     Delay(Lines, u64),
-    /// `kill -9` of the broker, whose clock differs by so many milliseconds once it is started again.
-    /// A NATS server keeps the right clock: it asks the kernel itself, past the library that skews.
+    /// `kill -9` of the broker, whose clock differs by so many milliseconds once it is started
+    /// again. A NATS server keeps the right clock: it asks the kernel itself, past the library that
+    /// skews.
     KillBrokerSkewed(i64),
-    /// The node's line takes so many milliseconds more each way while listeners open a channel there
-    /// that is published to faster than its history can be read.
+    /// The node's line takes so many milliseconds more each way while listeners open a channel
+    /// there that is published to faster than its history can be read.
     Busy(usize, u64),
     /// The broker takes PUBLISH and refuses writes. NATS is paused instead.
     Refuse(Refusal),
@@ -313,11 +314,13 @@ impl Plan {
     }
 }
 
-/// By how many milliseconds the clock of a server differs that was started again: ahead, behind, and right again.
+/// By how many milliseconds the clock of a server differs that was started again: ahead, behind,
+/// and right again.
 const SERVER_SKEWS: [i64; 7] = [20, -20, 3000, -3000, 120_000, -600_000, 0];
 
-/// While the broker comes back with another clock, and a moment before and after, nothing else goes wrong: of an event that one node alone
-/// had heard of nothing is promised if the clock goes back behind it at the same time.
+/// While the broker comes back with another clock, and a moment before and after, nothing else goes
+/// wrong: of an event that one node alone had heard of nothing is promised if the clock goes back
+/// behind it at the same time.
 fn alone(faults: &mut Vec<(Duration, Duration, Fault)>) {
     let (before, after) = (Duration::from_millis(500), Duration::from_secs(2));
     let quiet: Vec<(Duration, Duration)> = faults

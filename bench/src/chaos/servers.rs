@@ -173,8 +173,8 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
-/// The library that gives a process another time of day: Debian's package faketime, or the one that a variable names. An error says what
-/// to do.
+/// The library that gives a process another time of day: Debian's package faketime, or the one that
+/// a variable names. An error says what to do.
 pub fn faketime() -> Result<PathBuf, String> {
     let named = std::env::var_os("AIRWAVE_TEST_FAKETIME").map(PathBuf::from);
     let found = || {
@@ -187,7 +187,8 @@ pub fn faketime() -> Result<PathBuf, String> {
         .ok_or_else(|| "there is no libfaketime: install Debian's package faketime, or name one in AIRWAVE_TEST_FAKETIME".into())
 }
 
-/// Lets the process that this starts see a time of day that differs by so many milliseconds. What it measures durations with stays right.
+/// Lets the process that this starts see a time of day that differs by so many milliseconds. What
+/// it measures durations with stays right.
 fn skew(command: &mut Command, millis: i64) -> Result<(), String> {
     if millis != 0 {
         command
@@ -403,7 +404,8 @@ impl Broker {
         }
     }
 
-    /// Starts again what was killed, with what it stored. `skew`: and with a clock that differs by so many milliseconds from now on.
+    /// Starts again what was killed, with what it stored. `skew`: and with a clock that differs by
+    /// so many milliseconds from now on.
     pub async fn run(&mut self, skew: Option<i64>) -> Result<(), String> {
         let alone = !self.kind.fails_over();
         for server in self.servers.iter_mut().filter(|server| server.child.is_none()) {
@@ -448,7 +450,8 @@ impl Broker {
         self.signal(Signal::CONT);
     }
 
-    /// Whether a server can be given another clock, and what follows from it is promised. Of two servers with different clocks it is not.
+    /// Whether a server can be given another clock, and what follows from it is promised. Of two
+    /// servers with different clocks it is not.
     pub fn takes_skew(&self) -> bool {
         matches!(self.kind, BrokerKind::Redis | BrokerKind::RedisVolatile)
     }
@@ -462,7 +465,8 @@ impl Broker {
             (Refusal::Memory, false) => "maxmemory 0",
         };
         for server in self.servers.iter().filter(|server| server.child.is_some()) {
-            // A server that is paused takes it later; one that is killed comes back as it was set up.
+            // A server that is paused takes it later; one that is killed comes back as it was set
+            // up.
             let _ = redis::ask(server.address, &format!("CONFIG SET {setting}")).await;
         }
     }
@@ -514,8 +518,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts `program` with this configuration file, and waits until it listens. What it says goes to the end of `log`. `skewed`: by how
-    /// many milliseconds its clock differs.
+    /// Starts `program` with this configuration file, and waits until it listens. What it says goes
+    /// to the end of `log`. `skewed`: by how many milliseconds its clock differs.
     pub async fn start(program: &Path, config: &Path, log: &Path, skewed: i64) -> Result<Self, String> {
         let text = |error: io::Error| format!("cannot start {}: {error}", program.display());
         let out = File::options().create(true).append(true).open(log).map_err(text)?;

@@ -65,7 +65,8 @@ impl World {
         Self::start_skewed(kind, &vec![0; nodes], airwave, config).await
     }
 
-    /// The same with as many nodes as there are `skews`, by each of which a node's clock differs, in milliseconds.
+    /// The same with as many nodes as there are `skews`, by each of which a node's clock differs,
+    /// in milliseconds.
     ///
     /// # Errors
     /// As for [`World::start`].
@@ -222,8 +223,8 @@ impl World {
         self.kill_broker_skewed(down, None, between).await
     }
 
-    /// The same. `skew`: the clock of what is started again differs by so many milliseconds from now on. The broker's clock that `between` is told
-    /// of is the one to come.
+    /// The same. `skew`: the clock of what is started again differs by so many milliseconds from
+    /// now on. The broker's clock that `between` is told of is the one to come.
     ///
     /// # Errors
     /// As for [`World::kill_broker`].
@@ -259,8 +260,8 @@ impl World {
         self.all_ready().await
     }
 
-    /// Redis takes PUBLISH and refuses writes for so long. Gives the nodes that said that they can deliver all the while; `None`: this broker cannot
-    /// be told to.
+    /// Redis takes PUBLISH and refuses writes for so long. Gives the nodes that said that they can
+    /// deliver all the while; `None`: this broker cannot be told to.
     pub(super) async fn refuse_writes(&self, why: Refusal, long: Duration) -> Option<Vec<usize>> {
         if self.kind.is_nats() {
             return None;

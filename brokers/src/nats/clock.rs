@@ -1,9 +1,10 @@
 //! The clock by which the age of an event is judged: the server's.
 //!
-//! The server notes when it stores a message, and says so with every answer. A node never compares that with its own clock, which
-//! may be minutes ahead or behind. Its own probe, which comes back through the stream, tells it the server's time; between two
-//! probes it counts on with a clock that nobody sets. So it is never ahead of the server, and behind it by as much as a probe is
-//! under way: a page may show a little more than its rule promises, and never less.
+//! The server notes when it stores a message, and says so with every answer. A node never compares
+//! that with its own clock, which may be minutes ahead or behind. Its own probe, which comes back
+//! through the stream, tells it the server's time; between two probes it counts on with a monotonic
+//! clock. So it is never ahead of the server, and behind it by as much as a probe is under way: a
+//! page may show a little more than its rule promises, and never less.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,7 +30,8 @@ pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Reads a time as the server writes it, `2026-11-29T16:16:41.249859878Z`, in µs since 1970. `None`: it is none of these.
+/// Reads a time as the server writes it, `2026-11-29T16:16:41.249859878Z`, in µs since 1970.
+/// `None`: it is none of these.
 pub(super) fn time_of(text: &str) -> Option<u64> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
     let (time, fraction) = time.split_once('.').unwrap_or((time, ""));

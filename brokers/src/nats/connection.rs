@@ -50,14 +50,16 @@ const PROBE_EVERY: Duration = Duration::from_millis(750);
 /// How long a probe is waited for.
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
 
-/// How large a probe is: as an event of the smaller sort, or there would be room for probes where there is none for events.
+/// How large a probe is: as an event of the smaller sort, or there would be room for probes where
+/// there is none for events.
 const PROBE_BYTES: usize = 1024;
 
 /// So many probes in a row unanswered, and the connection is dead: after three and a half seconds. More than one, so that a process that
 /// stood still itself does not take its server for dead.
 const PROBES_UNANSWERED: u32 = 2;
 
-/// How long a stored probe is waited for while other things arrive on the connection. They prove that it lives, and the probe stands behind them.
+/// How long a stored probe is waited for while other things arrive on the connection. They prove
+/// that it lives, and the probe stands behind them.
 const PROBE_BEHIND: Duration = Duration::from_secs(10);
 
 /// So many probes in a row may be unanswered while other things arrive.
@@ -75,7 +77,8 @@ pub(super) mod code {
     pub(in crate::nats) const SAME_KEY_UNDER_WAY: u64 = 10158;
     pub(in crate::nats) const TOO_LARGE: u64 = 10054;
     pub(in crate::nats) const SEALED: u64 = 10109;
-    /// The account's limit, the server's, its memory's, its disk's; and what the store itself says (`max_bytes`, a write that fails).
+    /// The account's limit, the server's, its memory's, its disk's; and what the store itself says
+    /// (`max_bytes`, a write that fails).
     pub(in crate::nats) const FULL: [u64; 5] = [10002, 10023, 10028, 10047, 10077];
 }
 
@@ -230,7 +233,8 @@ pub(super) enum Answer {
 }
 
 impl Link {
-    /// How many bytes have arrived on this connection. As long as there are more and more of them, the server lives.
+    /// How many bytes have arrived on this connection. As long as there are more and more of them,
+    /// the server lives.
     fn arrived(&self) -> u64 {
         self.client.statistics().in_bytes.load(Ordering::Relaxed)
     }
@@ -378,7 +382,8 @@ impl Connection {
         }
     }
 
-    /// This node's own clock, in µs since 1970. Nothing is compared with it but what is to be above all that was given.
+    /// This node's own clock, in µs since 1970. Nothing is compared with it but what is to be above
+    /// all that was given.
     pub(super) fn now(&self) -> u64 {
         stored::now().saturating_add_signed(self.settings.tuning.clock_ahead)
     }
@@ -685,7 +690,8 @@ impl Connection {
         let (name, config, wanted) = (&self.settings.prefix, &info["config"], self.wanted());
         self.keeps.store(config["max_age"].as_u64().unwrap_or(0), Ordering::Release);
         let other_format = config["metadata"]["airwave-format"] != wanted["metadata"]["airwave-format"];
-        // How much the stream may hold, and what it does when that is reached, is the operator's to say.
+        // How much the stream may hold, and what it does when that is reached, is the operator's to
+        // say.
         let shape = ["subjects", "retention", "allow_direct", "republish"];
         let foreign = shape.into_iter().find(|what| match *what {
             "republish" => ["src", "dest"]
@@ -907,7 +913,8 @@ impl Connection {
         }
     }
 
-    /// Whether the server has refused to store this node's newest probe: it lives, and serves what it holds.
+    /// Whether the server has refused to store this node's newest probe: it lives, and serves what
+    /// it holds.
     pub(super) fn refuses(&self) -> bool {
         self.refuses.load(Ordering::Acquire)
     }
@@ -1001,7 +1008,7 @@ impl Backoff {
         }
     }
 
-    /// Cut short when somebody wants the connection.
+    /// Cut short when a caller wants the connection.
     async fn pause(&mut self, wanted: &Notify) {
         // Half to all of it, so that nodes which lost the same server do not come back together.
         let random = random_bits() >> 11;
@@ -1022,8 +1029,9 @@ fn random_bits() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-/// The stream's configuration with room for what this node wants, too. `None`: it has that. Limits only grow by themselves: a node
-/// with older rules must not take away what newer ones promise. To make them smaller is the operator's part.
+/// The stream's configuration with room for what this node wants, too. `None`: it has that. Limits
+/// only grow by themselves: a node with older rules must not take away what newer ones promise. To
+/// make them smaller is the operator's part.
 fn grown(config: &Value, wanted: &Value, kept: Option<String>) -> Option<Value> {
     let mut changed = config.clone();
     // Below one means without a limit.

@@ -1,10 +1,14 @@
-//! The epoch: the first position of every channel without events, so that such a channel needs no message of its own.
+//! The epoch: the first position of every channel without events, so that such a channel needs no
+//! message of its own.
 //!
-//! An epoch is a message of the stream, under a subject that all epochs share. The stream drops its oldest messages first, by age or by
-//! the room that it has, and an epoch is older than every message that it speaks for. So while an epoch is stored, no younger event was
-//! dropped with its whole channel: a channel without a message had no event since then. A stream that begins anew has no epoch of before.
+//! An epoch is a message of the stream, under a subject that all epochs share. The stream drops its
+//! oldest messages first, by age or by the room that it has, and an epoch is older than every
+//! message that it speaks for. So while an epoch is stored, no younger event was dropped with its
+//! whole channel: a channel without a message had no event since then. A stream that begins anew
+//! has no epoch of before.
 //!
-//! A new epoch is stored when the newest one has lived for half of what the stream keeps. The one before is good for the other half.
+//! A new epoch is stored when the newest one has lived for half of what the stream keeps. The one
+//! before is good for the other half.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,8 +39,9 @@ struct Last {
 }
 
 impl Epochs {
-    /// The newest epoch, as the stream's leader knows it now; stores one if it must. Many callers share one question, but nobody takes
-    /// the answer to a question that began earlier: the stream may have been lost since.
+    /// The newest epoch, as the stream's leader knows it now; stores one if it must. Many callers
+    /// share one question, but no caller takes the answer to a question that began earlier: the
+    /// stream may have been lost since.
     pub(super) async fn newest(&self, connection: &Connection, link: &Link) -> Result<Position, BrokerError> {
         let begun = self.begun.load(Ordering::Acquire);
         let mut last = self.last.lock().await;
@@ -48,7 +53,8 @@ impl Epochs {
         let lives = connection.stream_keeps();
         let now = connection.server_clock.now();
         let old = |stored: u64| Duration::from_micros(now.saturating_sub(stored)) > lives / 2;
-        // By this node's own time, too: beside a clock that jumps it would store one after the other.
+        // By this node's own time, too: beside a clock that jumps it would store one after the
+        // other.
         let may_store = last.stored.is_none_or(|stored| stored.elapsed() > lives / 2);
         let epoch = match found {
             Some((epoch, stored)) if !(old(stored) && may_store) => epoch,

@@ -1,8 +1,9 @@
 //! What the rules of all nodes keep, as the stream itself says it.
 //!
-//! A node takes from the stream what its rules leave out. Another node may have newer rules that keep more, and it alone would know.
-//! So each node adds its rules to the stream's metadata when it connects, and none is taken back by itself. What is swept of a channel
-//! is what no rule of any node keeps.
+//! A node takes from the stream what its rules leave out. Another node may have newer rules that
+//! keep more, and it alone would know. So each node adds its rules to the stream's metadata when it
+//! connects, and none is taken back by itself. What is swept of a channel is what no rule of any
+//! node keeps.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -47,7 +48,8 @@ impl KeptByOthers {
     }
 }
 
-/// What the metadata says now and our rules beside it. `None`: that is what it says already, or there is no room for it.
+/// What the metadata says now and our rules beside it. `None`: that is what it says already, or
+/// there is no room for it.
 pub(super) fn with_ours(metadata: &Value, ours: &Rules) -> Option<String> {
     let mut all = read(metadata);
     let mut grew = false;

@@ -182,7 +182,8 @@ impl Connection {
                                 self.members(">")
                             )));
                         }
-                        // Events are served meanwhile. Whoever needs the members makes it later.
+                        // Events are served meanwhile. The first caller that needs the members
+                        // makes it later.
                         Answer::Refused { code, text } if first && code::FULL.contains(&code) => {
                             tracing::warn!(server = %settings, stream = name, text, "presence waits: JetStream is full");
                             return Ok(());

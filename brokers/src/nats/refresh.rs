@@ -1,9 +1,11 @@
 //! Keeps the heads of followed channels in the stream, however long nothing is published to them.
 //!
-//! The stream lets go of every message after its `max_age`, also of a channel's newest one, which says where the channel's head is.
-//! A channel that has listeners would then begin anew with its next event, and the listeners would be told of a loss that was none. So
-//! whoever follows a channel looks at its newest message from time to time, and writes a mark of the same head behind one that is
-//! past half of that age. Several nodes that do so are in nobody's way: the first one is enough, and the others see its mark.
+//! The stream lets go of every message after its `max_age`, also of a channel's newest one, which
+//! says where the channel's head is. A channel that has listeners would then begin anew with its
+//! next event, and the listeners would be told of a loss that was none. So a node that follows a
+//! channel looks at its newest message from time to time, and writes a mark of the same head behind
+//! one that is past half of that age. Several nodes may do so: the first one is enough, and the
+//! others see its mark.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +26,8 @@ use super::{EXPECTED, newest_at_leader, subject_of};
 /// Between two rounds: an eighth of the stream's age, within these.
 const ROUND: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(3600));
 
-/// The channels that this node follows: how many feeds each has, and when its newest message was looked at, by [`uptime`].
+/// The channels that this node follows: how many feeds each has, and when its newest message was
+/// looked at, by [`uptime`].
 #[derive(Clone, Default)]
 pub(super) struct Followed(Arc<Mutex<HashMap<ChannelName, Following>>>);
 
@@ -140,7 +143,8 @@ async fn refresh_one(
     let (chain, stored_at) = match newest_at_leader(connection, link, channel).await? {
         Some(newest) => (newest.chain, newest.stored_at),
         None => {
-            // Nothing was ever published. Its listeners stand at an epoch, which goes as well; from now on the channel has a message.
+            // Nothing was ever published. Its listeners stand at an epoch, which goes as well; from
+            // now on the channel has a message.
             let Some(stored_at) = epoch::stored_at(connection, link, followed_from).await? else {
                 return Ok(());
             };

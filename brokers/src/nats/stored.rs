@@ -18,7 +18,8 @@ pub(super) struct Chain {
     pub(super) head: Position,
     pub(super) birth: Position,
     pub(super) ended: bool,
-    /// Whether the end stands in the message of the event before it, whose sequence is one below the head.
+    /// Whether the end stands in the message of the event before it, whose sequence is one below
+    /// the head.
     pub(super) end_in_event: bool,
     /// How many events there ever were, and what all of them weigh.
     pub(super) events: u64,
@@ -55,11 +56,13 @@ pub(super) struct Stored {
     pub(super) chain: Chain,
     /// What was written before this event, in bytes.
     pub(super) bytes_before: u64,
-    /// When it was stored, by the clock of the server: µs since 1970. [`UNKNOWN`] where nobody said.
+    /// When it was stored, by the clock of the server: µs since 1970. [`UNKNOWN`] where no server
+    /// said so.
     pub(super) stored_at: u64,
     /// `None`: a mark.
     pub(super) event: Option<Arc<Event>>,
-    /// The channel's end, if the message holds it behind its event: at the next sequence, which no other message of the channel gets.
+    /// The channel's end, if the message holds it behind its event: at the next sequence, which no
+    /// other message of the channel gets.
     pub(super) end: Option<Arc<Event>>,
 }
 
@@ -137,12 +140,14 @@ pub(super) fn channel_of(token: &str) -> Option<ChannelName> {
     ChannelName::new(std::str::from_utf8(&name).ok()?).ok()
 }
 
-/// Before the message of an event behind which the channel ends. Version 0.1 takes such a message for none of its own.
+/// Before the message of an event behind which the channel ends. Version 0.1 takes such a message
+/// for none of its own.
 const AND_END: &[u8] = b"+";
 
-/// Five numbers (previous or head, birth, bytes, events, clock), each before a colon; then, of an event, its message as brokers
-/// store it. The chain is the one before the event. `and_end`: the channel ends behind it. The clock is the writer's own. Only
-/// version 0.1 reads it: age is judged by the time at which the server stored the message.
+/// Five numbers (previous or head, birth, bytes, events, clock), each before a colon; then, of an
+/// event, its message as brokers store it. The chain is the one before the event. `and_end`: the
+/// channel ends behind it. The clock is the writer's own. Only version 0.1 reads it: age is judged
+/// by the time at which the server stored the message.
 pub(super) fn event(before: &Chain, message: &Message, and_end: bool, now: u64) -> Bytes {
     let mut bytes = numbers(before, now).into_bytes();
     if and_end {
@@ -152,8 +157,8 @@ pub(super) fn event(before: &Chain, message: &Message, and_end: bool, now: u64) 
     bytes.into()
 }
 
-/// A mark: of the birth, if the chain has no head, or of a head whose event may not be kept. Version 0.1 wrote one wherever a
-/// channel was asked for.
+/// A mark: of the birth, if the chain has no head, or of a head whose event may not be kept.
+/// Version 0.1 wrote one wherever a channel was asked for.
 pub(super) fn mark(chain: &Chain, now: u64) -> Bytes {
     let kind = match chain {
         Chain { end_in_event: true, .. } => "+E",

@@ -9,8 +9,9 @@
 //! purge goes on at a time, and the pauses between them are longer than they are. A channel hence holds about twice what its rule says,
 //! or [`WORTH`]; more if purges do not keep up, up to what the server keeps by itself.
 //!
-//! A node remembers only the channels that it has published to. So at its start, and again and again while the server is full, it looks
-//! through all that is stored for what is past its rule's age, by the times that the server noted.
+//! A node remembers only the channels that it has published to. So at its start, and again and
+//! again while the server is full, it looks through all that is stored for what is past its rule's
+//! age, by the times that the server noted.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::LazyLock;
@@ -34,7 +35,8 @@ const WORTH: (u64, u64) = (1000, 1 << 20);
 /// And of one that has gone quiet.
 const WORTH_QUIET: (u64, u64) = (16, 64 << 10);
 
-/// How many events a channel has at least that is looked through: at a start, and while the server is full.
+/// How many events a channel has at least that is looked through: at a start, and while the server
+/// is full.
 const WORTH_A_LOOK: (u64, u64) = (16, 2);
 
 /// So many channels wait for a purge. Who finds no place comes again with its next generation.
@@ -43,7 +45,8 @@ const WAITING: usize = 1000;
 /// How often quiet channels are looked for: half the shortest age of a rule, within these.
 const LOOK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
-/// How long is relied on what other nodes' rules keep. A node that starts with rules that keep more says so before it publishes.
+/// How long is relied on what other nodes' rules keep. A node that starts with rules that keep more
+/// says so before it publishes.
 const LEARN: Duration = Duration::from_secs(5);
 
 /// After a purge, its own time so often is waited.
@@ -75,7 +78,7 @@ fn is_worth(left: (u64, u64), worth: (u64, u64)) -> bool {
     left.0 >= worth.0 || left.1 >= worth.1
 }
 
-/// A clock that nobody sets, in µs: one that is set ahead would make a node take away what is young.
+/// A monotonic clock, in µs: one that is set ahead would make a node take away what is young.
 pub(super) fn uptime() -> u64 {
     static SINCE: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
     micros(SINCE.elapsed())
@@ -158,7 +161,8 @@ pub(super) async fn sweep(connection: &Connection, rules: Rules, known: Remember
         if learned.is_none_or(|learned| learned.elapsed() >= LEARN) {
             match what_others_keep(connection).await {
                 Ok(false) => learned = Some(since),
-                // It was found with less than others keep. Its next generation is found with what is known now.
+                // It was found with less than others keep. Its next generation is found with what
+                // is known now.
                 _ => continue,
             }
         }
@@ -188,7 +192,8 @@ fn quiet_ones(connection: &Connection, known: &Remembered) -> VecDeque<Due> {
     due.take(WAITING).collect()
 }
 
-/// What is stored past its rule's age, of channels with so many events at least. The largest come first.
+/// What is stored past its rule's age, of channels with so many events at least. The largest come
+/// first.
 async fn aged(connection: &Connection, rules: &Rules, worth: u64) -> VecDeque<Due> {
     let found = async {
         let link = connection.link().await?;
@@ -231,7 +236,8 @@ async fn aged(connection: &Connection, rules: &Rules, worth: u64) -> VecDeque<Du
     })
 }
 
-/// The server's time in µs, the stream's newest sequence, and its channels with how many messages each has.
+/// The server's time in µs, the stream's newest sequence, and its channels with how many messages
+/// each has.
 async fn all_stored(connection: &Connection, link: &Link) -> Result<(u64, u64, Vec<(ChannelName, u64)>), BrokerError> {
     let (before, mut channels) = (connection.log("c."), Vec::new());
     loop {
@@ -263,7 +269,8 @@ async fn all_stored(connection: &Connection, link: &Link) -> Result<(u64, u64, V
     }
 }
 
-/// The first sequence of the stream that was stored at a time or later; all are older: one more than the last.
+/// The first sequence of the stream that was stored at a time or later; all are older: one more
+/// than the last.
 async fn first_since(connection: &Connection, link: &Link, since: u64, last: u64) -> Result<u64, BrokerError> {
     let (mut low, mut high) = (1, last + 1);
     while low < high {

@@ -61,8 +61,8 @@ pub enum ConnectError {
         /// What happened.
         reason: String,
     },
-    /// The server loads its data from its file. It is waited for: no caller of [`Redis::connect`](super::Redis::connect)
-    /// sees this.
+    /// The server loads its data from its file. It is waited for: no caller of
+    /// [`Redis::connect`](super::Redis::connect) sees this.
     #[error("Redis at {address} is loading its data")]
     Loading {
         /// Host, port and database.
@@ -375,8 +375,8 @@ pub(super) fn text_of(value: &Value) -> Option<&str> {
     }
 }
 
-/// Waits while a server loads its data. As long as it says so it works, and only it knows how much there is: so there is
-/// no bound but the patience of whatever has started this node.
+/// Waits while a server loads its data. As long as it says so it works, and only it knows how much
+/// there is: so there is no bound but the patience of whatever has started this node.
 #[derive(Default)]
 pub(super) struct Loading {
     since: Option<Instant>,
@@ -454,7 +454,7 @@ impl Backoff {
         self.pause_until_wanted(&Notify::new()).await;
     }
 
-    /// The same, cut short when somebody wants the connection.
+    /// The same, cut short when a caller wants the connection.
     pub(super) async fn pause_until_wanted(&mut self, wanted: &Notify) {
         // Half to all of it, so that nodes which lost the same server do not come back together.
         let random = random_bits() >> 11;
@@ -511,7 +511,8 @@ impl Connected {
         answer.and_then(Value::extract_error)
     }
 
-    /// How many answers have come on this connection. As long as there are more and more of them, the server lives.
+    /// How many answers have come on this connection. As long as there are more and more of them,
+    /// the server lives.
     pub(super) fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
     }

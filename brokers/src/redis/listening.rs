@@ -40,8 +40,8 @@ const PROBE_LIVES: Duration = Duration::from_secs(10);
 /// still itself does not take its server for dead.
 const PROBES_UNHEARD: u32 = 3;
 
-/// So many in a row unheard, and the connection is dead although other things arrive on it: after ten seconds. Until then what arrives proves
-/// that it lives, and the probe stands behind that.
+/// So many in a row unheard, and the connection is dead although other things arrive on it: after
+/// ten seconds. Until then what arrives proves that it lives, and the probe stands behind that.
 const PROBES_BEHIND: u32 = 14;
 
 /// How many channels one SUBSCRIBE names. Bounds how long the server does nothing else.
@@ -56,7 +56,8 @@ const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
 /// How often the heads of channels that are followed are told to live on, however quiet they are.
 const REMEMBER_EVERY: Duration = Duration::from_secs(24 * 3600);
 
-/// A channel that has been followed for so long without an event gets a head. An epoch lives for 14 days more when it is given out.
+/// A channel that has been followed for so long without an event gets a head. An epoch lives for 14
+/// days more when it is given out.
 const FOLLOWED_LONG: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What a publish carries instead of an event where feeds shall end and be healed from history.
@@ -120,7 +121,8 @@ enum Ear {
         head: Position,
         last: Position,
         since: Instant,
-        /// The first probe that was published after the head had been read. Once it is heard, nothing older comes.
+        /// The first probe that was published after the head had been read. Once it is heard,
+        /// nothing older comes.
         settled_by: u64,
     },
     /// Somebody who wants to hear of members only.
@@ -128,15 +130,16 @@ enum Ear {
 }
 
 impl Ear {
-    /// False: something is missing, or nobody listens any more. `heard`: the latest probe that was heard.
+    /// False: something is missing, or there is no listener any more. `heard`: the latest probe
+    /// that was heard.
     fn hear(&mut self, event: &Arc<Event>, heard: u64) -> bool {
         match self {
             Ear::Opening(waiting) => {
                 waiting.push(event.clone());
                 waiting.len() <= OPENING_BOUND
             }
-            // Subscriptions may lag behind the commands that read the head. Later it is an event of a server that has
-            // lost the head and goes on below it.
+            // Subscriptions may lag behind the commands that read the head. Later it is an event of
+            // a server that has lost the head and goes on below it.
             Ear::Open {
                 head, last, settled_by, ..
             } if event.position <= *head => *last == *head && heard < *settled_by,
@@ -338,8 +341,8 @@ impl Listening {
         drop(left);
     }
 
-    /// Writes a key of this node's, publishes to itself and waits until it hears that. A server may carry messages and
-    /// refuse what is written: it has too few replicas, is full, cannot save.
+    /// Writes a key of this node's, publishes to itself and waits until it hears that. A server may
+    /// carry messages and refuse what is written: it has too few replicas, is full, cannot save.
     pub(super) async fn hears_itself(&self) -> Result<(), BrokerError> {
         let mut heard = self.heard.subscribe();
         let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
@@ -350,8 +353,8 @@ impl Listening {
         let probe = lock(&self.probe).clone();
         let mut both = Pipeline::with_capacity(2);
         both.cmd("SET").arg(&*probe).arg(number).arg("PX").arg(millis(PROBE_LIVES));
-        // On a cluster the key's slot is the probe's: a master that the others have replaced goes on to carry messages,
-        // but does not give out keys.
+        // On a cluster the key's slot is the probe's: a master that the others have replaced goes
+        // on to carry messages, but does not give out keys.
         let publish = match self.naming {
             Naming::Database(_) => "PUBLISH",
             Naming::Partitions => "SPUBLISH",

@@ -1,13 +1,14 @@
 //! The highest positions that this node knows, which each script call carries.
 //!
-//! The server gives positions from its clock. A server that comes back without its data and with a clock that is
-//! behind would begin below what listeners have had. So each call names the highest position that the node knows,
-//! and the server goes on above it.
+//! The server gives positions from its clock. A server that comes back without its data and with a
+//! clock that is behind would begin below what listeners have had. So each call names the highest
+//! position that the node knows, and the server goes on above it.
 //!
-//! One mark for each partition of channels, not one for each channel: the memory is 8 KiB however many channels
-//! there are, and a channel that the node has never heard of is covered by its neighbours. Not one for the whole
-//! node either: a position far in the future spreads to one channel in 1,024 at most. On a cluster a partition moves
-//! as a whole, so its mark goes along to the next master.
+//! One mark for each partition of channels, not one for each channel: the memory is 8 KiB however
+//! many channels there are, and a channel that the node has never heard of is covered by its
+//! neighbours. Not one for the whole node either: a position far in the future spreads to one
+//! channel in 1,024 at most. On a cluster a partition moves as a whole, so its mark goes along to
+//! the next master.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +16,8 @@ use airwave_core::Position;
 
 use super::naming::PARTITIONS;
 
-/// What a double still counts exactly, with room to count on. Nothing above it comes from a clock before 2112.
+/// What a double still counts exactly, with room to count on. Nothing above it comes from a clock
+/// before 2112.
 const HIGHEST: u64 = 1 << 52;
 
 pub(super) struct Marks(Vec<AtomicU64>);
@@ -27,7 +29,8 @@ impl Default for Marks {
 }
 
 impl Marks {
-    /// The broker has given this position in this partition. Positions that only a client names do not count.
+    /// The broker has given this position in this partition. Positions that only a client names do
+    /// not count.
     pub(super) fn note(&self, partition: u16, position: Position) {
         let Some(mark) = self.0.get(usize::from(partition)) else {
             return;
@@ -45,8 +48,9 @@ impl Marks {
     }
 }
 
-/// The cursor of a client that may be carried beside a mark: its channel then goes on above it, so that the client
-/// hears what comes. One beyond this node's clock and mark was given by no clock that counts, and is not believed.
+/// The cursor of a client that may be carried beside a mark: its channel then goes on above it, so
+/// that the client hears what comes. One beyond this node's clock and mark was given by no clock
+/// that counts, and is not believed.
 pub(super) fn believed(after: Option<Position>, mark: Position) -> Position {
     let believed = after.filter(|after| after.0 <= HIGHEST && *after <= mark.max(Position::now()));
     believed.unwrap_or(Position::ZERO)

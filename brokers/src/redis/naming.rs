@@ -35,7 +35,8 @@ impl Naming {
         }
     }
 
-    /// Where the epochs are that count for the channel: one place for each of a cluster's partitions.
+    /// Where the epochs are that count for the channel: one place for each of a cluster's
+    /// partitions.
     pub(super) fn epochs(self, channel: &ChannelName) -> [String; 2] {
         let place = match self {
             Naming::Database(_) => "airwave".to_owned(),
@@ -44,7 +45,8 @@ impl Naming {
         [format!("{place}:epoch:0"), format!("{place}:epoch:1")]
     }
 
-    /// Where the position is above which channels without events begin, if the clock is behind. In the same places.
+    /// Where the position is above which channels without events begin, if the clock is behind. In
+    /// the same places.
     pub(super) fn floor(self, channel: &ChannelName) -> String {
         match self {
             Naming::Database(_) => "airwave:floor".to_owned(),

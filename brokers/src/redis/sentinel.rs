@@ -200,7 +200,8 @@ async fn question(mut connection: MultiplexedConnection, master: &str) -> Result
     connection.send_packed_command(&asked).await.and_then(Value::extract_error)
 }
 
-/// What several say that are asked at once: until all have answered, or `others` after the first who did. And why others did not.
+/// What several say that are asked at once: until all have answered, or `others` after the first
+/// who did. And why others did not.
 pub(super) async fn gather<T: 'static, E: 'static>(mut asked: JoinSet<Result<T, E>>, others: Duration) -> (Vec<T>, Vec<E>) {
     let (mut answers, mut failed) = (Vec::new(), Vec::new());
     loop {

@@ -1,4 +1,5 @@
-//! A clock for a server of its own: a small library, made by the C compiler of this machine and loaded into the process.
+//! A clock for a server of its own: a small library, made by the C compiler of this machine and
+//! loaded into the process.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

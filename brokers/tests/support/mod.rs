@@ -80,7 +80,8 @@ impl Server {
         Self::with(arguments, None, Kind::Alone)
     }
 
-    /// One whose clock can be moved. `None`, after saying so: there is nothing here to do that with.
+    /// One whose clock can be moved. `None`, after saying so: there is nothing here to do that
+    /// with.
     pub fn with_a_clock(arguments: &[&str]) -> Option<Server> {
         Self::with_clock(arguments, None, Kind::Alone, Some(clock::Clock::new()?))
     }

@@ -73,7 +73,8 @@ export class Client implements Airwave, Owner {
       subscription = new Subscription(this, name, options);
       this.#subscriptions.set(name, subscription);
       const made = subscription;
-      // A name that is none never becomes part of a URL: "../admin" would leave the server's path, with the token.
+      // A name that is none never becomes part of a URL: "../admin" would leave the server's path,
+      // with the token.
       const wrong = this.fault ?? checkChannel(name);
       // Later, so that the caller has the time to add listeners.
       queueMicrotask(() => (wrong ? made.refused(wrong) : void this.place(made)));
@@ -275,7 +276,8 @@ export class Client implements Airwave, Owner {
     [
       "pagehide",
       (event) => {
-        // A page that is left for good takes its connections with it. One that is kept must not have any, and comes back behind its cursors.
+        // A page that is left for good takes its connections with it. One that is kept must not
+        // have any, and comes back behind its cursors.
         if (!(event as PageTransitionEvent).persisted) return;
         this.#suspended = true;
         for (const line of this.#lines) line.suspend();

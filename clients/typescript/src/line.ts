@@ -170,7 +170,8 @@ export abstract class Line implements Carrier {
     this.alive();
     const check = (): void => {
       const left = this.last + limit - now();
-      // One timer that looks again: setting a new one for each event would cost more than the event.
+      // One timer that looks again: setting a new one for each event would cost more than the
+      // event.
       if (left > 0) this.#watch = after(left, check);
       else this.cut(new AirwaveError("disconnected", `nothing was heard for ${limit} ms`));
     };

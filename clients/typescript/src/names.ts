@@ -1,4 +1,5 @@
-// What the protocol accepts as a name (docs/protocol.md, section 1). The client checks it before it builds a URL or a frame.
+// What the protocol accepts as a name (docs/protocol.md, section 1). The client checks it before it
+// builds a URL or a frame.
 
 import { AirwaveError } from "./types.js";
 

@@ -1,4 +1,5 @@
-// Channels over the JSON page of each (docs/protocol.md, section 6): the last resort, where neither a stream nor a WebSocket passes.
+// Channels over the JSON page of each (docs/protocol.md, section 6): the last resort, where neither
+// a stream nor a WebSocket passes.
 
 import { type Frame, isTemporary } from "./line.js";
 import { PostingLine } from "./post.js";

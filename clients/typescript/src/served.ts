@@ -1,4 +1,5 @@
-// The server's own `/client.js`: the client, which takes the server that it was loaded from where no URL is given.
+// The server's own `/client.js`: the client, which takes the server that it was loaded from where
+// no URL is given.
 
 import { connect as connectTo } from "./client.js";
 import type { Airwave, Options } from "./types.js";

@@ -258,7 +258,8 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
       const idempotencyKey = options.idempotencyKey ?? unique();
       const wrong = checkSend(event, idempotencyKey);
       if (wrong) return reject(wrong);
-      // Here and nowhere else: what cannot be written fails this promise alone, and a later change of the data changes nothing.
+      // Here and nowhere else: what cannot be written fails this promise alone, and a later change
+      // of the data changes nothing.
       const text = data instanceof Uint8Array ? data.slice() : toJson(data);
       const timer = after(timeout, () => sending.settle(new AirwaveError("timeout", `no answer within ${timeout} ms${sending.why ? `; the last one: ${sending.why}` : ""}`)));
       const sending: Sending = {

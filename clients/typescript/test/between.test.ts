@@ -1,5 +1,6 @@
-// What stands between the client and the server, and what an application hands over: answers that are not Airwave's, connections that carry nothing, networks that
-// change, names and data that are none. The clock is a fake one, and so is the other end.
+// What stands between the client and the server, and what an application hands over: answers that
+// are not Airwave's, connections that carry nothing, networks that change, names and data that are
+// none. The clock is a fake one, and so is the other end.
 
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { type Airwave, AirwaveError, connect, type Options, type StateChange } from "../src/index.js";

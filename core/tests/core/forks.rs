@@ -298,7 +298,8 @@ async fn a_loss_is_told_to_who_came_after_the_last_one_from_where_it_began() {
     assert_eq!(hear(&mut new).await, "G10>30:history-expired E40 ");
 }
 
-/// The store is lost and its clock is behind: a node that never knew the channel publishes to it, far below the head.
+/// The store is lost and its clock is behind: a node that never knew the channel publishes to it,
+/// far below the head.
 #[tokio::test(start_paused = true)]
 async fn events_below_the_head_are_told_behind_a_gap() {
     for wire in [Arc::new(Plain) as Arc<dyn Wire>, Arc::new(Stamped)] {
@@ -319,7 +320,8 @@ async fn events_below_the_head_are_told_behind_a_gap() {
     }
 }
 
-/// The same, and the feed has ended: what was published before it was there again is covered by the gap.
+/// The same, and the feed has ended: what was published before it was there again is covered by the
+/// gap.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_returns_behind_is_followed_on_below_the_head() {
     for wire in [Arc::new(Plain) as Arc<dyn Wire>, Arc::new(Stamped)] {
@@ -335,7 +337,8 @@ async fn a_store_that_returns_behind_is_followed_on_below_the_head() {
     }
 }
 
-/// History is read after the feed was opened, so a feed may begin with what the log has, and may show an event twice.
+/// History is read after the feed was opened, so a feed may begin with what the log has, and may
+/// show an event twice.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_the_log_has_is_dropped() {
     let rig = rig();

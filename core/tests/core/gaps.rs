@@ -271,7 +271,8 @@ async fn a_wiped_broker_is_told_to_everybody() {
     }
 }
 
-/// A confirmation that says `resumed` is followed by no gap: the gap stands in the node's ring already, or the node is about to find out.
+/// A confirmation that says `resumed` is followed by no gap: the gap stands in the node's ring
+/// already, or the node is about to find out.
 #[tokio::test(start_paused = true)]
 async fn a_listener_that_resumes_right_before_a_gap_is_not_resumed() {
     for healing in [false, true] {
@@ -332,7 +333,8 @@ async fn a_listener_that_resumes_right_before_a_gap_is_not_resumed() {
     }
 }
 
-/// Of a conflated channel the event before the gap is left out, because a newer one of its key waits. So the gap comes first.
+/// Of a conflated channel the event before the gap is left out, because a newer one of its key
+/// waits. So the gap comes first.
 #[tokio::test(start_paused = true)]
 async fn a_gap_behind_a_superseded_event_comes_next_too() {
     let backbone = Backbone::new();
@@ -646,8 +648,8 @@ async fn a_gap_that_did_not_arrive_is_told_again() {
     }
 }
 
-/// A broker that reads in several steps is overtaken by trimming, and takes the hole for the end of the page. A node that opens the
-/// channel then would lack events, and resume everybody past them.
+/// A broker that reads in several steps is overtaken by trimming, and takes the hole for the end of
+/// the page. A node that opens the channel then would lack events, and resume everybody past them.
 #[tokio::test(start_paused = true)]
 async fn a_page_that_was_overtaken_is_not_taken_for_whole() {
     for torn in [Torn::AtTheEnd, Torn::InTheMiddle] {
@@ -734,7 +736,8 @@ async fn a_listener_that_is_caught_up_from_pages_that_were_overtaken_misses_noth
     }
 }
 
-/// History is trimmed faster than it can be read: after the second gap a listener goes on in the ring, and is told of no third one.
+/// History is trimmed faster than it can be read: after the second gap a listener goes on in the
+/// ring, and is told of no third one.
 #[tokio::test(start_paused = true)]
 async fn who_cannot_be_caught_up_from_history_goes_on_live_after_the_second_gap() {
     let backbone = Backbone::new();
@@ -775,7 +778,8 @@ async fn who_cannot_be_caught_up_from_history_goes_on_live_after_the_second_gap(
     assert!((1..=2).contains(&gaps), "{gaps} gaps: {lines:?}");
 }
 
-/// The ring reaches back further than the first page comes: the rest is read there, and not from the broker.
+/// The ring reaches back further than the first page comes: the rest is read there, and not from
+/// the broker.
 #[tokio::test(start_paused = true)]
 async fn who_is_caught_up_goes_on_in_the_ring_as_soon_as_it_reaches_so_far() {
     let backbone = Backbone::new();

@@ -144,7 +144,7 @@ async fn a_handler_is_asked_once_who_it_is_and_each_time_whether_it_may() {
     let (room_2, send_hi) = (name("room/2"), say("hi"));
     scene.hub.send(&connection, &name("room/3"), say("hi"), None).await.unwrap();
     assert_eq!(scene.rooms.take(), ["subscribe ann room/3 Some(\"3\")", "message ann room/3"]);
-    // Whoever listens was asked already; whoever does not is asked why, and sends nothing.
+    // A listener was asked already; another client is asked why, and sends nothing.
     let over = |listens| {
         scene
             .hub
@@ -343,7 +343,8 @@ async fn a_messages_key_makes_what_the_handler_publishes_repeatable() {
         }
         assert_eq!(send("ann", "room/1", key, "another").await, Err(Code::BadRequest));
     }
-    // A client without a user is known by a long key only, because whoever has the key is that client.
+    // A client without a user is known by a long key only, because any client that has the key is
+    // that client.
     for key in ["0123456789abcdef0123", &"y".repeat(255)] {
         for _ in 0..3 {
             send("ann", "open/1", key, &key[..1]).await.unwrap();

@@ -169,7 +169,8 @@ async fn the_figures_show_what_the_broker_notes() {
     }
 }
 
-/// When a connection to the broker breaks, all of a node's logs heal. They do so in turns, or they would stand before everything else.
+/// When a connection to the broker breaks, all of a node's logs heal. They do so in turns, or they
+/// would stand before everything else.
 #[tokio::test(start_paused = true)]
 async fn many_channels_heal_in_turns() {
     const CHANNELS: usize = 1500;
@@ -225,7 +226,8 @@ async fn a_heal_that_hangs_gives_its_turn_back() {
     assert_eq!(node.follows.load(SeqCst) - follows, CHANNELS);
 }
 
-/// What a handler, or anything else that is one request, asks of a broker that does not answer takes one time.
+/// What a handler, or anything else that is one request, asks of a broker that does not answer
+/// takes one time.
 #[tokio::test(start_paused = true)]
 async fn the_calls_of_one_request_share_one_time() {
     let backbone = Backbone::new();

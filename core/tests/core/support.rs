@@ -698,8 +698,8 @@ impl Node {
         drop(cut);
     }
 
-    /// The next `count` replays are pages that lack events without a word, as of a broker that reads in steps and takes a hole for
-    /// the end. Only pages of three events and more.
+    /// The next `count` replays are pages that lack events without a word, as of a broker that
+    /// reads in steps and takes a hole for the end. Only pages of three events and more.
     pub fn tear(&self, count: usize, torn: Torn) {
         *lock(&self.to_tear) = (count, torn);
     }
