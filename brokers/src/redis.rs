@@ -270,6 +270,15 @@ enum Keys {
     Own,
 }
 
+impl Keys {
+    fn others(self) -> Keys {
+        match self {
+            Keys::All => Keys::Own,
+            Keys::Own => Keys::All,
+        }
+    }
+}
+
 const APPEND_SCRIPT: Script = Script {
     text: APPEND,
     hash: |connected| &connected.append,

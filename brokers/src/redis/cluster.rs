@@ -329,7 +329,8 @@ impl Cluster {
         let partition = partition(channel);
         let mut asked: Option<Arc<Shard>> = None;
         let mut sent: u32 = 0;
-        let mut keys = Keys::All;
+        // Which keys the call names, and whether it has named the others in this place.
+        let (mut keys, mut both) = (Keys::All, false);
         loop {
             let owner = self.owner(partition)?;
             let asking = asked.is_some();
@@ -354,14 +355,14 @@ impl Cluster {
                 Err(error) => Some(error),
             };
             let half_way = error.as_ref().is_none_or(|error| error.code() == Some("TRYAGAIN"));
-            if half_way && script.own && keys == Keys::All {
-                keys = Keys::Own;
-                asked = asking.then_some(shard);
-                continue;
-            }
             let Some(error) = error.filter(|_| !half_way) else {
-                keys = Keys::All;
-                sleep(PAUSE).await;
+                if script.own && !both {
+                    (keys, both) = (keys.others(), true);
+                    asked = asking.then_some(shard);
+                } else {
+                    (keys, both) = (Keys::All, false);
+                    sleep(PAUSE).await;
+                }
                 continue;
             };
             // With each of these nothing has happened.
@@ -377,6 +378,10 @@ impl Cluster {
                 Some("ASK") => {
                     if let Some(place) = told_place(&error, &connected) {
                         asked = Some(self.shard(&mut lock(&self.map), &place, partition));
+                        if script.own {
+                            // Mostly not all are there.
+                            (keys, both) = (Keys::Own, false);
+                        }
                     }
                 }
                 _ => {
