@@ -22,7 +22,7 @@ use airwave_core::{BrokerError, ChannelName, Event, Feed, Position};
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, PushKind, RedisError, Value, cmd};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::connection::{Backoff, Commands, ConnectError, Server, Wire, lost, random_bits};
 use super::marks::Marks;
@@ -62,6 +62,10 @@ const FOLLOWED_LONG: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What a publish carries instead of an event where feeds shall end and be healed from history.
 pub(super) const LOOK: &str = "look";
+
+/// How long after that they end. While a slot moves, each event of the channel brings this word. A feed that ended with
+/// each would end before anybody has read what it is to be healed from.
+const LOOK_AFTER: Duration = Duration::from_millis(100);
 
 pub(super) struct Listening {
     server: Server,
@@ -110,6 +114,8 @@ struct Subscription {
     wanted: bool,
     confirmed: bool,
     waiting: Vec<oneshot::Sender<()>>,
+    /// Its feeds are about to end, see [`LOOK_AFTER`].
+    looks: bool,
     ears: Vec<(u64, Ear)>,
 }
 
@@ -742,9 +748,24 @@ impl Listening {
         }
         let look = payload == LOOK.as_bytes();
         let event = decode(payload).map(Arc::new);
-        let mut subscription = lock(&subscription);
+        let there = subscription;
+        let mut subscription = lock(&there);
         match event {
-            None if look => subscription.ears.clear(),
+            // One that is due covers this word, too.
+            None if look && subscription.looks => {}
+            None if look => {
+                subscription.looks = true;
+                let there = there.clone();
+                tokio::spawn(async move {
+                    sleep(LOOK_AFTER).await;
+                    let ended = {
+                        let mut subscription = lock(&there);
+                        subscription.looks = false;
+                        std::mem::take(&mut subscription.ears)
+                    };
+                    drop(ended);
+                });
+            }
             Some(event) => {
                 self.marks.note(subscription.partition, event.position);
                 let heard = *self.heard.borrow();
