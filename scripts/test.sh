@@ -232,7 +232,7 @@ if [[ -n $prepared ]]; then
   # What every broker made of every clause of the contract is written down, and docs/brokers.md must say the same.
   export AIRWAVE_CONFORMANCE_RECORD=$work/conformance
   ! is_chosen test || rm -rf "$AIRWAVE_CONFORMANCE_RECORD"
-  gate test 2100 cargo test --locked --workspace
+  gate test 2100 cargo test --locked --workspace --no-fail-fast
   gate brokers 300 cargo run --locked --quiet -p airwave-brokers --all-features --example conformance -- \
     "$AIRWAVE_CONFORMANCE_RECORD" docs/brokers.md
 

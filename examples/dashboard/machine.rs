@@ -13,8 +13,14 @@ pub struct Machine {
 impl Machine {
     /// Reads everything once, so that the next reading has something to compare with.
     pub fn new() -> Self {
+        // The library keeps a file open for each process and thread that it has read, up to half of
+        // this process's limit. They are the places of connections.
+        sysinfo::set_open_files_limit(0);
+        let mut system = System::new();
+        system.refresh_cpu_usage();
+        system.refresh_memory();
         Self {
-            system: System::new_all(),
+            system,
             networks: Networks::new_with_refreshed_list(),
             disks: Disks::new_with_refreshed_list(),
         }
