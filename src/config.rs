@@ -18,6 +18,7 @@
 mod broker;
 mod env;
 mod file;
+mod keys;
 mod origin;
 mod rules;
 mod settings;
@@ -30,10 +31,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use airwave_core::rule::{Limits, Rule, Rules};
+use airwave_core::rule::{Limits, Pattern, Rule, Rules, SendPolicy};
 
 pub use crate::listener::ClientIpHeader;
 pub use broker::{BrokerConfig, BrokerKind, BrokerUrl};
+pub use keys::{Key, keys, reference, rule_keys};
 pub use origin::{ConfigError, Origin, Problem};
 pub use settings::Shown;
 
@@ -165,18 +167,19 @@ pub struct Flags {
 impl Flags {
     fn apply(&self, config: &mut Config) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for (flag, key, text) in [
-            ("--listen", "listen", &self.listen),
-            ("--broker", "broker.url", &self.broker),
-            ("--log-format", "log.format", &self.log_format),
-            ("--log", "log.level", &self.log_level),
-            ("--live-page", "live_page", &self.live_page),
+        for (flag, text) in [
+            ("--listen", &self.listen),
+            ("--broker", &self.broker),
+            ("--log-format", &self.log_format),
+            ("--log", &self.log_level),
+            ("--live-page", &self.live_page),
         ] {
-            let (Some(text), Some(setting)) = (text, SETTINGS.iter().find(|setting| setting.key == key)) else {
+            let setting = SETTINGS.iter().find(|setting| setting.about.flag == Some(flag));
+            let (Some(text), Some(setting)) = (text, setting) else {
                 continue;
             };
             match (setting.set)(config, Given::Text(text)) {
-                Ok(()) => config.provenance.set(key, Origin::Flag(flag)),
+                Ok(()) => config.provenance.set(setting.key, Origin::Flag(flag)),
                 Err(message) => problems.push(Problem {
                     origin: Origin::Flag(flag),
                     message,
@@ -290,19 +293,7 @@ impl Config {
                 "publish.open = true lets everybody publish, and publish.token asks for a token; remove one of them".into(),
             );
         }
-        if !self.is_local() {
-            let (key, reached) = if self.listens_on_loopback() {
-                (
-                    if self.trusted_proxies.is_empty() {
-                        "hosts"
-                    } else {
-                        "trusted_proxies"
-                    },
-                    format!("{} can be reached from other machines through a proxy", self.listen),
-                )
-            } else {
-                ("listen", format!("{} can be reached from other machines", self.listen))
-            };
+        if let Some((key, reached)) = self.reached() {
             if self.is_zero_config() {
                 problem(key, format!("{reached}, {ZERO_CONFIG_IS_LOCAL}"));
             } else if self.publish_token.is_none() && !self.publish_open && !self.provenance.is_set("publish.open") {
@@ -321,6 +312,79 @@ impl Config {
         } else {
             Err(ConfigError::of(problems))
         }
+    }
+
+    /// How other machines reach the server: the key that says so, and a sentence's beginning.
+    fn reached(&self) -> Option<(&'static str, String)> {
+        if self.is_local() {
+            return None;
+        }
+        Some(if !self.listens_on_loopback() {
+            ("listen", format!("{} can be reached from other machines", self.listen))
+        } else {
+            let key = if self.trusted_proxies.is_empty() {
+                "hosts"
+            } else {
+                "trusted_proxies"
+            };
+            (
+                key,
+                format!("{} can be reached from other machines through a proxy", self.listen),
+            )
+        })
+    }
+
+    /// What a server without handlers logs as warnings when it starts: what strangers may do. Empty where no other machine
+    /// reaches it.
+    ///
+    /// ```
+    /// use airwave::config::{Config, Sources};
+    ///
+    /// let file = "listen = \"0.0.0.0:8080\"\npublish.open = false\n[[channels]]\nmatch = \"news\"\nuse_case = \"feed\"\n";
+    /// let config = Config::load(&Sources::of_file("airwave.toml", file)).unwrap();
+    /// assert!(config.warnings()[0].contains("may listen to the channels of the rule \"news\""));
+    /// ```
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings_beside(|_| false)
+    }
+
+    /// The same where `handled` says which rules have a handler for all of their channels: it is the
+    /// handler then that decides.
+    pub(crate) fn warnings_beside(&self, handled: impl Fn(&Pattern) -> bool) -> Vec<String> {
+        let Some((_, reached)) = self.reached() else {
+            return Vec::new();
+        };
+        let open: Vec<&Rule> = self
+            .rules
+            .iter()
+            .map(AsRef::as_ref)
+            .filter(|rule| !handled(&rule.pattern))
+            .collect();
+        let said: Vec<&Rule> = open.iter().copied().filter(|rule| rule.send == SendPolicy::Publish).collect();
+        let mut warnings = Vec::new();
+        if !open.is_empty() {
+            warnings.push(format!(
+                "{reached}, and anyone there may listen to the channels of the {} and read their history, because nothing here asks \
+                 who it is; if they are not for everyone, let a proxy ask (docs/who-may-listen.md has the lines for nginx) or an \
+                 application's handler (docs/handlers.md), or write listen = \"127.0.0.1:8080\" without trusted_proxies and hosts",
+                named(&open)
+            ));
+        }
+        if !said.is_empty() {
+            warnings.push(format!(
+                "{reached}, and anyone there may publish to the channels of the {}, because send = \"publish\" publishes what a client \
+                 sends; if that is not meant, write send = \"refuse\" there, or let a proxy or a handler ask as docs/who-may-listen.md says",
+                named(&said)
+            ));
+        }
+        if self.publish_open {
+            warnings.push(format!(
+                "{reached}, and anyone there may publish to every channel by POST /publish, because publish.open = true; if that is not \
+                 meant, write a token of at least 16 characters as publish.token or AIRWAVE_PUBLISH_TOKEN in its place, or \
+                 publish.open = false"
+            ));
+        }
+        warnings
     }
 
     /// Whether somebody said that nobody may publish over HTTP without a token, not even from this machine.
@@ -411,6 +475,17 @@ impl Config {
     fn is_zero_config(&self) -> bool {
         self.file.is_none() && self.rules.iter().eq(rules::zero_config().iter())
     }
+}
+
+/// `rules "a/{id}", "b" and 7 more`: so many that a line of the log stays one that people read.
+fn named(rules: &[&Rule]) -> String {
+    const MOST: usize = 10;
+    let shown: Vec<String> = rules.iter().take(MOST).map(|rule| format!("\"{}\"", rule.pattern)).collect();
+    let more = match rules.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("rule{} {}{more}", if rules.len() == 1 { "" } else { "s" }, shown.join(", "))
 }
 
 const ZERO_CONFIG_IS_LOCAL: &str = "and without a configuration file every client may listen and publish on every channel; \

@@ -219,6 +219,10 @@ pub(crate) async fn serve(
             "the limit of open files is below limits.connections: raise it with ulimit -n"
         );
     }
+    // Only the handlers themselves know whether they ask.
+    for warning in config.warnings_beside(|pattern| hub.has_handler(pattern)) {
+        tracing::warn!("{warning}");
+    }
     let app = named_rightly(config, app);
     let trusted = config.clone();
     let serving = Serving {

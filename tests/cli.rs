@@ -291,6 +291,43 @@ fn a_token_opens_publishing_and_nothing_shows_it() {
     assert!(!log.is_empty() && !log.iter().any(|line| line.contains(TOKEN)), "{log:#?}");
 }
 
+/// The log at start and `airwave check` say the same of rules that are open to everyone.
+#[test]
+fn open_rules_of_a_reachable_server_are_warned_of() {
+    let file = "hosts = [\"live.example\"]\npublish.open = false\n[[channels]]\nmatch = \"open/{id}\"\nuse_case = \"chat\"\nsend = \"publish\"\n";
+    let mut server = Server::start_in(Folder::with(file), &[("AIRWAVE_LOG_FORMAT", "json")]);
+    let warned = |part: &str| {
+        let line: serde_json::Value = serde_json::from_str(&wait_for(&server.log, part)).unwrap();
+        assert_eq!(line["level"], "WARN", "{line}");
+        line["message"].as_str().unwrap().to_owned()
+    };
+    let (hear, say) = (warned("may listen to"), warned("may publish to"));
+    // The port of the server is its own; a free one is said as it was asked for.
+    let json = server
+        .folder
+        .airwave(&["check", "--listen", "127.0.0.1:0", "--json"])
+        .output()
+        .unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["warnings"], serde_json::json!([hear, say]));
+    let report = server.folder.airwave(&["check", "--listen", "127.0.0.1:0"]).output().unwrap();
+    assert!(
+        text(&report.stdout).ends_with(&format!("\n  {hear}\n  {say}\n")),
+        "{}",
+        text(&report.stdout)
+    );
+
+    let _ = server.process.0.kill();
+    let closed = Folder::with("[[channels]]\nmatch = \"open/{id}\"\nuse_case = \"chat\"\nsend = \"publish\"\n");
+    let json = closed.airwave(&["check", "--json"]).output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["warnings"], serde_json::json!([]));
+    let Server { process, log, .. } = Server::start_in(closed, &[]);
+    drop(process);
+    let log: Vec<String> = log.iter().collect();
+    assert!(!log.iter().any(|line| line.contains("anyone there")), "{log:#?}");
+}
+
 #[test]
 fn who_closes_publishing_closes_it_on_loopback_too() {
     let file = "publish.open = false\n[[channels]]\nmatch = \"open/{id}\"\nuse_case = \"feed\"\n";

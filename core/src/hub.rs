@@ -478,6 +478,11 @@ impl Hub {
         )
     }
 
+    /// Whether one handler is asked about every channel that `pattern` matches.
+    pub fn has_handler(&self, pattern: &Pattern) -> bool {
+        self.0.handlers.iter().any(|(of, _)| of.covers(pattern))
+    }
+
     /// The query parameters that the handlers read, [`Handler::query_parameters`].
     pub fn query_parameters(&self) -> impl Iterator<Item = &str> {
         self.0

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use airwave::config::{Config, Origin, Shown};
+use airwave::config::{self, Config, Origin, Shown};
 use airwave_core::UseCase;
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ Takes the file, the variables and the flags that `airwave serve` takes, and says
 
 Examples:
   airwave check
+  airwave check --keys | less              every key there is: what it does, default, range, example
   airwave check --config airwave.toml --json | jq '.rules[0].history.age'
   AIRWAVE_LISTEN=0.0.0.0:8080 airwave check";
 
@@ -24,15 +25,27 @@ pub(super) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print every key that a file may have, in place of what is in force
+    #[arg(long)]
+    keys: bool,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Stop> {
-    let config = effective(Config::load(&args.config.sources()?).map_err(|error| refused(&error))?)?;
     let out = std::io::stdout();
-    let text = if args.json {
-        format!("{:#}\n", as_json(&config))
+    let style = Style { on: colours(&out) };
+    let text = if args.keys {
+        if args.json {
+            format!("{:#}\n", keys_as_json())
+        } else {
+            keys(style)
+        }
     } else {
-        report(&config, Style { on: colours(&out) })
+        let config = effective(Config::load(&args.config.sources()?).map_err(|error| refused(&error))?)?;
+        if args.json {
+            format!("{:#}\n", as_json(&config))
+        } else {
+            report(&config, style)
+        }
     };
     let mut out = out.lock();
     out.write_all(text.as_bytes())
@@ -182,6 +195,13 @@ fn report(config: &Config, style: Style) -> String {
     }
     let _ = write!(text, "\n{}\n", style.bold("settings"));
     text.push_str(&details(config.settings(), style));
+    let warnings = config.warnings();
+    if !warnings.is_empty() {
+        let _ = write!(text, "\n{}, which the server logs when it starts\n", style.bold("warnings"));
+        for warning in warnings {
+            let _ = writeln!(text, "  {warning}");
+        }
+    }
     text
 }
 
@@ -225,7 +245,46 @@ fn as_json(config: &Config) -> Value {
     for (key, shown, origin) in config.settings() {
         insert(&mut settings, key, &shown, &origin);
     }
-    json!({ "file": config.file(), "rules": rules, "settings": settings })
+    json!({ "file": config.file(), "rules": rules, "settings": settings, "warnings": config.warnings() })
+}
+
+/// Every key that a file may have: what docs/configuration.md says, for a terminal.
+fn keys(style: Style) -> String {
+    let plain = |text: &str| text.replace('`', "");
+    let mut text = String::new();
+    let rules = config::rule_keys().map(|key| (format!("[[channels]] {}", key.name), key));
+    for (name, key) in config::keys().map(|key| (key.name.to_owned(), key)).chain(rules) {
+        let ways = key
+            .variable
+            .iter()
+            .map(String::as_str)
+            .chain(key.flag)
+            .collect::<Vec<_>>()
+            .join("  ");
+        let _ = writeln!(text, "{}  {}", style.bold(&name), style.dim(&ways));
+        let _ = writeln!(text, "  {}", plain(key.meaning));
+        let _ = writeln!(text, "  takes    {}", plain(&key.range));
+        let _ = writeln!(text, "  default  {}", plain(&key.default));
+        let _ = writeln!(text, "  example  {} = {}\n", key.name, key.example);
+    }
+    text
+}
+
+fn keys_as_json() -> Value {
+    let object = |key: config::Key, rule: bool| {
+        json!({
+            "key": key.name,
+            "rule": rule,
+            "meaning": key.meaning,
+            "range": key.range,
+            "default": key.default,
+            "example": key.example,
+            "variable": key.variable,
+            "flag": key.flag,
+        })
+    };
+    let settings = config::keys().map(|key| object(key, false));
+    settings.chain(config::rule_keys().map(|key| object(key, true))).collect()
 }
 
 /// Puts `{"value", "from"}` at a dotted key.
@@ -318,6 +377,23 @@ airwave.toml: 2 rules; the first that matches a channel is its rule
             painted = painted.replace(code, "");
         }
         assert_eq!(plain, painted);
+    }
+
+    #[test]
+    fn every_key_is_listed_for_people_and_as_json() {
+        let text = keys(Style { on: false });
+        for part in [
+            "limits.idle  AIRWAVE_LIMITS_IDLE\n  Silence of a WebSocket client",
+            "  takes    a duration like \"15s\"; at least 1s\n  default  1m\n  example  limits.idle = \"90s\"\n",
+            "\nlisten  AIRWAVE_LISTEN  --listen\n",
+            "[[channels]] history.age",
+        ] {
+            assert!(format!("\n{text}").contains(part), "{part} in {text}");
+        }
+        let json = keys_as_json();
+        let count = config::keys().count() + config::rule_keys().count();
+        assert_eq!(json.as_array().map(Vec::len), Some(count));
+        assert_eq!(json[0]["variable"], "AIRWAVE_LISTEN");
     }
 
     #[test]

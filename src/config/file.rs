@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::Config;
 use super::origin::{Origin, Problem};
-use super::rules::{self, FIELDS};
+use super::rules::{self, FIELDS, HEAD};
 use super::settings::SETTINGS;
 use super::value::{Given, Plain, Quoted, nearest};
 
@@ -210,8 +210,8 @@ impl Reader<'_> {
 }
 
 fn rule_keys() -> Vec<&'static str> {
-    ["match", "use_case"]
-        .into_iter()
+    HEAD.iter()
+        .map(|(name, _)| *name)
         .chain(FIELDS.iter().map(|field| field.key))
         .collect()
 }
@@ -247,5 +247,35 @@ fn unknown_key(key: &str, known: &[&'static str], prefix: &str, within: &str) ->
     if within.is_empty() && rule_keys().iter().any(|name| name.split('.').next() == Some(key)) {
         return format!("{unknown}; it belongs into a [[channels]] rule");
     }
-    format!("{unknown}; known here: {}", here.join(", "))
+    let known = format!("{unknown}; known here: {}", here.join(", "));
+    match near_elsewhere(key, within) {
+        Some(near) => format!("{known}; the nearest elsewhere is {near}"),
+        None => known,
+    }
+}
+
+/// A misspelt key of another table. Inside a rule those of rules come first.
+fn near_elsewhere(key: &str, within: &str) -> Option<String> {
+    let leaf = |name: &'static str| name.rsplit('.').next().unwrap_or(name);
+    let near = |names: Vec<&'static str>| {
+        let near = nearest(key, names.iter().map(|name| leaf(name)))?;
+        names.into_iter().find(|name| leaf(name) == near)
+    };
+    let setting = || {
+        near(SETTINGS.iter().map(|setting| setting.key).collect()).map(|name| match name.rsplit_once('.') {
+            Some((table, name)) => format!("\"{name}\" in [{table}]"),
+            None => format!("\"{name}\" at the top of the file, before the first [table]"),
+        })
+    };
+    let of_rule = || {
+        near(rule_keys()).map(|name| match name.rsplit_once('.') {
+            Some((table, name)) => format!("\"{name}\" in {table} of a [[channels]] rule"),
+            None => format!("\"{name}\" in a [[channels]] rule"),
+        })
+    };
+    if within.is_empty() {
+        setting().or_else(of_rule)
+    } else {
+        of_rule().or_else(setting)
+    }
 }

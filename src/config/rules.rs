@@ -7,6 +7,7 @@ use airwave_core::UseCase;
 use airwave_core::rule::{Delivery, Pattern, ReplayOnSubscribe, Rule, Rules, SendPolicy, SlowPolicy, TransportName};
 
 use super::Config;
+use super::keys::{About, Range};
 use super::origin::{Origin, Problem};
 use super::settings::Shown;
 use super::value::{Given, Quoted, nearest, one_of};
@@ -16,6 +17,39 @@ pub(super) struct Field {
     pub(super) key: &'static str,
     pub(super) set: fn(&mut Rule, Given<'_>) -> Result<(), String>,
     pub(super) show: fn(&Rule) -> Shown,
+    /// What people read of it.
+    pub(super) about: About,
+}
+
+/// The keys of a rule that are read before its fields: which channels it is for, and its preset.
+pub(super) const HEAD: [(&str, About); 2] = [
+    (
+        "match",
+        About::new(
+            "Which channels the rule is for: literal segments, `{name}` for any one segment, `{*name}` at the end for all the rest. \
+             The first rule that matches a channel is its rule.",
+            Range::Text("a pattern"),
+            "\"orders/{id}\"",
+        )
+        .default("none: must be written"),
+    ),
+    (
+        "use_case",
+        About::new(
+            "What the channels are for. It sets the other keys as the table below says; each can be overridden.",
+            Range::Choice(use_cases),
+            "\"job-status\"",
+        )
+        .default("none: then `transport` must be written"),
+    ),
+];
+
+fn use_cases() -> Vec<&'static str> {
+    UseCase::ALL.map(UseCase::as_str).to_vec()
+}
+
+fn names<T>(choices: &[(&'static str, T)]) -> Vec<&'static str> {
+    choices.iter().map(|(name, _)| *name).collect()
 }
 
 pub(super) const TRANSPORTS: [TransportName; 2] = [TransportName::SSE, TransportName::WEBSOCKET];
@@ -54,6 +88,12 @@ pub(super) const FIELDS: &[Field] = &[
             Ok(())
         },
         show: |rule| Shown::Words(rule.transports.iter().map(ToString::to_string).collect()),
+        about: About::new(
+            "How clients may listen. The first is what clients are told to use. Messages and history over HTTP are always allowed.",
+            Range::Text("`sse`, `websocket`, or a list of both"),
+            "[\"websocket\", \"sse\"]",
+        )
+        .default("none: must be written, or `use_case`"),
     },
     Field {
         key: "delivery",
@@ -62,6 +102,11 @@ pub(super) const FIELDS: &[Field] = &[
             Ok(())
         },
         show: |rule| name_of(rule.delivery, DELIVERIES),
+        about: About::new(
+            "`every`: each event. `latest`: of the events that wait for a listener, only the newest of each key.",
+            Range::Choice(|| names(DELIVERIES)),
+            "\"latest\"",
+        ),
     },
     Field {
         key: "max_rate",
@@ -73,6 +118,11 @@ pub(super) const FIELDS: &[Field] = &[
             rule.max_rate
                 .map_or(Shown::Text("none".into()), |rate| Shown::Count(rate.get().into()))
         },
+        about: About::new(
+            "Deliveries to a listener in a second; what is published in between goes out together.",
+            Range::Text("1 to 1000, or `\"none\"`"),
+            "20",
+        ),
     },
     Field {
         key: "history.events",
@@ -82,6 +132,14 @@ pub(super) const FIELDS: &[Field] = &[
             Ok(())
         },
         show: |rule| Shown::Count(rule.history.events as u64),
+        about: About::new(
+            "Events that a channel keeps. 0 keeps none.",
+            Range::Count {
+                min: 0,
+                max: usize::MAX as u64,
+            },
+            "500",
+        ),
     },
     Field {
         key: "history.age",
@@ -90,6 +148,13 @@ pub(super) const FIELDS: &[Field] = &[
             Ok(())
         },
         show: |rule| Shown::Duration(rule.history.age),
+        about: About::new(
+            "How long an event is kept.",
+            Range::Duration {
+                min: Duration::from_millis(1),
+            },
+            "\"1d\"",
+        ),
     },
     Field {
         key: "history.bytes",
@@ -98,6 +163,7 @@ pub(super) const FIELDS: &[Field] = &[
             Ok(())
         },
         show: |rule| Shown::Bytes(rule.history.bytes as u64),
+        about: About::new("Bytes of events that a channel keeps.", Range::Size { min: 1 }, "\"1MiB\""),
     },
     Field {
         key: "replay",
@@ -106,6 +172,11 @@ pub(super) const FIELDS: &[Field] = &[
             Ok(())
         },
         show: |rule| name_of(rule.replay, REPLAYS),
+        about: About::new(
+            "What a listener without a cursor gets first: nothing, the newest event of each key, or all that history holds.",
+            Range::Choice(|| names(REPLAYS)),
+            "\"all\"",
+        ),
     },
     Field {
         key: "slow",
@@ -114,6 +185,11 @@ pub(super) const FIELDS: &[Field] = &[
             Ok(())
         },
         show: |rule| name_of(rule.slow, SLOW),
+        about: About::new(
+            "What happens to a listener that falls behind the ring: it is filled in from history, it skips with a gap, or it is closed.",
+            Range::Choice(|| names(SLOW)),
+            "\"close\"",
+        ),
     },
     Field {
         key: "send",
@@ -122,6 +198,12 @@ pub(super) const FIELDS: &[Field] = &[
             Ok(())
         },
         show: |rule| name_of(rule.send, SEND),
+        about: About::new(
+            "What becomes of a message of a client. `handler`: a handler decides; without one it is refused. `publish`: a handler decides; \
+             without one it is published as it is. `refuse`: it is refused.",
+            Range::Choice(|| names(SEND)),
+            "\"publish\"",
+        ),
     },
     Field {
         key: "presence",
@@ -130,6 +212,11 @@ pub(super) const FIELDS: &[Field] = &[
             Ok(())
         },
         show: |rule| Shown::Flag(rule.presence),
+        about: About::new(
+            "Whether clients may ask who is in the channel.",
+            Range::Flag,
+            "true",
+        ),
     },
 ];
 

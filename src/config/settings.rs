@@ -1,11 +1,13 @@
-//! The one list of settings outside `[[channels]]`. File, environment, flags, `airwave check` and every "did you mean" read it,
-//! so that a new setting is one entry here and a field of `Config`.
+//! The one list of settings outside `[[channels]]`. File, environment, flags, `airwave check`, every
+//! "did you mean" and docs/configuration.md read it, so that a new setting is one entry here and a
+//! field of `Config`. A test compares the document, and its failure has the command that writes it.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::broker::BrokerUrl;
+use super::keys::{About, Range};
 use super::value::{Bytes, Given, Quoted, Span, nearest, one_of};
 use super::{AllowedOrigins, ClientIpHeader, Config, LogFormat, Network, Secret};
 
@@ -17,6 +19,8 @@ pub(super) struct Setting {
     pub(super) set: fn(&mut Config, Given<'_>) -> Result<(), String>,
     /// The effective value, for people.
     pub(super) show: fn(&Config) -> Shown,
+    /// What people read of it.
+    pub(super) about: About,
 }
 
 impl Setting {
@@ -85,14 +89,22 @@ fn count_limit(given: Given<'_>, slot: &mut usize, max: usize) -> Result<(), Str
 }
 
 macro_rules! limit {
-    (count $name:ident up to $max:expr) => {
+    (count $name:ident up to $max:expr, $example:literal, $meaning:literal) => {
         Setting {
             key: concat!("limits.", stringify!($name)),
             set: |config, given| count_limit(given, &mut config.limits.$name, $max),
             show: |config| Shown::Count(config.limits.$name as u64),
+            about: About::new(
+                $meaning,
+                Range::Count {
+                    min: 1,
+                    max: $max as u64,
+                },
+                $example,
+            ),
         }
     };
-    (size $name:ident from $min:expr) => {
+    (size $name:ident from $min:expr, $example:literal, $meaning:literal) => {
         Setting {
             key: concat!("limits.", stringify!($name)),
             set: |config, given| {
@@ -100,9 +112,10 @@ macro_rules! limit {
                 Ok(())
             },
             show: |config| Shown::Bytes(config.limits.$name as u64),
+            about: About::new($meaning, Range::Size { min: $min }, $example),
         }
     };
-    (duration $name:ident from $min:expr) => {
+    (duration $name:ident from $min:expr, $example:literal, $meaning:literal) => {
         Setting {
             key: concat!("limits.", stringify!($name)),
             set: |config, given| {
@@ -110,20 +123,31 @@ macro_rules! limit {
                 Ok(())
             },
             show: |config| Shown::Duration(config.limits.$name),
+            about: About::new($meaning, Range::Duration { min: $min }, $example),
         }
     };
 }
 
+/// The bound fits u32, and so does twice as much, the burst.
+const MOST_PER_TIME: u64 = 1_000_000;
+
 macro_rules! per_time {
-    ($name:ident) => {
+    ($name:ident, $example:literal, $meaning:literal) => {
         Setting {
             key: concat!("limits.", stringify!($name)),
             set: |config, given| {
-                // The bound fits u32, and so does twice as much, the burst.
-                config.limits.$name = given.count(1, 1_000_000)? as u32;
+                config.limits.$name = given.count(1, MOST_PER_TIME)? as u32;
                 Ok(())
             },
             show: |config| Shown::Count(config.limits.$name.into()),
+            about: About::new(
+                $meaning,
+                Range::Count {
+                    min: 1,
+                    max: MOST_PER_TIME,
+                },
+                $example,
+            ),
         }
     };
 }
@@ -137,6 +161,12 @@ pub(super) const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |config| Shown::Text(config.listen.to_string()),
+        about: About::new(
+            "The address and the port that the server listens on. `0.0.0.0` is every address of the machine; port 0 is any free one.",
+            Range::Text("an IP address and a port"),
+            "\"0.0.0.0:8080\"",
+        )
+        .flag("--listen"),
     },
     Setting {
         key: "broker.url",
@@ -145,6 +175,13 @@ pub(super) const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |config| Shown::Text(config.broker.url.to_string()),
+        about: About::new(
+            "The broker behind the channels. docs/brokers.md says which URL names which.",
+            Range::Text("a URL of one of the schemes `memory`, `redis`, `rediss`, `redis+cluster`, `rediss+cluster`, \
+                         `redis+sentinel`, `rediss+sentinel`, `nats`, `tls`"),
+            "\"redis://user:password@host:6379/0\"",
+        )
+        .flag("--broker"),
     },
     Setting {
         key: "publish.token",
@@ -153,6 +190,12 @@ pub(super) const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |config| Shown::Secret(config.publish_token.is_some()),
+        about: About::new(
+            "What backends show as `Authorization: Bearer TOKEN` to publish over HTTP. It is never shown and never logged.",
+            Range::Text("at least 16 visible ASCII characters"),
+            "\"paste-32-random-bytes-in-hex\"",
+        )
+        .default("none"),
     },
     Setting {
         key: "publish.open",
@@ -161,6 +204,13 @@ pub(super) const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |config| Shown::Flag(config.publish_open),
+        about: About::new(
+            "Who may publish over HTTP where there is no token: `true`: anyone who reaches the server; `false`: no one. \
+             A server that other machines reach needs a token or this key.",
+            Range::Flag,
+            "false",
+        )
+        .default("not set: requests from this machine alone may publish, and only if no other machine reaches the server"),
     },
     Setting {
         key: "origins",
@@ -174,6 +224,11 @@ pub(super) const SETTINGS: &[Setting] = &[
                 AllowedOrigins::Listed(list) => list.clone(),
             })
         },
+        about: About::new(
+            "Origins of pages that may listen and send, besides the pages of the server itself. `[\"*\"]` allows every page, without credentials.",
+            Range::Text("a text or a list of texts, each as a browser sends it: `scheme://host[:port]`"),
+            "[\"https://app.example\", \"http://localhost:5173\"]",
+        ),
     },
     Setting {
         key: "hosts",
@@ -182,6 +237,12 @@ pub(super) const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |config| Shown::Words(config.hosts.clone()),
+        about: About::new(
+            "The host names by which clients address the server. A server on a loopback address answers at `localhost`, at loopback \
+             addresses and at these; any other server answers at every name until there are some. `[\"*\"]` turns the check off.",
+            Range::Text("a text or a list of texts: names or IP addresses, without a port"),
+            "[\"live.example\"]",
+        ),
     },
     Setting {
         key: "trusted_proxies",
@@ -190,6 +251,11 @@ pub(super) const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |config| Shown::Words(config.trusted_proxies.iter().map(ToString::to_string).collect()),
+        about: About::new(
+            "The proxies that may tell the address of the client, and the scheme of the page.",
+            Range::Text("a text or a list of texts: IP addresses or networks"),
+            "[\"127.0.0.1\", \"10.0.0.0/8\"]",
+        ),
     },
     Setting {
         key: "client_ip_header",
@@ -209,6 +275,11 @@ pub(super) const SETTINGS: &[Setting] = &[
                 .into(),
             )
         },
+        about: About::new(
+            "The header in which trusted proxies name the client: `X-Forwarded-For`, or `Forwarded` (RFC 7239).",
+            Range::Choice(|| vec!["x-forwarded-for", "forwarded"]),
+            "\"forwarded\"",
+        ),
     },
     Setting {
         key: "live_page",
@@ -217,6 +288,14 @@ pub(super) const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |config| Shown::Flag(config.live_page),
+        about: About::new(
+            "Whether the page that shows the channels live is served, at `/` (without a configuration file: at `/live`). \
+             It answers this machine alone.",
+            Range::Flag,
+            "false",
+        )
+        .default("true where this machine alone reaches the server, else false")
+        .flag("--live-page"),
     },
     Setting {
         key: "drain",
@@ -225,6 +304,11 @@ pub(super) const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |config| Shown::Duration(config.drain),
+        about: About::new(
+            "How long a server that was asked to end gives its connections before it cuts them.",
+            Range::Duration { min: NO_TIME },
+            "\"20s\"",
+        ),
     },
     Setting {
         key: "log.format",
@@ -241,6 +325,12 @@ pub(super) const SETTINGS: &[Setting] = &[
                 .into(),
             )
         },
+        about: About::new(
+            "How the log is written to standard error: lines for people, or one JSON object a line.",
+            Range::Choice(|| vec!["text", "json"]),
+            "\"json\"",
+        )
+        .flag("--log-format"),
     },
     Setting {
         key: "log.level",
@@ -249,27 +339,110 @@ pub(super) const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |config| Shown::Text(config.log.level.clone()),
+        about: About::new(
+            "How much is logged. A directive that names a library (`h2=debug`) brings back its lines; `RUST_LOG` counts where \
+             neither the variable nor the flag is given.",
+            Range::Text("`off`, `error`, `warn`, `info`, `debug`, `trace`, or directives as `RUST_LOG` has them"),
+            "\"info,airwave=debug\"",
+        )
+        .flag("--log"),
     },
-    limit!(count connections up to usize::MAX),
-    limit!(count connections_per_address up to usize::MAX),
+    limit!(
+        count connections up to usize::MAX,
+        "20_000",
+        "Listeners at once on this node: SSE streams and WebSockets. Fewer where open files allow fewer."
+    ),
+    limit!(
+        count connections_per_address up to usize::MAX,
+        "200",
+        "Listeners at once from one address; an IPv6 address counts by its first 64 bits."
+    ),
     // A cursor names at most 1000 channels.
-    limit!(count channels_per_connection up to 1000),
-    limit!(count channels up to usize::MAX),
-    limit!(size message_bytes from 256),
-    per_time!(frames_per_second),
-    per_time!(requests_per_second),
-    per_time!(new_channels_per_minute),
-    limit!(size memory from 1 << 20),
-    limit!(count idempotency_keys_per_client up to usize::MAX),
-    limit!(count idempotency_keys_per_channel up to usize::MAX),
-    limit!(count ring_events up to usize::MAX),
-    limit!(size ring_bytes from 1024),
-    limit!(duration heartbeat from Duration::from_secs(1)),
-    limit!(duration idle from Duration::from_secs(1)),
-    limit!(duration keep_alive from A_MOMENT),
-    limit!(duration stalled_write from A_MOMENT),
-    limit!(duration linger from NO_TIME),
-    limit!(duration broker_timeout from A_MOMENT),
+    limit!(
+        count channels_per_connection up to 1000,
+        "20",
+        "Channels that one connection may be subscribed to."
+    ),
+    limit!(
+        count channels up to usize::MAX,
+        "50_000",
+        "Channels open at once on this node. At the limit channels without listeners make room."
+    ),
+    limit!(
+        size message_bytes from 256,
+        "\"256KiB\"",
+        "Bytes of one message: payload and names. `limits.ring_bytes` and a quarter of `limits.memory` must be at least as large."
+    ),
+    per_time!(
+        frames_per_second,
+        "30",
+        "Frames that a client may send over a WebSocket in a second; twice as many in a burst."
+    ),
+    per_time!(
+        requests_per_second,
+        "20",
+        "Messages and pages of history over HTTP in a second, by user, else by address; twice as many in a burst."
+    ),
+    per_time!(
+        new_channels_per_minute,
+        "1_000",
+        "Channels that are not open yet and that one address may name in a minute."
+    ),
+    limit!(
+        size memory from 1 << 20,
+        "\"4GiB\"",
+        "Memory of events on this node: one half for the rings of all channels, one for the memory broker."
+    ),
+    limit!(
+        count idempotency_keys_per_client up to usize::MAX,
+        "1_000",
+        "Idempotency keys that one client may use within 120 s on this node: a user, else an address."
+    ),
+    limit!(
+        count idempotency_keys_per_channel up to usize::MAX,
+        "100_000",
+        "Idempotency keys that this node may use in one channel within 120 s."
+    ),
+    limit!(
+        count ring_events up to usize::MAX,
+        "4096",
+        "Events that the ring of an open channel keeps at least, so that a slow listener has room where history is short."
+    ),
+    limit!(
+        size ring_bytes from 1024,
+        "\"64MiB\"",
+        "Bytes that the ring of an open channel keeps at most."
+    ),
+    limit!(
+        duration heartbeat from Duration::from_secs(1),
+        "\"20s\"",
+        "Silence after which the server sends a heartbeat: an SSE comment, a WebSocket ping."
+    ),
+    limit!(
+        duration idle from Duration::from_secs(1),
+        "\"90s\"",
+        "Silence of a WebSocket client, pongs included, after which its connection is closed. Longer than `limits.heartbeat`."
+    ),
+    limit!(
+        duration keep_alive from A_MOMENT,
+        "\"120s\"",
+        "How long a connection may wait for its next request. Longer than the same time-out of a proxy in front of the server."
+    ),
+    limit!(
+        duration stalled_write from A_MOMENT,
+        "\"10s\"",
+        "How long a write to a client may make no progress before its connection is cut."
+    ),
+    limit!(
+        duration linger from NO_TIME,
+        "\"5s\"",
+        "How long a channel without listeners stays open on this node; one that never had an event, 5 s at most."
+    ),
+    limit!(
+        duration broker_timeout from A_MOMENT,
+        "\"5s\"",
+        "How long the broker may take to answer one request of a client before the answer is `unavailable`."
+    ),
 ];
 
 fn address(text: &str) -> Result<SocketAddr, String> {

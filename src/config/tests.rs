@@ -261,7 +261,71 @@ fn a_proxy_before_it_makes_a_loopback_server_public() {
 }
 
 #[test]
+fn where_other_machines_reach_the_server_its_open_rules_are_warned_of() {
+    let rules = "[[channels]]\nmatch = \"orders/{id}\"\nuse_case = \"job-status\"\n\
+                 [[channels]]\nmatch = \"chat/{room}\"\nuse_case = \"chat\"\nsend = \"publish\"\n";
+    let warnings = |before: &str| load(&format!("{before}\n{rules}")).unwrap().warnings();
+    assert_eq!(warnings(""), [""; 0]);
+    assert_eq!(warnings("hosts = [\"*\", \"localhost\"]"), [""; 0]);
+    for (before, reached) in [
+        ("listen = \"0.0.0.0:80\"", "0.0.0.0:80 can be reached from other machines"),
+        (
+            "trusted_proxies = [\"127.0.0.1\"]",
+            "127.0.0.1:8080 can be reached from other machines through a proxy",
+        ),
+        (
+            "hosts = [\"live.example\"]",
+            "127.0.0.1:8080 can be reached from other machines through a proxy",
+        ),
+    ] {
+        let [hear, say] = &warnings(&format!("{before}\npublish.open = false"))[..] else {
+            panic!("{before}")
+        };
+        for (warning, part) in [
+            (
+                hear,
+                "may listen to the channels of the rules \"orders/{id}\", \"chat/{room}\" and read their history",
+            ),
+            (hear, "docs/who-may-listen.md"),
+            (say, "may publish to the channels of the rule \"chat/{room}\", because"),
+            (say, "write send = \"refuse\""),
+        ] {
+            assert!(
+                warning.starts_with(&format!("{reached}, and anyone there ")) && warning.contains(part),
+                "{warning}"
+            );
+        }
+    }
+    let open = warnings("listen = \"[::]:80\"\npublish.open = true");
+    assert!(open[2].contains("publish to every channel by POST /publish"), "{open:?}");
+
+    // A handler that is asked about all channels of a rule decides, and one that is asked about some does not.
+    let config = load(&format!("listen = \"0.0.0.0:80\"\npublish.open = false\n{rules}")).unwrap();
+    assert_eq!(config.warnings_beside(|_| true), [""; 0]);
+    let beside = config.warnings_beside(|pattern| pattern.as_str().starts_with("chat"));
+    assert_eq!(beside.len(), 1);
+    assert!(beside[0].contains("of the rule \"orders/{id}\" and read"), "{beside:?}");
+}
+
+#[test]
+fn a_warning_names_some_of_many_rules() {
+    let rules: String = (0..12)
+        .map(|n| format!("[[channels]]\nmatch = \"c{n}\"\nuse_case = \"feed\"\n"))
+        .collect();
+    let config = load(&format!("listen = \"0.0.0.0:80\"\npublish.open = false\n{rules}")).unwrap();
+    let warnings = config.warnings();
+    assert!(warnings[0].contains("\"c9\" and 2 more and read"), "{warnings:?}");
+}
+
+#[test]
 fn unknown_keys_are_refused_with_what_was_meant() {
+    let mut all: Vec<&str> = Vec::new();
+    for key in SETTINGS.iter().map(|setting| setting.key).chain(["channels"]) {
+        let first = key.split('.').next().unwrap();
+        if !all.contains(&first) {
+            all.push(first);
+        }
+    }
     for (text, expected) in [
         (
             "lisen = \"127.0.0.1:1\"\n",
@@ -281,7 +345,16 @@ fn unknown_keys_are_refused_with_what_was_meant() {
         ),
         (
             "[broker]\nhost = \"h\"\n",
-            "airwave.toml:2:1: \"host\" is unknown in [broker]; known here: url",
+            "airwave.toml:2:1: \"host\" is unknown in [broker]; known here: url; the nearest elsewhere is \"hosts\" at the top of the file, before the first [table]",
+        ),
+        (
+            "[limits]\nmax_connections = 5\nidle_timeout = \"1m\"\n",
+            "airwave.toml:2:1: \"max_connections\" is unknown in [limits]; did you mean \"connections\"?\n\
+             airwave.toml:3:1: \"idle_timeout\" is unknown in [limits]; did you mean \"idle\"?",
+        ),
+        (
+            "heartbeet = \"5s\"\n",
+            "airwave.toml:1:1: \"heartbeet\" is unknown; known here: {all}; the nearest elsewhere is \"heartbeat\" in [limits]",
         ),
         (
             "use_case = \"chat\"\n",
@@ -289,7 +362,7 @@ fn unknown_keys_are_refused_with_what_was_meant() {
         ),
         (
             "nonsense = 3\n",
-            "airwave.toml:1:1: \"nonsense\" is unknown; known here: listen, broker, publish, origins, hosts, trusted_proxies, client_ip_header, live_page, drain, log, limits, channels",
+            "airwave.toml:1:1: \"nonsense\" is unknown; known here: {all}",
         ),
         (
             "transport = \"sse\"\n",
@@ -305,7 +378,7 @@ fn unknown_keys_are_refused_with_what_was_meant() {
         if expected.is_empty() {
             assert!(problems[0].starts_with("airwave.toml:1:1: this is not TOML"), "{problems:?}");
         } else {
-            assert_eq!(problems, [expected]);
+            assert_eq!(problems.join("\n"), expected.replace("{all}", &all.join(", ")));
         }
     }
     refused(
@@ -315,6 +388,16 @@ fn unknown_keys_are_refused_with_what_was_meant() {
     refused(
         &format!("{ONE_RULE}history = {{ max = 5 }}\n"),
         "airwave.toml:4:13: \"max\" is unknown in history of [[channels]]; known here: events, age, bytes",
+    );
+    refused(
+        &format!("{ONE_RULE}age = \"1h\"\n"),
+        "airwave.toml:4:1: \"age\" is unknown in [[channels]]; known here: match, use_case, transport, delivery, max_rate, history, \
+         replay, slow, send, presence; the nearest elsewhere is \"age\" in history of a [[channels]] rule",
+    );
+    refused(
+        &format!("{ONE_RULE}idle = \"1h\"\n"),
+        "airwave.toml:4:1: \"idle\" is unknown in [[channels]]; known here: match, use_case, transport, delivery, max_rate, history, \
+         replay, slow, send, presence; the nearest elsewhere is \"idle\" in [limits]",
     );
 }
 

@@ -259,17 +259,38 @@ pub(super) fn one_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// The name that `text` was probably meant to be. Case, `-` and `_` do not count.
+///
+/// Letters first: a name that is a few of them away. Else words: a name whose words are all in `text`,
+/// or the other way round (`max_connections`, `timeout`).
 pub(super) fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let plain = |name: &str| -> Vec<char> { name.to_lowercase().replace('-', "_").chars().collect() };
+    let plain = |name: &str| name.to_lowercase().replace('-', "_");
     let text = plain(text);
     // What is far longer than any name is none of them; the bound also keeps the work small.
-    if text.len() > 64 {
+    if text.chars().count() > 64 {
         return None;
     }
+    let letters = |name: &str| name.chars().collect::<Vec<_>>();
+    let names: Vec<(&str, String)> = names.map(|name| (name, plain(name))).collect();
+    let misspelt = names
+        .iter()
+        .map(|(name, plain)| (distance(&letters(&text), &letters(plain)), *name))
+        .filter(|(distance, name)| *distance <= (text.chars().count().min(name.len()) / 3).max(1))
+        .min_by_key(|(distance, _)| *distance);
+    if let Some((_, name)) = misspelt {
+        return Some(name);
+    }
+    let words = |name: &str| -> Vec<String> { name.split('_').filter(|word| word.len() > 3).map(str::to_owned).collect() };
+    let said = words(&text);
+    let within = |few: &[String], many: &[String]| !few.is_empty() && few.iter().all(|word| many.contains(word));
     names
-        .map(|name| (distance(&text, &plain(name)), name))
-        .filter(|(distance, name)| *distance <= (text.len().min(name.len()) / 3).max(1))
-        .min_by_key(|(distance, _)| *distance)
+        .iter()
+        .map(|(name, plain)| (words(plain), *name))
+        .filter(|(words, _)| within(words, &said) || within(&said, words))
+        // The most words in common, and of those the shortest name.
+        .max_by_key(|(words, name)| {
+            let common = words.iter().filter(|word| said.contains(word)).count();
+            (common, std::cmp::Reverse(name.len()))
+        })
         .map(|(_, name)| name)
 }
 
@@ -343,6 +364,9 @@ mod tests {
         assert_eq!(near("macth"), Some("match"));
         assert_eq!(near("sned"), Some("send"));
         assert_eq!(near("history"), None);
+        // Words of a name, where letters are too far away.
+        assert_eq!(near("rate_per_second"), Some("max_rate"));
+        assert_eq!(near("case"), Some("use_case"));
         assert_eq!(near(""), None);
         assert_eq!(near(&"transport".repeat(1000)), None);
     }

@@ -31,10 +31,11 @@ export function documentedWords(pattern) {
   return found.slice(1);
 }
 
-/** The block of docs/deploying.md that begins with the comment `# PATH`. */
-export function documented(path) {
-  const found = [...document.matchAll(/^```\w*\n(.*?)^```$/gms)].map(([, text]) => text).filter((text) => text.startsWith(`# ${path}`));
-  if (found.length !== 1) throw new Error(`docs/deploying.md has ${found.length} blocks that begin with '# ${path}'`);
+/** The block of docs/deploying.md, or of another document, that begins with the comment `# PATH` (`// PATH`). */
+export function documented(path, of = "deploying.md") {
+  const text = of === "deploying.md" ? document : readFileSync(join(root, "docs", of), "utf8");
+  const found = [...text.matchAll(/^```\w*\n(.*?)^```$/gms)].map(([, block]) => block).filter((block) => block.replace(/^(#|\/\/) /, "").startsWith(path));
+  if (found.length !== 1) throw new Error(`docs/${of} has ${found.length} blocks that begin with '# ${path}'`);
   return found[0];
 }
 
@@ -132,6 +133,21 @@ export async function nginx(t, server, { others = [], http = "", edit = [] } = {
       ...edit,
     ]);
   return { name: "nginx", url: `https://127.0.0.1:${await nginxWith(t, dir, site, http)}` };
+}
+
+/** nginx as docs/who-may-listen.md has it: it asks at `askPort` before it passes a request on. With TLS. */
+export async function askingNginx(t, server, askPort) {
+  const dir = await folder(t);
+  const { crt, key } = await certificate(dir);
+  const site = (port) =>
+    put(documented("/etc/nginx/conf.d/airwave-asked.conf", "who-may-listen.md"), [
+      ["server 127.0.0.1:8080 max_fails=0;", `server 127.0.0.1:${server.port} max_fails=0;`],
+      ["127.0.0.1:3000", `127.0.0.1:${askPort}`],
+      ["listen 443 ssl", `listen 127.0.0.1:${port} ssl`],
+      ["/etc/nginx/live.example.crt", crt],
+      ["/etc/nginx/live.example.key", key],
+    ]);
+  return { name: "nginx that asks", url: `https://127.0.0.1:${await nginxWith(t, dir, site)}` };
 }
 
 /** nginx with a plain `proxy_pass` and nothing else; `more` are lines beside it. Without TLS. */
