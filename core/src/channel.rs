@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::broker::{Broker, BrokerError, BrokerErrorKind, IDEMPOTENCY_WINDOW, PageLimit, Publish, Published, Replay};
-use crate::event::{ChannelName, IdempotencyKey, Key, Message, Position};
+use crate::event::{ChannelName, EventName, IdempotencyKey, Key, Message, Position};
 use crate::idempotency::{Fingerprint, KeySource, ScopedKey};
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
@@ -412,6 +412,9 @@ impl Channel {
 
     /// Publishes with all that can be said about it. Errors as for [`Channel::publish`].
     pub async fn publish_once(&self, mut publish: Publish) -> Result<Published, Refusal> {
+        if publish.message.event.is_fired_by_event_source() {
+            warn_of_name(&self.name, &publish.message.event);
+        }
         if let (None, Some(key)) = (&publish.idempotency_key, &self.key) {
             publish.idempotency_key = Some(key.next());
         }
@@ -443,6 +446,20 @@ impl Channel {
             .replay(&self.name, after, limit)
             .await
             .map_err(|error| self.backbone.refusal(&error))
+    }
+}
+
+/// Warns once of each event name that pages cannot tell from their connection's own events.
+fn warn_of_name(channel: &ChannelName, event: &EventName) {
+    static WARNED: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
+    let warned = &WARNED[usize::from(event.as_str() == "open")];
+    if !warned.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            %channel,
+            %event,
+            "an event has a name that a browser's EventSource fires itself: pages take it for a broken or an opened connection; \
+             choose another name (this is said once for each name)"
+        );
     }
 }
 

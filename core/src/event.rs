@@ -73,6 +73,9 @@ impl ChannelName {
 }
 
 /// The name of an event: as a channel name, but without `/` and not beginning with `airwave.`, which is the protocol's.
+///
+/// `error` and `open` are names that a browser's `EventSource` fires itself
+/// ([`EventName::is_fired_by_event_source`]).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventName(Arc<str>);
 
@@ -105,6 +108,22 @@ impl EventName {
         } else {
             Self::new(text)
         }
+    }
+
+    /// Whether a browser's `EventSource` fires events of this name itself: a page that hears one
+    /// cannot tell it from a broken or an opened connection.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use airwave_core::EventName;
+    ///
+    /// assert!(EventName::new("error")?.is_fired_by_event_source());
+    /// assert!(!EventName::new("failed")?.is_fired_by_event_source());
+    /// # Ok::<(), airwave_core::event::Invalid>(())
+    /// ```
+    pub fn is_fired_by_event_source(&self) -> bool {
+        matches!(&*self.0, "error" | "open")
     }
 
     /// The name as text.
@@ -267,19 +286,22 @@ impl Data {
     /// Serialises a value as JSON.
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self, Invalid> {
         let text = serde_json::to_string(value).map_err(|e| Invalid(format!("the value cannot be written as JSON: {e}")))?;
-        Ok(Data::Json(JsonText(one_line(text))))
+        Ok(Data::Json(JsonText(one_line(text)?)))
     }
 
     /// Takes text that should be JSON: checks and normalises it.
     pub fn json_text(text: &str) -> Result<Self, Invalid> {
         let raw: &serde_json::value::RawValue =
             serde_json::from_str(text).map_err(|e| Invalid(format!("the data is not valid JSON: {e}")))?;
-        Ok(Self::raw_json(raw))
+        Self::raw_json(raw)
     }
 
     /// Takes JSON that serde_json has checked already.
-    pub fn raw_json(raw: &serde_json::value::RawValue) -> Self {
-        Data::Json(JsonText(one_line(raw.get())))
+    ///
+    /// # Errors
+    /// A string in it holds half of a surrogate pair (`\ud800`), which serde_json lets pass.
+    pub fn raw_json(raw: &serde_json::value::RawValue) -> Result<Self, Invalid> {
+        Ok(Data::Json(JsonText(one_line(raw.get())?)))
     }
 
     /// Takes any text.
@@ -347,12 +369,20 @@ impl fmt::Debug for Data {
 ///
 /// In valid JSON raw C0 controls stand only between tokens, and everything beyond ASCII only inside strings. So the first become
 /// spaces and the second `\u` escapes, and the value stays the same.
-fn one_line(text: impl AsRef<str> + Into<Arc<str>>) -> Arc<str> {
+///
+/// A string with half of a surrogate pair is refused: it is no text, and strict readers of
+/// listeners fail on it.
+fn one_line(text: impl AsRef<str> + Into<Arc<str>>) -> Result<Arc<str>, Invalid> {
+    if let Some(half) = half_of_a_pair(text.as_ref()) {
+        return Err(Invalid(format!(
+            "the JSON holds '{half}', half of a surrogate pair, which is no character: send both halves, or the character itself"
+        )));
+    }
     let needs_care = |c: char| c.is_control() || c == '\u{2028}' || c == '\u{2029}';
     // Controls are below 0x20, 0x7f, or begin with the byte 0xc2; the separators begin with 0xe2.
     let suspicious = text.as_ref().bytes().any(|b| b < 0x20 || b == 0x7f || b == 0xc2 || b == 0xe2);
     if !suspicious || !text.as_ref().chars().any(needs_care) {
-        return text.into();
+        return Ok(text.into());
     }
     let mut line = String::with_capacity(text.as_ref().len() + 16);
     for c in text.as_ref().chars() {
@@ -365,7 +395,28 @@ fn one_line(text: impl AsRef<str> + Into<Arc<str>>) -> Arc<str> {
             line.push(c);
         }
     }
-    line.into()
+    Ok(line.into())
+}
+
+/// The first escape in valid JSON that is one half of a surrogate pair without the other.
+fn half_of_a_pair(json: &str) -> Option<&str> {
+    // In valid JSON a backslash stands only in strings, and four hex digits follow `\u`.
+    let unit = |at: usize| {
+        let digits = json.get(at..)?.strip_prefix("\\u")?.get(..4)?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    let mut from = 0;
+    while let Some(found) = json.get(from..)?.find('\\') {
+        let at = from + found;
+        from = at
+            + match unit(at) {
+                None => 2,
+                Some(0xd800..=0xdbff) if matches!(unit(at + 6), Some(0xdc00..=0xdfff)) => 12,
+                Some(0xd800..=0xdfff) => return json.get(at..at + 6),
+                Some(_) => 6,
+            };
+    }
+    None
 }
 
 /// What somebody wants said: event name, data, optional key.
@@ -460,7 +511,7 @@ impl Message {
             ))
         })?;
         let data = match tagged.data {
-            Some(raw) => Data::raw_json(&raw),
+            Some(raw) => Data::raw_json(&raw)?,
             None => Data::json_text("null")?,
         };
         Ok(Self::new(EventName::new(&tagged.event)?, data))
@@ -549,6 +600,39 @@ impl Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_a_surrogate_pair_is_refused() {
+        for json in [
+            r#""\ud800""#,
+            r#""\uDBFF""#,
+            r#""\udc00""#,
+            r#""\ud83d\u0041""#,
+            r#""\ud83d\ud83d\ude00""#,
+            r#""\ude00\ud83d""#,
+            r#""\\\ud800""#,
+            r#""é\n\ud800x""#,
+            r#"{"\ud800":1}"#,
+            r#"[1,{"a":["\udfff"]}]"#,
+        ] {
+            let refused = Data::json_text(json).unwrap_err().to_string();
+            assert!(refused.contains("surrogate"), "{json}: {refused}");
+            let raw: Box<serde_json::value::RawValue> = serde_json::from_str(json).unwrap();
+            assert!(Data::raw_json(&raw).is_err(), "{json}");
+            assert!(Data::json(&raw).is_err(), "{json}");
+        }
+        for json in [
+            r#""\ud83d\ude00""#,
+            r#""\uD83D\uDE00\uD83D\uDE00""#,
+            r#""\\ud800""#,
+            r#""\\\\udc00 \" \n""#,
+            r#""\u0041\ue000\ud7ff""#,
+            r#""\u0000""#,
+            "\"😀\"",
+        ] {
+            assert!(Data::json_text(json).is_ok(), "{json}");
+        }
+    }
 
     #[test]
     fn channel_names_are_literal_paths() {

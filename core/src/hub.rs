@@ -696,6 +696,12 @@ impl Hub {
                 format!("the message has {weight} bytes; at most {limit} are allowed"),
             ));
         }
+        if message.event.is_fired_by_event_source() {
+            return Err(Refusal::bad_request(format!(
+                "a client cannot send an event named '{}': a browser's EventSource fires events of that name itself, so choose another",
+                message.event
+            )));
+        }
         let admission = self.admit(connection, name).await?;
         if connection.transport == TransportName::HTTP {
             self.count_request(admission.client.user_id(), connection.peer)?;

@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
         Err(refusal) => assert!(!refusal.message.is_empty()),
     }
     if let Ok(mut publication) = read::<Publication<'_>>(bytes) {
-        let ends = publication.end;
+        let ends = publication.ends();
         match publication.take_message() {
             Ok(Some(message)) => is_sound(bytes, message),
             Ok(None) => assert!(ends, "nothing is published, and nothing ends"),

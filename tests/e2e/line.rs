@@ -163,7 +163,10 @@ fn a_slow_command_is_not_silence() {
 #[test]
 fn a_head_request_is_answered_like_a_get_and_stays_not() {
     run(async {
-        let node = Node::new().await;
+        // A request of HTTP/1.0 is taken for a proxy's.
+        let mut config = config([rule("{*all}", |_| {})]);
+        config.hosts = vec!["*".into()];
+        let node = Node::of(config).await;
         node.publish("a", 1).await;
         for address in [node.own, node.axum] {
             let accept = [("accept", "text/event-stream")];
@@ -171,6 +174,16 @@ fn a_head_request_is_answered_like_a_get_and_stays_not() {
                 let answer = http::request(address, "HEAD", path, &accept, "".into()).await;
                 assert_eq!((answer.status, answer.body.len()), (200, 0));
                 assert_eq!(answer.header("content-type"), Some("text/event-stream"));
+                // RFC 9110, section 8.6: a stream has no length.
+                assert_eq!(answer.header("content-length"), None, "{path}");
+                let mut raw = Raw::saying(
+                    address,
+                    format!("HEAD {path} HTTP/1.0\r\nhost: {address}\r\naccept: text/event-stream\r\n\r\n"),
+                )
+                .await;
+                let head = raw.head().await;
+                assert!(head.contains(" 200 ") && !head.contains("content-length"), "{head}");
+                assert!(raw.is_done().await, "a HEAD has no body");
             }
             let answer = http::request(address, "HEAD", "/channels/a", &[], "".into()).await;
             let whole = http::get(address, "/channels/a", &[]).await;

@@ -24,6 +24,8 @@ mod slow;
 mod connection;
 /// Drain, kill, restart.
 mod drain;
+/// Heads, bodies and names at the edges of HTTP: hosts, weights, codings, surrogates.
+mod edges;
 /// Input that nobody should send.
 mod hostile;
 /// Heartbeats, silence, HEAD, the stream byte by byte.

@@ -109,12 +109,18 @@ pub fn refusal_fields(refusal: &Refusal, url: Option<&str>) -> String {
     json
 }
 
-/// Reads JSON from outside: UTF-8, not too deep, of the right shape.
+/// JSON without the byte order mark that some editors and libraries write before it (RFC 8259,
+/// section 8.1: it may be ignored).
+pub fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// Reads JSON from outside: UTF-8, not too deep, of the right shape. A byte order mark is skipped.
 ///
 /// # Errors
 /// `bad-request`, with what is wrong and where.
 pub fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
-    let text = std::str::from_utf8(bytes).map_err(|_| Refusal::bad_request("the text is not UTF-8"))?;
+    let text = std::str::from_utf8(without_bom(bytes)).map_err(|_| Refusal::bad_request("the text is not UTF-8"))?;
     check_depth(text)?;
     serde_json::from_str(text).map_err(|e| Refusal::bad_request(format!("this JSON is not understood: {e}")))
 }
@@ -157,9 +163,12 @@ impl Payload<'_> {
     /// # Errors
     /// `bad-request`: there are several, or the base64 cannot be read.
     pub fn read(self) -> Result<Option<Data>, Refusal> {
-        match (self.data, self.text, self.base64) {
+        let elsewhere = self.text.is_some() || self.base64.is_some();
+        // `null` is data where it stands alone, and an absent field beside another payload.
+        let data = self.data.filter(|raw| !elsewhere || raw.get() != "null");
+        match (data, self.text, self.base64) {
             (None, None, None) => Ok(None),
-            (Some(raw), None, None) => Ok(Some(Data::raw_json(raw))),
+            (Some(raw), None, None) => Ok(Some(Data::raw_json(raw)?)),
             (None, Some(text), None) => Ok(Some(Data::text(text))),
             (None, None, Some(base64)) => match STANDARD.decode(base64.as_bytes()) {
                 Ok(bytes) => Ok(Some(Data::binary(bytes))),
@@ -240,12 +249,16 @@ pub struct Publication<'a> {
     key: Option<Key>,
     /// Makes repeating it harmless.
     pub idempotency_key: Option<IdempotencyKey>,
-    /// Whether the channel ends after it.
-    #[serde(default)]
-    pub end: bool,
+    #[serde(rename = "end")]
+    ends: Option<bool>,
 }
 
 impl Publication<'_> {
+    /// Whether the channel ends after it.
+    pub fn ends(&self) -> bool {
+        self.ends.unwrap_or(false)
+    }
+
     /// The message; `None`: only the end of the channel.
     ///
     /// # Errors
@@ -266,7 +279,7 @@ impl Publication<'_> {
                     key: self.key.take(),
                 }))
             }
-            (None, None) if self.end => Ok(None),
+            (None, None) if self.ends() => Ok(None),
             (None, _) => Err(Refusal::bad_request(
                 "there is no 'data', 'text' or 'base64' to publish (none is needed only with \"end\": true)",
             )),
@@ -356,12 +369,44 @@ mod tests {
         assert_eq!(read_sent(br#"{"event":"x","data":null}"#).unwrap().data.as_bytes(), b"null");
         assert!(read_sent(br#"{"event":"x"}"#).is_err());
         assert!(read_sent(br#"{"event":"x","data":1,"text":"y"}"#).is_err());
+        assert!(read_sent(br#"{"event":"x","data":1,"text":null,"base64":null,"key":null}"#).is_ok());
+        assert_eq!(
+            read_sent(br#"{"event":"x","data":null,"text":"y"}"#).unwrap().data,
+            Data::text("y")
+        );
+        assert_eq!(
+            read_sent(br#"{"event":"x","data":null,"base64":"eQ=="}"#).unwrap().data,
+            Data::binary(&b"y"[..])
+        );
+        let publication = |text: &'static str| read::<Publication<'_>>(text.as_bytes()).unwrap();
+        assert!(!publication(r#"{"channel":"a","data":1,"end":null,"event":null,"idempotency_key":null}"#).ends());
+        assert!(publication(r#"{"channel":"a","end":true}"#).ends());
         assert!(
             read_sent(br#"{"event":"x","data":1,"colour":2}"#)
                 .unwrap_err()
                 .message
                 .contains("colour")
         );
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        let mut body = b"\xef\xbb\xbf".to_vec();
+        body.extend_from_slice(br#"{"event":"x","data":1}"#);
+        assert_eq!(read_sent(&body).unwrap().data.as_bytes(), b"1");
+        assert!(read_sent(b"\xef\xbb\xbf").is_err());
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_is_no_character() {
+        for data in [r#""\ud800""#, r#"{"\uDFFF":1}"#, r#"[["\ud83d x"]]"#] {
+            let body = format!(r#"{{"event":"x","data":{data}}}"#);
+            assert_eq!(read_sent(body.as_bytes()).unwrap_err().code, Code::BadRequest, "{data}");
+        }
+        for field in ["text", "event", "key"] {
+            let body = format!(r#"{{"event":"x","{field}":"\ud800"}}"#).replace(r#""event":"x","event""#, r#""event""#);
+            assert_eq!(read_sent(body.as_bytes()).unwrap_err().code, Code::BadRequest, "{field}");
+        }
     }
 
     proptest! {

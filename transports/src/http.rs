@@ -14,7 +14,8 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::StatusCode;
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
@@ -22,8 +23,8 @@ use tokio::time::timeout;
 use crate::envelope::{self, Publication, envelope, quoted};
 use crate::pages::{self, PAGE_BYTES, Pages};
 use crate::request::{
-    Options, Publishers, check_query, connect_request, header_text, is_local, json_response, path_as_seen, peer, query_value,
-    refusal_response, wants_presence,
+    Options, Publishers, check_query, connect_request, header_text, is_local, json_response, only, path_as_seen, peer,
+    query_value, refusal_response, wants_presence,
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -91,8 +92,7 @@ async fn metrics(State(http): State<Http>, request: Request) -> Response {
 ///
 /// Other content types are refused because a foreign page may send those without asking (CORS "simple requests").
 async fn json_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Refusal> {
-    let kind = headers
-        .get(CONTENT_TYPE)
+    let kind = only(headers, &CONTENT_TYPE)?
         .and_then(|kind| kind.to_str().ok())
         .unwrap_or_default();
     if !kind
@@ -104,16 +104,11 @@ async fn json_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Byte
     {
         return Err(Refusal::bad_request("send JSON, with 'Content-Type: application/json'"));
     }
-    if headers
-        .get(CONTENT_ENCODING)
-        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
-    {
-        return Err(Refusal::bad_request(
-            "send the body as it is: 'Content-Encoding' is not taken",
-        ));
-    }
     match timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Ok(body)) => {
+            let body = body.to_bytes();
+            Ok(body.slice_ref(envelope::without_bom(&body)))
+        }
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             Err(Refusal::new(Code::TooLarge, format!("the body is larger than {limit} bytes")))
         }
@@ -123,6 +118,24 @@ async fn json_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Byte
             BODY_TIMEOUT.as_secs()
         ))),
     }
+}
+
+/// Whether a request's body is coded in a way that is not taken.
+pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(CONTENT_ENCODING).iter();
+    let mut codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
+    codings.any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
+}
+
+/// The answer to a body that is coded (RFC 9110, section 15.5.16).
+pub(crate) fn coding_refused(hub: &Hub) -> Response {
+    let refusal = Refusal::bad_request("send the body as it is: 'Content-Encoding' is not taken");
+    hub.metrics().refused(refusal.code);
+    let mut response = refusal_response(&refusal, None);
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    let headers = response.headers_mut();
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    response
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Refusal> {
@@ -246,6 +259,9 @@ fn members_page(mut members: Vec<Arc<Member>>, after: Option<&str>) -> (Vec<Arc<
 
 async fn publish(State(http): State<Http>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
+    if is_encoded(&parts.headers) {
+        return coding_refused(&http.hub);
+    }
     match publish_all(&http, &parts, body).await {
         Ok(response) => response,
         Err(refusal) => {
@@ -354,7 +370,7 @@ async fn publish_one(hub: &Hub, mut publication: Publication<'_>) -> Result<Stri
         Some(message) => Publish::new(message),
         None => Publish::end(),
     };
-    publish.and_end = publication.end;
+    publish.and_end = publication.ends();
     publish.idempotency_key = publication.idempotency_key.map(Into::into);
     // One append: what is refused has not happened, not even in part.
     let published = channel.publish_once(publish).await?;
@@ -377,10 +393,12 @@ fn authorize(publishers: &Publishers, parts: &Parts) -> Result<(), Refusal> {
             "publishing over HTTP is off: set publish.token in the server's configuration and send 'Authorization: Bearer TOKEN'",
         )),
         Publishers::Token(token) => {
-            let given = parts.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
-                let (scheme, token) = value.split_at_checked(7)?;
-                scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
-            });
+            let given = only(&parts.headers, &AUTHORIZATION)?
+                .map(HeaderValue::as_bytes)
+                .and_then(|value| {
+                    let (scheme, token) = value.split_at_checked(7)?;
+                    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+                });
             match given {
                 Some(given) if same(given, token.as_bytes()) => Ok(()),
                 Some(_) => Err(Refusal::unauthorized("this is not the publish token")),

@@ -3,13 +3,14 @@
 //! - [`sse`]: the server tells, the client listens
 //! - [`websocket`]: client and server converse
 //! - [`http`]: publish, send, history, health
-//! - [`request`], [`envelope`]: what they have in common; [`socket`]: taking a connection back from hyper
+//! - [`request`], [`accept`], [`envelope`]: what they have in common; [`socket`]: taking a connection back from hyper
 //!
 //! One URL per channel: [`router`] asks each transport whether a request is its own. Siblings never import each other.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod accept;
 pub mod envelope;
 pub mod http;
 mod pages;
@@ -113,6 +114,7 @@ async fn channel(State(app): State<App>, request: Request) -> Response {
             let names: Vec<_> = app.transports.iter().map(|transport| transport.name()).collect();
             http::history(&app.hub, &app.pages, &names, channel, &mut parts).await
         }
+        (Ok(_), Method::POST) if http::is_encoded(&parts.headers) => Ok(http::coding_refused(&app.hub)),
         (Ok(channel), Method::POST) => http::send(&app.hub, channel, &mut parts, body).await,
         (Ok(_), _) => {
             let mut response = Response::new(Body::empty());
@@ -137,8 +139,12 @@ fn name_in_path(parts: &Parts) -> Result<ChannelName, Refusal> {
     channel_name(&decoded.map_err(|_| Refusal::bad_request("the channel's name in the path is not UTF-8"))?)
 }
 
-/// Same origin by default, on every route and every transport; CORS headers for the origins that are allowed.
+/// One host in each request (RFC 9112, section 3.2), same origin by default, on every route and every transport; CORS headers for the origins that are allowed.
 async fn guard_origin(State(app): State<App>, request: Request, next: Next) -> Response {
+    if let Err(refusal) = request::check_host(request.version(), request.uri(), request.headers()) {
+        app.hub.metrics().refused(refusal.code);
+        return refusal_response(&refusal, None);
+    }
     let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
     let scheme = ClientScheme::of(request.uri(), request.extensions());
     let origin = match app.options.origins.check(request.headers(), authority.as_deref(), scheme) {

@@ -15,6 +15,7 @@ use http::header::{
     SEC_WEBSOCKET_PROTOCOL,
 };
 use http::request::Parts;
+use http::{Uri, Version};
 
 use crate::envelope;
 
@@ -204,7 +205,15 @@ impl Origins {
         let Some(origin) = headers.get(ORIGIN) else {
             return Ok(Origin::Ours);
         };
-        let text = origin.to_str().unwrap_or_default();
+        // Two of them are no page's: a browser sends one.
+        let text = match only(headers, &ORIGIN) {
+            Ok(_) => origin.to_str().unwrap_or_default(),
+            Err(_) => {
+                return Err(Refusal::forbidden(
+                    "this request has several 'Origin' headers: a page has one",
+                ));
+            }
+        };
         if headers.get(FETCH_SITE).is_some_and(|site| site == "same-origin") {
             return Ok(Origin::Ours);
         }
@@ -377,12 +386,74 @@ pub fn wants_presence(parts: &Parts) -> Result<bool, Refusal> {
     }
 }
 
+/// The one value of a header that means nothing if it stands there twice; `None` if it is absent.
+///
+/// # Errors
+/// `bad-request`: it is given more than once.
+pub fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Refusal> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next();
+    match values.count() {
+        0 => Ok(value),
+        more => Err(Refusal::bad_request(format!(
+            "the header '{name}' is given {} times; give it once",
+            more + 1
+        ))),
+    }
+}
+
+/// Checks that a request names one host, as every version of HTTP demands it: HTTP/1.1 in a `Host`
+/// header (RFC 9112, section 3.2), HTTP/2 in `:authority` or the header (RFC 9113, section 8.3.1),
+/// HTTP/1.0 perhaps not at all.
+///
+/// # Errors
+/// `bad-request`.
+pub fn check_host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(host) = only(headers, &HOST)? else {
+        let named = version < Version::HTTP_11 || (version > Version::HTTP_11 && uri.authority().is_some());
+        return match named {
+            true => Ok(()),
+            false => Err(Refusal::bad_request("this request names no host: send a 'Host' header")),
+        };
+    };
+    if !is_host(host.as_bytes()) {
+        return Err(Refusal::bad_request(
+            "the header 'Host' is a name or an IP address, with a port if it is not the scheme's own: live.example:8080",
+        ));
+    }
+    // An absolute target of HTTP/1.1 goes before the header, whatever the header says.
+    let differs = |authority: &http::uri::Authority| !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes());
+    if version > Version::HTTP_11 && uri.authority().is_some_and(differs) {
+        return Err(Refusal::bad_request(
+            "the header 'Host' names another host than ':authority': send one of them",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether this is what a `Host` header may hold (RFC 9110, section 7.2). It may be empty.
+fn is_host(text: &[u8]) -> bool {
+    if text.is_empty() {
+        return true;
+    }
+    let Ok(authority) = http::uri::Authority::try_from(text) else {
+        return false;
+    };
+    let text = authority.as_str();
+    let port = match text.rsplit_once(']') {
+        Some((_, port)) => port,
+        None => text.find(':').map_or("", |colon| &text[colon..]),
+    };
+    let digits = port.strip_prefix(':').unwrap_or(port);
+    !text.contains('@') && !authority.host().is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// The text of a header; `None` if it is absent or empty.
 ///
 /// # Errors
-/// `bad-request`: it holds other than visible ASCII characters.
+/// `bad-request`: it is given more than once, or holds other than visible ASCII characters.
 pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
-    match headers.get(name).map(HeaderValue::to_str) {
+    match only(headers, name)?.map(HeaderValue::to_str) {
         None | Some(Ok("")) => Ok(None),
         Some(Ok(text)) => Ok(Some(text)),
         Some(Err(_)) => Err(Refusal::bad_request(format!(
@@ -545,6 +616,67 @@ mod tests {
         let headers = headers("other.example", Some("https://live.example"));
         assert!(Origins::Same.check(&headers, Some("live.example"), None).is_ok());
         assert!(Origins::Same.check(&headers, None, None).is_err());
+    }
+
+    #[test]
+    fn every_request_names_one_host() {
+        let check = |version, target: &str, hosts: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(HOST, host.parse().unwrap());
+            }
+            check_host(version, &target.parse().unwrap(), &headers).is_ok()
+        };
+        for host in [
+            "live.example",
+            "live.example:8080",
+            "LIVE.example:",
+            "127.0.0.1:80",
+            "[::1]",
+            "[::1]:8080",
+            "",
+            "my_host",
+        ] {
+            assert!(check(Version::HTTP_11, "/", &[host]), "{host}");
+            assert!(check(Version::HTTP_10, "/", &[host]), "{host}");
+        }
+        for host in [
+            "live.example evil.example",
+            "live.example, evil.example",
+            "user@live.example",
+            "live.example:80x",
+            "live.example:8080:1",
+            "live.example/x",
+            "[::1",
+            ":80",
+            "a\tb",
+        ] {
+            assert!(!check(Version::HTTP_11, "/", &[host]), "{host}");
+        }
+        for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+            assert!(!check(version, "/", &["live.example", "live.example"]), "{version:?}");
+            assert!(
+                !check(version, "http://live.example/", &["live.example", "evil.example"]),
+                "{version:?}"
+            );
+        }
+        assert!(check(Version::HTTP_10, "/", &[]));
+        assert!(!check(Version::HTTP_11, "/", &[]));
+        assert!(!check(Version::HTTP_11, "http://live.example/", &[]));
+        assert!(check(Version::HTTP_11, "http://live.example/", &["other.example"]));
+        assert!(check(Version::HTTP_2, "http://live.example/", &[]));
+        assert!(check(Version::HTTP_2, "http://live.example/", &["LIVE.example"]));
+        assert!(!check(Version::HTTP_2, "http://live.example/", &["other.example"]));
+        assert!(!check(Version::HTTP_2, "/", &[]));
+    }
+
+    #[test]
+    fn a_page_has_one_origin() {
+        let mut headers = headers("live.example", Some("http://live.example"));
+        headers.append(ORIGIN, "http://evil.example".parse().unwrap());
+        for origins in [Origins::Same, Origins::Any] {
+            assert!(origins.check(&headers, None, None).is_err(), "{origins:?}");
+        }
     }
 
     #[test]

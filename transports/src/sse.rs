@@ -20,10 +20,11 @@ use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode};
 
+use crate::accept::prefers_stream;
 use crate::envelope::{envelope, member_json, members_fields, refusal_fields};
 use crate::request::{
     check_query, connect_request, header_text, path_as_seen, query_value, query_values, refusal_response, wants_presence,
@@ -55,17 +56,6 @@ impl Sse {
     }
 }
 
-/// Whether a media range of an `Accept` header (RFC 9110, section 12.5.1) is that of a stream, and not one that is not wanted (`q=0`).
-fn is_stream(range: &str) -> bool {
-    let mut parts = range.split(';').map(str::trim);
-    let kind = parts.next().unwrap_or_default();
-    let unwanted = |parameter: &str| {
-        let quality = parameter.strip_prefix("q=").or_else(|| parameter.strip_prefix("Q="));
-        quality.and_then(|quality| quality.parse().ok()) == Some(0.0_f32)
-    };
-    kind.eq_ignore_ascii_case(EVENT_STREAM) && !parts.any(unwanted)
-}
-
 #[async_trait]
 impl Transport for Sse {
     fn name(&self) -> TransportName {
@@ -78,12 +68,7 @@ impl Transport for Sse {
     }
 
     fn wants(&self, request: &Parts) -> bool {
-        let accept = request.headers.get_all(ACCEPT);
-        accept
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .any(is_stream)
+        prefers_stream(&request.headers)
     }
 
     async fn listen(&self, hub: &Hub, request: ChannelRequest) -> Response {
@@ -206,8 +191,9 @@ async fn serve(
         *response.status_mut() = StatusCode::NO_CONTENT;
         return Ok(response);
     }
-    let mut response = stream_response(Body::empty());
-    // Whoever only asks for the head listens to nothing, and is nobody's member.
+    // A HEAD listens to nothing and is no member. A stream has no length, and so its head has none
+    // (RFC 9110, section 8.6).
+    let mut response = stream_response(Body::new(Endless));
     if parts.method != Method::HEAD {
         session.add_all(joined);
         let unclaimed = Unclaimed(Arc::new(Mutex::new(Some(session))));
@@ -226,6 +212,18 @@ async fn serve(
         }));
     }
     Ok(response)
+}
+
+/// The body that a HEAD is not sent: its length is not known.
+struct Endless;
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(None)
+    }
 }
 
 fn stream_response(body: Body) -> Response {
@@ -543,27 +541,6 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_stream_is_asked_for_by_its_media_type() {
-        for range in [
-            "text/event-stream",
-            " Text/Event-Stream ",
-            "text/event-stream; q=0.5",
-            "text/event-stream;charset=utf-8",
-        ] {
-            assert!(is_stream(range), "{range}");
-        }
-        for range in [
-            "",
-            "*/*",
-            "text/event-streams",
-            "text/event-stream;q=0",
-            "text/event-stream; Q=0.000",
-        ] {
-            assert!(!is_stream(range), "{range}");
-        }
-    }
 
     /// What each of ten thousand idle streams costs beside its kernel buffers, one subscription included. Whoever makes it grow should know.
     #[test]

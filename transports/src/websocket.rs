@@ -46,7 +46,7 @@ use tokio_tungstenite::tungstenite::{self};
 
 use crate::envelope::{self, Payload, envelope, member_json, members_fields, refusal_fields, some_raw, text_or_number};
 use crate::request::{
-    check_query, connect_request, path_as_seen, query_value, refusal_response, wants_presence, wants_visible_heartbeat,
+    check_query, connect_request, only, path_as_seen, query_value, refusal_response, wants_presence, wants_visible_heartbeat,
 };
 use crate::socket::{Handover, Outgoing, Socket, Taken, Written, poll_gone, spawn};
 use crate::{ChannelRequest, Transport};
@@ -162,6 +162,9 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
         return upgrade_required(
             "this WebSocket handshake came without 'Upgrade: websocket' and 'Connection: upgrade': the proxy in between must pass them on, over HTTP/1.1; without them listen over SSE",
         );
+    }
+    if only(&parts.headers, &SEC_WEBSOCKET_VERSION).is_err() || only(&parts.headers, &SEC_WEBSOCKET_KEY).is_err() {
+        return malformed("'Sec-WebSocket-Key' or 'Sec-WebSocket-Version' is given more than once");
     }
     if parts.headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return upgrade_required("only version 13 of the WebSocket protocol is spoken here");
@@ -600,7 +603,7 @@ impl<S: Socket> Conversation<S> {
             }
             Err(refusal) => {
                 // A client waits for the answer to its number, whatever else is wrong with the frame.
-                let numbered = serde_json::from_str::<Numbered>(text).ok();
+                let numbered = serde_json::from_slice::<Numbered>(envelope::without_bom(text.as_bytes())).ok();
                 let id = numbered.and_then(|frame| frame.id).filter(|id| *id <= MAX_ID);
                 self.refuse(id, None, &refusal);
             }
