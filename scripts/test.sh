@@ -16,7 +16,7 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-ci_gates=(fmt clippy boundaries doc test brokers loom browser client bundlers)
+ci_gates=(fmt clippy boundaries doc test brokers loom first-minutes browser client bundlers)
 deep_gates=(chaos matrix simulation model fuzz firefox more-bundlers cost)
 tier=ci
 chosen=()
@@ -169,6 +169,10 @@ fi
 if is_chosen cost; then
   needs+=(valgrind)
 fi
+if is_chosen first-minutes; then
+  needs+=(curl)
+  command -v node >/dev/null || lacks "missing: node, 20 or newer"
+fi
 if is_chosen fuzz; then
   needs+=(cargo_fuzz)
 fi
@@ -246,6 +250,15 @@ if [[ -n $prepared ]]; then
       gate cost 900 "$target/debug/airwave-bench" --airwave "$target/release/airwave" cost
     else
       tell failed cost "the airwave binary or the bench does not build"
+    fi
+  fi
+
+  # README's commands, typed one by one.
+  if is_chosen first-minutes; then
+    if bounded 900 cargo build --locked --bin airwave; then
+      gate first-minutes 300 scripts/first-minutes.sh --binary "$target/debug/airwave" --port 0 --within 60
+    else
+      tell failed first-minutes "the airwave binary does not build"
     fi
   fi
 

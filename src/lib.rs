@@ -181,3 +181,12 @@ impl Builder {
         })
     }
 }
+
+/// The Rust of the documents compiles, and what runs does what they say.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/using.md")]
+    struct Using;
+}
