@@ -101,16 +101,16 @@ soon() {
   done
 }
 
-serves() { grep -q '^airwave listening on ' "$out/server"; }
+serves() { grep -qs '^airwave listening on ' "$out/server"; }
 # An id of an event that both listeners have printed: `id: N` over SSE, `N message …` over WebSocket.
 on_both() {
   local id
-  for id in $(sed -n 's/^\([0-9][0-9]*\) message .*/\1/p' "$out/websocket"); do
-    ! grep -q "^id: $id\$" "$out/sse1" || return 0
+  for id in $(sed -n 's/^\([0-9][0-9]*\) message .*/\1/p' "$out/websocket" 2>/dev/null); do
+    ! grep -qs "^id: $id\$" "$out/sse1" || return 0
   done
   return 1
 }
-has() { grep -q "$2" "$out/$1"; }
+has() { grep -qs "$2" "$out/$1"; }
 
 try() {
   local began seen='' streams=0 command

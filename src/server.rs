@@ -271,6 +271,34 @@ mod tests {
         is_named_rightly(&config, &request.body(()).unwrap().into_parts().0)
     }
 
+    struct Asks;
+
+    impl Handler for Asks {}
+
+    #[tokio::test]
+    async fn a_rule_whose_channels_have_a_handler_is_not_warned_of() {
+        let rule = |pattern: &str| format!("[[channels]]\nmatch = \"{pattern}\"\nuse_case = \"feed\"\n");
+        let file = format!(
+            "listen = \"0.0.0.0:0\"\npublish.open = false\n{}{}{}",
+            rule("a/{id}"),
+            rule("b/{id}"),
+            rule("{*rest}")
+        );
+        let config = Config::load(&crate::config::Sources::of_file("airwave.toml", file)).unwrap();
+        let handlers: Vec<(Pattern, Arc<dyn Handler>)> = ["a/{any}", "b/7"]
+            .into_iter()
+            .map(|pattern| (pattern.parse().unwrap(), Arc::new(Asks) as Arc<dyn Handler>))
+            .collect();
+        let hub = hub(&config, None, handlers).await.unwrap();
+        let warnings = config.warnings_beside(|pattern| hub.has_handler(pattern));
+        assert_eq!(warnings.len(), 1);
+        // The handler of "b/7" is asked about one channel of its rule.
+        assert!(
+            warnings[0].contains("of the rules \"b/{id}\", \"{*rest}\" and"),
+            "{warnings:?}"
+        );
+    }
+
     #[test]
     fn a_server_on_loopback_answers_at_its_own_names_alone() {
         let local = |host, through| answers("127.0.0.1:8080", &[], &[], host, through);

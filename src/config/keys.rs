@@ -265,6 +265,40 @@ mod tests {
         }
     }
 
+    /// A file that a document shows is one that the server takes.
+    #[test]
+    fn each_file_in_the_documents_is_read() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let documents = std::fs::read_dir(root.join("docs"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let mut files = 0;
+        for path in documents.chain([root.join("README.md")]) {
+            if path.extension().is_none_or(|end| end != "md") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            for block in text.split("\n```toml\n").skip(1) {
+                let (block, _) = block.split_once("\n```").unwrap();
+                if block.contains("[dependencies]") {
+                    continue;
+                }
+                files += 1;
+                let problems = file::apply(&mut Config::default(), "airwave.toml", block);
+                assert_eq!(problems, [], "{}:\n{block}", path.display());
+                if block.contains("[[channels]]") {
+                    let mut sources = Sources::of_file("airwave.toml", block);
+                    if !block.contains("publish.") && !block.contains("[publish]") {
+                        let token = ("AIRWAVE_PUBLISH_TOKEN".into(), "0123456789abcdef".into());
+                        sources.environment.push(token);
+                    }
+                    assert_eq!(Config::load(&sources).err(), None, "{}:\n{block}", path.display());
+                }
+            }
+        }
+        assert!(files >= 5, "{files}");
+    }
+
     #[test]
     fn each_example_is_read() {
         for key in keys() {

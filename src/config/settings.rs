@@ -290,7 +290,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |config| Shown::Flag(config.live_page),
         about: About::new(
             "Whether the page that shows the channels live is served, at `/` (without a configuration file: at `/live`). \
-             It answers this machine alone.",
+             It answers at `localhost` and IP addresses alone, and through no proxy that shows itself.",
             Range::Flag,
             "false",
         )
