@@ -159,6 +159,21 @@ need_redis_server() {
   export AIRWAVE_TEST_REDIS_SERVER
 }
 
+# Of Prometheus, which is not started. Only promtool is used: it checks what /metrics says.
+need_promtool() {
+  if [[ -z ${AIRWAVE_TEST_PROMTOOL:-} ]]; then
+    if ! first_command promtool >/dev/null; then
+      apt_install prometheus || return 1
+      # Not started now (see apt_install), and not at the next boot either.
+      if [[ -d /run/systemd/system ]]; then
+        as_root systemctl -q disable prometheus || true
+      fi
+    fi
+    AIRWAVE_TEST_PROMTOOL=$(command -v promtool) || return 1
+  fi
+  export AIRWAVE_TEST_PROMTOOL
+}
+
 need_nginx() {
   if [[ -z ${AIRWAVE_TEST_NGINX:-} ]]; then
     need_daemon nginx || return 1

@@ -161,7 +161,7 @@ if is_chosen test || is_chosen browser || is_chosen client || is_chosen chaos ||
   needs+=(redis_server)
 fi
 if is_chosen test; then
-  needs+=(nats_server nats_server_2_10 nats_server_2_9 faketime)
+  needs+=(nats_server nats_server_2_10 nats_server_2_9 faketime promtool)
 fi
 if is_chosen chaos || is_chosen matrix; then
   needs+=(nats_server faketime)

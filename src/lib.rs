@@ -33,6 +33,7 @@ pub mod config;
 pub mod listener;
 mod live;
 mod pages;
+mod process;
 pub mod server;
 pub mod signals;
 #[cfg(feature = "typescript")]

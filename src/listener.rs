@@ -4,10 +4,11 @@
 //! `axum::serve` has none of these. And it keeps about 12 KB for each connection that streams: here, once the routes have admitted an SSE or WebSocket
 //! listener over HTTP/1.1, the socket is taken back from hyper ([`Handover`]) and a bare task goes on with it.
 //!
-//! `admission` is who gets a place, `files` what open files leave room for, `forwarded` who the
+//! `admission` is who gets a place, `drain` waits aloud at the end, `files` what open files leave room for, `forwarded` who the
 //! client is behind proxies, `idle` how long a connection may wait.
 
 mod admission;
+mod drain;
 mod files;
 mod forwarded;
 mod idle;
@@ -144,7 +145,7 @@ pub async fn serve(
     serving: Serving,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let (drain, draining) = watch::channel(false);
+    let (begin_drain, draining) = watch::channel(false);
     let (cut, cutting) = watch::channel(false);
     let mut admission = Admission::new(&serving);
     hub.bound_connections(admission.listeners());
@@ -199,7 +200,7 @@ pub async fn serve(
     }
     drop(listener);
     hub.drain();
-    drain.send_replace(true);
+    begin_drain.send_replace(true);
     tasks.close();
     let everything = async {
         tasks.wait().await;
@@ -208,11 +209,7 @@ pub async fn serve(
             sleep(Duration::from_millis(20)).await;
         }
     };
-    if timeout(node.serving.drain, everything).await.is_err() {
-        tracing::warn!(
-            sessions = hub.sessions(),
-            "the grace time is over: cutting the connections that are left"
-        );
+    if !drain::wait(everything, node.serving.drain, &hub, tasks).await {
         hub.cut();
         cut.send_replace(true);
         let _ = timeout(Duration::from_millis(500), tasks.wait()).await;

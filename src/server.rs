@@ -16,9 +16,10 @@ use axum::middleware::{self, Next};
 use http::request::Parts;
 
 use crate::client;
-use crate::config::{AllowedOrigins, BrokerKind, Config, ConfigError, is_loopback_name};
+use crate::config::{AllowedOrigins, BrokerKind, Config, ConfigError, Origin, is_loopback_name};
 use crate::listener::{self, Serving};
 use crate::live;
+use crate::process;
 pub use crate::signals::asked_to_end;
 
 /// Why a node could not be put together or served.
@@ -103,7 +104,9 @@ pub(crate) async fn hub(
     for (pattern, handler) in handlers {
         builder = builder.handle(pattern, handler);
     }
-    Ok(builder.build())
+    let hub = builder.build();
+    process::add_to(hub.metrics());
+    Ok(hub)
 }
 
 /// All routes of a node. `embedded`: inside an application, whose address tells nothing about who reaches it.
@@ -198,6 +201,32 @@ fn named_rightly(config: &Config, app: Router) -> Router {
     }))
 }
 
+/// Rules whose patterns the log names.
+const NAMED_RULES: usize = 20;
+
+/// One line: what was set, and by which rules channels go. `airwave check` shows the rest.
+fn log_configuration(config: &Config) {
+    let written = |origin: &Origin| !matches!(origin, Origin::Default | Origin::Implied(_) | Origin::UseCase(_));
+    let settings: Vec<String> = config
+        .settings()
+        .filter(|(key, _, origin)| written(origin) || *key == "broker.url")
+        // Secrets are shown as set, and URLs without their credentials.
+        .map(|(key, shown, _)| format!("{key}={shown}"))
+        .collect();
+    let patterns: Vec<&str> = config.rules.iter().map(|rule| rule.pattern.as_str()).collect();
+    let mut rules = patterns[..patterns.len().min(NAMED_RULES)].join(" ");
+    if patterns.len() > NAMED_RULES {
+        rules += &format!(" and {} more", patterns.len() - NAMED_RULES);
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        file = config.file().unwrap_or("none"),
+        settings = settings.join("; "),
+        rules,
+        "configuration in force"
+    );
+}
+
 /// Serves `app` on the configured address through our own accept loop.
 pub(crate) async fn serve(
     config: &Config,
@@ -206,6 +235,7 @@ pub(crate) async fn serve(
     shutdown: impl Future<Output = ()>,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
+    log_configuration(config);
     let address = config.listen;
     let listener = listener::bind(address).map_err(|source| Error::Listen { address, source })?;
     let address = listener.local_addr()?;

@@ -469,3 +469,237 @@ fn an_address_in_use_is_said() {
         text(&output.stderr)
     );
 }
+
+/// What a server says at a path, with the head before it.
+fn get(server: &Server, path: &str, headers: &str) -> String {
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(AGES_TIME)).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn metrics(server: &Server, accept: &str) -> String {
+    let answer = get(server, "/metrics", &format!("Accept: {accept}\r\n"));
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(!head.contains("chunked"), "{head}");
+    body.to_owned()
+}
+
+/// Prometheus's own tool, or nothing, where it need not be here.
+fn promtool() -> Option<PathBuf> {
+    let named = std::env::var_os("AIRWAVE_TEST_PROMTOOL").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = || {
+        std::env::split_paths(&path)
+            .map(|dir| dir.join("promtool"))
+            .find(|file| file.is_file())
+    };
+    let tool = named.or_else(found);
+    if tool.is_none() {
+        assert!(
+            std::env::var_os("AIRWAVE_TEST_REQUIRE_ALL").is_none_or(|all| all != "1"),
+            "promtool is missing: install the package prometheus, or name it in AIRWAVE_TEST_PROMTOOL"
+        );
+        eprintln!("skipped: there is no promtool");
+    }
+    tool
+}
+
+#[test]
+fn prometheus_finds_nothing_to_say_about_the_metrics() {
+    let Some(promtool) = promtool() else { return };
+    let server = Server::start();
+    let (_listener, _) = server.listen(&["a/b"]);
+    server.publish(&["a/b", "1"]);
+    let plain = metrics(&server, "text/plain");
+    for name in [
+        "process_resident_memory_bytes ",
+        "process_open_fds ",
+        "process_cpu_seconds_total ",
+        "process_start_time_seconds ",
+        "airwave_build_info{version=",
+        "airwave_events_published_total{rule=\"{*channel}\"} 1",
+        "airwave_connections{format=\"sse\"} 1",
+    ] {
+        assert!(plain.lines().any(|line| line.starts_with(name)), "{name} in {plain}");
+    }
+    assert!(!plain.contains("airwave_broker_silent_seconds"), "memory: cannot be silent");
+    let mut check = Command::new(&promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    check.stdin.take().unwrap().write_all(plain.as_bytes()).unwrap();
+    let output = check.wait_with_output().unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+
+    // `check metrics` reads the older format alone. What reads the other one wants a time with each
+    // value.
+    let open = metrics(&server, "application/openmetrics-text");
+    assert!(open.ends_with("\n# EOF\n"), "{open}");
+    let timed = |line: &str| match line.starts_with('#') {
+        true => format!("{line}\n"),
+        false => format!("{line} 1700000000\n"),
+    };
+    let file = server.folder.0.join("open.txt");
+    std::fs::write(&file, open.lines().map(timed).collect::<String>()).unwrap();
+    let output = Command::new(&promtool)
+        .args(["tsdb", "create-blocks-from", "openmetrics"])
+        .args([&file, &server.folder.0.join("blocks")])
+        .output()
+        .unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let names = |text: &str| {
+        let series = text.lines().filter(|line| !line.starts_with('#'));
+        series
+            .map(|line| line.rsplit_once(' ').unwrap().0.to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&plain), names(&open));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_start_and_a_drain_are_told_line_by_line() {
+    let folder = Folder::with(
+        "broker.url = \"memory:\"\ndrain = \"120s\"\n[publish]\ntoken = \"0123456789abcdef\"\n\
+         [[channels]]\nmatch = \"orders/{id}\"\nuse_case = \"feed\"\n[log]\nformat = \"json\"\n",
+    );
+    let mut server = Server::start_in(folder, &[]);
+    let line = wait_for(&server.log, "configuration in force");
+    let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (value["level"].as_str(), value["file"].as_str()),
+        (Some("INFO"), Some("airwave.toml"))
+    );
+    assert_eq!(value["rules"], "orders/{id}");
+    assert!(value["settings"].as_str().unwrap().contains("drain=2m; "), "{line}");
+    assert!(!line.contains("0123456789abcdef"), "{line}");
+    // A request that is under way, so that the drain has to wait.
+    let address = server.url.strip_prefix("http://").unwrap().to_owned();
+    let mut stream = std::net::TcpStream::connect(&address).unwrap();
+    let head = format!(
+        "POST /publish HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer 0123456789abcdef\r\n\
+         Content-Type: application/json\r\nContent-Length: 30\r\nExpect: 100-continue\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    // The server says so when it waits for the body.
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100");
+    server.process.signal("-TERM");
+    let begun = wait_for(&server.log, "draining: nothing new is taken in");
+    assert!(begun.contains("\"connections\":"), "{begun}");
+    let waits = wait_for(&server.log, "draining: waits for");
+    let value: serde_json::Value = serde_json::from_str(&waits).unwrap();
+    assert_eq!(
+        (value["connections"].as_u64(), value["sessions"].as_u64()),
+        (Some(1), Some(0)),
+        "{waits}"
+    );
+    assert!(value["seconds_left"].as_u64().unwrap() > 60);
+    drop(stream);
+    wait_for(&server.log, "\"message\":\"drained\"");
+    assert_eq!(server.process.wait().code(), Some(0));
+}
+
+#[test]
+fn what_ends_the_process_at_its_start_is_one_line_of_the_log() {
+    let json = |output: &Output| {
+        let said = text(&output.stderr);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let value: serde_json::Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+        assert_eq!(
+            (value["level"].as_str(), value["target"].as_str()),
+            (Some("ERROR"), Some("airwave"))
+        );
+        assert!(value["timestamp"].is_string());
+        value["message"].as_str().unwrap().to_owned()
+    };
+    let wrong = Folder::with("[limits]\nconections = 5\n[log]\nformat = \"json\"\n[[channels]]\nmatch = \"a\"\n");
+    let output = wrong.airwave(&[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(json(&output).contains("did you mean \"connections\"?"));
+
+    let folder = Folder::new();
+    let output = folder
+        .airwave(&["--log-format", "json", "--config", "other.toml"])
+        .output()
+        .unwrap();
+    assert!(json(&output).starts_with("cannot read other.toml: "));
+    let output = folder.airwave(&["--log-format=json", "--port", "80"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(json(&output).contains("--listen 127.0.0.1:8080"));
+    let output = folder.airwave(&["--port", "80"]).output().unwrap();
+    assert!(text(&output.stderr).contains("tip: the port is part of the address: --listen 127.0.0.1:8080"));
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = folder
+        .airwave(&["--listen", &address, "--log", "off"])
+        .env("AIRWAVE_LOG_FORMAT", "json")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(json(&output).contains("choose another address with --listen"));
+    let output = folder
+        .airwave(&["--listen", "127.0.0.1:0", "--log", "off"])
+        .env("AIRWAVE_LOG_FORMAT", "json")
+        .env("AIRWAVE_BROKER_URL", format!("redis://:secret@{address}"))
+        .output();
+    // The listener above takes the connection and says nothing.
+    assert!(!json(&output.unwrap()).contains("secret"));
+}
+
+#[test]
+fn a_client_says_something_from_the_command_line() {
+    let folder =
+        Folder::with("[[channels]]\nmatch = \"chat/{room}\"\nuse_case = \"chat\"\nsend = \"publish\"\npresence = false\n");
+    let server = Server::start_in(folder, &[]);
+    let (mut listener, _) = server.listen(&["chat/lobby", "--count", "2"]);
+    let output = server.run(&["send", "chat/lobby", "{\"text\":\"hi\"}", "--event", "say"]);
+    assert_eq!(
+        (text(&output.stdout).as_str(), output.status.code()),
+        ("", Some(0)),
+        "{}",
+        text(&output.stderr)
+    );
+    let output = server.run(&["send", "chat/lobby", "7", "--text", "--key", "k"]);
+    assert!(output.status.success());
+    let (heard, code) = listener.output();
+    let heard: Vec<&str> = heard.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    assert_eq!((heard, code), (vec!["say {\"text\":\"hi\"}", "message 7"], Some(0)));
+    let output = server.run(&["send", "nowhere", "x"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("unknown-channel"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_refused_origin_is_told_once_with_what_to_write() {
+    let server = Server::start();
+    for _ in 0..300 {
+        let answer = get(&server, "/channels/a", "Origin: https://app.example\r\n");
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    }
+    let line = wait_for(&server.log, "refused a page");
+    assert!(
+        line.contains("'origins'") && line.contains("https://app.example") && line.contains("127.0.0.1"),
+        "{line}"
+    );
+    let Server { process, log, .. } = server;
+    drop(process);
+    let rest: Vec<String> = log.iter().filter(|line| line.contains("app.example")).collect();
+    assert!(rest.is_empty(), "{rest:?}");
+}

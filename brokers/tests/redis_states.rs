@@ -252,8 +252,6 @@ async fn refuses_writes(url: &str, cause: &str, refuse: impl AsyncFnOnce(), allo
     assert!(error.to_string().contains(cause) && error.public, "{error}");
     let error = unavailable(broker.publish(&name("a"), say("refused"))).await;
     assert!(error.contains(cause), "{error}");
-    let error = node.hub.ready().await.unwrap_err();
-    assert!(error.contains(cause), "{error}");
     let refusal = node.hub.channel("a").unwrap().end().await.unwrap_err();
     assert!(refusal.message.contains(cause), "{}", refusal.message);
     let told = async {
@@ -262,6 +260,8 @@ async fn refuses_writes(url: &str, cause: &str, refuse: impl AsyncFnOnce(), allo
         }
     };
     timeout(PATIENCE, told).await.expect("airwave_broker_up stays 1");
+    let error = node.hub.ready().await.unwrap_err();
+    assert!(error.contains(cause), "{error}");
     allow().await;
     insist(async || broker.ping().await).await;
     let position = insist(async || broker.publish(&name("a"), say("taken")).await).await.position;

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use prometheus_client::metrics::counter::Counter;
 
 use crate::event::{ChannelName, Event, EventName, Message, Position};
 use crate::idempotency::{Fingerprint, ScopedKey};
@@ -66,7 +65,7 @@ pub trait Broker: Send + Sync + 'static {
     /// Where this broker notes what the node's figures shall say of it; asked once, when the node starts. One that has no connection to
     /// lose has nothing to note.
     fn pulse(&self) -> Pulse {
-        Pulse::default()
+        Pulse::in_process()
     }
 }
 
@@ -80,20 +79,37 @@ struct Noted {
     since: Instant,
     /// Of the last sign of life: ms after `since`.
     heard: AtomicU64,
-    reconnects: Counter,
+    reconnects: AtomicU64,
+    /// Whether there is a connection to anything.
+    remote: bool,
 }
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self(Arc::new(Noted {
-            since: Instant::now(),
-            heard: AtomicU64::new(0),
-            reconnects: Counter::default(),
-        }))
+        Self::new(true)
     }
 }
 
 impl Pulse {
+    fn new(remote: bool) -> Self {
+        Self(Arc::new(Noted {
+            since: Instant::now(),
+            heard: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+            remote,
+        }))
+    }
+
+    /// Of a broker within this process, which has no backbone that could be silent.
+    pub fn in_process() -> Self {
+        Self::new(false)
+    }
+
+    /// Whether there is a backbone that could be silent.
+    pub(crate) fn can_be_silent(&self) -> bool {
+        self.0.remote
+    }
+
     /// The backbone has delivered something: a probe of this node's, for example.
     pub fn heard(&self) {
         self.0.heard.store(self.now(), Ordering::Relaxed);
@@ -101,21 +117,17 @@ impl Pulse {
 
     /// A connection to the backbone was lost and has been made again.
     pub fn reconnected(&self) {
-        self.0.reconnects.inc();
+        self.0.reconnects.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How often [`Pulse::reconnected`] was noted.
     pub fn reconnects(&self) -> u64 {
-        self.0.reconnects.get()
+        self.0.reconnects.load(Ordering::Relaxed)
     }
 
     /// How long ago the backbone delivered anything; at first, how long this has been there.
     pub fn silent_for(&self) -> Duration {
         Duration::from_millis(self.now().saturating_sub(self.0.heard.load(Ordering::Relaxed)))
-    }
-
-    pub(crate) fn counter(&self) -> Counter {
-        self.0.reconnects.clone()
     }
 
     fn now(&self) -> u64 {

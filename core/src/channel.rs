@@ -210,8 +210,8 @@ impl Backbone {
         }
     }
 
-    /// Publishes within the broker's time.
-    pub(crate) async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, Refusal> {
+    /// Publishes within the broker's time. `rule`: where the figures of the channel's rule stand.
+    pub(crate) async fn publish(&self, channel: &ChannelName, rule: usize, publish: Publish) -> Result<Published, Refusal> {
         let weight = publish.message.weight();
         let events = 1 + u64::from(publish.end_behind().is_some());
         if weight > self.limits.message_bytes {
@@ -240,9 +240,9 @@ impl Backbone {
         match result {
             Ok(published) => {
                 self.unanswered.answered();
-                self.metrics.publish_seconds.observe(begin.elapsed().as_secs_f64());
+                self.metrics.publish_seconds.observe(begin.elapsed());
                 if !published.duplicate {
-                    self.metrics.published.inc_by(events);
+                    self.metrics.by_rule(rule).published(events);
                 }
                 Ok(published)
             }
@@ -323,6 +323,8 @@ pub struct Channel {
     backbone: Arc<Backbone>,
     name: ChannelName,
     rule: Arc<Rule>,
+    /// Where the rule's figures stand.
+    figures: usize,
     params: Params,
     /// Set where a client's message brought a key: what the handler publishes through this handle is then repeatable.
     key: Option<Arc<ClientKey>>,
@@ -341,6 +343,7 @@ struct ClientKey {
 impl Channel {
     pub(crate) fn new(backbone: Arc<Backbone>, name: ChannelName, rule: Arc<Rule>, params: Params) -> Self {
         Self {
+            figures: backbone.metrics.index_of(&rule),
             backbone,
             name,
             rule,
@@ -418,7 +421,7 @@ impl Channel {
         if let (None, Some(key)) = (&publish.idempotency_key, &self.key) {
             publish.idempotency_key = Some(key.next());
         }
-        self.backbone.publish(&self.name, publish).await
+        self.backbone.publish(&self.name, self.figures, publish).await
     }
 
     /// Ends the channel: its listeners are told and let go, and it takes no more events.

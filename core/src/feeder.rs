@@ -128,7 +128,8 @@ impl Feeder {
         // history.
         let history = PageLimit::events(history).with_bytes(backbone.limits.ring_bytes.saturating_mul(2));
         let history = backbone.replay(&name, None, history).await?;
-        let log = Log::open(name, rule, &backbone.limits, history)
+        let figures = backbone.metrics.by_rule(backbone.metrics.index_of(&rule)).clone();
+        let log = Log::open(name, rule, figures, &backbone.limits, history)
             .map(Arc::new)
             .ok_or_else(torn)?;
         let feeder = Arc::new_cyclic(|me| Feeder {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use slab::Slab;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::address::{AddressCounts, AddressKey, AddressPlace};
@@ -24,7 +25,7 @@ use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Rep
 use crate::idempotency::KeySource;
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
-use crate::log::{MAX_WIRES, WireSlot};
+use crate::log::WireSlot;
 use crate::metrics::Metrics;
 use crate::patience::{self, Patience};
 use crate::rate::Rates;
@@ -33,7 +34,8 @@ use crate::roster::Presence;
 use crate::rule::{Limits, Params, Pattern, Rule, Rules, SendPolicy, TransportName};
 use crate::shrink::shrink;
 use crate::vitals::Vitals;
-use crate::wire::Wire;
+use crate::warnings::{Warning, Warnings};
+use crate::wire::{MAX_WIRES, Wire};
 
 /// How often the hub looks after its sessions and logs; oftener where a limit is shorter.
 const TICK: Duration = Duration::from_secs(1);
@@ -85,7 +87,9 @@ pub(crate) struct Inner {
     draining: AtomicBool,
     /// Counts the times that listeners have to be told that the broker is gone.
     pub(crate) stale: AtomicU32,
-    broker_down: Mutex<Option<(Instant, String)>>,
+    /// What the last probe of the broker came to; `None`: the first has no answer yet.
+    broker: watch::Sender<Option<Result<(), String>>>,
+    warnings: Warnings,
     started: Instant,
     /// Milliseconds since the start, plus one, as of the last tick.
     pub(crate) clock: AtomicU64,
@@ -250,7 +254,7 @@ impl HubBuilder {
         });
         let places = self.limits.connections;
         let backbone = Arc::new(Backbone {
-            metrics: Metrics::new(self.broker.pulse()),
+            metrics: Metrics::new(self.broker.pulse(), &self.rules),
             presence,
             broker: self.broker,
             rules: self.rules,
@@ -261,6 +265,7 @@ impl HubBuilder {
             keys: KeyCounts::default(),
             jitter: self.jitter,
         });
+        backbone.metrics.connections_limit.set(places as i64);
         let limits = &backbone.limits;
         let (requests, new_channels) = (limits.requests_per_second, limits.new_channels_per_minute);
         let inner = Arc::new(Inner {
@@ -282,7 +287,8 @@ impl HubBuilder {
             client_keys: KeyCounts::default(),
             draining: AtomicBool::new(false),
             stale: AtomicU32::new(0),
-            broker_down: Mutex::default(),
+            broker: watch::Sender::new(None),
+            warnings: Warnings::default(),
             started: Instant::now(),
             clock: AtomicU64::new(1),
             runtime: Handle::current(),
@@ -358,16 +364,28 @@ impl Hub {
         self.0.started.elapsed()
     }
 
-    /// Whether this node can deliver. The error says why not, for operators.
+    /// Whether this node can deliver, as it was when the broker was last asked: the node asks every
+    /// second. Answers at once, but for a node whose first question has no answer yet.
+    ///
+    /// # Errors
+    /// Why not, for operators.
     pub async fn ready(&self) -> Result<(), String> {
         if self.is_draining() {
             return Err("draining".into());
         }
-        match timeout(self.limits().broker_timeout, self.0.backbone.broker.ping()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(format!("broker {}: {error}", self.broker_name())),
-            Err(_) => Err(format!("broker {} does not answer", self.broker_name())),
+        let mut broker = self.0.broker.subscribe();
+        let first = timeout(self.limits().broker_timeout, broker.wait_for(Option::is_some)).await;
+        match first {
+            Ok(Ok(answer)) => answer.clone().unwrap_or(Ok(())),
+            Ok(Err(_)) | Err(_) => Err(format!("broker {} has not answered yet", self.broker_name())),
         }
+    }
+
+    /// Warns the operator of something that a client at `peer` causes: a few lines a minute for each
+    /// cause and one for each address; what is more is counted, and summed up in one line. `detail`
+    /// is shown shortened and quoted; it must not hold a secret.
+    pub fn warn(&self, warning: Warning, peer: Option<IpAddr>, detail: &str) {
+        self.0.warnings.warn(warning, peer, detail);
     }
 
     /// Begins to go away: no new connections, and every session is told to end. Returns at once.
@@ -414,7 +432,8 @@ impl Hub {
     /// Lowers the number of connections that this node takes in to `count`, for example because it
     /// may not open more files. Does nothing if `limits.connections` is lower.
     pub fn bound_connections(&self, count: usize) {
-        self.0.places.fetch_min(count, Ordering::Relaxed);
+        let before = self.0.places.fetch_min(count, Ordering::Relaxed);
+        self.metrics().connections_limit.set(before.min(count) as i64);
     }
 
     /// Carries out one client's request: everything that it asks of the broker shares one time,
@@ -567,7 +586,10 @@ impl Hub {
                         let request = lock(&connection.request).clone();
                         let request = request.ok_or_else(|| Refusal::internal("the connection can no longer be identified"))?;
                         let call = self.call("connect", name, None);
-                        call.wait(|| handler.connect(&request)).await??
+                        let identity = call.wait(|| handler.connect(&request)).await;
+                        identity.and_then(|identity| identity).inspect_err(|refusal| {
+                            self.warn_of(refusal, connection, name);
+                        })?
                     }
                     None => Identity::anonymous(),
                 };
@@ -624,6 +646,13 @@ impl Hub {
         };
         let call = self.call("subscribe", admission.channel.name(), None);
         call.wait(|| handler.subscribe(&admission.client, &admission.channel)).await?
+    }
+
+    /// A client that a handler asks who it is showed nothing, or something wrong.
+    fn warn_of(&self, refusal: &Refusal, connection: &Connection, name: &ChannelName) {
+        if refusal.code == Code::Unauthorized {
+            self.warn(Warning::WrongToken, connection.peer, name.as_str());
+        }
     }
 
     /// A call of a handler, in which panics are caught.
@@ -870,6 +899,10 @@ impl Hub {
 
     /// The channels that are open on this node, in the order of their names; at most `limit`.
     pub fn channels(&self, limit: usize) -> Vec<ChannelState> {
+        let names: Vec<&'static str> = {
+            let wires = self.0.wires.read().unwrap_or_else(PoisonError::into_inner);
+            wires.iter().map(|slot| slot.wire.name()).collect()
+        };
         let feeders: Vec<_> = lock(&self.0.logs).values().cloned().collect();
         let mut states: Vec<_> = feeders
             .into_iter()
@@ -882,7 +915,12 @@ impl Hub {
                     cursor: log.head(),
                     events,
                     bytes,
-                    listeners: log.listeners(),
+                    listeners: names
+                        .iter()
+                        .zip(log.listeners())
+                        .filter(|(_, count)| *count > 0)
+                        .map(|(name, count)| (*name, count))
+                        .collect(),
                     ended,
                 }
             })
@@ -906,6 +944,16 @@ impl Connection {
     /// A number that tells connections of this node apart.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// How it is connected.
+    pub fn transport(&self) -> &TransportName {
+        &self.transport
+    }
+
+    /// The client's address, where it is known.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
     }
 
     /// The node it is connected to.
@@ -952,6 +1000,7 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
         }
         hub.requests.sweep();
         hub.new_channels.sweep();
+        hub.warnings.sweep();
         if names.is_empty() {
             let logs = lock(&hub.logs);
             names = logs.keys().cloned().collect();
@@ -983,8 +1032,9 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
 
 /// Asks the broker whether it is there, so that listeners of a node without one are told.
 async fn watch_broker(hub: Weak<Inner>) {
-    let mut ticks = interval(TICK * 2);
+    let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut down: Option<Instant> = None;
     let mut told = false;
     loop {
         ticks.tick().await;
@@ -997,22 +1047,23 @@ async fn watch_broker(hub: Weak<Inner>) {
         };
         let Some(hub) = hub.upgrade() else { return };
         hub.backbone.metrics.broker_up.set(i64::from(answer.is_ok()));
-        let mut down = lock(&hub.broker_down);
+        let name = hub.backbone.broker.name();
+        hub.broker
+            .send_replace(Some(answer.clone().map_err(|error| format!("broker {name}: {error}"))));
         match answer {
             Ok(()) => {
-                if let Some((since, _)) = down.take() {
+                if let Some(since) = down.take() {
                     tracing::info!(seconds = since.elapsed().as_secs(), "the broker is back");
                 }
                 told = false;
             }
             Err(error) => {
-                let (since, _) = down.get_or_insert_with(|| {
-                    tracing::warn!(broker = hub.backbone.broker.name(), error, "the broker is gone");
-                    (Instant::now(), error)
+                let since = down.get_or_insert_with(|| {
+                    tracing::warn!(broker = name, error, "the broker is gone");
+                    Instant::now()
                 });
                 if !told && since.elapsed() >= STALE_AFTER {
                     told = true;
-                    drop(down);
                     hub.stale.fetch_add(1, Ordering::SeqCst);
                     for (_, session) in &*lock(&hub.sessions) {
                         session.alarm();

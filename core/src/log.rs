@@ -15,15 +15,12 @@ use tokio::time::Instant;
 
 use crate::broker::{Publish, Replay};
 use crate::event::{ChannelName, Event, Position};
-use crate::metrics::WireMetrics;
+use crate::metrics::{RuleMetrics, WireMetrics};
 use crate::rule::{Delivery, Limits, ReplayOnSubscribe, Rule};
 use crate::shrink::shrink;
 use crate::sync::{AtomicU64, Mutex, MutexGuard};
 use crate::vitals::Vitals;
-use crate::wire::{Gap, GapReason, Notice, Wire};
-
-/// How many wires a hub can have. Each entry of a ring has a slot for each.
-pub(crate) const MAX_WIRES: usize = 4;
+use crate::wire::{Gap, GapReason, MAX_WIRES, Notice, Wire};
 
 /// How much one read takes at most, unless a single event is larger. Bounds what a connection holds.
 pub(crate) const READ_BYTES: usize = 64 << 10;
@@ -150,6 +147,8 @@ impl Entry {
 pub(crate) struct Log {
     pub(crate) name: ChannelName,
     pub(crate) rule: Arc<Rule>,
+    /// The figures of the rule.
+    pub(crate) figures: Arc<RuleMetrics>,
     /// One past the last place that listeners may read. Lags behind the ring's end only where the rule has a rate.
     visible: AtomicU64,
     ring: Mutex<Ring>,
@@ -195,7 +194,8 @@ struct Latest {
 
 #[derive(Default)]
 struct Seats {
-    listeners: Slab<(Arc<Vitals>, &'static str)>,
+    /// Each with the index of its wire.
+    listeners: Slab<(Arc<Vitals>, u8)>,
     closed: bool,
     empty_since: Option<Instant>,
 }
@@ -324,7 +324,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Log {
     /// A log that begins with the newest page of the channel's history. `None`: events are missing
     /// in that page, so a caller that came to this log would miss them without a word.
-    pub(crate) fn open(name: ChannelName, rule: Arc<Rule>, limits: &Limits, history: Replay) -> Option<Self> {
+    pub(crate) fn open(
+        name: ChannelName,
+        rule: Arc<Rule>,
+        figures: Arc<RuleMetrics>,
+        limits: &Limits,
+        history: Replay,
+    ) -> Option<Self> {
         if history.more || is_torn(&history) {
             return None;
         }
@@ -356,6 +362,7 @@ impl Log {
             max_bytes: limits.ring_bytes,
             name,
             rule,
+            figures,
         };
         {
             let mut ring = lock(&log.ring);
@@ -457,24 +464,22 @@ impl Log {
     }
 
     /// Takes a seat: from now on the listener's bell rings. `wire` says over what, for people. `None`: the log has been closed, open it again.
-    pub(crate) fn sit(self: &Arc<Self>, listener: Arc<Vitals>, wire: &'static str) -> Option<Seat> {
+    pub(crate) fn sit(self: &Arc<Self>, listener: Arc<Vitals>, wire: usize) -> Option<Seat> {
         let mut seats = lock(&self.seats);
         if seats.closed {
             return None;
         }
         seats.empty_since = None;
-        let key = seats.listeners.insert((listener, wire));
+        let key = seats.listeners.insert((listener, wire as u8));
+        self.figures.subscribed(wire);
         Some(Seat { log: self.clone(), key })
     }
 
-    /// How many listeners there are, by wire.
-    pub(crate) fn listeners(&self) -> Vec<(&'static str, usize)> {
-        let mut counts: Vec<(&'static str, usize)> = Vec::new();
+    /// How many listeners there are, by the index of their wire.
+    pub(crate) fn listeners(&self) -> [usize; MAX_WIRES] {
+        let mut counts = [0; MAX_WIRES];
         for (_, (_, wire)) in &lock(&self.seats).listeners {
-            match counts.iter_mut().find(|(name, _)| name == wire) {
-                Some((_, count)) => *count += 1,
-                None => counts.push((wire, 1)),
-            }
+            counts[usize::from(*wire)] += 1;
         }
         counts
     }
@@ -870,7 +875,9 @@ pub(crate) struct Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut seats = lock(&self.log.seats);
-        seats.listeners.try_remove(self.key);
+        if let Some((_, wire)) = seats.listeners.try_remove(self.key) {
+            self.log.figures.unsubscribed(usize::from(wire));
+        }
         if seats.listeners.is_empty() {
             seats.empty_since = Some(Instant::now());
         }
@@ -953,7 +960,7 @@ mod tests {
             head: Position(BIRTH),
             ended: false,
         };
-        Arc::new(Log::open(ChannelName::new("c").unwrap(), rule, &limits, history).unwrap())
+        Arc::new(Log::open(ChannelName::new("c").unwrap(), rule, Arc::default(), &limits, history).unwrap())
     }
 
     #[derive(Debug, Clone)]
@@ -1334,7 +1341,16 @@ mod loom_tests {
             head: BIRTH,
             ended: false,
         };
-        Arc::new(Log::open(ChannelName::new("c").unwrap(), Arc::new(rule), &limits, history).unwrap())
+        Arc::new(
+            Log::open(
+                ChannelName::new("c").unwrap(),
+                Arc::new(rule),
+                Arc::default(),
+                &limits,
+                history,
+            )
+            .unwrap(),
+        )
     }
 
     fn event(position: u64) -> Arc<Event> {
@@ -1392,7 +1408,7 @@ mod loom_tests {
                 thread::spawn(move || (101..=102).for_each(|position| publish(&log, position)))
             };
             let listener = Arc::new(Vitals::default());
-            let seat = log.sit(listener.clone(), "x").unwrap();
+            let seat = log.sit(listener.clone(), 0).unwrap();
             let place = log.begin_fresh().unwrap();
             if place.cursor.0 < 102 {
                 let heard = read_to(&log, &listener, place.next, 102);
@@ -1413,7 +1429,7 @@ mod loom_tests {
                 thread::spawn(move || (101..=102).for_each(|position| publish(&log, position)))
             };
             let listener = Arc::new(Vitals::default());
-            let seat = log.sit(listener.clone(), "x").unwrap();
+            let seat = log.sit(listener.clone(), 0).unwrap();
             let mut next = 0;
             block_on(std::future::poll_fn(|cx| {
                 loop {
@@ -1439,7 +1455,7 @@ mod loom_tests {
         check(|| {
             let log = log();
             let listeners = [(); 2].map(|()| Arc::new(Vitals::default()));
-            let [leaves, stays] = listeners.each_ref().map(|listener| log.sit(listener.clone(), "x").unwrap());
+            let [leaves, stays] = listeners.each_ref().map(|listener| log.sit(listener.clone(), 0).unwrap());
             let leaver = thread::spawn(move || drop(leaves));
             let publisher = {
                 let log = log.clone();
@@ -1459,13 +1475,13 @@ mod loom_tests {
             let log = log();
             let sitter = {
                 let log = log.clone();
-                thread::spawn(move || log.sit(Arc::default(), "x"))
+                thread::spawn(move || log.sit(Arc::default(), 0))
             };
             let closed = log.close_if_unused(Duration::ZERO);
             let seat = sitter.join().unwrap();
             assert_ne!(closed, seat.is_some());
             drop(seat);
-            assert!(log.close_if_unused(Duration::ZERO) && log.sit(Arc::default(), "x").is_none());
+            assert!(log.close_if_unused(Duration::ZERO) && log.sit(Arc::default(), 0).is_none());
         });
     }
 }

@@ -26,12 +26,12 @@ use crate::directory::{BEAT_EVERY, Beat, Directory, Entry, MAX_MEMBER, NODE_EXPI
 use crate::event::{ChannelName, Data, JsonText, Position};
 use crate::jitter::Jitter;
 use crate::line::Sink;
-use crate::log::{MAX_WIRES, READ_BYTES, WireSlot};
+use crate::log::{READ_BYTES, WireSlot};
 use crate::patience;
 use crate::refusal::Refusal;
 use crate::shrink::shrink;
 use crate::vitals::Vitals;
-use crate::wire::{Change, Member, Notice};
+use crate::wire::{Change, MAX_WIRES, Member, Notice};
 
 /// How long a member whose connection broke still counts, so that a page that is loaded again neither leaves nor joins.
 const GRACE: Duration = Duration::from_secs(3);

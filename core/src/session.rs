@@ -22,10 +22,12 @@ use crate::feeder::{Feeder, lost_reason};
 use crate::handler::{Client, Handler, LeaveReason};
 use crate::hub::{Connection, Hub, WireHandle};
 use crate::log::{Batch, Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
+pub use crate::metrics::CloseCause;
 use crate::refusal::Refusal;
 use crate::roster::{Attendance, Presence};
 use crate::rule::{Delivery, SlowPolicy};
 use crate::vitals::{HEARTBEAT, SILENT, STALLED, Vitals};
+use crate::warnings::Warning;
 use crate::wire::{GapReason, Notice, Stamp};
 
 /// How many events a listener is given from the broker's history at a time.
@@ -110,6 +112,8 @@ pub struct Session {
     slot: Arc<WireSlot>,
     hub: Hub,
     closed: Option<CloseReason>,
+    /// Why it ends, where `closed` does not say so.
+    cause: Option<CloseCause>,
     reads: u32,
     /// Who is read first, so that a busy channel does not starve the others.
     first: usize,
@@ -127,7 +131,8 @@ pub struct Session {
 pub struct Joiner {
     connection: Arc<Connection>,
     vitals: Arc<Vitals>,
-    wire: &'static str,
+    /// The index of its wire.
+    wire: usize,
     presence: bool,
 }
 
@@ -362,6 +367,13 @@ impl Session {
         let hub = connection.hub.clone();
         let vitals = Arc::new(Vitals::new(hub.0.clock.load(Ordering::Relaxed)));
         let inner = &hub.0;
+        tracing::debug!(
+            connection = connection.id,
+            format = slot.wire.name(),
+            transport = %connection.transport(),
+            address = ?connection.peer(),
+            "connected"
+        );
         let key = inner
             .sessions
             .lock()
@@ -379,6 +391,7 @@ impl Session {
             reads: 0,
             first: 0,
             closed: None,
+            cause: None,
             ends_with_channels: false,
             visible_heartbeat: false,
             drained: false,
@@ -416,7 +429,7 @@ impl Session {
         Joiner {
             connection: self.connection.clone(),
             vitals: self.vitals.clone(),
-            wire: self.slot.wire.name(),
+            wire: self.slot.index,
             presence: false,
         }
     }
@@ -503,6 +516,7 @@ impl Session {
             let listener = listens.then(|| self.vitals.clone());
             presence.attend(&name, client.user_id(), client.meta(), listener)
         });
+        tracing::debug!(connection = self.connection.id, channel = %name, resumed, "subscribed");
         self.drained = false;
         self.subscriptions.push(Subscription {
             attendance,
@@ -582,12 +596,41 @@ impl Session {
         self.vitals.bell.listen(cx);
         let flags = self.vitals.flags();
         if flags & STALLED != 0 {
+            self.stalls();
             Poll::Ready(CloseReason::Stalled)
         } else if flags & SILENT != 0 {
+            self.ends_by(CloseCause::Idle);
             Poll::Ready(CloseReason::Silent)
         } else {
             Poll::Pending
         }
+    }
+
+    /// Notes why the connection ends, where a transport ends it by itself. The first note counts.
+    pub fn ends_by(&mut self, cause: CloseCause) {
+        self.cause.get_or_insert(cause);
+    }
+
+    /// It is cut: by itself, or because the node's drain has taken too long.
+    fn stalls(&mut self) {
+        let draining = self.hub.is_draining();
+        self.ends_by(if draining {
+            CloseCause::DrainTimeout
+        } else {
+            CloseCause::Stalled
+        });
+    }
+
+    fn close_cause(&self) -> CloseCause {
+        let told = match self.closed {
+            Some(CloseReason::Ended) => Some(CloseCause::Ended),
+            Some(CloseReason::Drain { .. }) => Some(CloseCause::Drain),
+            Some(CloseReason::TooSlow) => Some(CloseCause::TooSlow),
+            Some(CloseReason::Silent) => Some(CloseCause::Idle),
+            Some(CloseReason::Stalled) => Some(CloseCause::Stalled),
+            None => None,
+        };
+        self.cause.or(told).unwrap_or(CloseCause::Client)
     }
 
     fn stamp_cursor(&self) -> Option<Cursor> {
@@ -644,6 +687,7 @@ impl Session {
     fn heed(&mut self, out: &mut Vec<Bytes>) -> Option<CloseReason> {
         let flags = self.vitals.take_flags();
         if flags & STALLED != 0 {
+            self.stalls();
             return Some(CloseReason::Stalled);
         }
         if flags & SILENT != 0 {
@@ -724,6 +768,13 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.slot.metrics.connections.dec();
+        let cause = self.close_cause();
+        self.hub.metrics().closed(cause);
+        let (connection, address) = (self.connection.id, self.connection.peer());
+        tracing::debug!(connection, ?address, cause = cause.as_str(), "closed");
+        if cause == CloseCause::Stalled {
+            self.hub.warn(Warning::StalledWrite, address, "");
+        }
         let mut sessions = self.hub.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.try_remove(self.key);
         if sessions.len() * 4 < sessions.capacity() && sessions.capacity() > 1024 {
@@ -796,9 +847,9 @@ impl Subscription {
                         }
                         (self.cursor, self.link) = (batch.cursor, batch.link);
                         self.ended = batch.ended;
-                        reading.count(batch.events, batch.bytes.len(), batch.oldest);
+                        reading.count(log, batch.events, batch.bytes.len(), batch.oldest);
                         if let Some(reason) = batch.gap {
-                            reading.hub.metrics().gap(reason);
+                            log.figures.gap(reason);
                         }
                         reading.out.push(batch.bytes);
                         return Ok(());
@@ -848,7 +899,7 @@ impl Subscription {
             self.skip_through = Position::ZERO;
             self.ended |= entry.is_end();
             if let Item::Gap { gap, link } = &entry.item {
-                reading.hub.metrics().gap(gap.reason);
+                log.figures.gap(gap.reason);
                 // Of the ring's own gaps the ring has only what comes behind them.
                 if gap.cursor > *link && self.catch_up.is_some() {
                     self.skip_through = gap.cursor;
@@ -885,7 +936,7 @@ impl Subscription {
             }
         }
         if let (Some(first), false) = (entries.first(), joined.is_empty()) {
-            reading.count(events, joined.len(), first.at);
+            reading.count(log, events, joined.len(), first.at);
             reading.out.push(joined.freeze());
         }
     }
@@ -1067,12 +1118,11 @@ impl CatchUp {
 }
 
 impl Reading<'_> {
-    fn count(&self, events: u64, bytes: usize, oldest: Instant) {
-        self.slot.metrics.delivered.inc_by(events);
-        self.slot.metrics.delivered_bytes.inc_by(bytes as u64);
+    fn count(&self, log: &Log, events: u64, bytes: usize, oldest: Instant) {
+        log.figures.delivered(self.slot.index, events, bytes);
         if self.sample {
             let metrics = self.hub.metrics();
-            metrics.publish_to_write_seconds.observe(oldest.elapsed().as_secs_f64());
+            metrics.publish_to_write_seconds.observe(oldest.elapsed());
         }
     }
 }

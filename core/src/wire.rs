@@ -7,6 +7,9 @@ use bytes::Bytes;
 use crate::event::{ChannelName, Event, JsonText, Position};
 use crate::refusal::Refusal;
 
+/// How many wires a hub can have. Each entry of a ring has a slot for each.
+pub(crate) const MAX_WIRES: usize = 4;
+
 /// One format. Called once per event and format, never per listener. Pure, cannot fail.
 ///
 /// The bytes are ready for the socket, framing included, so that a socket loop knows nothing of what it writes.

@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
-use super::client::{Backoff, Server, ServerArgs, channel_name, query_value};
+use super::client::{Backoff, CredentialArgs, Server, ServerArgs, channel_name, query_value};
 use super::sse::{Block, Parser};
 use super::{Stop, block_on, say};
 
@@ -32,6 +32,7 @@ lost connections are told on standard error. Ends by itself when the channels ha
 Examples:
   airwave listen orders/abc
   airwave listen chat/lobby chat/news --transport websocket --json
+  AIRWAVE_TOKEN=$(cat token) airwave listen users/ann
   airwave listen jobs/7 --after 1748123004217001 --count 1 --for 10s";
 
 #[derive(clap::Args)]
@@ -59,6 +60,8 @@ pub(super) struct Args {
     for_: Option<Duration>,
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten)]
+    credentials: CredentialArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -78,7 +81,7 @@ impl Transport {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Stop> {
-    let server = args.server.server()?;
+    let server = args.server.server()?.with_headers(args.credentials.headers()?);
     let (count, limit) = (args.count, args.for_);
     let mut channels: Vec<ChannelName> = Vec::new();
     for channel in args.channels {
@@ -669,7 +672,11 @@ impl<W: Write> Listener<W> {
             Ok(stream) => stream,
             Err(why) => return Over::lost(why),
         };
-        let handshake = tokio_tungstenite::client_async(self.server.websocket("/socket"), stream);
+        let request = match self.server.websocket("/socket") {
+            Ok(request) => request,
+            Err(error) => return Over::Stop(Stop::Failed(error)),
+        };
+        let handshake = tokio_tungstenite::client_async(request, stream);
         let mut socket = match timeout(SILENCE, handshake).await {
             Ok(Ok((socket, _))) => socket,
             Ok(Err(WsError::Http(response))) => {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::Metadata;
 use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, ParseError, dynamic_filter_fn};
-use tracing_subscriber::layer::Filter;
+use tracing_subscriber::layer::{Filter, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 /// Lines of libraries at once, and the time after which there is room for one more. Some of their
@@ -41,6 +41,37 @@ where
     .with_max_level_hint(LevelFilter::TRACE);
     // The bound is asked last: it counts what would be written.
     Ok(filter.and(libraries))
+}
+
+/// Whether the log is to be JSON, as far as can be told without a configuration that is accepted:
+/// by the words of the command line, the variable, or the file.
+pub(super) fn is_json_wanted(words: &[String], file: Option<&str>) -> bool {
+    let flag = words
+        .iter()
+        .enumerate()
+        .find_map(|(index, word)| match word.strip_prefix("--log-format") {
+            Some("") => words.get(index + 1).map(String::as_str),
+            Some(value) => value.strip_prefix('='),
+            None => None,
+        });
+    let variable = std::env::var("AIRWAVE_LOG_FORMAT").ok().filter(|value| !value.is_empty());
+    let in_file = || {
+        let table: toml::Table = file?.parse().ok()?;
+        Some(table.get("log")?.get("format")?.as_str()?.to_owned())
+    };
+    let wanted = flag.map(str::to_owned).or(variable).or_else(in_file);
+    wanted.is_some_and(|format| format == "json")
+}
+
+/// Writes an error as one line of a JSON log, whatever level is asked for: it ends the process.
+pub(super) fn tell_json(message: &str) {
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .json()
+        .flatten_event(true);
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
+        tracing::error!(target: "airwave", "{message}");
+    });
 }
 
 /// Whether a target is of Airwave's own crates: `airwave`, `airwave_core`, `airwave_core::hub`.
@@ -92,7 +123,6 @@ mod tests {
     use std::sync::Arc;
 
     use tracing_subscriber::Layer;
-    use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
 
@@ -184,6 +214,18 @@ mod tests {
         assert_eq!(admitted(start), 20);
         assert_eq!(admitted(start + PER_LINE), 1);
         assert_eq!(admitted(start + 1000 * PER_LINE), 20);
+    }
+
+    #[test]
+    fn the_format_is_known_before_the_configuration_is_accepted() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let file = Some("[log]\nformat = \"json\"\n[limits]\nconections = 1\n");
+        assert!(is_json_wanted(&words(&["serve", "--log-format", "json", "--port"]), None));
+        assert!(is_json_wanted(&words(&["--log-format=json"]), None));
+        assert!(is_json_wanted(&[], file));
+        assert!(!is_json_wanted(&words(&["--log-format=text"]), file));
+        assert!(!is_json_wanted(&words(&["--log-format"]), None));
+        assert!(!is_json_wanted(&[], Some("log = [")));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod fake;
 mod listen;
 mod log;
 mod publish;
+mod send;
 mod serve;
 mod sse;
 
@@ -30,6 +31,7 @@ Examples:
   airwave check                             what the configuration comes to, and where each value comes from
   airwave listen orders/abc                 in one terminal …
   airwave publish orders/abc '{\"n\":1}'      … and in another
+  airwave send chat/lobby hi --event say    say something as a client does
   tail -f app.log | airwave publish logs/app --lines";
 
 #[derive(Parser)]
@@ -55,6 +57,9 @@ enum Command {
     /// Publish events to a channel
     #[command(after_help = format!("{}\n\n{EXIT_CODES}", publish::HELP))]
     Publish(publish::Args),
+    /// Say a message into a channel, as a client of it
+    #[command(after_help = format!("{}\n\n{EXIT_CODES}", send::HELP))]
+    Send(send::Args),
     /// Print the events of channels as they happen
     #[command(after_help = format!("{}\n\n{EXIT_CODES}", listen::HELP))]
     Listen(listen::Args),
@@ -72,7 +77,8 @@ struct ConfigArgs {
     /// The address to listen on, such as 127.0.0.1:8080
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
-    /// The broker, such as memory:
+    /// The broker: memory:, redis://127.0.0.1:6379 (redis+sentinel, redis+cluster; rediss for TLS)
+    /// or nats://127.0.0.1:4222 (tls for TLS); credentials belong into AIRWAVE_BROKER_URL
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
     /// How much is logged: error, warn, info, debug, trace, or directives as RUST_LOG has them
@@ -147,25 +153,58 @@ fn refused(error: &ConfigError) -> Stop {
 
 /// Runs the command that was typed.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return wrong_use(&error),
+    };
     let done = match cli.command {
-        None => serve::run(cli.serve),
-        Some(Command::Serve(args)) => serve::run(args),
+        None => return serve::run(cli.serve),
+        Some(Command::Serve(args)) => return serve::run(args),
         Some(Command::Publish(args)) => publish::run(args),
+        Some(Command::Send(args)) => send::run(args),
         Some(Command::Listen(args)) => listen::run(args),
         Some(Command::Check(args)) => check::run(args),
     };
+    exit(done, say)
+}
+
+/// The exit code; `tell` tells why, if there is anything to tell.
+fn exit(done: Result<(), Stop>, tell: impl FnOnce(&str)) -> ExitCode {
     match done {
         Ok(()) | Err(Stop::NobodyReads) => ExitCode::SUCCESS,
         Err(Stop::Failed(message)) => {
-            say(&message);
+            tell(&message);
             ExitCode::from(1)
         }
         Err(Stop::Wrong(message)) => {
-            say(&message);
+            tell(&message);
             ExitCode::from(2)
         }
     }
+}
+
+/// Tells of words that cannot be understood, in the log's format where the words say so.
+fn wrong_use(error: &clap::Error) -> ExitCode {
+    let words: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let is_port = |word: &String| word == "--port" || word.starts_with("--port=") || word == "-p";
+    let mut text = error.to_string();
+    if error.kind() == clap::error::ErrorKind::UnknownArgument && words.iter().any(is_port) {
+        text.insert_str(
+            text.find("\n\n").unwrap_or(text.len()),
+            "\n\n  tip: the port is part of the address: --listen 127.0.0.1:8080",
+        );
+    }
+    if error.use_stderr() && log::is_json_wanted(&words, None) {
+        log::tell_json(text.trim_end());
+    } else if text == error.to_string() {
+        let _ = error.print();
+    } else {
+        eprint!("{text}");
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// A line for people, on standard error. If nobody can be told, nothing is lost by going on.
@@ -216,6 +255,8 @@ mod tests {
             &["airwave", "listen"],
             &["airwave", "publish"],
             &["airwave", "publish", "a", "x", "--lines"],
+            &["airwave", "send"],
+            &["airwave", "send", "a", "--json", "--text"],
             &["airwave", "publish", "a", "--json", "--text"],
             &["airwave", "publish", "a", "x", "--binary", "f"],
             &["airwave", "listen", "a", "--json", "--raw"],
@@ -232,7 +273,7 @@ mod tests {
 
     #[test]
     fn every_help_has_examples_and_exit_codes() {
-        for command in ["serve", "publish", "listen", "check", ""] {
+        for command in ["serve", "publish", "send", "listen", "check", ""] {
             let words = ["airwave", command, "--help"].into_iter().filter(|word| !word.is_empty());
             let help = Cli::try_parse_from(words).err().unwrap().to_string();
             assert!(

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::client::{Backoff, Connection, Server, ServerArgs, chance, channel_name};
+use super::client::{Backoff, Connection, Server, ServerArgs, bearer, chance, channel_name};
 use super::{Stop, block_on, say};
 
 pub(super) const HELP: &str = "\
@@ -65,9 +65,12 @@ pub(super) struct Args {
     end: bool,
     #[command(flatten)]
     server: ServerArgs,
-    /// The publish token; better given as the variable, where other users of the machine do not see it
+    /// The publish token; other users of the machine do not see it in the variable, or in a file
     #[arg(long, env = "AIRWAVE_PUBLISH_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// A file that holds the publish token; goes before --token and the variable
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// How long to try again when the server cannot be reached
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = airwave::config::parse_duration)]
     retry_for: Duration,
@@ -75,15 +78,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), Stop> {
     let server = args.server.server()?;
-    let authorization = match args.token.as_deref().filter(|token| !token.is_empty()) {
-        None => None,
-        Some(token) => {
-            let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-                .map_err(|_| Stop::Wrong("--token holds characters that no token has".into()))?;
-            value.set_sensitive(true);
-            Some(value)
-        }
-    };
+    let authorization = bearer(args.token, args.token_file.as_deref())?;
     let template = Template {
         channel: args.channel,
         event: args.event,
@@ -110,7 +105,7 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
 
 /// The data of one publication.
 #[derive(Debug)]
-enum Data {
+pub(super) enum Data {
     Json(Box<RawValue>),
     Text(String),
     Binary(Vec<u8>),
@@ -120,7 +115,7 @@ enum Data {
 const MOST_INPUT: u64 = 64 << 20;
 
 /// What is to be published; `None`: only the end.
-fn one(data: Option<&str>, binary: Option<&Path>, json: bool, text: bool, end: bool) -> Result<Option<Data>, Stop> {
+pub(super) fn one(data: Option<&str>, binary: Option<&Path>, json: bool, text: bool, end: bool) -> Result<Option<Data>, Stop> {
     if let Some(path) = binary {
         let wrong = |error: std::io::Error| Stop::Wrong(format!("cannot read {}: {error}", path.display()));
         let file = std::fs::File::open(path).map_err(wrong)?;
@@ -221,6 +216,38 @@ impl Template {
     }
 }
 
+/// The JSON of a client's message.
+pub(super) fn message_json(event: &EventName, data: Option<&Data>, key: Option<&Key>) -> String {
+    #[derive(Serialize)]
+    struct Said<'a> {
+        event: &'a EventName,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        data: Option<&'a RawValue>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        text: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        base64: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        key: Option<&'a Key>,
+    }
+    let mut said = Said {
+        event,
+        data: None,
+        text: None,
+        base64: None,
+        key,
+    };
+    match data {
+        Some(Data::Json(raw)) => said.data = Some(raw),
+        Some(Data::Text(text)) => said.text = Some(text),
+        Some(Data::Binary(bytes)) => said.base64 = Some(STANDARD.encode(bytes)),
+        None => {}
+    }
+    // Only maps with keys that are no text cannot be written.
+    #[allow(clippy::expect_used)]
+    serde_json::to_string(&said).expect("a message is JSON")
+}
+
 /// One line on its way: its number in the input, and the JSON of its publication.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Item {
@@ -252,7 +279,7 @@ fn array(items: &[Item]) -> Bytes {
 }
 
 #[derive(Debug, Deserialize)]
-struct Refusal {
+pub(super) struct Refusal {
     code: String,
     message: String,
 }
@@ -267,7 +294,7 @@ enum Answer {
 
 impl Refusal {
     /// May go differently another time, with nothing changed.
-    fn passes(&self) -> bool {
+    pub(super) fn passes(&self) -> bool {
         matches!(self.code.as_str(), "unavailable" | "internal" | "too-many")
     }
 
@@ -284,7 +311,7 @@ impl std::fmt::Display for Refusal {
 }
 
 /// A whole request's error, from its body or from its status alone.
-fn refusal(status: StatusCode, body: &[u8]) -> Refusal {
+pub(super) fn refusal(status: StatusCode, body: &[u8]) -> Refusal {
     #[derive(Deserialize)]
     struct Whole {
         error: Refusal,

@@ -1,7 +1,9 @@
-//! `airwave serve`: configuration, log, signals; the server itself is the library's.
+//! `airwave serve`: configuration, log, signals; the server itself is the library's. What ends the
+//! process is told in the log's format.
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 
 use airwave::config::{Config, LogConfig, LogFormat, Origin};
 use airwave::server;
@@ -10,7 +12,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::{ConfigArgs, Stop, colours, log, refused};
+use super::{ConfigArgs, Stop, colours, exit, log, refused, say};
 
 pub(super) const HELP: &str = "\
 Settings come from ./airwave.toml (or --config FILE), then AIRWAVE_… variables (AIRWAVE_LISTEN, AIRWAVE_BROKER_URL,
@@ -22,8 +24,22 @@ Examples:
   airwave serve --config /etc/airwave.toml --log-format json
   AIRWAVE_PUBLISH_TOKEN=$(cat token) airwave serve --config airwave.toml --listen 0.0.0.0:8080";
 
-pub(super) fn run(args: ConfigArgs) -> Result<(), Stop> {
-    let config = Config::load(&args.sources()?).map_err(|error| refused(&error))?;
+pub(super) fn run(args: ConfigArgs) -> ExitCode {
+    let words = args.log_format.clone().map(|format| format!("--log-format={format}"));
+    let mut json = log::is_json_wanted(words.as_slice(), None);
+    let done = args.sources().and_then(|sources| {
+        json = log::is_json_wanted(words.as_slice(), sources.file.as_ref().map(|(_, text)| text.as_str()));
+        let config = Config::load(&sources).map_err(|error| refused(&error))?;
+        json = config.log.format == LogFormat::Json;
+        start(config)
+    });
+    exit(done, |message| match json {
+        true => log::tell_json(message),
+        false => say(message),
+    })
+}
+
+fn start(config: Config) -> Result<(), Stop> {
     start_log(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -81,7 +97,7 @@ async fn first(mut signals: Signals) {
     signals.end().await;
     tokio::spawn(async move {
         signals.end().await;
-        super::say("second signal, ending at once");
+        tracing::warn!("second signal: the process ends at once, without the rest of the drain");
         std::process::exit(1);
     });
 }

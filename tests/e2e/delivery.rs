@@ -59,8 +59,8 @@ fn all_ways_hear_the_same() {
             assert_eq!(listener.cursor(), positions[99]);
         }
         // Encoded once for each wire, however many listen.
-        assert_eq!(node.metric("airwave_encodes_total{kind=\"sse\"}"), 100);
-        assert_eq!(node.metric("airwave_encodes_total{kind=\"websocket\"}"), 100);
+        assert_eq!(node.metric("airwave_encodes_total{format=\"sse\"}"), 100);
+        assert_eq!(node.metric("airwave_encodes_total{format=\"websocket\"}"), 100);
     });
 }
 

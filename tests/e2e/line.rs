@@ -221,12 +221,18 @@ fn other_methods_and_paths_are_told_so() {
             (200, 200)
         );
         let metrics = node.get("/metrics").await;
-        assert!(
-            metrics
-                .header("content-type")
-                .unwrap()
-                .starts_with("application/openmetrics-text")
+        assert_eq!(
+            metrics.header("content-type").unwrap(),
+            "text/plain; version=0.0.4; charset=utf-8"
         );
+        assert!(String::from_utf8_lossy(&metrics.body).contains("# TYPE airwave_gaps_total counter\n"));
+        let accept = [("accept", "application/openmetrics-text; version=1.0.0, text/plain; q=0.5")];
+        let metrics = http::request(node.own, "GET", "/metrics", &accept, "".into()).await;
+        assert_eq!(
+            metrics.header("content-type").unwrap(),
+            "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        );
+        assert_eq!(metrics.header("vary").unwrap(), "accept");
         assert!(String::from_utf8_lossy(&metrics.body).ends_with("# EOF\n"));
     });
 }

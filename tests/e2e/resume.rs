@@ -286,7 +286,7 @@ async fn a_cursor_older_than_history_is_a_gap(way: Way) {
     let mut again = node.resume(way, "a", &cursor).await;
     assert!(again.subscribed().await.resumed);
     assert_eq!(again.number().await, 31);
-    assert_eq!(node.metric("airwave_gaps_total{kind=\"history-expired\"}"), 1);
+    assert_eq!(node.metric("airwave_gaps_total{reason=\"history-expired\"}"), 1);
 }
 
 /// The memory broker forgets all with its process: positions are never given twice, so a cursor from before is known to be lost.

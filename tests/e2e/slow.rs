@@ -65,7 +65,7 @@ async fn a_slow_listener_is_refilled(way: Way) {
     for n in 0..EVENTS {
         assert_eq!(number(&mut slow).await, n);
     }
-    assert!(node.metric("airwave_slow_clients_total{kind=\"refill\"}") >= 1);
+    assert!(node.metric("airwave_slow_clients_total{policy=\"refill\"}") >= 1);
     publish(&node, EVENTS).await;
     assert_eq!(number(&mut slow).await, EVENTS);
 }
@@ -103,7 +103,7 @@ async fn a_slow_listener_skips(way: Way) {
         }
     }
     assert!(gaps >= 1);
-    assert_eq!(node.metric("airwave_gaps_total{kind=\"too-slow\"}"), gaps);
+    assert_eq!(node.metric("airwave_gaps_total{reason=\"too-slow\"}"), gaps);
 }
 
 async fn a_slow_listener_is_closed_and_comes_back(way: Way) {

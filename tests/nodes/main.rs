@@ -12,6 +12,9 @@ mod swapping;
 /// A node that may not open many files, and has more clients than that.
 mod files;
 
+/// A broker that does not answer.
+mod ready;
+
 /// Nothing is well: a short run of the chaos that `cargo run -p airwave-bench -- chaos` goes on with.
 mod chaos;
 

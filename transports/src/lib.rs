@@ -19,20 +19,22 @@ pub mod socket;
 pub mod sse;
 pub mod websocket;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ::http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ALLOW, HeaderValue, VARY,
+    ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ALLOW, HeaderValue, ORIGIN, VARY,
 };
 use ::http::request::Parts;
 use ::http::{Method, StatusCode};
 use airwave_core::rule::TransportName;
+use airwave_core::warnings::Warning;
 use airwave_core::{ChannelName, Hub, Refusal};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::any;
@@ -151,6 +153,12 @@ async fn guard_origin(State(app): State<App>, request: Request, next: Next) -> R
         Ok(origin) => origin,
         Err(refusal) => {
             app.hub.metrics().refused(refusal.code);
+            let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+            let origin = request
+                .headers()
+                .get(ORIGIN)
+                .map(|origin| String::from_utf8_lossy(origin.as_bytes()));
+            app.hub.warn(Warning::RefusedOrigin, peer, &origin.unwrap_or_default());
             return refusal_response(&refusal, None);
         }
     };

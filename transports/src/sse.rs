@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use airwave_core::hub::WireHandle;
 use airwave_core::rule::TransportName;
-use airwave_core::session::{After, CloseReason, Turn};
+use airwave_core::session::{After, CloseCause, CloseReason, Turn};
 use airwave_core::wire::{Notice, Stamp};
 use airwave_core::{ChannelName, Cursor, Data, Event, Hub, Refusal, Session, Wire};
 use async_trait::async_trait;
@@ -182,10 +182,12 @@ async fn serve(
     let joiner = session.joiner().with_presence(wants_presence(parts)?);
     let mut joined = Vec::with_capacity(channels.len());
     for (name, after) in &channels {
-        joined.push(joiner.join(name, *after).await?);
+        let listens = joiner.join(name, *after).await;
+        joined.push(listens.inspect_err(|_| session.ends_by(CloseCause::Refused))?);
     }
     session.connection().forget_request();
     if joined.iter().all(|joined| joined.is_over()) {
+        session.ends_by(CloseCause::Ended);
         // WHATWG HTML 9.2.3: any status but 200 makes an EventSource stop; 204 says that this is as it should be.
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
@@ -304,6 +306,9 @@ impl http_body::Body for Stream {
         }
         if self.poll_sent(cx).is_ready() {
             self.done = true;
+            if let Some(session) = &mut self.session {
+                session.ends_by(CloseCause::Refused);
+            }
             self.session = None;
             return Poll::Ready(None);
         }

@@ -17,7 +17,7 @@ use airwave_core::event::IdempotencyKey;
 use airwave_core::hub::WireHandle;
 use airwave_core::patience::Patience;
 use airwave_core::rule::TransportName;
-use airwave_core::session::{After, CloseReason, Joined, Turn};
+use airwave_core::session::{After, CloseCause, CloseReason, Joined, Turn};
 use airwave_core::wire::{Notice, Stamp};
 use airwave_core::{ChannelName, Code, Connection, Data, Event, Hub, Key, Message, Refusal, Reply, Session, Wire};
 use async_trait::async_trait;
@@ -261,7 +261,8 @@ async fn begin(
     if let Some(channel) = channel {
         let after = query_value(parts, "after")?;
         let joiner = session.joiner().with_presence(wants_presence(parts)?);
-        let joined = joiner.join(&channel?, After::parse(after.as_deref())).await?;
+        let listens = joiner.join(&channel?, After::parse(after.as_deref())).await;
+        let joined = listens.inspect_err(|_| session.ends_by(CloseCause::Refused))?;
         session.add(joined, None);
     }
     Ok(session)
@@ -588,6 +589,7 @@ impl<S: Socket> Conversation<S> {
             _ => return false,
         };
         tracing::debug!(%error, "a WebSocket client broke the protocol");
+        self.session.ends_by(CloseCause::Refused);
         self.take_replies();
         self.close(code, reason);
         true

@@ -44,8 +44,11 @@ async fn an_event_is_encoded_once_for_each_wire_however_many_listen() {
         (a.encodes.load(SeqCst), b.encodes.load(SeqCst), idle.encodes.load(SeqCst)),
         (70, 70, 0)
     );
-    assert_eq!(figure(&hub, "airwave_encodes_total{kind=\"a\"}"), 70);
-    assert_eq!(figure(&hub, "airwave_events_delivered_total{kind=\"a\"}"), 500 * 70);
+    assert_eq!(figure(&hub, "airwave_encodes_total{format=\"a\"}"), 70);
+    assert_eq!(
+        figure(&hub, "airwave_events_delivered_total{rule=\"{*all}\",format=\"a\"}"),
+        500 * 70
+    );
 }
 
 /// Listeners at different places need different pieces; still nothing is encoded twice.

@@ -33,6 +33,9 @@ mod handlers;
 /// What operators see of an outage.
 mod outage;
 
+/// What else operators see: figures, warnings, readiness.
+mod operators;
+
 /// One node: opening and closing logs, telling everybody, going away without a trace.
 mod node;
 

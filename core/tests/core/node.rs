@@ -114,6 +114,8 @@ async fn a_broker_that_is_away_refuses_joins_and_is_asked_anew() {
         node.hang(false);
         node.unavailable(false);
         listener.subscribe("c", After::Nothing).await.unwrap();
+        // As soon as the node has asked its broker again.
+        sleep(4 * SECOND).await;
         assert!(hub.ready().await.is_ok());
     }
 }

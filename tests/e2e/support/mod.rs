@@ -285,11 +285,25 @@ impl Node {
         http::request(self.own, "POST", path, &headers, body.into()).await
     }
 
-    /// The value of a counter or gauge at `/metrics`.
-    pub fn metric(&self, line: &str) -> u64 {
+    /// The value of a counter or gauge at `/metrics`, such as `airwave_gaps_total{reason="too-slow"}`:
+    /// the sum of the series that have these labels, whatever else they have.
+    pub fn metric(&self, series: &str) -> u64 {
         let text = self.airwave.hub().metrics().encode();
-        let value = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' '));
-        value.unwrap_or_else(|| panic!("no {line} in {text}")).parse().unwrap()
+        let parts = |series: &str| {
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let labels = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty());
+            (name.to_owned(), labels.map(str::to_owned).collect::<Vec<_>>())
+        };
+        let (name, wanted) = parts(series);
+        let values = text.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (other, labels) = parts(series);
+            let fits = other == name && wanted.iter().all(|label| labels.contains(label));
+            fits.then(|| value.parse::<u64>().unwrap())
+        });
+        values
+            .reduce(|sum, value| sum + value)
+            .unwrap_or_else(|| panic!("no {series} in {text}"))
     }
 }
 
