@@ -1,10 +1,12 @@
-//! Which of two representations a client prefers: a stream of events or JSON (RFC 9110, section
-//! 12.5.1).
+//! Which of two representations a client prefers: a stream of events or JSON, OpenMetrics or
+//! Prometheus's own text (RFC 9110, section 12.5.1).
 
 use http::header::{ACCEPT, HeaderMap};
 
 const EVENT_STREAM: &str = "text/event-stream";
 const JSON: &str = "application/json";
+const OPENMETRICS: &str = "application/openmetrics-text";
+const PLAIN: &str = "text/plain";
 
 /// Whether the `Accept` headers ask for a stream of events rather than for JSON.
 ///
@@ -35,6 +37,39 @@ pub fn prefers_stream(headers: &HeaderMap) -> bool {
         }
     }
     stream.weight > json.weight || (stream.weight > 0 && stream.weight == json.weight && stream.specific == NAMED)
+}
+
+/// Whether the `Accept` headers ask for OpenMetrics 1.0 rather than for Prometheus's text format
+/// 0.0.4, which is what comes where it does not matter. A range that names another version of a
+/// format does not count for it.
+///
+/// # Examples
+///
+/// ```
+/// use airwave_transports::accept::prefers_openmetrics;
+/// use http::header::{ACCEPT, HeaderMap, HeaderValue};
+///
+/// let mut headers = HeaderMap::new();
+/// assert!(!prefers_openmetrics(&headers));
+/// headers.insert(ACCEPT, HeaderValue::from_static("application/openmetrics-text, text/plain;q=0.5"));
+/// assert!(prefers_openmetrics(&headers));
+/// ```
+pub fn prefers_openmetrics(headers: &HeaderMap) -> bool {
+    let (mut open, mut plain) = (Weight::default(), Weight::default());
+    for value in headers.get_all(ACCEPT) {
+        let Ok(text) = value.to_str() else { continue };
+        for range in split_unquoted(text, b',') {
+            let (kind, weight) = range_of(range);
+            let version = parameter(range, "version").map(|version| version.trim_matches('"'));
+            if version.is_none_or(|version| version == "1.0.0") {
+                open.consider(kind, OPENMETRICS, weight);
+            }
+            if version.is_none_or(|version| version == "0.0.4") {
+                plain.consider(kind, PLAIN, weight);
+            }
+        }
+    }
+    open.weight > plain.weight
 }
 
 /// How specific a range is that names the type itself.
@@ -73,13 +108,17 @@ impl Weight {
 
 /// A range without its parameters, and its weight in thousandths.
 fn range_of(range: &str) -> (&str, u16) {
-    let mut parts = split_unquoted(range, b';').map(str::trim);
-    let kind = parts.next().unwrap_or_default();
-    let weight = parts.find_map(|parameter| {
+    let kind = split_unquoted(range, b';').next().unwrap_or_default().trim();
+    let weight = parameter(range, "q").and_then(thousandths);
+    (kind, weight.unwrap_or(1000))
+}
+
+/// The value of a parameter of a range.
+fn parameter<'a>(range: &'a str, wanted: &str) -> Option<&'a str> {
+    split_unquoted(range, b';').skip(1).find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
-        name.trim_end().eq_ignore_ascii_case("q").then(|| thousandths(value.trim()))
-    });
-    (kind, weight.flatten().unwrap_or(1000))
+        name.trim().eq_ignore_ascii_case(wanted).then(|| value.trim())
+    })
 }
 
 /// A weight such as `0.25`. `None`: it is none, and counts as if it was not there.
@@ -182,5 +221,47 @@ mod tests {
         }
         assert!(!prefers(&[]));
         assert!(!prefers(&["application/json;q=0.3", "text/event-stream;q=0.2"]));
+    }
+
+    #[test]
+    fn the_format_of_the_metrics_is_what_accept_prefers() {
+        let open = |accept: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in accept {
+                headers.append(ACCEPT, value.parse().unwrap());
+            }
+            prefers_openmetrics(&headers)
+        };
+        for plain in [
+            &[][..],
+            &["*/*"],
+            &["text/plain"],
+            &["text/plain;version=0.0.4;charset=utf-8"],
+            &["text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"],
+            &["application/openmetrics-text;q=0.4, text/plain;version=0.0.4;q=0.5"],
+            &["application/openmetrics-text;q=0, */*"],
+            &["application/openmetrics-text;version=2.0.0"],
+            &["application/json"],
+            &["text/plain, application/openmetrics-text"],
+            &["", ";", "q=1"],
+        ] {
+            assert!(!open(plain), "{plain:?}");
+        }
+        for wanted in [
+            &["application/openmetrics-text"][..],
+            &["Application/OpenMetrics-Text; Version=\"1.0.0\""],
+            // Prometheus 2 and 3.
+            &[
+                "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            ],
+            &[
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+            ],
+            &["text/plain;q=0.1", "application/openmetrics-text;q=0.2"],
+            &["text/*;q=0.1, application/*;q=0.2"],
+            &["text/plain;q=0, */*;q=0.1"],
+        ] {
+            assert!(open(wanted), "{wanted:?}");
+        }
     }
 }

@@ -17,13 +17,12 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, VARY,
-};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, VARY};
 use http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
 
+use crate::accept;
 use crate::envelope::{self, Publication, envelope, quoted};
 use crate::pages::{self, PAGE_BYTES, Pages};
 use crate::request::{
@@ -83,7 +82,10 @@ async fn ready(State(http): State<Http>, request: Request) -> Response {
 }
 
 async fn metrics(State(http): State<Http>, request: Request) -> Response {
-    let format = metrics_format(request.headers());
+    let format = match accept::prefers_openmetrics(request.headers()) {
+        true => TextFormat::OpenMetrics,
+        false => TextFormat::Prometheus,
+    };
     if let Err(refusal) = without_query(&http, request) {
         return refusal_response(&refusal, None);
     }
@@ -92,77 +94,6 @@ async fn metrics(State(http): State<Http>, request: Request) -> Response {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     headers.insert(VARY, HeaderValue::from_static("accept"));
     response
-}
-
-/// The format that suits `Accept` best (RFC 9110, section 12.5.1). Prometheus's own where it does not
-/// matter, and where the client takes neither: a scrape is better than none.
-fn metrics_format(headers: &HeaderMap) -> TextFormat {
-    let ranges: Vec<MediaRange> = headers
-        .get_all(ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(MediaRange::parse)
-        .collect();
-    let quality = |kind: &str, version: &str| {
-        let fitting = ranges
-            .iter()
-            .filter_map(|range| Some((range.fits(kind, version)?, range.quality)));
-        fitting.max_by(|(a, _), (b, _)| a.cmp(b)).map_or(0.0, |(_, quality)| quality)
-    };
-    let (plain, open) = (
-        quality("text/plain", "0.0.4"),
-        quality("application/openmetrics-text", "1.0.0"),
-    );
-    if open > plain {
-        TextFormat::OpenMetrics
-    } else {
-        TextFormat::Prometheus
-    }
-}
-
-/// One of the kinds of content that a client takes.
-struct MediaRange<'a> {
-    kind: &'a str,
-    version: Option<&'a str>,
-    quality: f32,
-}
-
-impl<'a> MediaRange<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
-        let mut parts = text.split(';').map(str::trim);
-        let kind = parts.next().filter(|kind| kind.contains('/'))?;
-        let (mut version, mut quality) = (None, 1.0);
-        for part in parts {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let value = value.trim().trim_matches('"');
-            match name.trim().to_ascii_lowercase().as_str() {
-                "q" => {
-                    quality = value
-                        .parse()
-                        .ok()
-                        .filter(|quality| (0.0..=1.0).contains(quality))
-                        .unwrap_or(0.0)
-                }
-                "version" => version = Some(value),
-                _ => {}
-            }
-        }
-        Some(Self { kind, version, quality })
-    }
-
-    /// How exactly it names this kind, if it does.
-    fn fits(&self, kind: &str, version: &str) -> Option<u8> {
-        if self.kind == "*/*" {
-            return Some(0);
-        }
-        if let Some(family) = self.kind.strip_suffix("/*") {
-            let same = kind.split('/').next().is_some_and(|first| first.eq_ignore_ascii_case(family));
-            return same.then_some(1);
-        }
-        let same = self.kind.eq_ignore_ascii_case(kind) && self.version.is_none_or(|wanted| wanted == version);
-        same.then_some(if self.version.is_some() { 3 } else { 2 })
-    }
 }
 
 /// The whole body, if it is JSON by its own account and not too large.
@@ -519,49 +450,6 @@ mod tests {
 
     fn refused(publishers: &Publishers, parts: &Parts) -> Result<(), Code> {
         authorize(publishers, parts).map_err(|no| no.code)
-    }
-
-    #[test]
-    fn the_format_of_the_metrics_is_what_accept_prefers() {
-        let format = |accept: &[&'static str]| {
-            let mut headers = HeaderMap::new();
-            for value in accept {
-                headers.append(ACCEPT, HeaderValue::from_static(value));
-            }
-            metrics_format(&headers)
-        };
-        for plain in [
-            &[][..],
-            &["*/*"],
-            &["text/plain"],
-            &["text/plain;version=0.0.4;charset=utf-8"],
-            &["text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"],
-            &["application/openmetrics-text;q=0.4, text/plain;version=0.0.4;q=0.5"],
-            &["application/openmetrics-text;q=0, */*"],
-            &["application/openmetrics-text;version=2.0.0"],
-            &["application/json"],
-            &["text/plain, application/openmetrics-text"],
-            &["application/openmetrics-text;q=high"],
-            &["", ";", "q=1"],
-        ] {
-            assert_eq!(format(plain), TextFormat::Prometheus, "{plain:?}");
-        }
-        for open in [
-            &["application/openmetrics-text"][..],
-            &["Application/OpenMetrics-Text; Version=\"1.0.0\""],
-            // Prometheus 2 and 3.
-            &[
-                "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
-            ],
-            &[
-                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
-            ],
-            &["text/plain;q=0.1", "application/openmetrics-text;q=0.2"],
-            &["text/*;q=0.1, application/*;q=0.2"],
-            &["text/plain;q=0, */*;q=0.1"],
-        ] {
-            assert_eq!(format(open), TextFormat::OpenMetrics, "{open:?}");
-        }
     }
 
     #[test]
