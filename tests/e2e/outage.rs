@@ -131,8 +131,7 @@ fn an_array_that_the_broker_does_not_answer_is_refused_once() {
     run(async {
         let (node, frozen) = node(SOON).await;
         frozen.is.send_replace(true);
-        let headers = [("content-type", "application/json")];
-        let answer = node.post("/publish", &headers, array(20, 3).to_string()).await;
+        let answer = node.post("/publish", &[], array(20, 3).to_string()).await;
         assert_eq!(answer.status, 503, "{answer:?}");
         let items = answer.json();
         for n in 0..60 {
