@@ -4,8 +4,8 @@
 //! `axum::serve` has none of these. And it keeps about 12 KB for each connection that streams: here, once the routes have admitted an SSE or WebSocket
 //! listener over HTTP/1.1, the socket is taken back from hyper ([`Handover`]) and a bare task goes on with it.
 //!
-//! `admission` is who gets a place, `drain` waits aloud at the end, `files` what open files leave room for, `forwarded` who the
-//! client is behind proxies, `idle` how long a connection may wait.
+//! `admission` is who gets a place, `drain` waits aloud at the end, `files` is what open files leave
+//! room for, `forwarded` who the client is behind proxies, `idle` how long a connection may wait.
 
 mod admission;
 mod drain;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use airwave_core::metrics::{Metrics, MetricsText};
 
-/// The kernel tells times of processes in hundredths of a second, whatever its own clock is (proc(5),
-/// `USER_HZ`).
+/// The kernel tells times of processes in hundredths of a second, whatever its own clock is
+/// (proc(5), `USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Adds the figures to those of a node.

@@ -381,9 +381,9 @@ impl Hub {
         }
     }
 
-    /// Warns the operator of something that a client at `peer` causes: a few lines a minute for each
-    /// cause and one for each address; what is more is counted, and summed up in one line. `detail`
-    /// is shown shortened and quoted; it must not hold a secret.
+    /// Warns the operator of something that a client at `peer` causes: a few lines a minute for
+    /// each cause and one for each address. What is more is counted, and summed up in one line.
+    /// `detail` is shown shortened and quoted; it must not hold a secret.
     pub fn warn(&self, warning: Warning, peer: Option<IpAddr>, detail: &str) {
         self.0.warnings.warn(warning, peer, detail);
     }

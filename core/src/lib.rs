@@ -5,8 +5,8 @@
 //!
 //! 1. [`event`]: names, positions, messages and events; values that are valid by construction
 //! 2. [`cursor`]: how far a listener has got, as text
-//! 3. [`shrink`], [`address`], [`warnings`]: giving memory back; counting by address; log lines that
-//!    strangers can cause
+//! 3. [`shrink`], [`address`], [`warnings`]: giving memory back; counting by address; log lines
+//!    that strangers can cause
 //! 4. [`rule`]: the decision matrix and its settings as types
 //! 5. [`refusal`]: the few error codes that clients see
 //! 6. [`idempotency`]: keys that make a repeated publish harmless, as brokers see them

@@ -1,5 +1,5 @@
-//! What a node counts, and the text in which it tells it. docs/reference/metrics.md lists the names;
-//! no label ever holds what a client chose.
+//! What a node counts, and the text in which it tells it. docs/reference/metrics.md lists the
+//! names; no label ever holds what a client chose.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display, Write as _};

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 /// How often the log says what is waited for.
 const PROGRESS: Duration = Duration::from_secs(2);
 
-/// Waits for `everything` for as long as `grace`, and logs what is left meanwhile. Whether all of it
+/// Waits for `everything` for as long as `grace`, and logs what is left meanwhile. True: all of it
 /// came to its end.
 pub(super) async fn wait(everything: impl Future<Output = ()>, grace: Duration, hub: &Hub, tasks: &TaskTracker) -> bool {
     let begin = Instant::now();

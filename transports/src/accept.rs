@@ -51,7 +51,8 @@ pub fn prefers_stream(headers: &HeaderMap) -> bool {
 ///
 /// let mut headers = HeaderMap::new();
 /// assert!(!prefers_openmetrics(&headers));
-/// headers.insert(ACCEPT, HeaderValue::from_static("application/openmetrics-text, text/plain;q=0.5"));
+/// let accept = "application/openmetrics-text, text/plain;q=0.5";
+/// headers.insert(ACCEPT, HeaderValue::from_static(accept));
 /// assert!(prefers_openmetrics(&headers));
 /// ```
 pub fn prefers_openmetrics(headers: &HeaderMap) -> bool {

@@ -285,8 +285,9 @@ impl Node {
         http::request(self.own, "POST", path, &headers, body.into()).await
     }
 
-    /// The value of a counter or gauge at `/metrics`, such as `airwave_gaps_total{reason="too-slow"}`:
-    /// the sum of the series that have these labels, whatever else they have.
+    /// The value of a counter or gauge at `/metrics`, such as
+    /// `airwave_gaps_total{reason="too-slow"}`: the sum of the series that have these labels,
+    /// whatever else they have.
     pub fn metric(&self, series: &str) -> u64 {
         let text = self.airwave.hub().metrics().encode();
         let parts = |series: &str| {
