@@ -55,6 +55,21 @@ test("README's pages hear and send, from an origin of their own", { skip: withou
   }
 });
 
+test("a page whose origin is not allowed is told of in the log, in README's words", { skip: withoutChromium() }, async (t) => {
+  const [toml] = blocks("README.md", "toml").filter((block) => block.startsWith("# airwave.toml"));
+  const [, words] = /what to write: `([^`]+)`/.exec(readFileSync(join(root, "README.md"), "utf8"));
+  const server = await Server.start(t, { toml });
+  const logged = new Collector("log");
+  createInterface({ input: server.child.stderr }).on("line", (line) => logged.push(line));
+  const browser = await launch();
+  t.after(() => browser.close());
+  const page = await browser.newPage();
+  const site = await otherSite(t);
+  await page.goto(site);
+  await page.addScriptTag({ type: "module", content: blocks("README.md", "js")[1].replaceAll("127.0.0.1:8080", `127.0.0.1:${server.port}`) });
+  await logged.first((line) => line.includes(words.replaceAll("\n", " ")) && line.includes(site), "the warning");
+});
+
 const python = spawnSync("python3", ["--version"]).status === 0;
 
 test("the Python listener hears, comes back and is told of a loss", { skip: !python && "there is no python3" }, async (t) => {
