@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# Types README's commands, one by one, as a new user does, and says after how many seconds an event was seen on both
-# transports. Wants cargo, node and curl, and nothing else.
+# Types README's commands, one by one, as a new user does, and says after how many seconds an event
+# was seen on both transports. Wants cargo, node and curl, and nothing else.
 #
 #   scripts/first-minutes.sh [--binary FILE] [--port N] [--within SECONDS]
 #
-# --binary   a built `airwave`: it stands in for `cargo run --release` and `target/release/airwave`, so nothing is built
+# --binary   a built `airwave`, so that nothing is built: it stands in for `cargo run --release` and
+#            `target/release/airwave`
 # --port     stands in for README's 8080; 0: any free one
-# --within   how long it may take from the first command after the build until an event was seen (default 10)
+# --within   how long it may take from the first command after the build until an event was seen
+#            (default 10)
 #
-# The commands are typed twice: as they stand, and with README's own airwave.toml. It runs on Linux and macOS.
+# The commands are typed twice: as they stand, and with README's own airwave.toml. It is written for
+# bash 3.2, which macOS has.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -44,8 +47,8 @@ trap 'stop_all; rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# The commands of README, one a line, without their comments: of the first block that starts the server, and of those that
-# talk to it.
+# The commands of README, one a line, without their comments: of the first block that starts the
+# server, and of those that talk to it.
 commands=$(awk '/^```sh$/ { inside = 1; next } /^```/ { inside = 0 } inside' README.md | sed 's/ \{2,\}#.*//' | grep -v '^scripts/')
 server=$(printf '%s\n' "$commands" | head -n 1)
 [ "$server" = 'cargo run --release' ] || { say "README begins with '$server' and not with the server"; exit 1; }
@@ -102,7 +105,8 @@ soon() {
 }
 
 serves() { grep -qs '^airwave listening on ' "$out/server"; }
-# An id of an event that both listeners have printed: `id: N` over SSE, `N message …` over WebSocket.
+# An id of an event that both listeners have printed: `id: N` over SSE, `N message …` over
+# WebSocket.
 on_both() {
   local id
   for id in $(sed -n 's/^\([0-9][0-9]*\) message .*/\1/p' "$out/websocket" 2>/dev/null); do

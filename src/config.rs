@@ -334,13 +334,19 @@ impl Config {
         })
     }
 
-    /// What a server without handlers logs as warnings when it starts: what strangers may do. Empty where no other machine
-    /// reaches it.
+    /// What a server without handlers logs as warnings when it starts: what strangers may do. Empty
+    /// where no other machine reaches it.
     ///
     /// ```
     /// use airwave::config::{Config, Sources};
     ///
-    /// let file = "listen = \"0.0.0.0:8080\"\npublish.open = false\n[[channels]]\nmatch = \"news\"\nuse_case = \"feed\"\n";
+    /// let file = r#"
+    ///     listen = "0.0.0.0:8080"
+    ///     publish.open = false
+    ///     [[channels]]
+    ///     match = "news"
+    ///     use_case = "feed"
+    /// "#;
     /// let config = Config::load(&Sources::of_file("airwave.toml", file)).unwrap();
     /// assert!(config.warnings()[0].contains("may listen to the channels of the rule \"news\""));
     /// ```
@@ -348,8 +354,8 @@ impl Config {
         self.warnings_beside(|_| false)
     }
 
-    /// The same where `handled` says which rules have a handler for all of their channels: it is the
-    /// handler then that decides.
+    /// The same where `handled` says which rules have a handler for all of their channels: the
+    /// handler decides then.
     pub(crate) fn warnings_beside(&self, handled: impl Fn(&Pattern) -> bool) -> Vec<String> {
         let Some((_, reached)) = self.reached() else {
             return Vec::new();

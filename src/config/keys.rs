@@ -87,7 +87,8 @@ impl fmt::Display for Range {
 /// use airwave::config;
 ///
 /// let idle = config::keys().find(|key| key.name == "limits.idle").unwrap();
-/// assert_eq!((idle.default.as_str(), idle.variable.as_deref()), ("1m", Some("AIRWAVE_LIMITS_IDLE")));
+/// assert_eq!(idle.default, "1m");
+/// assert_eq!(idle.variable.as_deref(), Some("AIRWAVE_LIMITS_IDLE"));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -143,7 +144,8 @@ pub fn rule_keys() -> impl Iterator<Item = Key> {
     head.chain(fields)
 }
 
-/// What each use case sets: its name, and the values of the keys that differ from a rule without one.
+/// What each use case sets: its name, and the values of the keys that differ from a rule without
+/// one.
 pub(super) fn presets() -> impl Iterator<Item = (&'static str, Vec<(&'static str, String)>)> {
     UseCase::ALL.into_iter().map(|use_case| {
         // A constant that parses.
@@ -161,7 +163,8 @@ pub(super) fn presets() -> impl Iterator<Item = (&'static str, Vec<(&'static str
     })
 }
 
-/// All of the keys as Markdown tables, and the presets: what docs/configuration.md has between its markers.
+/// All of the keys as Markdown tables, and the presets: what docs/configuration.md has between its
+/// markers.
 pub fn reference() -> String {
     let mut text = String::new();
     let table_of = |name: &'static str| name.split_once('.').map_or("", |(table, _)| table);

@@ -299,7 +299,8 @@ fn where_other_machines_reach_the_server_its_open_rules_are_warned_of() {
     let open = warnings("listen = \"[::]:80\"\npublish.open = true");
     assert!(open[2].contains("publish to every channel by POST /publish"), "{open:?}");
 
-    // A handler that is asked about all channels of a rule decides, and one that is asked about some does not.
+    // A handler that is asked about all channels of a rule decides, and one that is asked about
+    // some does not.
     let config = load(&format!("listen = \"0.0.0.0:80\"\npublish.open = false\n{rules}")).unwrap();
     assert_eq!(config.warnings_beside(|_| true), [""; 0]);
     let beside = config.warnings_beside(|pattern| pattern.as_str().starts_with("chat"));

@@ -260,8 +260,8 @@ pub(super) fn one_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
 
 /// The name that `text` was probably meant to be. Case, `-` and `_` do not count.
 ///
-/// Letters first: a name that is a few of them away. Else words: a name whose words are all in `text`,
-/// or the other way round (`max_connections`, `timeout`).
+/// Letters first: a name that is a few of them away. Else words: a name whose words are all in
+/// `text`, or the other way round (`max_connections`, `timeout`).
 pub(super) fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |name: &str| name.to_lowercase().replace('-', "_");
     let text = plain(text);

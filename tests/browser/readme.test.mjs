@@ -1,4 +1,5 @@
-// The pages of README and the Python of docs/using.md, cut out of the documents and run as they stand.
+// The pages of README and the Python of docs/using.md, cut out of the documents and run as they
+// stand.
 
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";

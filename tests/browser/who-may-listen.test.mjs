@@ -1,4 +1,5 @@
-// docs/who-may-listen.md: Debian's nginx with the document's lines, which asks the document's little application.
+// docs/who-may-listen.md: Debian's nginx with the document's lines, which asks the document's
+// little application.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
