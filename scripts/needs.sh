@@ -80,18 +80,6 @@ need_valgrind() {
   first_command valgrind >/dev/null || apt_install valgrind
 }
 
-# A library that, loaded into a process, gives it another time of day. Chaos skews clocks with it.
-need_faketime() {
-  if [[ -z ${AIRWAVE_TEST_FAKETIME:-} ]]; then
-    # Of the package faketime, wherever the architecture puts it.
-    find_faketime() { compgen -G '/usr/lib/*/faketime/libfaketime.so.1' | head -n 1; }
-    [[ -n $(find_faketime) ]] || apt_install faketime || return 1
-    AIRWAVE_TEST_FAKETIME=$(find_faketime)
-    [[ -n $AIRWAVE_TEST_FAKETIME ]] || return 1
-  fi
-  export AIRWAVE_TEST_FAKETIME
-}
-
 # cargo-fuzz from crates.io, into $work/tools, and the nightly toolchain that it builds with.
 cargo_fuzz_version=0.13.2
 need_cargo_fuzz() {

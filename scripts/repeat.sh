@@ -88,7 +88,7 @@ if [[ ${#arguments[@]} -eq 0 ]]; then
 fi
 
 # Bringing what the test needs is not a part of the test.
-for need in redis_server nats_server nats_server_2_10 nats_server_2_9 nginx haproxy chromium curl faketime; do
+for need in redis_server nats_server nats_server_2_10 nats_server_2_9 nginx haproxy chromium curl; do
   "need_$need" || { echo "missing: $need" >&2; exit 1; }
 done
 case $kind in

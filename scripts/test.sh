@@ -161,10 +161,11 @@ if is_chosen test || is_chosen browser || is_chosen client || is_chosen chaos ||
   needs+=(redis_server)
 fi
 if is_chosen test; then
-  needs+=(nats_server nats_server_2_10 nats_server_2_9 faketime promtool)
+  needs+=(nats_server nats_server_2_10 nats_server_2_9 promtool)
 fi
 if is_chosen chaos || is_chosen matrix; then
-  needs+=(nats_server faketime)
+  # A C compiler makes what skews clocks.
+  needs+=(nats_server cc)
 fi
 if is_chosen cost; then
   needs+=(valgrind)
@@ -203,6 +204,14 @@ else
   for _ in 1 2 3; do
     if bounded 600 cargo fetch --locked; then fetched=yes; break; fi
   done
+  # The fuzz targets are no part of the workspace. They are built of the versions that it has.
+  if is_chosen fuzz && [[ -n $fetched ]]; then
+    fetched=
+    cp Cargo.lock fuzz/Cargo.lock
+    for _ in 1 2 3; do
+      if bounded 600 cargo fetch --manifest-path fuzz/Cargo.toml; then fetched=yes; break; fi
+    done
+  fi
   # What each gate needs of npm. The bundlers' tests drive the browser as those of tests/browser do.
   declare -A folders_of=(
     [browser]="tests/browser" [client]="clients/typescript" [firefox]="clients/typescript"

@@ -173,29 +173,42 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
-/// The library that gives a process another time of day: Debian's package faketime, or the one that
-/// a variable names. An error says what to do.
-pub fn faketime() -> Result<PathBuf, String> {
-    let named = std::env::var_os("AIRWAVE_TEST_FAKETIME").map(PathBuf::from);
-    let found = || {
-        let folders = std::fs::read_dir("/usr/lib").ok()?.filter_map(Result::ok);
-        let mut files = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
-        files.find(|file| file.is_file())
-    };
-    named
-        .or_else(found)
-        .ok_or_else(|| "there is no libfaketime: install Debian's package faketime, or name one in AIRWAVE_TEST_FAKETIME".into())
+/// Makes the library that gives a process another time of day, unless the folder has it. An error
+/// says what to do. libfaketime is none: a server that is linked with jemalloc hangs with it.
+fn clock_library(folder: &Path) -> Result<PathBuf, String> {
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let library = folder.join("clock.so");
+    if library.is_file() {
+        return Ok(library);
+    }
+    let source = folder.join("clock.c");
+    let text = include_str!("../../../brokers/tests/support/clock.c");
+    std::fs::write(&source, text).map_err(|error| format!("a clock cannot be made: {error}"))?;
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    let made = std::process::Command::new(&compiler)
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .args([&library, &source])
+        .output()
+        .map_err(|error| format!("{compiler} does not run ({error}): install a C compiler, or name one in CC"))?;
+    if made.status.success() {
+        Ok(library)
+    } else {
+        Err(format!(
+            "{compiler} makes no clock: {}",
+            String::from_utf8_lossy(&made.stderr)
+        ))
+    }
 }
 
 /// Lets the process that this starts see a time of day that differs by so many milliseconds. What
-/// it measures durations with stays right.
-fn skew(command: &mut Command, millis: i64) -> Result<(), String> {
+/// it measures durations with stays right. What that needs is written into the folder.
+fn skew(command: &mut Command, millis: i64, folder: &Path) -> Result<(), String> {
     if millis != 0 {
-        command
-            .env("LD_PRELOAD", faketime()?)
-            .env("FAKETIME", format!("{:+.3}", millis as f64 / 1000.0))
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .env("FAKETIME_DONT_RESET", "1");
+        let library = clock_library(folder)?;
+        let clock = folder.join(format!("clock{millis}"));
+        std::fs::write(&clock, (1000 * millis).to_ne_bytes()).map_err(|error| error.to_string())?;
+        command.env("LD_PRELOAD", library).env("AIRWAVE_TEST_CLOCK", clock);
     }
     Ok(())
 }
@@ -246,7 +259,7 @@ impl Server {
                     .args(arguments)
                     .args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
                 command.arg("--dir").arg(&self.folder);
-                skew(&mut command, self.skew)?;
+                skew(&mut command, self.skew, &self.folder)?;
             }
             How::Nats(configuration) => {
                 let file = self.folder.join("settings");
@@ -537,7 +550,7 @@ impl Node {
             .stdout(Stdio::piped())
             .stderr(out)
             .kill_on_drop(true);
-        skew(&mut command, skewed)?;
+        skew(&mut command, skewed, config.parent().unwrap_or(Path::new(".")))?;
         let mut child = command.spawn().map_err(text)?;
         let stdout = child.stdout.take().ok_or("it has no output")?;
         let mut lines = BufReader::new(stdout).lines();

@@ -14,7 +14,7 @@ use super::clients::request;
 use super::history::wall_clock;
 use super::link::{Line, Link};
 use super::plan::{Lines, Refusal};
-use super::servers::{Broker, BrokerKind, Folder, Node, Signal, faketime};
+use super::servers::{Broker, BrokerKind, Folder, Node, Signal};
 
 /// No step takes so long, however busy the machine is: it only turns a hang into a failure.
 pub const HANG: Duration = Duration::from_secs(60);
@@ -76,9 +76,6 @@ impl World {
         airwave: &Path,
         config: impl Fn(&str) -> String,
     ) -> Result<Self, String> {
-        if skews.iter().any(|skew| *skew != 0) {
-            faketime()?;
-        }
         let folder = Folder::new().map_err(|error| format!("there is no folder to work in: {error}"))?;
         let broker = Broker::start(kind, folder.path()).await?;
         let wrong = Arc::new(Mutex::new(Vec::new()));
@@ -230,9 +227,6 @@ impl World {
     /// As for [`World::kill_broker`].
     pub async fn kill_broker_skewed(&self, down: Duration, skew: Option<i64>, between: impl FnOnce(u64)) -> Result<(), String> {
         let mut broker = self.broker.lock().await;
-        if skew.is_some() && broker.takes_skew() {
-            faketime()?;
-        }
         let skew = skew.filter(|_| broker.takes_skew());
         if let Some(skew) = skew {
             self.skew.store(skew, Ordering::Relaxed);
