@@ -404,7 +404,7 @@ impl Feeder {
         }
         let mut goes_on_live = false;
         if !is_whole(link, replay) {
-            let reason = lost_reason(link, replay);
+            let reason = lost_reason(link, replay, self.log.head());
             pending.gaps += 1;
             let shown = pending.events.front().map(|event| match event.previous {
                 Position::ZERO => Position(event.position.0.saturating_sub(1)),
@@ -492,9 +492,10 @@ async fn follow(backbone: &Backbone, name: &ChannelName) -> Result<Feed, BrokerE
     patience::call(backbone.limits.broker_timeout, backbone.broker.follow(name)).await
 }
 
-/// Why a replay after `after` is not complete.
-pub(crate) fn lost_reason(after: Position, replay: &Replay) -> GapReason {
-    if after > Position::now().max(replay.head) {
+/// Why a replay after `after` is not complete. `seen`: the newest position that this node has seen
+/// of the channel. Up to there a position was given, whatever this node's clock says of it.
+pub(crate) fn lost_reason(after: Position, replay: &Replay, seen: Position) -> GapReason {
+    if after > Position::now().max(replay.head).max(seen) {
         GapReason::UnknownPosition
     } else if after > replay.head {
         GapReason::BrokerLostData

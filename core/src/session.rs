@@ -1079,7 +1079,7 @@ impl CatchUp {
             let reason = if too_slow {
                 GapReason::TooSlow
             } else {
-                lost_reason(link, replay)
+                lost_reason(link, replay, log.head())
             };
             let goes_on = goes_on_after(replay);
             self.gaps += 1;

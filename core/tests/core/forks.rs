@@ -212,6 +212,32 @@ async fn an_event_that_was_lost_is_not_sent_again_by_a_node_that_does_not_know()
     assert_eq!(hear(&mut client).await, "E30 ");
 }
 
+/// The clock that gave the position is ahead of this node's. The node has seen the event, so it was
+/// lost, and a client that has it does not get it again.
+#[tokio::test(start_paused = true)]
+async fn a_lost_event_from_a_clock_that_is_ahead_is_not_sent_again() {
+    let ahead = Position::now().0 + 120_000_000;
+    let rig = rig();
+    rig.lab.set(10, &[]);
+    let mut other = rig.join(After::Nothing).await;
+    rig.lab.feeds.lock().unwrap()[0].push(ev(ahead, 10));
+    assert_eq!(hear(&mut other).await, format!("S10- E{ahead} "));
+    // The node asks what comes next, and is not answered before the client has asked, too.
+    let (open, gate) = tokio::sync::oneshot::channel();
+    rig.lab.gates.lock().unwrap().push_back(gate);
+    rig.lab.feeds.lock().unwrap().clear();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut client = rig.join(After::Position(Position(ahead))).await;
+    open.send(()).unwrap();
+    let lost = format!("G{ahead}>{ahead}:broker-lost-data ");
+    assert_eq!(hear(&mut other).await, lost);
+    assert_eq!(hear(&mut client).await, format!("S{ahead}- {lost}"));
+    let next = ahead + 1;
+    rig.lab.feeds.lock().unwrap()[0].push(ev(next, 10));
+    assert_eq!(hear(&mut other).await, format!("E{next} "));
+    assert_eq!(hear(&mut client).await, format!("E{next} "));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_waits_for_its_node_is_judged_again_when_the_node_is_there() {
     let rig = rig();
