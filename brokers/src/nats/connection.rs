@@ -603,7 +603,8 @@ impl Connection {
                 Some(info) => return self.judge(link, &info).await,
                 None => {
                     let mut wanted = self.wanted();
-                    wanted["first_seq"] = self.now().max(self.highest() + 1).into();
+                    let now = server_time(link).await.unwrap_or_else(|| self.now());
+                    wanted["first_seq"] = now.max(self.highest() + 1).into();
                     tracing::info!(server = %self.settings, stream = name, "making the stream");
                     match self.reached(link.api(format!("STREAM.CREATE.{name}"), &wanted).await)? {
                         // Or another node was faster.
@@ -734,7 +735,7 @@ impl Connection {
     }
 
     /// A stream in memory begins again at its first number when its servers restart, and gave all numbers from there before. So one that
-    /// never held anything since is sent ahead to the clock, and so is one that is behind what this node has seen.
+    /// never held anything since is sent ahead to the clock ([`count_of_now`]), and so is one that is behind what this node has seen.
     ///
     /// A new one gives its first number away unused. Servers before 2.11.11 that are killed read a file stream that still begins where it
     /// was made as an empty one, and lose all that it held. Whoever finds it new does so, to the same number: nothing can have been
@@ -745,13 +746,14 @@ impl Connection {
             info["state"]["last_seq"].as_u64().unwrap_or(0),
         );
         let new = last < first.max(1);
-        let again = new && info["config"]["storage"] == "memory" && self.now().saturating_sub(first) > 1_000_000;
+        let now = count_of_now(info).unwrap_or_else(|| self.now());
+        let again = new && info["config"]["storage"] == "memory" && now.saturating_sub(first) > 1_000_000;
         let ahead = if again || last < self.highest() {
             if self.goes_on(link).await? {
                 return Ok(());
             }
             tracing::warn!(server = %self.settings, stream = self.settings.prefix, "the stream has lost what it held; it goes on above all it gave");
-            self.now().max(self.highest() + 1)
+            now.max(self.highest() + 1)
         } else if new {
             first + 1
         } else {
@@ -1053,6 +1055,28 @@ fn grown(config: &Value, wanted: &Value, kept: Option<String>) -> Option<Value> 
     (changed != *config).then_some(changed)
 }
 
+/// The server's time, so that what one node makes begins above all that another one made before. A
+/// node's own clock may be minutes behind that of the node whose stream was lost. `None`: this user
+/// may not ask.
+async fn server_time(link: &Link) -> Option<u64> {
+    // Not to be answered is no sign of a dead connection here.
+    let gone = Dead::default();
+    let asked = link.ask_of(&gone, "$SYS.REQ.USER.INFO".into(), None, Bytes::new());
+    let answer: Value = serde_json::from_slice(&asked.await.ok()?.payload).ok()?;
+    time_of(answer["server"]["time"].as_str()?)
+}
+
+/// How far the stream would have counted by now if it gave a number each microsecond since it was
+/// made, by the server's clock: so every node comes to the same number, above all that the stream
+/// gave, whatever its own clock says, and also if a clock that was ahead made it. `None`: the server
+/// does not tell the times.
+fn count_of_now(info: &Value) -> Option<u64> {
+    let time = |what: &str| time_of(info[what].as_str()?);
+    let (made, now) = (time("created")?, time("ts")?);
+    let first = info["config"]["first_seq"].as_u64().unwrap_or(0);
+    Some(first.saturating_add(now.saturating_sub(made)).max(now))
+}
+
 fn version_of(text: &str) -> (u64, u64) {
     let mut parts = text.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
@@ -1066,4 +1090,31 @@ pub(super) fn stored_at(message: &Message) -> Option<u64> {
 /// Whether a message is only about the answer: its end, or that there is none.
 pub(super) fn is_status(message: &Message) -> Option<StatusCode> {
     message.status.filter(|status| *status != StatusCode::OK)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_stream_counts_on_from_its_first_number_by_the_servers_clock() {
+        let info = |first: u64, now: &str| {
+            json!({
+                "config": { "first_seq": first },
+                "created": "2026-11-29T16:16:40.000001Z",
+                "ts": now,
+            })
+        };
+        let made = time_of("2026-11-29T16:16:40.000001Z").unwrap();
+        let (behind, right, ahead) = (made - 120_000_000, made, made + 120_000_000);
+        for (first, counted) in [(behind, made + 9), (right, made + 9), (ahead, ahead + 9)] {
+            let info = info(first, "2026-11-29T16:16:40.00001Z");
+            assert_eq!(count_of_now(&info), Some(counted));
+        }
+        // The server's clock was set back.
+        let info = info(ahead, "2026-11-29T16:16:39Z");
+        assert_eq!(count_of_now(&info), Some(ahead));
+        assert_eq!(count_of_now(&json!({ "config": { "first_seq": right } })), None);
+    }
 }
