@@ -26,7 +26,8 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# The lock file of the workspace, and what only the targets need added to it: what is fuzzed is what is built.
+# The lock file of the workspace, and what only the targets need added to it. So what is fuzzed is
+# what is built.
 cp Cargo.lock fuzz/Cargo.lock
 mapfile -t names < <(cargo +nightly fuzz list)
 [[ ${#names[@]} -gt 0 ]] || { echo "there is no target in fuzz/" >&2; exit 1; }

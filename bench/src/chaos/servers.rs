@@ -7,6 +7,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::str::FromStr;
@@ -207,7 +208,10 @@ fn skew(command: &mut Command, millis: i64, folder: &Path) -> Result<(), String>
     if millis != 0 {
         let library = clock_library(folder)?;
         let clock = folder.join(format!("clock{millis}"));
-        std::fs::write(&clock, (1000 * millis).to_ne_bytes()).map_err(|error| error.to_string())?;
+        // Not truncated: another process may have it mapped.
+        let file = File::options().write(true).create(true).truncate(false).open(&clock);
+        file.and_then(|file| file.write_all_at(&(1000 * millis).to_ne_bytes(), 0))
+            .map_err(|error| format!("a clock cannot be set: {error}"))?;
         command.env("LD_PRELOAD", library).env("AIRWAVE_TEST_CLOCK", clock);
     }
     Ok(())
