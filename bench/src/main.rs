@@ -22,6 +22,7 @@
 //! | `storm` | all listeners are cut off, miss events, and come back within 2 s |
 //! | `channels` | 1,000 channels with 5 listeners each |
 //! | `brokers` | publishing and fan-out over SSE with Redis and NATS behind, beside Redis's pub/sub written into axum by hand |
+//! | `heal` | 50,000 channels lose the connection on which the node hears its broker, and then the node |
 //! | `chaos` | no benchmark: real processes treated badly, and a checker that judges what clients saw of it |
 //! | `cost` | instructions and allocations of a publish, a delivery and a connect, compared with `bench/cost.toml` |
 //! | `all` | everything in the table of budgets; `--write FILE` puts it between the file's two `measured` markers |
@@ -32,6 +33,7 @@
 
 mod check;
 mod cost;
+mod heal;
 mod load;
 mod process;
 mod publish;
@@ -185,6 +187,15 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         write: Option<PathBuf>,
     },
+    /// Very many channels lose the connection to their broker, and then their node.
+    Heal {
+        /// The brokers, one after the other.
+        #[arg(long = "broker", value_delimiter = ',', default_values = ["redis", "nats"])]
+        brokers: Vec<HealBroker>,
+        /// How many channels, each with one event and one listener.
+        #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        channels: u32,
+    },
     /// Treats real processes badly and judges by the promises.
     Chaos {
         /// How long to go on with one seed after the other.
@@ -241,6 +252,13 @@ enum Command {
     /// Serves as the server that speaks to Redis by hand.
     #[command(hide = true)]
     ServeRedis { url: String },
+}
+
+/// A broker that `heal` measures.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum HealBroker {
+    Redis,
+    Nats,
 }
 
 fn main() -> ExitCode {
@@ -309,6 +327,24 @@ fn run(cli: Cli) -> Result<bool, String> {
         return cost::run(&airwave, &baseline.unwrap_or_else(cost::default_baseline), write).map(|()| true);
     }
     process::clean_up_on_signals()?;
+    if let Command::Heal { brokers, channels } = cli.command {
+        let airwave = match cli.common.airwave {
+            Some(path) => path,
+            None => process::build_airwave(true)?,
+        };
+        println!("{}.\n", process::machine());
+        let mut whole = true;
+        for broker in brokers {
+            let kind = match broker {
+                HealBroker::Redis => Kind::AirwaveRedis,
+                HealBroker::Nats => Kind::AirwaveNats,
+            };
+            let healed = heal::run(kind, &airwave, channels as usize)?;
+            println!("{}", healed.markdown());
+            whole &= healed.is_whole();
+        }
+        return Ok(whole);
+    }
     if cfg!(debug_assertions) {
         eprintln!("this is a debug build: check the machinery with it, and believe no figure");
     }
@@ -393,7 +429,12 @@ fn run(cli: Cli) -> Result<bool, String> {
             return tell(&reports, &machine, write.map(|path| (path, "brokers")));
         }
         // They returned above.
-        Command::Chaos { .. } | Command::Cost { .. } | Command::ServeRaw | Command::ServeAxum | Command::ServeRedis { .. } => {
+        Command::Heal { .. }
+        | Command::Chaos { .. }
+        | Command::Cost { .. }
+        | Command::ServeRaw
+        | Command::ServeAxum
+        | Command::ServeRedis { .. } => {
             return Ok(true);
         }
     };

@@ -170,9 +170,28 @@ history = { events = 1000, age = "1h" }
 send = "publish"
 "#;
 
+/// Says at which address a node finds its broker.
+pub type Behind = dyn Fn(SocketAddr) -> Result<SocketAddr, String>;
+
 impl Server {
     /// Starts it and waits until it listens. `airwave`: the binary.
     pub fn start(kind: Kind, airwave: &Path, pinning: Option<&Pinning>) -> Result<Self, String> {
+        Self::start_configured(kind, airwave, pinning, AIRWAVE_CONFIG, &Ok)
+    }
+
+    /// The same with another configuration, and with something between the node and its broker:
+    /// `behind` is given the broker's address and says which one to use.
+    pub fn start_behind(kind: Kind, airwave: &Path, config: &str, behind: &Behind) -> Result<Self, String> {
+        Self::start_configured(kind, airwave, None, config, behind)
+    }
+
+    fn start_configured(
+        kind: Kind,
+        airwave: &Path,
+        pinning: Option<&Pinning>,
+        config: &str,
+        behind: &Behind,
+    ) -> Result<Self, String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("airwave-bench-{}-{number}", std::process::id()));
@@ -183,8 +202,11 @@ impl Server {
             if let Some(kind) = kind.broker() {
                 *broker = Some(Broker::start(kind, &folder)?);
             }
-            let url = broker.as_ref().map_or_else(|| "memory:".into(), Broker::url);
-            fs::write(folder.join("airwave.toml"), AIRWAVE_CONFIG.replace("BROKER", &url)).map_err(io)?;
+            let url = match broker.as_ref() {
+                Some(broker) => broker.url_at(behind(broker.address)?),
+                None => "memory:".into(),
+            };
+            fs::write(folder.join("airwave.toml"), config.replace("BROKER", &url)).map_err(io)?;
             fs::File::create(folder.join("stderr")).map_err(io)
         };
         let stderr = start(&mut broker).inspect_err(|_| {
@@ -260,6 +282,34 @@ impl Server {
                     self.stderr()
                 )
             })
+    }
+
+    /// Kills it without a warning and starts it again at the same address.
+    pub fn kill_and_start_again(&mut self, airwave: &Path) -> Result<(), String> {
+        end(&mut self.child);
+        let stderr = fs::File::create(self.folder.join("stderr")).map_err(|error| format!("cannot write: {error}"))?;
+        let mut command = Command::new(airwave);
+        command
+            .args(["serve", "--listen", &self.address.to_string(), "--config"])
+            .arg(self.folder.join("airwave.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr);
+        let mut running = running();
+        self.child = command.spawn().map_err(|error| format!("cannot start it again: {error}"))?;
+        running.push((self.child.id(), self.folder.clone()));
+        drop(running);
+        self.wait_for_address(Kind::Airwave).map(|_| ())
+    }
+
+    /// Its process id.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its broker is itself.
+    pub fn broker_url(&self) -> Result<String, String> {
+        self.broker.as_ref().map(Broker::url).ok_or_else(|| "it has no broker".into())
     }
 
     /// The end of what it wrote to stderr.
@@ -381,9 +431,13 @@ impl Broker {
     }
 
     fn url(&self) -> String {
+        self.url_at(self.address)
+    }
+
+    fn url_at(&self, address: SocketAddr) -> String {
         match self.kind {
-            BrokerKind::NatsVolatile => format!("nats://{}?storage=memory", self.address),
-            _ => format!("redis://{}", self.address),
+            BrokerKind::NatsVolatile => format!("nats://{address}?storage=memory"),
+            _ => format!("redis://{address}"),
         }
     }
 }

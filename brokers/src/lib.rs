@@ -16,6 +16,8 @@ pub mod memory;
 pub mod nats;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod silence;
 
 #[cfg(feature = "nats")]
 pub use self::nats::Nats;

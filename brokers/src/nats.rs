@@ -29,12 +29,15 @@ mod stored;
 mod sweep;
 
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use airwave_core::broker::{FeedSender, Pulse};
 use airwave_core::idempotency::Fingerprint;
 use airwave_core::rule::History;
+use airwave_core::shrink::shrink;
 use airwave_core::{
     Broker, BrokerError, BrokerErrorKind, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules,
 };
@@ -56,15 +59,17 @@ use self::settings::Settings;
 pub use self::settings::Tuning;
 use self::stored::{Chain, Stored, token};
 use self::sweep::{Due, Generations, uptime};
+use crate::silence::while_heard;
 
 /// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
 const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What no call exceeds. Below the two seconds within which callers are promised an answer.
+/// How long a call waits while nothing arrives on the connection. Below the two seconds within which
+/// callers are promised an answer.
 const DEADLINE: Duration = Duration::from_millis(1800);
 
-/// A page of history may be many megabytes.
-const READ_DEADLINE: Duration = Duration::from_secs(5);
+/// What no call exceeds, although other things arrive.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// How long a page of history can be.
 const MOST_AT_ONCE: usize = 100_000;
@@ -219,11 +224,22 @@ impl Nats {
         })
     }
 
+    /// Carries out a call as long as anything arrives on the connection, and no longer than
+    /// [`LONGEST`].
+    async fn within<T>(&self, call: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
+        let call = while_heard(DEADLINE, || self.connection.arrived(), call);
+        match timeout(LONGEST, call).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) | Err(_) => Err(late()),
+        }
+    }
+
     fn known(&self, channel: &ChannelName) -> Memory {
         let mut known = remembered(&self.known);
         if known.len() >= REMEMBERED && !known.contains_key(channel) {
             // Those under way must stay: their publishes wait for each other there.
             known.retain(|_, memory| Arc::strong_count(memory) > 1);
+            shrink(&mut *known);
         }
         known.entry(channel.clone()).or_default().clone()
     }
@@ -264,6 +280,7 @@ impl Nats {
         } else {
             call.await?
         };
+        link.hears_the_leader();
         match answer {
             Answer::Done(ack) => {
                 let Some(sequence) = ack["seq"].as_u64() else {
@@ -351,15 +368,21 @@ impl Nats {
 
     /// The channel's chain. One without a message begins with the epoch.
     async fn chain(&self, link: &Link, channel: &ChannelName) -> Result<Chain, BrokerError> {
+        Ok(self.chain_and_newest(link, channel).await?.0)
+    }
+
+    /// The same with the message that it was read from.
+    async fn chain_and_newest(&self, link: &Link, channel: &ChannelName) -> Result<(Chain, Option<Stored>), BrokerError> {
         if let Some(stored) = self.newest(link, channel).await? {
-            return Ok(stored.chain);
+            return Ok((stored.chain, Some(stored)));
         }
         let epoch = self.epochs.newest(&self.connection, link).await?;
-        Ok(Chain {
+        let chain = Chain {
             head: epoch,
             birth: epoch,
             ..Chain::NONE
-        })
+        };
+        Ok((chain, None))
     }
 
     async fn append(&self, channel: &ChannelName, publish: &Publish) -> Result<Published, BrokerError> {
@@ -514,13 +537,13 @@ impl Nats {
 
     async fn read(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         let link = self.connection.link().await?;
-        let mut chain = self.chain(&link, channel).await?;
-        if after.is_some_and(|after| after > chain.head) && self.connection.settings.are_several() {
+        let mut newest = self.chain_and_newest(&link, channel).await?;
+        if after.is_some_and(|after| after > newest.0.head) && self.connection.settings.are_several() {
             // Lost, or told by one that is cut off from the others and does not know it yet. Such a one cannot store anything.
             self.connection.store_something(&link).await?;
-            chain = self.chain(&link, channel).await?;
+            newest = self.chain_and_newest(&link, channel).await?;
         }
-        let mut page = self.page(channel, chain);
+        let mut page = self.page(channel, newest);
         let limit = PageLimit {
             events: limit.events.min(MOST_AT_ONCE),
             ..limit
@@ -548,17 +571,18 @@ impl Nats {
                 return Ok(page.newest(events));
             }
             // Everything up to that head has been trimmed since: there is a newer one.
-            page = self.page(channel, self.chain(&link, channel).await?);
+            page = self.page(channel, self.chain_and_newest(&link, channel).await?);
         }
         Ok(page.newest(Vec::new()))
     }
 
     /// What may be shown of a channel that stands like this.
-    fn page(&self, channel: &ChannelName, chain: Chain) -> Page {
+    fn page(&self, channel: &ChannelName, (chain, newest): (Chain, Option<Stored>)) -> Page {
         Page {
             history: self.rules.history(channel),
             now: self.connection.server_clock.now(),
             chain,
+            newest,
         }
     }
 
@@ -668,7 +692,10 @@ impl Nats {
             } else {
                 at.0
             };
-            let mut stored = self.at(link, channel, sequence).await?;
+            let mut stored = page.newest.clone().filter(|_| at == page.chain.head);
+            if stored.is_none() {
+                stored = self.at(link, channel, sequence).await?;
+            }
             if stored.is_none() {
                 stored = self.ask_leader(link, channel, &json!({ "seq": sequence })).await?;
             }
@@ -899,12 +926,13 @@ async fn carry(
     (feed, feed_head): (FeedSender, Position),
     _follows: Follows,
 ) {
-    let dead = link.dead.clone();
+    let (dead, told) = (link.dead.clone(), link.told.clone());
     // Held by a quiet feed, it would keep a dead connection's client.
     drop(link);
     let (head, mut last) = (feed_head, feed_head);
     let carry = async {
         while let Some(message) = live.next().await {
+            told.fetch_add(1, Ordering::Relaxed);
             let stored = sequence_of(&message).and_then(|sequence| stored::read(sequence, message.payload));
             let Some(stored) = stored else {
                 tracing::warn!(subject = %message.subject, "a message is not one of ours: its feed ends");
@@ -933,6 +961,9 @@ struct Page {
     history: History,
     now: u64,
     chain: Chain,
+    /// The message that holds the head: most channels that are opened have few events, and this one
+    /// is not asked for twice.
+    newest: Option<Stored>,
 }
 
 impl Page {
@@ -1117,19 +1148,15 @@ impl Broker for Nats {
     }
 
     async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
-        timeout(DEADLINE, self.append(channel, &publish))
-            .await
-            .unwrap_or_else(|_| Err(late()))
+        self.within(self.append(channel, &publish)).await
     }
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
-        timeout(DEADLINE, self.open(channel)).await.unwrap_or_else(|_| Err(late()))
+        self.within(self.open(channel)).await
     }
 
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
-        timeout(READ_DEADLINE, self.read(channel, after, limit))
-            .await
-            .unwrap_or_else(|_| Err(late()))
+        self.within(self.read(channel, after, limit)).await
     }
 
     async fn ping(&self) -> Result<(), BrokerError> {
@@ -1137,7 +1164,7 @@ impl Broker for Nats {
             let link = self.connection.link().await?;
             self.connection.hears_itself(&link).await
         };
-        timeout(DEADLINE, ping).await.unwrap_or_else(|_| Err(late()))
+        self.within(ping).await
     }
 
     fn pulse(&self) -> Pulse {

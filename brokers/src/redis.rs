@@ -7,12 +7,15 @@
 //! fit together. A channel without events has no key of its own: `epoch.lua` tells how a listener
 //! resumes there all the same.
 //!
-//! A node has two connections to each server that has events, however many channels it follows: one for commands, pipelined, and one
-//! for subscriptions (`listening`). Neither connection is trusted because it is open: every node publishes to itself, and what does not
+//! A node has two connections to each server that has events, however many channels it follows: one
+//! for commands, pipelined, and one for subscriptions (`listening`). A third one is made for the
+//! first page of history, so that publishes and the node's own probe never stand behind large pages.
+//! No connection is trusted because it is open: every node publishes to itself, and what does not
 //! hear itself for a while is dead. Nothing that may have happened is ever sent twice in secret.
 //!
-//! One server is one such pair. Behind sentinels (`sentinel`) it is one pair too, to whichever server they name. On a cluster (`cluster`)
-//! it is one pair for each master, and a map of which partition is where. How all of it is named: `naming`.
+//! One server has these connections. Behind sentinels (`sentinel`) that is whichever server they
+//! name. On a cluster (`cluster`) each master has them, and a map says which partition is where. How
+//! all of it is named: `naming`.
 
 mod address;
 mod cluster;
@@ -49,11 +52,15 @@ use self::sentinel::Sentinels;
 /// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
 const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What no call exceeds. Below the two seconds within which callers are promised an answer.
+/// How long a call waits while nothing arrives on its connection. Below the two seconds within which
+/// callers are promised an answer.
 const DEADLINE: Duration = Duration::from_millis(1800);
 
-/// A page of history may be many megabytes.
+/// The same for a page of history, which may be many megabytes: nothing else arrives before its end.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What no call exceeds, although answers to others arrive.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// How long a page of history can be. Bounds what one script does to a server that others use too.
 const MOST_AT_ONCE: usize = 100_000;
@@ -158,7 +165,14 @@ impl Redis {
         })
     }
 
-    async fn read(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
+    /// `pages`: over the connection for pages.
+    async fn read(
+        &self,
+        channel: &ChannelName,
+        after: Option<Position>,
+        limit: PageLimit,
+        pages: bool,
+    ) -> Result<Replay, BrokerError> {
         let events = limit.events.min(MOST_AT_ONCE);
         let bytes = limit.bytes.min(MOST_BYTES_AT_ONCE);
         let history = self.rules.history(channel);
@@ -167,7 +181,7 @@ impl Redis {
         let mark = self.marks.of(partition);
         let believed = marks::believed(after, mark);
         let read = async |any_epoch: bool| {
-            self.script(channel, READ_SCRIPT, |call, keys| {
+            self.script(channel, Script { pages, ..READ_SCRIPT }, |call, keys| {
                 call.arg(if keys == Keys::All { 4 } else { 2 });
                 call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
                 if keys == Keys::All {
@@ -228,11 +242,12 @@ impl Redis {
     ) -> Result<Value, BrokerError> {
         match &self.servers {
             Servers::One { shard, .. } => {
-                let connected = shard.commands.connected().await?;
+                let commands = shard.commands_for(script);
+                let connected = commands.connected().await?;
                 let answer = connected
                     .script(script, &|call: &mut Cmd| arguments(call, Keys::All), false)
                     .await;
-                answer.map_err(|error| shard.commands.failed(&connected, error))
+                answer.map_err(|error| commands.failed(&connected, error))
             }
             Servers::Cluster(cluster) => cluster.script(channel, script, arguments).await,
         }
@@ -252,6 +267,8 @@ async fn one(server: Server, database: i64, pulse: &Pulse, marks: &Arc<Marks>) -
 struct Script {
     text: &'static str,
     hash: fn(&connection::Connected) -> &str,
+    /// Whether its answer may be a page of history, which has a connection of its own.
+    pages: bool,
     /// Whether it publishes, so that feeds wait for what it says.
     tells: bool,
     /// Whether it can be called with [`Keys::Own`]. It answers with nothing then if those are not
@@ -282,6 +299,7 @@ impl Keys {
 const APPEND_SCRIPT: Script = Script {
     text: APPEND,
     hash: |connected| &connected.append,
+    pages: false,
     tells: true,
     own: true,
 };
@@ -289,6 +307,7 @@ const APPEND_SCRIPT: Script = Script {
 const READ_SCRIPT: Script = Script {
     text: READ,
     hash: |connected| &connected.read,
+    pages: false,
     tells: false,
     own: true,
 };
@@ -296,6 +315,7 @@ const READ_SCRIPT: Script = Script {
 const FOUND_SCRIPT: Script = Script {
     text: FOUND,
     hash: |connected| &connected.found,
+    pages: false,
     tells: false,
     own: false,
 };
@@ -303,6 +323,7 @@ const FOUND_SCRIPT: Script = Script {
 const FLOOR_SCRIPT: Script = Script {
     text: FLOOR,
     hash: |connected| &connected.floor,
+    pages: false,
     tells: false,
     own: false,
 };
@@ -310,6 +331,7 @@ const FLOOR_SCRIPT: Script = Script {
 const REMEMBER_SCRIPT: Script = Script {
     text: REMEMBER,
     hash: |connected| &connected.remember,
+    pages: false,
     tells: false,
     own: false,
 };
@@ -362,7 +384,7 @@ impl Broker for Redis {
             call.arg(millis(IDEMPOTENCY_WINDOW)).arg(self.naming.publish());
             call.arg(known.0).arg(&fingerprint).arg(&end[..]).arg(end_weight);
         });
-        let Ok(answer) = timeout(DEADLINE, append).await else {
+        let Ok(answer) = timeout(LONGEST, append).await else {
             return Err(late());
         };
         let answer = strings(answer?).ok_or_else(|| not_ours(channel))?;
@@ -400,16 +422,16 @@ impl Broker for Redis {
                 Servers::Cluster(cluster) => cluster.join(channel).await?,
             };
             // Only now: what is published after this answer is heard.
-            let head = self.read(channel, None, PageLimit::events(0)).await?.head;
+            let head = self.read(channel, None, PageLimit::events(0), false).await?.head;
             listener
                 .open(head)
                 .ok_or_else(|| lost("the subscription broke while it was made"))
         };
-        timeout(DEADLINE, follow).await.unwrap_or_else(|_| Err(late()))
+        timeout(LONGEST, follow).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
-        timeout(READ_DEADLINE, self.read(channel, after, limit))
+        timeout(LONGEST, self.read(channel, after, limit, true))
             .await
             .unwrap_or_else(|_| Err(late()))
     }
@@ -421,7 +443,7 @@ impl Broker for Redis {
                 Servers::Cluster(cluster) => cluster.hears_itself().await,
             }
         };
-        timeout(DEADLINE, hears).await.unwrap_or_else(|_| Err(late()))
+        timeout(LONGEST, hears).await.unwrap_or_else(|_| Err(late()))
     }
 
     fn pulse(&self) -> Pulse {

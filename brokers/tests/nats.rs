@@ -58,6 +58,25 @@ async fn ten(broker: &Nats, feed: &mut Feed) -> Vec<Position> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_on_which_something_arrives_is_not_given_up() {
+    let Some(server) = Server::start() else { return };
+    let proxy = Proxy::to(server.port);
+    let through = format!("nats://127.0.0.1:{}", proxy.port);
+    let near = Nats::connect(&through, Rules::default()).await.unwrap();
+    let far = connect(&server).await;
+    outage::a_slow_line_is_not_a_dead_one(&near, &far, &proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_behind_others_waits_while_they_are_answered() {
+    let Some(server) = Server::start() else { return };
+    let proxy = Proxy::to(server.port);
+    let through = format!("nats://127.0.0.1:{}", proxy.port);
+    let broker = Nats::connect(&through, Rules::default()).await.unwrap();
+    outage::calls_behind_others_are_not_late(Arc::new(broker), &proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_restarts_empty_gives_no_position_again_and_calls_nothing_complete() {
     let Some(server) = Server::start() else { return };
     let broker = connect(&server).await;

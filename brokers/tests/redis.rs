@@ -163,6 +163,77 @@ async fn a_line_that_swallows_everything_is_found_and_healed() {
     outage::nobody_misses_what_others_publish(Arc::new(broker), Arc::new(other), |silent| proxy.swallow(silent)).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_on_which_something_arrives_is_not_given_up() {
+    let Some(server) = Server::start(&[]) else { return };
+    let proxy = Proxy::to(server.port);
+    let through = format!("redis://127.0.0.1:{}", proxy.port);
+    let near = Redis::connect(&through, support::hub::rules()).await.unwrap();
+    let far = Redis::connect(&server.url(), support::hub::rules()).await.unwrap();
+    outage::a_slow_line_is_not_a_dead_one(&near, &far, &proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_behind_others_waits_while_they_are_answered() {
+    let Some(server) = Server::start(&[]) else { return };
+    let proxy = Proxy::to(server.port);
+    let through = format!("redis://127.0.0.1:{}", proxy.port);
+    let broker = Redis::connect(&through, support::hub::rules()).await.unwrap();
+    outage::calls_behind_others_are_not_late(Arc::new(broker), &proxy).await;
+}
+
+/// Pages of history come over a connection of their own: large ones on a slow line delay no publish
+/// and no probe. When that connection goes silent, pages come again over another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_have_a_connection_of_their_own() {
+    let Some(server) = Server::start(&[]) else { return };
+    let proxy = Proxy::to(server.port);
+    let through = format!("redis://127.0.0.1:{}", proxy.port);
+    let broker = Arc::new(Redis::connect(&through, support::hub::rules()).await.unwrap());
+    let text = "x".repeat(10_000);
+    for _ in 0..20 {
+        broker.publish(&name("large"), say(&text)).await.unwrap();
+    }
+    let page = async |broker: &Redis| broker.replay(&name("large"), None, PageLimit::events(20)).await;
+    page(&broker).await.unwrap();
+    // Commands, subscriptions, then the one that the first page has asked for.
+    let connected = async {
+        while proxy.connections() < 3 {
+            sleep(Duration::from_millis(20)).await;
+        }
+        // It is used from when its scripts are loaded.
+        while server.ask::<String>(&["CLIENT", "LIST"]).matches("cmd=evalsha").count() < 2 {
+            assert_eq!(page(&broker).await.unwrap().events.len(), 20);
+        }
+    };
+    timeout(PATIENCE, connected).await.expect("pages have no connection");
+
+    proxy.pace(100_000);
+    let pages: Vec<_> = (0..8)
+        .map(|_| {
+            let broker = broker.clone();
+            tokio::spawn(async move { broker.replay(&name("large"), None, PageLimit::events(20)).await })
+        })
+        .collect();
+    for _ in 0..5 {
+        // Behind the pages it would take more than ten seconds.
+        let small = name("a");
+        let publish = timeout(outage::UNAVAILABLE_WITHIN, broker.publish(&small, say("small")));
+        publish.await.expect("it waits behind pages").unwrap();
+        broker.ping().await.unwrap();
+    }
+    proxy.pace(0);
+    for page in pages {
+        // Those that took too long are refused.
+        let _ = page.await.unwrap();
+    }
+
+    proxy.swallow_one(2);
+    let replay = insist(async || page(&broker).await).await;
+    assert_eq!(replay.events.len(), 20);
+    assert_eq!(broker.pulse().reconnects(), 0, "the other connections are as they were");
+}
+
 /// What comes from the server alone is swallowed for the subscriber alone: commands go on, and only the probe can tell.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_that_hears_nothing_is_found_while_commands_work() {

@@ -24,7 +24,8 @@ use super::clock::{ServerClock, time_of};
 use super::kept::{self, KeptByOthers};
 use super::settings::{Login, Settings};
 use super::stored;
-use super::{DEADLINE, HEAD_LIVES};
+use super::{DEADLINE, HEAD_LIVES, LONGEST, late};
+use crate::silence::while_heard;
 
 /// For the way to one server and its greeting.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
@@ -58,12 +59,10 @@ const PROBE_BYTES: usize = 1024;
 /// stood still itself does not take its server for dead.
 const PROBES_UNANSWERED: u32 = 2;
 
-/// How long a stored probe is waited for while other things arrive on the connection. They prove
-/// that it lives, and the probe stands behind them.
+/// How long a stored probe is waited for while other things arrive on the connection. The stream
+/// tells what it stores before it answers, so one that is not there long after the answer was not
+/// told to this node.
 const PROBE_BEHIND: Duration = Duration::from_secs(10);
-
-/// So many probes in a row may be unanswered while other things arrive.
-const PROBES_BEHIND: u32 = 6;
 
 /// What the server gives as reasons (`err_code`).
 pub(super) mod code {
@@ -224,6 +223,8 @@ pub(super) struct Link {
     /// There once the stream of members was seen; dead when it is gone or has no leader, which is no matter of the events.
     pub(super) members: Mutex<Option<Arc<Dead>>>,
     heard: watch::Sender<u64>,
+    /// How much was heard of the stream's leader: its answers, and what it tells of events.
+    pub(super) told: Arc<AtomicU64>,
 }
 
 /// What a server's refusal or answer is, as JSON says it.
@@ -235,8 +236,13 @@ pub(super) enum Answer {
 impl Link {
     /// How many bytes have arrived on this connection. As long as there are more and more of them,
     /// the server lives.
-    fn arrived(&self) -> u64 {
+    pub(super) fn arrived(&self) -> u64 {
         self.client.statistics().in_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The stream's leader has answered.
+    pub(super) fn hears_the_leader(&self) {
+        self.told.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Asks and waits for one answer, as long as the connection lives.
@@ -252,13 +258,14 @@ impl Link {
         headers: Option<HeaderMap>,
         payload: Bytes,
     ) -> Result<Message, BrokerError> {
-        let mut request = Request::new().payload(payload).timeout(Some(DEADLINE));
+        let mut request = Request::new().payload(payload).timeout(None);
         if let Some(headers) = headers {
             request = request.headers(headers);
         }
         let mut watched = self.forbidden.watch("Publish", &subject);
+        let answered = while_heard(DEADLINE, || self.arrived(), self.client.send_request(subject, request));
         let answer = tokio::select! {
-            answer = self.client.send_request(subject, request) => answer,
+            answer = answered => answer.ok_or_else(late)?,
             () = self.dead.wait() => return Err(lost("the connection broke")),
             forbidden = watched.wait() => return Err(forbidden),
         };
@@ -421,6 +428,11 @@ impl Connection {
         }
     }
 
+    /// A number that changes whenever anything arrives.
+    pub(super) fn arrived(&self) -> u64 {
+        self.current.borrow().as_ref().map_or(0, |link| link.arrived())
+    }
+
     /// The stream's sequences go up. One that does not, says that the stream has begun anew at an old number.
     pub(super) fn went_up(&self, link: &Link, before: u64, sequence: u64) -> bool {
         self.highest.fetch_max(sequence, Ordering::AcqRel);
@@ -488,6 +500,7 @@ impl Connection {
             is_2_10: version < (2, 11),
             members: Mutex::default(),
             heard: watch::Sender::new(0),
+            told: Arc::default(),
         });
         let ready = async {
             self.examine(&link).await?;
@@ -497,7 +510,7 @@ impl Connection {
             }
             self.listen_to_itself(&link).await?;
             if first {
-                let heard = timeout(DEADLINE, self.hears_itself(&link)).await;
+                let heard = timeout(LONGEST, self.hears_itself(&link)).await;
                 match heard.unwrap_or_else(|_| Err(lost("this node does not hear itself"))) {
                     // What is stored is served, and the rest is an outage like any other.
                     Err(_) if self.refuses() => {}
@@ -950,20 +963,21 @@ impl Connection {
 
     /// Comes back when the connection is dead; says why.
     async fn watch(&self, link: &Link) -> &'static str {
-        let (mut unanswered, mut behind) = (0, 0);
+        let mut unanswered = 0;
         loop {
             tokio::select! {
                 () = link.dead.wait() => return "it broke",
                 () = sleep(PROBE_EVERY) => {}
             }
-            let before = link.arrived();
+            let before = link.told.load(Ordering::Relaxed);
             match timeout(PROBE_WITHIN, self.hears_itself(link)).await {
-                Ok(Ok(())) => (unanswered, behind) = (0, 0),
+                Ok(Ok(())) => unanswered = 0,
                 // A refusal is an answer. Another connection would be refused, too.
-                Ok(Err(_)) if self.refuses() && !link.dead.is() => (unanswered, behind) = (0, 0),
+                Ok(Err(_)) if self.refuses() && !link.dead.is() => unanswered = 0,
                 _ if link.dead.is() => return "it broke, or this node does not hear itself any more",
-                // Answers arrive, and the probe's stands behind them.
-                Err(_) if link.arrived() > before && behind < PROBES_BEHIND => behind += 1,
+                // The stream's leader is heard, and the probe's answer stands behind that. Replicas
+                // answer, too, when they are cut off from their leader: they prove nothing.
+                Err(_) if link.told.load(Ordering::Relaxed) > before => unanswered = 0,
                 _ => unanswered += 1,
             }
             if unanswered >= PROBES_UNANSWERED {

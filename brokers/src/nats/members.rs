@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use airwave_core::directory::{Beat, Entry, NODE_EXPIRES, NodeId, Watch, WatchSender};
+use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Directory};
 use async_nats::{HeaderMap, Message, Subscriber};
 use async_trait::async_trait;
@@ -32,7 +33,7 @@ use tokio::time::{Instant, timeout};
 
 use super::connection::{Answer, ConnectError, Connection, Dead, Link, Watched, code, lost, unstored};
 use super::stored::token;
-use super::{DEADLINE, EXPECTED, NEVER, Nats, READ_DEADLINE, late};
+use super::{EXPECTED, NEVER, Nats};
 
 /// In so many messages a node's members of a channel are divided. A bucket of 10,000 members holds 156: some 10 KB.
 const BUCKETS: u64 = 64;
@@ -386,7 +387,10 @@ impl Nats {
             lock(&self.members.empty).remove(&(node, channel));
             Ok(())
         });
-        tidied.buffer_unordered(AT_ONCE).try_collect().await
+        let tidied = tidied.buffer_unordered(AT_ONCE).try_collect().await;
+        shrink(&mut *lock(&self.members.said));
+        shrink(&mut *lock(&self.members.empty));
+        tidied
     }
 
     /// A life of ours is over, or was never known: what it said does not count.
@@ -551,23 +555,20 @@ impl Directory for Nats {
                 return Ok(());
             }
         };
-        timeout(DEADLINE, set).await.unwrap_or_else(|_| Err(late()))
+        self.within(set).await
     }
 
     async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
-        let list = timeout(READ_DEADLINE, self.list_once(channel));
-        list.await.unwrap_or_else(|_| Err(late()))
+        self.within(self.list_once(channel)).await
     }
 
     async fn watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError> {
-        let watch = timeout(DEADLINE, self.open_watch(channel));
-        watch.await.unwrap_or_else(|_| Err(late()))
+        self.within(self.open_watch(channel)).await
     }
 
     async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
         let asked = Instant::now();
-        let beat = timeout(DEADLINE, self.beat_once(node));
-        let (way, beat, dead) = beat.await.unwrap_or_else(|_| Err(late()))?;
+        let (way, beat, dead) = self.within(self.beat_once(node)).await?;
         let lives = beat.living.contains(&node).then_some(asked);
         lock(&self.members.beaten).insert(node, lives);
         let tidy = async {
@@ -601,7 +602,7 @@ impl Directory for Nats {
             };
             self.bury(&way, node).await
         };
-        timeout(DEADLINE, leave).await.unwrap_or_else(|_| Err(late()))
+        self.within(leave).await
     }
 }
 

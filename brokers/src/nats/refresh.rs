@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Position};
 use async_nats::HeaderMap;
 use serde_json::Value;
@@ -88,9 +89,7 @@ impl Drop for Follows {
             }
         }
         // A crowd that has gone must not keep its room for ever.
-        if followed.len() * 4 < followed.capacity() && followed.capacity() > 1024 {
-            followed.shrink_to_fit();
-        }
+        shrink(&mut *followed);
     }
 }
 

@@ -14,10 +14,11 @@
 //! age, by the times that the server noted.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use airwave_core::rule::History;
+use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Position, Rules};
 use async_nats::{Message, StatusCode};
 use serde_json::{Value, json};
@@ -34,6 +35,9 @@ const WORTH: (u64, u64) = (1000, 1 << 20);
 
 /// And of one that has gone quiet.
 const WORTH_QUIET: (u64, u64) = (16, 64 << 10);
+
+/// How long nothing must be published to a channel until this node forgets what it knows of it.
+const IDLE: Duration = Duration::from_secs(600);
 
 /// How many events a channel has at least that is looked through: at a start, and while the server
 /// is full.
@@ -129,6 +133,16 @@ impl Generations {
     }
 }
 
+impl Generations {
+    /// Whether nothing was published for long, and nothing is left that a later look would purge. What
+    /// is known of such a channel is asked for again with its next publish.
+    fn is_idle(&self, now: u64) -> bool {
+        let Some(newest) = self.newest else { return true };
+        let left = self.swept.map_or((newest.events, newest.bytes), |swept| newest.since(&swept));
+        newest.older_than(IDLE, now) && !is_worth(left, WORTH_QUIET)
+    }
+}
+
 /// A channel and a position before which nothing of it is needed.
 pub(super) type Due = (ChannelName, Position);
 
@@ -189,7 +203,14 @@ fn quiet_ones(connection: &Connection, known: &Remembered) -> VecDeque<Due> {
         let position = memory.try_lock().ok()?.generations.quiet(|| connection.keeps(&name), now)?;
         Some((name, position))
     });
-    due.take(WAITING).collect()
+    let due = due.take(WAITING).collect();
+    let mut known = remembered(known);
+    known.retain(|_, memory| {
+        // One that is locked is published to.
+        Arc::strong_count(memory) > 1 || !memory.try_lock().is_ok_and(|known| known.generations.is_idle(now))
+    });
+    shrink(&mut *known);
+    due
 }
 
 /// What is stored past its rule's age, of channels with so many events at least. The largest come
@@ -346,6 +367,21 @@ mod tests {
             Some((n, swept.0 - 1000))
         };
         (1..=events).filter_map(sweep).collect()
+    }
+
+    #[test]
+    fn a_channel_is_forgotten_when_it_was_quiet_for_long_and_nothing_of_it_is_due() {
+        let history = keeping(100, usize::MAX, 3600);
+        let mut generations = Generations::default();
+        assert!(generations.is_idle(0), "nothing was ever stored");
+        generations.stored(&chain(3, 30), &history, SECOND);
+        assert!(!generations.is_idle(600 * SECOND), "it may be published to again");
+        assert!(generations.is_idle(602 * SECOND));
+        generations.stored(&chain(50, 500), &history, 700 * SECOND);
+        assert!(!generations.is_idle(4_000 * SECOND), "its history will be too old");
+        let later = 5_000 * SECOND;
+        assert!(generations.quiet(|| history, later).is_some());
+        assert!(generations.is_idle(later), "it is purged");
     }
 
     #[test]

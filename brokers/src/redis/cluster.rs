@@ -49,6 +49,8 @@ const WAIT_FOR_MAP: Duration = Duration::from_millis(500);
 /// A server that channels are at: its connections, and the tasks that keep them. Dropping it ends its feeds.
 pub(super) struct Shard {
     pub(super) commands: Arc<Commands>,
+    /// For pages of history, so that nothing else waits behind them.
+    pages: Arc<Commands>,
     pub(super) listening: Arc<Listening>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
@@ -56,9 +58,12 @@ pub(super) struct Shard {
 impl Shard {
     fn new(server: Server, naming: Naming, pulse: Pulse, marks: Arc<Marks>, home: u16, astray: Arc<Notify>) -> Shard {
         let commands = Commands::new(server.clone(), pulse.clone());
+        // What becomes of it is no matter of the node's.
+        let pages = Commands::new(server.clone(), Pulse::default());
         let listening = Listening::new(server, commands.clone(), naming, pulse, marks, home, astray);
         Shard {
             commands,
+            pages,
             listening,
             tasks: Mutex::default(),
         }
@@ -94,8 +99,18 @@ impl Shard {
 
     fn keep(&self, runtime: &Handle, listening: impl Future<Output = ()> + Send + 'static) {
         let commands = runtime.spawn(self.commands.clone().keep()).abort_handle();
+        let pages = runtime.spawn(self.pages.clone().keep_for_pages()).abort_handle();
         let listening = runtime.spawn(listening).abort_handle();
-        lock(&self.tasks).extend([commands, listening]);
+        lock(&self.tasks).extend([commands, pages, listening]);
+    }
+
+    /// Over which connection the script is called. Until there is one for pages, that is the one for
+    /// all else.
+    pub(super) fn commands_for(&self, script: Script) -> &Commands {
+        match script.pages && self.pages.is_beside(&self.commands) {
+            true => &self.pages,
+            false => &self.commands,
+        }
     }
 }
 
@@ -335,7 +350,8 @@ impl Cluster {
             let owner = self.owner(partition)?;
             let asking = asked.is_some();
             let shard = asked.take().unwrap_or_else(|| owner.clone());
-            let connected = shard.commands.connected().await.inspect_err(|_| self.astray.notify_one())?;
+            let commands = shard.commands_for(script);
+            let connected = commands.connected().await.inspect_err(|_| self.astray.notify_one())?;
             if sent > REDIRECTIONS {
                 sleep(PAUSE).await;
             }
@@ -386,7 +402,7 @@ impl Cluster {
                 }
                 _ => {
                     self.astray.notify_one();
-                    return Err(shard.commands.failed(&connected, error));
+                    return Err(commands.failed(&connected, error));
                 }
             }
         }

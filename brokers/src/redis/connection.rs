@@ -1,6 +1,7 @@
 //! Connections to the server: which one, opening it, looking at what answers there, and keeping the one for commands open.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::address::Place;
 use super::members::{ENTER, MEMBERS, ROLL};
 use super::sentinel::Sentinels;
-use super::{APPEND, FLOOR, FOUND, READ, REMEMBER, Script};
+use super::{APPEND, DEADLINE, FLOOR, FOUND, READ, READ_DEADLINE, REMEMBER, Script, late};
+use crate::silence::while_heard;
 
 /// For the way to the server and its greeting.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
@@ -36,6 +38,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 
 /// A connection that lived so long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(5);
+
+/// How often the connection for pages is tried out. The others carry the node's own probe.
+const PAGES_PROBED_EVERY: Duration = Duration::from_secs(1);
 
 /// Between looks at a server that loads its data.
 const LOADING_PAUSE: Duration = Duration::from_millis(250);
@@ -502,13 +507,30 @@ pub(super) struct Connected {
     pub(super) enter: Arc<str>,
     /// How many answers have come.
     answers: Arc<AtomicU64>,
+    opened: Instant,
 }
 
 impl Connected {
     pub(super) async fn send(&self, command: &Cmd) -> Result<Value, RedisError> {
-        let answer = self.connection.clone().send_packed_command(command).await;
-        self.answers.fetch_add(1, Ordering::Relaxed);
+        self.send_within(DEADLINE, command).await
+    }
+
+    async fn send_within(&self, limit: Duration, command: &Cmd) -> Result<Value, RedisError> {
+        let mut connection = self.connection.clone();
+        let answer = self.answered(limit, connection.send_packed_command(command)).await;
         answer.and_then(Value::extract_error)
+    }
+
+    /// Waits for an answer as long as the server answers anything within `limit`: it answers in
+    /// turn, so what is answered stood before this.
+    async fn answered<T>(&self, limit: Duration, answer: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+        match while_heard(limit, || self.answers(), answer).await {
+            Some(answer) => {
+                self.answers.fetch_add(1, Ordering::Relaxed);
+                answer
+            }
+            None => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+        }
     }
 
     /// How many answers have come on this connection. As long as there are more and more of them,
@@ -519,10 +541,14 @@ impl Connected {
 
     /// Sends several in one piece, so that nothing comes between them; each has its own answer.
     pub(super) async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>, RedisError> {
+        self.send_all_within(DEADLINE, commands).await
+    }
+
+    async fn send_all_within(&self, limit: Duration, commands: &Pipeline) -> Result<Vec<Value>, RedisError> {
         let count = commands.cmd_iter().count();
-        let answers = self.connection.clone().send_packed_commands(commands, 0, count).await;
-        self.answers.fetch_add(1, Ordering::Relaxed);
-        answers
+        let mut connection = self.connection.clone();
+        self.answered(limit, connection.send_packed_commands(commands, 0, count))
+            .await
     }
 
     /// Calls a script by its hash. Where the server has forgotten it (`SCRIPT FLUSH`), which it says before doing anything, by its text.
@@ -533,16 +559,17 @@ impl Connected {
         arguments: &(impl Fn(&mut Cmd) + ?Sized),
         asking: bool,
     ) -> Result<Value, RedisError> {
+        let limit = if script.pages { READ_DEADLINE } else { DEADLINE };
         let call = async |name: &str, which: &str| {
             let mut call = cmd(name);
             call.arg(which);
             arguments(&mut call);
             if !asking {
-                return self.send(&call).await;
+                return self.send_within(limit, &call).await;
             }
             let mut both = Pipeline::with_capacity(2);
             both.cmd("ASKING").add_command(call);
-            let answer = self.send_all(&both).await?.pop();
+            let answer = self.send_all_within(limit, &both).await?.pop();
             answer.unwrap_or(Value::Nil).extract_error()
         };
         match call("EVALSHA", (script.hash)(self)).await {
@@ -559,6 +586,18 @@ impl Connected {
     /// It is of no use any more.
     pub(super) fn give_up(&self) {
         self.dead.tell();
+    }
+
+    /// Comes back when the server answers nothing any more.
+    async fn falls_silent(&self) {
+        let question = cmd("TIME");
+        loop {
+            sleep(PAGES_PROBED_EVERY).await;
+            let answer = self.send_within(READ_DEADLINE, &question).await;
+            if answer.is_err_and(|error| error.is_timeout()) {
+                return;
+            }
+        }
     }
 }
 
@@ -615,11 +654,22 @@ impl Commands {
             roll,
             enter,
             answers: Arc::default(),
+            opened: Instant::now(),
         })
+    }
+
+    /// Keeps a connection for pages open, from when one is wanted.
+    pub(super) async fn keep_for_pages(self: Arc<Self>) {
+        self.wanted.notified().await;
+        self.keep_open(true).await;
     }
 
     /// Keeps a connection open, for ever.
     pub(super) async fn keep(self: Arc<Self>) {
+        self.keep_open(false).await;
+    }
+
+    async fn keep_open(&self, for_pages: bool) {
         let mut backoff = Backoff::new();
         let mut lost = false;
         loop {
@@ -627,7 +677,11 @@ impl Commands {
             if let Some(connected) = now {
                 tokio::select! {
                     () = connected.dead.wait() => {
-                        tracing::warn!(server = %self.server, at = %connected.place, "the connection for commands is lost");
+                        tracing::warn!(server = %self.server, at = %connected.place, for_pages, "a connection for commands is lost");
+                    }
+                    () = connected.falls_silent(), if for_pages => {
+                        tracing::warn!(server = %self.server, at = %connected.place, "the connection for pages is silent");
+                        connected.give_up();
                     }
                     () = self.server.leaves(&connected.place) => {
                         tracing::warn!(server = %self.server, at = %connected.place, "the sentinels name another master now");
@@ -643,7 +697,7 @@ impl Commands {
                 Ok(connected) => {
                     self.gone.store(false, Ordering::Relaxed);
                     backoff.opened();
-                    tracing::info!(server = %self.server, at = %connected.place, "connected for commands");
+                    tracing::info!(server = %self.server, at = %connected.place, for_pages, "connected for commands");
                     if lost {
                         self.pulse.reconnected();
                     }
@@ -673,6 +727,24 @@ impl Commands {
         }
     }
 
+    /// Whether there is a connection that was made after the one of `commands`, which so leads to
+    /// the same server. If not, one is asked for.
+    pub(super) fn is_beside(&self, commands: &Commands) -> bool {
+        let newest = commands.now().map(|connected| connected.opened);
+        let own = self.now().filter(|own| !own.dead.is());
+        match (own, newest) {
+            (Some(own), Some(newest)) if own.opened >= newest => true,
+            (Some(own), Some(_)) => {
+                own.give_up();
+                false
+            }
+            _ => {
+                self.wanted.notify_one();
+                false
+            }
+        }
+    }
+
     /// The connection, if there is one now.
     pub(super) fn now(&self) -> Option<Connected> {
         self.current.borrow().clone()
@@ -680,6 +752,10 @@ impl Commands {
 
     /// What a failed call means for its caller, and for the connection.
     pub(super) fn failed(&self, connected: &Connected, error: RedisError) -> BrokerError {
+        // Whether the connection is dead is found out by the node's own probe.
+        if error.is_timeout() {
+            return late();
+        }
         // A server that has become a replica stays connected: whoever is the master now must be looked for.
         if error.is_unrecoverable_error() || error.is_connection_dropped() || error.code() == Some("READONLY") {
             connected.give_up();

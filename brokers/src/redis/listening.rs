@@ -10,14 +10,13 @@
 //! Locks are taken in the order *all channels*, *one channel*, *feed*; none is held across an await.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use airwave_core::broker::{FeedSender, Pulse};
 use airwave_core::directory::{Entry, Watch, WatchSender};
+use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Event, Feed, Position};
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, PushKind, RedisError, Value, cmd};
@@ -28,7 +27,8 @@ use super::connection::{Backoff, Commands, ConnectError, Server, Wire, lost, ran
 use super::marks::Marks;
 use super::members::{TELLS_OF_MEMBERS, decode as decode_members};
 use super::naming::{Naming, partition};
-use super::{DEADLINE, HEAD_LIVES, REMEMBER_SCRIPT, bounded, decode, millis};
+use super::{DEADLINE, HEAD_LIVES, LONGEST, REMEMBER_SCRIPT, bounded, decode, late, millis};
+use crate::silence::while_heard;
 
 /// How often this node publishes to itself.
 const PROBE_EVERY: Duration = Duration::from_millis(750);
@@ -40,9 +40,9 @@ const PROBE_LIVES: Duration = Duration::from_secs(10);
 /// still itself does not take its server for dead.
 const PROBES_UNHEARD: u32 = 3;
 
-/// So many in a row unheard, and the connection is dead although other things arrive on it: after
-/// ten seconds. Until then what arrives proves that it lives, and the probe stands behind that.
-const PROBES_BEHIND: u32 = 14;
+/// So many in a row unheard although other things arrive, and it is asked why. What arrives proves
+/// that the connection lives, and mostly the probe stands behind that.
+const PROBES_BEHIND: u32 = 6;
 
 /// How many channels one SUBSCRIBE names. Bounds how long the server does nothing else.
 const BATCH: usize = 1000;
@@ -83,6 +83,8 @@ pub(super) struct Listening {
     astray: Arc<Notify>,
     /// The server gave away the slot of the probe.
     probe_left: Notify,
+    /// The connection lives, and the server does not tell this node what it publishes.
+    deaf: Notify,
     state: Mutex<State>,
     /// Which connection listens; zero: none.
     connection: watch::Sender<u64>,
@@ -94,9 +96,6 @@ pub(super) struct Listening {
     /// How many things have arrived on the connection.
     arrived: AtomicU64,
 }
-
-/// Nothing arrived for too long.
-struct Silent;
 
 #[derive(Default)]
 struct State {
@@ -266,6 +265,7 @@ impl Listening {
             home: AtomicU16::new(home),
             astray,
             probe_left: Notify::new(),
+            deaf: Notify::new(),
             state: Mutex::default(),
             connection: watch::Sender::new(0),
             changed: Notify::new(),
@@ -324,7 +324,10 @@ impl Listening {
             (listener, confirmed)
         };
         if let Some(confirmed) = confirmed {
-            confirmed.await.map_err(|_| lost("the connection for subscriptions broke"))?;
+            let confirmed = while_heard(DEADLINE, || self.arrived.load(Ordering::Relaxed), confirmed).await;
+            confirmed
+                .ok_or_else(late)?
+                .map_err(|_| lost("the connection for subscriptions broke"))?;
         }
         Ok(listener)
     }
@@ -386,8 +389,9 @@ impl Listening {
         if let Some(error) = refused {
             return Err(self.commands.failed(&connected, error));
         }
-        let heard = heard.wait_for(|heard| *heard >= number).await;
-        heard.map(|_| ()).map_err(|_| lost("it is closed"))
+        let heard = heard.wait_for(|heard| *heard >= number);
+        let heard = while_heard(DEADLINE, || self.arrived.load(Ordering::Relaxed), heard).await;
+        heard.ok_or_else(late)?.map(|_| ()).map_err(|_| lost("it is closed"))
     }
 
     /// Ends all feeds and takes no more.
@@ -470,11 +474,13 @@ impl Listening {
         let mut remember = tokio::time::interval_at(tokio::time::Instant::now() + REMEMBER_EVERY, REMEMBER_EVERY);
         let (mut last, mut unheard, mut behind) = (0, 0, 0);
         let mut before = (0, 0);
+        let first = self.asked.load(Ordering::Relaxed) + 1;
         loop {
             tokio::select! {
                 _ = wire.dead.wait() => return "it broke",
                 () = self.server.leaves(&wire.place) => return "the sentinels name another master now",
                 () = self.probe_left.notified() => return "the server gave away what this node listens to for itself",
+                () = self.deaf.notified() => return "this node does not hear itself, although other things arrive",
                 _ = probes.tick() => {
                     let answers = self.commands.now().map_or(0, |commands| commands.answers());
                     let now = (self.arrived.load(Ordering::Relaxed), answers);
@@ -485,10 +491,15 @@ impl Listening {
                     };
                     before = now;
                     (unheard, behind) = match *self.heard.borrow() < last {
-                        true if moves && behind < PROBES_BEHIND => (unheard, behind + 1),
-                        true => (unheard + 1, behind + 1),
+                        // Whatever arrives proves that it lives.
+                        true if moves => (0, behind + 1),
+                        true => (unheard + 1, behind),
                         false => (0, 0),
                     };
+                    if behind >= PROBES_BEHIND {
+                        behind = 0;
+                        tokio::spawn(self.clone().asks_whether_it_is_deaf(connection.clone(), first));
+                    }
                     if unheard >= PROBES_UNHEARD {
                         if self.answered.load(Ordering::Relaxed) < last && let Some(commands) = self.commands.now() {
                             commands.give_up();
@@ -498,7 +509,7 @@ impl Listening {
                     // `hears_itself` takes the next number; another may take one in between, which is as good.
                     last = self.asked.load(Ordering::Relaxed) + 1;
                     let me = self.clone();
-                    tokio::spawn(async move { timeout(DEADLINE, me.hears_itself()).await });
+                    tokio::spawn(async move { timeout(LONGEST, me.hears_itself()).await });
                 }
                 _ = remember.tick() => {
                     let me = self.clone();
@@ -507,29 +518,31 @@ impl Listening {
                 () = self.changed.notified() => {
                     let (subscribe, unsubscribe) = self.take_changes();
                     let change = self.change(&mut connection, &subscribe, &unsubscribe);
-                    match self.while_it_moves(change).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => {
+                    match while_heard(DEADLINE, || self.arrived.load(Ordering::Relaxed), change).await {
+                        Some(Ok(())) => {}
+                        Some(Err(error)) => {
                             tracing::warn!(server = %self.server, %error, "Redis refuses subscriptions");
                             return "a subscription failed";
                         }
-                        Err(Silent) => return "a subscription was not confirmed in time",
+                        None => return "a subscription was not confirmed in time",
                     }
                 }
             }
         }
     }
 
-    /// Waits for `change` as long as anything arrives on the connection.
-    async fn while_it_moves<T>(&self, change: impl Future<Output = T>) -> Result<T, Silent> {
-        let mut change = pin!(change);
-        loop {
-            let before = self.arrived.load(Ordering::Relaxed);
-            match timeout(DEADLINE, &mut change).await {
-                Ok(done) => return Ok(done),
-                Err(_) if self.arrived.load(Ordering::Relaxed) == before => return Err(Silent),
-                Err(_) => {}
-            }
+    /// Asks for an answer on the connection for subscriptions. It comes behind all that the server
+    /// has told there, so a probe that was published before and is not heard then never will be.
+    /// `first`: the first probe of this connection.
+    async fn asks_whether_it_is_deaf(self: Arc<Self>, mut connection: MultiplexedConnection, first: u64) {
+        let published = self.answered.load(Ordering::Relaxed);
+        let number = *self.connection.borrow();
+        if published >= first
+            && connection.send_packed_command(&cmd("TIME")).await.is_ok()
+            && *self.connection.borrow() == number
+            && *self.heard.borrow() < published
+        {
+            self.deaf.notify_one();
         }
     }
 
@@ -629,6 +642,10 @@ impl Listening {
         if !state.changed.is_empty() {
             self.changed.notify_one();
         }
+        // A crowd that has gone gives its memory back.
+        let State { channels, changed, .. } = &mut *state;
+        shrink(channels);
+        shrink(changed);
         (subscribe, unsubscribe)
     }
 
@@ -801,10 +818,13 @@ impl Listening {
                     // One that lives longer, because its history does, is left alone.
                     call.arg(millis(bounded(HEAD_LIVES)));
                 };
-                let remember = connected.script(REMEMBER_SCRIPT, &arguments, false);
-                if let Ok(Err(error)) = timeout(DEADLINE, remember).await {
-                    self.commands.failed(&connected, error);
-                    return;
+                match connected.script(REMEMBER_SCRIPT, &arguments, false).await {
+                    Ok(_) => {}
+                    Err(error) if error.is_timeout() => {}
+                    Err(error) => {
+                        self.commands.failed(&connected, error);
+                        return;
+                    }
                 }
             }
         }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use airwave_core::directory::{Beat, Entry, NODE_EXPIRES, NodeId, Watch};
+use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Directory};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use redis::{Cmd, Value};
 use tokio::time::{Duration, Instant, timeout};
 
 use super::connection::lost;
-use super::{DEADLINE, HEAD_LIVES, READ_DEADLINE, Redis, Script, Servers, late, millis, not_ours};
+use super::{HEAD_LIVES, LONGEST, Redis, Script, Servers, late, millis, not_ours};
 
 pub(super) const MEMBERS: &str = include_str!("members.lua");
 pub(super) const ROLL: &str = include_str!("roll.lua");
@@ -25,6 +26,7 @@ pub(super) const ENTER: &str = include_str!("enter.lua");
 const MEMBERS_SCRIPT: Script = Script {
     text: MEMBERS,
     hash: |connected| &connected.members,
+    pages: false,
     tells: true,
     own: false,
 };
@@ -32,6 +34,7 @@ const MEMBERS_SCRIPT: Script = Script {
 const ROLL_SCRIPT: Script = Script {
     text: ROLL,
     hash: |connected| &connected.roll,
+    pages: false,
     tells: false,
     own: false,
 };
@@ -39,6 +42,7 @@ const ROLL_SCRIPT: Script = Script {
 const ENTER_SCRIPT: Script = Script {
     text: ENTER,
     hash: |connected| &connected.enter,
+    pages: false,
     tells: false,
     own: false,
 };
@@ -81,7 +85,7 @@ impl Redis {
             call.arg(1).arg(self.key(&roll, key)).arg(what);
             arguments(call);
         });
-        timeout(DEADLINE, ask).await.unwrap_or_else(|_| Err(late()))
+        timeout(LONGEST, ask).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// Writes down, before anything else, that the node has members there.
@@ -111,6 +115,7 @@ impl Redis {
             let empty = *count <= 0;
             if empty {
                 registered.remove(&key);
+                shrink(&mut *registered);
             }
             empty
         };
@@ -146,7 +151,7 @@ impl Redis {
                     let bury = self.script(&channel, ROLL_SCRIPT, |call, _| {
                         call.arg(1).arg(self.key(&channel, "members")).arg("bury").arg(node);
                     });
-                    timeout(DEADLINE, bury).await.unwrap_or_else(|_| Err(late()))?;
+                    timeout(LONGEST, bury).await.unwrap_or_else(|_| Err(late()))?;
                 }
                 self.ask_roll("exit", &of, |call| {
                     call.arg(&channel);
@@ -178,7 +183,7 @@ impl Directory for Redis {
                 _ => Err(not_ours(channel)),
             }
         };
-        timeout(DEADLINE, set).await.unwrap_or_else(|_| Err(late()))
+        timeout(LONGEST, set).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
@@ -214,7 +219,7 @@ impl Directory for Redis {
             }
             Ok(entries)
         };
-        timeout(READ_DEADLINE, list).await.unwrap_or_else(|_| Err(late()))
+        timeout(LONGEST, list).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError> {
@@ -227,7 +232,7 @@ impl Directory for Redis {
                 .watch()
                 .ok_or_else(|| lost("the subscription broke while it was made"))
         };
-        timeout(DEADLINE, watch).await.unwrap_or_else(|_| Err(late()))
+        timeout(LONGEST, watch).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
@@ -280,6 +285,7 @@ impl Directory for Redis {
         {
             let mut registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
             registered.retain(|(other, _), _| *other != node);
+            shrink(&mut *registered);
         }
         self.bury(&name, Instant::now() + BURY_FOR).await.map(|_| ())
     }

@@ -132,6 +132,40 @@ pub async fn nobody_misses_what_others_publish(near: Arc<dyn Broker>, far: Arc<d
     assert_eq!(events, said.len(), "each once");
 }
 
+/// What was published arrives slowly, for so long that the node's own probes stand more than fifteen
+/// seconds behind it. Whatever arrives proves that the connection lives, so it is not given up.
+pub async fn a_slow_line_is_not_a_dead_one(near: &dyn Broker, far: &dyn Broker, proxy: &Proxy) {
+    let mut feed = near.follow(&name("busy")).await.unwrap();
+    proxy.pace(100_000);
+    let text = "x".repeat(16_000);
+    let mut last = feed.head;
+    for _ in 0..110 {
+        last = far.publish(&name("busy"), say(&text)).await.unwrap().position;
+    }
+    let all = async { while feed.next().await.expect("the connection was given up").position != last {} };
+    timeout(PATIENCE, all).await.expect("it stands still");
+    proxy.pace(0);
+    insist(async || near.ping().await).await;
+    assert_eq!(near.pulse().reconnects(), 0);
+}
+
+/// Calls that are sent over a slow line are answered one after the other. The last of them waits far
+/// longer than a silent server is waited for, and is not refused.
+pub async fn calls_behind_others_are_not_late(broker: Arc<dyn Broker>, proxy: &Proxy) {
+    proxy.pace(100_000);
+    let text = "x".repeat(60_000);
+    let publishes: Vec<_> = (0..5)
+        .map(|n| {
+            let (broker, publish) = (broker.clone(), say(&text));
+            tokio::spawn(async move { broker.publish(&name(&format!("large/{n}")), publish).await })
+        })
+        .collect();
+    for publish in publishes {
+        timeout(PATIENCE, publish).await.unwrap().unwrap().unwrap();
+    }
+    proxy.pace(0);
+}
+
 /// A server that takes connections and drops them at once is the worst case of a busy loop. `most` tries are what three seconds have room for.
 pub async fn an_outage_is_no_busy_loop(proxy: &Proxy, most: u64) {
     proxy.refuse();

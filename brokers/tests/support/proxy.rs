@@ -24,6 +24,8 @@ struct Line {
     open: Mutex<Vec<TcpStream>>,
     /// How long everything is under way, in each direction, in ms.
     delay: AtomicU64,
+    /// How many bytes pass in a second in each direction of each connection; zero: all at once.
+    pace: AtomicU64,
 }
 
 impl Proxy {
@@ -52,10 +54,22 @@ impl Proxy {
                 ] {
                     let line = line.clone();
                     let (under_way, arriving) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
+                    let paced = line.clone();
                     std::thread::spawn(move || {
+                        let mut free = Instant::now();
+                        let mut written = |bytes: &[u8]| {
+                            bytes.chunks(4096).try_for_each(|piece| {
+                                if let pace @ 1.. = paced.pace.load(Ordering::SeqCst) {
+                                    free = free.max(Instant::now() - Duration::from_millis(100));
+                                    free += Duration::from_micros(piece.len() as u64 * 1_000_000 / pace);
+                                    std::thread::sleep(free.saturating_duration_since(Instant::now()));
+                                }
+                                to.write_all(piece)
+                            })
+                        };
                         while let Ok((due, bytes)) = arriving.recv() {
                             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                            if to.write_all(&bytes).is_err() {
+                            if written(&bytes).is_err() {
                                 break;
                             }
                         }
@@ -92,6 +106,11 @@ impl Proxy {
     pub fn delay(&self, delay: Duration) {
         let delay = u64::try_from(delay.as_millis()).unwrap();
         self.shared.delay.store(delay, Ordering::SeqCst);
+    }
+
+    /// From now on so many bytes pass in a second, in each direction of each connection.
+    pub fn pace(&self, bytes: u64) {
+        self.shared.pace.store(bytes, Ordering::SeqCst);
     }
 
     /// Drops every connection, and new ones at once.
