@@ -33,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const ASKED_EVERY: Duration = Duration::from_millis(100);
 const PUBLISHED_EVERY: Duration = Duration::from_millis(20);
 
+/// How long a refused subscription waits. Those behind it on the connection wait with it.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
 /// How many connections are being opened at once, before the first outage and after it.
 const OPENING: usize = 50;
 
@@ -70,6 +73,7 @@ pub struct Healed {
     slowest: Duration,
     memory: [u64; 3],
     back: Duration,
+    refused_subscriptions: u64,
     gaps: u64,
     others: f64,
 }
@@ -101,6 +105,7 @@ impl Healed {
                 format!("{}, {}, {}", mib(before), mib(peak), mib(after)),
             ),
             ("all back after `kill -9`", seconds(self.back)),
+            ("subscriptions refused and repeated", self.refused_subscriptions.to_string()),
             ("gaps", self.gaps.to_string()),
             ("others busy", format!("{:.0} %", self.others)),
         ];
@@ -131,6 +136,8 @@ struct Seen {
     confirmed: Vec<AtomicU32>,
     life: AtomicU32,
     gaps: AtomicU64,
+    /// Subscriptions that were refused, and asked for again.
+    refused: AtomicU64,
 }
 
 impl Seen {
@@ -145,15 +152,12 @@ impl Seen {
             .count()
     }
 
-    fn read(&self, text: &str) {
-        let Ok(frame) = serde_json::from_str::<Value>(text) else {
-            return;
-        };
+    /// Takes in a frame. Returns the channel whose subscription it refuses, if it does.
+    fn read(&self, text: &str) -> Option<usize> {
+        let frame = serde_json::from_str::<Value>(text).ok()?;
         let name = frame["channel"].as_str().unwrap_or_default();
         let index = name.strip_prefix("heal/").and_then(|index| index.parse::<usize>().ok());
-        let Some(index) = index.filter(|index| *index < self.waves.len()) else {
-            return;
-        };
+        let index = index.filter(|index| *index < self.waves.len())?;
         let number = |what: &str| frame[what].as_str().and_then(|text| text.parse::<u64>().ok());
         match frame["type"].as_str() {
             Some("subscribed") => {
@@ -165,6 +169,10 @@ impl Seen {
             Some("gap") => {
                 self.gaps.fetch_add(1, Ordering::Relaxed);
             }
+            Some("error") => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                return Some(index);
+            }
             Some(_) => {}
             None => {
                 if let Some(position) = number("id") {
@@ -174,6 +182,16 @@ impl Seen {
                 self.waves[index].fetch_max(wave, Ordering::Relaxed);
             }
         }
+        None
+    }
+
+    fn subscription(&self, index: usize) -> Message {
+        let after = match self.cursors[index].load(Ordering::Relaxed) {
+            0 => String::new(),
+            cursor => format!(",\"after\":\"{cursor}\""),
+        };
+        let channel = Self::channel(index);
+        Message::text(format!("{{\"type\":\"subscribe\",\"channel\":\"{channel}\"{after}}}"))
     }
 
     /// Listens on one connection, and comes back for ever.
@@ -191,18 +209,15 @@ impl Seen {
         let url = format!("ws://{}/socket", self.address);
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.ok()?;
         for index in own {
-            let after = match self.cursors[index].load(Ordering::Relaxed) {
-                0 => String::new(),
-                cursor => format!(",\"after\":\"{cursor}\""),
-            };
-            let channel = Self::channel(index);
-            let subscribe = format!("{{\"type\":\"subscribe\",\"channel\":\"{channel}\"{after}}}");
-            socket.feed(Message::text(subscribe)).await.ok()?;
+            socket.feed(self.subscription(index)).await.ok()?;
         }
         socket.flush().await.ok()?;
         while let Some(message) = socket.next().await {
-            if let Message::Text(text) = message.ok()? {
-                self.read(&text);
+            if let Message::Text(text) = message.ok()?
+                && let Some(refused) = self.read(&text)
+            {
+                sleep(ASKED_AGAIN_AFTER).await;
+                socket.send(self.subscription(refused)).await.ok()?;
             }
         }
         None
@@ -372,6 +387,7 @@ async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, 
         confirmed: cells(channels),
         life: AtomicU32::new(1),
         gaps: AtomicU64::new(0),
+        refused: AtomicU64::new(0),
     });
     publish_wave(address, 0..channels, 1).await?;
     let empty = resident(server.process());
@@ -474,6 +490,7 @@ async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, 
         slowest: Duration::from_millis(load(&meanwhile.slowest)),
         memory: [before, load(&meanwhile.peak), after],
         back,
+        refused_subscriptions: load(&seen.refused),
         gaps: load(&seen.gaps),
         others,
     })
