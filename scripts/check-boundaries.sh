@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 shared_of() {
   case $1 in
     transports) echo request envelope socket pages accept ;;
-    brokers) echo ;;
+    brokers) echo silence ;;
   esac
 }
 

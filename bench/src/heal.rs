@@ -1,10 +1,10 @@
-//! `heal`: a node with very many channels loses the connection on which it hears its broker, and later
-//! its life.
+//! `heal`: a node with very many channels loses the connection on which it hears its broker, and
+//! later its life.
 //!
-//! Each channel has one event and one listener; 500 WebSockets hold a hundred of them each. Measured
-//! are the time and memory of opening, the time until the listeners hear again after the connection
-//! was cut, what other publishers and `/readyz` saw meanwhile, and the time until all listeners are
-//! back after the node was killed and started again.
+//! Each channel has one event and one listener; 500 WebSockets hold a hundred of them each.
+//! Measured are the time and memory of opening, the time until the listeners hear again after the
+//! connection was cut, what other publishers and `/readyz` saw meanwhile, and the time until all
+//! listeners are back after the node was killed and started again.
 
 use std::net::SocketAddr;
 use std::path::Path;

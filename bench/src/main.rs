@@ -22,7 +22,7 @@
 //! | `storm` | all listeners are cut off, miss events, and come back within 2 s |
 //! | `channels` | 1,000 channels with 5 listeners each |
 //! | `brokers` | publishing and fan-out over SSE with Redis and NATS behind, beside Redis's pub/sub written into axum by hand |
-//! | `heal` | 50,000 channels lose the connection on which the node hears its broker, and then the node |
+//! | `heal` | 50,000 channels lose the connection to their broker, and then their node |
 //! | `chaos` | no benchmark: real processes treated badly, and a checker that judges what clients saw of it |
 //! | `cost` | instructions and allocations of a publish, a delivery and a connect, compared with `bench/cost.toml` |
 //! | `all` | everything in the table of budgets; `--write FILE` puts it between the file's two `measured` markers |

@@ -64,8 +64,8 @@ use crate::silence::while_heard;
 /// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
 const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// How long a call waits while nothing arrives on the connection. Below the two seconds within which
-/// callers are promised an answer.
+/// How long a call waits while nothing arrives on the connection. Below the two seconds within
+/// which callers are promised an answer.
 const DEADLINE: Duration = Duration::from_millis(1800);
 
 /// What no call exceeds, although other things arrive.

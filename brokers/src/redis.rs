@@ -9,13 +9,14 @@
 //!
 //! A node has two connections to each server that has events, however many channels it follows: one
 //! for commands, pipelined, and one for subscriptions (`listening`). A third one is made for the
-//! first page of history, so that publishes and the node's own probe never stand behind large pages.
-//! No connection is trusted because it is open: every node publishes to itself, and what does not
-//! hear itself for a while is dead. Nothing that may have happened is ever sent twice in secret.
+//! first page of history, so that publishes and the node's own probe never stand behind large
+//! pages. No connection is trusted because it is open: every node publishes to itself, and what
+//! does not hear itself for a while is dead. Nothing that may have happened is ever sent twice in
+//! secret.
 //!
 //! One server has these connections. Behind sentinels (`sentinel`) that is whichever server they
-//! name. On a cluster (`cluster`) each master has them, and a map says which partition is where. How
-//! all of it is named: `naming`.
+//! name. On a cluster (`cluster`) each master has them, and a map says which partition is where.
+//! How all of it is named: `naming`.
 
 mod address;
 mod cluster;
@@ -52,11 +53,12 @@ use self::sentinel::Sentinels;
 /// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
 const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// How long a call waits while nothing arrives on its connection. Below the two seconds within which
-/// callers are promised an answer.
+/// How long a call waits while nothing arrives on its connection. Below the two seconds within
+/// which callers are promised an answer.
 const DEADLINE: Duration = Duration::from_millis(1800);
 
-/// The same for a page of history, which may be many megabytes: nothing else arrives before its end.
+/// The same for a page of history, which may be many megabytes: nothing else arrives before its
+/// end.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What no call exceeds, although answers to others arrive.

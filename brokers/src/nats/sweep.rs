@@ -134,8 +134,8 @@ impl Generations {
 }
 
 impl Generations {
-    /// Whether nothing was published for long, and nothing is left that a later look would purge. What
-    /// is known of such a channel is asked for again with its next publish.
+    /// Whether nothing was published for long, and nothing is left that a later look would purge.
+    /// What is known of such a channel is asked for again with its next publish.
     fn is_idle(&self, now: u64) -> bool {
         let Some(newest) = self.newest else { return true };
         let left = self.swept.map_or((newest.events, newest.bytes), |swept| newest.since(&swept));

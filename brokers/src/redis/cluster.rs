@@ -104,8 +104,8 @@ impl Shard {
         lock(&self.tasks).extend([commands, pages, listening]);
     }
 
-    /// Over which connection the script is called. Until there is one for pages, that is the one for
-    /// all else.
+    /// Over which connection the script is called. Until there is one for pages, that is the one
+    /// for all else.
     pub(super) fn commands_for(&self, script: Script) -> &Commands {
         match script.pages && self.pages.is_beside(&self.commands) {
             true => &self.pages,

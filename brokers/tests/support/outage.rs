@@ -132,8 +132,9 @@ pub async fn nobody_misses_what_others_publish(near: Arc<dyn Broker>, far: Arc<d
     assert_eq!(events, said.len(), "each once");
 }
 
-/// What was published arrives slowly, for so long that the node's own probes stand more than fifteen
-/// seconds behind it. Whatever arrives proves that the connection lives, so it is not given up.
+/// What was published arrives slowly, for so long that the node's own probes stand more than
+/// fifteen seconds behind it. Whatever arrives proves that the connection lives, so it is not given
+/// up.
 pub async fn a_slow_line_is_not_a_dead_one(near: &dyn Broker, far: &dyn Broker, proxy: &Proxy) {
     let mut feed = near.follow(&name("busy")).await.unwrap();
     proxy.pace(100_000);
@@ -149,8 +150,8 @@ pub async fn a_slow_line_is_not_a_dead_one(near: &dyn Broker, far: &dyn Broker, 
     assert_eq!(near.pulse().reconnects(), 0);
 }
 
-/// Calls that are sent over a slow line are answered one after the other. The last of them waits far
-/// longer than a silent server is waited for, and is not refused.
+/// Calls that are sent over a slow line are answered one after the other. The last of them waits
+/// far longer than a silent server is waited for, and is not refused.
 pub async fn calls_behind_others_are_not_late(broker: Arc<dyn Broker>, proxy: &Proxy) {
     proxy.pace(100_000);
     let text = "x".repeat(60_000);
