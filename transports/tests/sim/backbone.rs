@@ -6,7 +6,7 @@
 //!
 //! It also knows what really happened, see [`Truth`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -40,6 +40,15 @@ pub enum Lie {
     ForgetsKeys,
     /// A publish is acknowledged and dropped.
     AcknowledgesNothing,
+    /// A replay leaves out what a node published whose clock is behind, and hides the hole.
+    HidesWhatIsBehind,
+    /// A replay is read in two pieces. What passed out of the history between them is left out, and
+    /// the hole is hidden.
+    GluesPages,
+    /// A replay ends two events early, although its head does not.
+    EndsPagesEarly,
+    /// Feeds show what the broker refused to write.
+    ShowsWhatItRefuses,
 }
 
 /// What a call to a broker that is away does.
@@ -47,12 +56,16 @@ pub enum Lie {
 pub enum Away {
     Refuses,
     Hangs,
+    /// Whatever writes is refused, the node's own probe as well. Reads and feeds go on.
+    RefusesWrites,
 }
 
 /// What stands between one node and the broker.
 #[derive(Clone, Debug, Default)]
 struct Weather {
     away: Option<Away>,
+    /// What every call takes more, each way.
+    line: Duration,
     /// Feeds show nothing for the time being.
     held: bool,
     /// How long events are under way to this node.
@@ -80,6 +93,49 @@ struct Inner {
     truth: BTreeMap<ChannelName, Truth>,
     nodes: Vec<Weather>,
     random: Random,
+    clocks: Clocks,
+    /// What was refused, for [`Lie::ShowsWhatItRefuses`].
+    refused: Vec<(ChannelName, Arc<Event>)>,
+}
+
+/// The nodes' clocks, where they differ. The position of an event is then that of the node that
+/// publishes it, as on NATS, or one more than the newest.
+#[derive(Default)]
+struct Clocks {
+    /// By how many microseconds each node's clock differs. Empty if all of them are right.
+    skews: Vec<i64>,
+    /// The positions of the memory broker, and which ones stand for them.
+    given: BTreeMap<ChannelName, BTreeMap<Position, Position>>,
+    /// The highest position that was ever given: also above it is what a broker gives that lost it.
+    newest: u64,
+    /// What nodes published whose clocks are behind.
+    behind: BTreeSet<Position>,
+}
+
+impl Clocks {
+    fn are_right(&self) -> bool {
+        self.skews.is_empty()
+    }
+
+    /// Gives a position of its own to what the memory broker has at `position`. No `node`: it is
+    /// the first position of a channel.
+    fn give(&mut self, name: &ChannelName, position: Position, node: Option<usize>) {
+        if self.are_right() {
+            return;
+        }
+        let skew = node.map_or(0, |node| self.skews[node]);
+        self.newest = position.0.saturating_add_signed(skew).max(self.newest + 1);
+        let given = Position(self.newest);
+        self.given.entry(name.clone()).or_default().insert(position, given);
+        if skew < 0 {
+            self.behind.insert(given);
+        }
+    }
+
+    fn given(&self, name: &ChannelName, position: Position) -> Position {
+        let given = self.given.get(name).and_then(|given| given.get(&position));
+        given.copied().unwrap_or(position)
+    }
 }
 
 /// The backbone as one node reaches it.
@@ -89,15 +145,24 @@ pub struct Node {
 }
 
 impl Backbone {
-    pub fn new(rules: Rules, nodes: usize, random: Random, clock: Clock, lie: Option<Lie>) -> Arc<Self> {
+    /// `skews`: by how many milliseconds the clock of each node differs.
+    pub fn new(rules: Rules, skews: &[i64], random: Random, clock: Clock, lie: Option<Lie>) -> Arc<Self> {
+        let differ = skews.iter().any(|skew| *skew != 0);
+        let micros = skews.iter().filter(|_| differ).map(|millis| millis * 1000);
+        let clocks = Clocks {
+            skews: micros.collect(),
+            ..Clocks::default()
+        };
         let inner = Inner {
             memory: Memory::new(rules.clone()),
             restarts: 0,
             epoch: 0,
             lost: BTreeMap::new(),
             truth: BTreeMap::new(),
-            nodes: vec![Weather::default(); nodes],
+            nodes: vec![Weather::default(); skews.len()],
             random,
+            clocks,
+            refused: Vec::new(),
         };
         Arc::new(Self {
             inner: Mutex::new(inner),
@@ -118,6 +183,10 @@ impl Backbone {
 
     pub fn go_away(&self, node: usize, away: Option<Away>) {
         self.lock().nodes[node].away = away;
+    }
+
+    pub fn slow_line(&self, node: usize, line: Duration) {
+        self.lock().nodes[node].line = line;
     }
 
     pub fn hold_feeds(&self, node: usize, held: bool) {
@@ -163,13 +232,15 @@ impl Backbone {
             .filter_map(|truth| truth.places.keys().last())
             .max()
             .copied();
-        while Position::now().0 <= newest.unwrap_or(0) {
+        // With clocks that differ, positions go on above the newest by themselves.
+        while inner.clocks.are_right() && Position::now().0 <= newest.unwrap_or(0) {
             // A restart takes longer than the microseconds by which a burst can be ahead of the clock.
             std::thread::yield_now();
         }
         inner.epoch += 1;
         inner.restarts += 1;
         inner.memory = Memory::new(self.rules.clone());
+        inner.clocks.given.clear();
         for truth in inner.truth.values_mut() {
             truth.losses.push(self.clock.now());
             for place in truth.places.values_mut() {
@@ -191,6 +262,8 @@ impl Inner {
             .get(name)
             .is_some_and(|truth| truth.places.values().any(|place| place.lost.is_none()));
         if !known {
+            let all = at_once(self.memory.replay(name, None, PageLimit::events(usize::MAX))).unwrap();
+            self.clocks.give(name, all.head, None);
             let (_, head, _) = self.log(name);
             let truth = self.truth.entry(name.clone()).or_default();
             truth.birth(head.0, clock.now());
@@ -205,12 +278,14 @@ impl Inner {
         position
     }
 
-    fn as_it_is_now(&self, event: &Arc<Event>) -> Arc<Event> {
-        let previous = self.surviving(event.previous);
-        if previous == event.previous {
+    fn as_it_is_now(&self, name: &ChannelName, event: &Arc<Event>) -> Arc<Event> {
+        let position = self.clocks.given(name, event.position);
+        let previous = self.surviving(self.clocks.given(name, event.previous));
+        if (position, previous) == (event.position, event.previous) {
             return event.clone();
         }
         Arc::new(Event {
+            position,
             previous,
             ..Event::clone(event)
         })
@@ -219,16 +294,16 @@ impl Inner {
     /// What the broker holds of a channel, its head, and whether it has ended.
     fn log(&self, name: &ChannelName) -> (Vec<Arc<Event>>, Position, bool) {
         let all = at_once(self.memory.replay(name, None, PageLimit::events(usize::MAX))).unwrap();
-        let kept = all.events.iter().filter(|event| !self.lost.contains_key(&event.position));
+        let events = all.events.iter().map(|event| self.as_it_is_now(name, event));
         (
-            kept.map(|event| self.as_it_is_now(event)).collect(),
-            self.surviving(all.head),
+            events.filter(|event| !self.lost.contains_key(&event.position)).collect(),
+            self.surviving(self.clocks.given(name, all.head)),
             all.ended,
         )
     }
 
     fn replay(&self, name: &ChannelName, after: Option<Position>, limit: PageLimit) -> Replay {
-        if self.lost.is_empty() {
+        if self.lost.is_empty() && self.clocks.are_right() {
             return at_once(self.memory.replay(name, after, limit)).unwrap();
         }
         // As the contract says it (`airwave_core::Broker::replay`), of what is left.
@@ -252,10 +327,20 @@ impl Inner {
         }
     }
 
+    fn append(&mut self, name: &ChannelName, publish: Publish, node: usize) -> Result<Published, BrokerError> {
+        let mut published = at_once(self.memory.publish(name, publish))?;
+        if !published.duplicate {
+            self.clocks.give(name, published.position, Some(node));
+        }
+        published.position = self.clocks.given(name, published.position);
+        Ok(published)
+    }
+
     fn publish(
         &mut self,
         name: &ChannelName,
         publish: &Publish,
+        node: usize,
         lie: Option<Lie>,
         clock: &Clock,
     ) -> Result<Published, BrokerError> {
@@ -263,7 +348,7 @@ impl Inner {
         if lie == Some(Lie::ForgetsKeys) {
             attempt.idempotency_key = None;
         }
-        let mut published = at_once(self.memory.publish(name, attempt))?;
+        let mut published = self.append(name, attempt, node)?;
         for again in 1.. {
             if !published.duplicate || !self.lost.contains_key(&published.position) {
                 break;
@@ -276,7 +361,7 @@ impl Inner {
                 .replace(' ', "_");
             let mut attempt = publish.clone();
             attempt.idempotency_key = IdempotencyKey::new(&format!("{key}~{again}")).ok().map(Into::into);
-            published = at_once(self.memory.publish(name, attempt))?;
+            published = self.append(name, attempt, node)?;
         }
         if !published.duplicate {
             let (kept, head, _) = self.log(name);
@@ -320,15 +405,23 @@ impl Node {
     }
 
     fn delay(&self) -> Duration {
-        let random = &mut self.backbone.lock().random;
-        let most = if random.chance(0.1) { 300 } else { 20 };
-        Duration::from_millis(random.below(most))
+        let mut inner = self.backbone.lock();
+        let most = if inner.random.chance(0.1) { 300 } else { 20 };
+        inner.nodes[self.index].line + Duration::from_millis(inner.random.below(most))
+    }
+
+    /// What the broker says to a write.
+    fn writes(&self, inner: &Inner) -> Result<(), BrokerError> {
+        match inner.nodes[self.index].away {
+            Some(Away::RefusesWrites) => Err(BrokerError::unavailable("the broker refuses writes")),
+            _ => Ok(()),
+        }
     }
 
     async fn way(&self, delay: Duration) -> Result<(), BrokerError> {
         sleep(delay).await;
         match self.weather(|weather| weather.away) {
-            None => Ok(()),
+            None | Some(Away::RefusesWrites) => Ok(()),
             Some(Away::Refuses) => Err(BrokerError::unavailable("the broker is away")),
             // Until the caller has waited long enough.
             Some(Away::Hangs) => pending().await,
@@ -346,6 +439,18 @@ impl Broker for Node {
         let Backbone { clock, lie, .. } = &*self.backbone;
         self.call(|inner| {
             inner.touch(channel, clock);
+            if let Err(refused) = self.writes(inner) {
+                if *lie == Some(Lie::ShowsWhatItRefuses) {
+                    let previous = Position(inner.truth[channel].head);
+                    let event = Event {
+                        position: previous.next(),
+                        previous,
+                        message: publish.message.clone(),
+                    };
+                    inner.refused.push((channel.clone(), Arc::new(event)));
+                }
+                return Err(refused);
+            }
             if *lie == Some(Lie::AcknowledgesNothing) && inner.random.chance(0.1) {
                 let position = Position(inner.truth[channel].head).next();
                 return Ok(Published {
@@ -353,7 +458,7 @@ impl Broker for Node {
                     duplicate: false,
                 });
             }
-            inner.publish(channel, &publish, *lie, clock)
+            inner.publish(channel, &publish, self.index, *lie, clock)
         })
         .await
     }
@@ -362,13 +467,15 @@ impl Broker for Node {
         self.call(|inner| {
             inner.touch(channel, &self.backbone.clock);
             let source = at_once(inner.memory.follow(channel))?;
-            let head = inner.surviving(source.head);
+            let head = inner.surviving(inner.clocks.given(channel, source.head));
             let (sender, feed) = Feed::new(head, || {});
             let pump = Pump {
                 node: Node {
                     backbone: self.backbone.clone(),
                     index: self.index,
                 },
+                name: channel.clone(),
+                refused: inner.refused.len(),
                 feed: inner.nodes[self.index].feeds_ended,
                 epoch: inner.epoch,
                 sender,
@@ -385,7 +492,7 @@ impl Broker for Node {
 
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         let lie = self.backbone.lie;
-        self.call(|inner| {
+        let page = self.call(|inner| {
             inner.touch(channel, &self.backbone.clock);
             let mut replay = inner.replay(channel, after, limit);
             match lie {
@@ -403,21 +510,66 @@ impl Broker for Node {
                     }
                     replay.complete &= after.is_none_or(|after| after <= replay.head);
                 }
+                Some(Lie::HidesWhatIsBehind) if !replay.more => {
+                    replay.events = without(&replay.events, |event| inner.clocks.behind.contains(&event.position));
+                    replay.head = replay.events.last().map_or(replay.head, |last| last.position);
+                }
+                Some(Lie::EndsPagesEarly) if replay.events.len() > 2 && !replay.more => {
+                    replay.events.truncate(replay.events.len() - 2);
+                }
                 _ => {}
             }
             Ok(replay)
-        })
-        .await
+        });
+        let page = page.await?;
+        match (lie, page.events.last()) {
+            (Some(Lie::GluesPages), Some(last)) if !page.more => {
+                let rest = self.call(|inner| Ok(inner.replay(channel, None, limit))).await?;
+                let newer = rest.events.iter().filter(|event| event.position > last.position);
+                let events: Vec<_> = page.events.iter().chain(newer).cloned().collect();
+                Ok(Replay {
+                    events: chained(&events),
+                    head: rest.head,
+                    ..page
+                })
+            }
+            _ => Ok(page),
+        }
     }
 
     async fn ping(&self) -> Result<(), BrokerError> {
-        self.call(|_| Ok(())).await
+        self.call(|inner| self.writes(inner)).await
     }
+}
+
+/// What is left without those that `hides`, as if they had never been.
+fn without(events: &[Arc<Event>], hides: impl Fn(&Event) -> bool) -> Vec<Arc<Event>> {
+    let shown = events.iter().filter(|event| !hides(event)).cloned();
+    // What stands before the first is named by the first that is left.
+    let mut chain = chained(&shown.collect::<Vec<_>>());
+    if let (Some(oldest), Some(first)) = (events.first(), chain.first_mut()) {
+        Arc::make_mut(first).previous = oldest.previous;
+    }
+    chain
+}
+
+/// The same events, each of which names the one before it.
+fn chained(events: &[Arc<Event>]) -> Vec<Arc<Event>> {
+    let mut chain: Vec<Arc<Event>> = Vec::new();
+    for event in events {
+        let mut event = Event::clone(event);
+        event.previous = chain.last().map_or(event.previous, |last| last.position);
+        chain.push(Arc::new(event));
+    }
+    chain
 }
 
 /// One feed of one node: carries events from the memory broker's feed to the node's, in the weather that there is.
 struct Pump {
     node: Node,
+    name: ChannelName,
+    /// How many refused writes there had been when it last looked.
+    refused: usize,
     /// How many times feeds had been ended when this one began.
     feed: u64,
     epoch: u64,
@@ -435,10 +587,12 @@ impl Pump {
         const LOOK: Duration = Duration::from_millis(20);
         loop {
             let next = timeout(LOOK, source.next()).await;
-            let (weather, epoch) = {
+            let (weather, epoch, refused) = {
                 let inner = self.node.backbone.lock();
-                (inner.nodes[self.node.index].clone(), inner.epoch)
+                let refused = inner.refused[self.refused..].to_vec();
+                (inner.nodes[self.node.index].clone(), inner.epoch, refused)
             };
+            self.refused += refused.len();
             if self.sender.is_closed() || weather.feeds_ended != self.feed {
                 return;
             }
@@ -448,8 +602,11 @@ impl Pump {
                 sleep(Duration::from_millis(random)).await;
                 return;
             }
+            for (_, event) in refused.into_iter().filter(|(name, _)| *name == self.name) {
+                self.waiting.push_back((Instant::now() + weather.lag, event));
+            }
             if let Ok(Some(event)) = next {
-                let event = self.node.backbone.lock().as_it_is_now(&event);
+                let event = self.node.backbone.lock().as_it_is_now(&self.name, &event);
                 self.waiting.push_back((Instant::now() + weather.lag, event));
             }
             while !weather.held && self.waiting.front().is_some_and(|(due, _)| *due <= Instant::now()) {

@@ -38,6 +38,9 @@ pub struct Truth {
     pub losses: Vec<Moment>,
     /// Whether its rule lets slow listeners miss what the broker holds.
     pub skips: bool,
+    /// Whether for a time more was published than could be read before it was trimmed. A listener
+    /// that cannot be caught up goes on live then, and misses what is trimmed soon.
+    pub busy: bool,
 }
 
 /// What stands at a position: an event, or the birth of a channel.

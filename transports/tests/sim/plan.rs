@@ -50,6 +50,10 @@ pub enum Fault {
     EndFeeds(usize),
     SkipEvents(usize, u32),
     BrokerAway(usize, Option<Away>),
+    /// Every call of the node to the broker takes so much more, each way.
+    Line(usize, Duration),
+    /// Publishers write to this channel without a pause, and not through this node.
+    Busy(Option<(&'static str, usize)>),
     FailOver(usize),
     RestartEmpty,
 }
@@ -60,6 +64,8 @@ pub struct Plan {
     pub faults: Vec<(Duration, Fault)>,
     pub latency: (Duration, Duration),
     pub random_order: bool,
+    /// By how many milliseconds the clock of each node differs.
+    pub skews: [i64; 2],
     rules: [Rule; 2],
     ring_bytes: usize,
 }
@@ -67,7 +73,7 @@ pub struct Plan {
 impl Plan {
     pub fn new(seed: u64) -> Self {
         let random = &mut Random::new(seed, 1);
-        let rules = CHANNELS.map(|channel| {
+        let mut rules = CHANNELS.map(|channel| {
             let mut rule = Rule::new(channel.parse().unwrap(), vec![TransportName::SSE, TransportName::WEBSOCKET]);
             rule.history = History {
                 events: random.pick(&[5, 30, 30, 1000]),
@@ -78,9 +84,21 @@ impl Plan {
             rule.max_rate = random.pick(&[None, None, std::num::NonZeroU32::new(10)]);
             rule
         });
+        let mut faults = faults(random);
+        // Of a stream of their own, so that a seed is otherwise the same plan as before.
+        let random_of_more = &mut Random::new(seed, 3);
+        if let Some(busy) = more_faults(random_of_more, &mut faults) {
+            // What is busy is overtaken while it is read.
+            rules[busy].history.events = 10;
+        }
+        let skews = match random_of_more.chance(0.5) {
+            true => [0; 2].map(|_: i64| random_of_more.pick(&[0, 20, -20, 120_000, -120_000])),
+            false => [0; 2],
+        };
         Self {
             seed,
-            faults: faults(random),
+            faults,
+            skews,
             latency: (Duration::ZERO, random.millis(20, 300)),
             random_order: random.chance(0.5),
             rules,
@@ -95,6 +113,12 @@ impl Plan {
     pub fn skips(&self, channel: &str) -> bool {
         let rule = self.rules.iter().find(|rule| rule.pattern.as_str() == channel);
         rule.is_some_and(|rule| rule.slow == SlowPolicy::Skip)
+    }
+
+    /// Whether publishers write to it without a pause for a time.
+    pub fn is_busy(&self, channel: &str) -> bool {
+        let busy = |fault: &Fault| matches!(fault, Fault::Busy(Some((name, _))) if *name == channel);
+        self.faults.iter().any(|(_, fault)| busy(fault))
     }
 
     /// As a server has them, but in a hurry.
@@ -182,6 +206,37 @@ fn faults(random: &mut Random) -> Vec<(Duration, Fault)> {
     faults
 }
 
+/// A node that opens a busy channel over a slow line, and a broker that refuses writes. Gives the
+/// channel that is busy.
+fn more_faults(random: &mut Random, faults: &mut Vec<(Duration, Fault)>) -> Option<usize> {
+    let end = TROUBLE.as_millis() as u64;
+    let busy = random.chance(0.4).then(|| random.index(CHANNELS.len()));
+    if let Some(channel) = busy {
+        let (at, node) = (random.millis(500, end - 4000), random.index(2));
+        let soon = at + random.millis(100, 500);
+        let over = soon + random.millis(2000, 3000);
+        faults.extend([
+            (at, Fault::Line(node, random.millis(100, 400))),
+            (at, Fault::Busy(Some((CHANNELS[channel], node)))),
+            (soon, Fault::Crash(node)),
+            (soon + random.millis(50, 200), Fault::Start(node)),
+            (over, Fault::Busy(None)),
+            (over, Fault::Line(node, Duration::ZERO)),
+        ]);
+    }
+    if random.chance(0.4) {
+        let at = random.millis(500, end - 1000);
+        let over = at + random.millis(500, 5000);
+        for node in 0..NODES.len() {
+            faults.push((at, Fault::BrokerAway(node, Some(Away::RefusesWrites))));
+            faults.push((over, Fault::BrokerAway(node, None)));
+        }
+    }
+    faults.retain(|(at, _)| *at < TROUBLE);
+    faults.sort_by_key(|(at, _)| *at);
+    busy
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {}", self.seed)?;
@@ -194,8 +249,8 @@ impl fmt::Display for Plan {
         }
         writeln!(
             f,
-            "  a ring of {} bytes, latency {:?}, random order {}",
-            self.ring_bytes, self.latency, self.random_order
+            "  a ring of {} bytes, latency {:?}, random order {}, nodes' clocks differ by {:?} ms",
+            self.ring_bytes, self.latency, self.random_order, self.skews
         )?;
         self.faults
             .iter()

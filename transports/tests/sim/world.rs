@@ -41,6 +41,8 @@ struct Shared {
     /// Cleared when everything is put right.
     trouble: AtomicBool,
     publishing: AtomicUsize,
+    /// Publishers write to this channel without a pause, and not through this node.
+    busy: Mutex<Option<(&'static str, usize)>>,
     /// The last events are acknowledged.
     last_words: AtomicBool,
     publications: Mutex<Vec<Publication>>,
@@ -106,12 +108,13 @@ pub fn run(seed: u64, lie: Option<Lie>) -> Run {
         clock: clock.clone(),
         trouble: AtomicBool::new(true),
         publishing: AtomicUsize::new(PUBLISHERS.len()),
+        busy: Mutex::default(),
         last_words: AtomicBool::new(false),
         publications: Mutex::default(),
         told: Mutex::default(),
         wrong: Mutex::default(),
     });
-    let backbone = Backbone::new(plan.rules(), NODES.len(), Random::new(seed, 2), clock, lie);
+    let backbone = Backbone::new(plan.rules(), &plan.skews, Random::new(seed, 2), clock, lie);
     let hubs: Hubs = Arc::default();
     let mut builder = turmoil::Builder::new();
     builder
@@ -169,6 +172,7 @@ pub fn run(seed: u64, lie: Option<Lie>) -> Run {
     };
     for (name, truth) in &mut history.channels {
         truth.skips = plan.skips(name);
+        truth.busy = plan.is_busy(name);
     }
     for ((name, channel), told) in std::mem::take(&mut *shared.told.lock().unwrap()) {
         history.listeners.push(Listener {
@@ -278,6 +282,8 @@ impl Stage<'_> {
             Fault::EndFeeds(node) => self.backbone.end_feeds(node),
             Fault::SkipEvents(node, events) => self.backbone.skip(node, events),
             Fault::BrokerAway(node, away) => self.backbone.go_away(node, away),
+            Fault::Line(node, line) => self.backbone.slow_line(node, line),
+            Fault::Busy(channel) => *self.shared.busy.lock().unwrap() = channel,
             Fault::FailOver(events) => self.backbone.fail_over(events),
             Fault::RestartEmpty => self.backbone.restart_empty(),
         }
@@ -297,7 +303,9 @@ impl Stage<'_> {
             self.bring(Fault::Lag(node, Duration::ZERO));
             self.bring(Fault::SkipEvents(node, 0));
             self.bring(Fault::BrokerAway(node, None));
+            self.bring(Fault::Line(node, Duration::ZERO));
         }
+        self.bring(Fault::Busy(None));
     }
 
     fn all_caught_up(&self) -> bool {
@@ -526,6 +534,11 @@ async fn publish(name: &'static str, mut random: Random, shared: Arc<Shared>) {
     };
     let mut burst = 0;
     while shared.in_trouble() {
+        let busy = *shared.busy.lock().unwrap();
+        if let Some((channel, _)) = busy {
+            publisher.publish(&mut random, channel, 16, 4).await;
+            continue;
+        }
         if burst == 0 {
             sleep(random.millis(20, 600)).await;
             burst = if random.chance(0.1) { random.below(20) } else { 1 };
@@ -571,7 +584,11 @@ impl Publisher {
             messages.push((json!({"channel": channel, "data": data, "idempotency_key": key}), publication));
         }
         for _ in 0..tries {
-            let node = random.pick(&NODES);
+            let busy = *self.shared.busy.lock().unwrap();
+            let node = match busy {
+                Some((_, slow)) => NODES[(slow + 1) % NODES.len()],
+                None => random.pick(&NODES),
+            };
             let result = if several == 1 {
                 let mut one = messages[0].0.clone();
                 let key = one.as_object_mut().and_then(|one| one.remove("idempotency_key"));
