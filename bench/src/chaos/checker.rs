@@ -92,6 +92,7 @@ struct Known<'a> {
     channel: &'a Channel,
     losses: Vec<&'a Loss>,
     jumps: &'a [Moment],
+    clocks: bool,
     ended: Moment,
     events: BTreeMap<u64, &'a str>,
     /// Where each body stands.
@@ -112,6 +113,7 @@ impl<'a> Known<'a> {
                 .filter(|loss| loss.channel.as_deref().is_none_or(|channel| channel == name))
                 .collect(),
             jumps: &history.jumps,
+            clocks: history.clocks,
             ended: history.ended,
             events: BTreeMap::new(),
             places: HashMap::new(),
@@ -244,7 +246,8 @@ fn publications(history: &History, name: &str, known: &Known<'_>, breaches: &mut
         for pair in standing.windows(2) {
             let (first, second) = (*pair[0], *pair[1]);
             let made_again = known.losses.iter().any(|loss| {
-                let between = first < loss.position && second > loss.position;
+                // What comes first after a loss may stand right there.
+                let between = first < loss.position && second >= loss.position;
                 between && loss.everything
                     || known.has_forks() && (known.is_lost(first, loss.at) || known.is_lost(second, loss.at))
             });
@@ -425,7 +428,13 @@ impl<'a> Standing<'a> {
             // node had seen it.
             let surely_lost = known.is_lost_with_all(cursor, at) || (known.is_lost(cursor, at) && !known.is_held(cursor));
             let had_lost = known.events.contains_key(&cursor) && surely_lost && !known.is_lost(position, at);
-            known.between(cursor, position).find(same_line).or(had_lost.then_some(cursor))
+            // A clock that went back gives a first position below what was lost. Who came without a
+            // cursor after the loss is not owed that.
+            let owed = |missing: &u64| self.asked.is_some() || !known.is_lost_with_all(*missing, self.asked_at);
+            let missing = known
+                .between(cursor, position)
+                .find(|missing| same_line(missing) && owed(missing));
+            missing.or(had_lost.then_some(cursor))
         };
         if let Some(missing) = missing {
             let what = format!("{position} came, but it stood at {cursor}: {missing} is missing without a gap");
@@ -452,7 +461,9 @@ impl<'a> Standing<'a> {
             return breach(Promise::NoSilentGap, what);
         }
         let after = after.unwrap_or_default();
-        if cursor < after || self.announced.is_some_and(|announced| announced != cursor) {
+        // Of what is ahead of its clock a node may say that it was never given.
+        let goes_back = cursor < after && !(known.clocks && reason == "unknown-position");
+        if goes_back || self.announced.is_some_and(|announced| announced != cursor) {
             let what = format!(
                 "the gap leads from {after} to {cursor}, the confirmation said {:?}",
                 self.announced
@@ -471,7 +482,7 @@ impl<'a> Standing<'a> {
         let skipped = || {
             known
                 .events
-                .range((Excluded(after), Included(cursor)))
+                .range((Excluded(after), Included(cursor.max(after))))
                 .map(|(position, _)| *position)
         };
         let skips = known.channel.skips && reason == "too-slow";
@@ -660,6 +671,53 @@ mod tests {
     fn a_story_in_which_all_is_well_is_fine() {
         assert_eq!(broken(&story(false)), []);
         assert_eq!(broken(&story(true)), []);
+    }
+
+    /// The clock of what comes back is behind: its first position is 25, and its events go on right
+    /// above all that was given.
+    #[test]
+    fn what_was_lost_before_a_listener_came_is_not_owed() {
+        let after_the_loss = |asked_at: u64, position: Option<u64>| {
+            let mut history = story(true);
+            history.losses[0].position = 70;
+            let listener = &mut history.listeners[0];
+            listener.told = vec![(asked_at, asked(position)), (asked_at + 1, confirmed(25, position.is_some()))];
+            listener.told.extend([(701, event(70)), (801, event(80)), (901, event(90))]);
+            history.listeners[0].told.sort_by_key(|(at, _)| *at);
+            broken(&history)
+        };
+        assert_eq!(after_the_loss(660, None), []);
+        // Who was there before the loss, or had a cursor, is told of it.
+        assert_eq!(after_the_loss(640, None), [Promise::NoSilentGap]);
+        assert_eq!(after_the_loss(660, Some(25)), [Promise::NoSilentGap]);
+        // The first event behind the loss may be one that was lost.
+        let again = wrong_truth(true, |history| {
+            history.losses[0].position = 70;
+            let channel = history.channels.get_mut("a").unwrap();
+            channel.held.insert(70, "m60".into());
+            history.publications.retain(|publication| publication.body != "m70");
+            let told = &mut history.listeners[0].told;
+            told.iter_mut().find(|(at, _)| *at == 701).unwrap().1 = Told::Event {
+                position: 70,
+                body: "m60".into(),
+            };
+        });
+        assert_eq!(again, []);
+    }
+
+    #[test]
+    fn a_gap_that_leads_back_is_one_of_clocks_that_differ() {
+        for (clocks, reason, expected) in [
+            (true, "unknown-position", vec![]),
+            (true, "broker-lost-data", vec![Promise::NoSilentGap]),
+            (false, "unknown-position", vec![Promise::NoSilentGap]),
+        ] {
+            let told = wrong_truth(true, |history| {
+                history.clocks = clocks;
+                history.listeners[0].told[8].1 = gap(60, 55, reason);
+            });
+            assert_eq!(told, expected, "{clocks} {reason}");
+        }
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub struct History {
     pub losses: Vec<Loss>,
     /// When the broker's clock was put forward, so that what came before may be too old at once.
     pub jumps: Vec<Moment>,
+    /// Whether clocks differ. A node that is behind does not know of a position that is ahead of it
+    /// whether it was given and lost, or never given.
+    pub clocks: bool,
     /// When the last page of what history held was read.
     pub ended: Moment,
 }

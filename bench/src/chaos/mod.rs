@@ -364,6 +364,7 @@ pub async fn run(kind: BrokerKind, plan: Plan, airwave: &Path) -> Result<Run, St
     }));
     let history = History {
         listeners,
+        clocks: plan.more.clocks,
         jumps: std::mem::take(&mut *lock(&shared.jumps)),
         ended,
         channels,
@@ -434,6 +435,10 @@ async fn trouble(plan: &Plan, shared: &Arc<Shared>) {
 
 async fn kill_broker(shared: &Shared, down: Duration, skew: Option<i64>) {
     let world = &shared.world;
+    // What forgets everything comes back no further behind. A node that never knew a channel gives
+    // positions below the others' heads then, and what they tell is not what this run promises.
+    let forgets = world.kind.loses() == Loses::Everything;
+    let skew = skew.map(|skew| if forgets { skew.max(world.skew()) } else { skew });
     let lost = |clock| {
         let at = shared.clock.now();
         if skew.is_some_and(|skew| skew > 0) {

@@ -245,6 +245,11 @@ impl World {
         Ok(())
     }
 
+    /// By how many milliseconds the broker's clock differs.
+    pub(super) fn skew(&self) -> i64 {
+        self.skew.load(Ordering::Relaxed)
+    }
+
     /// Waits until the broker's servers agree which of them counts, and then until every node is ready.
     ///
     /// # Errors
