@@ -27,7 +27,9 @@ names_none_of() {
   [[ -z $found ]] || { echo "$own depends on: $(tr '\n' ' ' <<<"$found")" >&2; return 1; }
 }
 
-tree_of() { cargo tree --locked --quiet -p "$1" -e normal --all-features --prefix none; }
+tree_of() { # tree_of CRATE [FEATURES]
+  cargo tree --locked --quiet -p "$1" -e normal ${2:---all-features} --prefix none
+}
 
 # siblings CRATE_DIR CRATE_NAME SHARED...: fails if a module of CRATE_DIR/src other than lib.rs imports a sibling.
 # Comments and strings do not count; a grouped `use crate::{a, b::c}` and names that lib.rs re-exports do.
@@ -151,12 +153,16 @@ check() { # check WHAT COMMAND...
   if "$@"; then echo "ok      $what"; else echo "BROKEN  $what"; failed=1; fi
 }
 # Each tree in a variable of its own: in a pipe, a cargo that fails would look like a crate without dependencies.
-core_tree=$(tree_of airwave-core)
+# Core's feature `axum` implements one trait for one type, which no other crate may do. Only
+# core/src/response.rs uses it.
+core_tree=$(tree_of airwave-core --features=conformance)
 transports_tree=$(tree_of airwave-transports)
 brokers_tree=$(tree_of airwave-brokers)
 check 'core names no HTTP framework and no broker client' names_none_of airwave-core "$foreign_to_core" <<<"$core_tree"
 check 'transports know neither brokers nor the facade' names_none_of airwave-transports 'airwave|airwave-brokers' <<<"$transports_tree"
 check 'brokers know neither transports nor the facade' names_none_of airwave-brokers 'airwave|airwave-transports|axum.*' <<<"$brokers_tree"
+check 'only core/src/response.rs names an HTTP framework in core' \
+  test "$(grep -rlE '\b(axum_core|http)::' core/src)" = core/src/response.rs
 for crate in transports brokers; do
   if [[ -z $(find "$crate/src" -name '*.rs' ! -name lib.rs) ]]; then
     echo "ok      $crate has no modules yet"

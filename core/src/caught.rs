@@ -40,6 +40,22 @@ impl Call<'_> {
         std::future::poll_fn(|cx| running.poll(cx)).await
     }
 
+    /// The method's answer. What is the application's own error goes to the log, and to no client.
+    pub(crate) fn answer<T>(&self, answer: Result<T, Refusal>) -> Result<T, Refusal> {
+        answer.map_err(|mut refusal| {
+            if let Some(error) = refusal.take_cause() {
+                tracing::error!(
+                    channel = %self.channel,
+                    event = self.event,
+                    method = self.method,
+                    error,
+                    "a handler failed; its client is answered 'internal'"
+                );
+            }
+            refusal
+        })
+    }
+
     fn panicked(&self, panic: Box<dyn Any + Send>) -> Refusal {
         // Its text was written by the panic hook; it may hold what the client sent.
         drop_quietly(panic);

@@ -17,6 +17,7 @@ use crate::log::{believed, is_torn};
 use crate::metrics::Metrics;
 use crate::patience;
 use crate::refusal::{Code, Refusal};
+use crate::ring_memory::RingMemory;
 use crate::roster::Presence;
 use crate::rule::{Limits, Params, Rule, Rules};
 use crate::wire::Member;
@@ -31,6 +32,8 @@ pub(crate) struct Backbone {
     pub(crate) outage: Outage,
     pub(crate) unanswered: Unanswered,
     pub(crate) turns: HealTurns,
+    /// What the rings of all open channels take.
+    pub(crate) ring_memory: Arc<RingMemory>,
     /// Idempotency keys that this node has used, by channel.
     pub(crate) keys: KeyCounts<ChannelName>,
     /// Where there is a directory and a rule that asks for it.
@@ -194,6 +197,22 @@ impl Unanswered {
 }
 
 impl Backbone {
+    /// The channel of that name, to publish to.
+    pub(crate) fn channel(self: &Arc<Self>, name: &str) -> Result<Channel, Refusal> {
+        let name = ChannelName::new(name)?;
+        let (rule, params) = self.rule(&name)?;
+        Ok(Channel::new(self.clone(), name, rule, params))
+    }
+
+    pub(crate) fn rule(&self, name: &ChannelName) -> Result<(Arc<Rule>, Params), Refusal> {
+        self.rules.find(name).ok_or_else(|| {
+            Refusal::new(
+                Code::UnknownChannel,
+                format!("no rule matches the channel '{name}': check the name, or add a [[channels]] entry to the configuration"),
+            )
+        })
+    }
+
     /// What a client is told of a broker's error. Details of an outage are for the operator, who finds them in the log.
     pub(crate) fn refusal(&self, error: &BrokerError) -> Refusal {
         match error.kind {
@@ -371,6 +390,39 @@ impl Channel {
             })
         });
         self
+    }
+
+    /// The channel called `name` on the same node: the way from a handler to all other channels. No
+    /// handler is asked.
+    ///
+    /// In [`Handler::message`](crate::Handler::message) it continues the message's idempotency key:
+    /// when a client repeats the message, what the handler published to any channel is not
+    /// published again.
+    ///
+    /// # Errors
+    /// `bad-request`: not a name; `unknown-channel`: no rule matches.
+    ///
+    /// # Examples
+    /// ```
+    /// use airwave_core::{Channel, Client, Handler, Message, Refusal, Reply};
+    ///
+    /// struct Jobs;
+    ///
+    /// #[async_trait::async_trait]
+    /// impl Handler for Jobs {
+    ///     async fn message(&self, _: &Client, job: &Channel, _: Message) -> Result<Reply, Refusal> {
+    ///         job.publish("started", &true).await?;
+    ///         job.other("jobs/list")?.publish("job", job.name().as_str()).await?;
+    ///         Ok(Reply::done())
+    ///     }
+    /// }
+    /// ```
+    pub fn other(&self, name: &str) -> Result<Channel, Refusal> {
+        let other = self.backbone.channel(name)?;
+        Ok(Self {
+            key: self.key.clone(),
+            ..other
+        })
     }
 
     /// The channel's name.

@@ -129,9 +129,7 @@ impl Feeder {
         let history = PageLimit::events(history).with_bytes(backbone.limits.ring_bytes.saturating_mul(2));
         let history = backbone.replay(&name, None, history).await?;
         let figures = backbone.metrics.by_rule(backbone.metrics.index_of(&rule)).clone();
-        let log = Log::open(name, rule, figures, &backbone.limits, history)
-            .map(Arc::new)
-            .ok_or_else(torn)?;
+        let log = Log::open(name, rule, figures, &backbone.limits, &backbone.ring_memory, history).ok_or_else(torn)?;
         let feeder = Arc::new_cyclic(|me| Feeder {
             log,
             backbone,

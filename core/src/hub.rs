@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use slab::Slab;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -30,8 +29,10 @@ use crate::metrics::Metrics;
 use crate::patience::{self, Patience};
 use crate::rate::Rates;
 use crate::refusal::{Code, Refusal};
+use crate::registry::Registry;
+use crate::ring_memory::RingMemory;
 use crate::roster::Presence;
-use crate::rule::{Limits, Params, Pattern, Rule, Rules, SendPolicy, TransportName};
+use crate::rule::{Limits, Pattern, Rule, Rules, SendPolicy, TransportName};
 use crate::shrink::shrink;
 use crate::vitals::Vitals;
 use crate::warnings::{Warning, Warnings};
@@ -70,7 +71,7 @@ pub(crate) struct Inner {
     logs: Mutex<HashMap<ChannelName, Arc<Feeder>>>,
     opening: Flights<ChannelName, Result<Arc<Feeder>, BrokerError>>,
     asking: Flights<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
-    pub(crate) sessions: Mutex<Slab<Arc<Vitals>>>,
+    pub(crate) sessions: Mutex<Registry<Arc<Vitals>>>,
     addresses: Arc<AddressCounts>,
     requests: Rates<Source>,
     new_channels: Rates<AddressKey>,
@@ -162,39 +163,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inner {
-    /// Frees about `excess` bytes of rings, half a ring at a time: first those without listeners,
-    /// which are closed, then the largest.
-    fn shrink_rings(&self, feeders: Vec<Arc<Feeder>>, mut excess: usize) {
-        let mut sized: Vec<(usize, Arc<Feeder>)> = feeders.into_iter().map(|feeder| (feeder.log.size().1, feeder)).collect();
-        sized.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
-        tracing::debug!(
-            excess,
-            logs = sized.len(),
-            "the rings of this node are above limits.memory: they shrink"
-        );
-        for (bytes, feeder) in &sized {
-            if self.close_log(&feeder.log.name, feeder, Duration::ZERO) {
-                excess = excess.saturating_sub(*bytes);
-            }
-        }
-        while excess > 0 {
-            let mut freed = 0;
-            for (_, feeder) in &sized {
-                let before = feeder.log.size().1;
-                feeder.log.shrink();
-                freed += before - feeder.log.size().1.min(before);
-                if freed >= excess {
-                    return;
-                }
-            }
-            if freed == 0 {
-                // One entry in each is left.
-                return;
-            }
-            excess -= freed;
-        }
-    }
-
     /// Closes and forgets a log that has had no listeners for `linger`.
     fn close_log(&self, name: &ChannelName, feeder: &Feeder, linger: Duration) -> bool {
         // In one step: a caller that finds it closed must not find it again.
@@ -256,6 +224,7 @@ impl HubBuilder {
         let backbone = Arc::new(Backbone {
             metrics: Metrics::new(self.broker.pulse(), &self.rules),
             presence,
+            ring_memory: RingMemory::new(self.limits.memory / 2),
             broker: self.broker,
             rules: self.rules,
             limits: self.limits,
@@ -334,9 +303,7 @@ impl Hub {
     /// # Errors
     /// `bad-request`: not a name; `unknown-channel`: no rule matches.
     pub fn channel(&self, name: &str) -> Result<Channel, Refusal> {
-        let name = ChannelName::new(name)?;
-        let (rule, params) = self.rule(&name)?;
-        Ok(Channel::new(self.0.backbone.clone(), name, rule, params))
+        self.0.backbone.channel(name)
     }
 
     /// The node's figures.
@@ -391,14 +358,14 @@ impl Hub {
     /// Begins to go away: no new connections, and every session is told to end. Returns at once.
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::SeqCst);
-        for (_, session) in &*lock(&self.0.sessions) {
+        for session in lock(&self.0.sessions).iter() {
             session.alarm();
         }
     }
 
     /// Ends every session at once, whatever it has still to write. For when the grace time of a drain is over.
     pub fn cut(&self) {
-        for (_, session) in &*lock(&self.0.sessions) {
+        for session in lock(&self.0.sessions).iter() {
             session.cut();
         }
     }
@@ -549,18 +516,9 @@ impl Hub {
         ))
     }
 
-    fn rule(&self, name: &ChannelName) -> Result<(Arc<Rule>, Params), Refusal> {
-        self.rules().find(name).ok_or_else(|| {
-            Refusal::new(
-                Code::UnknownChannel,
-                format!("no rule matches the channel '{name}': check the name, or add a [[channels]] entry to the configuration"),
-            )
-        })
-    }
-
     /// The channel, and the client as the channel's handler knows it. Every permission begins here, whatever the transport.
     async fn admit(&self, connection: &Connection, name: &ChannelName) -> Result<Admission, Refusal> {
-        let (rule, mut params) = self.rule(name)?;
+        let (rule, mut params) = self.0.backbone.rule(name)?;
         let found = self
             .0
             .handlers
@@ -587,7 +545,7 @@ impl Hub {
                         let request = request.ok_or_else(|| Refusal::internal("the connection can no longer be identified"))?;
                         let call = self.call("connect", name, None);
                         let identity = call.wait(|| handler.connect(&request)).await;
-                        identity.and_then(|identity| identity).inspect_err(|refusal| {
+                        call.answer(identity.and_then(|identity| identity)).inspect_err(|refusal| {
                             self.warn_of(refusal, connection, name);
                         })?
                     }
@@ -627,10 +585,9 @@ impl Hub {
                 ),
                 None => format!("the channel '{name}' cannot be listened to"),
             };
-            return Err(Refusal {
-                transport: to_use,
-                ..Refusal::new(Code::WrongTransport, text)
-            });
+            let mut refusal = Refusal::new(Code::WrongTransport, text);
+            refusal.transport = to_use;
+            return Err(refusal);
         }
         if connection.transport == TransportName::HTTP {
             self.count_request(admission.client.user_id(), connection.peer)?;
@@ -645,7 +602,7 @@ impl Hub {
             return Ok(());
         };
         let call = self.call("subscribe", admission.channel.name(), None);
-        call.wait(|| handler.subscribe(&admission.client, &admission.channel)).await?
+        call.answer(call.wait(|| handler.subscribe(&admission.client, &admission.channel)).await?)
     }
 
     /// A client that a handler asks who it is showed nothing, or something wrong.
@@ -776,7 +733,7 @@ impl Hub {
             Some(handler) => {
                 let event = message.event.clone();
                 let call = self.call("message", channel.name(), Some(event.as_str()));
-                call.wait(|| handler.message(&admission.client, &channel, message)).await?
+                call.answer(call.wait(|| handler.message(&admission.client, &channel, message)).await?)
             }
             None => channel.publish_message(message).await.map(|_| Reply::done()),
         }
@@ -908,13 +865,13 @@ impl Hub {
             .into_iter()
             .map(|feeder| {
                 let log = &feeder.log;
-                let (events, bytes, ended) = log.size();
+                let (events, _, ended) = log.size();
                 ChannelState {
                     name: log.name.clone(),
                     rule: log.rule.clone(),
                     cursor: log.head(),
                     events,
-                    bytes,
+                    bytes: log.held(),
                     listeners: names
                         .iter()
                         .zip(log.listeners())
@@ -995,7 +952,7 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
         let Some(hub) = hub.upgrade() else { return };
         let now = hub.started.elapsed().as_millis() as u64 + 1;
         hub.clock.store(now, Ordering::Relaxed);
-        for (_, session) in &*lock(&hub.sessions) {
+        for session in lock(&hub.sessions).iter() {
             session.look_after(now, &limits);
         }
         hub.requests.sweep();
@@ -1004,20 +961,10 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
         if names.is_empty() {
             let logs = lock(&hub.logs);
             names = logs.keys().cloned().collect();
-            let (mut bytes, mut events) = (0, 0);
-            for feeder in logs.values() {
-                let size = feeder.log.size();
-                events += size.0;
-                bytes += size.1;
-            }
+            let events: usize = logs.values().map(|feeder| feeder.log.size().0).sum();
             hub.backbone.metrics.logs.set(logs.len() as i64);
-            hub.backbone.metrics.log_bytes.set(bytes as i64);
+            hub.backbone.metrics.log_bytes.set(hub.backbone.ring_memory.used() as i64);
             hub.backbone.metrics.log_events.set(events as i64);
-            if bytes > limits.memory / 2 {
-                let feeders: Vec<Arc<Feeder>> = logs.values().cloned().collect();
-                drop(logs);
-                hub.shrink_rings(feeders, bytes - limits.memory / 2);
-            }
         }
         let at = names.len().saturating_sub(LOGS_PER_TICK);
         for name in names.drain(at..) {
@@ -1065,7 +1012,7 @@ async fn watch_broker(hub: Weak<Inner>) {
                 if !told && since.elapsed() >= STALE_AFTER {
                     told = true;
                     hub.stale.fetch_add(1, Ordering::SeqCst);
-                    for (_, session) in &*lock(&hub.sessions) {
+                    for session in lock(&hub.sessions).iter() {
                         session.alarm();
                     }
                 }

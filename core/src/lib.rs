@@ -15,13 +15,15 @@
 //! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
 //! 9. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
 //! 10. [`metrics`]: what a node counts
-//! 11. `sync`, `bell`, `vitals`, `log`: one channel on this node: ring, listeners, wake
+//! 11. `sync`, `bell`, `vitals`, `registry`, `ring_memory`, `log`: one channel on this node: ring,
+//!     listeners, wake; what all rings take together
 //! 12. `roster`: who is in a channel, as this node knows it
 //! 13. [`channel`]: the handle that applications publish with
 //! 14. [`handler`]: what the application says about clients
 //! 15. [`hub`]: one node: opens logs, heals them, drains
 //! 16. [`session`]: one connected client, as every transport uses it
 //!
+//! `response` (feature `axum`) makes a refusal an HTTP response.
 //! `conformance` and `directory_conformance` (feature `conformance`) are the two contracts as suites of tests.
 
 #![forbid(unsafe_code)]
@@ -52,6 +54,10 @@ pub mod metrics;
 pub mod patience;
 mod rate;
 pub mod refusal;
+mod registry;
+#[cfg(feature = "axum")]
+pub mod response;
+mod ring_memory;
 mod roster;
 pub mod rule;
 pub mod session;

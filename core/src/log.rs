@@ -5,17 +5,18 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use slab::Slab;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::broker::{Publish, Replay};
 use crate::event::{ChannelName, Event, Position};
 use crate::metrics::{RuleMetrics, WireMetrics};
+use crate::registry::Registry;
+use crate::ring_memory::RingMemory;
 use crate::rule::{Delivery, Limits, ReplayOnSubscribe, Rule};
 use crate::shrink::shrink;
 use crate::sync::{AtomicU64, Mutex, MutexGuard};
@@ -155,6 +156,9 @@ pub(crate) struct Log {
     seats: Mutex<Seats>,
     max_events: usize,
     max_bytes: usize,
+    /// What all rings of the node take, and this log's number there.
+    memory: Arc<RingMemory>,
+    registered: u64,
 }
 
 /// Places are counted from zero for as long as the log is open, and never reused; positions are the broker's.
@@ -168,6 +172,8 @@ struct Ring {
     /// What the next event must name as its previous: the head, except after a lost tail.
     link: Position,
     bytes: usize,
+    /// What the node's memory of rings knows of this one.
+    counted: usize,
     /// Gap entries in the ring. While there are none, positions increase along the ring.
     gaps: usize,
     /// The place of the end event.
@@ -188,6 +194,10 @@ struct Latest {
     /// Oldest first, every event that `by_key` has, and some that newer ones of their key have replaced.
     order: VecDeque<(u64, Arc<str>)>,
     bytes: usize,
+    /// Of those bytes, what has left the ring.
+    beyond_ring: usize,
+    /// Whether the node's memory has taken away the newest event of a key.
+    cut_short: bool,
     /// Everything before this place may have been forgotten: by the bound, or because the log opened later.
     whole_from: u64,
 }
@@ -195,7 +205,7 @@ struct Latest {
 #[derive(Default)]
 struct Seats {
     /// Each with the index of its wire.
-    listeners: Slab<(Arc<Vitals>, u8)>,
+    listeners: Registry<(Arc<Vitals>, u8)>,
     closed: bool,
     empty_since: Option<Instant>,
 }
@@ -329,8 +339,9 @@ impl Log {
         rule: Arc<Rule>,
         figures: Arc<RuleMetrics>,
         limits: &Limits,
+        memory: &Arc<RingMemory>,
         history: Replay,
-    ) -> Option<Self> {
+    ) -> Option<Arc<Self>> {
         if history.more || is_torn(&history) {
             return None;
         }
@@ -338,7 +349,7 @@ impl Log {
         let unpublished = history.complete && history.events.is_empty() && !history.ended;
         let end = lost_end(&history);
         let keeps_latest = rule.delivery == Delivery::Latest || rule.replay == ReplayOnSubscribe::Last;
-        let log = Self {
+        let log = Arc::new_cyclic(|me: &Weak<Self>| Self {
             visible: AtomicU64::new(0),
             ring: Mutex::new(Ring {
                 entries: VecDeque::new(),
@@ -347,6 +358,7 @@ impl Log {
                 head: floor,
                 link: floor,
                 bytes: 0,
+                counted: 0,
                 gaps: 0,
                 end: None,
                 latest: keeps_latest.then(Latest::default),
@@ -360,10 +372,12 @@ impl Log {
             }),
             max_events: rule.history.events.max(limits.ring_events).max(1),
             max_bytes: limits.ring_bytes,
+            registered: memory.register(me.clone()),
+            memory: memory.clone(),
             name,
             rule,
             figures,
-        };
+        });
         {
             let mut ring = lock(&log.ring);
             for event in history.events.into_iter().chain(end) {
@@ -372,7 +386,15 @@ impl Log {
             (ring.head, ring.link) = (history.head, history.head);
             log.visible.store(ring.end_place(), Ordering::Release);
         }
+        memory.make_room();
         Some(log)
+    }
+
+    /// Tells the node's memory of rings what this one takes.
+    fn count(&self, ring: &mut Ring) {
+        let now = ring.bytes + ring.latest.as_ref().map_or(0, |latest| latest.beyond_ring);
+        self.memory.change(ring.counted, now);
+        ring.counted = now;
     }
 
     fn push(&self, ring: &mut Ring, entry: Arc<Entry>) {
@@ -386,7 +408,7 @@ impl Log {
             Item::Event(event) if event.is_end() => {}
             Item::Event(event) => {
                 if let Some(latest) = &mut ring.latest {
-                    latest.put(event.message.conflation_key(), place, &entry, self.max_bytes);
+                    latest.put(event.message.conflation_key(), place, &entry, ring.first, self.max_bytes);
                 }
             }
             Item::Gap { .. } => ring.gaps += 1,
@@ -398,6 +420,7 @@ impl Log {
             ring.cut_short |= ring.entries.len() <= self.max_events;
             ring.pop();
         }
+        self.count(ring);
     }
 
     /// Puts an event at the end of the ring. The caller wakes the listeners with [`Log::show`].
@@ -414,6 +437,8 @@ impl Log {
             return Appended::Broken;
         }
         self.push(&mut ring, Entry::new(Item::Event(event)));
+        drop(ring);
+        self.memory.make_room();
         Appended::Yes
     }
 
@@ -451,7 +476,7 @@ impl Log {
             self.visible.store(ring.end_place(), Ordering::Release);
         }
         let seats = lock(&self.seats);
-        let mut rest = seats.listeners.iter().map(|(_, (listener, _))| &**listener);
+        let mut rest = seats.listeners.iter().map(|(listener, _)| &**listener);
         loop {
             // A ring takes a lock, and a lock waits for its memory alone. A look does not: that of several is fetched at the same time.
             let some: SmallVec<[&Vitals; LOOK_AHEAD]> =
@@ -478,7 +503,7 @@ impl Log {
     /// How many listeners there are, by the index of their wire.
     pub(crate) fn listeners(&self) -> [usize; MAX_WIRES] {
         let mut counts = [0; MAX_WIRES];
-        for (_, (_, wire)) in &lock(&self.seats).listeners {
+        for (_, wire) in lock(&self.seats).listeners.iter() {
             counts[usize::from(*wire)] += 1;
         }
         counts
@@ -523,19 +548,43 @@ impl Log {
             ring.pop();
         }
         ring.shrink();
+        self.count(&mut ring);
     }
 
-    /// Drops the older half of the ring, because the rings of the node take too much together.
-    /// Listeners that stand there fall off.
+    /// Drops the older half of the ring, because the rings of the node take too much together. One
+    /// event stays. Listeners that stand before it fall off.
     pub(crate) fn shrink(&self) {
         let mut ring = lock(&self.ring);
+        let (half, half_of_keys) = (ring.bytes / 2, ring.latest.as_ref().map_or(0, |latest| latest.bytes / 2));
+        self.drop_oldest(&mut ring, half, 1, half_of_keys);
+    }
+
+    /// Drops the whole ring, but for the end of the channel.
+    pub(crate) fn empty(&self) {
+        self.drop_oldest(&mut lock(&self.ring), 0, 0, 0);
+    }
+
+    fn drop_oldest(&self, ring: &mut Ring, bytes: usize, count: usize, bytes_of_keys: usize) {
         ring.batches = Default::default();
-        let half = ring.bytes / 2;
-        while ring.bytes > half && ring.entries.len() > 1 {
+        // The end stays: a listener that comes later must be told.
+        while ring.bytes > bytes && ring.entries.len() > count && ring.entries.front().is_some_and(|entry| !entry.is_end()) {
             ring.cut_short = true;
             ring.pop();
         }
-        crate::shrink::shrink(&mut ring.entries);
+        let first = ring.first;
+        if let Some(latest) = &mut ring.latest {
+            while latest.bytes > bytes_of_keys && latest.by_key.len() > count {
+                latest.cut_short = true;
+                latest.forget_oldest(first);
+            }
+        }
+        ring.shrink();
+        self.count(ring);
+    }
+
+    /// When the newest entry came.
+    pub(crate) fn newest_at(&self) -> Option<Instant> {
+        lock(&self.ring).entries.back().map(|entry| entry.at)
     }
 
     /// Entries and estimated bytes in the ring, and whether the channel has ended.
@@ -544,7 +593,13 @@ impl Log {
         (ring.entries.len(), ring.bytes, ring.end.is_some())
     }
 
-    /// Where a listener without a cursor begins. `None`: it is to be sent all that history holds, and the ring holds less.
+    /// Estimated bytes of the ring, and of the newest event of each key where that is kept longer.
+    pub(crate) fn held(&self) -> usize {
+        lock(&self.ring).counted
+    }
+
+    /// Where a listener without a cursor begins. `None`: the ring holds less than it is sent, and
+    /// history must be asked.
     pub(crate) fn begin_fresh(&self) -> Option<Place> {
         let ring = lock(&self.ring);
         // The end of a channel is news for whoever comes, however late.
@@ -565,6 +620,7 @@ impl Log {
                 cursor: ring.floor,
                 first: Vec::new(),
             },
+            ReplayOnSubscribe::Last if ring.latest.as_ref().is_some_and(|latest| latest.cut_short) => return None,
             ReplayOnSubscribe::Last => {
                 let first = ring
                     .latest
@@ -596,19 +652,15 @@ impl Log {
         }
     }
 
-    /// The gap that a listener at `place` is told of before any event: its place, its link and its
-    /// reason.
-    pub(crate) fn gap_before_events(&self, place: u64) -> Option<(u64, Position, GapReason)> {
+    /// What a listener at `place` is sent first, and its place.
+    pub(crate) fn next_sent(&self, place: u64) -> Option<(u64, Arc<Entry>)> {
         let ring = lock(&self.ring);
         let conflates = self.rule.delivery == Delivery::Latest;
         let rest = ring.entries.range(ring.index(place)?.min(ring.entries.len())..);
-        // A newer event of the same key stands behind the gap, so the older one is not sent.
+        // Where a newer event of the same key stands behind a gap, the older one is not sent.
         let sent = |entry: &Entry| !conflates || entry.superseded_by.load(Ordering::Acquire) == u64::MAX;
         let (place, entry) = (place..).zip(rest).find(|(_, entry)| sent(entry))?;
-        match &entry.item {
-            Item::Gap { gap, link } => Some((place, *link, gap.reason)),
-            Item::Event(_) => None,
-        }
+        Some((place, entry.clone()))
     }
 
     /// Whether the channel has ended, and a listener at `place` has had all of it.
@@ -749,6 +801,9 @@ impl Ring {
             self.first += 1;
             self.bytes -= entry.cost();
             self.gaps -= usize::from(matches!(entry.item, Item::Gap { .. }));
+            if let Some(latest) = &mut self.latest {
+                latest.left_ring(&entry);
+            }
         }
     }
 
@@ -826,16 +881,17 @@ impl Ring {
 }
 
 impl Latest {
-    fn put(&mut self, key: &Arc<str>, place: u64, entry: &Arc<Entry>, max_bytes: usize) {
+    /// `first`: the first place of the ring.
+    fn put(&mut self, key: &Arc<str>, place: u64, entry: &Arc<Entry>, first: u64, max_bytes: usize) {
         self.order.push_back((place, key.clone()));
         self.bytes += entry.cost();
-        if let Some((_, older)) = self.by_key.insert(key.clone(), (place, entry.clone())) {
+        if let Some((before, older)) = self.by_key.insert(key.clone(), (place, entry.clone())) {
             older.superseded_by.store(place, Ordering::Release);
-            self.bytes -= older.cost();
+            self.forgot(before, &older, first);
         }
         // Keys are chosen by who publishes, so neither their number nor their weight is bounded by anything but this.
         while self.by_key.len() > MAX_KEYS || (self.bytes > max_bytes && self.by_key.len() > 1) {
-            self.forget_oldest();
+            self.forget_oldest(first);
         }
         if self.order.len() > 2 * self.by_key.len() + 64 {
             let Self { order, by_key, .. } = self;
@@ -843,13 +899,31 @@ impl Latest {
         }
     }
 
-    fn forget_oldest(&mut self) {
+    fn forget_oldest(&mut self, first: u64) {
         while let Some((place, key)) = self.order.pop_front() {
             if self.by_key.get(&key).is_some_and(|(newest, _)| *newest == place) {
-                self.bytes -= self.by_key.remove(&key).map_or(0, |(_, entry)| entry.cost());
+                if let Some((_, entry)) = self.by_key.remove(&key) {
+                    self.forgot(place, &entry, first);
+                }
                 self.whole_from = place + 1;
                 return;
             }
+        }
+    }
+
+    fn forgot(&mut self, place: u64, entry: &Entry, first: u64) {
+        self.bytes -= entry.cost();
+        if place < first {
+            self.beyond_ring -= entry.cost();
+        }
+    }
+
+    /// The ring has dropped this entry. If it is the newest of its key, it stays here.
+    fn left_ring(&mut self, entry: &Arc<Entry>) {
+        let Item::Event(event) = &entry.item else { return };
+        let newest = self.by_key.get(event.message.conflation_key());
+        if newest.is_some_and(|(_, newest)| Arc::ptr_eq(newest, entry)) {
+            self.beyond_ring += entry.cost();
         }
     }
 
@@ -869,22 +943,33 @@ impl Latest {
 /// One listener's place among those that are woken. Dropping it leaves.
 pub(crate) struct Seat {
     pub(crate) log: Arc<Log>,
-    key: usize,
+    key: u64,
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.memory.deregister(self.registered);
+        let counted = self
+            .ring
+            .get_mut()
+            .map_or_else(|poisoned| poisoned.into_inner().counted, |ring| ring.counted);
+        self.memory.change(counted, 0);
+    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut seats = lock(&self.log.seats);
-        if let Some((_, wire)) = seats.listeners.try_remove(self.key) {
-            self.log.figures.unsubscribed(usize::from(wire));
+        let left = seats.listeners.remove(self.key);
+        if let Some((_, wire)) = &left {
+            self.log.figures.unsubscribed(usize::from(*wire));
         }
         if seats.listeners.is_empty() {
             seats.empty_since = Some(Instant::now());
         }
-        // A log that was popular once must not keep the room for ever.
-        if seats.listeners.len() * 4 < seats.listeners.capacity() && seats.listeners.capacity() > 64 {
-            seats.listeners.shrink_to_fit();
-        }
+        drop(seats);
+        // Perhaps the last handle of a session, dropped without the lock.
+        drop(left);
     }
 }
 
@@ -960,7 +1045,42 @@ mod tests {
             head: Position(BIRTH),
             ended: false,
         };
-        Arc::new(Log::open(ChannelName::new("c").unwrap(), rule, Arc::default(), &limits, history).unwrap())
+        let memory = RingMemory::new(limits.memory);
+        Log::open(ChannelName::new("c").unwrap(), rule, Arc::default(), &limits, &memory, history).unwrap()
+    }
+
+    /// What is counted is what is held, whatever the way in which events go.
+    #[test]
+    fn the_memory_of_rings_is_counted_to_the_byte() {
+        for (delivery, replay) in [
+            (Delivery::Every, ReplayOnSubscribe::None),
+            (Delivery::Latest, ReplayOnSubscribe::Last),
+        ] {
+            let log = log(rule(delivery, replay), 4, 10_000);
+            let memory = log.memory.clone();
+            for n in 0..200u64 {
+                let offered = event(BIRTH + n + 1, BIRTH + n, (n % 7) as u8, 900);
+                assert_eq!(log.append(offered), Appended::Yes);
+                if n % 50 == 49 {
+                    log.shrink();
+                }
+                let ring = lock(&log.ring);
+                let mut held: HashMap<*const Entry, usize> = ring.entries.iter().map(|e| (Arc::as_ptr(e), e.cost())).collect();
+                for (_, entry) in ring.latest.iter().flat_map(|latest| latest.by_key.values()) {
+                    held.insert(Arc::as_ptr(entry), entry.cost());
+                }
+                assert_eq!(memory.used(), held.values().sum::<usize>(), "after {n}");
+            }
+            log.empty();
+            assert_eq!(memory.used(), 0);
+            assert_eq!(
+                log.begin_fresh().is_none(),
+                replay == ReplayOnSubscribe::Last,
+                "history is asked"
+            );
+            drop(log);
+            assert_eq!(memory.used(), 0);
+        }
     }
 
     #[derive(Debug, Clone)]
@@ -1299,7 +1419,7 @@ mod tests {
             for (place, (key, size)) in (0..).zip(puts) {
                 let event = event(place + 1, place, key, size);
                 let entry = Entry::new(Item::Event(event.clone()));
-                latest.put(event.message.conflation_key(), place, &entry, max_bytes);
+                latest.put(event.message.conflation_key(), place, &entry, 0, max_bytes);
                 newest.retain(|(_, known, _)| *known != key);
                 newest.push((place, key, entry.cost()));
                 while newest.len() > 1 && newest.iter().map(|(_, _, cost)| cost).sum::<usize>() > max_bytes {
@@ -1341,16 +1461,8 @@ mod loom_tests {
             head: BIRTH,
             ended: false,
         };
-        Arc::new(
-            Log::open(
-                ChannelName::new("c").unwrap(),
-                Arc::new(rule),
-                Arc::default(),
-                &limits,
-                history,
-            )
-            .unwrap(),
-        )
+        let memory = RingMemory::new(limits.memory);
+        Log::open(ChannelName::new("c").unwrap(), Arc::new(rule), Arc::default(), &limits, &memory, history).unwrap()
     }
 
     fn event(position: u64) -> Arc<Event> {

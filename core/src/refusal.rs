@@ -1,6 +1,10 @@
 //! The few error codes that clients see, the same on every transport.
 
 use std::borrow::Cow;
+use std::error::Error;
+use std::sync::Arc;
+
+use crate::event::Invalid;
 
 /// Why something was refused. The text of a code, its HTTP status and its WebSocket close code are part of the protocol
 /// (docs/protocol.md, section 3).
@@ -92,8 +96,26 @@ impl Code {
 }
 
 /// A "no" with a code and a text that may be shown to the client.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {message}", code.as_str())]
+///
+/// A handler refuses with it, and an axum handler of the application may return it: with the
+/// feature `axum` it is a response with the HTTP status of its code.
+///
+/// # Examples
+/// An error of the application itself becomes `internal`. The client is told so and no more. The
+/// log has the error and all its causes.
+///
+/// ```
+/// use airwave_core::{Code, Refusal};
+///
+/// fn place(text: &str) -> Result<u16, Refusal> {
+///     text.parse().map_err(Refusal::from_error)
+/// }
+///
+/// let refusal = place("far away").unwrap_err();
+/// assert_eq!(refusal.code, Code::Internal);
+/// assert!(!refusal.message.contains("digit"), "that is for the log alone");
+/// ```
+#[derive(Debug, Clone)]
 pub struct Refusal {
     /// What kind of "no".
     pub code: Code,
@@ -101,6 +123,29 @@ pub struct Refusal {
     pub message: Cow<'static, str>,
     /// Only with [`Code::WrongTransport`]: the transport to use instead.
     pub transport: Option<crate::rule::TransportName>,
+    /// For the log, never for the client.
+    cause: Option<Arc<dyn Error + Send + Sync>>,
+}
+
+/// What a client is told counts. The cause does not.
+impl PartialEq for Refusal {
+    fn eq(&self, other: &Self) -> bool {
+        (self.code, &self.message, &self.transport) == (other.code, &other.message, &other.transport)
+    }
+}
+
+impl Eq for Refusal {}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.message)
+    }
+}
+
+impl Error for Refusal {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&**self.cause.as_ref()?)
+    }
 }
 
 impl Refusal {
@@ -110,6 +155,27 @@ impl Refusal {
             code,
             message: message.into(),
             transport: None,
+            cause: None,
+        }
+    }
+
+    /// [`Code::Internal`], because of an error of the application: any [`std::error::Error`], an
+    /// error type that collects others, or a text.
+    ///
+    /// The client is told nothing of it. The log has it, with all its sources, at the place where
+    /// the refusal is answered. For a function that returns `Box<dyn Error + Send + Sync>` a `?`
+    /// is enough. A [`Refusal`] stays what it is, and an [`Invalid`] is `bad-request`.
+    pub fn from_error(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let error = match error.into().downcast::<Refusal>() {
+            Ok(refusal) => return *refusal,
+            Err(error) => error,
+        };
+        match error.downcast::<Invalid>() {
+            Ok(invalid) => (*invalid).into(),
+            Err(error) => Self {
+                cause: Some(error.into()),
+                ..Self::internal("the application failed at this: the cause is in the server's log")
+            },
         }
     }
 
@@ -137,10 +203,46 @@ impl Refusal {
     pub fn internal(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Internal, message)
     }
+
+    /// The fields of the JSON object that tells a client: `"code":…,"message":…` and, with
+    /// `wrong-transport`, the transport to use and its `url`.
+    pub fn json_fields(&self, url: Option<&str>) -> String {
+        let mut json = format!("\"code\":\"{}\",\"message\":{}", self.code.as_str(), quoted(&self.message));
+        if let Some(transport) = &self.transport {
+            json.push_str(&format!(",\"transport\":{}", quoted(transport.as_str())));
+            if let Some(url) = url {
+                json.push_str(&format!(",\"url\":{}", quoted(url)));
+            }
+        }
+        json
+    }
+
+    /// Takes the cause away and gives the chain of its texts. Each cause so reaches the log once.
+    pub(crate) fn take_cause(&mut self) -> Option<String> {
+        let cause = self.cause.take()?;
+        let mut texts = cause.to_string();
+        let mut next = cause.source();
+        while let Some(source) = next {
+            texts.push_str(": ");
+            texts.push_str(&source.to_string());
+            next = source.source();
+        }
+        Some(texts)
+    }
 }
 
-impl From<crate::event::Invalid> for Refusal {
-    fn from(invalid: crate::event::Invalid) -> Self {
+fn quoted(text: &str) -> serde_json::Value {
+    serde_json::Value::from(text)
+}
+
+impl From<Box<dyn Error + Send + Sync>> for Refusal {
+    fn from(error: Box<dyn Error + Send + Sync>) -> Self {
+        Self::from_error(error)
+    }
+}
+
+impl From<Invalid> for Refusal {
+    fn from(invalid: Invalid) -> Self {
         Self::bad_request(invalid.to_string())
     }
 }
@@ -149,6 +251,44 @@ impl From<crate::event::Invalid> for Refusal {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the order was not saved")]
+    struct NotSaved(#[source] std::num::ParseIntError);
+
+    fn not_saved() -> NotSaved {
+        NotSaved("x".parse::<u8>().unwrap_err())
+    }
+
+    #[test]
+    fn an_error_of_the_application_is_internal_and_its_texts_are_for_the_log() {
+        fn asks() -> Result<(), Refusal> {
+            fn saves() -> Result<(), Box<dyn Error + Send + Sync>> {
+                Err(not_saved())?
+            }
+            Ok(saves()?)
+        }
+        for mut refusal in [asks().unwrap_err(), Refusal::from_error(not_saved())] {
+            assert_eq!(refusal.code, Code::Internal);
+            assert!(refusal.source().is_some());
+            for shown in [refusal.to_string(), refusal.json_fields(None)] {
+                assert!(!shown.contains("saved") && !shown.contains("digit"), "{shown}");
+            }
+            assert_eq!(
+                refusal.take_cause().unwrap(),
+                "the order was not saved: invalid digit found in string"
+            );
+            assert_eq!(refusal.take_cause(), None);
+        }
+    }
+
+    #[test]
+    fn a_refusal_among_other_errors_stays_what_it_is() {
+        let boxed: Box<dyn Error + Send + Sync> = Refusal::forbidden("not yours").into();
+        assert_eq!(Refusal::from(boxed), Refusal::forbidden("not yours"));
+        let invalid: Box<dyn Error + Send + Sync> = crate::EventName::new("").unwrap_err().into();
+        assert_eq!(Refusal::from(invalid).code, Code::BadRequest);
+    }
 
     #[test]
     fn codes_map_one_to_one() {

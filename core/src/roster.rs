@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use slab::Slab;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -29,6 +28,7 @@ use crate::line::Sink;
 use crate::log::{READ_BYTES, WireSlot};
 use crate::patience;
 use crate::refusal::Refusal;
+use crate::registry::Registry;
 use crate::shrink::shrink;
 use crate::vitals::Vitals;
 use crate::wire::{Change, MAX_WIRES, Member, Notice};
@@ -94,7 +94,7 @@ pub(crate) struct Roster {
     /// One past the last place of the ring; zero while the list is not known.
     version: AtomicU64,
     state: Mutex<State>,
-    seats: Mutex<Slab<Arc<Vitals>>>,
+    seats: Mutex<Registry<Arc<Vitals>>>,
     me: Weak<Roster>,
 }
 
@@ -212,7 +212,7 @@ pub(crate) struct Attendance {
 }
 
 struct Listening {
-    seat: usize,
+    seat: u64,
     next: u64,
     list: Option<(Arc<List>, usize)>,
 }
@@ -671,7 +671,7 @@ impl Roster {
     }
 
     fn ring(&self) {
-        for (_, listener) in &*lock(&self.seats) {
+        for listener in lock(&self.seats).iter() {
             listener.ring();
         }
     }
@@ -768,7 +768,7 @@ impl Roster {
         entries.chunks(BATCH).map(<[Entry]>::to_vec).collect()
     }
 
-    fn sit(&self, listener: Arc<Vitals>) -> usize {
+    fn sit(&self, listener: Arc<Vitals>) -> u64 {
         let seat = lock(&self.seats).insert(listener);
         let mut state = lock(&self.state);
         state.listeners += 1;
@@ -779,14 +779,8 @@ impl Roster {
         seat
     }
 
-    fn stand_up(&self, seat: usize) {
-        {
-            let mut seats = lock(&self.seats);
-            seats.try_remove(seat);
-            if seats.len() * 4 < seats.capacity() && seats.capacity() > 64 {
-                seats.shrink_to_fit();
-            }
-        }
+    fn stand_up(&self, seat: u64) {
+        lock(&self.seats).remove(seat);
         let mut state = lock(&self.state);
         state.listeners = state.listeners.saturating_sub(1);
         if state.listeners == 0 && !state.lingering {

@@ -25,7 +25,7 @@ use crate::log::{Batch, Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlo
 pub use crate::metrics::CloseCause;
 use crate::refusal::Refusal;
 use crate::roster::{Attendance, Presence};
-use crate::rule::{Delivery, SlowPolicy};
+use crate::rule::{Delivery, ReplayOnSubscribe, SlowPolicy};
 use crate::vitals::{HEARTBEAT, SILENT, STALLED, Vitals};
 use crate::warnings::Warning;
 use crate::wire::{GapReason, Notice, Stamp};
@@ -122,7 +122,7 @@ pub struct Session {
     stamp: Option<Stamp>,
     /// For formats with a stamp: the channels' positions in the order in which they were added.
     cursor: Vec<(ChannelName, Position)>,
-    key: usize,
+    key: u64,
     connection: Arc<Connection>,
 }
 
@@ -268,6 +268,9 @@ impl Joiner {
                         joined.cursor = goes_on_after(&replay);
                         let mut catch_up = CatchUp::empty();
                         catch_up.take_in(&log, joined.cursor, joined.cursor, &replay, false);
+                        if log.rule.replay == ReplayOnSubscribe::Last {
+                            catch_up.waiting = newest_of_each_key(catch_up.waiting);
+                        }
                         catch_up
                     }
                 };
@@ -290,13 +293,10 @@ impl Joiner {
             return Ok(joined);
         }
         // A log that heals does not know what comes next, and the broker does. While the broker is
-        // away, the log's own events are the best there is.
+        // away, the log's own events come next, if there are any.
         let replay = match (hub.ask(name, position, PAGE).await, found) {
             (Ok(replay), _) => replay,
-            (Err(_), Found::At(next)) => {
-                joined.resume_in_ring(&log, next, position);
-                return Ok(joined);
-            }
+            (Err(_), Found::At(next)) if joined.resume_without_broker(&log, next, position) => return Ok(joined),
             (Err(error), _) => return Err(hub.refusal(&error)),
         };
         joined.resumed = is_whole(position, &replay);
@@ -334,17 +334,34 @@ impl Joined {
     /// The listener holds `position` and goes on at `next` in the ring. It is resumed, unless a gap
     /// stands there.
     fn resume_in_ring(&mut self, log: &Log, next: u64, position: Position) {
-        match log.gap_before_events(next) {
-            Some((place, link, reason)) => {
-                let gap = Entry::gap(Some(position), link, reason);
-                self.cursor = gap.position();
-                self.catch_up = Some(CatchUp::of(VecDeque::from([gap]), place + 1));
-            }
-            None => {
-                (self.next, self.cursor, self.resumed) = (next, position, true);
-                self.over = log.is_over(next);
-            }
+        if let Some((place, entry)) = log.next_sent(next)
+            && let Item::Gap { gap, link } = &entry.item
+        {
+            let gap = Entry::gap(Some(position), *link, gap.reason);
+            self.cursor = gap.position();
+            self.catch_up = Some(CatchUp::of(VecDeque::from([gap]), place + 1));
+            return;
         }
+        (self.next, self.cursor, self.resumed) = (next, position, true);
+        self.over = log.is_over(next);
+    }
+
+    /// [`Joined::resume_in_ring`] for a log that is healing while the broker does not answer.
+    /// False: the listener has all that the ring holds, so no node knows whether an event or a gap comes
+    /// next, and it cannot be told.
+    fn resume_without_broker(&mut self, log: &Log, next: u64, position: Position) -> bool {
+        let first = log.next_sent(next);
+        if first.is_none() && !log.is_over(next) {
+            return false;
+        }
+        self.resume_in_ring(log, next, position);
+        // What comes next stays the same, whatever the log appends until the listener reads.
+        if self.resumed
+            && let Some((place, event)) = first
+        {
+            self.catch_up = Some(CatchUp::of(VecDeque::from([event]), place + 1));
+        }
+        true
     }
 
     /// Whether the channel has ended and the listener has all of it: nothing will ever come.
@@ -776,10 +793,7 @@ impl Drop for Session {
             self.hub.warn(Warning::StalledWrite, address, "");
         }
         let mut sessions = self.hub.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.try_remove(self.key);
-        if sessions.len() * 4 < sessions.capacity() && sessions.capacity() > 1024 {
-            sessions.shrink_to_fit();
-        }
+        sessions.remove(self.key);
     }
 }
 
@@ -1103,18 +1117,24 @@ impl CatchUp {
             self.waiting.extend(entries);
             return;
         }
-        // Of what waits, only the newest of each key.
-        let mut seen = std::collections::HashSet::new();
-        let mut newest: Vec<_> = entries
-            .rev()
-            .filter(|entry| match &entry.item {
-                Item::Event(event) if !event.is_end() => seen.insert(event.message.conflation_key().clone()),
-                _ => true,
-            })
-            .collect();
-        newest.reverse();
-        self.waiting.extend(newest);
+        self.waiting.extend(newest_of_each_key(entries));
     }
+}
+
+/// Of what waits, only the newest of each key, and what has none.
+fn newest_of_each_key(entries: impl IntoIterator<Item = Arc<Entry>, IntoIter: DoubleEndedIterator>) -> VecDeque<Arc<Entry>> {
+    let mut seen = std::collections::HashSet::new();
+    let mut newest = VecDeque::new();
+    for entry in entries.into_iter().rev() {
+        let sent = match &entry.item {
+            Item::Event(event) if !event.is_end() => seen.insert(event.message.conflation_key().clone()),
+            _ => true,
+        };
+        if sent {
+            newest.push_front(entry);
+        }
+    }
+    newest
 }
 
 impl Reading<'_> {

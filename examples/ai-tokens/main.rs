@@ -10,7 +10,7 @@ mod shared;
 mod texts;
 
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use airwave::config::Sources;
@@ -25,7 +25,6 @@ const MOST_ANSWERS: usize = 8;
 
 /// Answers that are being given, and how to stop them.
 static RUNNING: LazyLock<Mutex<HashMap<String, watch::Sender<bool>>>> = LazyLock::new(Mutex::default);
-static AIRWAVE: OnceLock<Airwave> = OnceLock::new();
 
 struct Answers;
 
@@ -75,7 +74,7 @@ impl Handler for Answers {
 /// From the question to the last word. Nobody needs to listen, and whatever happens, the channel ends.
 async fn answer(id: String, channel: Channel, question: String, mut stopped: watch::Receiver<bool>) {
     let began = Instant::now();
-    tell(&json!({"id": id, "question": question, "is": "running"})).await;
+    tell(&channel, &json!({"id": id, "question": question, "is": "running"})).await;
     let mut tokens = 0;
     let (is, why) = tokio::select! {
         done = endpoint::answer(&channel, &question, &mut tokens) => match done {
@@ -93,15 +92,14 @@ async fn answer(id: String, channel: Channel, question: String, mut stopped: wat
         )
         .await;
     let _ = channel.end().await;
-    tell(&json!({"id": id, "question": question, "is": is})).await;
+    tell(&channel, &json!({"id": id, "question": question, "is": is})).await;
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
 }
 
-/// The list of answers, in which other devices find them.
-async fn tell(line: &Value) {
-    if let Some(Ok(list)) = AIRWAVE.get().map(|airwave| airwave.channel("ai/list"))
-        && let Err(error) = list.publish("answer", line).await
-    {
+/// The list of answers, in which other devices find them. It is another channel of the same node.
+async fn tell(answer: &Channel, line: &Value) {
+    let told = async { answer.other("ai/list")?.publish("answer", line).await };
+    if let Err(error) = told.await {
         tracing::warn!(%error, "the list of answers does not show one");
     }
 }
@@ -111,10 +109,8 @@ pub fn add(builder: Builder) -> Builder {
     builder.handle("ai/{id}", Answers)
 }
 
-/// Keeps the node, whose list of answers the handler writes.
-pub fn start(airwave: &Airwave) {
-    let _ = AIRWAVE.set(airwave.clone());
-}
+/// Nothing runs before a client asks.
+pub fn start(_airwave: &Airwave) {}
 
 /// The page, at `/ai-tokens/`.
 pub fn page() -> Router {

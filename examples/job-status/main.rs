@@ -15,7 +15,7 @@ use airwave::config::Sources;
 use airwave::{Airwave, Builder, Channel, Client, Code, Config, Handler, Message, Refusal, Reply};
 use axum::Router;
 use serde_json::{Value, json};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 
 const MOST_TIME: Duration = Duration::from_secs(120);
 /// So many jobs wait or run; the next is refused.
@@ -23,7 +23,6 @@ const MOST_JOBS: usize = 20;
 
 /// Jobs that wait or run, and how to cancel them.
 static RUNNING: LazyLock<Mutex<HashMap<String, watch::Sender<bool>>>> = LazyLock::new(Mutex::default);
-static AIRWAVE: OnceCell<Airwave> = OnceCell::const_new();
 
 struct Jobs;
 
@@ -68,7 +67,7 @@ impl Handler for Jobs {
 /// From the queue to the last word. Whatever happens, the channel ends.
 async fn job(id: String, channel: Channel, (tool, level): (&str, &str), mut cancelled: watch::Receiver<bool>) {
     let name = format!("{tool} {level}");
-    tell(&id, json!({"id": id, "tool": name, "is": "running"})).await;
+    tell(&channel, json!({"id": id, "tool": name, "is": "running"})).await;
     let outcome = tokio::select! {
         done = pack::run(&channel, tool, level) => done.unwrap_or_else(|error| json!({"is": "failed", "why": error.to_string()})),
         // Dropping what runs kills the child process.
@@ -79,20 +78,18 @@ async fn job(id: String, channel: Channel, (tool, level): (&str, &str), mut canc
     let _ = channel.publish("finished", &outcome).await;
     let _ = channel.end().await;
     tell(
-        &id,
+        &channel,
         json!({"id": id, "tool": name, "is": outcome["is"], "ratio": outcome["ratio"]}),
     )
     .await;
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
 }
 
-/// The list of jobs, which other tabs see.
-async fn tell(id: &str, line: Value) {
-    let Some(Ok(list)) = AIRWAVE.get().map(|airwave| airwave.channel("jobs/list")) else {
-        return;
-    };
-    if let Err(error) = list.publish("job", &line).await {
-        tracing::warn!(%error, id, "the list of jobs does not show it");
+/// The list of jobs, which other tabs see. It is another channel of the same node.
+async fn tell(job: &Channel, line: Value) {
+    let told = async { job.other("jobs/list")?.publish("job", &line).await };
+    if let Err(error) = told.await {
+        tracing::warn!(%error, job = %job.name(), "the list of jobs does not show it");
     }
 }
 
@@ -101,10 +98,8 @@ pub fn add(builder: Builder) -> Builder {
     builder.handle("jobs/{id}", Jobs)
 }
 
-/// Nothing runs before somebody starts a job.
-pub fn start(airwave: &Airwave) {
-    let _ = AIRWAVE.set(airwave.clone());
-}
+/// Nothing runs before a client starts a job.
+pub fn start(_airwave: &Airwave) {}
 
 /// The page, at `/job-status/`.
 pub fn page() -> Router {

@@ -93,22 +93,6 @@ pub fn data_as_json(data: Option<&Data>) -> Cow<'_, str> {
     }
 }
 
-/// A refusal's fields: `"code":…,"message":…` and, with `wrong-transport`, where to go.
-pub fn refusal_fields(refusal: &Refusal, url: Option<&str>) -> String {
-    let mut json = format!(
-        "\"code\":\"{}\",\"message\":{}",
-        refusal.code.as_str(),
-        quoted(&refusal.message)
-    );
-    if let Some(transport) = &refusal.transport {
-        json.push_str(&format!(",\"transport\":{}", quoted(transport.as_str())));
-        if let Some(url) = url {
-            json.push_str(&format!(",\"url\":{}", quoted(url)));
-        }
-    }
-    json
-}
-
 /// JSON without the byte order mark that some editors and libraries write before it (RFC 8259,
 /// section 8.1: it may be ignored).
 pub fn without_bom(bytes: &[u8]) -> &[u8] {

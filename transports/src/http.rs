@@ -324,7 +324,7 @@ async fn publish_all(http: &Http, parts: &Parts, body: Body) -> Result<Response,
             }
             Err(refusal) => {
                 first_error.get_or_insert(refusal.code.http_status());
-                format!("{{\"error\":{{{}}}}}", envelope::refusal_fields(&refusal, None))
+                format!("{{\"error\":{{{}}}}}", refusal.json_fields(None))
             }
         });
     }

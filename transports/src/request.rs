@@ -4,20 +4,17 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use airwave_core::rule::TransportName;
-use airwave_core::{ChannelName, Code, ConnectRequest, Hub, Refusal};
+use airwave_core::{ChannelName, ConnectRequest, Hub, Refusal};
 use axum::body::Body;
 use axum::extract::{ConnectInfo, OriginalUri};
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER,
-    SEC_WEBSOCKET_PROTOCOL,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL,
 };
 use http::request::Parts;
 use http::{Uri, Version};
-
-use crate::envelope;
 
 /// What a browser says itself about where a request comes from, over https and to loopback addresses; no page can set it. Not sent with WebSockets by all.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -474,16 +471,7 @@ pub fn json_response(status: u16, body: String) -> Response {
 
 /// A "no" over plain HTTP. `url`: where to go instead, with `wrong-transport`.
 pub fn refusal_response(refusal: &Refusal, url: Option<&str>) -> Response {
-    let mut response = json_response(
-        refusal.code.http_status(),
-        format!("{{\"error\":{{{}}}}}", envelope::refusal_fields(refusal, url)),
-    );
-    if matches!(refusal.code, Code::TooMany | Code::Unavailable) {
-        // Within a second every counter has a request again (`limits.requests_per_second`), and an
-        // outage may be over.
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    }
-    response
+    airwave_core::response::refused(refusal, url)
 }
 
 #[cfg(test)]
@@ -513,8 +501,10 @@ mod tests {
             "http://evil.example",
             "live.example:8080",
         ] {
-            assert!(check(&Origins::Same, Some(foreign)).is_err(), "{foreign}");
-            assert!(check(&listed, Some(foreign)).is_err(), "{foreign}");
+            for origins in [&Origins::Same, &listed] {
+                let refusal = check(origins, Some(foreign)).unwrap_err();
+                assert!(refusal.message.contains("'origins'"), "it says which setting: {refusal}");
+            }
             assert_eq!(check(&Origins::Any, Some(foreign)), Ok(Origin::Any));
         }
         for allowed in [

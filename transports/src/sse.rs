@@ -25,7 +25,7 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 
 use crate::accept::prefers_stream;
-use crate::envelope::{envelope, member_json, members_fields, refusal_fields};
+use crate::envelope::{envelope, member_json, members_fields};
 use crate::request::{
     check_query, connect_request, header_text, path_as_seen, query_value, query_values, refusal_response, wants_presence,
     wants_visible_heartbeat,
@@ -518,7 +518,7 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
         Notice::Refused { refusal, url, retry, .. } => {
             format!(
                 "retry: {retry}\nevent: airwave.error\ndata: {{{}}}\n\n",
-                refusal_fields(refusal, *url)
+                refusal.json_fields(*url)
             )
         }
         // Without an id: nobody resumes from here.

@@ -44,7 +44,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self};
 
-use crate::envelope::{self, Payload, envelope, member_json, members_fields, refusal_fields, some_raw, text_or_number};
+use crate::envelope::{self, Payload, envelope, member_json, members_fields, some_raw, text_or_number};
 use crate::request::{
     check_query, connect_request, only, path_as_seen, query_value, refusal_response, wants_presence, wants_visible_heartbeat,
 };
@@ -1036,10 +1036,7 @@ impl Wire for Frames {
             } => {
                 let id = id.map_or_else(|| "null".to_owned(), |id| id.to_string());
                 let channel = channel.map_or_else(String::new, |channel| format!("\"channel\":\"{channel}\","));
-                format!(
-                    "{{\"type\":\"error\",\"id\":{id},{channel}{}}}",
-                    refusal_fields(refusal, *url)
-                )
+                format!("{{\"type\":\"error\",\"id\":{id},{channel}{}}}", refusal.json_fields(*url))
             }
             Notice::Members { channel, members, more } => {
                 format!("{{\"type\":\"presence\",{}}}", members_fields(channel, members, *more))

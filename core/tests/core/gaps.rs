@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use airwave_core::rule::Delivery;
 use airwave_core::session::After;
 use airwave_core::wire::GapReason::{self, *};
-use airwave_core::{Cursor, Hub, Position};
+use airwave_core::{Code, Cursor, Hub, Position};
 
 use crate::support::*;
 
@@ -331,6 +331,78 @@ async fn a_listener_that_resumes_right_before_a_gap_is_not_resumed() {
             assert_eq!((told.resumed, told.gap), (true, None), "behind the gap");
         }
     }
+}
+
+/// While the broker is away no node knows whether a gap comes next. What the ring holds comes next
+/// for sure; a listener that has all of it is refused for now, and told the truth afterwards.
+#[tokio::test(start_paused = true)]
+async fn in_an_outage_a_listener_is_resumed_only_if_an_event_comes_next() {
+    for comes_back_empty in [false, true] {
+        for conflated in [false, true] {
+            let backbone = Backbone::new();
+            let node = backbone.node();
+            let mut rule = rule();
+            if conflated {
+                rule.delivery = Delivery::Latest;
+            }
+            let hub = hub(&node, rule);
+            let wire = hub.register_wire(Lines::plain("a"));
+            let mut stays = Listener::at(&hub, &wire, "c", After::Nothing).await;
+            stays.confirmation().await;
+            let positions = [backbone.say_keyed("c", "k", "0"), backbone.say_keyed("c", "l", "1")];
+            stays.settled().await;
+            node.unavailable(true);
+            node.cut();
+            settle().await;
+
+            // It lacks an event that the node has.
+            let mut behind = Listener::at(&hub, &wire, "c", after(positions[0])).await;
+            // And it has not read it when the broker is back.
+            let mut late = Listener::at(&hub, &wire, "c", after(positions[0])).await;
+            assert_eq!(behind.confirmation().await, (positions[0], true));
+            assert_eq!(behind.line().await.text(), "1");
+            let mut up_to_date = Listener::new(&hub, &wire);
+            let refusal = up_to_date.join("c", after(positions[1])).await.err().unwrap();
+            assert_eq!(refusal.code, Code::Unavailable, "an event or a gap comes next");
+            let mut fresh = Listener::at(&hub, &wire, "c", After::Nothing).await;
+            assert_eq!(fresh.settled().await.len(), 1, "it gave no position");
+
+            if comes_back_empty {
+                backbone.wipe("c");
+                backbone.say_keyed("c", "l", "2");
+            }
+            node.unavailable(false);
+            stays.settled().await;
+            tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+            let told = come_back(&hub, "c", after(positions[1])).await;
+            assert_eq!((told.resumed, told.gap.is_some()), (!comes_back_empty, comes_back_empty));
+            // A confirmation was promised an event, and the gap comes behind it.
+            assert_eq!(late.confirmation().await, (positions[0], true));
+            assert_eq!(late.line().await.text(), "1");
+            let rest = late.settled().await;
+            assert_eq!(matches!(rest.first(), Some(Line::Gap { .. })), comes_back_empty, "{rest:?}");
+        }
+    }
+}
+
+/// The end of a channel is the last word, so an outage does not matter.
+#[tokio::test(start_paused = true)]
+async fn in_an_outage_a_listener_of_an_ended_channel_is_told_so() {
+    let backbone = Backbone::new();
+    let node = backbone.node();
+    let hub = hub(&node, rule());
+    let wire = hub.register_wire(Lines::plain("a"));
+    let mut stays = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    stays.confirmation().await;
+    let end = backbone.end("c");
+    stays.settled().await;
+    node.unavailable(true);
+    node.cut();
+    settle().await;
+    let mut late = Listener::new(&hub, &wire);
+    late.subscribe("c", after(end)).await.unwrap();
+    assert_eq!(late.confirmation().await, (end, true));
+    assert!(matches!(late.line().await, Line::End { .. }));
 }
 
 /// Of a conflated channel the event before the gap is left out, because a newer one of its key

@@ -511,3 +511,67 @@ async fn places_are_limited_and_freed() {
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     listener.subscribe("free/3", After::Nothing).await.unwrap();
 }
+
+/// Publishes to its own channel and to others, and fails in its own way.
+struct Elsewhere;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the disk of host db-7 is full")]
+struct Full;
+
+#[async_trait]
+impl Handler for Elsewhere {
+    async fn message(&self, _: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
+        match std::str::from_utf8(message.data.as_bytes()).unwrap() {
+            "fail" => Err(Refusal::from_error(Full)),
+            "fail in a box" => {
+                let saved: Result<(), Box<dyn std::error::Error + Send + Sync>> = Err(Full.into());
+                saved?;
+                Ok(Reply::done())
+            }
+            "no such channel" => Ok(channel.other("a b").map(|_| Reply::done())?),
+            text => {
+                channel.publish_message(say(text)).await?;
+                channel.other("free/list")?.publish_message(say(text)).await?;
+                Ok(Reply::done())
+            }
+        }
+    }
+}
+
+fn with_elsewhere() -> (Arc<Backbone>, Hub) {
+    let backbone = Backbone::new();
+    let hub = Hub::builder(backbone.node(), Rules::new([rule()]))
+        .handle("jobs/{id}".parse().unwrap(), Arc::new(Elsewhere))
+        .build();
+    (backbone, hub)
+}
+
+#[tokio::test]
+async fn a_handler_publishes_to_other_channels_and_a_repeated_message_does_so_once() {
+    let (_backbone, hub) = with_elsewhere();
+    let key = || Some(IdempotencyKey::new("the-same-key-again-and-again").unwrap());
+    for _ in 0..2 {
+        let connection = hub.connect(request(), false).unwrap();
+        hub.send(&connection, &name("jobs/1"), say("hello"), key()).await.unwrap();
+    }
+    for channel in ["jobs/1", "free/list"] {
+        let kept = hub.channel(channel).unwrap().history(None, 10).await.unwrap();
+        assert_eq!(kept.events.len(), 1, "{channel}");
+    }
+}
+
+#[tokio::test]
+async fn what_went_wrong_in_the_application_is_internal_and_not_told() {
+    let (_backbone, hub) = with_elsewhere();
+    for text in ["fail", "fail in a box"] {
+        let connection = hub.connect(request(), false).unwrap();
+        let refusal = hub.send(&connection, &name("jobs/1"), say(text), None).await.unwrap_err();
+        assert_eq!(refusal.code, Code::Internal);
+        assert!(!format!("{refusal} {refusal:?}").contains("db-7"), "{refusal:?}");
+        assert!(std::error::Error::source(&refusal).is_none(), "the log has had it");
+    }
+    let connection = hub.connect(request(), false).unwrap();
+    let refusal = hub.send(&connection, &name("jobs/1"), say("no such channel"), None).await;
+    assert_eq!(refusal.unwrap_err().code, Code::BadRequest);
+}

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use airwave_core::rule::Limits;
+use airwave_core::rule::{Limits, ReplayOnSubscribe};
 use airwave_core::session::{After, CloseReason};
 use airwave_core::{Broker, Code, Hub, PageLimit, Session};
 use tokio::time::{Instant, sleep};
@@ -497,4 +497,60 @@ async fn the_test_broker_keeps_the_contract_where_it_matters() {
     assert_eq!(feed.next().await.unwrap().position, next);
     node.cut();
     assert!(feed.next().await.is_none());
+}
+
+/// Large events to ever new channels, each of which has a listener: the rings of the node stay
+/// within their half of `limits.memory` after each event, and no listener misses one.
+#[tokio::test]
+async fn a_flood_of_large_events_to_new_channels_stays_within_the_memory_of_the_node() {
+    const LARGE: usize = 60_000;
+    for replay in [ReplayOnSubscribe::None, ReplayOnSubscribe::Last] {
+        for listens in [true, false] {
+            let backbone = Backbone::new();
+            let mut rule = rule();
+            rule.replay = replay;
+            let limits = Limits {
+                memory: 8 << 20,
+                heartbeat: Duration::from_secs(3600),
+                ..Limits::default()
+            };
+            let bound = limits.memory / 2;
+            let hub = hub_with(&backbone.node(), rule, limits);
+            let wire = hub.register_wire(Lines::plain("a"));
+            let mut listeners = Vec::new();
+            let mut most = 0;
+            for n in 0..60 {
+                let channel = format!("c{n}");
+                let mut listener = Listener::at(&hub, &wire, &channel, After::Nothing).await;
+                listener.confirmation().await;
+                let text = format!("{n}-{}", "x".repeat(LARGE));
+                // Two, so that the newest of each key is more than the ring's last.
+                for key in ["k", "l"] {
+                    backbone.say_keyed(&channel, key, &text);
+                    let held: usize = hub.channels(usize::MAX).iter().map(|state| state.bytes).sum();
+                    most = most.max(held);
+                }
+                for _ in 0..2 {
+                    assert!(listener.line().await.text() == text, "{channel}");
+                }
+                if listens {
+                    listeners.push((listener, channel));
+                }
+            }
+            assert!(most <= bound, "{most} of {bound} bytes: {replay:?}, {listens}");
+            assert!(most > bound / 2, "the bound is used: {most}");
+            // What has left the rings is read from the broker, and a fresh listener gets the last.
+            for (listener, channel) in &mut listeners[..5] {
+                let head = backbone.say_keyed(channel, "k", "more");
+                assert_eq!(listener.line().await.text(), "more");
+                let mut again = Listener::at(&hub, &wire, channel, after(head)).await;
+                assert_eq!(again.confirmation().await, (head, true));
+                let mut fresh = Listener::at(&hub, &wire, channel, After::Nothing).await;
+                fresh.confirmation().await;
+                let lines = fresh.settled().await;
+                let expected = if replay == ReplayOnSubscribe::Last { 2 } else { 0 };
+                assert_eq!(lines.len(), expected, "{channel}");
+            }
+        }
+    }
 }
