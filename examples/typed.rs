@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 /// What a listener of an order hears.
 #[derive(Serialize, TS)]
 #[serde(tag = "event", content = "data", rename_all = "kebab-case")]
+#[ts(crate = "airwave::typescript::ts_rs")]
 enum OrderEvents {
     OrderUpdate { status: Status, items: Vec<Item> },
     Cancelled { why: String },
@@ -26,6 +27,7 @@ enum OrderEvents {
 /// What it may say.
 #[derive(Deserialize, TS)]
 #[serde(tag = "event", content = "data", rename_all = "kebab-case")]
+#[ts(crate = "airwave::typescript::ts_rs")]
 enum OrderCommands {
     AddItems { items: Vec<Item> },
     Cancel { why: String },
@@ -33,12 +35,14 @@ enum OrderCommands {
 
 #[derive(Serialize, Deserialize, TS)]
 #[serde(rename_all = "kebab-case")]
+#[ts(crate = "airwave::typescript::ts_rs")]
 enum Status {
     Open,
     Shipped,
 }
 
 #[derive(Serialize, Deserialize, TS)]
+#[ts(crate = "airwave::typescript::ts_rs")]
 struct Item {
     name: String,
     cents: u64,

@@ -16,7 +16,7 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-ci_gates=(fmt clippy boundaries doc test brokers loom first-minutes browser client bundlers)
+ci_gates=(fmt clippy boundaries doc test outside brokers loom first-minutes browser client bundlers)
 deep_gates=(chaos matrix simulation model fuzz firefox more-bundlers cost)
 tier=ci
 chosen=()
@@ -246,6 +246,9 @@ if [[ -n $prepared ]]; then
   export AIRWAVE_CONFORMANCE_RECORD=$work/conformance
   ! is_chosen test || rm -rf "$AIRWAVE_CONFORMANCE_RECORD"
   gate test 2100 cargo test --locked --workspace --no-fail-fast
+  # What the documents show, as an application of its own, with the default features and without.
+  gate outside 600 cargo test --locked --manifest-path tests/outside/Cargo.toml
+  gate outside 600 cargo test --locked --manifest-path tests/outside/Cargo.toml --no-default-features --features typescript
   gate brokers 300 cargo run --locked --quiet -p airwave-brokers --all-features --example conformance -- \
     "$AIRWAVE_CONFORMANCE_RECORD" docs/brokers.md
 

@@ -1,23 +1,4 @@
-//! TypeScript types of an application's events, from the Rust types that it publishes and reads (feature `typescript`).
-//!
-//! ```
-//! use airwave::typescript::{TS, Types};
-//!
-//! #[derive(serde::Serialize, TS)]
-//! #[serde(tag = "event", content = "data", rename_all = "kebab-case")]
-//! enum OrderEvents {
-//!     /// Something has changed.
-//!     OrderUpdate { status: String, eta_minutes: Option<u64> },
-//!     Cancelled,
-//! }
-//!
-//! let text = Types::new().with::<OrderEvents>().text()?;
-//! assert!(text.contains(r#"export type OrderEvents = "#));
-//! # Ok::<(), std::io::Error>(())
-//! ```
-//!
-//! A page then says `airwave.channel<OrderEvents>("orders/abc123")`, and its listeners know what they get. [`Types::write`] belongs into a build step: a test, or a
-//! subcommand of the application.
+#![doc = include_str!("typescript.md")]
 
 use std::any::TypeId;
 use std::collections::HashSet;
@@ -25,7 +6,8 @@ use std::path::Path;
 use std::{fs, io};
 
 use ts_rs::TypeVisitor;
-/// To be derived beside `Serialize`. It understands serde's attributes.
+/// To be derived beside `Serialize`. It understands serde's attributes. Its code names the crate
+/// `ts_rs`: `#[ts(crate = "airwave::typescript::ts_rs")]` on the type leads it here.
 pub use ts_rs::{self, TS};
 
 const HEAD: &str = "// Made from the application's Rust types by airwave::typescript. Do not edit.\n";

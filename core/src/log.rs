@@ -1046,7 +1046,15 @@ mod tests {
             ended: false,
         };
         let memory = RingMemory::new(limits.memory);
-        Log::open(ChannelName::new("c").unwrap(), rule, Arc::default(), &limits, &memory, history).unwrap()
+        Log::open(
+            ChannelName::new("c").unwrap(),
+            rule,
+            Arc::default(),
+            &limits,
+            &memory,
+            history,
+        )
+        .unwrap()
     }
 
     /// What is counted is what is held, whatever the way in which events go.
@@ -1462,7 +1470,15 @@ mod loom_tests {
             ended: false,
         };
         let memory = RingMemory::new(limits.memory);
-        Log::open(ChannelName::new("c").unwrap(), Arc::new(rule), Arc::default(), &limits, &memory, history).unwrap()
+        Log::open(
+            ChannelName::new("c").unwrap(),
+            Arc::new(rule),
+            Arc::default(),
+            &limits,
+            &memory,
+            history,
+        )
+        .unwrap()
     }
 
     fn event(position: u64) -> Arc<Event> {
