@@ -142,6 +142,34 @@ describe("the ws package", () => {
     assert.equal(socket.readyState, WebSocket.OPEN);
   });
 
+  test("many events that wait come as one frame where the client asks for it, and else one by one", async (t) => {
+    const server = await Server.start(t);
+    const { cursor: before } = await server.publish({ channel: "both/many", event: "n", data: -1 });
+    const many = Array.from({ length: 500 }, (_, n) => ({ channel: "both/many", event: "n", data: n }));
+    await server.publish(many);
+    const replayed = async (query) => {
+      const messages = [];
+      const socket = new WebSocket(`${server.url.replace(/^http/, "ws")}/channels/both/many?after=${before}${query}`);
+      t.after(() => socket.terminate());
+      const events = () => messages.flatMap((text) => JSON.parse(text)).filter(({ type }) => !type);
+      await new Promise((done, fail) => {
+        socket.on("error", fail);
+        socket.on("close", () => fail(new Error("closed")));
+        socket.on("message", (message) => {
+          messages.push(String(message));
+          if (events().length >= many.length) done();
+        });
+      });
+      assert.deepEqual(events().map(({ data }) => data), many.map(({ data }) => data));
+      return messages;
+    };
+    const batched = await replayed("&batch=true");
+    assert.ok(batched.length < 20, `${batched.length} frames`);
+    const single = await replayed("");
+    assert.ok(single.every((text) => !Array.isArray(JSON.parse(text))));
+    assert.equal(single.length, many.length + 1);
+  });
+
   const closing = [
     ["a channel that no rule matches", "channels/nobody/knows", [], 4404, "unknown-channel"],
     ["a channel of another transport", "channels/sse-only/x", [], 4406, "wrong-transport"],

@@ -1,6 +1,7 @@
 // Who may connect from which web site (docs/protocol.md, section 9), asked with a browser, which nobody can talk out of sending `Origin`.
 
 import assert from "node:assert/strict";
+import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { isEvent, launch, pageAt, socketAddress, withoutChromium } from "./support/browser.mjs";
 import { otherSite } from "./support/lines.mjs";
@@ -61,6 +62,28 @@ describe("another origin", { skip }, () => {
     await refused(t, config('origins = ["https://app.example"]'), await otherSite(t));
   });
 
+  test("that is not listed is told so once by the client, with the word", async (t) => {
+    const site = await otherSite(t);
+    const server = await Server.start(t);
+    const { page } = await pageAt(t, browser, site);
+    // The client as the page has it: of its own site, not of the server.
+    for (const [name, built] of [["client.js", "served.js"], ["client-share.js", "client-share.js"]]) {
+      await page.route(`${site}/${name}`, (route) => route.fulfill({ path: join(import.meta.dirname, "../../clients/typescript/dist", built), contentType: "text/javascript" }));
+    }
+    const told = [];
+    page.on("console", (message) => message.text().startsWith("airwave:") && told.push(message.text()));
+    const errors = await page.evaluate(async ([module, url]) => {
+      const { connect } = await import(module);
+      const channel = connect(url, { backoff: [10, 50] }).channel("both/x");
+      const errors = [];
+      await new Promise((done) => channel.on("state", ({ error }) => error && errors.push(error.message) > 3 && done()));
+      return errors;
+    }, [`${site}/client.js`, server.url]);
+    assert.ok(errors.every((message) => message.includes(`add "${site}" to \`origins\``)), errors.join("\n"));
+    assert.equal(told.length, 1, told.join("\n"));
+    assert.match(told[0], /origins/);
+  });
+
   test("may listen and send when it is listed, with credentials", async (t) => {
     const site = await otherSite(t);
     const server = await Server.start(t, { toml: config(`origins = ["https://app.example", "${site}"]`) });
@@ -78,7 +101,7 @@ describe("another origin", { skip }, () => {
       const response = await fetch(address, {
         method: "POST",
         credentials: "include",
-        headers: { "content-type": "application/json", "idempotency-key": "once" },
+        headers: { "content-type": "application/json", "idempotency-key": "once", traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01" },
         body: JSON.stringify({ event: "n", data: "from another site" }),
       });
       await response.json();

@@ -287,7 +287,7 @@ async fn preflight(node: &Node, way: Way, path: &str, origin: &str) -> Answer {
     let headers = [
         ("origin", origin),
         ("access-control-request-method", "POST"),
-        ("access-control-request-headers", "content-type"),
+        ("access-control-request-headers", "content-type,traceparent,x-request-id"),
     ];
     http::request(node.address(way), "OPTIONS", path, &headers, "".into()).await
 }
@@ -345,9 +345,18 @@ async fn listed_pages_are_let_in(way: Way) {
         assert!(answer.header("vary").unwrap().contains("origin"));
     }
     assert!(flight.header("access-control-allow-methods").unwrap().contains("POST"));
-    for header in ["authorization", "content-type", "idempotency-key", "last-event-id"] {
+    // And what a page sends besides: instrumentation adds headers to each of its requests.
+    for header in [
+        "authorization",
+        "content-type",
+        "idempotency-key",
+        "last-event-id",
+        "traceparent",
+        "x-request-id",
+    ] {
         assert!(flight.header("access-control-allow-headers").unwrap().contains(header));
     }
+    assert!(flight.header("vary").unwrap().contains("access-control-request-headers"));
 }
 
 async fn all_pages_are_let_in(way: Way) {

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use ::http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ALLOW, HeaderValue, ORIGIN, VARY,
+    ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ALLOW, HeaderValue, ORIGIN, VARY,
 };
 use ::http::request::Parts;
 use ::http::{Method, StatusCode};
@@ -141,6 +141,17 @@ fn name_in_path(parts: &Parts) -> Result<ChannelName, Refusal> {
     channel_name(&decoded.map_err(|_| Refusal::bad_request("the channel's name in the path is not UTF-8"))?)
 }
 
+/// The headers that Airwave reads, and those that the page wants to send beside them. A page whose
+/// origin is allowed may be instrumented (`traceparent`), and what Airwave does not read changes
+/// nothing.
+fn allowed_headers(asked: Option<&HeaderValue>) -> HeaderValue {
+    const READ: &str = "authorization, content-type, idempotency-key, last-event-id";
+    asked
+        .and_then(|asked| asked.to_str().ok())
+        .and_then(|asked| HeaderValue::from_str(&format!("{READ}, {asked}")).ok())
+        .unwrap_or_else(|| HeaderValue::from_static(READ))
+}
+
 /// One host in each request (RFC 9112, section 3.2), same origin by default, on every route and every transport; CORS headers for the origins that are allowed.
 async fn guard_origin(State(app): State<App>, request: Request, next: Next) -> Response {
     if let Err(refusal) = request::check_host(request.version(), request.uri(), request.headers()) {
@@ -163,15 +174,13 @@ async fn guard_origin(State(app): State<App>, request: Request, next: Next) -> R
         }
     };
     let preflight = request.method() == Method::OPTIONS && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+    let asked = request.headers().get(ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let mut response = if preflight {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
         let headers = response.headers_mut();
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
-        headers.insert(
-            ACCESS_CONTROL_ALLOW_HEADERS,
-            HeaderValue::from_static("authorization, content-type, idempotency-key, last-event-id"),
-        );
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, allowed_headers(asked.as_ref()));
         headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
         response
     } else {
@@ -186,7 +195,12 @@ async fn guard_origin(State(app): State<App>, request: Request, next: Next) -> R
         Origin::Allowed(origin) => {
             headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
             headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-            headers.append(VARY, HeaderValue::from_static("origin"));
+            // One header, as some caches read the first alone.
+            let vary = match preflight {
+                true => "origin, access-control-request-headers",
+                false => "origin",
+            };
+            headers.append(VARY, HeaderValue::from_static(vary));
         }
     }
     response

@@ -429,3 +429,65 @@ class Shared implements Relay {
     }
   }
 }
+
+// ---- what few pages need, and so no part of the core ------------------------------------
+
+const told = new Set<string>();
+
+/**
+ * Says whether the server answers, but not to pages of this origin; the console is told once of
+ * each server.
+ */
+export async function notAllowed(url: string): Promise<string | undefined> {
+  const origin = globalThis.location?.origin;
+  if (!origin || url.startsWith(`${origin}/`)) return undefined;
+  try {
+    await fetch(`${url}healthz`, { mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(5_000) });
+  } catch {
+    return undefined;
+  }
+  const why = `the server at ${url} answers, but not to pages of ${origin}: add "${origin}" to \`origins\` in its airwave.toml`;
+  if (!told.has(url)) console.error(`airwave: ${why}`);
+  told.add(url);
+  return why;
+}
+
+/*
+ * A browser opens six connections to a host over HTTP/1.1, for all its tabs, and a stream keeps
+ * one.
+ * The seventh tab loads nothing.
+ */
+
+/** So many streams leave two connections for everything else. */
+const CROWD = 4;
+/** How long other tabs may take to answer. */
+const COUNT_MS = 500;
+
+let warned = false;
+
+/** Counts a stream until it is over, and warns once where there are many. */
+export function crowd(url: string, signal: AbortSignal): void {
+  const spoken = (performance.getEntriesByType("resource") as PerformanceResourceTiming[]).filter(({ name }) => name.startsWith(url)).at(-1)?.nextHopProtocol;
+  // Without TLS a browser speaks HTTP/1.1; over TLS the last finished request tells.
+  if (!globalThis.BroadcastChannel || (!url.startsWith("http:") && spoken !== "http/1.1")) return;
+  const { host } = new URL(url);
+  const air = new BroadcastChannel(`airwave:streams:${host}`);
+  const me = Math.random();
+  let count = 1;
+  air.onmessage = ({ data }: MessageEvent<{ from?: number; to?: number }>) => {
+    if (data.to === me) count += 1;
+    else if (data.from) air.postMessage({ to: data.from });
+  };
+  air.postMessage({ from: me });
+  const timer = setTimeout( () => {
+    if (count < CROWD || warned) return;
+    warned = true;
+    console.warn(`airwave: ${count} streams to ${host} are open over HTTP/1.1, which has six connections for all tabs: use { share: true }, or HTTP/2`);
+  }, COUNT_MS);
+  const over = (): void => {
+    clearTimeout(timer);
+    air.close();
+  };
+  if (signal.aborted) over();
+  else signal.addEventListener("abort", over);
+}

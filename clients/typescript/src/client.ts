@@ -41,6 +41,8 @@ export class Client implements Airwave, Owner {
   readonly #blocked = new Set<string>();
   /** Why this client cannot connect at all. */
   fault: AirwaveError | undefined;
+  /** An answer could be read: pages of this origin are allowed. */
+  #read = false;
   /** The page is in the back/forward cache, where nothing connects. */
   #suspended = false;
   #fetch: typeof fetch;
@@ -208,7 +210,7 @@ export class Client implements Airwave, Owner {
       if (told !== "auto" || !subscription.info) continue;
       this.#blocked.add(line.kind);
       const kind = this.#choice(subscription.info) ?? "polling";
-      subscription.down(new AirwaveError("disconnected", `nothing comes over ${line.kind} although the server answers: something on the way holds it back; now ${kind}`));
+      subscription.down(new AirwaveError("disconnected", `nothing comes over ${line.kind} although the server answers; now ${kind}`));
       line.remove(subscription);
       this.carry(subscription, kind);
     }
@@ -219,10 +221,12 @@ export class Client implements Airwave, Owner {
     this.#lines.delete(line);
   }
 
+  /** What few pages need, and those that need it load. */
+  readonly extra = (): Promise<typeof import("./client-share.js") | undefined> => import("./client-share.js").catch(() => undefined);
+
   async #share(): Promise<void> {
     try {
-      const { share } = await import("./client-share.js");
-      this.relay = await share(this);
+      this.relay = await (await this.extra())?.share(this);
     } catch {
       // Each tab for itself, then: dearer, and otherwise the same.
     }
@@ -331,12 +335,15 @@ export class Client implements Airwave, Owner {
       const signal = init.signal ?? AbortSignal.timeout(ANSWER_MS);
       response = await this.#fetch(this.url + path, { credentials: this.credentials, ...init, headers, signal });
     } catch (error) {
-      throw new AirwaveError("disconnected", `the server cannot be reached: ${error}`);
+      // A browser tells a script no more than that where the server does not allow its page.
+      const extra = this.#read ? undefined : await this.extra();
+      throw new AirwaveError("disconnected", (await extra?.notAllowed(this.url)) ?? `the server cannot be reached: ${error}`);
     }
+    this.#read = true;
     if (response.ok) return response;
     // A stream's line replaces its own token.
     if (response.status === 401 && wanted === "same" && this.hasToken) return this.request(path, init, "refused");
-    if (response.status === 414 || response.status === 431) throw new TooLong("disconnected", `the request is too long for what is between here and the server (${response.status})`);
+    if (response.status === 414 || response.status === 431) throw new TooLong("disconnected", `the request is too long for a proxy in between (${response.status})`);
     const body = object(await response.text().catch(() => ""));
     const error = body?.["error"] as Frame | undefined;
     if (typeof error?.["code"] === "string") throw refusal(error);
@@ -364,7 +371,7 @@ export function connect(url: string | URL, options: Options = {}): Airwave {
     return new Client(new URL(url, base).href, options);
   } catch {
     const client = new Client(String(url), options);
-    client.fault = new AirwaveError("bad-request", `'${url}' is no absolute URL, and there is no page that it could be relative to`);
+    client.fault = new AirwaveError("bad-request", `'${url}' is no absolute URL, and there is no page`);
     return client;
   }
 }

@@ -81,6 +81,7 @@ export class StreamLine extends PostingLine {
     if (!response.headers.get("content-type")?.startsWith("text/event-stream")) {
       throw new AirwaveError("disconnected", `what answers is not Airwave: the stream is of the type ${response.headers.get("content-type")}`);
     }
+    if (!this.client.options.share && globalThis.document) void this.client.extra().then((extra) => extra?.crowd(this.client.url, signal));
     let error: AirwaveError | undefined;
     const parser = createParser({
       onEvent: (message) => {

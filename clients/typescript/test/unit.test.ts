@@ -40,6 +40,80 @@ describe("bytes", () => {
 });
 
 describe("the line", () => {
+  test("several frames in one are heard in their order", async () => {
+    start();
+    const channel = airwave.channel("a");
+    const heard: unknown[] = [];
+    channel.on("n", (data) => heard.push(data));
+    channel.on("gap", ({ reason }) => heard.push(reason));
+    await settled();
+    const socket = await FakeSocket.last.open();
+    expect(socket.url).toContain("batch=true");
+    socket.confirm();
+    const event = (n: number): object => ({ channel: "a", id: String(10 + n), event: "n", data: n });
+    socket.tell([event(1), event(2), { type: "gap", channel: "a", after: "12", cursor: "13", reason: "too-slow" }, event(4)]);
+    expect(heard).toEqual([1, 2, "too-slow", 4]);
+    expect(channel.cursor).toBe("14");
+    // What is no frame is not Airwave's, within an array, too.
+    socket.tell([event(5), null, event(6)]);
+    await settled();
+    expect(heard).toEqual([1, 2, "too-slow", 4, 5]);
+    expect(channel.state).toBe("waiting");
+  });
+
+  test("a page that the server does not allow is told so once, with the word", async () => {
+    vi.stubGlobal("document", { addEventListener: () => {}, removeEventListener: () => {}, baseURI: "https://app.example/" });
+    vi.stubGlobal("location", { origin: "https://app.example", href: "https://app.example/" });
+    const probes: unknown[] = [];
+    let reachable = false;
+    vi.stubGlobal("fetch", (_: string, { mode }: RequestInit) => {
+      probes.push(mode);
+      return reachable ? Promise.resolve(Response.error()) : Promise.reject(new TypeError("Failed to fetch"));
+    });
+    const told = vi.spyOn(console, "error").mockImplementation(() => {});
+    start({ transport: "auto", backoff: [10, 10] });
+    const errors: string[] = [];
+    airwave.channel("a").on("state", ({ error }) => error && errors.push(error.message));
+    // A server that cannot be reached is no matter of origins.
+    await vi.waitFor(() => expect(errors.at(-1)).toContain("cannot be reached"));
+    expect(told).not.toHaveBeenCalled();
+    reachable = true;
+    await vi.waitFor(() => expect(errors.at(-1)).toMatch(/not to pages of https:\/\/app\.example: add .* to `origins`/));
+    const before = errors.length;
+    await vi.waitFor(() => expect(errors.length).toBeGreaterThan(before + 2));
+    expect(told).toHaveBeenCalledTimes(1);
+    expect(told.mock.calls[0]![0]).toContain("origins");
+    expect(new Set(probes)).toEqual(new Set(["no-cors"]));
+    airwave.close();
+    vi.unstubAllGlobals();
+  });
+
+  test("a browser with many streams over HTTP/1.1 is warned of once, and only then", async () => {
+    vi.useRealTimers();
+    vi.restoreAllMocks();
+    vi.stubGlobal("document", {});
+    const warned = vi.spyOn(console, "warn").mockImplementation(() => {});
+    const { crowd } = await import("../src/client-share.js");
+    const over = new AbortController();
+    const open = (n: number, url = "http://server.example/"): void => {
+      for (let i = 0; i < n; i += 1) crowd(url, over.signal);
+    };
+    const counted = (): Promise<unknown> => new Promise((done) => setTimeout(done, 800));
+    // HTTP/2, streams of another server, and one that is over are none of these.
+    open(5, "https://server.example/");
+    open(3, "http://other.example/");
+    open(3);
+    crowd("http://server.example/", AbortSignal.abort());
+    await counted();
+    expect(warned).not.toHaveBeenCalled();
+    open(2);
+    await counted();
+    expect(warned).toHaveBeenCalledTimes(1);
+    expect(warned.mock.calls[0]![0]).toMatch(/streams to server\.example .*share: true/);
+    over.abort();
+    vi.unstubAllGlobals();
+  });
+
   test("waits with full jitter, longer each time, and as long as the server says", async () => {
     start({ backoff: [1000, 4000] }).channel("a");
     for (const wait of [500, 1000, 2000, 2000]) {
@@ -154,7 +228,7 @@ describe("the line", () => {
     const asked: boolean[] = [];
     const channel = start({ token: (refused) => `t${asked.push(refused)}`, backoff: [100, 100] }).channel("a");
     await settled();
-    expect(FakeSocket.last.url).toBe("ws://server.example/realtime/socket?heartbeat=event");
+    expect(FakeSocket.last.url).toBe("ws://server.example/realtime/socket?heartbeat=event&batch=true");
     expect(FakeSocket.last.protocols).toEqual(["airwave", `airwave.bearer.${toBase64Url("t1")}`]);
     // Refused for one channel: the answer to its subscription.
     let socket = await FakeSocket.last.open();
