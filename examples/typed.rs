@@ -45,7 +45,7 @@ enum Status {
 #[ts(crate = "airwave::typescript::ts_rs")]
 struct Item {
     name: String,
-    cents: u64,
+    cents: u32,
 }
 
 /// Who has signed in: the tokens that are good now.

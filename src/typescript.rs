@@ -10,6 +10,8 @@ use ts_rs::TypeVisitor;
 /// `ts_rs`: `#[ts(crate = "airwave::typescript::ts_rs")]` on the type leads it here.
 pub use ts_rs::{self, TS};
 
+/// Stands where a type has a whole number that JavaScript may not read exactly.
+const LARGE: &str = "__airwave_large_integer__";
 const HEAD: &str = "// Made from the application's Rust types by airwave::typescript. Do not edit.\n";
 
 /// Types, and what they are made of, each once.
@@ -29,8 +31,7 @@ struct Declared {
 impl Types {
     /// None yet.
     pub fn new() -> Self {
-        // As the browser reads them: JSON has one kind of number, and positions fit it.
-        let config = ts_rs::Config::new().with_large_int("number");
+        let config = ts_rs::Config::new().with_large_int(LARGE);
         Self {
             config,
             seen: HashSet::new(),
@@ -48,6 +49,7 @@ impl Types {
     ///
     /// # Errors
     /// Two different types have the same name: give one of them another with `#[ts(rename = "…")]`.
+    /// A type has a whole number of 64 bits or more: see the [module](self).
     pub fn text(&self) -> io::Result<String> {
         // By name: in which order a type tells its parts is not the same in every build.
         let mut sorted: Vec<&Declared> = self.declared.iter().collect();
@@ -57,6 +59,14 @@ impl Types {
             if i > 0 && sorted[i - 1].name == declared.name {
                 return Err(io::Error::other(format!(
                     "two types are called '{}': rename one with #[ts(rename = \"…\")]",
+                    declared.name
+                )));
+            }
+            if declared.text.contains(LARGE) {
+                return Err(io::Error::other(format!(
+                    "'{}' has a whole number of 64 bits or more, which JavaScript reads exactly only up to 2^53: \
+                     make it a u32 or an i32, write it as text (airwave::typescript::text with #[ts(type = \"string\")]), \
+                     or promise with #[ts(type = \"number\")] that it stays below",
                     declared.name
                 )));
             }
@@ -77,6 +87,53 @@ impl Types {
         }
         fs::write(path, text)?;
         Ok(true)
+    }
+}
+
+/// Whole numbers of any size as text, in both directions: for `#[serde(with = "…")]`.
+///
+/// ```
+/// use airwave::typescript::{TS, Types};
+///
+/// #[derive(serde::Serialize, serde::Deserialize, TS)]
+/// struct Account {
+///     #[serde(with = "airwave::typescript::text")]
+///     #[ts(type = "string")]
+///     id: u64,
+/// }
+///
+/// let account = Account { id: u64::MAX };
+/// assert_eq!(serde_json::to_string(&account)?, r#"{"id":"18446744073709551615"}"#);
+/// assert!(Types::new().with::<Account>().text()?.contains("id: string"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub mod text {
+    use std::borrow::Cow;
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    /// Writes the number as text.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    /// Reads a number that is written as text.
+    ///
+    /// # Errors
+    /// It is no text, or the text is no such number.
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let text = Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
     }
 }
 
@@ -105,7 +162,7 @@ mod tests {
 
     #[derive(serde::Serialize, TS)]
     struct Item {
-        price: u64,
+        price: u32,
         next: Option<Box<Item>>,
     }
 
@@ -133,6 +190,55 @@ mod tests {
             ]
         );
         assert!(Types::new().with::<Item>().with::<other::Item>().text().is_err());
+    }
+
+    #[test]
+    fn a_whole_number_that_javascript_cannot_read_is_refused_until_the_field_says_what_it_is() {
+        #[derive(serde::Serialize, TS)]
+        struct Plain {
+            id: u64,
+        }
+        #[derive(serde::Serialize, TS)]
+        struct Deep {
+            ids: Vec<Option<i64>>,
+            by_size: std::collections::HashMap<String, (u8, usize)>,
+        }
+        #[derive(serde::Serialize, TS)]
+        #[serde(tag = "event", content = "data")]
+        enum Whole {
+            Counted(u128),
+        }
+        #[derive(serde::Serialize, serde::Deserialize, TS)]
+        struct Said {
+            #[serde(with = "super::text")]
+            #[ts(type = "string")]
+            id: i64,
+            #[ts(type = "number")]
+            bytes: u64,
+            ratio: f64,
+            count: u32,
+        }
+        for (types, name) in [
+            (Types::new().with::<Plain>(), "Plain"),
+            (Types::new().with::<Deep>(), "Deep"),
+            (Types::new().with::<Whole>(), "Whole"),
+        ] {
+            let error = types.text().unwrap_err().to_string();
+            assert!(error.contains(&format!("'{name}'")) && error.contains("2^53"), "{error}");
+        }
+        let text = Types::new().with::<Said>().text().unwrap();
+        assert!(
+            text.contains("{ id: string, bytes: number, ratio: number, count: number, }"),
+            "{text}"
+        );
+        let said: Said = serde_json::from_str(r#"{"id":"-9223372036854775808","bytes":1,"ratio":0.5,"count":2}"#).unwrap();
+        assert_eq!(said.id, i64::MIN);
+        assert!(
+            serde_json::to_string(&said)
+                .unwrap()
+                .contains(r#""id":"-9223372036854775808""#)
+        );
+        assert!(serde_json::from_str::<Said>(r#"{"id":"9223372036854775808","bytes":1,"ratio":0.5,"count":2}"#).is_err());
     }
 
     #[test]

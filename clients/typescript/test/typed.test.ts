@@ -53,7 +53,7 @@ for (const transport of ["websocket", "sse"] as const) {
       const wrong = { items: [{ name: "nut", cents: 5 }, { name: "bolt", cents: "6" }] } as unknown as { items: Item[] };
       const refused: AirwaveError = await order.send<AirwaveError>("add-items", wrong).catch((error) => error);
       expect(refused.code).toBe("bad-request");
-      expect(refused.message).toContain("'items[1].cents': invalid type: string \"6\", expected u64");
+      expect(refused.message).toContain("'items[1].cents': invalid type: string \"6\", expected u32");
     });
 
     test("a token that is good no more is replaced, and nothing is missed", async () => {
