@@ -6,6 +6,7 @@
 #![allow(clippy::duplicate_mod)]
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use airwave::config::Sources;
 use airwave::server::Error;
@@ -84,11 +85,12 @@ pub(crate) async fn run(
     add_rules(&mut config)?;
     // `/` is the gallery's.
     let live_page = std::mem::replace(&mut config.live_page, false);
+    let matrix = matrix(&config);
     let builder = EXAMPLES
         .iter()
         .fold(Airwave::from_config(config), |builder, example| (example.add)(builder));
     let airwave = builder.build().await?;
-    let mut app = airwave.standalone_router().merge(page());
+    let mut app = airwave.standalone_router().merge(page(matrix));
     for example in EXAMPLES {
         (example.start)(&airwave);
         app = app.merge((example.page)());
@@ -112,7 +114,7 @@ pub(crate) fn add_rules(config: &mut Config) -> Result<(), Error> {
     Ok(())
 }
 
-fn page() -> Router {
+fn page(matrix: Value) -> Router {
     airwave::pages(
         "/",
         &[
@@ -121,17 +123,36 @@ fn page() -> Router {
             ("gallery/gallery.js", include_str!("gallery/gallery.js")),
             ("gallery/style.css", include_str!("../examples/shared/style.css")),
             ("gallery/frame.js", include_str!("../examples/shared/frame.js")),
+            // What works without a network.
+            ("gallery/source/gallery.rs", include_str!("gallery.rs")),
+            ("gallery/docs/README.md", include_str!("../README.md")),
+            ("gallery/docs/brokers.md", include_str!("../docs/brokers.md")),
+            ("gallery/docs/configuration.md", include_str!("../docs/configuration.md")),
+            ("gallery/docs/using.md", include_str!("../docs/using.md")),
+            ("gallery/docs/who-may-listen.md", include_str!("../docs/who-may-listen.md")),
+            ("gallery/docs/deploying.md", include_str!("../docs/deploying.md")),
+            ("gallery/docs/guarantees.md", include_str!("../docs/guarantees.md")),
+            ("gallery/docs/performance.md", include_str!("../docs/performance.md")),
+            ("gallery/docs/protocol.md", include_str!("../docs/protocol.md")),
         ],
     )
-    .route("/gallery/matrix", get(async || axum::Json(matrix())))
+    .route("/gallery/matrix", get(async move || axum::Json(matrix)))
 }
 
-/// The decision matrix as the code has it, and which of its rows have an example here.
-fn matrix() -> Value {
+/// The decision matrix, each row with the rule that is in force for its example. A row without an
+/// example has the preset.
+fn matrix(config: &Config) -> Value {
     let rows = UseCase::ALL.iter().map(|use_case| {
+        let example = EXAMPLES.iter().find(|example| example.name == use_case.as_str());
+        // Another example may have a rule of the same use case: a list of its jobs is a feed, too.
+        let file = format!("examples/{}/airwave.toml:", use_case.as_str());
+        let mut rules = config.rules.iter().enumerate();
+        let own = rules
+            .find(|(index, rule)| rule.use_case == Some(*use_case) && config.rule_origin(*index).to_string().starts_with(&file));
         // A pattern that is one.
         #[allow(clippy::unwrap_used)]
-        let rule = use_case.rule("any/{id}".parse().unwrap());
+        let preset = || Arc::new(use_case.rule("any/{id}".parse().unwrap()));
+        let rule = own.map_or_else(preset, |(_, rule)| rule.clone());
         json!({
             "use_case": use_case.as_str(),
             "why": use_case.why(),
@@ -141,7 +162,9 @@ fn matrix() -> Value {
             "history": {"events": rule.history.events, "age_s": rule.history.age.as_secs()},
             "replay": format!("{:?}", rule.replay).to_lowercase(),
             "presence": rule.presence,
-            "example": EXAMPLES.iter().any(|example| example.name == use_case.as_str()),
+            "example": example.is_some(),
+            // A model that costs money is asked by people alone.
+            "plays": *use_case != UseCase::AiTokens || std::env::var_os("OPENAI_BASE_URL").is_none(),
         })
     });
     rows.collect()
@@ -177,6 +200,23 @@ mod tests {
             );
             prefixes.extend(own);
         }
+    }
+
+    #[test]
+    fn the_matrix_shows_the_rules_in_force() {
+        let mut config = Config::default();
+        add_rules(&mut config).unwrap();
+        let matrix = matrix(&config);
+        let row = |name: &str| {
+            let mut rows = matrix.as_array().unwrap().iter();
+            rows.find(|row| row["use_case"] == name).unwrap()
+        };
+        // As examples/dashboard/airwave.toml says, and not as the preset does.
+        assert_eq!(row("dashboard")["history"], json!({"events": 2000, "age_s": 600}));
+        // And no list of another example, whose rule is a feed as well.
+        let preset = UseCase::Feed.rule("any/{id}".parse().unwrap());
+        assert_eq!(row("feed")["history"]["events"], preset.history.events);
+        assert!(matrix.as_array().unwrap().iter().all(|row| row["example"] == true));
     }
 
     #[test]

@@ -121,6 +121,8 @@ pub fn page() -> Router {
             ("page.js", include_str!("page/page.js")),
             ("preview.js", include_str!("page/preview.js")),
             ("page.css", include_str!("page/page.css")),
+            ("source/main.rs", include_str!("main.rs")),
+            ("source/airwave.toml", include_str!("airwave.toml")),
         ],
     )
 }

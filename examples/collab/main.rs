@@ -135,6 +135,8 @@ pub fn page() -> Router {
             ("shared-text.js", include_str!("page/shared-text.js")),
             ("yjs.js", include_str!("page/yjs.js")),
             ("page.css", include_str!("page/page.css")),
+            ("source/main.rs", include_str!("main.rs")),
+            ("source/airwave.toml", include_str!("airwave.toml")),
         ],
     )
 }

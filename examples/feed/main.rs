@@ -1,7 +1,11 @@
 //! What happens in a folder: its files, as the system tells, and its git commits. `cargo run --example feed`
 //!
-//! It is the current folder, or that of `FEED_FOLDER`. A page that was away asks for what it missed by the cursor of the last thing it saw.
+//! It is the folder of `FEED_FOLDER`. Without it, a folder made for the purpose in which a made-up
+//! author writes: the names of the files where a server is started are not for every page.
+//!
+//! A page that was away asks for what it missed by the cursor of the last event that it saw.
 
+mod author;
 mod folder;
 #[path = "../shared/mod.rs"]
 mod shared;
@@ -25,9 +29,21 @@ pub fn add(builder: Builder) -> Builder {
 
 /// The work in the background: watches the folder.
 pub fn start(airwave: &Airwave) {
-    let path = std::env::var_os("FEED_FOLDER").map_or_else(|| PathBuf::from("."), PathBuf::from);
     let Ok(channel) = airwave.channel("feed/activity") else {
         return;
+    };
+    let path = match std::env::var_os("FEED_FOLDER").map(PathBuf::from) {
+        Some(path) => path,
+        None => match author::begin() {
+            Ok(path) => {
+                tokio::spawn(author::write(path.clone(), airwave.clone()));
+                path
+            }
+            Err(error) => {
+                tracing::warn!(%error, "there is no folder for the feed's author");
+                return;
+            }
+        },
     };
     // From here on nothing is missed.
     let folder = Folder::watch(&path);
@@ -75,6 +91,8 @@ pub fn page() -> Router {
             ("page.js", include_str!("page/page.js")),
             ("preview.js", include_str!("page/preview.js")),
             ("page.css", include_str!("page/page.css")),
+            ("source/main.rs", include_str!("main.rs")),
+            ("source/airwave.toml", include_str!("airwave.toml")),
         ],
     )
 }

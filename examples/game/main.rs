@@ -139,6 +139,8 @@ pub fn page() -> Router {
             ("arena.js", include_str!("page/arena.js")),
             ("preview.js", include_str!("page/preview.js")),
             ("page.css", include_str!("page/page.css")),
+            ("source/main.rs", include_str!("main.rs")),
+            ("source/airwave.toml", include_str!("airwave.toml")),
         ],
     )
 }

@@ -8,6 +8,15 @@ export const TITLES = { sse: "SSE", websocket: "WebSocket" };
 const REQUEST_HEAD = 420 + navigator.userAgent.length;
 const ANSWER_HEAD = 220;
 
+/** A WebSocket that does not come about. */
+class NoSocket {
+  constructor() {
+    setTimeout(() => this.onclose?.(new CloseEvent("close", { code: 1006 })), 20);
+  }
+  send() {}
+  close() {}
+}
+
 /** What a client costs: counted where it touches the network. */
 export class Cost {
   /** Connections that stay open: streams and sockets. Opened so far, open now. */
@@ -19,8 +28,30 @@ export class Cost {
   bytesUp = 0;
   bytesDown = 0;
   onchange = () => {};
+  /** No socket comes about any more, as behind a proxy that passes none. */
+  withoutSockets = false;
+  #cutUntil = 0;
+  /** What ends each stream and socket that is open. */
+  #live = new Set();
+
+  /** Breaks every connection as a lost network does, and lets no new one come about for `ms`. */
+  cut(ms) {
+    this.#cutUntil = performance.now() + ms;
+    for (const end of [...this.#live]) end();
+  }
+
+  /** Breaks the sockets, for good. Streams stay, and may be opened. */
+  takeSockets() {
+    this.withoutSockets = true;
+    for (const end of [...this.#live]) if (end.isSocket) end();
+  }
+
+  get #isCut() {
+    return performance.now() < this.#cutUntil;
+  }
 
   fetch = async (input, init = {}) => {
+    if (this.#isCut) throw new TypeError("the line is cut");
     this.up += 1;
     this.bytesUp += REQUEST_HEAD + size(init.body);
     this.onchange();
@@ -31,15 +62,25 @@ export class Cost {
     if (!stream) this.down += 1;
     else this.#connected(1);
     let isOpen = stream;
+    let broken = () => {};
+    const end = () => {
+      broken();
+      ended();
+    };
     const ended = () => {
       if (isOpen) this.#connected(-1);
       isOpen = false;
+      this.#live.delete(end);
     };
+    if (stream) this.#live.add(end);
     // A stream that the client itself cuts is told of by its signal alone.
     init.signal?.addEventListener("abort", ended);
     let last = 0;
     const counted = response.body.pipeThrough(
       new TransformStream({
+        start: (out) => {
+          broken = () => out.error(new TypeError("the line is cut"));
+        },
         transform: (bytes, out) => {
           this.bytesDown += bytes.length;
           if (stream) {
@@ -63,7 +104,15 @@ export class Cost {
     const cost = this;
     return class extends WebSocket {
       constructor(...address) {
+        if (cost.withoutSockets || cost.#isCut) return new NoSocket();
         super(...address);
+        const end = () => {
+          this.onclose?.(new CloseEvent("close", { code: 1006 }));
+          this.close();
+        };
+        end.isSocket = true;
+        cost.#live.add(end);
+        this.addEventListener("close", () => cost.#live.delete(end));
         cost.up += 1;
         cost.bytesUp += REQUEST_HEAD;
         this.addEventListener("open", () => {
@@ -109,9 +158,28 @@ const utf8 = new TextEncoder();
 const size = (data) => (data == null ? 0 : typeof data === "string" ? utf8.encode(data).length : (data.byteLength ?? data.size ?? 0));
 const frame = (payload) => payload + (payload < 126 ? 2 : payload < 65536 ? 4 : 10);
 
-/** A client and what it costs. `transport`: "sse", "websocket", or "auto", which is what the rule says; `options`: more for the client (`token`). */
+/** How long a line stays cut, in ms. */
+export const CUT_MS = 2500;
+
+/**
+ * The pages of the gallery that share one connection are cut together: the button is in one tab,
+ * the connection perhaps in another.
+ */
+const cuts = new BroadcastChannel("airwave-gallery:cut");
+
+/**
+ * A client and what it costs. `transport`: "sse", "websocket", or "auto", which is what the rule
+ * says; `options`: more for the client (`token`). With `share: true`
+ * all tabs of this browser use one connection, and are cut together.
+ */
 export function metered(transport = "auto", options = {}) {
   const cost = new Cost();
+  const cut = () => cost.cut(CUT_MS);
+  if (options.share) cuts.addEventListener("message", cut);
+  cost.cutAll = () => {
+    cut();
+    if (options.share) cuts.postMessage("cut");
+  };
   const airwave = connect(new URL("/", location), { ...options, transport, fetch: cost.fetch, WebSocket: cost.WebSocket });
   return { airwave, cost };
 }
@@ -129,6 +197,64 @@ export async function recent(channel, limit, fetch = globalThis.fetch) {
     toast(`The server does not answer yet (${response ? `status ${response.status}` : "no connection"}). This page tries again.`);
     await new Promise((done) => setTimeout(done, wait));
   }
+}
+
+/**
+ * The JSON that a path of this server answers with. Tries until there is some: while a server is
+ * replaced, a proxy answers with pages of its own.
+ */
+export async function loaded(path) {
+  for (let wait = 250; ; wait = Math.min(wait * 2, 4000)) {
+    const response = await fetch(path).catch(() => undefined);
+    const value = response?.ok ? await response.json().catch(() => undefined) : undefined;
+    if (value) return value;
+    toast("The server does not answer yet. This page tries again.");
+    await new Promise((done) => setTimeout(done, wait));
+  }
+}
+
+/**
+ * Who this tab is: kept over a reload, and not shared with a tab that was duplicated from it,
+ * although a browser copies the storage of a tab to its duplicate.
+ * `create` makes a new one.
+ */
+export async function identity(key, create) {
+  const kept = sessionStorage.getItem(key);
+  const tab = Math.random();
+  const air = new BroadcastChannel(`airwave-gallery:${key}`);
+  let mine = kept ?? create();
+  let asking = kept !== null;
+  let taken = false;
+  air.addEventListener("message", ({ data }) => {
+    if (data.who !== mine) return;
+    if (data.here) taken ||= asking;
+    // Of two that ask at once, as when a browser restores its tabs, one gives way.
+    else if (!asking || tab < data.tab) air.postMessage({ who: mine, here: true });
+  });
+  if (asking) {
+    air.postMessage({ who: kept, tab });
+    await new Promise((done) => setTimeout(done, 200));
+    asking = false;
+    if (taken) mine = create();
+  }
+  sessionStorage.setItem(key, mine);
+  return mine;
+}
+
+export const NAMES = ["Ada", "Grace", "Hedy", "Alan", "Edsger", "Barbara", "Donald", "Radia"];
+export const someone = () => NAMES[Math.floor(Math.random() * NAMES.length)];
+
+/** Whether the person asked the system for less motion. */
+export const still = matchMedia("(prefers-reduced-motion: reduce)");
+
+/**
+ * Tells `show(seen)` whenever the element comes into view or leaves it. Returns a function that
+ * stops.
+ */
+export function inView(element, show) {
+  const observer = new IntersectionObserver((entries) => show(entries.at(-1).isIntersecting), { threshold: 0.15 });
+  observer.observe(element);
+  return () => observer.disconnect();
 }
 
 /** Calls `paint` at most four times a second, however often the returned function is. */
@@ -151,12 +277,15 @@ export function calmly(paint) {
 export function open({ title, recommended, ...options }) {
   const asked = new URLSearchParams(location.search).get("transport");
   const transport = asked === "sse" || asked === "websocket" ? asked : recommended;
-  const { airwave, cost } = metered(transport, options);
+  // A tab that has a name has its own connection. One whose transport was chosen by hand has it,
+  // too: else it would show another tab's.
+  const { airwave, cost } = metered(transport, { share: !options.token && !asked, ...options });
 
   const home = make("a", { className: "home", href: "/", title: "All examples" }, mark(), make("span", {}, "Gallery"));
   const state = make("span", { className: "pill", id: "state" }, "connecting");
   state.dataset.is = "connecting";
   const choices = make("span", { className: "switch" });
+  choices.setAttribute("role", "group");
   choices.setAttribute("aria-label", "Transport");
   for (const kind of ["sse", "websocket"]) {
     const link = make("a", { href: `?transport=${kind}${location.hash}` }, TITLES[kind] + (kind === recommended ? " ✓" : ""));
@@ -167,24 +296,28 @@ export function open({ title, recommended, ...options }) {
     choices.append(link);
   }
   const figures = make("div", { className: "cost", id: "cost" });
-  const inner = make("div", { className: "inner" }, home, make("h1", {}, title), state, make("span", { className: "grow" }), choices, figures);
+  const source = make("a", { className: "source", href: "source/main.rs", title: "The server's side of this page; the page itself is page.js beside it" }, "Source");
+  const inner = make("div", { className: "inner" }, home, make("h1", {}, title), state, make("span", { className: "grow" }), source, choices, figures);
   document.getElementById("bar").append(inner);
 
+  let watched;
   const paint = () => {
     const [connections, ...traffic] = cost.words;
-    figures.replaceChildren(...[`This page over ${TITLES[transport]}: ${connections}`, ...traffic].map((words) => make("span", {}, words)));
+    // A tab that leads nothing has no connection of its own.
+    const own = cost.open || !watched || watched.state !== "open" ? connections : "another tab's connection";
+    figures.replaceChildren(...[`This page over ${TITLES[transport]}: ${own}`, ...traffic].map((words) => make("span", {}, words)));
   };
   cost.onchange = calmly(paint);
   paint();
 
   const words = { connecting: "connecting", open: "live", waiting: "reconnecting", ended: "ended", refused: "refused", closed: "closed" };
-  let watched;
   const watch = (channel) => {
     watched = channel;
     const show = (now) => {
       if (watched !== channel) return;
       state.dataset.is = now;
       state.textContent = words[now] ?? now;
+      cost.onchange();
     };
     show(channel.state ?? "connecting");
     channel.on("state", (change) => show(change.state));
@@ -230,7 +363,8 @@ function mark() {
  */
 export function animate(canvas, draw) {
   const context = canvas.getContext("2d");
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  let seen = true;
+  const unwatch = inView(canvas, (now) => (seen = now));
   let style = getComputedStyle(canvas);
   let running = true;
   let last = 0;
@@ -238,7 +372,7 @@ export function animate(canvas, draw) {
   const step = (now) => {
     if (!running) return;
     requestAnimationFrame(step);
-    if (still && now - last < 500) return;
+    if (!seen || (still.matches && now - last < 500)) return;
     const { clientWidth: width, clientHeight: height } = canvas;
     if (width === 0 || height === 0) return;
     last = now;
@@ -253,7 +387,10 @@ export function animate(canvas, draw) {
     draw(context, width, height, colour);
   };
   requestAnimationFrame(step);
-  return () => (running = false);
+  return () => {
+    running = false;
+    unwatch();
+  };
 }
 
 export const count = (n) => n.toLocaleString("en");

@@ -7,6 +7,8 @@ const base = new URL(".", document.baseURI);
 const ROWS_KEPT = 400; // per pane: the page must stay light beside a channel with thousands of events a second
 const TEXT_SHOWN = 4000; // characters of one event
 const CHANNELS_SHOWN = 200;
+const FAST = 25; // more events a second than a person reads: then each second shows the last
+const SHOWN_OF_A_SECOND = 4;
 
 const $ = (id) => document.getElementById(id);
 
@@ -102,6 +104,9 @@ class Pane {
     this.waiting = []; // rows that wait for the next frame, or for the end of a pause
     this.skipped = 0; // rows dropped from `waiting` before anybody saw them
     this.events = 0;
+    this.second = { since: performance.now(), events: 0 };
+    this.rate = 0;
+    this.fast = 0; // seconds in a row in which more came than a person reads
     this.rows.replaceChildren();
     this.cursor("");
     this.state("idle", "idle");
@@ -141,8 +146,25 @@ class Pane {
   /** An event of the channel. `past`: it came with the history, before the line was open. */
   event({ id, event, key, text, past }) {
     this.events += 1;
+    if (!past) this.measure();
     showStage();
     this.add({ kind: past ? "past" : "fresh", id, name: event, key, text });
+  }
+
+  measure() {
+    const now = performance.now();
+    const { since } = this.second;
+    if (now - since >= 1000) {
+      this.rate = Math.round((this.second.events * 1000) / (now - since));
+      // One burst is no flood.
+      this.fast = this.rate > FAST ? this.fast + 1 : 0;
+      this.second = { since: now, events: 0 };
+    }
+    this.second.events += 1;
+  }
+
+  get isFast() {
+    return this.fast >= 2;
   }
 
   /** A control event: kind is subscribed, gap, end, stale or error. */
@@ -175,11 +197,13 @@ class Pane {
   draw() {
     if (this.drawing) return;
     this.drawing = true;
-    requestAnimationFrame(() => {
+    const soon = (draw) => (this.isFast ? setTimeout(() => requestAnimationFrame(draw), 1000) : requestAnimationFrame(draw));
+    soon(() => {
       this.drawing = false;
       if (this.paused) return;
       const rows = this.rows;
       const follows = rows.scrollHeight - rows.scrollTop - rows.clientHeight < 48;
+      if (this.isFast) this.thin();
       if (this.skipped > 0) {
         rows.replaceChildren(rowOf({ kind: "own", note: `${this.skipped} more came than this page keeps` }));
         this.skipped = 0;
@@ -193,15 +217,25 @@ class Pane {
     });
   }
 
+  /** Keeps the last events of those that wait, and says how many more there were. */
+  thin() {
+    const events = this.waiting.filter(({ text }) => text !== undefined);
+    const left = events.slice(-SHOWN_OF_A_SECOND);
+    const more = events.length - left.length + this.skipped;
+    this.skipped = 0;
+    this.waiting = this.waiting.filter((row) => row.text === undefined || left.includes(row));
+    if (more > 0) this.waiting.unshift({ kind: "own", note: `${more.toLocaleString("en")} more in this second` });
+  }
+
   counted() {
     const held = this.paused ? this.waiting.length + this.skipped : 0;
-    const events = `${this.events.toLocaleString("en")} ${this.events === 1 ? "event" : "events"}`;
+    const events = `${this.events.toLocaleString("en")} ${this.events === 1 ? "event" : "events"}${this.isFast ? `, ${this.rate}/s` : ""}`;
     this.part("count").textContent = held > 0 ? `${events}, ${held.toLocaleString("en")} behind the pause` : events;
   }
 }
 
 function rowOf({ kind, id, name, key, text, note }) {
-  const row = element("li", `row ${kind}`);
+  const row = element("div", `row ${kind}`);
   if (id && text !== undefined) row.dataset.id = id;
   if (name || id) {
     const meta = element("div", "meta");

@@ -121,6 +121,7 @@ const EXAMPLES = [
     async prepare({ dir }) {
       git(dir, "init", "-q");
       await commit(dir, "a.txt", "The first commit");
+      return { variables: { FEED_FOLDER: dir } };
     },
     async works(a, b, { dir }) {
       for (const page of [a, b]) await text(page, ".item[data-kind=commit]", /The first commit.*Ada committed/);
@@ -497,6 +498,10 @@ describe("the gallery", { skip }, () => {
     await page.goto(`${server.url}/`);
     await page.locator(".row").nth(7).waitFor();
     assert.equal(await page.locator(".row").count(), 8);
+    // One row is compared from the beginning.
+    await page.locator(".row[data-row=chat] .side").nth(1).waitFor();
+    await page.locator(".row[data-row=chat]").getByRole("button", { name: "End the comparison" }).click();
+    await page.waitForFunction(() => document.querySelectorAll(".row[data-row=chat] .side").length === 1);
     for (const { name } of EXAMPLES) await page.locator(`.row[data-row=${name}] .preview`).waitFor();
     const seen = { dashboard: /processor/, "job-status": /gzip -1: (compressing|verifying|done)/, "ai-tokens": /\w+ \w+ \w+/, feed: /Raise the mast/, chat: /on the roof/, trading: /WAVE/ };
     for (const [name, words] of Object.entries(seen)) await page.locator(`.row[data-row=${name}] .preview`, { hasText: words }).waitFor();
@@ -516,6 +521,11 @@ describe("the gallery", { skip }, () => {
     const server = await Server.start(t, { toml: null });
     const { page, complaints } = await window(t);
     await page.goto(`${server.url}/`);
+    // One row is compared from the beginning.
+    const first = page.locator(".row[data-row=chat]");
+    await text(first, ".verdict", /So far: up .* over WebSocket/);
+    await first.getByRole("button", { name: "End the comparison" }).click();
+    await page.waitForFunction(() => document.querySelectorAll(".row[data-row=chat] .side").length === 1);
     for (const { name } of EXAMPLES) {
       await t.test(name, async (t) => {
         const row = page.locator(`.row[data-row=${name}]`);

@@ -1,6 +1,6 @@
 // A room of the chat: its newest messages, what is said from now on, and what was said earlier as the page is scrolled up.
 
-import { make, open, recent, toast } from "./frame.js";
+import { identity, make, open, recent, someone, toast } from "./frame.js";
 
 const ROOMS = ["lobby", "rust", "music", "night-shift"];
 const PAGE = 30;
@@ -10,9 +10,7 @@ const byId = (id) => document.getElementById(id);
 const [scroll, messages, text, people] = ["scroll", "messages", "text", "people"].map(byId);
 
 // Each tab is somebody: two tabs can talk to each other.
-const NAMES = ["Ada", "Grace", "Hedy", "Alan", "Edsger", "Barbara", "Donald", "Radia"];
-const me = sessionStorage.getItem("chat-name") ?? `${NAMES[Math.floor(Math.random() * NAMES.length)]}-${1000 + Math.floor(Math.random() * 9000)}`;
-sessionStorage.setItem("chat-name", me);
+const me = await identity("chat-name", () => `${someone()}-${1000 + Math.floor(Math.random() * 9000)}`);
 byId("name").value = me;
 byId("rename").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -101,7 +99,9 @@ class Room {
       regroup();
     } catch (error) {
       item.classList.add("failed");
-      item.title = error.message;
+      // Visibly, and to a screen reader: what was not taken, and why.
+      item.append(make("div", { className: "refusal", role: "alert" }, `Not sent: ${error.message}`));
+      toEnd();
     }
   }
 
@@ -193,7 +193,7 @@ function face(name) {
   let hue = 0;
   for (const c of name) hue = (hue * 31 + c.codePointAt(0)) % 360;
   const element = make("span", { className: "face", ariaHidden: "true" }, name[0].toUpperCase());
-  element.style.backgroundColor = `hsl(${hue} 45% 42%)`;
+  element.style.backgroundColor = `hsl(${hue} 45% 33%)`;
   return element;
 }
 

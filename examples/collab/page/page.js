@@ -1,6 +1,6 @@
 // The editor: a plain text field over a mirror of itself that shows where the others are.
 
-import { make, open } from "./frame.js";
+import { identity, make, open, someone } from "./frame.js";
 import { SharedText } from "./shared-text.js";
 
 /** A cursor that has been silent for so long is nobody's. */
@@ -10,9 +10,8 @@ const TELL_MS = 60;
 const byId = (id) => document.getElementById(id);
 const [field, mirror] = [byId("text"), byId("mirror")];
 
-const NAMES = ["Ada", "Grace", "Hedy", "Alan", "Edsger", "Barbara", "Donald", "Radia"];
-const me = sessionStorage.getItem("collab-name") ?? `${NAMES[Math.floor(Math.random() * NAMES.length)]}~${Math.random().toString(36).slice(2, 8)}`;
-sessionStorage.setItem("collab-name", me);
+// Each tab is a writer.
+const me = await identity("collab-name", () => `${someone()}~${Math.random().toString(36).slice(2, 8)}`);
 
 const { airwave, watch } = open({ title: "Collaborative text", recommended: "websocket", token: () => me });
 const asked = location.hash.slice(1);
@@ -153,7 +152,7 @@ function badge(who) {
 }
 
 const label = (who) => who.split("~")[0];
-const colour = (who) => `hsl(${hue(who)} 55% 40%)`;
+const colour = (who) => `hsl(${hue(who)} 55% 28%)`;
 function hue(who) {
   let sum = 7;
   for (const c of who) sum = (sum * 31 + c.codePointAt(0)) % 3600;

@@ -5,10 +5,17 @@ import { SharedText } from "./shared-text.js";
 
 const WORDS = "Each of these letters is an update of its own, checked and merged by the server, and shown here when it has been told to everybody. ";
 
-export default function preview(root, airwave, { me }) {
+/**
+ * Two writers of the gallery's own page: one goes on at the end, the other puts right what stands
+ * before.
+ */
+const FIRST = "Dear all, the mast is up and the wind is not. We sail on Friday. ";
+const SECOND = "(Saturday, says the harbour.) ";
+const FULL = 260;
+
+export default function preview(root, airwave, { me, every }) {
   const box = make("p", { className: "preview-text" });
   box.style.cssText = "white-space:pre-wrap;overflow-wrap:anywhere";
-  root.append(box);
   const shared = new SharedText();
   const show = () => {
     const text = shared.text.toString();
@@ -17,18 +24,52 @@ export default function preview(root, airwave, { me }) {
   };
   shared.onchange = show;
   show();
-  // A comparison writes where it disturbs nobody, each side on a page of its own.
-  shared.connect(airwave, me ? `collab/compared-${me.split("-")[0]}` : "collab/notes");
-  if (!me) return () => shared.disconnect();
+  if (me) {
+    root.append(box);
+    // A comparison writes where it disturbs no visitor, each side on a page of its own.
+    shared.connect(airwave, `collab/compared-${me.split("-")[0]}`);
+    let step = 0;
+    const stop = every(200, () => {
+      const length = shared.text.length;
+      shared.replace(length > 2 * WORDS.length ? 0 : length, length > 2 * WORDS.length ? length : 0, WORDS[step % WORDS.length]);
+      step += 1;
+    });
+    return () => {
+      stop();
+      shared.disconnect();
+    };
+  }
 
-  let step = 0;
-  const timer = setInterval(() => {
-    const length = shared.text.length;
-    shared.replace(length > 2 * WORDS.length ? 0 : length, length > 2 * WORDS.length ? length : 0, WORDS[step % WORDS.length]);
-    step += 1;
-  }, 200);
+  const other = new SharedText();
+  const writers = [["Mira", "--c2"], ["Tomas", "--c3"]].map(([name, colour]) => {
+    const tag = make("b", { className: "small" }, name);
+    tag.style.color = `var(${colour})`;
+    return tag;
+  });
+  const status = make("p", { className: "preview-line" }, ...writers.flatMap((tag, n) => (n ? [" and ", tag] : [tag])), " write on this page");
+  root.append(status, box);
+  shared.connect(airwave, "collab/gallery");
+  other.connect(airwave, "collab/gallery");
+  let [first, second] = [0, 0];
+  const stops = [
+    every(180, () => {
+      const { length } = shared.text;
+      if (length > FULL) return shared.replace(0, length, "");
+      // A word at a time, as people write.
+      const end = FIRST.indexOf(" ", first % FIRST.length) + 1;
+      shared.replace(length, 0, FIRST.slice(first % FIRST.length, end));
+      first = end % FIRST.length;
+    }),
+    every(700, () => {
+      const at = other.text.toString().indexOf("We sail");
+      if (at < 0) return;
+      other.replace(at, 0, SECOND[second % SECOND.length]);
+      second += 1;
+    }),
+  ];
   return () => {
-    clearInterval(timer);
+    for (const stop of stops) stop();
     shared.disconnect();
+    other.disconnect();
   };
 }

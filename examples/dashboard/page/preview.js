@@ -88,7 +88,12 @@ function* pieces(points) {
 export default async function preview(root, airwave, { fetch }) {
   const canvas = make("canvas");
   const text = make("p", { className: "preview-line number" }, "waiting for the first reading");
-  root.append(text, canvas);
+  const key = ([colour, name]) => {
+    const item = make("span", {}, name);
+    item.dataset.colour = colour;
+    return item;
+  };
+  root.append(text, canvas, make("p", { className: "legend small" }, ...[["c1", "processor"], ["c2", "memory"]].map(key)));
   const cpu = new Series();
   const used = new Series();
   const shown = {};

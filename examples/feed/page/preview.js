@@ -57,7 +57,7 @@ export default async function preview(root, airwave, { fetch }) {
   const past = await recent("feed/activity", 6, fetch);
   for (const { event, data } of past.events) show(event, data);
   if (past.events.length === 0) {
-    const nothing = make("li", { className: "preview-line" }, "Nothing has happened yet. Save a file in the server's folder.");
+    const nothing = make("li", { className: "preview-line" }, "Nothing has happened yet. The first file is being written.");
     nothing.dataset.is = "nothing";
     list.append(nothing);
   }

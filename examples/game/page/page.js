@@ -1,7 +1,7 @@
 // A player: says where it wants to go, and shows what the server makes of it.
 
 import { Arena } from "./arena.js";
-import { animate, make, open, toast } from "./frame.js";
+import { animate, identity, make, open, toast } from "./frame.js";
 
 /** Directions are told at most so often. */
 const STEER_MS = 33;
@@ -10,8 +10,7 @@ const byId = (id) => document.getElementById(id);
 const canvas = byId("arena");
 
 // Each tab is a player.
-const me = sessionStorage.getItem("game-id") ?? [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-sessionStorage.setItem("game-id", me);
+const me = await identity("game-id", () => [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join(""));
 byId("name").value = sessionStorage.getItem("game-name") ?? "";
 
 const { airwave, watch } = open({ title: "Game", recommended: "websocket", token: () => me });

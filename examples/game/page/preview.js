@@ -6,7 +6,7 @@ import { animate, make } from "./frame.js";
 /** A hand that changes its mind fifteen times a second. */
 const STEER_MS = 66;
 
-export default function preview(root, airwave, { me }) {
+export default function preview(root, airwave, { me, every }) {
   const canvas = make("canvas");
   canvas.style.cssText = "border-radius:8px;background:#0b1020";
   root.append(canvas);
@@ -22,13 +22,13 @@ export default function preview(root, airwave, { me }) {
 
   channel.on("state", ({ state }) => state === "open" && channel.send("enter", { name: me }).catch(() => {}));
   let angle = 0;
-  const timer = setInterval(() => {
+  const rest = every(STEER_MS, () => {
     angle += 0.15;
     const steer = { x: Math.cos(angle), y: Math.sin(angle) };
     if (arena.players.has(me)) channel.send("steer", steer, { repeat: false, reply: false }).catch(() => {});
-  }, STEER_MS);
+  });
   return () => {
-    clearInterval(timer);
+    rest();
     stop();
   };
 }

@@ -61,7 +61,10 @@ export class Card {
   }
 }
 
-export default async function preview(root, airwave, { fetch }) {
+/** A row of the gallery runs a job when there has been none for so long. */
+const QUIET_S = 12;
+
+export default async function preview(root, airwave, { fetch, every }) {
   const line = make("p", { className: "preview-line" }, "No job has run yet. Run one: every tab sees it.");
   const start = make("button", { type: "button" }, "Run gzip -1");
   const bar = make("progress", { max: 1, value: 0 });
@@ -83,16 +86,25 @@ export default async function preview(root, airwave, { fetch }) {
     job.on("gap", () => {});
   };
   const list = airwave.channel("jobs/list");
+  let quiet = 1;
+  list.on("job", () => (quiet = QUIET_S));
   list.on("job", (told) => told.is === "running" && show(told));
   list.on("gap", () => {});
   const past = await recent("jobs/list", 1, fetch);
   for (const { data } of past.events) if (!job) show(data);
-  start.addEventListener("click", async () => {
+  const run = async () => {
     start.disabled = true;
     const own = airwave.channel(`jobs/${crypto.randomUUID().slice(0, 8)}`);
     await own.send("start", "gzip -1").catch((error) => (line.textContent = error.message));
     own.close();
     start.disabled = false;
+  };
+  start.addEventListener("click", run);
+  // One now and then, if none is running.
+  every(1000, () => {
+    if (quiet-- > 0 || start.disabled) return;
+    quiet = QUIET_S;
+    void run();
   });
   return () => {
     list.close();

@@ -1,13 +1,12 @@
 // A desk: quotes of all symbols, one of them in depth, and an account that trades.
 
-import { animate, make, open, recent, toast } from "./frame.js";
+import { animate, identity, make, open, recent, toast } from "./frame.js";
 
 const byId = (id) => document.getElementById(id);
 const DEPTH = 6;
 
 // Each tab is an account.
-const me = sessionStorage.getItem("trading-account") ?? `desk-${Math.random().toString(36).slice(2, 8)}`;
-sessionStorage.setItem("trading-account", me);
+const me = await identity("trading-account", () => `desk-${Math.random().toString(36).slice(2, 8)}`);
 byId("account").textContent = me;
 
 const { airwave, cost, watch } = open({ title: "Trading", recommended: "websocket", token: () => me });
@@ -181,6 +180,30 @@ function line(context, from, to, y, colour) {
   context.stroke();
 }
 
+/**
+ * The rows of the book, which stay while prices change in them: a button that is replaced loses
+ * the focus.
+ */
+const book = { asks: [], bids: [] };
+for (const [name, opposite] of [["asks", "buy"], ["bids", "sell"]]) {
+  for (let n = 0; n < DEPTH; n += 1) {
+    const row = { take: make("button", { type: "button", title: `${opposite} at this price` }), size: make("td") };
+    row.element = make("tr", {}, make("td", {}, row.take), row.size);
+    // Where the pointer went down counts: by the time it is up, another price stands there.
+    const take = () => {
+      if (row.price === undefined) return;
+      byId("price").value = (row.price / 100).toFixed(2);
+      side(opposite);
+    };
+    row.element.addEventListener("pointerdown", take);
+    // A click that no pointer made: a key, or a screen reader.
+    row.take.addEventListener("click", ({ detail }) => detail === 0 && take());
+    book[name].push(row);
+  }
+}
+byId("asks").append(...book.asks.map(({ element }) => element).reverse());
+byId("bids").append(...book.bids.map(({ element }) => element));
+
 let painting;
 function paint() {
   painting ??= requestAnimationFrame(() => {
@@ -206,24 +229,17 @@ function paintQuote(quote) {
   byId("volume").textContent = `${quote.volume.toLocaleString("en")} shares traded`;
   const most = Math.max(1, ...[...quote.bids, ...quote.asks].map(([, shares]) => shares));
   const mine = new Set((statement?.open ?? []).filter(({ symbol }) => symbol === quote.symbol).map(({ price }) => price));
-  const rows = (levels, opposite) => {
-    const filled = Array.from({ length: DEPTH }, (_, n) => levels[n]);
-    return filled.map((level) => {
-      if (!level) return make("tr", {}, make("td", {}, "\u00a0"), make("td"));
-      const [price, shares] = level;
-      const size = make("td", {}, shares.toLocaleString("en"));
-      size.style.setProperty("--part", `${(shares / most) * 100}%`);
-      const row = make("tr", { title: "take this price" }, make("td", {}, money(price)), size);
-      row.dataset.mine = String(mine.has(price));
-      row.addEventListener("pointerdown", () => {
-        byId("price").value = (price / 100).toFixed(2);
-        side(opposite);
-      });
-      return row;
+  for (const [side, levels] of [["asks", quote.asks], ["bids", quote.bids]]) {
+    book[side].forEach((row, n) => {
+      const [price, shares] = levels[n] ?? [];
+      row.price = price;
+      row.take.textContent = price === undefined ? "" : money(price);
+      row.take.disabled = price === undefined;
+      row.size.textContent = price === undefined ? "" : shares.toLocaleString("en");
+      row.size.style.setProperty("--part", `${price === undefined ? 0 : (shares / most) * 100}%`);
+      row.element.dataset.mine = String(mine.has(price));
     });
-  };
-  byId("asks").replaceChildren(...rows(quote.asks, "buy").reverse());
-  byId("bids").replaceChildren(...rows(quote.bids, "sell"));
+  }
   byId("spread").textContent = quote.bids.length && quote.asks.length ? `spread ${money(quote.asks[0][0] - quote.bids[0][0])}` : "one side is empty";
   byId("tape").replaceChildren(...[...quote.trades].reverse().slice(0, 6).map(({ side, price, quantity }) => make("li", {}, make("span", { className: side === "buy" ? "up" : "down" }, money(price)), make("span", {}, String(quantity)))));
 }

@@ -2,7 +2,7 @@
 
 import { make } from "./frame.js";
 
-export default function preview(root, airwave, { me }) {
+export default function preview(root, airwave, { me, every }) {
   const list = make("ul", {});
   const line = (...cells) => {
     const row = make("li", {}, ...cells.map((text) => make("span", {}, text)));
@@ -37,7 +37,7 @@ export default function preview(root, airwave, { me }) {
   const told = make("p", { className: "preview-line number" }, "orders a share every second");
   root.append(told);
   let orders = 0;
-  const timer = setInterval(() => {
+  const stop = every(1000, () => {
     const side = orders % 2 === 0 ? "buy" : "sell";
     const asked = performance.now();
     orders += 1;
@@ -45,9 +45,9 @@ export default function preview(root, airwave, { me }) {
       ({ order }) => (told.textContent = `order ${order}: ${side} 1 WAVE, acknowledged in ${Math.round(performance.now() - asked)} ms`),
       ({ message }) => (told.textContent = message),
     );
-  }, 1000);
+  });
   return () => {
-    clearInterval(timer);
+    stop();
     quotes.close();
     account.close();
   };
