@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Modules that the siblings of a crate share: lower floors. A new file in src/ counts as one more sibling until it is named here.
 shared_of() {
   case $1 in
-    transports) echo request envelope socket pages accept ;;
+    transports) echo request envelope socket heads pages accept ;;
     brokers) echo silence ;;
   esac
 }

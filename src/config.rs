@@ -84,6 +84,9 @@ pub struct Config {
     pub log: LogConfig,
     /// How long a node that shuts down gives its connections. Default 10 s.
     pub drain: Duration,
+    /// How long before a drain `/readyz` fails already, while everything else goes on, so that load
+    /// balancers send no more clients. Default 0.
+    pub drain_delay: Duration,
     /// The file that was read.
     file: Option<Arc<str>>,
     provenance: Origins,
@@ -105,6 +108,7 @@ impl Default for Config {
             live_page: true,
             log: LogConfig::default(),
             drain: Duration::from_secs(10),
+            drain_delay: Duration::ZERO,
             file: None,
             provenance: Origins::default(),
         }

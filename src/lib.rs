@@ -138,6 +138,32 @@ impl Airwave {
         server::serve(&self.config, self.hub.clone(), app, shutdown, ready).await
     }
 
+    /// Drains the node inside an application whose server is not [`Airwave::serve`]: every listener
+    /// is told to come back elsewhere and its connection ends, nothing new is taken in, and the
+    /// node's members leave their channels. Returns when all listeners are gone, at the latest
+    /// after the configuration's `drain_delay` and `drain`.
+    ///
+    /// A server's own graceful shutdown waits for its connections, and a listener's never ends by
+    /// itself: so the node is drained first.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn run(airwave: airwave::Airwave, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+    /// let app = axum::Router::new().nest("/realtime", airwave.router());
+    /// axum::serve(listener, app)
+    ///     .with_graceful_shutdown(async move {
+    ///         airwave::server::asked_to_end().await;
+    ///         airwave.shutdown().await;
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
+    pub async fn shutdown(&self) {
+        listener::drain(&self.hub, self.config.drain_delay, self.config.drain).await;
+        self.hub.farewell().await;
+    }
+
     /// The node, for those who build transports or look after it.
     pub fn hub(&self) -> &Hub {
         &self.hub

@@ -21,15 +21,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use airwave_core::Hub;
-use airwave_transports::socket::{Conversation, FirstBytes, Handover, Io, Taken, Usage};
+use airwave_core::{Hub, Refusal};
+use airwave_transports::request::{MAX_HEAD, check_host, refusal_response};
+use airwave_transports::socket::{Conversation, FirstBytes, Handover, Io, News, Taken, Usage};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
@@ -42,15 +43,13 @@ use tower::ServiceExt;
 
 use admission::{Admission, Place};
 use files::{Outage, Spare, is_out_of_files};
-use idle::{Answer, HeadClock, Requests, Streams, UnderWay, Waits, without_streams};
+use idle::{Answer, Chunked, HeadClock, Requests, Streams, UnderWay, Waits, without_streams};
 
 pub use forwarded::ClientIpHeader;
 
 /// Connections that the kernel may hold until they are accepted. With fewer, a storm of clients
 /// that come back loses SYNs, each for a second or more.
 pub const BACKLOG: u32 = 4096;
-/// A head larger than this ends the connection (P13).
-const MAX_HEAD: usize = 16 << 10;
 /// What [`Serving::head`] usually is.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may go on sending after its last answer, and how long it may pause.
@@ -80,6 +79,8 @@ pub struct Serving {
     pub connections_per_address: usize,
     /// How long a drain may take.
     pub drain: Duration,
+    /// How long before a drain `/readyz` fails already, while everything else goes on.
+    pub drain_delay: Duration,
     /// How long a request's head may take from its first byte, and the first one from the accept
     /// (P13). Usually [`HEAD_TIMEOUT`].
     pub head: Duration,
@@ -98,6 +99,7 @@ impl Default for Serving {
             connections: limits.connections,
             connections_per_address: limits.connections_per_address,
             drain: Duration::from_secs(10),
+            drain_delay: Duration::ZERO,
             head: HEAD_TIMEOUT,
             keep_alive: limits.keep_alive,
             trusts: Arc::new(|_| false),
@@ -136,7 +138,9 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Serves `app` until `shutdown`, then drains: nothing new is taken in, requests under way finish, every session is told to end, and what is
+/// Serves `app` until `shutdown` and [`Serving::drain_delay`] longer, then drains.
+///
+/// Nothing new is taken in, requests under way finish, every session is told to end, and what is
 /// not done within [`Serving::drain`] is cut.
 pub async fn serve(
     listener: TcpListener,
@@ -149,7 +153,9 @@ pub async fn serve(
     let (cut, cutting) = watch::channel(false);
     let mut admission = Admission::new(&serving);
     hub.bound_connections(admission.listeners());
+    let drain_delay = serving.drain_delay;
     let node = Arc::new(Node {
+        hub: hub.clone(),
         refusing: admission::refusing(app.clone(), hub.clone()),
         app,
         serving,
@@ -160,6 +166,10 @@ pub async fn serve(
     let tasks = &node.tasks;
     let mut out_of_files = Outage::default();
     let mut spare = Spare::new();
+    let shutdown = async {
+        shutdown.await;
+        leave(&hub, drain_delay).await;
+    };
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -217,8 +227,41 @@ pub async fn serve(
     Ok(())
 }
 
+/// Lets `/readyz` say that this node is about to drain, and gives load balancers `delay` to send
+/// their clients elsewhere.
+async fn leave(hub: &Hub, delay: Duration) {
+    if !delay.is_zero() {
+        tracing::info!(
+            ?delay,
+            "a drain is about to begin: /readyz fails, everything else goes on for drain_delay"
+        );
+        hub.announce_drain();
+        sleep(delay).await;
+    }
+}
+
+/// Drains a node whose connections are another server's: see [`crate::Airwave::shutdown`].
+pub(crate) async fn drain(hub: &Hub, delay: Duration, drain: Duration) {
+    leave(hub, delay).await;
+    hub.drain();
+    let no_sessions = async || {
+        while hub.sessions() > 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if timeout(drain, no_sessions()).await.is_err() {
+        tracing::warn!(
+            sessions = hub.sessions(),
+            "the grace time is over: cutting the listeners that are left"
+        );
+        hub.cut();
+        let _ = timeout(Duration::from_millis(500), no_sessions()).await;
+    }
+}
+
 /// What all connections have in common.
 struct Node {
+    hub: Hub,
     app: Router,
     /// Answers in place of `app` where no place is left.
     refusing: Router,
@@ -245,7 +288,13 @@ impl Served {
         let cut = happened(self.node.cutting.clone());
         let waits = self.waits();
         let serve = async {
-            match timeout(waits.head, first_bytes(&mut stream)).await {
+            let first = tokio::select! {
+                biased;
+                first = timeout(waits.head, first_bytes(&mut stream)) => first,
+                // A client that was just accepted may have its request on the way.
+                () = drained_and(&self.node, self.accepted + QUIET) => return,
+            };
+            match first {
                 Ok(Ok((first, true))) => self.http2(stream, first).await,
                 Ok(Ok((first, false))) => self.http1(stream, first).await,
                 Ok(Err(_)) | Err(_) => {}
@@ -274,7 +323,7 @@ impl Served {
     async fn http2(self, stream: TcpStream, first: FirstBytes) {
         let requests = Requests::new();
         let (node, peer, refuse) = (self.node.clone(), self.peer, self.place.is_for_refusal());
-        let service = service_fn(move |request| call(node.clone(), request, peer, refuse));
+        let service = service_fn(move |request: Request<Incoming>| call(node.clone(), request.map(Body::new), peer, refuse));
         let mut builder = http2::Builder::new(Streams(requests.clone()));
         builder
             .timer(TokioTimer::new())
@@ -283,23 +332,25 @@ impl Served {
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20))
             .enable_connect_protocol();
-        let io = Io::new(stream, first, Arc::default());
-        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        let mut connection = std::pin::pin!(builder.serve_connection(Io::http2(stream, first), service));
         let waits = self.waits();
+        // The peer may begin a stream meanwhile, and may finish it.
+        let finish = async |mut connection: Pin<&mut _>, patience| loop {
+            match timeout(patience, Pin::as_mut(&mut connection)).await {
+                Ok(result) => return result,
+                Err(_) if requests.are_under_way() => {}
+                Err(_) => return Ok(()),
+            }
+        };
         let result = tokio::select! {
             result = connection.as_mut() => result,
             () = happened(self.node.draining.clone()) => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                finish(connection.as_mut(), QUIET).await
             }
             () = without_streams(&requests, waits, self.accepted) => {
                 connection.as_mut().graceful_shutdown();
-                // The peer may have begun a stream meanwhile, and may finish it.
-                match timeout(CLOSE_WAIT, connection.as_mut()).await {
-                    Ok(result) => result,
-                    Err(_) if requests.are_under_way() => connection.await,
-                    Err(_) => Ok(()),
-                }
+                finish(connection.as_mut(), CLOSE_WAIT).await
             }
         };
         if let Err(error) = result {
@@ -313,17 +364,21 @@ impl Served {
         let requests = Requests::new();
         let service = {
             let (node, peer, refuse) = (self.node.clone(), self.peer, self.place.is_for_refusal());
-            let (slot, requests) = (slot.clone(), requests.clone());
-            service_fn(move |request| {
+            let (slot, requests, usage) = (slot.clone(), requests.clone(), usage.clone());
+            service_fn(move |request: Request<Incoming>| {
+                // A client of HTTP/1.0 knows no chunks.
+                let chunked = request.version() == Version::HTTP_11;
+                let (request, upgrade) = told_to_the_gate(request, &usage);
+                let call = call(node.clone(), request, peer, refuse);
                 // `poll_without_shutdown` wants a future that can be moved.
-                let call = answer(call(node.clone(), request, peer, refuse), slot.clone(), requests.begin());
+                let call = answer(call, slot.clone(), requests.begin(), upgrade, chunked);
                 Box::pin(call) as Pin<Box<dyn Future<Output = _> + Send>>
             })
         };
         let mut builder = http1::Builder::new();
         // Its time-out would be one for the wait and for the head: `HeadClock` has one for each.
         builder.header_read_timeout(None).max_buf_size(MAX_HEAD);
-        let mut connection = builder.serve_connection(Io::new(stream, first, usage.clone()), service);
+        let mut connection = builder.serve_connection(Io::http1(stream, first, usage.clone()), service);
         let mut clock = HeadClock::new(self.waits(), self.accepted);
         let mut timer = std::pin::pin!(sleep_until(clock.first()));
         let mut drained = false;
@@ -347,6 +402,7 @@ impl Served {
                 step = progress => break step,
                 () = happened(self.node.draining.clone()), if !drained => {
                     drained = true;
+                    clock.hurry(Instant::now() + QUIET);
                     Pin::new(&mut connection).graceful_shutdown();
                 }
             }
@@ -354,16 +410,21 @@ impl Served {
         match step {
             Step::Take(taken) => {
                 let parts = connection.into_parts();
-                let Talk { conversation, head } = taken;
-                let (stream, first) = parts.io.into_parts();
+                let Talk {
+                    conversation,
+                    head,
+                    chunked,
+                } = taken;
+                let (stream, unseen) = parts.io.into_parts();
                 // A copy: even when it is empty, it would keep hyper's read buffer of 8 KiB alive.
-                let read = [&parts.read_buf[..], first.as_slice()].concat().into();
+                let read = [&parts.read_buf[..], &unseen[..]].concat().into();
                 drop(parts.service);
                 // A task of its own, so that nothing of hyper's is kept. Sessions are cut by the hub, so this one need not watch for it.
                 conversation(Taken {
                     stream,
                     read,
                     head,
+                    chunked,
                     keep: Box::new((self.place, self.node.tasks.token())),
                 });
             }
@@ -377,6 +438,10 @@ impl Served {
             Step::Done(result) => {
                 if let Err(error) = result {
                     tracing::debug!(%error, "an HTTP/1 connection ended badly");
+                }
+                // Nothing is on its way that a reset could overtake.
+                if drained && requests.are_over_for(CLOSE_WAIT) {
+                    return;
                 }
                 // Boxed: its buffer is of no use to the connection before.
                 Box::pin(close(connection.into_parts().io.into_parts().0)).await;
@@ -398,6 +463,32 @@ async fn close(mut stream: TcpStream) {
 async fn happened(mut word: watch::Receiver<bool>) {
     if word.wait_for(|given| *given).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+/// Until the node drains, and not before `earliest`.
+async fn drained_and(node: &Node, earliest: Instant) {
+    happened(node.draining.clone()).await;
+    sleep_until(earliest).await;
+}
+
+/// Tells the gate under hyper what the head said of its body. What is returned tells it that no
+/// other protocol follows.
+fn told_to_the_gate(request: Request<Incoming>, usage: &Arc<Usage>) -> (Request<Body>, Option<Arc<Usage>>) {
+    if request.headers().contains_key(UPGRADE) || request.method() == Method::CONNECT {
+        usage.tell(News::Upgrade);
+        return (request.map(Body::new), Some(usage.clone()));
+    }
+    match request.body().size_hint().exact() {
+        Some(length) => {
+            usage.tell(News::Body(length));
+            (request.map(Body::new), None)
+        }
+        None => {
+            usage.tell(News::Chunked);
+            let usage = usage.clone();
+            (request.map(|body| Body::new(Chunked { body, usage })), None)
+        }
     }
 }
 
@@ -432,6 +523,7 @@ enum Step {
 struct Talk {
     conversation: Conversation,
     head: Bytes,
+    chunked: bool,
 }
 
 impl Slot {
@@ -446,11 +538,13 @@ impl Slot {
 
 async fn call(
     node: Arc<Node>,
-    request: Request<Incoming>,
+    mut request: Request<Body>,
     peer: SocketAddr,
     refuse: bool,
 ) -> Result<Response<Body>, std::convert::Infallible> {
-    let mut request = request.map(Body::new);
+    if let Some(refused) = refused_for_its_head(&node.hub, &request) {
+        return Ok(refused);
+    }
     let serving = &node.serving;
     let (client, scheme) = forwarded::client(request.headers(), peer, serving.client_ip_header, &*serving.trusts);
     request.extensions_mut().insert(ConnectInfo(client));
@@ -461,9 +555,7 @@ async fn call(
     let app = if refuse { &node.refusing } else { &node.app };
     let mut response = app.clone().oneshot(request).await?;
     if refuse && version <= Version::HTTP_11 {
-        response
-            .headers_mut()
-            .insert(CONNECTION, http::HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     // Only a whole GET over HTTP/1 gives a socket that nobody else uses.
     if method != Method::GET || version > Version::HTTP_11 || response.headers().contains_key(CONTENT_ENCODING) {
@@ -472,11 +564,37 @@ async fn call(
     Ok(response)
 }
 
+/// The answer to a request whose head is none, although hyper takes it (RFC 9112, sections 3.2 and
+/// 6.1). It concerns the routes of an application as well.
+fn refused_for_its_head<B>(hub: &Hub, request: &Request<B>) -> Option<Response<Body>> {
+    let (version, headers) = (request.version(), request.headers());
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_understood = codings.all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    let (refusal, status) = match check_host(version, request.uri(), headers) {
+        Err(refusal) => (refusal, StatusCode::BAD_REQUEST),
+        Ok(()) if is_understood => return None,
+        Ok(()) => (
+            Refusal::bad_request("'Transfer-Encoding' can only be 'chunked' here"),
+            StatusCode::NOT_IMPLEMENTED,
+        ),
+    };
+    hub.metrics().refused(refusal.code);
+    let mut response = refusal_response(&refusal, None);
+    *response.status_mut() = status;
+    if version <= Version::HTTP_11 {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    Some(response)
+}
+
 /// Gives the response to hyper, or the socket to whoever asked for it.
 async fn answer(
     call: impl Future<Output = Result<Response<Body>, std::convert::Infallible>>,
     slot: Slot,
     under_way: UnderWay,
+    upgrade: Option<Arc<Usage>>,
+    chunked: bool,
 ) -> Result<Response<Answer>, std::convert::Infallible> {
     let mut response = call.await?;
     if let Some(conversation) = response
@@ -486,7 +604,8 @@ async fn answer(
     {
         slot.put(Step::Take(Talk {
             conversation,
-            head: head_of(&response),
+            head: head_of(&response, chunked),
+            chunked,
         }));
         // Never answered: the connection's loop takes the socket and drops this.
         return std::future::pending().await;
@@ -495,6 +614,8 @@ async fn answer(
         let (go_on, going_on) = oneshot::channel();
         slot.put(Step::Upgrade(go_on));
         let _ = going_on.await;
+    } else if let Some(usage) = upgrade {
+        usage.tell(News::NoUpgrade);
     }
     Ok(response.map(|body| Answer {
         body,
@@ -502,8 +623,9 @@ async fn answer(
     }))
 }
 
-/// The response's head as hyper would write it, for a stream that ends with its connection (RFC 9112, section 6.3, rule 8).
-fn head_of(response: &Response<Body>) -> Bytes {
+/// The response's head as hyper would write it. The body of a stream comes in chunks, or else ends
+/// with its connection (RFC 9112, section 6.3, rule 8).
+fn head_of(response: &Response<Body>, chunked: bool) -> Bytes {
     let mut head = BytesMut::with_capacity(256);
     let status = response.status();
     let reason = status.canonical_reason().unwrap_or_default();
@@ -520,6 +642,9 @@ fn head_of(response: &Response<Body>) -> Bytes {
     }
     if !switching {
         head.put_slice(b"connection: close\r\n");
+        if chunked {
+            head.put_slice(b"transfer-encoding: chunked\r\n");
+        }
     }
     if !response.headers().contains_key(DATE) {
         head.put_slice(format!("date: {}\r\n", httpdate::fmt_http_date(SystemTime::now())).as_bytes());
@@ -539,18 +664,27 @@ mod tests {
             size_of::<F>()
         }
         let connection = of(Served::run);
-        assert!(connection <= 3200, "{connection} bytes");
+        // 56 of them are the gate before hyper and what waits behind it.
+        assert!(connection <= 3264, "{connection} bytes");
     }
 
     #[test]
-    fn a_taken_stream_has_a_head_that_ends_with_its_connection() {
+    fn a_taken_stream_comes_in_chunks_or_ends_with_its_connection() {
         let response = Response::builder()
             .header("content-type", "text/event-stream")
             .header("transfer-encoding", "chunked")
             .header("content-length", "7")
             .body(Body::empty())
             .unwrap();
-        let head = String::from_utf8(head_of(&response).to_vec()).unwrap();
+        let head = |chunked| String::from_utf8(head_of(&response, chunked).to_vec()).unwrap();
+        let in_chunks = head(true);
+        assert_eq!(
+            in_chunks.matches("\r\ntransfer-encoding: chunked\r\n").count(),
+            1,
+            "{in_chunks}"
+        );
+        assert!(!in_chunks.contains("content-length"), "{in_chunks}");
+        let head = head(false);
         assert!(
             head.starts_with("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\ndate: "),
             "{head}"

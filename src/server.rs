@@ -259,6 +259,7 @@ pub(crate) async fn serve(
         connections: limit,
         connections_per_address: config.limits.connections_per_address,
         drain: config.drain,
+        drain_delay: config.drain_delay,
         keep_alive: config.limits.keep_alive,
         trusts: Arc::new(move |peer| trusted.trusts(peer)),
         client_ip_header: config.client_ip_header,

@@ -86,6 +86,8 @@ pub(crate) struct Inner {
     /// Idempotency keys of clients' messages.
     client_keys: KeyCounts<Whose>,
     draining: AtomicBool,
+    /// A drain is about to begin.
+    leaving: AtomicBool,
     /// Counts the times that listeners have to be told that the broker is gone.
     pub(crate) stale: AtomicU32,
     /// What the last probe of the broker came to; `None`: the first has no answer yet.
@@ -255,6 +257,7 @@ impl HubBuilder {
             node: RandomState::new().hash_one(0),
             client_keys: KeyCounts::default(),
             draining: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             stale: AtomicU32::new(0),
             broker: watch::Sender::new(None),
             warnings: Warnings::default(),
@@ -337,7 +340,7 @@ impl Hub {
     /// # Errors
     /// Why not, for operators.
     pub async fn ready(&self) -> Result<(), String> {
-        if self.is_draining() {
+        if self.is_draining() || self.0.leaving.load(Ordering::Relaxed) {
             return Err("draining".into());
         }
         let mut broker = self.0.broker.subscribe();
@@ -353,6 +356,12 @@ impl Hub {
     /// `detail` is shown shortened and quoted; it must not hold a secret.
     pub fn warn(&self, warning: Warning, peer: Option<IpAddr>, detail: &str) {
         self.0.warnings.warn(warning, peer, detail);
+    }
+
+    /// Says that a drain is about to begin: from now on [`Hub::ready`] fails, and everything else
+    /// goes on. Load balancers that ask for it send no more clients.
+    pub fn announce_drain(&self) {
+        self.0.leaving.store(true, Ordering::Relaxed);
     }
 
     /// Begins to go away: no new connections, and every session is told to end. Returns at once.

@@ -311,6 +311,19 @@ pub(super) const SETTINGS: &[Setting] = &[
         ),
     },
     Setting {
+        key: "drain_delay",
+        set: |config, given| {
+            config.drain_delay = given.duration(NO_TIME)?;
+            Ok(())
+        },
+        show: |config| Shown::Duration(config.drain_delay),
+        about: About::new(
+            "How long before a drain `/readyz` fails already, while everything else goes on, so that load balancers send no more clients.",
+            Range::Duration { min: NO_TIME },
+            "\"5s\"",
+        ),
+    },
+    Setting {
         key: "log.format",
         set: |config, given| {
             config.log.format = given.choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])?;
@@ -642,6 +655,7 @@ mod tests {
             ("live_page", "false", "false"),
             ("client_ip_header", "forwarded", "forwarded"),
             ("drain", "0s", "0s"),
+            ("drain_delay", "5s", "5s"),
             ("log.format", "json", "json"),
             ("log.level", "warn,airwave=debug", "warn,airwave=debug"),
             ("limits.connections", "7", "7"),
@@ -690,6 +704,7 @@ mod tests {
             ("hosts", "a b", "no host name"),
             ("live_page", "1", "must be true or false"),
             ("drain", "10", "write \"10s\""),
+            ("drain_delay", "5", "write \"5s\""),
             ("log.format", "JSON", "did you mean \"json\"?"),
             ("log.format", "xml", "write \"text\" or \"json\""),
             ("log.level", "inf", "did you mean \"info\"?"),

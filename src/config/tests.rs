@@ -44,6 +44,7 @@ fn a_full_file_is_read() {
         trusted_proxies = ["10.0.0.0/8"]
         live_page = true
         drain = "3s"
+        drain_delay = "4s"
         [broker]
         url = "memory:"
         [publish]
@@ -73,7 +74,10 @@ fn a_full_file_is_read() {
     assert_eq!(config.origins, AllowedOrigins::Listed(vec!["https://app.example".into()]));
     assert!(config.trusts("10.2.3.4".parse().unwrap()) && !config.trusts("11.0.0.1".parse().unwrap()));
     assert!(config.live_page);
-    assert_eq!(config.drain, Duration::from_secs(3));
+    assert_eq!(
+        (config.drain, config.drain_delay),
+        (Duration::from_secs(3), Duration::from_secs(4))
+    );
     assert!(config.publish_token.as_ref().unwrap().matches(b"0123456789abcdef"));
     assert_eq!(
         config.limits,

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use airwave_transports::socket::Usage;
+use airwave_transports::socket::{News, Usage};
 use axum::body::Body;
 use bytes::Bytes;
-use hyper::body::{Frame, SizeHint};
+use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 /// The requests of one connection that are being answered.
@@ -52,6 +52,11 @@ impl Requests {
         self.begun.load(Ordering::Relaxed)
     }
 
+    /// Whether none is under way, and none was within `time`.
+    pub(super) fn are_over_for(&self, time: Duration) -> bool {
+        !self.are_under_way() && self.finished().elapsed() >= time
+    }
+
     /// When the last one was answered.
     fn finished(&self) -> Instant {
         self.start + Duration::from_millis(self.finished.load(Ordering::Relaxed))
@@ -78,6 +83,34 @@ impl hyper::body::Body for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A request's body that tells the gate under hyper when it has ended, because its head does not
+/// say how long it is.
+pub(super) struct Chunked {
+    pub(super) body: Incoming,
+    pub(super) usage: Arc<Usage>,
+}
+
+impl hyper::body::Body for Chunked {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.usage.tell(News::ChunkedEnd);
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -128,6 +161,8 @@ pub(super) struct HeadClock {
     deadline: Option<Instant>,
     /// Whether the head's first byte is there.
     in_head: bool,
+    /// When a head that has begun has to be complete at the latest, whatever `waits` says.
+    latest: Option<Instant>,
     /// For when the timer is set: at the deadline, or before it.
     armed: Instant,
     begun: u64,
@@ -143,11 +178,17 @@ impl HeadClock {
             waits,
             deadline: Some(deadline),
             in_head: true,
+            latest: None,
             armed: deadline,
             begun: 0,
             read: 0,
             written: 0,
         }
+    }
+
+    /// From now on a head that has begun has to be complete at `latest`.
+    pub(super) fn hurry(&mut self, latest: Instant) {
+        self.latest = Some(latest);
     }
 
     /// For when the timer has to be set at first.
@@ -172,7 +213,10 @@ impl HeadClock {
             self.in_head = true;
         }
         (self.begun, self.read, self.written) = (begun, read, written);
-        self.deadline
+        match self.latest.filter(|_| self.in_head) {
+            Some(latest) => self.deadline.map(|deadline| deadline.min(latest)),
+            None => self.deadline,
+        }
     }
 
     /// Ready when the connection has waited too long. To be called after each poll of the
@@ -296,6 +340,18 @@ mod tests {
             assert_eq!(clock.look(now, &usage, &requests), Some(now + KEEP_ALIVE));
             now += 60 * SECOND;
         }
+    }
+
+    #[test]
+    fn a_head_that_has_begun_is_hurried_and_an_answer_is_not() {
+        let (usage, requests, now) = (Usage::default(), Requests::new(), Instant::now());
+        let mut clock = HeadClock::new(WAITS, now);
+        clock.hurry(now + SECOND);
+        assert_eq!(clock.look(now, &usage, &requests), Some(now + SECOND));
+        usage.count_read(100);
+        drop(requests.begin());
+        usage.count_written(1000);
+        assert_eq!(clock.look(now, &usage, &requests), Some(now + KEEP_ALIVE));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The end of a node, asked for (P11) and not: what its clients see, and what they find when they come back.
 
+use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -61,7 +62,9 @@ fn every_listener_is_let_go_after_a_whole_event() {
             ),
         )
         .await;
-        raw.through("airwave.subscribed").await;
+        raw.head().await;
+        let confirmation = raw.chunk().await.unwrap();
+        assert!(confirmation.contains("airwave.subscribed"), "{confirmation}");
         let over = Arc::new(AtomicBool::new(false));
         let publisher = tokio::spawn({
             let (airwave, over) = (node.airwave.clone(), over.clone());
@@ -87,7 +90,12 @@ fn every_listener_is_let_go_after_a_whole_event() {
             check_goodbye(way, &closed);
             goodbyes.push((heard, listener.cursor().to_owned()));
         }
-        let rest = String::from_utf8(raw.rest().await).unwrap();
+        let mut rest = String::new();
+        while let Some(chunk) = raw.chunk().await {
+            assert!(chunk.ends_with("\n\n"), "a chunk holds whole events: {chunk}");
+            rest += &chunk;
+        }
+        assert!(raw.is_done().await);
         let last = rest.trim_end_matches('\n').rsplit("\n\n").next().unwrap();
         assert!(rest.ends_with("\n\n") && last.starts_with("retry: "), "{last}");
         within("the drain", drained).await.unwrap().unwrap();
@@ -134,6 +142,119 @@ fn nothing_new_is_taken_in() {
             };
             assert!(if way.is_sse() { retry.is_some() } else { code == Some(1013) });
         }
+    });
+}
+
+/// A browser opens connections before it needs them.
+#[test]
+fn connections_that_say_nothing_do_not_hold_up_a_drain() {
+    run(async {
+        let mut config = config([rule("{*all}", |_| {})]);
+        // Longer than any test waits.
+        config.drain = Duration::from_secs(3600);
+        let mut node = Node::of(config).await;
+        let mut idle = Raw::connect(node.own).await;
+        idle.say(format!("GET /healthz HTTP/1.1\r\nhost: {}\r\n\r\n", node.own)).await;
+        assert_eq!(idle.answer().await.1, "ok");
+        let mut quiet = vec![idle];
+        for said in [
+            "",
+            "G",
+            "PRI",
+            "GET /healthz HTTP/1.1\r\nhost: x\r\n",
+            "PRI * HTTP/2.0\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        ] {
+            quiet.push(Raw::saying(node.own, said).await);
+        }
+        // Connections are accepted in their order, so the others are, too.
+        assert_eq!(http::get(node.own, "/healthz", &[]).await.status, 200);
+        within("the drain", node.drain()).await.unwrap().unwrap();
+        for raw in quiet {
+            // Ends, whatever HTTP/2 says before.
+            raw.rest().await;
+        }
+    });
+}
+
+/// A load balancer asks for `/readyz` from time to time, and sends clients until it has heard.
+#[test]
+fn before_a_drain_everything_goes_on_and_readyz_fails() {
+    run(async {
+        let mut config = config([rule("{*all}", |_| {})]);
+        config.drain_delay = Duration::from_secs(3600);
+        let mut node = Node::of(config).await;
+        let mut before = node.listen(Way::Sse, "a").await;
+        drop(node.drain());
+        within("readyz fails", async {
+            while node.get("/readyz").await.status == 200 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let ready = node.get("/readyz").await;
+        assert_eq!((ready.status, &ready.body[..]), (503, &b"draining\n"[..]));
+        assert_eq!(node.get("/healthz").await.status, 200);
+        assert_eq!(
+            node.post("/publish", &[], r#"{"channel":"a","event":"n","data":1}"#)
+                .await
+                .status,
+            200
+        );
+        assert_eq!(before.number().await, 1);
+        for way in Way::ALL {
+            let mut listener = node.listen(way, "a").await;
+            node.publish("a", 2).await;
+            assert_eq!(listener.number().await, 2);
+        }
+    });
+}
+
+#[test]
+fn a_drain_follows_its_delay() {
+    run(async {
+        let mut config = config([rule("{*all}", |_| {})]);
+        config.drain_delay = Duration::from_millis(50);
+        let mut node = Node::of(config).await;
+        let mut listener = node.listen(Way::Sse, "a").await;
+        let drained = node.drain();
+        check_goodbye(Way::Sse, &listener.next().await);
+        within("the drain", drained).await.unwrap().unwrap();
+    });
+}
+
+/// axum's graceful shutdown waits for its connections, and a listener's does not end by itself.
+#[test]
+fn an_applications_own_server_shuts_down_while_listeners_are_connected() {
+    run(async {
+        let config = config([rule("{*all}", |_| {})]);
+        let airwave = Airwave::from_config(config).build().await.unwrap();
+        let app = axum::Router::new().nest("/realtime", airwave.router());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = axum::serve(listener, app).with_graceful_shutdown({
+            let airwave = airwave.clone();
+            async move {
+                drop(stopped.await);
+                airwave.shutdown().await;
+            }
+        });
+        let server = tokio::spawn(server.into_future());
+        let mut listeners = Vec::new();
+        for way in [Way::SseBehindAxum, Way::WebSocketBehindAxum] {
+            for path in ["/realtime/channels/a", "/realtime/channels/b"] {
+                let mut listener = Listener::connect(address, way, path, &[], None).await.unwrap();
+                listener.subscribed().await;
+                listeners.push((way, listener));
+            }
+        }
+        stop.send(()).unwrap();
+        for (way, listener) in &mut listeners {
+            check_goodbye(*way, &listener.next().await);
+        }
+        within("the server ends", server).await.unwrap().unwrap();
+        assert_eq!(airwave.hub().sessions(), 0);
     });
 }
 

@@ -297,3 +297,187 @@ fn an_application_cannot_publish_half_a_surrogate_pair_either() {
         assert!(Data::json_text(r#""\ud800""#).is_err());
     });
 }
+
+/// RFC 9112, sections 2.2, 3.2 and 6.1.
+#[test]
+fn heads_that_servers_may_understand_differently_are_refused() {
+    run(async {
+        // Not the name of the server is the matter here.
+        let mut config = crate::support::config([rule("{*all}", |_| {})]);
+        config.hosts = vec!["*".into()];
+        let node = Node::of(config).await;
+        let refused = async |address, head: &str, status: u16| {
+            let mut raw = Raw::saying(address, head).await;
+            let (answer, _) = raw.answer().await;
+            // The version is that of the request.
+            assert!(
+                answer.starts_with("HTTP/1.") && answer[8..].starts_with(&format!(" {status} ")),
+                "{head:?}: {answer}"
+            );
+            raw
+        };
+        let path = "/channels/a";
+        for address in [node.own, node.axum] {
+            for hosts in [
+                "",
+                "host: a\r\nhost: a\r\n",
+                "host: a\r\nHost: b\r\n",
+                "host: a b\r\n",
+                "host: a@b\r\n",
+            ] {
+                for accept in ["", "accept: text/event-stream\r\n"] {
+                    refused(address, &format!("GET {path} HTTP/1.1\r\n{hosts}{accept}\r\n"), 400).await;
+                }
+            }
+            refused(address, &format!("GET {path} HTTP/1.0\r\nhost: a\r\nhost: a\r\n\r\n"), 400).await;
+            refused(address, &format!("GET http://a{path} HTTP/1.1\r\n\r\n"), 400).await;
+            let upgrade = handshake(address, path).replace(&format!("host: {address}\r\n"), "");
+            refused(address, &upgrade, 400).await;
+            for good in [
+                format!("GET {path} HTTP/1.1\r\nHOST:a\r\n\r\n"),
+                format!("GET {path} HTTP/1.0\r\n\r\n"),
+                format!("GET {path} HTTP/1.0\r\nhost: a\r\n\r\n"),
+                format!("\r\nGET {path} HTTP/1.1\r\nhost: a\r\n\r\n"),
+            ] {
+                refused(address, &good, 200).await;
+            }
+        }
+        let post = |framing: &str, body: &str| {
+            format!("POST /publish HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n{framing}\r\n\r\n{body}")
+        };
+        let mut raw = refused(node.own, &post("transfer-encoding: gzip, chunked", "0\r\n\r\n"), 501).await;
+        assert!(raw.is_done().await);
+        let get = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
+        let bare = [
+            get.replace("\r\n", "\n"),
+            get.replacen("\r\n", "\n", 1),
+            get.replace("a\r\n\r\n", "a\n\r\n"),
+            get.replace("a\r\n\r\n", "a\r\n\n"),
+            get.replace("host", "x: y\nhost"),
+            get.replace("host: a", "host: a\r\nx: y\n z"),
+            format!("\n{get}"),
+            get.replace(" HTTP/1.1\r\n", " HTTP/1.1\r\naccept: text/event-stream\n"),
+            handshake(node.own, path).replace("\r\nupgrade", "\nupgrade"),
+        ];
+        for head in &bare {
+            refused(node.own, head, 400).await;
+            // Later on a connection as well, and behind bodies in which a line may end as it likes.
+            let body = "{\"channel\":\"b\",\n\"data\":1\n}\n";
+            let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+            for before in [
+                get.clone(),
+                post(&format!("content-length: {}", body.len()), body),
+                post("transfer-encoding: chunked", &chunked),
+            ] {
+                let mut raw = refused(node.own, &before, 200).await;
+                raw.say(head).await;
+                let (answer, _) = raw.answer().await;
+                assert!(answer.starts_with("HTTP/1.1 400 "), "{before:?} {head:?}: {answer}");
+                if before.starts_with("GET") || before.contains("content-length") {
+                    let mut raw = refused(node.own, &format!("{before}{head}"), 200).await;
+                    let (answer, _) = raw.answer().await;
+                    assert!(answer.starts_with("HTTP/1.1 400 "), "together: {before:?} {head:?}: {answer}");
+                }
+            }
+        }
+        assert_eq!(node.airwave.hub().sessions(), 0);
+        // What is whole goes on: pipelined, byte by byte, and before another protocol.
+        let body = "{\"channel\":\"b\",\n\"data\":1\n}\n";
+        let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+        let requests = [
+            post(&format!("content-length: {}", body.len()), body),
+            get.clone(),
+            post("transfer-encoding: chunked", &chunked),
+            get.clone(),
+            get.replace("host: a", "host: a\r\nupgrade: h2c\r\nconnection: upgrade"),
+            get.clone(),
+        ];
+        let mut raw = Raw::saying(node.own, requests.concat()).await;
+        for request in &requests {
+            let (answer, _) = raw.answer().await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{request:?}: {answer}");
+        }
+        let mut raw = Raw::connect(node.own).await;
+        for byte in requests.concat().bytes() {
+            raw.say([byte]).await;
+        }
+        for request in &requests {
+            let (answer, _) = raw.answer().await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{request:?}: {answer}");
+        }
+        let early = [
+            handshake(node.own, path).as_bytes(),
+            &frame(0x81, b"{\"type\":\"ping\",\n\n\"id\":10}\n"),
+        ]
+        .concat();
+        let mut raw = Raw::saying(node.own, early).await;
+        assert!(raw.head().await.starts_with("HTTP/1.1 101 "));
+        // In either order.
+        let mut frames = [raw.frame().await.unwrap().text(), raw.frame().await.unwrap().text()];
+        frames.sort_unstable_by_key(|frame| !frame.contains("pong"));
+        assert_eq!(frames[0], r#"{"type":"pong","id":10}"#);
+        assert!(frames[1].contains("subscribed"), "{frames:?}");
+    });
+}
+
+/// A browser's EventSource comes back with the same URL and one more header. A 431 is final for it.
+#[test]
+fn a_stream_of_many_channels_can_come_back_or_is_refused_at_once() {
+    run(async {
+        let mut config = crate::support::config([rule("{*all}", |_| {})]);
+        config.limits.channels_per_connection = 1000;
+        let node = Node::of(config).await;
+        let (mut came_back, mut refused) = (0, 0);
+        for (count, length) in [
+            (2, 9),
+            (100, 9),
+            (100, 80),
+            (100, 140),
+            (300, 9),
+            (500, 9),
+            (600, 20),
+            (700, 9),
+        ] {
+            let names: Vec<String> = (0..count).map(|n| format!("{:0>length$}", format!("c{n}"))).collect();
+            let path = format!("/events?channel={}", names.join("&channel="));
+            for way in [Way::Sse, Way::SseBehindAxum, Way::SseOverHttp2] {
+                let mut listener = match node.try_open(way, &path, &[]).await {
+                    Ok(listener) => listener,
+                    Err(answer) if answer.status == 400 => {
+                        assert_eq!(answer.error(), "bad-request");
+                        assert!(answer.json()["error"]["message"].as_str().unwrap().contains("fewer channels"));
+                        refused += 1;
+                        continue;
+                    }
+                    // The request itself is too large.
+                    Err(answer) => {
+                        assert_eq!(answer.status, 431, "{way:?} {count} {length}");
+                        continue;
+                    }
+                };
+                for _ in &names {
+                    listener.subscribed().await;
+                }
+                // Every channel at a place of its own.
+                for name in &names {
+                    node.publish(name, 1).await;
+                    listener.event().await;
+                }
+                let cursor = listener.cursor().to_owned();
+                drop(listener);
+                node.publish(&names[1], 2).await;
+                let mut again = node.try_open(way, &path, &[("last-event-id", &cursor)]).await.unwrap();
+                for _ in &names {
+                    assert!(again.subscribed().await.resumed, "{way:?} {count} {length}");
+                }
+                let missed = again.event().await;
+                assert_eq!((missed.channel.as_str(), missed.number()), (names[1].as_str(), 2));
+                came_back += 1;
+            }
+        }
+        assert!(
+            came_back >= 12 && refused >= 3,
+            "{came_back} came back, {refused} were refused"
+        );
+    });
+}

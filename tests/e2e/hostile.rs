@@ -548,7 +548,7 @@ fn a_connection_may_wait_longer_for_its_next_request_than_for_a_head() {
     });
 }
 
-async fn over_http2(
+pub async fn over_http2(
     address: SocketAddr,
 ) -> (
     hyper::client::conn::http2::SendRequest<http_body_util::Empty<bytes::Bytes>>,
@@ -560,7 +560,7 @@ async fn over_http2(
     (sender, tokio::spawn(connection))
 }
 
-fn get_over_http2(address: SocketAddr, path: &str) -> ::http::Request<http_body_util::Empty<bytes::Bytes>> {
+pub fn get_over_http2(address: SocketAddr, path: &str) -> ::http::Request<http_body_util::Empty<bytes::Bytes>> {
     let request = ::http::Request::get(format!("http://{address}{path}")).header("accept", "text/event-stream");
     request.body(http_body_util::Empty::new()).unwrap()
 }

@@ -74,6 +74,39 @@ fn an_sse_stream_byte_by_byte() {
     });
 }
 
+/// Some clients read a body that ends with its connection in lumps of a fixed size, so over
+/// HTTP/1.1 a stream comes in chunks: whole events in each.
+#[test]
+fn a_stream_comes_in_chunks_of_whole_events() {
+    run(async {
+        let mut config = config([rule("{*all}", |_| {})]);
+        config.limits.message_bytes = 1 << 20;
+        let node = Node::of(config).await;
+        for address in [node.own, node.axum] {
+            let channel = format!("a/{}", address.port());
+            let request = format!("GET /channels/{channel} HTTP/1.1\r\nhost: {address}\r\naccept: text/event-stream\r\n\r\n");
+            let mut raw = Raw::saying(address, request).await;
+            let head = raw.head().await;
+            assert_eq!(head.matches("transfer-encoding: chunked\r\n").count(), 1, "{head}");
+            assert!(!head.contains("content-length"), "{head}");
+            assert!(raw.chunk().await.unwrap().contains("event: airwave.subscribed\n"));
+            for size in [1, 10, 200, 3000, 5000, 70_000, 1_000_000] {
+                let text = "x".repeat(size);
+                let position = node.channel(&channel).publish("n", &text).await.unwrap().position;
+                let event = format!("id: {position}\nevent: n\ndata: \"{text}\"\n\n");
+                let mut read = String::new();
+                while read.len() < event.len() {
+                    read += &raw.chunk().await.unwrap();
+                }
+                assert!(read == event, "an event of {size} bytes");
+            }
+            node.channel(&channel).end().await.unwrap();
+            assert!(raw.chunk().await.unwrap().contains("event: airwave.end\n"));
+            assert_eq!(raw.chunk().await, None, "the last chunk says that nothing was cut off");
+        }
+    });
+}
+
 /// A WebSocket is pinged even while events go out, and whoever does not answer is not there.
 #[test]
 fn who_does_not_answer_is_closed_and_who_does_is_not() {

@@ -12,6 +12,7 @@
 
 pub mod accept;
 pub mod envelope;
+mod heads;
 pub mod http;
 mod pages;
 pub mod request;

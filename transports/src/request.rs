@@ -239,6 +239,41 @@ impl Origins {
     }
 }
 
+/// How large the head of a request may be on Airwave's own server.
+pub const MAX_HEAD: usize = 16 << 10;
+/// How long a line of it may be for the proxies that it comes through: nginx takes 8 KiB.
+const MAX_LINE: usize = 8 << 10;
+/// How many headers it may have.
+const MAX_HEADERS: usize = 100;
+/// What a proxy on another way may add.
+const SPARE: usize = 256;
+
+/// Checks that the request still fits where a client that comes back sends it with a
+/// `Last-Event-ID` of `cursor` bytes. A browser's `EventSource` does so, and a 431 is final for it.
+///
+/// # Errors
+/// `bad-request`.
+pub fn check_can_come_back(parts: &Parts, cursor: usize) -> Result<(), Refusal> {
+    let header = |name: usize, value: usize| name + value + if parts.version > Version::HTTP_11 { 32 } else { 4 };
+    let with_it: usize = parts
+        .headers
+        .iter()
+        .filter(|(name, _)| *name != "last-event-id")
+        .map(|(name, value)| header(name.as_str().len(), value.len()))
+        .sum();
+    let line = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |uri| &uri.0);
+    let line = line.path_and_query().map_or(0, |target| target.as_str().len());
+    let head = line + 32 + with_it + header("last-event-id".len(), cursor);
+    let headers = 1 + parts.headers.len();
+    if head + SPARE > MAX_HEAD || cursor + SPARE > MAX_LINE || headers > MAX_HEADERS {
+        return Err(Refusal::bad_request(format!(
+            "this stream could not come back: with the cursor of its channels a request would have {head} bytes of head and {headers} headers; \
+             at most {MAX_HEAD} and {MAX_HEADERS} are taken, and a cursor of {MAX_LINE}: name fewer channels, open several streams, or use '/socket'"
+        )));
+    }
+    Ok(())
+}
+
 /// The request as a handler sees it.
 pub fn connect_request(parts: &Parts, transport: TransportName) -> ConnectRequest {
     let mut headers: Vec<(String, String)> = parts

@@ -20,12 +20,17 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::heads::HeadGate;
+pub use crate::heads::News;
+
 /// What hyper's use of a socket shows from outside.
 #[derive(Debug, Default)]
 pub struct Usage {
     blocked: AtomicBool,
     read: AtomicU64,
     written: AtomicU64,
+    /// [`News`] for the gate, as a number; zero: none.
+    news: AtomicU64,
 }
 
 impl Usage {
@@ -33,6 +38,11 @@ impl Usage {
     /// be taken back.
     pub fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
+    }
+
+    /// Tells what hyper has found out about a request. To be called before hyper reads on.
+    pub fn tell(&self, news: News) {
+        self.news.store(news.encode(), Ordering::Relaxed);
     }
 
     /// How many bytes were read.
@@ -96,20 +106,45 @@ impl FirstBytes {
 pub struct Io {
     stream: TcpStream,
     first: FirstBytes,
+    /// What was read and has to wait until hyper has understood what came before it.
+    held: Bytes,
+    gate: HeadGate,
     usage: Arc<Usage>,
 }
 
 impl Io {
-    /// Puts a socket under hyper, which reads `first` before anything else. `usage` then tells what
-    /// hyper does with it.
-    pub fn new(stream: TcpStream, first: FirstBytes, usage: Arc<Usage>) -> Self {
-        usage.count_read(first.as_slice().len());
-        Self { stream, first, usage }
+    /// Puts a socket under hyper's HTTP/1, which reads `first` before anything else. `usage` then
+    /// tells what hyper does with it.
+    ///
+    /// A line of a head that ends with a bare LF is handed on so that hyper refuses it. For that
+    /// the server tells what hyper has found out about each request ([`Usage::tell`]).
+    pub fn http1(stream: TcpStream, first: FirstBytes, usage: Arc<Usage>) -> Self {
+        Self::new(stream, first, HeadGate::new(), usage)
     }
 
-    /// The socket, and what of its first bytes hyper has not read.
-    pub fn into_parts(self) -> (TcpStream, FirstBytes) {
-        (self.stream, self.first)
+    /// Puts a socket under hyper's HTTP/2, which reads `first` before anything else.
+    pub fn http2(stream: TcpStream, first: FirstBytes) -> Self {
+        Self::new(stream, first, HeadGate::off(), Arc::default())
+    }
+
+    fn new(stream: TcpStream, first: FirstBytes, gate: HeadGate, usage: Arc<Usage>) -> Self {
+        usage.count_read(first.as_slice().len());
+        Self {
+            stream,
+            first,
+            held: Bytes::new(),
+            gate,
+            usage,
+        }
+    }
+
+    /// The socket, and what was read from it and hyper has not seen.
+    pub fn into_parts(self) -> (TcpStream, Bytes) {
+        let unseen = match self.first.as_slice() {
+            [] => self.held,
+            first => [first, &self.held[..]].concat().into(),
+        };
+        (self.stream, unseen)
     }
 
     fn note(&mut self, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -132,6 +167,9 @@ pub struct Taken {
     pub read: Bytes,
     /// The response's head, which is written first.
     pub head: Bytes,
+    /// Whether the head says that the body comes in chunks (RFC 9112, section 7.1). A body that
+    /// ends with its connection is read in lumps by some clients.
+    pub chunked: bool,
     /// Kept until the conversation is over: how its server knows of it, and its place among the connections.
     pub keep: Box<dyn Any + Send>,
 }
@@ -177,19 +215,44 @@ impl Handover {
 impl rt::Read for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         // hyper hands out memory that is not initialised. Reading by way of a small buffer of our own costs a copy of each request's head, and no `unsafe`.
+        let this = &mut *self;
         let mut piece = [0u8; 4096];
         let want = buf.remaining().min(piece.len());
-        let first = self.first.as_slice();
+        let news = this.usage.news.load(Ordering::Relaxed);
+        if let Some(news) = News::decode(news) {
+            this.usage.news.store(0, Ordering::Relaxed);
+            this.gate.hear(news);
+        }
+        if let Some(end) = this.gate.end_of_refused() {
+            buf.put_slice(&end[..end.len().min(want)]);
+            return Poll::Ready(Ok(()));
+        }
+        let first = this.first.as_slice();
         if !first.is_empty() {
             let count = first.len().min(want);
-            buf.put_slice(&first[..count]);
-            self.first.from += count as u8;
+            piece[..count].copy_from_slice(&first[..count]);
+            let count = this.gate.pass(&mut piece[..count]);
+            buf.put_slice(&piece[..count]);
+            this.first.from += count as u8;
+            return Poll::Ready(Ok(()));
+        }
+        if !this.held.is_empty() {
+            let count = this.held.len().min(want);
+            piece[..count].copy_from_slice(&this.held[..count]);
+            let count = this.gate.pass(&mut piece[..count]);
+            buf.put_slice(&piece[..count]);
+            this.held.advance(count);
             return Poll::Ready(Ok(()));
         }
         let mut read = ReadBuf::new(&mut piece[..want]);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
-        buf.put_slice(read.filled());
-        self.usage.count_read(read.filled().len());
+        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+        let count = read.filled().len();
+        this.usage.count_read(count);
+        let passed = this.gate.pass(&mut piece[..count]);
+        buf.put_slice(&piece[..passed]);
+        if passed < count {
+            this.held = Bytes::copy_from_slice(&piece[passed..count]);
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -224,16 +287,31 @@ pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin {
     fn send_now(&self, _bytes: &[u8]) -> Option<io::Result<usize>> {
         None
     }
+
+    /// The same with several pieces.
+    fn send_all_now(&self, _pieces: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        None
+    }
 }
 
 impl Socket for TcpStream {
     // What the runtime knows of a socket stands in one more place in memory, and nearly always it says that the socket may be written.
     #[cfg(target_os = "linux")]
     fn send_now(&self, bytes: &[u8]) -> Option<io::Result<usize>> {
-        match socket2::SockRef::from(self).send_with_flags(bytes, libc::MSG_NOSIGNAL) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
-            result => Some(result),
-        }
+        unless_blocked(socket2::SockRef::from(self).send_with_flags(bytes, libc::MSG_NOSIGNAL))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn send_all_now(&self, pieces: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        unless_blocked(socket2::SockRef::from(self).send_vectored_with_flags(pieces, libc::MSG_NOSIGNAL))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn unless_blocked(result: io::Result<usize>) -> Option<io::Result<usize>> {
+    match result {
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
+        result => Some(result),
     }
 }
 
@@ -246,6 +324,32 @@ thread_local! {
 
 /// So much room is kept for the next.
 const ROOM_KEPT: usize = 64;
+
+/// The heads of the chunks that most events fit in, so that an event allocates nothing: three hex
+/// digits, of which the first may be left out, and a line break.
+static CHUNK_HEADS: [[u8; 5]; 4096] = {
+    let digits = b"0123456789abcdef";
+    let mut heads = [*b"000\r\n"; 4096];
+    let mut length = 0;
+    while length < heads.len() {
+        heads[length][0] = digits[length >> 8];
+        heads[length][1] = digits[length >> 4 & 15];
+        heads[length][2] = digits[length & 15];
+        length += 1;
+    }
+    heads
+};
+
+fn chunk_head(length: usize) -> Bytes {
+    match CHUNK_HEADS.get(length) {
+        Some(head) => Bytes::from_static(match length {
+            0..=0xf => &head[2..],
+            0x10..=0xff => &head[1..],
+            _ => head,
+        }),
+        None => Bytes::from(format!("{length:x}\r\n")),
+    }
+}
 
 /// Bytes on their way to one socket: shared pieces, and how much of the first is written.
 #[derive(Default)]
@@ -283,6 +387,21 @@ impl Outgoing {
         }
     }
 
+    /// Makes one chunk of all pieces (RFC 9112, section 7.1). They are not copied.
+    pub(crate) fn make_chunk(&mut self) {
+        let length = self.pieces.iter().map(Bytes::len).sum();
+        // A chunk without bytes would end the body.
+        if length > 0 {
+            self.pieces.insert(0, chunk_head(length));
+            self.pieces.push(Bytes::from_static(b"\r\n"));
+        }
+    }
+
+    /// Ends a body that comes in chunks.
+    pub(crate) fn push_last_chunk(&mut self) {
+        self.pieces.push(Bytes::from_static(b"0\r\n\r\n"));
+    }
+
     /// Writes all pieces. While the socket takes nothing, the session knows, and may say that it has waited long enough.
     pub(crate) fn poll_write<S: Socket>(&mut self, socket: &mut S, session: &mut Session, cx: &mut Context<'_>) -> Poll<Written> {
         while !self.pieces.is_empty() {
@@ -291,6 +410,15 @@ impl Outgoing {
                     Some(result) => Poll::Ready(result),
                     None => Pin::new(&mut *socket).poll_write(cx, only),
                 },
+                // One event as a chunk.
+                [head, event, end] => {
+                    let slices = [IoSlice::new(head), IoSlice::new(event), IoSlice::new(end)];
+                    let direct = std::mem::take(&mut self.direct);
+                    match direct.then(|| socket.send_all_now(&slices)).flatten() {
+                        Some(result) => Poll::Ready(result),
+                        None => Pin::new(&mut *socket).poll_write_vectored(cx, &slices),
+                    }
+                }
                 several => {
                     let mut slices = [IoSlice::new(&[]); 16];
                     let count = several.len().min(slices.len());
@@ -385,6 +513,22 @@ mod tests {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    #[test]
+    fn a_chunk_names_its_length_in_hexadecimal() {
+        for length in (1..5000).chain([65_536, 1 << 20]) {
+            assert_eq!(chunk_head(length), format!("{length:x}\r\n"));
+        }
+        let mut out = Outgoing::default();
+        out.make_chunk();
+        assert!(out.pieces.is_empty(), "nothing is no chunk: it would end the body");
+        out.pieces
+            .extend([Bytes::from_static(b"data: 1\n\n"), Bytes::from_static(b":\n\n")]);
+        out.make_chunk();
+        assert_eq!(out.pieces.concat(), b"c\r\ndata: 1\n\n:\n\n\r\n");
+        out.push_last_chunk();
+        assert!(out.pieces.concat().ends_with(b"\n\n\r\n0\r\n\r\n"));
     }
 
     /// A client that sends one byte and waits costs nothing while it waits.

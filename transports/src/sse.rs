@@ -27,8 +27,8 @@ use http::{Method, StatusCode};
 use crate::accept::prefers_stream;
 use crate::envelope::{envelope, member_json, members_fields};
 use crate::request::{
-    check_query, connect_request, header_text, path_as_seen, query_value, query_values, refusal_response, wants_presence,
-    wants_visible_heartbeat,
+    check_can_come_back, check_query, connect_request, header_text, path_as_seen, query_value, query_values, refusal_response,
+    wants_presence, wants_visible_heartbeat,
 };
 use crate::socket::{Handover, Outgoing, Socket, Taken, Written, poll_gone_or_loud, spawn};
 use crate::{ChannelRequest, Transport};
@@ -168,6 +168,15 @@ fn all_after(channels: &mut [(ChannelName, After)], text: &str) {
     }
 }
 
+/// How many bytes the cursor of a stream of so many channels has at most, as text: of one channel a
+/// decimal number, of several six bytes of hash and eight of position each, in base64.
+fn most_cursor_bytes(channels: usize) -> usize {
+    match channels {
+        0 | 1 => 24,
+        several => (1 + several * 14).div_ceil(3) * 4,
+    }
+}
+
 /// Admits the listener to all channels, then answers with the stream.
 async fn serve(
     hub: &Hub,
@@ -176,6 +185,7 @@ async fn serve(
     body: Body,
     channels: Vec<(ChannelName, After)>,
 ) -> Result<Response, Refusal> {
+    check_can_come_back(parts, most_cursor_bytes(channels.len()))?;
     let visible = wants_visible_heartbeat(parts)?;
     let connection = hub.connect(connect_request(parts, TransportName::SSE), true)?;
     let mut session = Session::new(connection, wire).ends_with_channels().visible_heartbeat(visible);
@@ -208,8 +218,15 @@ async fn serve(
         });
         response.extensions_mut().insert(Handover::new(move || {
             let session = unclaimed.take()?;
-            Some(Box::new(move |Taken { stream, head, keep, .. }| {
-                spawn(SocketStream::new(session, stream, head), keep);
+            Some(Box::new(move |taken| {
+                let Taken {
+                    stream,
+                    head,
+                    chunked,
+                    keep,
+                    ..
+                } = taken;
+                spawn(SocketStream::new(session, stream, head, chunked), keep);
             }))
         }));
     }
@@ -350,6 +367,8 @@ fn joined(mut pieces: Vec<Bytes>) -> Option<Bytes> {
 struct SocketStream<S> {
     out: Outgoing,
     closing: bool,
+    /// Each turn is a chunk of the body.
+    chunked: bool,
     /// How many bytes the client may still send, although nothing asks for them.
     room: u16,
     socket: S,
@@ -358,7 +377,7 @@ struct SocketStream<S> {
 
 impl<S: Socket> SocketStream<S> {
     /// `head`: the response's head, and whatever else stands before the stream.
-    fn new(session: Session, socket: S, head: Bytes) -> Self {
+    fn new(session: Session, socket: S, head: Bytes, chunked: bool) -> Self {
         let mut out = Outgoing::default();
         out.pieces.push(head);
         Self {
@@ -366,6 +385,7 @@ impl<S: Socket> SocketStream<S> {
             socket,
             out,
             closing: false,
+            chunked,
             room: MOST_SENT as u16,
         }
     }
@@ -390,6 +410,12 @@ impl<S: Socket> SocketStream<S> {
                 Turn::Frames => {}
                 Turn::Closed(CloseReason::Stalled) => return Poll::Ready(()),
                 Turn::Closed(_) => self.closing = true,
+            }
+            if self.chunked {
+                self.out.make_chunk();
+                if self.closing {
+                    self.out.push_last_chunk();
+                }
             }
         }
     }

@@ -222,6 +222,7 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
                 read,
                 head,
                 keep,
+                ..
             } = taken;
             match begun.conversation(stream, read, head) {
                 Ok(conversation) => spawn(conversation, keep),

@@ -103,6 +103,20 @@ impl Raw {
         self.through("\r\n\r\n").await
     }
 
+    /// The next chunk of a body that comes in chunks (RFC 9112, section 7.1); `None`: it has ended.
+    pub async fn chunk(&mut self) -> Option<String> {
+        let length = self.through("\r\n").await;
+        let length = usize::from_str_radix(length.trim_end(), 16).unwrap_or_else(|_| panic!("no length of a chunk: {length:?}"));
+        while self.read.len() < length + 2 {
+            assert!(self.more().await, "the connection ended within a chunk");
+        }
+        let rest = self.read.split_off(length + 2);
+        let mut chunk = String::from_utf8(std::mem::replace(&mut self.read, rest)).unwrap();
+        assert!(chunk.ends_with("\r\n"), "{chunk:?}");
+        chunk.truncate(length);
+        (length > 0).then_some(chunk)
+    }
+
     /// The head of an answer, and its body by its `content-length`.
     pub async fn answer(&mut self) -> (String, String) {
         let head = self.head().await;
