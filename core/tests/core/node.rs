@@ -540,7 +540,7 @@ async fn a_flood_of_large_events_to_new_channels_stays_within_the_memory_of_the_
             assert!(most <= bound, "{most} of {bound} bytes: {replay:?}, {listens}");
             assert!(most > bound / 2, "the bound is used: {most}");
             // What has left the rings is read from the broker, and a fresh listener gets the last.
-            for (listener, channel) in &mut listeners[..5] {
+            for (listener, channel) in listeners.iter_mut().take(5) {
                 let head = backbone.say_keyed(channel, "k", "more");
                 assert_eq!(listener.line().await.text(), "more");
                 let mut again = Listener::at(&hub, &wire, channel, after(head)).await;
