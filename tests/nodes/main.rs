@@ -15,6 +15,9 @@ mod files;
 /// A broker that does not answer.
 mod ready;
 
+/// A node that is asked to end while its broker hangs.
+mod ending;
+
 /// Nothing is well: a short run of the chaos that `cargo run -p airwave-bench -- chaos` goes on with.
 mod chaos;
 
