@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::broker::{PageLimit, Replay};
 use crate::channel::Channel;
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, StreamCursor};
 use crate::event::{ChannelName, Position};
 use crate::feeder::{Feeder, lost_reason};
 use crate::handler::{Client, Handler, LeaveReason};
@@ -64,7 +64,10 @@ impl After {
         if cursor.is_one() {
             return After::Unreadable;
         }
-        cursor.position(channel).map_or(After::Nothing, After::Position)
+        match cursor.find(channel) {
+            Ok(position) => position.map_or(After::Nothing, After::Position),
+            Err(_) => After::Unreadable,
+        }
     }
 }
 
@@ -120,8 +123,8 @@ pub struct Session {
     /// Most listen to one channel: it stands here, and not elsewhere in memory.
     subscriptions: SmallVec<[Subscription; 1]>,
     stamp: Option<Stamp>,
-    /// For formats with a stamp: the channels' positions in the order in which they were added.
-    cursor: Vec<(ChannelName, Position)>,
+    /// For formats with a stamp: the channels' positions.
+    cursor: Option<Box<StreamCursor>>,
     key: u64,
     connection: Arc<Connection>,
 }
@@ -167,7 +170,7 @@ struct Subscription {
     /// The listener comes from a node that was ahead: it waits until this one has its position, too.
     ahead: bool,
     ended: bool,
-    /// Index into [`Session::cursor`].
+    /// Index into [`Session::cursor`], as [`StreamCursor::set`] gave it.
     stamp_index: usize,
     goodbye: Option<Box<Goodbye>>,
 }
@@ -412,7 +415,7 @@ impl Session {
             ends_with_channels: false,
             visible_heartbeat: false,
             drained: false,
-            cursor: Vec::new(),
+            cursor: None,
             key,
             connection,
         }
@@ -477,16 +480,7 @@ impl Session {
         if self.stamp.is_none() {
             return 0;
         }
-        match self.cursor.iter().position(|(known, _)| known == name) {
-            Some(index) => {
-                self.cursor[index].1 = position;
-                index
-            }
-            None => {
-                self.cursor.push((name.clone(), position));
-                self.cursor.len() - 1
-            }
-        }
+        self.cursor.get_or_insert_default().set(name, position)
     }
 
     /// Begins to deliver a channel, after its confirmation. `id`: the client's number of the command.
@@ -651,8 +645,7 @@ impl Session {
     }
 
     fn stamp_cursor(&self) -> Option<Cursor> {
-        self.stamp
-            .map(|_| Cursor::many(self.cursor.iter().map(|(name, position)| (name, *position))))
+        self.cursor.as_ref().map(|cursor| cursor.snapshot())
     }
 
     /// [`Session::poll_turn`] as a future.
@@ -744,7 +737,7 @@ impl Session {
             let mut reading = Reading {
                 slot: &self.slot,
                 stamp: self.stamp,
-                cursor: &mut self.cursor,
+                cursor: self.cursor.as_deref_mut(),
                 hub: &self.hub,
                 sample: self.reads.is_multiple_of(SAMPLE),
                 out,
@@ -801,7 +794,7 @@ impl Drop for Session {
 struct Reading<'a> {
     slot: &'a WireSlot,
     stamp: Option<Stamp>,
-    cursor: &'a mut Vec<(ChannelName, Position)>,
+    cursor: Option<&'a mut StreamCursor>,
     hub: &'a Hub,
     sample: bool,
     out: &'a mut Vec<Bytes>,
@@ -920,30 +913,29 @@ impl Subscription {
                 }
             }
             events += 1;
-            let Some(stamp) = reading.stamp else {
+            let (Some(stamp), Some(stream)) = (reading.stamp, &mut reading.cursor) else {
                 joined.extend_from_slice(entry.bytes(&log.name, reading.slot));
                 continue;
             };
-            reading.cursor[self.stamp_index].1 = self.cursor;
-            let cursor = Cursor::many(reading.cursor.iter().map(|(name, position)| (name, *position)));
+            stream.advance(self.stamp_index, self.cursor);
             match &entry.item {
                 Item::Event(event) if event.is_end() => {
                     let notice = Notice::End {
                         channel: &log.name,
                         cursor: event.position,
-                        stamp: Some(&cursor),
+                        stamp: Some(&stream.snapshot()),
                     };
                     joined.extend_from_slice(&reading.slot.wire.notice(&notice));
                 }
                 Item::Event(_) => {
                     joined.extend_from_slice(entry.bytes(&log.name, reading.slot));
-                    stamp(&cursor, &mut joined);
+                    stamp(&**stream, &mut joined);
                 }
                 Item::Gap { gap, .. } => {
                     let notice = Notice::Gap {
                         channel: &log.name,
                         gap,
-                        stamp: Some(&cursor),
+                        stamp: Some(&stream.snapshot()),
                     };
                     joined.extend_from_slice(&reading.slot.wire.notice(&notice));
                 }

@@ -168,15 +168,6 @@ fn all_after(channels: &mut [(ChannelName, After)], text: &str) {
     }
 }
 
-/// How many bytes the cursor of a stream of so many channels has at most, as text: of one channel a
-/// decimal number, of several six bytes of hash and eight of position each, in base64.
-fn most_cursor_bytes(channels: usize) -> usize {
-    match channels {
-        0 | 1 => 24,
-        several => (1 + several * 14).div_ceil(3) * 4,
-    }
-}
-
 /// Admits the listener to all channels, then answers with the stream.
 async fn serve(
     hub: &Hub,
@@ -185,7 +176,7 @@ async fn serve(
     body: Body,
     channels: Vec<(ChannelName, After)>,
 ) -> Result<Response, Refusal> {
-    check_can_come_back(parts, most_cursor_bytes(channels.len()))?;
+    check_can_come_back(parts, Cursor::most_bytes(channels.len()))?;
     let visible = wants_visible_heartbeat(parts)?;
     let connection = hub.connect(connect_request(parts, TransportName::SSE), true)?;
     let mut session = Session::new(connection, wire).ends_with_channels().visible_heartbeat(visible);
