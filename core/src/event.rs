@@ -365,6 +365,15 @@ impl fmt::Debug for Data {
     }
 }
 
+/// Text as a JSON string on one line, without raw controls or separators.
+pub fn quoted(text: &str) -> String {
+    match Data::json(text) {
+        Ok(Data::Json(json)) => json.as_str().to_owned(),
+        // A string can always be written as JSON.
+        _ => "\"\"".to_owned(),
+    }
+}
+
 /// Puts valid JSON on one line, and escapes what could be mistaken for a line break or a control by a reader.
 ///
 /// In valid JSON raw C0 controls stand only between tokens, and everything beyond ASCII only inside strings. So the first become

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::sync::Arc;
 
-use crate::event::Invalid;
+use crate::event::{Invalid, quoted};
 
 /// Why something was refused. The text of a code, its HTTP status and its WebSocket close code are part of the protocol
 /// (docs/protocol.md, section 3).
@@ -231,10 +231,6 @@ impl Refusal {
     }
 }
 
-fn quoted(text: &str) -> serde_json::Value {
-    serde_json::Value::from(text)
-}
-
 impl From<Box<dyn Error + Send + Sync>> for Refusal {
     fn from(error: Box<dyn Error + Send + Sync>) -> Self {
         Self::from_error(error)
@@ -280,6 +276,14 @@ mod tests {
             );
             assert_eq!(refusal.take_cause(), None);
         }
+    }
+
+    #[test]
+    fn what_a_client_is_told_is_one_line() {
+        let fields = Refusal::forbidden("a\r\nb\u{85}c\u{2028}d\u{7f}").json_fields(None);
+        assert!(fields.is_ascii() && !fields.contains(char::is_control), "{fields:?}");
+        let told: serde_json::Value = serde_json::from_str(&format!("{{{fields}}}")).unwrap();
+        assert_eq!(told["message"], "a\r\nb\u{85}c\u{2028}d\u{7f}");
     }
 
     #[test]

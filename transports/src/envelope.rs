@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use airwave_core::event::IdempotencyKey;
+use airwave_core::event::{IdempotencyKey, quoted};
 use airwave_core::{ChannelName, Code, Data, Event, EventName, Key, Member, Message, Refusal};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -48,15 +48,6 @@ pub fn envelope(channel: &ChannelName, event: &Event) -> String {
     }
     json.push('}');
     json
-}
-
-/// Text as a JSON string on one line, without raw controls or separators.
-pub fn quoted(text: &str) -> String {
-    match Data::json(text) {
-        Ok(Data::Json(json)) => json.as_str().to_owned(),
-        // A string can always be written as JSON.
-        _ => "\"\"".to_owned(),
-    }
 }
 
 /// A member of a channel as one JSON object.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use airwave_core::event::IdempotencyKey;
+use airwave_core::event::{IdempotencyKey, quoted};
 use airwave_core::metrics::TextFormat;
 use airwave_core::rule::TransportName;
 use airwave_core::warnings::Warning;
@@ -23,7 +23,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
 
 use crate::accept;
-use crate::envelope::{self, Publication, envelope, quoted};
+use crate::envelope::{self, Publication, envelope};
 use crate::pages::{self, PAGE_BYTES, Pages};
 use crate::request::{
     Options, Publishers, check_query, connect_request, header_text, is_local, json_response, only, path_as_seen, peer,

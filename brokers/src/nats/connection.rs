@@ -519,13 +519,15 @@ impl Connection {
             }
             Ok(())
         };
-        match (ready.await, complaints.try_recv()) {
+        let outcome = ready.await;
+        let needed = std::iter::from_fn(|| complaints.try_recv().ok()).find(|text| !text.contains(SERVER_TIME));
+        match (outcome, needed) {
             (Ok(()), _) => Ok(link),
             // Whatever came of it.
-            (Err(_), Ok(text)) => Err(self.unusable(format!(
+            (Err(_), Some(text)) => Err(self.unusable(format!(
                 "it forbids this user what Airwave does ({text}); allow that, and all else that docs/deploying.md lists under Permissions"
             ))),
-            (Err(error), Err(_)) => Err(error),
+            (Err(error), None) => Err(error),
         }
     }
 
@@ -1069,13 +1071,16 @@ fn grown(config: &Value, wanted: &Value, kept: Option<String>) -> Option<Value> 
     (changed != *config).then_some(changed)
 }
 
+/// Asks for the server's time. A node does without where this is forbidden.
+const SERVER_TIME: &str = "$SYS.REQ.USER.INFO";
+
 /// The server's time, so that what one node makes begins above all that another one made before. A
 /// node's own clock may be minutes behind that of the node whose stream was lost. `None`: this user
 /// may not ask.
 async fn server_time(link: &Link) -> Option<u64> {
     // Not to be answered is no sign of a dead connection here.
     let gone = Dead::default();
-    let asked = link.ask_of(&gone, "$SYS.REQ.USER.INFO".into(), None, Bytes::new());
+    let asked = link.ask_of(&gone, SERVER_TIME.into(), None, Bytes::new());
     let answer: Value = serde_json::from_slice(&asked.await.ok()?.payload).ok()?;
     time_of(answer["server"]["time"].as_str()?)
 }
