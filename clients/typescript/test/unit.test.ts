@@ -107,6 +107,7 @@ describe("the line", () => {
     await counted();
     expect(warned).not.toHaveBeenCalled();
     open(2);
+    await vi.waitFor(() => expect(warned).toHaveBeenCalled(), 30_000);
     await counted();
     expect(warned).toHaveBeenCalledTimes(1);
     expect(warned.mock.calls[0]![0]).toMatch(/streams to server\.example .*share: true/);
