@@ -17,7 +17,7 @@ set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 ci_gates=(fmt clippy boundaries doc test outside brokers loom first-minutes browser client bundlers)
-deep_gates=(chaos matrix simulation model fuzz firefox more-bundlers cost)
+deep_gates=(chaos matrix simulation model figures fuzz firefox more-bundlers cost)
 tier=ci
 chosen=()
 case ${1:-} in
@@ -162,6 +162,9 @@ if is_chosen test || is_chosen browser || is_chosen client || is_chosen chaos ||
 fi
 if is_chosen test; then
   needs+=(nats_server nats_server_2_10 nats_server_2_9 promtool)
+fi
+if is_chosen figures; then
+  needs+=(nats_server nats_server_2_10)
 fi
 if is_chosen chaos || is_chosen matrix; then
   # A C compiler makes what skews clocks.
@@ -325,6 +328,9 @@ if [[ -n $prepared ]]; then
 
   # Tests that are marked as too long for CI.
   gate model 900 scripts/nonempty.sh cargo test --locked -p airwave-core --test core -- --ignored
+  # They measure for minutes and fail on a loss that is not told.
+  gate figures 900 scripts/nonempty.sh \
+    cargo test --locked --workspace --test nats -- --ignored --nocapture --test-threads 1
 
   gate fuzz 1200 "${kept[@]}" "$TMPDIR/fuzz" scripts/fuzz.sh 600
   [[ ! -s $TMPDIR/fuzz ]] || remarks+=("fuzz: $(tail -n 1 "$TMPDIR/fuzz")")
