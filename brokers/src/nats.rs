@@ -21,6 +21,7 @@
 mod clock;
 mod connection;
 mod epoch;
+mod in_turn;
 mod kept;
 mod members;
 mod refresh;
@@ -54,6 +55,7 @@ use tokio::time::{sleep, timeout};
 
 pub use self::connection::ConnectError;
 use self::connection::{Answer, Connection, Link, Watched, code, is_status, lost, stored_at, unstored};
+use self::in_turn::answer_to_the_first;
 use self::refresh::{Followed, Follows};
 use self::settings::Settings;
 pub use self::settings::Tuning;
@@ -268,14 +270,10 @@ impl Nats {
         let before = self.connection.highest();
         let call = link.call(self.log(channel), Some(headers), payload);
         let answer = if nowhere && link.is_2_10 {
-            tokio::select! {
-                biased;
-                answer = call => answer?,
-                // It says nothing when there is no such roll-up. An answer would have come before this one.
-                said = self.connection.says_something(link) => {
-                    said?;
-                    return Ok(Outcome::Overtaken(None));
-                }
+            // It says nothing when there is no such roll-up.
+            match answer_to_the_first(call, self.connection.says_something(link)).await? {
+                Some(answer) => answer?,
+                None => return Ok(Outcome::Overtaken(None)),
             }
         } else {
             call.await?
