@@ -213,6 +213,9 @@ impl<'a> Known<'a> {
     }
 }
 
+/// For so long a broker knows an idempotency key, by its own clock. Microseconds.
+const KEYS_LIVE: u64 = 120_000_000;
+
 fn publications(history: &History, name: &str, known: &Known<'_>, breaches: &mut Vec<Breach>) {
     let mut acknowledged: Vec<(Moment, Moment, u64)> = Vec::new();
     let nowhere = BTreeSet::new();
@@ -251,7 +254,10 @@ fn publications(history: &History, name: &str, known: &Known<'_>, breaches: &mut
                 between && loss.everything
                     || known.has_forks() && (known.is_lost(first, loss.at) || known.is_lost(second, loss.at))
             });
-            if !made_again {
+            // Positions are the time of the broker's clock. A clock that is put forward makes keys
+            // too old at once.
+            let too_old = !history.jumps.is_empty() && second - first >= KEYS_LIVE;
+            if !made_again && !too_old {
                 let what = format!("{body} on {name} is both at {first} and at {second}");
                 breaches.extend(breach(Promise::Idempotent, what));
             }
@@ -976,6 +982,25 @@ mod tests {
         assert_eq!(twice(false, "m50"), [Promise::Idempotent]);
         assert_eq!(twice(true, "m80"), [Promise::Idempotent]);
         assert_eq!(twice(true, "m50"), []);
+    }
+
+    /// By the broker's clock its key was too old then.
+    #[test]
+    fn a_key_may_be_too_old_only_after_the_clock_was_put_forward() {
+        let twice = |jumps: &[Moment], position: u64| {
+            wrong_truth(false, |history| {
+                history.jumps = jumps.to_vec();
+                history.publications.pop();
+                let channel = history.channels.get_mut("a").unwrap();
+                channel.held.remove(&90);
+                channel.held.insert(position, "m50".into());
+                let body = "m50".into();
+                history.listeners[0].told.last_mut().unwrap().1 = Told::Event { position, body };
+            })
+        };
+        assert_eq!(twice(&[450], 50 + KEYS_LIVE), []);
+        assert_eq!(twice(&[450], 49 + KEYS_LIVE), [Promise::Idempotent]);
+        assert_eq!(twice(&[], 50 + KEYS_LIVE), [Promise::Idempotent]);
     }
 
     #[test]
