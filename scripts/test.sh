@@ -10,7 +10,7 @@
 # apt, as root or through sudo. The gate `fuzz` also wants a nightly toolchain.
 # Honours CARGO_TARGET_DIR. AIRWAVE_TEST_BUDGET_S bounds the whole run (default: 3300 s, deep 3900 s).
 # AIRWAVE_DEEP_SEED is the first seed of the deep tier instead of the clock's, and AIRWAVE_DEEP_FAULTS
-# what chaos does beside the usual (clocks,busy,refusals or all).
+# what chaos does beside the usual (clocks, busy, refusals, all or none; all unless given).
 # Every gate runs even if an earlier one failed, and no gate is skipped. The exit code is 0 only if
 # none failed. The last line counts them; the last line of the deep tier can be quoted.
 set -Eeuo pipefail
@@ -309,7 +309,7 @@ if [[ -n $prepared ]]; then
   if is_chosen chaos || is_chosen matrix; then
     if bounded 900 cargo build --locked --bin airwave && bounded 900 cargo build --locked -p airwave-bench; then
       chaos=("$target/debug/airwave-bench" --airwave "$target/debug/airwave" chaos --every-broker --story
-        --with "${AIRWAVE_DEEP_FAULTS:-none}")
+        --with "${AIRWAVE_DEEP_FAULTS:-all}")
       first_seed=${AIRWAVE_DEEP_SEED:-$(date +%s)}
       gate chaos 2100 "${kept[@]}" "$TMPDIR/chaos" "${chaos[@]}" --minutes 24 --seed "$first_seed"
       gate matrix 900 "${kept[@]}" "$TMPDIR/matrix" "${chaos[@]}" --minutes 6 --seed "$first_seed" --seconds 8 --nodes 1,5

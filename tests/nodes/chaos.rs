@@ -7,14 +7,14 @@ use airwave_bench::chaos::{self, BrokerKind, Loses, More, Plan, Run};
 use crate::{airwave, is_here};
 
 /// Long enough for each kind of fault once.
-const TROUBLE: Duration = Duration::from_secs(16);
+const TROUBLE: Duration = Duration::from_secs(22);
 
 fn short(kind: BrokerKind, seed: u64) {
     if !is_here(kind) {
         return;
     }
     crate::run(async {
-        let run = chaos::run(kind, Plan::new(seed, 3, TROUBLE, More::NONE), airwave())
+        let run = chaos::run(kind, Plan::new(seed, 3, TROUBLE, More::ALL), airwave())
             .await
             .unwrap();
         println!("{run}");
