@@ -293,97 +293,17 @@ impl Feeder {
     /// `follow_after`: the feed is gone; follow again after that pause.
     fn heal(&self, generation: u64, follow_after: Option<Duration>) {
         self.backbone.metrics.heals.inc();
-        let me = self.me.clone();
         let pause = follow_after.filter(|pause| !pause.is_zero());
         let pause = pause.map(|pause| self.backbone.jitter.spread(pause));
-        self.runtime.spawn(async move {
-            if let Some(pause) = pause {
-                sleep(pause).await;
-            }
-            Feeder::heal_now(me, generation, follow_after.is_some()).await;
-        });
-    }
-
-    /// Until the log is whole again, or closed. The log's owner may go away meanwhile: only a weak handle is held across waits.
-    async fn heal_now(me: Weak<Feeder>, mut generation: u64, mut follow_again: bool) {
-        let mut backoff = BACKOFF.0;
-        let mut tries = 0;
-        let mut unhealed: Option<Unhealed> = None;
-        loop {
-            let Some(feeder) = me.upgrade() else { return };
-            let (backbone, log) = (feeder.backbone.clone(), feeder.log.clone());
-            drop(feeder);
-            // In its turn, so that a call's time counts from when it is made.
-            let turns = match unhealed.is_some() || log.is_unused() {
-                true => &backbone.turns.other,
-                false => &backbone.turns.awaited,
-            };
-            // The semaphore is never closed.
-            let turn = turns.acquire().await.ok();
-            let step = async {
-                let mut whole_at = None;
-                if follow_again {
-                    let feed = follow(&backbone, &log.name).await?;
-                    whole_at = Some(feed.head);
-                    let Some(feeder) = me.upgrade() else {
-                        return Ok::<_, BrokerError>(None);
-                    };
-                    generation = {
-                        let mut state = feeder.lock();
-                        state.generation += 1;
-                        state.followed = Instant::now();
-                        state.healing = Some(Pending::default());
-                        state.generation
-                    };
-                    feeder.attach(feed, generation);
-                    follow_again = false;
-                }
-                let after = log.link();
-                let Some(feeder) = me.upgrade() else { return Ok(None) };
-                if let Some(pending) = &mut feeder.lock().healing {
-                    pending.went_back = false;
-                }
-                drop(feeder);
-                // Most channels are quiet: the new feed begins where the log ends, so there is
-                // nothing to read.
-                let replay = match whole_at == Some(after) && log.head() == after {
-                    true => nothing_after(after),
-                    false => backbone.replay(&log.name, Some(after), HEAL_PAGE).await?,
-                };
-                Ok(Some((after, replay)))
-            };
-            let step = in_turn(turn, step).await;
-            let (after, replay) = match step {
-                Ok(Some(answer)) => answer,
-                Ok(None) => return,
-                Err(error) => {
-                    match &unhealed {
-                        Some(unhealed) => unhealed.again(&log.name, &error),
-                        None => unhealed = Some(Unhealed::begin(&backbone, &log.name, &error)),
-                    }
-                    sleep(backbone.jitter.spread(backoff)).await;
-                    backoff = (backoff * 2).min(BACKOFF.1);
-                    continue;
-                }
-            };
-            let Some(feeder) = me.upgrade() else { return };
-            // Events that the log has, behind a gap that took them back, are no progress either.
-            tries += u32::from(replay.events.last().is_none_or(|last| last.position <= log.head()));
-            match feeder.take_in(generation, after, &replay, tries >= HEAL_TRIES) {
-                Healed::Yes => {
-                    feeder.log.show();
-                    return;
-                }
-                Healed::Superseded => return,
-                Healed::NotYet => feeder.log.show(),
-            }
-            drop(feeder);
-            if !replay.more {
-                // What waits does not follow yet: history is still behind what the feed has shown.
-                sleep(backbone.jitter.spread(backoff)).await;
-                backoff = (backoff * 2).min(BACKOFF.1);
-            }
-        }
+        let heal = Heal {
+            feeder: self.me.clone(),
+            generation,
+            follow_again: follow_after.is_some(),
+            backoff: BACKOFF.0,
+            tries: 0,
+            unhealed: None,
+        };
+        self.runtime.spawn(heal.until_whole(self.backbone.clone(), pause));
     }
 
     /// `give_up`: history will not close the hole before what the feed has shown; announce it.
@@ -456,6 +376,129 @@ impl Feeder {
     }
 }
 
+/// Healing one log: what is known between one try and the next.
+struct Heal {
+    /// The log's owner may go away meanwhile: only a weak handle is held across waits.
+    feeder: Weak<Feeder>,
+    generation: u64,
+    follow_again: bool,
+    backoff: Duration,
+    tries: u32,
+    unhealed: Option<Unhealed>,
+}
+
+impl Heal {
+    /// Tries until the log is whole again, or closed. `pause`: before the first try.
+    async fn until_whole(mut self, backbone: Arc<Backbone>, mut pause: Option<Duration>) {
+        loop {
+            if let Some(pause) = pause {
+                sleep(pause).await;
+            }
+            let Some(feeder) = self.feeder.upgrade() else { return };
+            // In its turn, so that a call's time counts from when it is made.
+            let turns = match self.unhealed.is_some() || feeder.log.is_unused() {
+                true => &backbone.turns.other,
+                false => &backbone.turns.awaited,
+            };
+            drop(feeder);
+            // The semaphore is never closed.
+            let turn = turns.acquire().await.ok();
+            // In a box of its own: all logs of a node may wait for their turn at once, and each
+            // must take little room until then.
+            match Box::pin(self.try_once(&backbone, turn)).await {
+                Try::Done => return,
+                Try::Again(after) => pause = after,
+            }
+        }
+    }
+
+    async fn try_once(&mut self, backbone: &Arc<Backbone>, turn: Option<SemaphorePermit<'_>>) -> Try {
+        let Some(feeder) = self.feeder.upgrade() else {
+            return Try::Done;
+        };
+        let log = feeder.log.clone();
+        drop(feeder);
+        let (after, replay) = match in_turn(turn, self.read(backbone, &log)).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Try::Done,
+            Err(error) => {
+                match &self.unhealed {
+                    Some(unhealed) => unhealed.again(&log.name, &error),
+                    None => self.unhealed = Some(Unhealed::begin(backbone, &log.name, &error)),
+                }
+                return Try::Again(Some(self.next_pause(backbone)));
+            }
+        };
+        let Some(feeder) = self.feeder.upgrade() else {
+            return Try::Done;
+        };
+        // Events that the log has, behind a gap that took them back, are no progress either.
+        self.tries += u32::from(replay.events.last().is_none_or(|last| last.position <= log.head()));
+        let healed = feeder.take_in(self.generation, after, &replay, self.tries >= HEAL_TRIES);
+        if let Healed::Superseded = healed {
+            return Try::Done;
+        }
+        log.show();
+        match healed {
+            Healed::NotYet if replay.more => Try::Again(None),
+            // What waits does not follow yet: history is still behind what the feed has shown.
+            Healed::NotYet => Try::Again(Some(self.next_pause(backbone))),
+            Healed::Yes | Healed::Superseded => Try::Done,
+        }
+    }
+
+    /// Follows again if need be, and reads what the broker has behind the log. `None`: the log's
+    /// owner has gone away.
+    async fn read(&mut self, backbone: &Backbone, log: &Log) -> Result<Option<(Position, Replay)>, BrokerError> {
+        let mut whole_at = None;
+        if self.follow_again {
+            let feed = follow(backbone, &log.name).await?;
+            whole_at = Some(feed.head);
+            let Some(feeder) = self.feeder.upgrade() else {
+                return Ok(None);
+            };
+            self.generation = {
+                let mut state = feeder.lock();
+                state.generation += 1;
+                state.followed = Instant::now();
+                state.healing = Some(Pending::default());
+                state.generation
+            };
+            feeder.attach(feed, self.generation);
+            self.follow_again = false;
+        }
+        let after = log.link();
+        let Some(feeder) = self.feeder.upgrade() else {
+            return Ok(None);
+        };
+        if let Some(pending) = &mut feeder.lock().healing {
+            pending.went_back = false;
+        }
+        drop(feeder);
+        // Most channels are quiet: the new feed begins where the log ends, so there is nothing to
+        // read.
+        let replay = match whole_at == Some(after) && log.head() == after {
+            true => nothing_after(after),
+            false => backbone.replay(&log.name, Some(after), HEAL_PAGE).await?,
+        };
+        Ok(Some((after, replay)))
+    }
+
+    fn next_pause(&mut self, backbone: &Backbone) -> Duration {
+        let pause = backbone.jitter.spread(self.backoff);
+        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+        pause
+    }
+}
+
+/// What follows a try.
+enum Try {
+    /// The log is whole, or closed, or healed by another.
+    Done,
+    /// One more, after a pause.
+    Again(Option<Duration>),
+}
+
 enum Healed {
     Yes,
     NotYet,
@@ -503,5 +546,21 @@ pub(crate) fn lost_reason(after: Position, replay: &Replay, seen: Position) -> G
             Some(first) if first.previous > Position::ZERO && first.previous < after => GapReason::BrokerLostData,
             _ => GapReason::HistoryExpired,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F>(_: impl Fn(Heal, Arc<Backbone>, Option<Duration>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// When a connection to the broker breaks, every log of a node waits for its turn.
+    #[test]
+    fn a_log_that_waits_for_its_turn_to_heal_takes_little_room() {
+        let size = size_of_future(Heal::until_whole);
+        assert!(size <= 384, "{size} bytes");
     }
 }

@@ -470,10 +470,18 @@ impl Log {
     }
 
     /// Lets listeners see everything that was appended, and wakes those that sleep.
+    ///
+    /// Wakes none if they see everything already: a listener of many channels looks at all of them
+    /// when it wakes, and most logs that heal have nothing new.
     pub(crate) fn show(&self) {
         {
             let ring = lock(&self.ring);
-            self.visible.store(ring.end_place(), Ordering::Release);
+            let end = ring.end_place();
+            // Who changed it wakes them. Changes are made under the ring's lock.
+            if self.visible.load(Ordering::Relaxed) == end {
+                return;
+            }
+            self.visible.store(end, Ordering::Release);
         }
         let seats = lock(&self.seats);
         let mut rest = seats.listeners.iter().map(|(listener, _)| &**listener);
@@ -1089,6 +1097,26 @@ mod tests {
             drop(log);
             assert_eq!(memory.used(), 0);
         }
+    }
+
+    #[test]
+    fn listeners_are_woken_only_when_there_is_something_new() {
+        let log = log(rule(Delivery::Every, ReplayOnSubscribe::None), 4, 10_000);
+        let listener = Arc::new(Vitals::new(1));
+        let seat = log.sit(listener.clone(), 0);
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        for n in 0..3 {
+            assert_eq!(log.append(event(BIRTH + n + 1, BIRTH + n, 0, 10)), Appended::Yes);
+            log.show();
+            assert!(listener.bell.poll(&mut cx).is_ready(), "an event");
+            listener.bell.clear();
+            log.show();
+            assert!(listener.bell.poll(&mut cx).is_pending(), "nothing new");
+        }
+        log.append_gap(Position(BIRTH + 1), GapReason::BrokerLostData);
+        log.show();
+        assert!(listener.bell.poll(&mut cx).is_ready(), "a gap");
+        drop(seat);
     }
 
     #[derive(Debug, Clone)]
