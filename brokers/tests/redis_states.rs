@@ -15,7 +15,7 @@ use airwave_core::rule::TransportName;
 use airwave_core::{Broker, Directory, PageLimit, Rule, Rules};
 use support::Server;
 use support::hub::{Client, Node, rules};
-use support::many::{Cluster, until};
+use support::many::{Cluster, Watched, until};
 use support::outage::{insist, name, publish, say, unavailable};
 use tokio::time::{sleep, timeout};
 
@@ -283,6 +283,22 @@ async fn a_cluster_that_refuses_writes_is_not_ready_and_says_why() {
         &cluster.url(),
         "min-replicas-to-write",
         async || set("1").await,
+        async || set("0").await,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_behind_sentinels_that_refuses_writes_is_not_ready_and_says_why() {
+    let Some(watched) = Watched::start(None) else { return };
+    let set = async |value: &str| {
+        let _: String = watched.servers[0].ask(&["CONFIG", "SET", "min-replicas-to-write", value]);
+    };
+    refuses_writes(
+        &watched.url(),
+        "min-replicas-to-write",
+        // It has one.
+        async || set("2").await,
         async || set("0").await,
     )
     .await;
