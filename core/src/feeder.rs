@@ -16,7 +16,7 @@ use crate::broker::{BrokerError, Feed, PageLimit, Replay};
 use crate::channel::{Backbone, Unhealed, torn};
 use crate::event::{ChannelName, Event, Position};
 use crate::line::Sink;
-use crate::log::{Appended, Log, goes_on_after, is_whole, lost_end};
+use crate::log::{Appended, Found, Log, goes_on_after, is_whole, lost_end};
 use crate::patience;
 use crate::rule::Rule;
 use crate::wire::GapReason;
@@ -159,6 +159,26 @@ impl Feeder {
     /// Whether the log may lack events, or a gap, that the broker knows of already.
     pub(crate) fn is_healing(&self) -> bool {
         self.lock().healing.is_some()
+    }
+
+    /// A page of history from the log. The broker is asked only where its channel ends, so that the
+    /// page holds every event that was acknowledged before the call. `None`: the log does not hold
+    /// what is asked for.
+    pub(crate) async fn page(&self, after: Position, limit: PageLimit) -> Result<Option<Replay>, BrokerError> {
+        if self.is_healing() || !matches!(self.log.find(after), Found::At(_)) || self.log.head() == after {
+            return Ok(None);
+        }
+        let newest = self.backbone.replay(&self.log.name, Some(after), PageLimit::events(0)).await?;
+        let held = match newest.complete && newest.head > after && !self.is_healing() {
+            true => self.log.page(after, newest.head, limit),
+            false => None,
+        };
+        Ok(held.map(|(events, more)| Replay {
+            events,
+            complete: true,
+            more,
+            ..newest
+        }))
     }
 
     /// Lets the feed's events in. Not under our lock: the feed calls us back with the events that wait, and it holds its own lock then.

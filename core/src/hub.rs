@@ -769,8 +769,21 @@ impl Hub {
         limit: PageLimit,
     ) -> Result<(Channel, Replay), Refusal> {
         let admission = self.admit_listener(connection, name).await?;
+        if let Some(after) = after
+            && let Some(replay) = self.page_of_log(name, after, limit).await?
+        {
+            return Ok((admission.channel, replay));
+        }
         let replay = admission.channel.page(after, limit).await?;
         Ok((admission.channel, replay))
+    }
+
+    async fn page_of_log(&self, name: &ChannelName, after: Position, limit: PageLimit) -> Result<Option<Replay>, Refusal> {
+        let feeder = lock(&self.0.logs).get(name).cloned();
+        match feeder {
+            Some(feeder) => feeder.page(after, limit).await.map_err(|error| self.refusal(&error)),
+            None => Ok(None),
+        }
     }
 
     /// The channel's log on this node, opened if need be. However many ask at once, the broker is asked once.

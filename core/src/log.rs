@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::broker::{Publish, Replay};
+use crate::broker::{PageLimit, Publish, Replay};
 use crate::event::{ChannelName, Event, Position};
 use crate::metrics::{RuleMetrics, WireMetrics};
 use crate::registry::Registry;
@@ -658,6 +658,31 @@ impl Log {
             None if cursor > ring.head => Found::Ahead,
             None => Found::Unknown,
         }
+    }
+
+    /// A page of the events after `after` up to `through`, and whether the limit cuts it short.
+    /// `None`: the ring does not hold all of these, without a hole.
+    pub(crate) fn page(&self, after: Position, through: Position, limit: PageLimit) -> Option<(Vec<Arc<Event>>, bool)> {
+        let ring = lock(&self.ring);
+        let places = ring.place_after(after)?..ring.place_after(through)?;
+        let wanted = ring.entries.range(ring.index(places.start)?..ring.index(places.end)?);
+        let mut previous = after;
+        let mut events = Vec::new();
+        let mut rest = limit.bytes;
+        for entry in wanted {
+            let Item::Event(event) = &entry.item else { return None };
+            if event.previous != previous {
+                return None;
+            }
+            let weight = event.message.weight();
+            if events.len() >= limit.events || (weight > rest && !events.is_empty()) {
+                return Some((events, true));
+            }
+            rest = rest.saturating_sub(weight);
+            previous = event.position;
+            events.push(event.clone());
+        }
+        Some((events, false))
     }
 
     /// What a listener at `place` is sent first, and its place.

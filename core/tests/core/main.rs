@@ -36,6 +36,9 @@ mod outage;
 /// What else operators see: figures, warnings, readiness.
 mod operators;
 
+/// A page of history: the log has it, or the broker is asked.
+mod pages;
+
 /// One node: opening and closing logs, telling everybody, going away without a trace.
 mod node;
 

@@ -469,6 +469,8 @@ pub struct Node {
     holding: watch::Sender<bool>,
     pub follows: AtomicUsize,
     pub replays: AtomicUsize,
+    /// So many events replays have answered with.
+    pub events_read: AtomicUsize,
     pub publishes: AtomicUsize,
     pub pings: AtomicUsize,
     /// Feeds that are open, and feeds that this node unsubscribed.
@@ -509,6 +511,7 @@ impl Backbone {
             holding: watch::channel(false).0,
             follows: AtomicUsize::new(0),
             replays: AtomicUsize::new(0),
+            events_read: AtomicUsize::new(0),
             publishes: AtomicUsize::new(0),
             pings: AtomicUsize::new(0),
             feeds: AtomicUsize::new(0),
@@ -834,6 +837,7 @@ impl Broker for Node {
                 Torn::InTheMiddle => drop(replay.events.remove(middle)),
             }
         }
+        self.events_read.fetch_add(replay.events.len(), SeqCst);
         Ok(replay)
     }
 
