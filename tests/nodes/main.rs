@@ -15,6 +15,9 @@ mod files;
 /// A broker that does not answer.
 mod ready;
 
+/// Pages of history that are not read.
+mod pages;
+
 /// A node that is asked to end while its broker hangs.
 mod ending;
 
