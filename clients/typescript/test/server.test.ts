@@ -155,7 +155,8 @@ for (const transport of ["websocket", "sse"] as const) {
       const more = [2, 3, 4, 5, 6, 7, 8, 9].map((i) => new Heard(airwave.channel(`both/${i}`)));
       for (const heard of more) await heard.state("open");
       more[3]!.channel.close();
-      await new Promise((done) => setTimeout(done, 300));
+      const published = n;
+      await expect.poll(() => n).toBeGreaterThan(published + 20);
       going = false;
       await publishing;
       expect(await first.data("n", n)).toEqual(Array.from({ length: n }, (_, i) => i));

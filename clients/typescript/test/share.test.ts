@@ -89,7 +89,8 @@ describe.skipIf(missing)("tabs", () => {
     })();
     await tabs[0]!.page.close({ runBeforeUnload: false });
     for (const tab of tabs.slice(1)) await tab.is("both/a", "open");
-    await new Promise((done) => setTimeout(done, 300));
+    const published = n;
+    await expect.poll(() => n).toBeGreaterThan(published + 20);
     going = false;
     await publishing;
     const expected = Array.from({ length: n }, (_, i) => i);
