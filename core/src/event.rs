@@ -380,11 +380,20 @@ pub fn quoted(text: &str) -> String {
 /// spaces and the second `\u` escapes, and the value stays the same.
 ///
 /// A string with half of a surrogate pair is refused: it is no text, and strict readers of
-/// listeners fail on it.
+/// listeners fail on it. So is a number that no double holds (`1e400`), RFC 8259, section 6.
 fn one_line(text: impl AsRef<str> + Into<Arc<str>>) -> Result<Arc<str>, Invalid> {
     if let Some(half) = half_of_a_pair(text.as_ref()) {
         return Err(Invalid(format!(
             "the JSON holds '{half}', half of a surrogate pair, which is no character: send both halves, or the character itself"
+        )));
+    }
+    if let Some(number) = number_beyond_doubles(text.as_ref()) {
+        let (begin, more) = match number.get(..30) {
+            Some(begin) => (begin, "…"),
+            None => (number, ""),
+        };
+        return Err(Invalid(format!(
+            "the JSON holds the number {begin}{more}, which is too large for a double, and so for most readers: send it as a string"
         )));
     }
     let needs_care = |c: char| c.is_control() || c == '\u{2028}' || c == '\u{2029}';
@@ -424,6 +433,41 @@ fn half_of_a_pair(json: &str) -> Option<&str> {
                 Some(0xd800..=0xdfff) => return json.get(at..at + 6),
                 Some(_) => 6,
             };
+    }
+    None
+}
+
+/// How many digits a number without an exponent may have and be surely held by a double.
+const DIGITS_OF_A_DOUBLE: usize = 308;
+
+/// The first number in valid JSON that is too large for a double.
+fn number_beyond_doubles(json: &str) -> Option<&str> {
+    let bytes = json.as_bytes();
+    let is_exponent = |pair: &[u8]| pair[0].is_ascii_digit() && pair[1] | 0x20 == b'e';
+    if json.len() <= DIGITS_OF_A_DOUBLE && !bytes.windows(2).any(is_exponent) {
+        return None;
+    }
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => {
+                at += 1;
+                while at < bytes.len() && bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            b'-' | b'0'..=b'9' => {
+                let is_of_number = |byte: &u8| matches!(byte, b'-' | b'+' | b'.' | b'0'..=b'9' | b'e' | b'E');
+                let long = bytes[at..].iter().take_while(|byte| is_of_number(byte)).count();
+                let number = &json[at..at + long];
+                if number.parse::<f64>().is_ok_and(f64::is_infinite) {
+                    return Some(number);
+                }
+                at += long;
+            }
+            _ => at += 1,
+        }
     }
     None
 }
@@ -691,6 +735,20 @@ mod tests {
         let before: serde_json::Value = serde_json::from_str(text).unwrap();
         let after: serde_json::Value = serde_json::from_str(line.as_str()).unwrap();
         assert_eq!(before, after);
+    }
+
+    #[test]
+    fn numbers_that_no_double_holds_are_refused() {
+        let digits = |count: usize| format!("[{}]", "9".repeat(count));
+        for bad in ["1e309", "-1E+400", r#"{"a":["\\",2e308]}"#, &digits(310)] {
+            let told = Data::json_text(bad).unwrap_err().to_string();
+            assert!(told.contains("too large for a double") && told.len() < 200, "{told}");
+            assert!(serde_json::from_str::<serde_json::Value>(bad).is_err(), "{bad}");
+        }
+        let text = format!(r#"["1e400\"1e400", 1e308, 1e-400, 0e999, 1.5E3, {}]"#, "1".repeat(300));
+        for good in [&text, &digits(300), r#"{"1e400":1}"#, r#"["0e1e400"]"#] {
+            assert!(Data::json_text(good).is_ok(), "{good}");
+        }
     }
 
     #[test]

@@ -277,6 +277,8 @@ fn bodies_that_are_not_understood() {
             (b"{\"channel\":\"a\",\"data\":\"\xff\"}".to_vec(), "UTF-8"),
             (b"\xef\xbb\xbf".to_vec(), "not understood"),
             (br#"{"channel":"a","data":"\ud800"}"#.to_vec(), "surrogate"),
+            (br#"{"channel":"a","key":"\udfff","data":1}"#.to_vec(), "surrogate"),
+            (br#"{"channel":"a","data":[1e400]}"#.to_vec(), "too large for a double"),
             (br#"{"data":1}"#.to_vec(), "channel"),
             (br#"{"channel":7,"data":1}"#.to_vec(), "not understood"),
             (br#"{"channel":"a","data":1,"colour":2}"#.to_vec(), "colour"),

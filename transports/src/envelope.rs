@@ -97,7 +97,14 @@ pub fn without_bom(bytes: &[u8]) -> &[u8] {
 pub fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     let text = std::str::from_utf8(without_bom(bytes)).map_err(|_| Refusal::bad_request("the text is not UTF-8"))?;
     check_depth(text)?;
-    serde_json::from_str(text).map_err(|e| Refusal::bad_request(format!("this JSON is not understood: {e}")))
+    serde_json::from_str(text).map_err(|e| {
+        // Where it is valid JSON, what its strings and numbers hold may be what is wrong.
+        let whole: Result<&RawValue, _> = serde_json::from_str(text);
+        match whole.map(Data::raw_json) {
+            Ok(Err(invalid)) => Refusal::bad_request(invalid.to_string()),
+            _ => Refusal::bad_request(format!("this JSON is not understood: {e}")),
+        }
+    })
 }
 
 /// Deep nesting costs the stack of whoever parses it later, so it is refused before anything parses it.
