@@ -663,7 +663,7 @@ mod nats {
             .split_once("- **Permissions**")
             .unwrap()
             .1
-            .split_once("Whoever may publish")
+            .split_once("Any user that may publish")
             .unwrap()
             .0;
         let (mut publish, mut subscribe) = (Vec::new(), Vec::new());
