@@ -64,8 +64,8 @@ pub struct Config {
     /// only where [`Config::is_local`] holds or `publish_open` says so.
     pub publish_token: Option<Secret>,
     /// Anyone who reaches the server may publish, though it can be reached from other machines. If that is false and there
-    /// is no token, nobody may publish over HTTP there, and a file must say that it means so (`open = false`). Where it says so, this
-    /// machine may not either.
+    /// is no token, no client may publish over HTTP there, and the file must say so
+    /// (`open = false`). Then clients on this machine may not publish either.
     pub publish_open: bool,
     /// The host names by which the server may be addressed, in lower case and without a port; `*`
     /// is any. A server on a loopback address answers at `localhost`, at a loopback address and at
@@ -306,7 +306,7 @@ impl Config {
                     format!(
                         "{reached}, and anyone there could publish; write a token of at least 16 characters \
                          (openssl rand -hex 32) as [publish] token = \"…\" or AIRWAVE_PUBLISH_TOKEN; or say it with [publish] open = true \
-                         (anyone may publish over HTTP) or open = false (nobody may)"
+                         (anyone may publish over HTTP) or open = false (no one may)"
                     ),
                 );
             }
@@ -397,7 +397,8 @@ impl Config {
         warnings
     }
 
-    /// Whether somebody said that nobody may publish over HTTP without a token, not even from this machine.
+    /// Returns whether the configuration forbids publishing over HTTP without a token, even from
+    /// this machine.
     pub(crate) fn publish_is_closed(&self) -> bool {
         !self.publish_open && self.provenance.is_set("publish.open")
     }

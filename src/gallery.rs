@@ -98,7 +98,7 @@ pub(crate) async fn run(
     if live_page {
         app = app.merge(airwave.live_page("/live"));
     }
-    // Its handlers start programs and name files, for whoever comes.
+    // The handlers start programs and name files for every client.
     airwave.serve_until(airwave::local_only(app), shutdown, ready).await
 }
 

@@ -105,13 +105,15 @@ impl Airwave {
     }
 
     /// The routes of a server of its own, as `airwave serve` has them: [`Airwave::router`]'s, and where only this machine reaches the configured
-    /// address, publishing needs no token from whoever names the server by that address, and the live page is at `/` unless `live_page` is off.
+    /// address, a client that names the server by that address needs no token to publish. The live
+    /// page is at `/` there unless `live_page` is off.
     pub fn standalone_router(&self) -> Router {
         server::routes(&self.config, &self.hub, false)
     }
 
-    /// The page at `path` (`/live`, without a slash at its end) that shows what goes on on this node, with its files beside it under `live/`. It
-    /// shows every channel's name to whoever reaches it.
+    /// The page at `path` (`/live`, without a slash at its end) that shows what goes on on this
+    /// node, with its files beside it under `live/`. It shows every channel's name to every client
+    /// that reaches it.
     pub fn live_page(&self, path: &str) -> Router {
         live::routes(path, self.hub.clone())
     }

@@ -429,7 +429,7 @@ impl Served {
                 });
             }
             Step::Upgrade(go_on) => {
-                // Somebody else's upgrade, of an application's own route: from here on as hyper does it.
+                // The upgrade belongs to a route of the application. From here on hyper does it.
                 let _ = go_on.send(());
                 if let Err(error) = connection.with_upgrades().await {
                     tracing::debug!(%error, "an upgraded connection ended badly");
@@ -450,8 +450,9 @@ impl Served {
     }
 }
 
-/// Ends a connection so that the last answer arrives. A socket that is closed while it holds what nobody has read sends a reset, which may overtake the answer
-/// that says what is too much (RFC 9112, section 9.6): the client may finish first, for a while.
+/// Ends a connection so that the last answer arrives. A socket that is closed with unread bytes
+/// sends a reset. The reset may overtake the answer that says what is too much (RFC 9112, section
+/// 9.6). So the client gets some time to finish first.
 async fn close(mut stream: TcpStream) {
     let _ = stream.shutdown().await;
     let mut piece = [0u8; 4096];
@@ -557,7 +558,7 @@ async fn call(
     if refuse && version <= Version::HTTP_11 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    // Only a whole GET over HTTP/1 gives a socket that nobody else uses.
+    // Only a whole GET over HTTP/1 gives a socket that no other request uses.
     if method != Method::GET || version > Version::HTTP_11 || response.headers().contains_key(CONTENT_ENCODING) {
         response.extensions_mut().remove::<Handover>();
     }
@@ -588,7 +589,7 @@ fn refused_for_its_head<B>(hub: &Hub, request: &Request<B>) -> Option<Response<B
     Some(response)
 }
 
-/// Gives the response to hyper, or the socket to whoever asked for it.
+/// Gives the response to hyper, or the socket to the task that asked for it.
 async fn answer(
     call: impl Future<Output = Result<Response<Body>, std::convert::Infallible>>,
     slot: Slot,
@@ -657,7 +658,8 @@ fn head_of(response: &Response<Body>, chunked: bool) -> Bytes {
 mod tests {
     use super::*;
 
-    /// What a connection costs before it streams, or between two requests; hyper's buffers come to it. Whoever makes it grow should know.
+    /// What a connection costs before it streams, or between two requests; hyper's buffers are
+    /// added to it. The test fails when a change makes it grow.
     #[test]
     fn a_connection_is_small() {
         fn of<F>(_: fn(Served, TcpStream) -> F) -> usize {

@@ -1,4 +1,5 @@
-//! The live page: what goes on on this node, for whoever develops with it. Off unless the server is on a loopback address, or asked to.
+//! The live page: shows developers what happens on this node. It is off unless the server is on a
+//! loopback address, or the configuration turns it on.
 
 use airwave_core::Hub;
 use airwave_transports::request::json_response;

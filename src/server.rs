@@ -142,10 +142,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>, ready: impl
     serve(&config, hub, app, shutdown, ready).await
 }
 
-/// `app` for those alone who address the server as `localhost` or by an IP address, and not through a proxy that shows itself; everybody else is `forbidden`.
+/// Wraps `app` so that it answers only requests that address the server as `localhost` or by an IP
+/// address, and through no proxy that shows itself. All others are `forbidden`.
 ///
-/// For a server on a loopback address whose handlers believe whoever comes. A browser on this machine reaches it, too, and a page of a foreign site
-/// that has its own name lead here (DNS rebinding) is same-origin for it: that name gives the page away.
+/// It protects a server on a loopback address whose handlers let every client in. A browser on this
+/// machine reaches it, too. A foreign site may point its own name to this address (DNS rebinding),
+/// and its page is then same-origin. The name in the request gives such a page away.
 pub fn local_only(app: Router) -> Router {
     app.layer(middleware::from_fn(async |request: Request, next: Next| {
         let (parts, body) = request.into_parts();
@@ -153,7 +155,7 @@ pub fn local_only(app: Router) -> Router {
             return next.run(Request::from_parts(parts, body)).await;
         }
         let refusal = Refusal::forbidden(
-            "this server believes whoever comes, so it answers only at localhost or an IP address, and not through a proxy",
+            "this server lets every client in, so it answers only at localhost or an IP address, and not through a proxy",
         );
         refusal_response(&refusal, None)
     }))

@@ -76,7 +76,8 @@ impl Types {
         Ok(text)
     }
 
-    /// Writes them to a file, if that does not hold them already; tells whether it did not. A test that asserts `false` finds a file that nobody has written anew.
+    /// Writes the types to a file if the file does not hold them already. Returns whether it wrote.
+    /// A test that asserts `false` finds a file that is out of date.
     ///
     /// # Errors
     /// As [`Types::text`], and those of the file system.

@@ -71,7 +71,8 @@ impl Handler for Answers {
     }
 }
 
-/// From the question to the last word. Nobody needs to listen, and whatever happens, the channel ends.
+/// Streams one answer from the question to its end. It needs no listener, and the channel ends in
+/// every case.
 async fn answer(id: String, channel: Channel, question: String, mut stopped: watch::Receiver<bool>) {
     let began = Instant::now();
     tell(&channel, &json!({"id": id, "question": question, "is": "running"})).await;
@@ -84,7 +85,7 @@ async fn answer(id: String, channel: Channel, question: String, mut stopped: wat
         _ = stopped.wait_for(|stopped| *stopped) => ("stopped", None),
         () = tokio::time::sleep(MOST_TIME) => ("failed", Some("it took too long".to_owned())),
     };
-    // A broker that is away now has the listeners wait; there is nobody else to tell.
+    // If the broker is out of reach, the listeners wait. No other caller needs the result.
     let _ = channel
         .publish(
             "done",

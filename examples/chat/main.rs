@@ -106,7 +106,7 @@ pub fn add(builder: Builder) -> Builder {
     builder.handle("chat/{room}", Room).handle("chat/{room}/typing", Typing)
 }
 
-/// Somebody says the first word in a room that is empty.
+/// Publishes a first message in each room that is empty.
 pub fn start(airwave: &Airwave) {
     let airwave = airwave.clone();
     tokio::spawn(async move {

@@ -93,7 +93,8 @@ impl Document {
         Ok(())
     }
 
-    /// What somebody who says they have `theirs` (a state vector) is missing; `None`: that is no state vector.
+    /// Returns what a client with the state vector `theirs` is missing. `None`: `theirs` is no
+    /// state vector.
     pub fn missing(&self, theirs: &[u8]) -> Option<Vec<u8>> {
         let theirs = caught(|| StateVector::decode_v1(theirs).ok())??;
         Some(self.doc.transact().encode_state_as_update_v1(&theirs))
@@ -130,7 +131,8 @@ fn apply(doc: &Doc, update: &[u8]) -> Result<(), NotTaken> {
         let update = Update::decode_v1(update).map_err(|_| NotTaken::Malformed)?;
         let mut changing = doc.transact_mut();
         changing.apply_update(update).map_err(|_| NotTaken::Malformed)?;
-        // What waits for its predecessors would be kept without a bound, and shown to nobody.
+        // Yjs keeps updates that wait for their predecessors without a bound, and shows them to no
+        // reader.
         let store = changing.store();
         match (store.pending_update(), store.pending_ds()) {
             (None, None) => Ok(()),

@@ -41,7 +41,8 @@ impl Handler for Texts {
                 let told = tokio::spawn(async move {
                     let mut document = document.lock().await;
                     document.take(&update)?;
-                    // Told while nobody else can merge or sync: whoever subscribes and then syncs has either heard of it or is given it.
+                    // Publishes under the lock, so no other task can merge or sync. A client that
+                    // subscribes and then syncs either hears this update or gets it with the sync.
                     let update = document.news_of(update.to_vec());
                     let told = channel
                         .publish_message(Message::new(EventName::new("update")?, Data::binary(update)))
@@ -101,7 +102,7 @@ impl Handler for Cursors {
 
     async fn unsubscribe(&self, client: &Client, channel: &Channel, _reason: LeaveReason) {
         if let Some(who) = client.user() {
-            // In an outage nobody hears of it; the page lets cursors fade that are silent.
+            // In an outage no page hears of it. Each page lets silent cursors fade.
             drop(show(channel, who, None).await);
         }
     }
@@ -121,7 +122,7 @@ pub fn add(builder: Builder) -> Builder {
         .handle("collab/{document}/cursors", Cursors)
 }
 
-/// Nothing happens here unless somebody writes.
+/// Does nothing: the document changes only when a user writes.
 pub fn start(_airwave: &Airwave) {}
 
 /// The page, at `/collab/`.

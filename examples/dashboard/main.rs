@@ -15,7 +15,7 @@ use machine::Machine;
 
 const CHANNEL: &str = "dashboard/machine";
 
-/// Nobody is asked for anything: publishing needs no handler.
+/// Adds no handler: publishing needs none.
 pub fn add(builder: Builder) -> Builder {
     builder
 }

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 /// Why a folder is not watched.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Nobody is asked for anything: publishing needs no handler.
+/// Adds no handler: publishing needs none.
 pub fn add(builder: Builder) -> Builder {
     builder
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// How often a player steers: about as often as a hand changes its mind.
 const STEERING: Duration = Duration::from_millis(100);
-/// Whoever counts, counts how often this one moves: a bot, which is always there.
+/// The load counts how often this player moves. It is a bot, which is always there.
 const ONE_PLAYER: &[u8] = br#""key":"@0""#;
 /// All connections are open for so long before it counts.
 const WARM_UP: Duration = Duration::from_secs(2);

@@ -21,7 +21,7 @@ const ARENA: &str = "game/arena";
 
 /// The one arena of this server.
 static WORLD: LazyLock<Mutex<World>> = LazyLock::new(|| Mutex::new(World::new(0x5eed)));
-/// Somebody began to watch.
+/// A first page has begun to watch.
 static WATCHED: Notify = Notify::const_new();
 
 fn world() -> MutexGuard<'static, World> {
@@ -58,7 +58,7 @@ impl Handler for Players {
     async fn message(&self, client: &Client, _channel: &Channel, message: Message) -> Result<Reply, Refusal> {
         let id = client
             .user()
-            .ok_or_else(|| Refusal::forbidden("whoever plays shows an id as bearer token"))?;
+            .ok_or_else(|| Refusal::forbidden("to play, show an id as bearer token"))?;
         let mut world = world();
         match message.event.as_str() {
             "enter" => {
@@ -67,7 +67,7 @@ impl Handler for Players {
                     return Err(Refusal::bad_request("a name has 1 to 16 characters"));
                 }
                 if !world.is_watched_by(id) {
-                    return Err(Refusal::forbidden("whoever plays listens: subscribe first"));
+                    return Err(Refusal::forbidden("to play, subscribe first"));
                 }
                 if !world.enter(id, name.trim()) {
                     return Err(Refusal::new(Code::TooMany, "the arena is full"));
@@ -90,7 +90,7 @@ impl Handler for Players {
         if !world().unwatch(id) || id.is_empty() {
             return;
         }
-        // In an outage nobody hears of it; the page lets players fade that are silent.
+        // In an outage no page hears of it. Each page lets silent players fade.
         drop(channel.publish_keyed("left", id, &serde_json::json!({"id": id})).await);
     }
 }
@@ -100,7 +100,7 @@ pub fn add(builder: Builder) -> Builder {
     builder.handle("game/{arena}", Players)
 }
 
-/// Moves the world while somebody watches it.
+/// Moves the world while a page watches it.
 pub fn start(airwave: &Airwave) {
     let Ok(channel) = airwave.channel(ARENA) else { return };
     tokio::spawn(async move {

@@ -145,7 +145,8 @@ impl World {
         true
     }
 
-    /// One tick later. Gives the sparks that have a new place, and one more in turn, so that whoever begins to watch soon knows them all.
+    /// Moves everything by one tick. Returns the sparks with a new place, and one more in turn, so
+    /// that a new watcher soon knows them all.
     pub fn tick(&mut self) -> Vec<Spark> {
         let dt = 1.0 / TICKS as f32;
         for player in self.players.values_mut() {

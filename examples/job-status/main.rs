@@ -74,7 +74,7 @@ async fn job(id: String, channel: Channel, (tool, level): (&str, &str), mut canc
         _ = cancelled.wait_for(|cancelled| *cancelled) => json!({"is": "cancelled"}),
         () = tokio::time::sleep(MOST_TIME) => json!({"is": "failed", "why": "it took too long"}),
     };
-    // A broker that is away now has the job's listeners wait; there is nobody else to tell.
+    // If the broker is out of reach, the job's listeners wait. No other caller needs the result.
     let _ = channel.publish("finished", &outcome).await;
     let _ = channel.end().await;
     tell(

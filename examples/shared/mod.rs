@@ -16,8 +16,8 @@ pub fn page(at: &str, files: &[(&str, &'static str)]) -> Router {
     airwave::pages(at, &[files, &frame].concat())
 }
 
-/// An example alone: its page, to which `/` leads, and Airwave's routes. Guarded: an example believes whoever comes, so it must not be reached by
-/// pages of other sites.
+/// An example alone: its page, to which `/` leads, and Airwave's routes. The guard keeps pages of
+/// other sites out, because an example lets every client in.
 pub fn alone(airwave: &Airwave, page: Router, at: &'static str) -> Router {
     let front = Router::new().route("/", get(async move || Redirect::temporary(at)));
     airwave::local_only(front.merge(page).merge(airwave.router()))
@@ -28,8 +28,9 @@ pub fn say(at: &str) -> impl FnOnce(SocketAddr) {
     move |address| println!("open http://{address}{at}")
 }
 
-/// Whoever comes says what to call them, and is believed: the place for a real check of a real token. Without a name they may listen.
-// Some examples ask nobody.
+/// Takes the user name that the client gives, without a check. An application checks a real token
+/// here. A client without a name may listen.
+// Some examples have no handler that calls it.
 #[allow(dead_code)]
 pub fn who(request: &ConnectRequest) -> Result<Identity, Refusal> {
     let good = |c: char| c.is_ascii_alphanumeric() || "-_.~".contains(c);

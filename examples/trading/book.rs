@@ -16,7 +16,7 @@ pub enum Side {
     Sell,
 }
 
-/// What somebody wants.
+/// What an owner wants to trade.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     /// Never given twice in one book.
@@ -56,7 +56,7 @@ struct Resting {
 /// All orders of one price, the oldest in front.
 type Queue = VecDeque<Resting>;
 
-/// The orders that wait for somebody to take them.
+/// The orders that wait for a counterparty.
 #[derive(Debug, Default)]
 pub struct Book {
     bids: BTreeMap<u32, Queue>,
@@ -116,7 +116,8 @@ impl Book {
         (fills, left)
     }
 
-    /// Takes a waiting order of this owner away. Gives what had not been traded; `None`: there is no such order (any more), or it is somebody else's.
+    /// Removes a waiting order of this owner. Returns what had not been traded. `None`: there is no
+    /// such order (any more), or it belongs to another owner.
     pub fn cancel(&mut self, id: u64, owner: &str) -> Option<u32> {
         let (side, price) = *self.places.get(&id)?;
         let levels = self.side_mut(side);

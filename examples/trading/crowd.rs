@@ -1,4 +1,5 @@
-//! A crowd to trade with: somebody who always offers both sides around a price that wanders, and somebody who takes now and then.
+//! A crowd to trade with: one trader always offers both sides around a price that wanders, and
+//! another takes now and then.
 
 use super::book::Side;
 use super::exchange::{Exchange, NewOrder, SYMBOLS};
@@ -26,7 +27,7 @@ impl Crowd {
         }
     }
 
-    /// Offers both sides of every symbol: whoever comes first, however early, finds somebody to trade with.
+    /// Offers both sides of every symbol, so that the first user finds a counterparty at once.
     pub fn open(&mut self, exchange: &mut Exchange) {
         for at in 0..SYMBOLS.len() {
             self.quote(exchange, at);

@@ -56,7 +56,8 @@ pub struct Open {
     pub left: u32,
 }
 
-/// What somebody owns of a symbol: shares (below zero: sold without having) and the cents paid for them.
+/// What an account holds of a symbol: shares (below zero: sold without having) and the cents paid
+/// for them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Position {
     pub shares: i64,
@@ -68,7 +69,7 @@ pub struct Position {
 pub struct Trade {
     pub number: u64,
     pub symbol: &'static str,
-    /// What whoever came did; in a statement, what the account's owner did.
+    /// What the incoming order did; in a statement, what the account's owner did.
     pub side: Side,
     pub price: u32,
     pub quantity: u32,
@@ -248,7 +249,7 @@ impl Exchange {
         Ok(left)
     }
 
-    /// What somebody has. Nobody gets an account by asking.
+    /// Returns what an owner has. Asking opens no account.
     pub fn statement(&self, owner: &str) -> Statement {
         match self.accounts.get(owner) {
             Some(account) => Statement {
@@ -304,7 +305,7 @@ impl Exchange {
             return Ok(owner.clone());
         }
         if self.accounts.len() >= MAX_ACCOUNTS {
-            // Whoever neither owns nor wants anything loses nothing by it.
+            // An account with no shares and no open order loses nothing by it.
             self.accounts
                 .retain(|_, account| !account.open.is_empty() || account.positions.values().any(|position| position.shares != 0));
         }

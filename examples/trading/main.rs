@@ -37,7 +37,7 @@ struct Cancel {
 
 #[airwave::async_trait]
 impl Handler for Accounts {
-    /// Whoever comes says which account is theirs.
+    /// Takes the account that the client names, without a check.
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         shared::who(request)
     }
@@ -75,7 +75,7 @@ impl Handler for Accounts {
 /// The owner of this account, if that is who asks.
 fn owner<'a>(client: &'a Client, channel: &Channel) -> Result<&'a str, Refusal> {
     let owner = client.user().filter(|user| channel.param("account") == Some(user));
-    owner.ok_or_else(|| Refusal::forbidden("this account is somebody else's"))
+    owner.ok_or_else(|| Refusal::forbidden("this account belongs to another user"))
 }
 
 /// Registers the handlers of quotes and orders.

@@ -209,7 +209,7 @@ fn count(rules: usize) -> String {
     format!("{rules} {}", if rules == 1 { "rule" } else { "rules" })
 }
 
-/// Key, value, origin; what somebody wrote stands out against what nobody did.
+/// Formats key, value and origin. Values that the user wrote stand out against the defaults.
 fn details(settings: impl Iterator<Item = (&'static str, Shown, Origin)>, style: Style) -> String {
     let (rows, written): (Vec<_>, Vec<_>) = settings
         .map(|(key, shown, origin)| {

@@ -200,7 +200,7 @@ impl Server {
     pub(super) async fn open(&self) -> Result<Connection, String> {
         let stream = self.connect().await?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        // What goes wrong with the connection is told to whoever waits for an answer.
+        // The caller that waits for an answer gets the connection's error.
         tokio::spawn(connection);
         Ok(sender)
     }
@@ -265,7 +265,8 @@ pub(super) fn channel_name(text: &str) -> Result<ChannelName, String> {
     ChannelName::new(text).map_err(|error| error.to_string())
 }
 
-/// A number nobody else has: the standard library's hash keys come from the system's source of chance.
+/// Returns a number that no other process has: the standard library's hash keys come from the
+/// system's source of chance.
 pub(super) fn chance() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }

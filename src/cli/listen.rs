@@ -119,7 +119,7 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
             Some(limit) => timeout(limit, listening).await.unwrap_or(Ok(())),
         }
     })?;
-    // Its time is over, and there was nobody to listen to.
+    // The time is over, and no channel was subscribed.
     if listener.place.cursors.is_empty() && !listener.told.is_empty() {
         return Err(Stop::Failed(format!("{}: {}", listener.server, listener.told)));
     }
@@ -460,7 +460,8 @@ impl Over {
     }
 }
 
-/// The server is never silent for longer than its heartbeat, 15 s where nobody said otherwise; three missed are too many.
+/// The server is never silent for longer than its heartbeat, 15 s by default. The client gives up
+/// after three missed ones.
 const SILENCE: Duration = Duration::from_secs(50);
 const LARGEST_ERROR: usize = 1 << 20;
 
@@ -990,7 +991,7 @@ mod tests {
             let error = json!({"error": {"code": "wrong-transport", "message": "m", "transport": name}});
             Act::json("406 Not Acceptable", &error)
         };
-        // The third would be met by whoever goes on searching.
+        // A client that goes on searching meets the third.
         let (server, _) = play(vec![
             elsewhere("websocket"),
             elsewhere("sse"),

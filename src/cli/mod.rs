@@ -132,7 +132,8 @@ enum Stop {
     Wrong(String),
     /// Failed at run time: exit 1.
     Failed(String),
-    /// Whoever read the output has left, as `head` does: nobody is there to be told, exit 0.
+    /// The reader of the output has closed it, as `head` does. There is no one left to tell: exit
+    /// 0.
     NobodyReads,
 }
 
@@ -207,7 +208,7 @@ fn wrong_use(error: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-/// A line for people, on standard error. If nobody can be told, nothing is lost by going on.
+/// Writes a line for people on standard error. If that fails, the program goes on.
 fn say(message: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "airwave: {message}");
@@ -222,7 +223,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, Stop>>) -> Result<T, Stop>
         .block_on(future)
 }
 
-/// Whether `stream` shows colours: a terminal, and nobody asked for none (no-color.org).
+/// Whether `stream` shows colours: it is a terminal, and `NO_COLOR` is not set (no-color.org).
 fn colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

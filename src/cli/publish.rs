@@ -255,7 +255,8 @@ struct Item {
     json: String,
 }
 
-/// The most publications in one request, and about the most bytes: a body may have 64 KiB where nobody said otherwise.
+/// The most publications in one request, and about the most bytes: a body may have 64 KiB by
+/// default.
 const MOST_ITEMS: usize = 1000;
 const MOST_BYTES: usize = 60 << 10;
 
@@ -583,7 +584,7 @@ const LONGEST_LINE: u64 = 1 << 20;
 
 /// Standard input, line by line, from a thread of its own: reading blocks. It ends with the process.
 fn read_lines() -> mpsc::Receiver<String> {
-    // A full channel stops the reader, and that whoever writes into the pipe.
+    // A full channel stops the reader, and that stops the program that writes into the pipe.
     let (sender, receiver) = mpsc::channel(MOST_ITEMS);
     std::thread::spawn(move || {
         let mut stdin = std::io::stdin().lock();
@@ -842,7 +843,7 @@ mod tests {
     #[tokio::test]
     async fn patience_ends() {
         let (listener, server) = bind().await;
-        // Nobody listens there any more.
+        // No server listens there any more.
         drop(listener);
         let stop = publisher(server, Duration::ZERO)
             .one(&template(), None, true)

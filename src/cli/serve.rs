@@ -46,7 +46,8 @@ fn start(config: Config) -> Result<(), Stop> {
         .build()
         .map_err(|error| Stop::Failed(format!("cannot start: {error}")))?;
     runtime.block_on(async {
-        // Before the first line is printed: whoever has read it may signal at once.
+        // Listens before the first line is printed: a program that reads the line may signal at
+        // once.
         let shutdown = Signals::listen().map_err(|error| Stop::Failed(format!("cannot listen for signals: {error}")))?;
         serve(config, first(shutdown)).await.map_err(|error| match error {
             server::Error::Config(error) => refused(&error),
@@ -67,7 +68,7 @@ async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(),
 /// Scripts wait for this line, so it is the first one and is there at once.
 fn ready(address: SocketAddr) {
     let mut out = std::io::stdout().lock();
-    // Nobody may be reading; the server serves all the same.
+    // The write fails if standard output is closed. The server serves all the same.
     let _ = writeln!(out, "airwave listening on http://{address}").and_then(|()| out.flush());
 }
 

@@ -9,7 +9,8 @@ use super::value::{Given, Plain, Quoted, nearest};
 
 const PREFIX: &str = "AIRWAVE_";
 
-/// Not settings, and nobody's mistake: the command line's server address, and what tests are told.
+/// Neither settings nor mistakes: the command line's server address, and the variables of the
+/// tests.
 fn is_elses(name: &str) -> bool {
     matches!(name, "AIRWAVE_URL" | "AIRWAVE_BIN") || name.starts_with("AIRWAVE_TEST_")
 }

@@ -234,7 +234,7 @@ fn unknown_key(key: &str, known: &[&'static str], prefix: &str, within: &str) ->
     if let Some(near) = nearest(key, here.iter().copied()) {
         return format!("{unknown}; did you mean \"{near}\"?");
     }
-    // The right key in the wrong table, which happens to whoever writes a top-level key below a [table].
+    // The right key in the wrong table: a user writes a top-level key below a [table].
     let leaf = |name: &&&str| name.rsplit('.').next() == Some(key);
     if within.is_empty()
         && let Some(elsewhere) = SETTINGS.iter().map(|s| s.key).collect::<Vec<_>>().iter().find(leaf)

@@ -44,7 +44,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The origins of all values that somebody set, by key: `limits.idle`, `channels.0.history.age`.
+/// The origins of all values that the user set, by key: `limits.idle`, `channels.0.history.age`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Origins(BTreeMap<String, Origin>);
 
@@ -81,7 +81,8 @@ impl Origins {
 /// One thing that is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where the wrong value stands. [`Origin::Default`] where it is nobody's: something is missing.
+    /// Where the wrong value stands. [`Origin::Default`] if a value is missing and so stands
+    /// nowhere.
     pub origin: Origin,
     /// What is wrong and what to write instead.
     pub message: String,

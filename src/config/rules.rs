@@ -239,7 +239,10 @@ fn transports(words: &[&str]) -> Result<Vec<TransportName>, String> {
         transports.push(transport.clone());
     }
     if transports.is_empty() {
-        return Err(format!("is an empty list, so nobody could listen; write {}", one_of(names())));
+        return Err(format!(
+            "is an empty list, so no client could listen; write {}",
+            one_of(names())
+        ));
     }
     Ok(transports)
 }
@@ -259,8 +262,8 @@ pub(super) fn use_case(given: Given<'_>) -> Result<UseCase, String> {
     given.choice(&UseCase::ALL.map(|use_case| (use_case.as_str(), use_case)))
 }
 
-/// A setting that stands in nobody's way replaces one that could only fail: without history nothing can be refilled.
-/// True if it did.
+/// Replaces a default that could only fail: without history nothing can be refilled. Returns
+/// whether it replaced it.
 pub(super) fn settle(rule: &mut Rule, slow_was_written: bool) -> bool {
     let settles = !slow_was_written && rule.slow == SlowPolicy::Refill && rule.history.events == 0;
     if settles {
@@ -269,7 +272,8 @@ pub(super) fn settle(rule: &mut Rule, slow_was_written: bool) -> bool {
     settles
 }
 
-/// The one rule of a server without a file: every channel, both transports, whoever listens may publish.
+/// The one rule of a server without a file: every channel, both transports, every listener may
+/// publish.
 pub(super) fn zero_config() -> Rules {
     // A constant; a test below reads it.
     #[allow(clippy::unwrap_used)]
@@ -293,7 +297,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
         });
     }
     for (i, rule) in rules.iter().enumerate() {
-        // Points at the field if somebody wrote it, else at the rule.
+        // Points at the field if the user wrote it, else at the rule.
         let mut problem = |field: &str, message: String| {
             problems.push(Problem {
                 origin: config.rule_field_place(i, field),

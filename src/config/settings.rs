@@ -620,7 +620,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// Every limit can be set: what the list forgets, nobody can configure.
+    /// Every limit can be set: a limit that the list omits cannot be configured.
     #[test]
     fn the_list_has_every_limit() {
         let shown = format!("{:?}", airwave_core::rule::Limits::default());

@@ -211,7 +211,7 @@ fn without_a_file_everything_goes_on_loopback_and_nothing_beyond() {
     .unwrap_err()
     .to_string();
     assert!(error.starts_with("AIRWAVE_LISTEN: [::]:80 can be reached"), "{error}");
-    // Written down, the same rule is somebody's decision.
+    // The same rule is accepted when the user writes it.
     let written = "[publish]\ntoken = \"0123456789abcdef\"\n[[channels]]\nmatch = \"{*channel}\"\ntransport = [\"sse\", \"websocket\"]\n\
                    history = { events = 1000, age = \"1h\" }\nsend = \"publish\"\n";
     assert!(with_env(Some(written), &[("AIRWAVE_LISTEN", "[::]:80")]).is_ok());
@@ -226,11 +226,11 @@ fn beyond_loopback_publishing_needs_a_token_or_a_word() {
     assert!(
         error.starts_with(
             "airwave.toml:1:10: 0.0.0.0:80 can be reached from other machines, and anyone there could publish; write a token"
-        ) && error.ends_with("or say it with [publish] open = true (anyone may publish over HTTP) or open = false (nobody may)"),
+        ) && error.ends_with("or say it with [publish] open = true (anyone may publish over HTTP) or open = false (no one may)"),
         "{error}"
     );
     let config = with_env(Some(&open), &[("AIRWAVE_PUBLISH_TOKEN", "0123456789abcdef")]).unwrap();
-    assert!(!config.live_page, "the live page is for loopback unless somebody asks for it");
+    assert!(!config.live_page, "the live page is for loopback unless the user asks for it");
     assert_eq!(config.origin("live_page").to_string(), "other machines reach it");
     assert!(
         with_env(Some(&open), &[("AIRWAVE_PUBLISH_OPEN", "true")])
@@ -460,7 +460,7 @@ fn bad_values_are_refused_with_what_to_write() {
     for (line, expected) in [
         (
             "transport = []",
-            "4:13: transport is an empty list, so nobody could listen; write \"sse\" or \"websocket\"",
+            "4:13: transport is an empty list, so no client could listen; write \"sse\" or \"websocket\"",
         ),
         (
             "transport = [\"sse\", \"websockets\"]",
@@ -548,7 +548,7 @@ fn combinations_that_cannot_be_are_refused() {
             &format!("airwave.toml:{expected}"),
         );
     }
-    // Nobody asked for refill here, so what can be done instead is done.
+    // The user did not ask for refill here, so the rule takes what is possible instead.
     let config = load("[[channels]]\nmatch = \"x\"\ntransport = \"sse\"\nhistory.events = 0\n").unwrap();
     assert_eq!(config.rules.iter().next().unwrap().slow, SlowPolicy::Skip);
     assert_eq!(config.rule_field_origin(0, "slow").to_string(), "history keeps nothing");

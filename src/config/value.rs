@@ -1,5 +1,6 @@
-//! One value as somebody wrote it, from the file or from a variable or a flag, and how it is read: text, numbers, sizes,
-//! durations, choices. Both ways of writing end in the same checks and the same sentences. Nothing here knows which
+//! One value as the user wrote it, from the file or from a variable or a flag, and how it is read:
+//! text, numbers, sizes, durations, choices. Both ways of writing end in the same checks and the
+//! same sentences. Nothing here knows which
 //! setting it reads; a refusal is a sentence that says what to write.
 
 use std::borrow::Cow;

@@ -6,7 +6,7 @@ import { bytes, calmly, count, CUT_MS, inView, loaded, make, metered, still, TIT
 const ROWS = {
   dashboard: {
     title: "Dashboard",
-    reason: "Tabs only listen. SSE is plain HTTP: every proxy passes it and the browser reconnects it. A WebSocket would carry the same figures, and a way up that nobody uses.",
+    reason: "Tabs only listen. SSE is plain HTTP: every proxy passes it and the browser reconnects it. A WebSocket would carry the same figures, and add a way up that no page uses.",
     verdict: "Nearly the same bytes down, and nothing up once it has begun: so the simpler one.",
   },
   "job-status": {

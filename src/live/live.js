@@ -837,8 +837,8 @@ function fillChannel(button, { events, bytes, listeners, ended, use_case: useCas
   facts.push(["", `${events.toLocaleString("en")} ${events === 1 ? "event" : "events"}`], ["", size(bytes)]);
   const { sse = 0, websocket = 0 } = listeners;
   const who = [];
-  if (sse > 0 || transport.includes("sse")) who.push([sse > 0 ? "sse" : "nobody", `SSE ${sse}`]);
-  if (websocket > 0 || transport.includes("websocket")) who.push([websocket > 0 ? "websocket" : "nobody", `WS ${websocket}`]);
+  if (sse > 0 || transport.includes("sse")) who.push([sse > 0 ? "sse" : "idle", `SSE ${sse}`]);
+  if (websocket > 0 || transport.includes("websocket")) who.push([websocket > 0 ? "websocket" : "idle", `WS ${websocket}`]);
   const text = JSON.stringify([facts, who, cursor]);
   if (button.dataset.shows === text) return;
   button.dataset.shows = text;

@@ -65,7 +65,7 @@ interface StateChange {
   /** Why it is `waiting` or `refused`, if that is known. */
   readonly error?: AirwaveError;
 }
-/** Somebody who is in a channel, as presence tells it. */
+/** A member of a channel, as presence reports it. */
 interface Member {
   /** Null: the anonymous, who are counted together. */
   readonly user: string | null;

@@ -1,7 +1,9 @@
 // One connection for all tabs of a browser: the tab that holds a Web Lock leads and has the connections, the others hear through a BroadcastChannel.
 //
-// Every tab keeps its own cursors, so who leads may change at any time without a loss: whoever comes to lead, or to follow another leader, goes on behind its
-// own cursor. A tab that is not where the leader is (it begins afresh, with the channel's replay) has a connection of its own until it is.
+// Every tab keeps its own cursors, so the leader may change at any time without a loss. A tab that
+// begins to lead, or to follow another leader, goes on behind its own cursor. A tab that is not
+// where the leader is (it begins afresh, with the channel's replay) has a connection of its own
+// until it is.
 
 import type { Client, Relay } from "./client.js";
 import type { Timer } from "./timing.js";
@@ -103,7 +105,8 @@ class Shared implements Relay {
       this.#lead();
       return held();
     };
-    // Whoever waits for this lock learns that this tab is gone. So it is held before anybody hears of this tab.
+    // A tab that waits for this lock learns that this tab is gone. So this tab takes the lock
+    // before any other tab hears of it.
     const begin = (): Promise<void> => {
       locks.request(this.#lock, { signal }, lead).catch(() => {});
       this.#say({ do: "who", from: this.#me });

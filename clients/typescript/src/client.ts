@@ -18,7 +18,7 @@ const OFFLINE_MS = 5_000;
 /** What must be known of a token: one to use again, a new one, or one in place of a token that was refused. */
 export type TokenWanted = "same" | "new" | "refused";
 
-/** Carries channels over somebody else's line: another tab's (`share`). */
+/** Carries channels over the connection of another tab (`share`). */
 export interface Relay {
   /** Takes the channel, or says no: then it is carried here. */
   takes(subscription: Subscription): boolean;
@@ -192,7 +192,7 @@ export class Client implements Airwave, Owner {
     return !error || error.code === "wrong-transport";
   }
 
-  /** The server names another transport: the channel moves there, if nobody has said which to take. */
+  /** The server names another transport: the channel moves there unless an option fixes it. */
   moves(subscription: Subscription, { transport }: AirwaveError): boolean {
     const told = subscription.options.transport ?? this.options.transport ?? "auto";
     if (told !== "auto" || (transport !== "sse" && transport !== "websocket") || transport === subscription.transport) return false;

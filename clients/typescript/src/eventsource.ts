@@ -1,4 +1,5 @@
-// The platform's own EventSource in place of fetch, for whoever needs it: `connect(url, { fetch: overEventSource(["order-update"]) })`.
+// The platform's own EventSource in place of fetch, for applications that need it:
+// `connect(url, { fetch: overEventSource(["order-update"]) })`.
 
 const CONTROL = ["subscribed", "gap", "end", "stale", "error", "heartbeat", "presence", "join", "leave", "update"].map((name) => `airwave.${name}`);
 

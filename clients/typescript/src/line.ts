@@ -37,7 +37,7 @@ export abstract class Line implements Carrier {
   /** How often in a row nothing came over a connection although plain HTTP worked. */
   #unproven = 0;
   protected readonly client: Client;
-  /** Set by whoever ends the connection only to make a new one at once. */
+  /** Set when a connection ends only so that a new one begins at once. */
   protected again = false;
   /** Milliseconds that the server asked us to wait. */
   protected hint: number | undefined;

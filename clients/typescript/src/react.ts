@@ -41,7 +41,7 @@ export function useChannel<E = AnyEvents, C = AnyEvents>(airwave: Airwave, name:
       channel.on("*", (data, event) => {
         if (event.event !== "airwave.gap") call(event.event, data, event);
       }),
-      // Only what somebody listens to: a loss that nobody hears of is told to the console.
+      // Subscribes only to what has a callback: a loss without a callback goes to the console.
       ...(["gap", "end", "resumed", "stale", "error"] as const).filter((event) => newest.current[event]).map((event) => channel.on(event, (told) => call(event, told))),
       ...(["state", "presence"] as const).map((event) =>
         channel.on(event, (told) => {

@@ -94,7 +94,8 @@ export class StreamLine extends PostingLine {
       onComment: () => this.alive(),
     });
     const reader = (response.body as ReadableStream<Uint8Array>).getReader();
-    // A stream that was given up ends its body with an error; whoever gave it up has gone on by then.
+    // A stream that was given up ends its body with an error. The code that gave it up has gone on
+    // by then.
     const decoder = new TextDecoder();
     for (;;) {
       const { done, value } = await reader.read();

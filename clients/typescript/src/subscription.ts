@@ -230,7 +230,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     this.#tell("!presence", presence);
   }
 
-  /** Somebody came, left or changed. */
+  /** A member joined, left or changed. */
   moved(kind: "joined" | "left" | "updated", member: Member): void {
     const others = this.members.filter(({ user }) => user !== member.user);
     this.present({ members: kind === "left" ? others : [...others, member], [kind]: member });

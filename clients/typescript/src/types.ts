@@ -97,7 +97,7 @@ export interface StateChange {
   readonly error?: AirwaveError;
 }
 
-/** Somebody who is in a channel, as presence tells it. */
+/** A member of a channel, as presence reports it. */
 export interface Member {
   /** Null: the anonymous, who are counted together. */
   readonly user: string | null;

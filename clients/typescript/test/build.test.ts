@@ -1,4 +1,5 @@
-// dist/ is committed, because the server carries it and whoever builds the server has cargo alone. It must never be older than its source.
+// dist/ is committed, because the server carries it, and building the server needs cargo alone. It
+// must never be older than its source.
 
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";

@@ -134,7 +134,7 @@ for (const transport of ["websocket", "sse"] as const) {
       expect(read).toEqual([["n", "last"]]);
       expect(heard.channel).toMatchObject({ state: "ended", cursor, transport: undefined });
       await expect(heard.channel.send("n", 1)).rejects.toMatchObject({ code: "ended" });
-      // Whoever comes back behind the end hears of it too.
+      // A client that comes back behind the end hears of it too.
       const again = new Heard(airwave.channel("both/a", { after: cursor }));
       await again.first("!end");
       await expect.poll(() => server.sessions(transport === "sse" ? "sse-many" : "websocket")).toBe(0);
@@ -243,7 +243,7 @@ describe("the choice of a transport", () => {
       const airwave = client(server.url, { transport });
       const good = new Heard(airwave.channel("both/a"));
       await good.state("open");
-      const bad = new Heard(airwave.channel("nobody/knows"));
+      const bad = new Heard(airwave.channel("unknown/a"));
       expect((await bad.first("!error")).code).toBe("unknown-channel");
       expect(bad.channel.state).toBe("refused");
       await server.publish({ channel: "both/a", event: "n", data: transport });
@@ -251,7 +251,7 @@ describe("the choice of a transport", () => {
     }
   });
 
-  test("whoever was told the wrong transport learns the right one", async () => {
+  test("a client with the wrong transport learns the right one", async () => {
     const server = await Server.start();
     const told = new Heard(client(server.url, { transport: "sse" }).channel("websocket-only/a"));
     expect(await told.first("!error")).toMatchObject({ code: "wrong-transport" });

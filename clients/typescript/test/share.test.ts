@@ -98,7 +98,7 @@ describe.skipIf(missing)("tabs", () => {
     await expect.poll(() => count(server)).toBe(1);
   });
 
-  test("each sends and is answered, whoever leads", async () => {
+  test("each tab sends and is answered, whichever tab leads", async () => {
     const server = await Server.start();
     const all = await context();
     const [first, second] = [await Tab.open(all, server), await Tab.open(all, server)];

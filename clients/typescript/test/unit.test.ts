@@ -283,7 +283,7 @@ describe("a channel", () => {
     expect([ends, all]).toEqual([[], ["of a play"]]);
   });
 
-  test("a listener that throws keeps nobody else from hearing", async () => {
+  test("a listener that throws keeps no other listener from hearing", async () => {
     const channel = start().channel("a");
     const thrown: unknown[] = [];
     vi.stubGlobal("queueMicrotask", (task: () => void) => Promise.resolve().then(task).catch((error) => thrown.push(error)));
@@ -330,7 +330,7 @@ describe("a channel", () => {
     expect(fault).toMatchObject({ code: "overflow" });
   });
 
-  test("a loss that nobody listens for is told to the console", async () => {
+  test("a loss without a listener is told to the console", async () => {
     const warn = vi.spyOn(console, "warn").mockImplementation(() => {});
     start().channel("a");
     await settled();

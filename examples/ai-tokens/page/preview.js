@@ -6,7 +6,7 @@ import { make, recent } from "./frame.js";
 const QUIET_S = 15;
 
 export default async function preview(root, airwave, { fetch, every, plays }) {
-  const text = make("p", { className: "preview-text muted" }, "Nobody has asked yet. Ask, and read the answer here as it is given.");
+  const text = make("p", { className: "preview-text muted" }, "No question yet. Ask one, and read the answer here as the model gives it.");
   const ask = make("button", { type: "button" }, "Ask something");
   root.append(text, make("div", { className: "preview-foot" }, ask));
   let answer;

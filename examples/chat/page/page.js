@@ -9,7 +9,7 @@ const TYPING_MS = 4000;
 const byId = (id) => document.getElementById(id);
 const [scroll, messages, text, people] = ["scroll", "messages", "text", "people"].map(byId);
 
-// Each tab is somebody: two tabs can talk to each other.
+// Each tab is a user of its own, so two tabs can talk to each other.
 const me = await identity("chat-name", () => `${someone()}-${1000 + Math.floor(Math.random() * 9000)}`);
 byId("name").value = me;
 byId("rename").addEventListener("submit", (event) => {

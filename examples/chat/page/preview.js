@@ -1,4 +1,4 @@
-// The newest messages of the lobby; in a comparison, somebody who talks to themself.
+// The newest messages of the lobby; in a comparison, a user who talks to themself.
 
 import { make, recent } from "./frame.js";
 
@@ -11,7 +11,7 @@ const TALK = ["The mast is up.", "And the wind is not.", "Who has the key of the
 const POLITE_MS = 30_000;
 
 export default async function preview(root, airwave, { fetch, me, every }) {
-  // A comparison talks where it disturbs nobody.
+  // A comparison talks in a room of its own, so that it disturbs no visitor.
   const name = me ? "chat/night-shift" : "chat/lobby";
   const list = make("ul", { className: "preview-chat" });
   root.append(list);

@@ -3,7 +3,7 @@
 import { identity, make, open, someone } from "./frame.js";
 import { SharedText } from "./shared-text.js";
 
-/** A cursor that has been silent for so long is nobody's. */
+/** A cursor that is silent for so long is removed. */
 const SILENT_MS = 20_000;
 const TELL_MS = 60;
 

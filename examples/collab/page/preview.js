@@ -1,4 +1,4 @@
-// The text as it is being written; in a comparison, somebody who writes it.
+// The text as it is being written; in a comparison, a user who writes it.
 
 import { make } from "./frame.js";
 import { SharedText } from "./shared-text.js";

@@ -75,7 +75,7 @@ export class SharedText {
       const found = createAbsolutePositionFromRelativePosition(decodeRelativePosition(fromBase64(place)), this.doc);
       return found?.type === this.text ? found.index : null;
     } catch {
-      // Somebody else's bytes.
+      // The bytes come from another user and may be malformed.
       return null;
     }
   }
@@ -139,7 +139,10 @@ export class SharedText {
     if (!this.#unsaid) this.onstatus("synced");
   }
 
-  /** Said once: as a binary frame on a WebSocket. If nobody knows whether it arrived, the next sync finds out. */
+  /**
+   * Sends it once, as a binary frame on a WebSocket. If no reply says whether it arrived, the next
+   * sync finds out.
+   */
   #say(channel, update) {
     return channel.send("update", update, { repeat: false });
   }

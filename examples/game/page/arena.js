@@ -1,6 +1,6 @@
 // The arena as it is seen: the newest state of each player, carried on by its speed until the next one comes.
 
-/** A player of whom nothing was heard for so long is gone. */
+/** A player whose state has not come for so long is gone. */
 const SILENT_MS = 1500;
 const TRAIL = 14;
 
@@ -46,7 +46,10 @@ export class Arena {
     return [...this.players.values()].sort((a, b) => b.score - a.score);
   }
 
-  /** Draws it. `centre`: the player that stays in view where not everything fits; without them, whoever leads does. */
+  /**
+   * Draws the arena. `centre` is the player that stays in view where not everything fits. Without
+   * it, the leading player stays in view.
+   */
   draw(context, width, height, centre) {
     const now = performance.now();
     const [w, h] = this.size;

@@ -22,7 +22,7 @@ let name;
 channel.on("state", ({ state }) => state === "open" && void enter());
 channel.on("error", ({ message }) => toast(message));
 
-/** At first, and whenever the line has been down: a server that was restarted knows nobody. */
+/** At first, and whenever the line has been down: a restarted server knows no player. */
 async function enter() {
   if (!name) return;
   try {
@@ -36,7 +36,7 @@ async function enter() {
 
 byId("enter").addEventListener("submit", (event) => {
   event.preventDefault();
-  name = byId("name").value.trim() || "Nobody";
+  name = byId("name").value.trim() || "Player";
   sessionStorage.setItem("game-name", name);
   byId("enter").hidden = true;
   canvas.focus();

@@ -1,4 +1,4 @@
-// The arena, small; in a comparison, somebody who plays.
+// The arena, small; in a comparison, a player.
 
 import { Arena } from "./arena.js";
 import { animate, make } from "./frame.js";

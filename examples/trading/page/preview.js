@@ -1,4 +1,4 @@
-// Each symbol and its prices; in a comparison, somebody who trades.
+// Each symbol and its prices; in a comparison, a user who trades.
 
 import { make } from "./frame.js";
 

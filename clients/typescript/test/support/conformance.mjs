@@ -1,5 +1,5 @@
 // What the client must do wherever it runs: in Node, Deno, Bun, and in workers of a browser, which load this very file. It imports nothing, speaks no
-// TypeScript, and asks nobody: whoever runs it does to the server what `say` tells.
+// TypeScript, and asks no one. The program that runs it does to the server what `say` tells.
 
 const same = (given, wanted, what) => {
   const [a, b] = [JSON.stringify(given), JSON.stringify(wanted)];
@@ -42,7 +42,7 @@ async function one(connect, url, name, transport, options, say) {
   await until(() => heard.length === 2, "what was sent");
   same(heard, [{ text: "hi 😀" }, [0, 1, 254, 255]], "what was heard");
 
-  const refused = await airwave.channel("nobody/knows").send("n", 1).catch(({ code }) => code);
+  const refused = await airwave.channel("unknown/a").send("n", 1).catch(({ code }) => code);
   same(refused, "unknown-channel", "the refusal");
 
   // The server dies, and while the line is down it begins anew and something is published.
@@ -67,7 +67,7 @@ async function one(connect, url, name, transport, options, say) {
 /** Both transports, side by side. Throws what is wrong. */
 export async function conform(connect, url, name, options, say) {
   await Promise.all(["sse", "websocket"].map((transport) => one(connect, url, name, transport, options, say)));
-  // Nobody says which transport: the server does.
+  // No option names the transport: the server chooses.
   const airwave = connect(url, options);
   const channel = airwave.channel(`both/${name}-auto`);
   await new Promise((done) => channel.on("state", ({ state }) => state === "open" && done()));

@@ -1,5 +1,5 @@
-// conformance.mjs as a program, for runtimes without a page: `node runtime.mjs URL NAME`. It ends when nothing is left to do: a client that was closed holds
-// nobody up.
+// conformance.mjs as a program, for runtimes without a page: `node runtime.mjs URL NAME`. It ends
+// when nothing is left to do: a closed client does not keep the process alive.
 
 import { connect } from "../../dist/client.js";
 import { conform } from "./conformance.mjs";
