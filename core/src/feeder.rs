@@ -168,7 +168,10 @@ impl Feeder {
         if self.is_healing() || !matches!(self.log.find(after), Found::At(_)) || self.log.head() == after {
             return Ok(None);
         }
-        let newest = self.backbone.replay(&self.log.name, Some(after), PageLimit::events(0)).await?;
+        let newest = self
+            .backbone
+            .replay(&self.log.name, Some(after), PageLimit::events(0))
+            .await?;
         let held = match newest.complete && newest.head > after && !self.is_healing() {
             true => self.log.page(after, newest.head, limit),
             false => None,

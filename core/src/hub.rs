@@ -368,7 +368,7 @@ impl Hub {
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::SeqCst);
         for session in lock(&self.0.sessions).iter() {
-            session.alarm();
+            session.wake_always();
         }
     }
 
@@ -1035,7 +1035,7 @@ async fn watch_broker(hub: Weak<Inner>) {
                     told = true;
                     hub.stale.fetch_add(1, Ordering::SeqCst);
                     for session in lock(&hub.sessions).iter() {
-                        session.alarm();
+                        session.wake_always();
                     }
                 }
             }

@@ -15,7 +15,7 @@
 //! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
 //! 9. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
 //! 10. [`metrics`]: what a node counts
-//! 11. `sync`, `bell`, `vitals`, `registry`, `ring_memory`, `log`: one channel on this node: ring,
+//! 11. `sync`, `wake`, `vitals`, `registry`, `ring_memory`, `log`: one channel on this node: ring,
 //!     listeners, wake; what all rings take together
 //! 12. `roster`: who is in a channel, as this node knows it
 //! 13. [`channel`]: the handle that applications publish with
@@ -30,7 +30,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod address;
-mod bell;
 pub mod broker;
 mod caught;
 pub mod channel;
@@ -64,6 +63,7 @@ pub mod session;
 pub mod shrink;
 mod sync;
 mod vitals;
+mod wake;
 pub mod warnings;
 pub mod wire;
 

@@ -486,17 +486,18 @@ impl Log {
         let seats = lock(&self.seats);
         let mut rest = seats.listeners.iter().map(|(listener, _)| &**listener);
         loop {
-            // A ring takes a lock, and a lock waits for its memory alone. A look does not: that of several is fetched at the same time.
+            // A wake takes a lock, and a lock waits for its memory alone. A look does not: the memory
+            // of several is fetched at the same time.
             let some: SmallVec<[&Vitals; LOOK_AHEAD]> =
                 rest.by_ref().take(LOOK_AHEAD).inspect(|listener| listener.look()).collect();
             if some.is_empty() {
                 return;
             }
-            some.iter().for_each(|listener| listener.ring());
+            some.iter().for_each(|listener| listener.wake());
         }
     }
 
-    /// Takes a seat: from now on the listener's bell rings. `wire` says over what, for people. `None`: the log has been closed, open it again.
+    /// Takes a seat: from now on the listener is woken. `wire` says over what, for people. `None`: the log has been closed, open it again.
     pub(crate) fn sit(self: &Arc<Self>, listener: Arc<Vitals>, wire: usize) -> Option<Seat> {
         let mut seats = lock(&self.seats);
         if seats.closed {
@@ -1133,14 +1134,14 @@ mod tests {
         for n in 0..3 {
             assert_eq!(log.append(event(BIRTH + n + 1, BIRTH + n, 0, 10)), Appended::Yes);
             log.show();
-            assert!(listener.bell.poll(&mut cx).is_ready(), "an event");
-            listener.bell.clear();
+            assert!(listener.wake.poll(&mut cx).is_ready(), "an event");
+            listener.wake.reset();
             log.show();
-            assert!(listener.bell.poll(&mut cx).is_pending(), "nothing new");
+            assert!(listener.wake.poll(&mut cx).is_pending(), "nothing new");
         }
         log.append_gap(Position(BIRTH + 1), GapReason::BrokerLostData);
         log.show();
-        assert!(listener.bell.poll(&mut cx).is_ready(), "a gap");
+        assert!(listener.wake.poll(&mut cx).is_ready(), "a gap");
         drop(seat);
     }
 
@@ -1559,7 +1560,7 @@ mod loom_tests {
         let mut heard = Vec::new();
         block_on(std::future::poll_fn(|cx| {
             loop {
-                listener.bell.clear();
+                listener.wake.reset();
                 match log.read_entries(next) {
                     Read::Some((entries, after)) => {
                         heard.extend(entries.iter().map(|entry| entry.position().0));
@@ -1571,7 +1572,7 @@ mod loom_tests {
                 if heard.last() == Some(&last) {
                     return Poll::Ready(());
                 }
-                if listener.bell.poll(cx).is_pending() {
+                if listener.wake.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
             }
@@ -1614,10 +1615,10 @@ mod loom_tests {
             let mut next = 0;
             block_on(std::future::poll_fn(|cx| {
                 loop {
-                    listener.bell.clear();
+                    listener.wake.reset();
                     match log.find(Position(101)) {
                         Found::At(place) => next = place,
-                        Found::Ahead if listener.bell.poll(cx).is_pending() => return Poll::Pending,
+                        Found::Ahead if listener.wake.poll(cx).is_pending() => return Poll::Pending,
                         Found::Ahead => continue,
                         Found::Unknown => panic!("101 is in the ring"),
                     }

@@ -672,7 +672,7 @@ impl Roster {
 
     fn ring(&self) {
         for listener in lock(&self.seats).iter() {
-            listener.ring();
+            listener.wake();
         }
     }
 

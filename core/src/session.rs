@@ -592,19 +592,19 @@ impl Session {
     /// wakes the session instead of the task, and the session notes why.
     pub fn poll_readable<T>(&self, cx: &mut Context<'_>, read: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         // Taken before the try: what becomes readable after it must not be forgotten.
-        if !self.vitals.bell.take_readable(cx) {
+        if !self.vitals.wake.take_readable(cx) {
             return Poll::Pending;
         }
         let result = read(&mut Context::from_waker(&Waker::from(self.vitals.clone())));
         if result.is_ready() {
-            self.vitals.bell.stays_readable();
+            self.vitals.wake.keep_readable();
         }
         result
     }
 
     /// For a loop that waits for its socket: ready when it should wait no longer.
     pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        self.vitals.bell.listen(cx);
+        self.vitals.wake.register(cx);
         let flags = self.vitals.flags();
         if flags & STALLED != 0 {
             self.stalls();
@@ -657,12 +657,13 @@ impl Session {
     ///
     /// Pending: nothing waits, and the task is woken when something does.
     pub fn poll_turn(&mut self, cx: &mut Context<'_>, out: &mut Vec<Bytes>) -> Poll<Turn> {
-        // The turn that wrote took everything. Whatever has come since has rung, so a listener that has written its event is spared a second look.
-        if std::mem::take(&mut self.drained) && self.notices.is_empty() && self.vitals.bell.poll(cx).is_pending() {
+        // The turn that wrote took everything. What has come since has set the flag, so a listener
+        // that has written its event is spared a second look.
+        if std::mem::take(&mut self.drained) && self.notices.is_empty() && self.vitals.wake.poll(cx).is_pending() {
             return Poll::Pending;
         }
         loop {
-            self.vitals.bell.clear();
+            self.vitals.wake.reset();
             out.append(&mut self.notices);
             if let Some(reason) = self.closed {
                 return Poll::Ready(Turn::Closed(reason));
@@ -687,7 +688,7 @@ impl Session {
                 self.closed = Some(CloseReason::Ended);
                 return Poll::Ready(Turn::Closed(CloseReason::Ended));
             }
-            if self.vitals.bell.poll(cx).is_pending() {
+            if self.vitals.wake.poll(cx).is_pending() {
                 return Poll::Pending;
             }
         }
@@ -751,7 +752,7 @@ impl Session {
             {
                 let before = out.len();
                 if attendance.read(&self.slot, room - written, out) {
-                    self.vitals.ring();
+                    self.vitals.wake();
                 }
                 written += out[before..].iter().map(Bytes::len).sum::<usize>();
             }
@@ -762,14 +763,14 @@ impl Session {
             if self.subscriptions[at].ended {
                 self.drop_subscription(at, LeaveReason::Ended);
                 // The last one took its place and is read in the next turn at the latest.
-                self.vitals.ring();
+                self.vitals.wake();
             } else {
                 index += 1;
             }
         }
         if index < self.subscriptions.len() {
             // There may be more than fitted: come back after this has been written.
-            self.vitals.ring();
+            self.vitals.wake();
         }
         None
     }
@@ -803,7 +804,7 @@ struct Reading<'a> {
 struct TooSlow;
 
 impl Subscription {
-    /// Only a ring of its log's bell brings more: it is at the ring's end, and waits for nobody's answer.
+    /// Only a wake by its log brings more: it is at the ring's end, and no answer is awaited.
     fn is_drained(&self) -> bool {
         self.catch_up.is_none() && !self.ahead && self.seat.log.is_read(self.next)
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::Wake;
 use std::time::Duration;
 
-use crate::bell::Bell;
 use crate::rule::Limits;
+use crate::wake::WakeFlag;
 
 /// A heartbeat is due.
 pub(crate) const HEARTBEAT: u8 = 1;
@@ -19,7 +19,7 @@ pub(crate) const SILENT: u8 = 4;
 #[derive(Default)]
 #[repr(align(64))]
 pub(crate) struct Vitals {
-    pub(crate) bell: Bell,
+    pub(crate) wake: WakeFlag,
     flags: AtomicU8,
     /// Times of the hub's coarse clock; zero: never, or not now. The next heartbeat counts from here: from what was written last, or, where answers are
     /// expected, from the heartbeat before. Those are asked for even while events go out: a client that only listens says nothing else.
@@ -32,11 +32,11 @@ pub(crate) struct Vitals {
 /// Of the socket: it may have something to read.
 impl Wake for Vitals {
     fn wake(self: Arc<Self>) {
-        self.bell.readable();
+        self.wake.wake_readable();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.bell.readable();
+        self.wake.wake_readable();
     }
 }
 
@@ -48,7 +48,7 @@ impl Vitals {
             ..Self::default()
         };
         // There may be something to read, until it has been tried.
-        vitals.bell.stays_readable();
+        vitals.wake.keep_readable();
         vitals
     }
 
@@ -58,19 +58,19 @@ impl Vitals {
     }
 
     /// There is something to read in a log.
-    pub(crate) fn ring(&self) {
-        self.bell.ring();
+    pub(crate) fn wake(&self) {
+        self.wake.wake();
     }
 
-    /// Rings even a session that waits for its socket.
-    pub(crate) fn alarm(&self) {
-        self.bell.alarm();
+    /// Wakes even a session that waits for its socket.
+    pub(crate) fn wake_always(&self) {
+        self.wake.wake_always();
     }
 
     /// Ends the session without waiting for its socket.
     pub(crate) fn cut(&self) {
         self.flags.fetch_or(STALLED, Ordering::Relaxed);
-        self.bell.alarm();
+        self.wake.wake_always();
     }
 
     /// What the hub has said.
@@ -112,16 +112,16 @@ impl Vitals {
         };
         if longer(&self.stalled, limits.stalled_write) {
             self.flags.fetch_or(STALLED, Ordering::Relaxed);
-            self.bell.alarm();
+            self.wake.wake_always();
         } else if longer(&self.heard, limits.idle) {
             self.flags.fetch_or(SILENT, Ordering::Relaxed);
-            self.bell.alarm();
+            self.wake.wake_always();
             return;
         }
         if longer(&self.quiet, limits.heartbeat) {
             self.quiet.store(now, Ordering::Relaxed);
             self.flags.fetch_or(HEARTBEAT, Ordering::Relaxed);
-            self.bell.ring();
+            self.wake.wake();
         }
     }
 }

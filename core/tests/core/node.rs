@@ -333,7 +333,7 @@ async fn who_is_expected_to_answer_and_does_not_is_closed() {
     assert_eq!(listener.closed, None);
 }
 
-/// A loop that waits for its socket is woken when it has waited too long, though its bell rings all the time.
+/// A loop that waits for its socket is woken when it has waited too long, though its flag is set all the time.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_makes_no_progress_is_cut() {
     let (backbone, _, hub) = listening_hub(limits());

@@ -54,7 +54,10 @@ async fn the_broker_is_not_asked_for_events_that_the_log_holds() {
     let said = scene.say(5);
     scene.listener.settled().await;
     let (page, read) = scene.page(said[0], PageLimit::events(2)).await;
-    assert_eq!((positions(&page), page.more, page.complete), (said[1..3].to_vec(), true, true));
+    assert_eq!(
+        (positions(&page), page.more, page.complete),
+        (said[1..3].to_vec(), true, true)
+    );
     assert_eq!((page.head, page.ended, read), (said[4], false, 0));
     let (page, read) = scene.page(said[2], ALL).await;
     assert_eq!((positions(&page), page.more, read), (said[3..].to_vec(), false, 0));

@@ -1,30 +1,32 @@
-//! Wakes one session. Ringing a bell that rings already costs nothing, so a busy listener is woken once however much is published.
+//! Wakes the task of one session. Setting a flag that is set costs nothing, so a busy listener is
+//! woken once however much is published.
 
 use std::task::{Context, Poll, Waker};
 
 use crate::sync::Mutex;
 
-/// One session's bell: any number of logs ring it, one task waits for it.
+/// The wake flag of one session: any number of logs set it, one task waits for it.
 ///
-/// The listener's rule, which leaves no room for a lost wake: [`Bell::clear`], *then* read the logs, then [`Bell::poll`]. What is appended after
-/// the read rings a cleared bell; what was appended before the read has been read.
-pub(crate) struct Bell(Mutex<State>);
+/// The task keeps one order, which leaves no room for a lost wake: [`WakeFlag::reset`], *then* read
+/// the logs, then [`WakeFlag::poll`]. An event that is appended after the read sets the flag again.
+/// An event that was appended before the read has been read.
+pub(crate) struct WakeFlag(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    rung: bool,
+    set: bool,
     /// The session's socket may have something to read.
     readable: bool,
     waker: Option<Waker>,
 }
 
-impl Default for Bell {
+impl Default for WakeFlag {
     fn default() -> Self {
         Self(Mutex::new(State::default()))
     }
 }
 
-impl Bell {
+impl WakeFlag {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         // A poisoned lock can only come from a panic while a waker was cloned; the state is whole.
         match self.0.lock() {
@@ -33,13 +35,13 @@ impl Bell {
         }
     }
 
-    /// There is something to read.
-    pub(crate) fn ring(&self) {
+    /// Sets the flag and wakes the task: there is something to read.
+    pub(crate) fn wake(&self) {
         let waker = self.with(|state| {
-            if state.rung {
+            if state.set {
                 return None;
             }
-            state.rung = true;
+            state.set = true;
             state.waker.take()
         });
         if let Some(waker) = waker {
@@ -47,10 +49,11 @@ impl Bell {
         }
     }
 
-    /// Wakes the task even if the bell rings already: for word that must reach a task that waits for its socket.
-    pub(crate) fn alarm(&self) {
+    /// Wakes the task even if the flag is set already: for an order that must reach a task that waits
+    /// for its socket.
+    pub(crate) fn wake_always(&self) {
         let waker = self.with(|state| {
-            state.rung = true;
+            state.set = true;
             state.waker.take()
         });
         if let Some(waker) = waker {
@@ -58,8 +61,8 @@ impl Bell {
         }
     }
 
-    /// The session's socket may have something to read: the task is woken, and the bell does not ring.
-    pub(crate) fn readable(&self) {
+    /// The session's socket may have something to read: wakes the task without setting the flag.
+    pub(crate) fn wake_readable(&self) {
         let waker = self.with(|state| {
             state.readable = true;
             state.waker.take()
@@ -70,7 +73,7 @@ impl Bell {
     }
 
     /// The socket may still have something to read; the task knows.
-    pub(crate) fn stays_readable(&self) {
+    pub(crate) fn keep_readable(&self) {
         self.with(|state| state.readable = true);
     }
 
@@ -82,15 +85,15 @@ impl Bell {
         })
     }
 
-    /// The session is about to read.
-    pub(crate) fn clear(&self) {
-        self.with(|state| state.rung = false);
+    /// Resets the flag. The task calls it before it reads.
+    pub(crate) fn reset(&self) {
+        self.with(|state| state.set = false);
     }
 
-    /// Ready once the bell has rung since it was cleared.
+    /// Ready once the flag has been set since its reset.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.with(|state| {
-            if state.rung {
+            if state.set {
                 return Poll::Ready(());
             }
             state.keep(cx);
@@ -98,8 +101,9 @@ impl Bell {
         })
     }
 
-    /// Has the task woken by [`Bell::alarm`] (and perhaps once by a ring), without asking whether the bell has rung.
-    pub(crate) fn listen(&self, cx: &mut Context<'_>) {
+    /// Registers the task for [`WakeFlag::wake_always`] (and perhaps one [`WakeFlag::wake`]), without a
+    /// look at the flag.
+    pub(crate) fn register(&self, cx: &mut Context<'_>) {
         self.with(|state| state.keep(cx));
     }
 }
@@ -131,85 +135,85 @@ mod loom_tests {
     }
 
     #[test]
-    fn loom_what_is_rung_after_a_change_is_never_missed() {
+    fn loom_a_wake_after_a_change_is_never_missed() {
         check(|| {
-            let bell = Arc::new(Bell::default());
+            let flag = Arc::new(WakeFlag::default());
             let changed = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
-            let ringers = [0, 1].map(|n| {
-                let (bell, changed) = (bell.clone(), changed.clone());
+            let wakers = [0, 1].map(|n| {
+                let (flag, changed) = (flag.clone(), changed.clone());
                 thread::spawn(move || {
                     changed[n].store(true, Ordering::Release);
-                    bell.ring();
+                    flag.wake();
                 })
             });
             block_on(std::future::poll_fn(|cx| {
                 loop {
-                    bell.clear();
+                    flag.reset();
                     if changed.iter().all(|changed| changed.load(Ordering::Acquire)) {
                         return Poll::Ready(());
                     }
-                    if bell.poll(cx).is_pending() {
+                    if flag.poll(cx).is_pending() {
                         return Poll::Pending;
                     }
                 }
             }));
-            for ringer in ringers {
-                ringer.join().unwrap();
+            for waker in wakers {
+                waker.join().unwrap();
             }
         });
     }
 
-    /// A task that waits for its socket does not clear its bell, which may be ringing.
+    /// A task that waits for its socket does not clear its flag, which may be ringing.
     #[test]
-    fn loom_an_alarm_reaches_a_task_whose_bell_rings_already() {
+    fn loom_wake_always_reaches_a_task_whose_flag_is_set() {
         check(|| {
-            let bell = Arc::new(Bell::default());
+            let flag = Arc::new(WakeFlag::default());
             let cut = Arc::new(AtomicBool::new(false));
-            bell.ring();
-            let ringer = {
-                let bell = bell.clone();
-                thread::spawn(move || bell.ring())
+            flag.wake();
+            let waker = {
+                let flag = flag.clone();
+                thread::spawn(move || flag.wake())
             };
             let hub = {
-                let (bell, cut) = (bell.clone(), cut.clone());
+                let (flag, cut) = (flag.clone(), cut.clone());
                 thread::spawn(move || {
                     cut.store(true, Ordering::Relaxed);
-                    bell.alarm();
+                    flag.wake_always();
                 })
             };
             block_on(std::future::poll_fn(|cx| {
-                bell.listen(cx);
+                flag.register(cx);
                 if cut.load(Ordering::Relaxed) {
                     Poll::Ready(())
                 } else {
                     Poll::Pending
                 }
             }));
-            ringer.join().unwrap();
+            waker.join().unwrap();
             hub.join().unwrap();
         });
     }
 
-    /// What the hub says by a flag and an alarm reaches a session between its turns, too.
+    /// An order of the hub, by its own flag and `wake_always`, reaches a session between its turns, too.
     #[test]
-    fn loom_an_alarm_reaches_a_task_that_is_about_to_sleep() {
+    fn loom_wake_always_reaches_a_task_that_is_about_to_sleep() {
         check(|| {
-            let bell = Arc::new(Bell::default());
+            let flag = Arc::new(WakeFlag::default());
             let flags = Arc::new(AtomicU8::new(0));
             let hub = {
-                let (bell, flags) = (bell.clone(), flags.clone());
+                let (flag, flags) = (flag.clone(), flags.clone());
                 thread::spawn(move || {
                     flags.fetch_or(2, Ordering::Relaxed);
-                    bell.alarm();
+                    flag.wake_always();
                 })
             };
             block_on(std::future::poll_fn(|cx| {
                 loop {
-                    bell.clear();
+                    flag.reset();
                     if flags.swap(0, Ordering::Relaxed) != 0 {
                         return Poll::Ready(());
                     }
-                    if bell.poll(cx).is_pending() {
+                    if flag.poll(cx).is_pending() {
                         return Poll::Pending;
                     }
                 }
@@ -218,32 +222,32 @@ mod loom_tests {
         });
     }
 
-    /// A socket wakes by the bell. Its word reaches a task that is about to sleep, whatever else rings, and is no ring.
+    /// A socket wakes by the flag. Its word reaches a task that is about to sleep, whatever else rings, and is no ring.
     #[test]
     fn loom_what_a_socket_says_is_never_missed() {
         check(|| {
-            let bell = Arc::new(Bell::default());
-            let ringer = {
-                let bell = bell.clone();
-                thread::spawn(move || bell.ring())
+            let flag = Arc::new(WakeFlag::default());
+            let waker = {
+                let flag = flag.clone();
+                thread::spawn(move || flag.wake())
             };
             let socket = {
-                let bell = bell.clone();
-                thread::spawn(move || bell.readable())
+                let flag = flag.clone();
+                thread::spawn(move || flag.wake_readable())
             };
             block_on(std::future::poll_fn(|cx| {
-                if bell.take_readable(cx) {
+                if flag.take_readable(cx) {
                     return Poll::Ready(());
                 }
-                bell.clear();
+                flag.reset();
                 loop {
-                    match bell.poll(cx) {
-                        Poll::Ready(()) => bell.clear(),
+                    match flag.poll(cx) {
+                        Poll::Ready(()) => flag.reset(),
                         Poll::Pending => return Poll::Pending,
                     }
                 }
             }));
-            ringer.join().unwrap();
+            waker.join().unwrap();
             socket.join().unwrap();
         });
     }
