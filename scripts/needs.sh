@@ -5,7 +5,8 @@
 # Expects: $work (a folder that may be kept between runs) and the function `say`.
 # shellcheck shell=bash
 
-# Runs a command as root: directly, or through sudo if that works without asking (nobody may be there to answer).
+# Runs a command as root: directly, or through sudo if that works without asking, because no person
+# may be there to answer.
 as_root() {
   if [[ $(id -u) -eq 0 ]]; then
     "$@"

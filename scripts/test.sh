@@ -57,7 +57,8 @@ mkdir -p "$work"
 # Everything below that makes a temporary file makes it here, so one `rm` cleans up after a test that was killed, too.
 TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/airwave-test.XXXXXX")
 export TMPDIR
-# Marks every process that descends from this run, so that leftovers are found and nobody else's process is touched.
+# Marks every process that descends from this run, so that the run finds its leftovers and touches
+# no other process.
 export AIRWAVE_TEST_RUN=$$-$RANDOM-$started
 
 # shellcheck source-path=SCRIPTDIR source=needs.sh

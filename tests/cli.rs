@@ -366,9 +366,9 @@ fn a_reader_that_leaves_ends_the_listener_quietly() {
 
 #[test]
 fn a_server_that_was_never_there_is_an_error_when_the_time_is_over() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", nobody.local_addr().unwrap());
-    drop(nobody);
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", closed.local_addr().unwrap());
+    drop(closed);
     let folder = Folder::new();
     let output = folder
         .airwave(&["listen", "a", "--url", &url, "--for", "2s"])

@@ -154,7 +154,8 @@ mod redis_cluster {
     /// Three masters and their replicas, one after the other: a cluster for each clause would take most of the time to be made.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn every_clause_holds() {
-        // Nobody is to be taken for dead, however busy this machine is. What a process has written outlives it, synced or not.
+        // No server may be taken for dead, however busy this machine is. What a process has written
+        // outlives it, synced or not.
         let Some(cluster) = Cluster::start(3, 60_000, &["--appendonly", "yes", "--appendfsync", "no"]) else {
             return;
         };

@@ -436,7 +436,7 @@ mod nats {
     #[async_trait]
     impl Fixture for OneNats {
         async fn node(&self) -> Arc<dyn Directory> {
-            // Without a rule that asks for presence: whoever asks is served all the same.
+            // No rule asks for presence. The broker serves every caller all the same.
             Arc::new(Nats::connect(&self.0.url(), Rules::default()).await.unwrap())
         }
 
@@ -502,7 +502,7 @@ mod nats {
         }
 
         fn faults(&self) -> &[Fault] {
-            // Where nobody leads for a moment, a clause that waits for nothing would fail.
+            // While the cluster has no leader, a clause that does not wait would fail.
             &[Fault::Cut]
         }
 
@@ -575,7 +575,8 @@ mod nats {
         info["state"]["messages"].as_u64().unwrap()
     }
 
-    /// Nothing stays on the server of nodes that were killed, nor of those that left, nor of channels where nobody is any more.
+    /// Nothing stays on the server of nodes that were killed, nor of nodes that left, nor of
+    /// channels without members.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_the_dead_said_is_removed() {
         let Some(server) = Server::start() else { return };
@@ -623,7 +624,7 @@ mod nats {
         wipe(&server).await;
         assert!(nats.set(&channel, &[here(node, "ann", 1, Some("lost"))]).await.is_err());
         assert_eq!(tokio::time::timeout(PATIENCE, watch.next()).await.unwrap(), None);
-        // It is made anew by whoever needs it, and over the same connection.
+        // The next call that needs it makes it anew, over the same connection.
         assert!(!nats.beat(node).await.unwrap().known);
         let mut watch = nats.watch(&channel).await.unwrap();
         let entry = here(node, "ann", 2, Some("here"));
@@ -635,7 +636,8 @@ mod nats {
         assert_eq!(heard.unwrap().position, published.position);
     }
 
-    /// Only the roll is gone: nobody is known, and what they said before does not come back with them.
+    /// Only the roll is gone: no node is known, and earlier entries do not come back with their
+    /// nodes.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_was_said_before_the_roll_was_lost_does_not_come_back() {
         let Some(server) = Server::start() else { return };
@@ -702,7 +704,7 @@ mod nats {
         assert_eq!(nats.list(&channel).await.unwrap(), []);
     }
 
-    /// Something that a node told has not come: whoever watches must look again.
+    /// One change of a node has not come, so the watcher must read the list again.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_watch_with_a_hole_ends() {
         let Some(server) = Server::start() else { return };

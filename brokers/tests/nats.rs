@@ -234,7 +234,8 @@ async fn what_the_client_library_drops_is_never_missed_in_silence() {
     assert!(replay.complete && replay.events.len() == SENT - shown, "{replay:?}");
 }
 
-/// The stream is told to nobody any more, but stores: only what a node says to itself can tell.
+/// The server stores to the stream but delivers its messages to no node. Only a node's probe to
+/// itself finds this.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_stores_and_does_not_tell_is_found() {
     let Some(server) = Server::start() else { return };
@@ -301,7 +302,7 @@ async fn a_cluster_that_loses_its_leader_goes_on_with_all_that_was_acknowledged(
                 sleep(Duration::from_millis(100)).await;
             }
         };
-        let leader = timeout(PATIENCE, led).await.expect("nobody leads");
+        let leader = timeout(PATIENCE, led).await.expect("no server leads");
         servers[leader].kill();
         let next = insist(async || broker.publish(&name("a"), say("after")).await).await.position;
         assert!(next > *given.last().unwrap());

@@ -37,7 +37,7 @@ async fn publish(broker: &Nats, channel: &str) -> Position {
     broker.publish(&name(channel), say("text")).await.unwrap().position
 }
 
-/// Whoever is let in can do everything that a node does.
+/// A user that is let in can do everything that a node does.
 async fn works(url: &str) {
     let broker = Nats::connect(url, Rules::default()).await.unwrap();
     let mut feed = broker.follow(&name("a")).await.unwrap();
@@ -50,7 +50,7 @@ async fn works(url: &str) {
     broker.ping().await.unwrap();
 }
 
-/// What somebody is told who is not, which holds none of these secrets.
+/// Returns the refusal's text, and asserts that it holds none of these secrets.
 async fn refused(url: &str, secrets: &[&str]) -> String {
     let told = match timeout(PATIENCE, Nats::connect(url, Rules::default())).await.unwrap() {
         Ok(_) => panic!("connected to {url}"),
@@ -134,7 +134,7 @@ fn token(by: &KeyPair, of: &KeyPair, name: &str, what: Value) -> String {
 
 /// A server that belongs to an operator, who vouches for accounts, which vouch for users.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn credentials_let_in_whom_the_account_vouches_for() {
+async fn credentials_let_in_users_that_the_account_signed() {
     let (operator, system, account, user) = (
         KeyPair::new_operator(),
         KeyPair::new_account(),
@@ -193,7 +193,7 @@ async fn credentials_let_in_whom_the_account_vouches_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_is_spoken_with_who_can_prove_who_it_is_and_nobody_else() {
+async fn tls_needs_a_server_that_proves_its_name() {
     let Some(certificates) = Certificates::make() else { return };
     let path = |name: &str| certificates.path(name).display().to_string();
     let configuration = format!(
@@ -276,7 +276,8 @@ async fn a_user_who_may_too_little_is_told_what_is_missing() {
     }
 }
 
-/// Somebody changes what the node's user may do while it runs: one subscription dies, on a connection that goes on.
+/// An operator changes what the node's user may do while it runs. One subscription dies, on a
+/// connection that goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_that_the_server_takes_away_ends_its_feed_and_no_other() {
     let may = |forbidden: &str| {

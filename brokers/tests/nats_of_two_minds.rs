@@ -256,7 +256,7 @@ async fn a_head_of_old_is_not_taken_for_a_loss() {
     let last = broker.publish(&channel, say("last")).await.unwrap().position;
     *told.lock().unwrap() = Some(first);
     let replay = broker.replay(&channel, Some(last), PageLimit::events(10)).await.unwrap();
-    assert_eq!(*told.lock().unwrap(), None, "nobody has lied");
+    assert_eq!(*told.lock().unwrap(), None, "the fake server has not lied");
     assert!(replay.complete && replay.head == last, "{replay:?}");
 }
 

@@ -337,7 +337,7 @@ async fn a_server_that_became_a_replica_answers_nothing() {
     let mut feed = broker.follow(&name("a")).await.unwrap();
     let first = publish(&broker, "a").await;
     assert_eq!(feed.next().await.unwrap().position, first);
-    // A master that nobody is: port 1 of this machine.
+    // A master that does not exist: port 1 of this machine.
     let _: String = server.ask(&["REPLICAOF", "127.0.0.1", "1"]);
     unavailable(broker.replay(&name("a"), Some(first), PageLimit::events(10))).await;
     unavailable(broker.publish(&name("a"), say("text"))).await;
@@ -719,7 +719,7 @@ async fn an_outage_is_no_busy_loop() {
 
 /// Those that TLS trusts are of the whole process, so what connects has one of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_is_spoken_with_who_can_prove_who_it_is_and_nobody_else() {
+async fn tls_needs_a_server_that_proves_its_name() {
     let Some(secured) = support::tls::Secured::start() else {
         return;
     };

@@ -21,10 +21,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Nobody is to be taken for dead, however busy this machine is.
+/// In ms. No server may be taken for dead, however busy this machine is.
 const NEVER: u64 = 60_000;
 
-/// In ms. Somebody is to be taken for dead soon.
+/// In ms. A server that dies is taken for dead soon.
 const SOON: u64 = 1000;
 
 fn name(text: &str) -> ChannelName {
@@ -177,7 +177,8 @@ async fn thousands_of_subscriptions_share_a_connection_and_end_with_their_own_ma
         feeds.extend(follow(first, first + 3000).await);
     }
     let asked: u64 = cluster.0.iter().map(|server| server.calls("ssubscribe")).sum();
-    // Each channel, and each master's probe; some more where this machine was so slow that somebody asked again.
+    // Each channel, and each master's probe; some more where this machine was so slow that a node
+    // asked again.
     assert!(
         (CHANNELS as u64 + 3..2 * CHANNELS as u64).contains(&asked),
         "{asked} SSUBSCRIBEs"
@@ -279,7 +280,7 @@ async fn a_cluster_heals_when_a_master_dies() {
     assert_eq!(other.gaps(), []);
     assert!(listening.figure("airwave_broker_reconnects_total") >= 0.0);
 
-    // The one that died comes back as a replica of its successor, and nobody goes to it.
+    // The one that died comes back as a replica of its successor, and no node goes to it.
     assert!(cluster.0[0].run());
     until("it has become a replica", || {
         cluster.0[0].told(&["INFO", "replication"], "role") == "slave"
@@ -338,9 +339,10 @@ async fn what_a_clusters_failover_lost_is_a_gap() {
     }
 }
 
-/// The slot goes to another master while somebody publishes and somebody listens. Nothing is lost, so nothing is announced.
+/// The slot goes to another master while one client publishes and another listens. Nothing is lost,
+/// so nothing is announced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_moves_under_publishing_and_nobody_misses_anything() {
+async fn a_slot_moves_under_publishing_and_no_listener_misses_an_event() {
     let Some(cluster) = Cluster::start(0, NEVER, &[]) else {
         return;
     };
@@ -524,7 +526,7 @@ async fn sentinels_that_are_of_no_use_are_refused_with_what_to_do() {
     connect(&watched.url()).await.ping().await.unwrap();
 }
 
-/// Nobody dies: the old master steps down. Its connections stay open, and nothing is lost.
+/// No server dies: the old master steps down. Its connections stay open, and nothing is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_steps_down_loses_nothing() {
     let Some(cluster) = Cluster::start(3, 3 * SOON, &[]) else {

@@ -308,7 +308,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_steered_nobody_leaves_the_arena_or_outruns_the_rest(steps in prop::collection::vec((0usize..4, any::<f32>(), any::<f32>()), 1..200)) {
+        fn no_steering_makes_a_spark_leave_the_arena_or_outrun_the_rest(steps in prop::collection::vec((0usize..4, any::<f32>(), any::<f32>()), 1..200)) {
             let mut world = World::new(1);
             for n in 0..4 {
                 world.enter(&n.to_string(), "x");

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_always_somebody_to_trade_with_from_the_first_moment() {
+    fn there_is_always_a_counterparty_from_the_first_moment() {
         let (mut exchange, mut crowd) = (Exchange::default(), Crowd::new(0x5eed));
         crowd.open(&mut exchange);
         for _ in 0..1000 {

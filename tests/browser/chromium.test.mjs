@@ -165,7 +165,7 @@ describe("Chromium", { skip }, () => {
 
   test("a channel that no rule matches: EventSource closes after one 404, WebSocket is told and closed with 4404", async (t) => {
     const { server, page } = await setUp(t);
-    const url = `${server.url}/channels/nobody/knows`;
+    const url = `${server.url}/channels/unknown/a`;
     const source = await page.sse("source", url, []);
     await source.first(({ type, readyState }) => type === "error" && readyState === CLOSED, "refusal");
     assert.deepEqual(await page.statuses(url), [404]);

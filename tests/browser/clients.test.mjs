@@ -85,18 +85,18 @@ describe("the ws package", () => {
     assert.equal((await frame(({ id }) => id === 2, "reply")).type, "reply");
     const event = await frame(({ event }) => event === "say", "event");
     assert.deepEqual({ ...event, id: "" }, { channel: "both/ws", id: "", event: "say", data: { text: "héllo 😀" }, key: "k" });
-    say({ type: "send", id: 3, channel: "nobody/knows", event: "say", data: 1 });
+    say({ type: "send", id: 3, channel: "unknown/a", event: "say", data: 1 });
     const error = await frame(({ id }) => id === 3, "error");
-    assert.deepEqual([error.type, error.code, error.channel], ["error", "unknown-channel", "nobody/knows"]);
+    assert.deepEqual([error.type, error.code, error.channel], ["error", "unknown-channel", "unknown/a"]);
     say({ type: "ping", id: 4 });
     assert.deepEqual(await frame(({ id }) => id === 4, "pong"), { type: "pong", id: 4 });
     say({ type: "unsubscribe", id: 5, channel: "both/ws" });
     assert.deepEqual(await frame(({ id }) => id === 5, "confirmation"), { type: "unsubscribed", id: 5, channel: "both/ws" });
-    await server.publish({ channel: "both/ws", event: "say", data: "nobody hears this" });
+    await server.publish({ channel: "both/ws", event: "say", data: "not heard live" });
     say({ type: "subscribe", id: 6, channel: "both/ws", after: event.id });
     assert.equal((await frame(({ id }) => id === 6, "confirmation")).resumed, true);
-    await frame(({ data }) => data === "nobody hears this", "the event that was missed");
-    assert.equal(heard.entries.filter(({ frame }) => frame?.data === "nobody hears this").length, 1);
+    await frame(({ data }) => data === "not heard live", "the event that was missed");
+    assert.equal(heard.entries.filter(({ frame }) => frame?.data === "not heard live").length, 1);
   });
 
   test("binary: a frame of a client reaches listeners byte for byte", async (t) => {
@@ -171,7 +171,7 @@ describe("the ws package", () => {
   });
 
   const closing = [
-    ["a channel that no rule matches", "channels/nobody/knows", [], 4404, "unknown-channel"],
+    ["a channel that no rule matches", "channels/unknown/a", [], 4404, "unknown-channel"],
     ["a channel of another transport", "channels/sse-only/x", [], 4406, "wrong-transport"],
     ["a frame far over the limit of messages", "socket", ["x".repeat(256 * 1024)], 1009, null],
     ["text that is not UTF-8", "socket", [Buffer.from([0xc3, 0x28])], 1007, null],
@@ -194,7 +194,7 @@ describe("the ws package", () => {
     ["a frame of an unknown type", '{"type":"dance","id":3}', "bad-request", 3],
     ["a message over its limit", JSON.stringify({ type: "send", id: 3, channel: "both/x", event: "say", text: "x".repeat(65 * 1024) }), "too-large", 3],
     ["a name that is no channel's", '{"type":"subscribe","id":3,"channel":"a//b"}', "bad-request", 3],
-    ["a channel that no rule matches", '{"type":"subscribe","id":3,"channel":"nobody/knows"}', "unknown-channel", 3],
+    ["a channel that no rule matches", '{"type":"subscribe","id":3,"channel":"unknown/a"}', "unknown-channel", 3],
     ["a binary frame that is cut short", Buffer.from([1, 200, 65]), "bad-request", null],
   ];
   for (const [what, message, code, id] of answered) {
@@ -328,8 +328,8 @@ describe("curl", { skip: withoutCurl() }, () => {
     const server = await Server.start(t);
     const accept = ["-H", "accept: text/event-stream"];
     const cases = [
-      [404, "unknown-channel", ...accept, `${server.url}/channels/nobody/knows`],
-      [404, "unknown-channel", ...published({ channel: "nobody/knows", data: 1 }), `${server.url}/publish`],
+      [404, "unknown-channel", ...accept, `${server.url}/channels/unknown/a`],
+      [404, "unknown-channel", ...published({ channel: "unknown/a", data: 1 }), `${server.url}/publish`],
       [406, "wrong-transport", ...accept, `${server.url}/channels/websocket-only/x`],
       [400, "bad-request", ...published("nonsense"), `${server.url}/publish`],
       [400, "bad-request", ...published({ channel: "both/x", data: 1, text: "two payloads" }), `${server.url}/publish`],

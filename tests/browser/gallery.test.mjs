@@ -228,7 +228,7 @@ const EXAMPLES = [
       await a.locator("#mirror .caret").first().waitFor();
     },
     async again(a, b) {
-      // The server has forgotten everything, and is told it again by whoever has it.
+      // The server has lost the document. The pages that still have it send it again.
       await a.locator("#text").focus();
       await a.keyboard.press("Control+End");
       await a.keyboard.type(" The end.");
@@ -251,7 +251,7 @@ const EXAMPLES = [
       await text(a, "#scores", /Ada/);
       await text(b, "#scores", /Bob/);
       for (const page of [a, b]) await text(page, "#rate", /[1-9]\d* states\/s · 8 players/);
-      // The server moves whoever steers, and tells everybody.
+      // The server moves the player that steers, and tells every page.
       const told = await fetch(`${server.url}/channels/game/arena`, { headers: { accept: "text/event-stream" }, signal: AbortSignal.timeout(45_000) });
       await a.keyboard.down("ArrowRight");
       await a.keyboard.down("ArrowDown");
@@ -266,7 +266,7 @@ const EXAMPLES = [
       await a.keyboard.up("ArrowDown");
     },
     async again(a, b) {
-      // A server that knows nobody is told who plays.
+      // The server has lost its players. Each page enters its player again.
       for (const page of [a, b]) await text(page, "#rate", /· 8 players/);
       await text(a, "#scores", /Ada/);
       await text(b, "#scores", /Bob/);
@@ -303,7 +303,7 @@ const EXAMPLES = [
       await a.locator("#place").click();
       await text(a, "#open", /WAVEbuy7/);
       const account = await a.locator("#account").textContent();
-      const stranger = await fetch(`${server.url}/channels/trading/accounts/${account}`, { headers: { authorization: "Bearer somebody" } });
+      const stranger = await fetch(`${server.url}/channels/trading/accounts/${account}`, { headers: { authorization: "Bearer stranger" } });
       assert.equal(stranger.status, 403);
     },
     async again(a, b) {
@@ -317,9 +317,9 @@ const EXAMPLES = [
   },
 ];
 
-/** What a visitor clicks in one side of a comparison, where nobody takes part by themself. */
+/** What a visitor clicks in one side of a comparison, where no simulated user takes part. */
 const ACTIONS = { "job-status": "Run gzip -1", "ai-tokens": "Ask something" };
-/** Where somebody does, so many messages have gone up before the figures are compared. */
+/** Where one takes part, it has sent so many messages before the figures are compared. */
 const TALKS = { chat: 8, collab: 15, game: 40, trading: 9 };
 
 /** `5.4 kB` in bytes. */
@@ -639,7 +639,7 @@ describe("the gallery", { skip }, () => {
     assert.deepEqual({ model, stream, messages }, { model: "counter", stream: true, messages: [{ role: "user", content: "Why?" }] });
   });
 
-  test("is nobody's whose page has its own name lead here", async (t) => {
+  test("refuses a page of a foreign site that points its own name here", async (t) => {
     const server = await Server.start(t, { toml: null });
     const ask = (host, method, path, body) =>
       new Promise((done, fail) => {

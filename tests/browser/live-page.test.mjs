@@ -163,7 +163,7 @@ describe("the live page", { skip }, () => {
     const { page } = await open(t, `${server.url}/#sse-only/x`);
     await pane(page, "sse").live();
     await pane(page, "websocket").state("absent");
-    await page.goto(`${server.url}/#nobody/knows`);
+    await page.goto(`${server.url}/#unknown/a`);
     for (const transport of ["sse", "websocket"]) {
       await pane(page, transport).state("refused");
       await pane(page, transport).control("error");

@@ -1,4 +1,5 @@
-// Who may connect from which web site (docs/protocol.md, section 9), asked with a browser, which nobody can talk out of sending `Origin`.
+// Who may connect from which web site (docs/protocol.md, section 9), tested with a browser, because
+// a browser always sends `Origin`.
 
 import assert from "node:assert/strict";
 import { join } from "node:path";

@@ -208,7 +208,7 @@ describe("Chromium behind a proxy", { skip: skip || withoutChromium() }, () => {
     });
   }
 
-  test("a server that drains is come back to, also by an EventSource that found nobody there", async (t) => {
+  test("clients come back to a server that drained, even an EventSource that found no server for a while", async (t) => {
     await Promise.all(
       both.map(async (start) => {
         const server = await behind(t, "", websocketFirst);
@@ -296,7 +296,8 @@ describe("Chromium behind a proxy", { skip: skip || withoutChromium() }, () => {
       assert.equal(answer.status, 426, path);
       assert.match(JSON.parse(answer.body).error.message, /'Upgrade: websocket'.*proxy.*SSE/, path);
     }
-    // This server takes publishes from its own machine: not from whoever comes through a proxy on it.
+    // This server takes publishes from its own machine: not from a client that comes through a
+    // proxy on it.
     const publish = ["-H", "content-type: application/json", "--data", '{"channel":"both/x","data":1}'];
     assert.equal((await ask(t, ...publish, `${url}/publish`)).status, 403);
     assert.equal((await ask(t, ...publish, `${server.url}/publish`)).status, 200);

@@ -101,7 +101,8 @@ fn every_listener_is_let_go_after_a_whole_event() {
         within("the drain", drained).await.unwrap().unwrap();
         over.store(true, Ordering::SeqCst);
         let published = publisher.await.unwrap();
-        // Nobody else is told of it: what each has is a place in the channel to go on from, on another node of the same broker.
+        // The other clients hear nothing of the drain. Each has a cursor from which it goes on, on
+        // another node of the same broker.
         for (heard, cursor) in goodbyes {
             let page = node
                 .channel("a")
@@ -124,7 +125,7 @@ fn nothing_new_is_taken_in() {
         within("the drain", drained).await.unwrap().unwrap();
         assert!(idle.is_done().await, "a connection that waits for its next request is closed");
         assert!(TcpStream::connect(node.own).await.is_err());
-        // Where another server still listens, whoever comes is told to come again.
+        // Where another server still listens, a new client is told to come again.
         let (ready, health) = (
             http::get(node.axum, "/readyz", &[]).await,
             http::get(node.axum, "/healthz", &[]).await,
@@ -685,7 +686,8 @@ fn sigterm_ends_the_process_though_a_client_is_stalled() {
     });
 }
 
-/// The memory broker dies with its process. Whoever comes back to the next one on that address is told.
+/// The memory broker dies with its process. A client that comes back to the next one on that
+/// address is told of a gap.
 #[test]
 fn kill_9_and_a_restart_is_a_gap() {
     run(async {

@@ -130,7 +130,7 @@ async fn who_a_client_is_decides_what_it_may(way: Way) {
         let page = http::get(node.address(way), &path, &[]).await;
         assert_eq!((page.status, page.error().as_str()), (status, code));
     }
-    // Channels of no handler are nobody's business.
+    // No handler is asked about a channel that has none.
     node.listen(way, "open/1").await;
     let subscribes = room
         .notes()
@@ -174,10 +174,10 @@ async fn unsubscribe_is_called_once_for_each_subscription(way: Way) {
         node.publish("chat/3", 2).await;
         assert_eq!(socket.number().await, 2);
     }
-    // History is a subscription that nobody has to leave.
+    // Reading history asks like a subscription, and no unsubscribe follows.
     http::get(node.address(way), "/channels/chat/4?token=ann", &[]).await;
     drop(ended);
-    until("nobody is left", || node.airwave.hub().sessions() == 0).await;
+    until("no session is left", || node.airwave.hub().sessions() == 0).await;
     let notes = room.notes();
     for room in ["1", "2"] {
         assert_eq!(
@@ -289,7 +289,7 @@ fn without_a_handler_the_rule_decides() {
         ]))
         .await;
         let mut listener = node.listen(Way::WebSocket, "publish/1").await;
-        for (channel, outcome) in [("handler/1", 403), ("publish/1", 200), ("refuse/1", 403), ("nobody/1", 404)] {
+        for (channel, outcome) in [("handler/1", 403), ("publish/1", 200), ("refuse/1", 403), ("unknown/1", 404)] {
             let posted = node
                 .post(&format!("/channels/{channel}"), &[], r#"{"event":"e","data":1,"key":"k"}"#)
                 .await;

@@ -1,4 +1,5 @@
-//! Whatever comes in, it ends that request or that connection with the right word, and costs nobody else anything (P13).
+//! Hostile input ends its own request or connection with the documented code, and costs no other
+//! client anything (P13).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -139,7 +140,7 @@ fn unusual_frames_are_understood() {
         }
         raw.say(frame(0x80, b"")).await;
         assert_eq!(raw.frame().await.unwrap().text(), "{\"type\":\"pong\",\"id\":7}");
-        // A pong that nobody asked for, and a close with a reason, which is answered.
+        // A pong without a ping, and a close with a reason, which is answered.
         raw.say(frame(0x8a, b"hello")).await;
         raw.say(frame(0x88, &[&4999u16.to_be_bytes()[..], "grüße".as_bytes()].concat()))
             .await;

@@ -107,7 +107,7 @@ fn a_stream_comes_in_chunks_of_whole_events() {
     });
 }
 
-/// A WebSocket is pinged even while events go out, and whoever does not answer is not there.
+/// The server pings a WebSocket even while events go out, and closes one that does not answer.
 #[test]
 fn who_does_not_answer_is_closed_and_who_does_is_not() {
     run(async {

@@ -26,7 +26,7 @@ mod connection;
 mod drain;
 /// Heads, bodies and names at the edges of HTTP: hosts, weights, codings, surrogates.
 mod edges;
-/// Input that nobody should send.
+/// Input that no client should send.
 mod hostile;
 /// Heartbeats, silence, HEAD, the stream byte by byte.
 mod line;

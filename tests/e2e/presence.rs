@@ -126,7 +126,7 @@ async fn members_of_two_nodes_are_told_on_every_transport(way: Way) {
             json!([{"user": "ann", "connections": 1}, {"user": null, "connections": 1}]),
         )
         .await;
-    assert_eq!(ann.cursor(), id, "nobody resumes from a member");
+    assert_eq!(ann.cursor(), id, "a member is no cursor to resume from");
 }
 
 async fn a_resume_begins_with_a_fresh_list(way: Way) {
@@ -208,7 +208,7 @@ fn commands_and_streams_of_several_channels_ask_for_members_too() {
         let mut stream = node
             .open(Way::Sse, "/events?channel=chat/a&channel=chat/b&presence=true&user=bob")
             .await;
-        // Whoever has just come is in the list, or joins right behind it.
+        // A member that has just come is in the list, or joins right behind it.
         let mut there = std::collections::BTreeSet::new();
         while there.len() < 4 {
             if let Heard::Members(_, said) = stream.next().await {

@@ -45,16 +45,16 @@ fn an_array_is_answered_item_by_item() {
     run(async {
         let node = Node::of(config([rule("a/{id}", |_| {})])).await;
         let mut listener = node.listen(Way::Sse, "a/1").await;
-        let (good, nobody, bad) = (
+        let (good, unknown, bad) = (
             |n: u64| json!({"channel": "a/1", "data": n}),
             json!({"channel": "b", "data": 1}),
             json!({"channel": "a/1", "event": "airwave.forged", "data": 1}),
         );
         for (items, status) in [
             (json!([good(1), good(2)]), 200),
-            (json!([good(3), nobody, good(4), bad]), 207),
-            (json!([nobody, bad]), 404),
-            (json!([bad, nobody]), 400),
+            (json!([good(3), unknown, good(4), bad]), 207),
+            (json!([unknown, bad]), 404),
+            (json!([bad, unknown]), 400),
         ] {
             let answer = node.post("/publish", &[], items.to_string()).await;
             assert_eq!(answer.status, status, "{answer:?}");
@@ -302,7 +302,7 @@ fn history_is_read_in_pages_and_continued_by_a_stream() {
             assert_eq!(numbers(&page), (3 - limit..3).collect::<Vec<_>>());
             assert_eq!((&page["ended"], &page["cursor"]), (&json!(true), &ended.json()["cursor"]));
         }
-        // A channel that nobody has heard of yet has a cursor to begin with.
+        // A channel without events and listeners has a cursor to begin with.
         let page = node.get("/channels/new").await.json();
         let mut listener = node.resume(Way::Sse, "new", page["cursor"].as_str().unwrap()).await;
         assert!(listener.subscribed().await.resumed);

@@ -1,4 +1,5 @@
-//! Every "no" has its documented form on every transport, names what to do, and costs nobody else anything.
+//! Every refusal has its documented form on every transport, names what to do, and costs no other
+//! client anything.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -265,7 +266,7 @@ async fn names_that_are_none(way: Way) {
             );
         }
     }
-    // Valid, and nobody's: a name is literal, whatever a broker or a path might make of it.
+    // Valid names without a rule: a name is literal, whatever a broker or a path might make of it.
     for name in ["a", "a/b", "known", "%2e%2e.", "knowN/1", "~", "...", "a%2Fb"] {
         let refused = refusal(&node, way, &format!("/channels/{name}")).await;
         assert_eq!(refused.code, "unknown-channel", "{name}");
@@ -492,8 +493,8 @@ impl Broker for Switch {
     }
 }
 
-/// P9: who listens stays, who comes is told to come again, and nobody is told where the broker lives.
-/// The probe's answer as soon as it is this one: it is what the node knows of its broker.
+/// Waits until the readiness probe answers `status`. The probe tells what the node knows of its
+/// broker.
 async fn readiness(node: &Node, status: u16) -> Answer {
     within("the readiness probe", async {
         loop {
@@ -507,6 +508,8 @@ async fn readiness(node: &Node, status: u16) -> Answer {
     .await
 }
 
+/// P9: a listener stays, a new client is told to come again, and no answer names the broker's
+/// address.
 async fn a_broker_that_is_gone(way: Way) {
     let off = Arc::new(AtomicBool::new(false));
     let config = config([rule("{*all}", |_| {})]);

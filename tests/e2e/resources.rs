@@ -60,7 +60,7 @@ fn a_page_of_history_ends_after_256_kib() {
 
 /// A client that asks for a hundred pages over one HTTP/2 connection and reads none of them.
 #[test]
-fn unread_pages_are_read_a_few_at_a_time_and_disturb_nobody() {
+fn unread_pages_are_read_a_few_at_a_time_and_disturb_no_other_client() {
     run(async {
         let (node, after) = with_a_large_history().await;
         let stream = TcpStream::connect(node.own).await.unwrap();

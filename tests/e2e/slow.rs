@@ -134,7 +134,7 @@ async fn a_slow_listener_is_closed_and_comes_back(way: Way) {
     }
 }
 
-/// A write that makes no progress is cut, whoever waits for it.
+/// A write that makes no progress is cut on every transport.
 #[test]
 fn a_stalled_write_is_cut() {
     for way in [Way::Sse, Way::WebSocket, Way::WebSocketBehindAxum] {

@@ -62,8 +62,8 @@ fn something_happened(run: &Run) {
     assert!(!seen.gaps.is_empty() || run.kind.loses() != Loses::Everything, "{seen:?}");
 }
 
-/// The checker, tried on this very run with one thing wrong. `forks`: the broker may lose some of the newest at any time, so that of some things
-/// nobody can tell from outside whether it did.
+/// The checker, tried on this very run with one thing wrong. `forks`: the broker may lose some of
+/// the newest at any time, so the checker cannot tell from outside of some events whether it did.
 fn every_broken_history_is_noticed(good: &History, forks: bool) {
     let listener = good.listeners.iter().position(|listener| listener.name == "ben").unwrap();
     let told = &good.listeners[listener].told;

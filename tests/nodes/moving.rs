@@ -233,7 +233,7 @@ async fn a_node_that_is_killed_takes_no_acknowledged_event_with_it(world: World)
     }
 }
 
-/// P2, where nobody knows what came of the first try.
+/// P2, where the client does not know the outcome of the first try.
 async fn a_publish_is_repeated_on_another_node(world: World) {
     let nodes = nodes(&world).await;
     let mut listener = Listener::open(nodes[2], Way::Sse, "a", None).await;
@@ -278,7 +278,8 @@ async fn a_node_without_its_broker_is_caught_up(world: World) {
     }
 }
 
-/// A client that asks who is in the room. Nobody here has a name, so all are one member, who is counted.
+/// A client that asks who is in the room. All clients here are anonymous, so they are one counted
+/// member.
 struct Watcher {
     line: Line,
     connections: u64,

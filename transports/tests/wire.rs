@@ -1,4 +1,5 @@
-//! What goes out on the wire, read back by somebody else: an event stream parser written from the standard alone, and tungstenite as a client.
+//! What goes out on the wire, read back by independent code: an event stream parser written from
+//! the standard alone, and tungstenite as a client.
 //! Whatever is published, under whatever name, a reader gets exactly that, in one event, and nothing that was not said.
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -131,7 +132,7 @@ fn as_lines(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// JSON goes out on one line, without anything that somebody might take for a line break.
+/// JSON goes out on one line, without any character that a reader might take for a line break.
 fn is_plain_line(text: &str) -> bool {
     !text.contains(|c: char| c.is_control() || ['\u{85}', '\u{2028}', '\u{2029}'].contains(&c))
 }
@@ -199,12 +200,12 @@ fn notices<'a>(channel: &'a ChannelName, refusal: &'a Refusal, gap: &'a Gap, mem
     ]
 }
 
-/// Somebody of any name, of whom anything is said, and the anonymous.
+/// A named member with any metadata, and the anonymous member.
 fn members(text: &str) -> Vec<Arc<Member>> {
     let Data::Json(meta) = Data::json(text).unwrap() else {
         panic!()
     };
-    let somebody = Member {
+    let named = Member {
         user: Some(text.into()),
         connections: 3,
         meta: Some(meta),
@@ -214,7 +215,7 @@ fn members(text: &str) -> Vec<Arc<Member>> {
         connections: 2,
         meta: None,
     };
-    vec![Arc::new(somebody), Arc::new(anonymous)]
+    vec![Arc::new(named), Arc::new(anonymous)]
 }
 
 fn check_member(member: &Value, text: &str) {

@@ -82,7 +82,7 @@ pub struct Node {
     wire: WireHandle,
 }
 
-/// Somebody who listens, and keeps what is told.
+/// A listener that keeps what it is told.
 pub struct Client {
     told: Arc<Mutex<Vec<Told>>>,
     task: AbortHandle,
@@ -136,7 +136,7 @@ impl Node {
         })
     }
 
-    /// Publishes once. `None`: nobody knows whether it happened.
+    /// Publishes once. `None`: the outcome is unknown.
     pub async fn say(&self, channel: &str, text: &str) -> Option<Position> {
         let message = Message::new(EventName::new("said").unwrap(), Data::text(text));
         let said = self.hub.channel(channel).unwrap().publish_message(message).await;

@@ -99,7 +99,7 @@ impl Cluster {
                 return self.0.iter().position(|node| node.port.to_string() == port).unwrap();
             }
         }
-        panic!("nobody has slot {slot}: {nodes}")
+        panic!("no server has slot {slot}: {nodes}")
     }
 
     /// The slot of this channel, by the names of its keys.
@@ -132,7 +132,7 @@ impl Cluster {
             let port = self.0[to].port.to_string();
             let mut words = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
             words.extend(keys.iter().map(String::as_str));
-            // NOKEY: somebody took the last one away meanwhile, which is as good.
+            // NOKEY: the last key is gone already, which is as good.
             let _: String = self.0[from].ask(&words);
         }
     }

@@ -145,7 +145,7 @@ impl Server {
             clock,
             child: Mutex::new(None),
         };
-        // Somebody else may take the port between our look and the server's bind.
+        // Another program may take the port between our look and the server's bind.
         for _ in 0..10 {
             server.port = free_port();
             match kind {
@@ -260,7 +260,7 @@ impl Server {
 
     /// Asks the server something, on a connection of its own.
     pub fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
-        // A server that changes its role drops whoever is there, sentinels see to that.
+        // Sentinels make a server that changes its role drop all its connections.
         for _ in 0..20 {
             match self.try_ask(words) {
                 Err(error) if error.is_connection_dropped() => std::thread::sleep(Duration::from_millis(50)),

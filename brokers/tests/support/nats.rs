@@ -83,7 +83,7 @@ pub struct Server {
     child: Mutex<Option<Child>>,
 }
 
-/// A port that is free now. Somebody else may take it before the server does.
+/// A port that is free now. Another program may take it before the server does.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -66,7 +66,8 @@ async fn listeners_are_told_of_the_end_and_let_go() {
     }
 }
 
-/// Whoever comes after the end is told of it, whether history still holds it or not, on a node that saw it and on one that did not.
+/// A client that comes after the end is told of it, whether history still holds it or not, on a
+/// node that saw it and on one that did not.
 #[tokio::test(start_paused = true)]
 async fn a_fresh_listener_on_an_ended_channel_is_told() {
     for rule in rules() {
@@ -195,7 +196,7 @@ async fn who_comes_back_after_the_end_has_expired_is_told_of_both() {
 
 /// The channel ended while this node's feed was broken, and history holds nothing: the listeners are told all the same.
 #[tokio::test(start_paused = true)]
-async fn an_end_that_nobody_showed_is_still_told() {
+async fn an_end_that_no_feed_showed_is_still_told() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
@@ -285,7 +286,8 @@ async fn the_end_does_not_grow_old() {
     }
 }
 
-/// The broker has forgotten the channel, end and all, and somebody begins it anew while a node still has the old one open.
+/// The broker has forgotten the channel, end and all, and a publisher begins it anew while a node
+/// still has the old one open.
 #[tokio::test(start_paused = true)]
 async fn a_channel_that_begins_anew_is_not_over() {
     let backbone = Backbone::new();

@@ -157,9 +157,10 @@ async fn a_cursor_that_cannot_be_read_is_a_gap_and_then_live() {
     }
 }
 
-/// A failover lost events 7, 8 and 9. Clients that had some of them come back, before and after somebody published again.
+/// A failover lost events 7, 8 and 9. Clients that had some of them come back, before and after the
+/// next publish.
 #[tokio::test(start_paused = true)]
-async fn a_lost_tail_is_told_to_who_has_seen_it_and_to_nobody_else() {
+async fn a_lost_tail_is_announced_only_to_listeners_that_had_seen_it() {
     let backbone = Backbone::new();
     let positions = say_all(&backbone, 0..10);
     backbone.lose_tail("c", 3);
@@ -446,7 +447,7 @@ async fn a_broken_chain_is_healed_without_a_gap() {
         node.lose(lost);
         say_all(&backbone, 3..3 + lost);
         for listener in &mut listeners {
-            assert_eq!(texts(&listener.settled().await), numbers(0..3), "nobody knows yet");
+            assert_eq!(texts(&listener.settled().await), numbers(0..3), "no listener knows yet");
         }
         say_all(&backbone, 3 + lost..8 + lost);
         for listener in &mut listeners {

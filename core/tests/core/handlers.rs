@@ -138,7 +138,7 @@ async fn a_handler_is_asked_once_who_it_is_and_each_time_whether_it_may() {
     // Another handler does not know her yet.
     ann.subscribe("other/1", After::Nothing).await.unwrap();
     assert_eq!(scene.rest.take(), ["connect ann", "subscribe ann other/1 None"]);
-    // No handler, nobody is asked.
+    // This channel has no handler, so the hub asks none.
     ann.subscribe("free/1", After::Nothing).await.unwrap();
     let connection = ann.session.connection().clone();
     let (room_2, send_hi) = (name("room/2"), say("hi"));
@@ -482,7 +482,7 @@ async fn places_are_limited_and_freed() {
     open.extend((0..2).map(|_| scene.hub.connect(from(2), true).unwrap()));
     // Who is not counted takes no place and needs none.
     let _uncounted: Vec<_> = (0..10).map(|_| scene.hub.connect(from(1), false).unwrap()).collect();
-    open.push(scene.hub.connect(who("nobody knows where from"), true).unwrap());
+    open.push(scene.hub.connect(who("from an unknown address"), true).unwrap());
     assert_eq!(refused(from(3)), Code::TooMany);
     open.pop();
     assert_eq!(

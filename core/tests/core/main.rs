@@ -15,7 +15,7 @@ mod fanout;
 /// Is a loss always announced, once, and never one that is none?
 mod gaps;
 
-/// Does whoever comes back, wherever and whenever, have everything exactly once?
+/// Does a client that comes back, to any node at any time, have everything exactly once?
 mod resume;
 
 /// Is everybody told of a channel's end, once, and let go?

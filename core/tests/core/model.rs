@@ -79,7 +79,8 @@ const POSITIONS: usize = 12;
 struct Broker {
     /// The last position ever given, to an event or as a birth. Survives everything: that is what "never reused" means.
     clock: Position,
-    /// The newest position of the log as it stands; [`NOWHERE`] if nobody has touched the channel.
+    /// The newest position of the log as it stands; [`NOWHERE`] if no publisher or listener has
+    /// touched the channel.
     head: Position,
     /// Of every event ever acknowledged, the one before it.
     previous: [Position; POSITIONS],
@@ -127,7 +128,7 @@ impl Broker {
         }
     }
 
-    /// Steps back by one: to the event before the head, or, from a birth, to a channel that nobody has touched.
+    /// Steps back by one: to the event before the head, or, from a birth, to an untouched channel.
     fn lose_head(&mut self) {
         let head = self.head;
         if self.acknowledged.contains(head) {
@@ -314,7 +315,8 @@ struct Witness {
     delivered: Events,
     /// A gap was announced after the last event.
     gap: bool,
-    /// An event that was acknowledged after the confirmation was lost by the broker, and nobody could say so.
+    /// An event that was acknowledged after the confirmation was lost by the broker, and no node
+    /// could say so.
     unsaid: bool,
 }
 
@@ -437,7 +439,8 @@ enum Fault {
     GapCursorGoesBack,
     /// The node appends whatever its feed brings.
     PreviousIsNotChecked,
-    /// The node appends an event without a `previous`; and the first event of a channel that nobody had touched has none.
+    /// The node appends an event without a `previous`; and the first event of an untouched channel
+    /// has none.
     ZeroContinues,
     /// A cursor that was never given out, because it lies in the future, is treated as one that was lost.
     FutureIsBelieved,
@@ -925,8 +928,9 @@ impl Resume {
         state.client = Connection::Listening(Session { cursor, link, ..session });
     }
 
-    /// When no step of the system's own is left, a client is where the broker is. Two cases are nobody's to see: a feed that skipped its
-    /// newest event, and a feed that outlived a failover and has shown nothing since. Their feeds break the contract by not ending.
+    /// When no step of the system's own is left, a client is where the broker is. No node can see
+    /// two cases: a feed that skipped its newest event, and a feed that outlived a failover and has
+    /// shown nothing since. Their feeds break the contract by not ending.
     fn caught_up_if_quiet(&self, state: &State) -> bool {
         let mut steps = Vec::new();
         self.own_steps(state, &mut steps);

@@ -37,7 +37,7 @@ struct Told {
 
 impl Desk {
     async fn reach(&self) -> Result<(), BrokerError> {
-        // Nobody answers at once, and nobody in the order of the calls.
+        // No call is answered at once, nor in the order of the calls.
         sleep(Duration::from_millis(2)).await;
         match self.away.load(SeqCst) {
             true => Err(BrokerError::unavailable("on purpose")),
@@ -173,7 +173,7 @@ impl Directory for Way {
     }
 }
 
-/// `?USER` or `?USER&META`; without either, nobody in particular.
+/// `?USER` or `?USER&META`; without either, an anonymous client.
 struct ByQuery;
 
 #[async_trait]
@@ -369,7 +369,7 @@ async fn a_page_that_is_loaded_again_neither_leaves_nor_joins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_unsubscribes_leaves_at_once() {
+async fn a_member_that_unsubscribes_leaves_at_once() {
     let (_, [here]) = nodes();
     let mut bob = here.watcher("bob").await;
     let mut ann = here.member("ann").await;
@@ -452,7 +452,7 @@ async fn in_an_outage_everybody_stays_and_after_it_all_is_made_up_for() {
         sleep(2 * NODE_EXPIRES).await;
         assert_eq!(changes(&bob.settled().await), ["leave eve*0"]);
     }
-    // One who leaves while nobody can be told.
+    // A member leaves while the directory is out of reach.
     desk.away.store(true, SeqCst);
     desk.cut();
     drop(ann);
@@ -475,7 +475,7 @@ async fn a_watch_that_ends_hides_nothing() {
     drop(ann);
     sleep(GRACE_OVER).await;
     assert_eq!(changes(&bob.settled().await), ["join eve*1", "leave ann*0"]);
-    assert_eq!(desk.watches(), 1, "there, nobody listens");
+    assert_eq!(desk.watches(), 1, "the other node has no listener");
 }
 
 #[tokio::test(start_paused = true)]
@@ -521,7 +521,7 @@ async fn a_directory_that_has_lost_everything_is_told_again() {
     bob.settled().await;
     desk.wipe();
     sleep(4 * NODE_EXPIRES).await;
-    assert_eq!(bob.settled().await, [], "nobody has noticed");
+    assert_eq!(bob.settled().await, [], "no node has noticed");
     assert_eq!(desk.entries(), 2);
 }
 
@@ -600,7 +600,7 @@ async fn ten_thousand_members_come_in_pages_and_one_more_in_a_line() {
     assert_eq!(changes(&lines), ["join one-more*1"]);
     assert_eq!((desk.sets.load(SeqCst), desk.lists.load(SeqCst)), (sets + 1, lists));
 
-    // All of them go at once. Whoever cannot hold it all is given a list again.
+    // All of them go at once. A listener that falls behind gets a list again.
     drop(crowd);
     sleep(GRACE_OVER).await;
     known.take(&bob.settled().await);

@@ -228,7 +228,7 @@ proptest! {
     /// P3 to P8 over two nodes that lag, lose events in silence and lose their feeds, for a client that may go at any moment.
     /// With a ring of four events most of it comes from the broker's history.
     #[test]
-    fn whoever_comes_back_has_missed_nothing(
+    fn a_client_that_comes_back_has_missed_nothing(
         steps in prop::collection::vec(step(), 20..150),
         stamped in any::<bool>(),
         ring_events in prop_oneof![Just(4), Just(1024)],
@@ -240,9 +240,10 @@ proptest! {
         paused(run(steps, rule, stamped, ring_events));
     }
 
-    /// Of a conflated channel nobody is told everything, but everybody the newest in the end, in order and never twice.
+    /// A listener of a conflated channel does not get every event. In the end it has the newest, in
+    /// order and never twice.
     #[test]
-    fn whoever_comes_back_to_a_conflated_channel_ends_with_the_newest(
+    fn a_client_that_comes_back_to_a_conflated_channel_ends_with_the_newest(
         steps in prop::collection::vec(step(), 20..150),
         stamped in any::<bool>(),
         ring_events in prop_oneof![Just(4), Just(1024)],

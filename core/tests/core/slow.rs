@@ -50,7 +50,7 @@ impl Scene {
         listener
     }
 
-    /// Says `count` things while somebody listens who keeps up, and who is not hurt by those who do not.
+    /// Publishes `count` events while `quick` keeps up. The slow listeners must not delay it.
     fn say(&self, from: usize, count: usize, quick: &mut Listener) -> Vec<Position> {
         (from..from + count)
             .map(|n| {
@@ -67,7 +67,7 @@ fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refill_gives_what_the_ring_has_lost_and_nobody_waits() {
+async fn refill_replays_what_the_ring_has_lost_and_delays_no_listener() {
     for wire in 0..2 {
         for count in [RING, RING + 1, 600, 1700] {
             let scene = scene(SlowPolicy::Refill, |_| ());
@@ -126,7 +126,7 @@ async fn refill_from_a_history_that_is_too_short_is_a_gap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refill_waits_for_a_broker_that_is_away_and_hurts_nobody() {
+async fn refill_waits_for_an_unreachable_broker_and_delays_no_listener() {
     let scene = scene(SlowPolicy::Refill, |_| ());
     let mut quick = scene.listener(0).await;
     let mut slow = scene.listener(0).await;

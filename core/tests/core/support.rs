@@ -681,7 +681,7 @@ impl Node {
         self.catch_up_by(usize::MAX);
     }
 
-    /// The next `count` events are not shown to this node, and nobody says so.
+    /// Hides the next `count` events from this node, without a notice.
     pub fn lose(&self, count: usize) {
         self.to_lose.store(count, SeqCst);
     }

@@ -64,7 +64,7 @@ async function folder(t) {
   return dir;
 }
 
-/** A certificate that nobody signed, its key, and both in one file. */
+/** Makes a self-signed certificate, its key, and a file with both. */
 async function certificate(dir) {
   const [crt, key, pem] = ["crt", "key", "pem"].map((end) => join(dir, `live.example.${end}`));
   const made = spawnSync("openssl", ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=live.example", "-keyout", key, "-out", crt]);

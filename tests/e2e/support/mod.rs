@@ -118,7 +118,8 @@ pub fn run(scenario: impl Future<Output = ()>) {
     );
 }
 
-/// Scenarios run on the tests' own threads, so whatever panics on one of these is a task that nobody waits for.
+/// Scenarios run on the tests' own threads, so a panic on one of these threads comes from a task
+/// that no test waits for.
 const WORKER: &str = "e2e-worker";
 
 /// P13: no input makes the node panic. tokio would hide it.

@@ -255,7 +255,7 @@ impl Backbone {
 }
 
 impl Inner {
-    /// Writes down the birth of a channel that somebody names for the first time since the broker started.
+    /// Records the birth of a channel at its first use since the broker started.
     fn touch(&mut self, name: &ChannelName, clock: &Clock) {
         let known = self
             .truth
@@ -353,7 +353,8 @@ impl Inner {
             if !published.duplicate || !self.lost.contains_key(&published.position) {
                 break;
             }
-            // A failover lost the key with its event; the memory broker still has both. So whoever tries again does so with another key.
+            // A failover lost the key with its event; the memory broker still has both. So a
+            // publisher that tries again uses another key.
             let key = publish
                 .idempotency_key
                 .as_ref()

@@ -215,7 +215,7 @@ impl Standing {
         let breach = match place {
             None => breach(
                 Promise::SameEverywhere,
-                format!("{position} came as {body}, which nobody published"),
+                format!("{position} came as {body}, which no client published"),
             ),
             Some(_) if self.delivered.contains(&position) => breach(Promise::NoDuplicates, format!("{position} came twice")),
             Some(_) if position < self.newest => breach(Promise::Order, format!("{position} came after {}", self.newest)),

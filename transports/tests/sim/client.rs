@@ -89,7 +89,7 @@ async fn request(node: &str, request: hyper::Request<Full<Bytes>>) -> io::Result
     .await
 }
 
-/// Publishes with an idempotency key. An error: nobody knows whether it happened.
+/// Publishes with an idempotency key. After an error, the client does not know whether it happened.
 pub async fn publish(node: &str, publications: &Value, key: Option<&str>) -> io::Result<(u16, Value)> {
     let mut post = hyper::Request::post("/publish")
         .header("host", node)

@@ -35,13 +35,13 @@ pub enum Fault {
     /// What is sent between a place and a node waits until it is released.
     Hold(&'static str, usize),
     Release(&'static str, usize),
-    /// What is sent is lost, and so are the connections, although nobody is told.
+    /// What is sent is lost, and so are the connections, but neither side is told.
     Partition(&'static str, usize),
     /// The same from the node to the place only.
     Mute(&'static str, usize),
     /// The process dies, and the system closes its connections.
     Crash(usize),
-    /// The machine dies, and nobody is told.
+    /// The machine dies, and its peers are not told.
     PowerLoss(usize),
     Drain(usize),
     Start(usize),

@@ -193,7 +193,8 @@ pub fn run(seed: u64, lie: Option<Lie>) -> Run {
 
 type Hubs = Arc<Mutex<[Option<Hub>; NODES.len()]>>;
 
-/// A node, as an application embeds the routes: hyper drives the connections, nobody takes sockets back.
+/// A node, as an application embeds the routes: hyper drives the connections, and no listener takes
+/// sockets back.
 async fn serve(node: Node, hubs: Hubs, rules: Rules, limits: Limits, seed: u64) -> turmoil::Result {
     let index = node.index;
     let hub = Hub::builder(Arc::new(node), rules).limits(limits).seed(seed).build();
@@ -240,7 +241,7 @@ impl Stage<'_> {
         while !self.all_caught_up() && self.sim.elapsed() < settled + SETTLE {
             (0..10).for_each(|_| self.step());
         }
-        // Whoever says more than it should gets the time to say it.
+        // A node that sends more than it should gets the time to send it.
         (0..50).for_each(|_| self.step());
     }
 
