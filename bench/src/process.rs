@@ -112,7 +112,7 @@ pub struct Server {
 }
 
 /// Children and their folders, for [`clean_up_on_signals`]. A child is in it from its start until it was killed, and is
-/// reaped only after that, so none of these process ids can be somebody else's.
+/// reaped only after that, so none of these process ids can belong to another process.
 static RUNNING: Mutex<Vec<(u32, PathBuf)>> = Mutex::new(Vec::new());
 
 fn running() -> MutexGuard<'static, Vec<(u32, PathBuf)>> {
@@ -590,7 +590,7 @@ pub fn machine() -> String {
         .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
         .map_or("unknown", |(_, model)| model.trim());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    // The part behind the version names somebody's build.
+    // The part behind the version names the distribution's build.
     let kernel = kernel.trim().split('-').next().unwrap_or_default();
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();

@@ -191,7 +191,7 @@ const ENCODES_COUNTER: &str = "encodes";
 const BROKER_READS_COUNTER: &str = "broker_replays";
 
 impl Run {
-    /// Starts the server and the publishers; nobody listens yet.
+    /// Starts the server and the publishers, without listeners.
     fn start(settings: &Settings, kind: Kind, transport: Transport, channels: u32, publishers: u32) -> Result<Self, String> {
         let server = Server::start(kind, &settings.airwave, settings.pinning.as_ref())?;
         let load = Load::new(server.address, transport)?;
@@ -372,7 +372,7 @@ pub struct Paced {
     pub publishers: u32,
 }
 
-/// One channel with many listeners, or many channels with few, at a rate that saturates nobody.
+/// One channel with many listeners, or many channels with few, at a rate that saturates no process.
 pub fn paced(settings: &Settings, shape: Paced) -> Result<Report, String> {
     let Paced {
         transport,
@@ -553,7 +553,7 @@ pub fn storm(
         "resume storm: {listeners} listeners back within {} s, {transport}",
         within.as_secs_f64()
     );
-    // The hand-written server has no history: nobody can resume from it.
+    // The hand-written server has no history, so no client can resume from it.
     let servers: Vec<Kind> = settings.servers.iter().copied().filter(|kind| *kind != Kind::Axum).collect();
     let rounds = rounds(settings, &title, &servers, |kind| {
         let mut run = Run::start(settings, kind, transport, 1, 1)?;

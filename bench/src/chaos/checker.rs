@@ -1,7 +1,8 @@
 //! Judges a [`History`] by the promises of docs/guarantees.md, P1 to P8, and knows nothing of how they are kept.
 //!
-//! It has no view into the broker, as the simulation's checker has. What existed is what was acknowledged, what anybody heard, and what
-//! history held in the end; and what may have been lost is told by whoever killed the broker.
+//! It has no view into the broker, as the simulation's checker has. What existed is what was
+//! acknowledged, what a listener heard, and what history held in the end. The part of the plan that
+//! kills the broker says what may have been lost.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -149,7 +150,7 @@ impl<'a> Known<'a> {
         }
         for (position, body) in &known.events {
             if !known.began.contains_key(body) {
-                let what = format!("on {name}, {body} at {position} was published by nobody");
+                let what = format!("on {name}, {body} at {position} was published by no client");
                 breaches.extend(breach(Promise::SameEverywhere, what));
             }
         }
@@ -430,8 +431,8 @@ impl<'a> Standing<'a> {
             let still_there = |missing: &u64| !known.is_lost(*missing, at) && same_line(missing);
             known.between(cursor, position).find(still_there)
         } else {
-            // What the broker lost with all the rest is owed too, or else its loss; but nobody can tell of what a failover lost before any
-            // node had seen it.
+            // The listener is owed what the broker lost with all the rest, or a gap for it. But no
+            // node can report what a failover lost before a node had seen it.
             let surely_lost = known.is_lost_with_all(cursor, at) || (known.is_lost(cursor, at) && !known.is_held(cursor));
             let had_lost = known.events.contains_key(&cursor) && surely_lost && !known.is_lost(position, at);
             // A clock that went back gives a first position below what was lost. Who came without a
@@ -770,7 +771,7 @@ mod tests {
     #[test]
     fn a_loss_that_is_not_told_is_noticed() {
         assert_eq!(wrong(true, |told| drop(told.remove(8))), [Promise::NoSilentGap]);
-        // Also for somebody who was away, and comes back.
+        // Also for a client that was away and comes back.
         let away = |resumed| {
             wrong(true, |told| {
                 told[7] = (660, asked(Some(50)));
@@ -821,7 +822,7 @@ mod tests {
                 told.push((903, confirmed(50, false)));
                 told.push((904, gap(40, 50, "history-expired")));
                 told.extend([60, 70, 80, 90].map(|position| (905, event(position))));
-                // Whoever had 50 is not of interest here.
+                // Listeners that had 50 do not matter here.
             });
             assert_eq!(promises, expected, "{keeps}");
         }
@@ -1017,7 +1018,8 @@ mod tests {
         assert_eq!(from(20, 30), [Promise::NoSilentGap]);
     }
 
-    /// A failover: 60 was acknowledged, but the one that took over never had it. Whoever saw it is owed a word.
+    /// A failover: 60 was acknowledged, but the server that took over never had it. A listener that
+    /// saw it is owed a gap.
     #[test]
     fn a_failover_may_lose_the_newest_but_not_in_silence() {
         let failover = |change: Change<'_>| {

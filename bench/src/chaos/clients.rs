@@ -86,7 +86,7 @@ async fn in_time<T>(patience: Duration, future: impl Future<Output = io::Result<
     }
 }
 
-/// `small`: so that a server soon notices that nobody reads.
+/// `small`: a small receive buffer, so that a server soon notices that this client does not read.
 async fn connect(node: SocketAddr, small: bool) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     if small {
@@ -113,7 +113,8 @@ async fn head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Head> 
 /// One request on a connection of its own, answered with JSON or text.
 ///
 /// # Errors
-/// The connection, or no answer in time: nobody knows whether it was carried out.
+/// The connection failed, or no answer came in time. The caller does not know whether the server
+/// carried the request out.
 pub async fn request(node: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> io::Result<(u16, Value)> {
     in_time(ANSWERED, async {
         let mut stream = connect(node, false).await?;

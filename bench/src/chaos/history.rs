@@ -48,7 +48,7 @@ pub fn wall_clock() -> u64 {
 pub struct History {
     /// What the channels were set up as, and what the broker held of them in the end.
     pub channels: BTreeMap<String, Channel>,
-    /// Every message that somebody tried to publish.
+    /// Every message that a client tried to publish.
     pub publications: Vec<Publication>,
     /// What each listener was told, once for each of its channels.
     pub listeners: Vec<Listener>,
@@ -91,7 +91,7 @@ pub struct Loss {
     pub everything: bool,
 }
 
-/// One message that somebody wanted to have published, however often it was tried.
+/// One message that a client wanted to publish, however often it tried.
 #[derive(Clone, Debug)]
 pub struct Publication {
     /// Where.

@@ -61,7 +61,8 @@ pub struct Run {
     pub history: History,
     /// The promises that were broken.
     pub breaches: Vec<Breach>,
-    /// What else should not have been: processes that ended, answers that are not of the protocol, nobody caught up, too much memory.
+    /// What else went wrong: processes that ended, answers outside the protocol, listeners that did
+    /// not catch up, too much memory.
     pub wrong: Vec<String>,
     /// The most memory that any node had, in KiB.
     pub peak_memory: u64,
@@ -77,7 +78,7 @@ pub struct Seen {
     pub acknowledged: usize,
     /// Publications that were refused.
     pub refused: usize,
-    /// Publications of which nobody knows.
+    /// Publications with an unknown outcome.
     pub unknown: usize,
     /// Events that listeners got.
     pub events: usize,
@@ -601,7 +602,7 @@ fn body_of(data: &Value) -> Result<String, String> {
     };
     whole().ok_or_else(|| {
         let text: String = data.to_string().chars().take(100).collect();
-        format!("data that nobody published: {text}")
+        format!("data that no client published: {text}")
     })
 }
 

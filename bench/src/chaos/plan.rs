@@ -179,7 +179,7 @@ pub enum Fault {
     PauseBroker,
     /// The node's connections to the broker break, and new ones are refused.
     Cut(Lines),
-    /// Nothing comes through between node and broker, and nobody is told. Later it does.
+    /// Nothing comes through between node and broker, and neither side is told. Later it does.
     BlackHole(Lines),
     /// What passes between node and broker takes so many milliseconds more each way.
     Delay(Lines, u64),

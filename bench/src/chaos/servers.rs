@@ -168,7 +168,7 @@ impl Drop for Folder {
 }
 
 fn signal(child: &Child, signal: Signal) {
-    // It may have ended already; then there is nobody to tell.
+    // The process may have ended already. Then no signal is needed.
     if let Some(process) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
         let _ = kill_process(process, signal);
     }
@@ -327,7 +327,7 @@ impl Broker {
     /// Starts one that keeps its things in `folder`.
     pub async fn start(kind: BrokerKind, folder: &Path) -> Result<Self, String> {
         let program = kind.program()?;
-        // Somebody else may take a port between our look and a server's bind.
+        // Another program may take a port between our look and a server's bind.
         let mut last = String::new();
         for number in 0..10 {
             let folder = folder.join(format!("broker{number}"));
@@ -364,9 +364,10 @@ impl Broker {
         }
     }
 
-    /// Where the line from a node to one of [`Broker::addresses`] begins. The servers of a cluster tell their ports and leave it to whoever
-    /// asks at which host, so each node has a host of its own with the servers' ports: all of 127.0.0.0/8 is this machine, and nobody else is to be
-    /// met at a host that this process's number chooses.
+    /// Where the line from a node to one of [`Broker::addresses`] begins. The servers of a cluster
+    /// tell their ports, and the client chooses the host. So each node has a host of its own with
+    /// the servers' ports: all of 127.0.0.0/8 is this machine, and no other program listens at a
+    /// host that this process's number chooses.
     pub fn line_from(&self, node: usize, to: SocketAddr) -> SocketAddr {
         match self.kind {
             BrokerKind::RedisCluster => {
@@ -435,7 +436,8 @@ impl Broker {
     async fn run_again(server: &mut Server, alone: bool) -> Result<(), String> {
         let mut last = String::new();
         for _ in 0..50 {
-            // Somebody else may have taken the port meanwhile. One that others know by its port has to wait for it.
+            // Another program may have taken the port. A server that others know by its port has to
+            // wait for it.
             if alone {
                 server.address = free().await.map_err(|error| format!("there is no free port: {error}"))?;
             }
@@ -496,7 +498,8 @@ impl Broker {
         }
     }
 
-    /// Waits until nothing changes any more by itself: the servers agree who is what, and nobody lags behind.
+    /// Waits until nothing changes any more by itself: the servers agree on their roles, and no
+    /// replica lags behind.
     ///
     /// # Errors
     /// It takes too long; what is missing.

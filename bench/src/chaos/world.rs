@@ -342,7 +342,8 @@ impl Keeper {
         peak: Arc<AtomicU64>,
     ) {
         loop {
-            // A node whose broker is out of reach ends at once, as it says; whoever keeps it starts it again.
+            // A node whose broker is out of reach at its start ends at once. The loop starts it
+            // again, as a supervisor would.
             let Ok(mut node) = Node::start(&self.airwave, &self.config, &self.log, self.skew).await else {
                 sleep(Duration::from_millis(200)).await;
                 continue;

@@ -1,8 +1,8 @@
 //! The server that a competent team writes by hand today: axum's own SSE and WebSocket types over `tokio::sync::broadcast`.
 //!
 //! It is what Airwave has to beat, so it is not made worse than such servers are: events are shared (`Arc`), the WebSocket text
-//! is built once per event, `TCP_NODELAY` is set, and its channels hold enough events not to lag in a burst. It has no
-//! history: nobody can resume from it.
+//! is built once per event, `TCP_NODELAY` is set, and its channels hold enough events not to lag in
+//! a burst. It has no history, so no client can resume from it.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -69,7 +69,7 @@ impl App {
             data: data.to_owned(),
             envelope: format!("{{\"channel\":\"{name}\",\"id\":\"{position}\",\"event\":\"{event}\",\"data\":{data}}}").into(),
         };
-        // An error only says that nobody listens.
+        // An error only says that the channel has no listener.
         let _ = channel.sender.send(Arc::new(published));
         format!("{{\"channel\":\"{name}\",\"cursor\":\"{position}\",\"duplicate\":false}}")
     }
@@ -101,7 +101,7 @@ async fn listen(
 
 fn sse(name: String, channel: &Channel) -> Sse<impl stream::Stream<Item = Result<Event, Infallible>> + use<>> {
     let events = BroadcastStream::new(channel.sender.subscribe()).filter_map(|event| async move {
-        let event = event.ok()?; // lagged: lost, and nobody is told
+        let event = event.ok()?; // lagged: lost, and the client is not told
         Some(
             Event::default()
                 .id(event.position.to_string())
@@ -133,7 +133,7 @@ async fn websocket(mut socket: WebSocket, name: String, channel: Arc<Channel>) {
                         return;
                     }
                 }
-                Err(broadcast::error::RecvError::Lagged(_)) => {} // lost, and nobody is told
+                Err(broadcast::error::RecvError::Lagged(_)) => {} // lost, and the client is not told
                 Err(broadcast::error::RecvError::Closed) => return,
             },
             message = socket.recv() => match message {

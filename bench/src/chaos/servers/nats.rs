@@ -31,7 +31,8 @@ pub(super) async fn greets(address: SocketAddr) -> bool {
 /// Asks JetStream something, at this server.
 async fn ask(address: SocketAddr, subject: &str) -> io::Result<Value> {
     static ASKED: AtomicU64 = AtomicU64::new(0);
-    // Answers to others, of whom nobody waits any more, come to a subject of theirs.
+    // Each question has a subject of its own for its answer, so a late answer to an earlier
+    // question is not mistaken for this one.
     let number = ASKED.fetch_add(1, Ordering::Relaxed);
     let ask = async {
         let mut stream = BufReader::new(TcpStream::connect(address).await?);

@@ -215,7 +215,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Each server sees the cluster whole and nobody failing, and each replica follows its master.
+    /// Each server sees the cluster whole and no server failing, and each replica follows its
+    /// master.
     pub(super) async fn cluster_is_settled(&self) -> Result<(), String> {
         let mut masters = 0;
         for (number, server) in self.servers.iter().enumerate() {
