@@ -128,7 +128,7 @@ async fn an_unused_log_is_closed_and_opened_again() {
         let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
         listener.confirmation().await;
         sleep(100 * SECOND).await;
-        assert_eq!(node.feeds.load(SeqCst), 1, "as long as somebody listens");
+        assert_eq!(node.feeds.load(SeqCst), 1, "as long as the channel has a listener");
         backbone.say("c", "x");
         assert_eq!(texts(&listener.ready()), ["x"]);
         drop(listener);
@@ -171,7 +171,7 @@ async fn joining_in_the_moment_of_closing_works() {
                     while !matches!(listener.line().await, Line::Event { text: heard, .. } if heard == text) {}
                     drop(listener);
                     joins.fetch_add(1, SeqCst);
-                    // Now and then nobody is there.
+                    // Now and then the channel has no listener.
                     sleep(Duration::from_millis([0, 3, 11][turn % 3])).await;
                 }
             })
@@ -195,7 +195,7 @@ async fn joining_in_the_moment_of_closing_works() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn drain_tells_every_session_and_takes_nobody_in() {
+async fn drain_tells_every_session_and_refuses_new_ones() {
     let (backbone, _, hub) = listening_hub(limits());
     let wire = hub.register_wire(Lines::plain("a"));
     let mut waiting = Vec::new();
@@ -443,7 +443,7 @@ async fn when_everybody_has_gone_nothing_is_left() {
         let calls = || node.pings.load(SeqCst) + node.follows.load(SeqCst) + node.replays.load(SeqCst);
         let before = calls();
         sleep(60 * SECOND).await;
-        assert_eq!(calls(), before, "{ending}: somebody still calls the broker");
+        assert_eq!(calls(), before, "{ending}: a task still calls the broker");
         // The test's own handle, and each node's handle on itself.
         assert_eq!(Arc::strong_count(&node), 1, "{ending}");
     }
