@@ -19,7 +19,6 @@ use crate::channel::{Backbone, Channel, HealTurns, Outage, Unanswered};
 use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::feeder::Feeder;
-use crate::flight::Flights;
 use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
 use crate::idempotency::KeySource;
 use crate::jitter::Jitter;
@@ -34,6 +33,7 @@ use crate::ring_memory::RingMemory;
 use crate::roster::Presence;
 use crate::rule::{Limits, Pattern, Rule, Rules, SendPolicy, TransportName};
 use crate::shrink::shrink;
+use crate::singleflight::Singleflight;
 use crate::vitals::Vitals;
 use crate::warnings::{Warning, Warnings};
 use crate::wire::{MAX_WIRES, Wire};
@@ -69,8 +69,8 @@ pub(crate) struct Inner {
     handlers: Vec<(Pattern, Arc<dyn Handler>)>,
     wires: RwLock<Vec<Arc<WireSlot>>>,
     logs: Mutex<HashMap<ChannelName, Arc<Feeder>>>,
-    opening: Flights<ChannelName, Result<Arc<Feeder>, BrokerError>>,
-    asking: Flights<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
+    opening: Singleflight<ChannelName, Result<Arc<Feeder>, BrokerError>>,
+    asking: Singleflight<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
     pub(crate) sessions: Mutex<Registry<Arc<Vitals>>>,
     addresses: Arc<AddressCounts>,
     requests: Rates<Source>,
@@ -244,8 +244,8 @@ impl HubBuilder {
             handlers: self.handlers,
             wires: RwLock::default(),
             logs: Mutex::default(),
-            opening: Flights::default(),
-            asking: Flights::default(),
+            opening: Singleflight::default(),
+            asking: Singleflight::default(),
             sessions: Mutex::default(),
             addresses: Arc::default(),
             requests: Rates::new(requests, Duration::from_secs(1), requests.saturating_mul(2)),
@@ -811,7 +811,7 @@ impl Hub {
                 "this server has too many channels open (limits.channels): try again later",
             ));
         }
-        let opened = async { self.0.opening.join(name.clone(), fetch).await.transpose() };
+        let opened = async { self.0.opening.run(name.clone(), fetch).await.transpose() };
         match patience::wait(self.limits().broker_timeout, opened).await {
             Ok(Some(feeder)) => Ok(feeder),
             Err(error) => Err(self.refusal(&error)),
@@ -855,7 +855,7 @@ impl Hub {
             async move { backbone.replay(&name, Some(after), limit).await.map(Arc::new) }
         };
         let asked = async {
-            let asked = self.0.asking.join((name.clone(), after, limit), fetch).await;
+            let asked = self.0.asking.run((name.clone(), after, limit), fetch).await;
             asked.unwrap_or_else(|| Err(BrokerError::unavailable("the broker could not be asked")))
         };
         patience::wait(self.limits().broker_timeout, asked).await

@@ -163,7 +163,7 @@ mod loom_tests {
         });
     }
 
-    /// A task that waits for its socket does not clear its flag, which may be ringing.
+    /// A task that waits for its socket does not reset its flag, which may be set.
     #[test]
     fn loom_wake_always_reaches_a_task_whose_flag_is_set() {
         check(|| {
@@ -222,7 +222,8 @@ mod loom_tests {
         });
     }
 
-    /// A socket wakes by the flag. Its word reaches a task that is about to sleep, whatever else rings, and is no ring.
+    /// A socket wakes the task by the same object. That reaches a task that is about to sleep,
+    /// whatever else wakes it, and does not set the flag.
     #[test]
     fn loom_what_a_socket_says_is_never_missed() {
         check(|| {
