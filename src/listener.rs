@@ -2,7 +2,7 @@
 //! HTTP/2 by preface, tracked tasks, drain.
 //!
 //! `axum::serve` has none of these. And it keeps about 12 KB for each connection that streams: here, once the routes have admitted an SSE or WebSocket
-//! listener over HTTP/1.1, the socket is taken back from hyper ([`Handover`]) and a bare task goes on with it.
+//! listener over HTTP/1.1, the socket is taken back from hyper ([`Detach`]) and a bare task goes on with it.
 //!
 //! `admission` is who gets a place, `drain` waits aloud at the end, `files` is what open files leave
 //! room for, `forwarded` who the client is behind proxies, `idle` how long a connection may wait.
@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 
 use airwave_core::{Hub, Refusal};
 use airwave_transports::request::{MAX_HEAD, check_host, refusal_response};
-use airwave_transports::socket::{Conversation, FirstBytes, Handover, Io, News, Taken, Usage};
+use airwave_transports::socket::{Detach, DetachedSocket, FirstBytes, Io, News, OnDetached, Usage};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
@@ -387,7 +387,7 @@ impl Served {
                 let done = connection.poll_without_shutdown(cx);
                 match slot.take() {
                     // hyper still holds bytes of an earlier answer: the socket cannot be taken yet.
-                    Some(step @ Step::Take(_)) if usage.is_blocked() => slot.put(step),
+                    Some(step @ Step::Detach(_)) if usage.is_blocked() => slot.put(step),
                     Some(step) => return Poll::Ready(step),
                     None => {}
                 }
@@ -408,19 +408,15 @@ impl Served {
             }
         };
         match step {
-            Step::Take(taken) => {
+            Step::Detach(detached) => {
                 let parts = connection.into_parts();
-                let Talk {
-                    conversation,
-                    head,
-                    chunked,
-                } = taken;
+                let Detached { go_on, head, chunked } = detached;
                 let (stream, unseen) = parts.io.into_parts();
                 // A copy: even when it is empty, it would keep hyper's read buffer of 8 KiB alive.
                 let read = [&parts.read_buf[..], &unseen[..]].concat().into();
                 drop(parts.service);
                 // A task of its own, so that nothing of hyper's is kept. Sessions are cut by the hub, so this one need not watch for it.
-                conversation(Taken {
+                go_on(DetachedSocket {
                     stream,
                     read,
                     head,
@@ -515,14 +511,14 @@ async fn first_bytes(stream: &mut TcpStream) -> io::Result<(FirstBytes, bool)> {
 struct Slot(Arc<Mutex<Option<Step>>>);
 
 enum Step {
-    Take(Talk),
+    Detach(Detached),
     Upgrade(oneshot::Sender<()>),
     Done(hyper::Result<()>),
 }
 
-/// What takes the socket from hyper, and the answer's head, which it writes.
-struct Talk {
-    conversation: Conversation,
+/// What goes on with the socket, and the response's head, which it writes.
+struct Detached {
+    go_on: OnDetached,
     head: Bytes,
     chunked: bool,
 }
@@ -560,7 +556,7 @@ async fn call(
     }
     // Only a whole GET over HTTP/1 gives a socket that no other request uses.
     if method != Method::GET || version > Version::HTTP_11 || response.headers().contains_key(CONTENT_ENCODING) {
-        response.extensions_mut().remove::<Handover>();
+        response.extensions_mut().remove::<Detach>();
     }
     Ok(response)
 }
@@ -598,13 +594,9 @@ async fn answer(
     chunked: bool,
 ) -> Result<Response<Answer>, std::convert::Infallible> {
     let mut response = call.await?;
-    if let Some(conversation) = response
-        .extensions_mut()
-        .remove::<Handover>()
-        .and_then(|handover| handover.take())
-    {
-        slot.put(Step::Take(Talk {
-            conversation,
+    if let Some(go_on) = response.extensions_mut().remove::<Detach>().and_then(|detach| detach.take()) {
+        slot.put(Step::Detach(Detached {
+            go_on,
             head: head_of(&response, chunked),
             chunked,
         }));

@@ -462,11 +462,12 @@ impl Channel {
 
     /// Publishes a message of any kind. Errors as for [`Channel::publish`].
     pub async fn publish_message(&self, message: Message) -> Result<Published, Refusal> {
-        self.publish_once(Publish::new(message)).await
+        self.publish_with(Publish::new(message)).await
     }
 
-    /// Publishes with all that can be said about it. Errors as for [`Channel::publish`].
-    pub async fn publish_once(&self, mut publish: Publish) -> Result<Published, Refusal> {
+    /// Publishes with options: an idempotency key, an end behind the event. Errors as for
+    /// [`Channel::publish`].
+    pub async fn publish_with(&self, mut publish: Publish) -> Result<Published, Refusal> {
         if publish.message.event.is_fired_by_event_source() {
             warn_of_name(&self.name, &publish.message.event);
         }
@@ -481,7 +482,7 @@ impl Channel {
     /// # Errors
     /// `ended` if it has ended already; `unavailable`.
     pub async fn end(&self) -> Result<Published, Refusal> {
-        self.publish_once(Publish::end()).await
+        self.publish_with(Publish::end()).await
     }
 
     /// What the broker keeps after `after`, or without it the newest events; at most `limit`, oldest first.

@@ -57,7 +57,7 @@ impl std::hash::Hash for ScopedKey {
 
 impl ScopedKey {
     /// The key of a publish by the application: `POST /publish`, or
-    /// [`Channel::publish_once`](crate::Channel::publish_once) with a key.
+    /// [`Channel::publish_with`](crate::Channel::publish_with) with a key.
     pub fn backend(key: &IdempotencyKey) -> Self {
         Self {
             text: key.as_str().into(),

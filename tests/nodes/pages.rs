@@ -107,7 +107,11 @@ fn unread_pages_disturb_no_publish(kind: BrokerKind) {
         }
         let given = answers.iter().filter(|answer| answer.status() == 200).count();
         let refused = answers.iter().filter(|answer| answer.status() == 429).count();
-        assert_eq!((given, refused), (4, 96), "a few at a time, and the others are told to come again");
+        assert_eq!(
+            (given, refused),
+            (4, 96),
+            "a few at a time, and the others are told to come again"
+        );
         let more = world.peak_memory() - before;
         println!("{kind}: 100 unread pages take {more} KiB");
         assert!(more < PAGES_TAKE_KIB, "{more} KiB");

@@ -385,7 +385,7 @@ async fn publish_one(hub: &Hub, mut publication: Publication<'_>) -> Result<Stri
     publish.and_end = publication.ends();
     publish.idempotency_key = publication.idempotency_key.map(Into::into);
     // One append: what is refused has not happened, not even in part.
-    let published = channel.publish_once(publish).await?;
+    let published = channel.publish_with(publish).await?;
     Ok(format!(
         "{{\"channel\":\"{}\",\"cursor\":\"{}\",\"duplicate\":{}}}",
         channel.name(),

@@ -156,11 +156,11 @@ impl Io {
     }
 }
 
-/// What goes on with a socket that was taken back, in a task of its own.
-pub type Conversation = Box<dyn FnOnce(Taken) + Send>;
+/// Goes on with a detached socket, in a task of its own.
+pub type OnDetached = Box<dyn FnOnce(DetachedSocket) + Send>;
 
-/// A socket that was taken back, and all that belongs to it.
-pub struct Taken {
+/// A socket that was taken out of hyper, and all that belongs to it.
+pub struct DetachedSocket {
     /// The socket.
     pub stream: TcpStream,
     /// What was read from it beyond the request.
@@ -170,20 +170,19 @@ pub struct Taken {
     /// Whether the head says that the body comes in chunks (RFC 9112, section 7.1). A body that
     /// ends with its connection is read in lumps by some clients.
     pub chunked: bool,
-    /// Kept until the conversation is over: how its server knows of it, and its place among the connections.
+    /// The task holds this until it ends: by it the server counts the task, and its place among the
+    /// connections.
     pub keep: Box<dyn Any + Send>,
 }
 
-/// A conversation as a task. It stands in the task itself and not in a box: that would be one more place in memory to fetch for each listener and event.
-pub(crate) fn spawn(conversation: impl Future<Output = ()> + Send + Unpin + 'static, keep: Box<dyn Any + Send>) {
-    tokio::spawn(Kept {
-        conversation,
-        _keep: keep,
-    });
+/// Spawns a task that serves a detached socket. The future stands in the task itself and not in a
+/// box: a box would be one more place in memory to fetch for each listener and event.
+pub(crate) fn spawn(serve: impl Future<Output = ()> + Send + Unpin + 'static, keep: Box<dyn Any + Send>) {
+    tokio::spawn(Kept { serve, _keep: keep });
 }
 
 struct Kept<F> {
-    conversation: F,
+    serve: F,
     _keep: Box<dyn Any + Send>,
 }
 
@@ -191,23 +190,23 @@ impl<F: Future<Output = ()> + Unpin> Future for Kept<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        Pin::new(&mut self.conversation).poll(cx)
+        Pin::new(&mut self.serve).poll(cx)
     }
 }
 
-/// Travels in a response's extensions: whoever serves the connection may take the socket from hyper and let this go on with it, instead of
-/// sending the response's body. A server that does not know of it sends the body.
+/// Travels in a response's extensions. A server that knows it takes the socket out of hyper and lets
+/// this go on with it, instead of sending the response's body. Any other server sends the body.
 #[derive(Clone)]
-pub struct Handover(Arc<dyn Fn() -> Option<Conversation> + Send + Sync>);
+pub struct Detach(Arc<dyn Fn() -> Option<OnDetached> + Send + Sync>);
 
-impl Handover {
-    /// `take` gives the conversation to the first who asks.
-    pub(crate) fn new(take: impl Fn() -> Option<Conversation> + Send + Sync + 'static) -> Self {
+impl Detach {
+    /// `take` gives what goes on with the socket to the first caller.
+    pub(crate) fn new(take: impl Fn() -> Option<OnDetached> + Send + Sync + 'static) -> Self {
         Self(Arc::new(take))
     }
 
-    /// The conversation, unless the body or an upgrade has it already.
-    pub fn take(&self) -> Option<Conversation> {
+    /// Takes what goes on with the socket, unless the body or an upgrade has it already.
+    pub fn take(&self) -> Option<OnDetached> {
         (self.0)()
     }
 }

@@ -30,7 +30,7 @@ use crate::request::{
     check_can_come_back, check_query, connect_request, header_text, path_as_seen, query_value, query_values, refusal_response,
     wants_presence, wants_visible_heartbeat,
 };
-use crate::socket::{Handover, Outgoing, Socket, Taken, Written, poll_gone_or_loud, spawn};
+use crate::socket::{Detach, DetachedSocket, Outgoing, Socket, Written, poll_gone_or_loud, spawn};
 use crate::{ChannelRequest, Transport};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -207,16 +207,16 @@ async fn serve(
             incoming: (!http_body::Body::is_end_stream(&body)).then_some(body),
             room: MOST_SENT,
         });
-        response.extensions_mut().insert(Handover::new(move || {
+        response.extensions_mut().insert(Detach::new(move || {
             let session = unclaimed.take()?;
-            Some(Box::new(move |taken| {
-                let Taken {
+            Some(Box::new(move |detached| {
+                let DetachedSocket {
                     stream,
                     head,
                     chunked,
                     keep,
                     ..
-                } = taken;
+                } = detached;
                 spawn(SocketStream::new(session, stream, head, chunked), keep);
             }))
         }));

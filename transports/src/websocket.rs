@@ -48,7 +48,7 @@ use crate::envelope::{self, Payload, envelope, member_json, members_fields, some
 use crate::request::{
     check_query, connect_request, only, path_as_seen, query_value, refusal_response, wants_presence, wants_visible_heartbeat,
 };
-use crate::socket::{Handover, Outgoing, Socket, Taken, Written, poll_gone, spawn};
+use crate::socket::{Detach, DetachedSocket, Outgoing, Socket, Written, poll_gone, spawn};
 use crate::{ChannelRequest, Transport};
 
 /// tungstenite zero-fills this much before every read (snapview/tungstenite-rs#480), so it is small.
@@ -214,18 +214,18 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
         let unclaimed = unclaimed.clone();
         move || unclaimed.lock().unwrap_or_else(PoisonError::into_inner).take()
     };
-    response.extensions_mut().insert(Handover::new(move || {
+    response.extensions_mut().insert(Detach::new(move || {
         let begun = take()?;
-        Some(Box::new(move |taken| {
-            let Taken {
+        Some(Box::new(move |detached| {
+            let DetachedSocket {
                 stream,
                 read,
                 head,
                 keep,
                 ..
-            } = taken;
-            match begun.conversation(stream, read, head) {
-                Ok(conversation) => spawn(conversation, keep),
+            } = detached;
+            match begun.task(stream, read, head) {
+                Ok(task) => spawn(task, keep),
                 Err(refused) => spawn(refused, keep),
             }
         }))
@@ -235,9 +235,9 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
         let begun = unclaimed.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Nothing is left if the socket was taken back; then there was no upgrade in hyper's sense.
         if let (Ok(upgraded), Some(begun)) = (upgraded, begun) {
-            match begun.conversation(TokioIo::new(upgraded), Bytes::new(), Bytes::new()) {
+            match begun.task(TokioIo::new(upgraded), Bytes::new(), Bytes::new()) {
                 // Boxed: this future must not keep room for it as long as the handshake lasts.
-                Ok(conversation) => Box::pin(conversation).await,
+                Ok(task) => Box::pin(task).await,
                 Err(refused) => refused.await,
             }
         }
@@ -284,7 +284,7 @@ type Refused = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Begun {
     /// `read`: what came after the handshake already; `head`: what is to be written before anything else.
-    fn conversation<S>(self, socket: S, read: Bytes, head: Bytes) -> Result<Conversation<S>, Refused>
+    fn task<S>(self, socket: S, read: Bytes, head: Bytes) -> Result<WebSocketTask<S>, Refused>
     where
         S: Socket + Send + 'static,
     {
@@ -300,10 +300,10 @@ impl Begun {
                     .split_once("/channels/")
                     .map_or(path.strip_suffix("/socket"), |(prefix, _)| Some(prefix));
                 let prefix = prefix.unwrap_or_default().into();
-                let mut conversation = Conversation::new(&hub, session, socket, read, head, prefix)
+                let mut task = WebSocketTask::new(&hub, session, socket, read, head, prefix)
                     .ok_or_else(|| Box::pin(std::future::ready(())) as Refused)?;
-                conversation.batches = batches;
-                Ok(conversation)
+                task.batches = batches;
+                Ok(task)
             }
             Err(refusal) => {
                 hub.metrics().refused(refusal.code);
@@ -339,7 +339,7 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, head: Bytes, r
 ///
 /// In the order of its fields: what every event needs stands together, like in [`Session`].
 #[repr(C)]
-struct Conversation<S> {
+struct WebSocketTask<S> {
     out: Outgoing,
     /// Nothing more is said after this has been written.
     closing: bool,
@@ -455,7 +455,7 @@ struct Command<'a> {
     idempotency_key: Option<IdempotencyKey>,
 }
 
-impl<S: Socket> Conversation<S> {
+impl<S: Socket> WebSocketTask<S> {
     /// `None` cannot happen: making a WebSocket without a handshake waits for nothing.
     fn new(hub: &Hub, session: Session, socket: S, first: Bytes, head: Bytes, prefix: Box<str>) -> Option<Self> {
         let limits = hub.limits();
@@ -525,7 +525,7 @@ impl<S: Socket> Conversation<S> {
         });
     }
 
-    /// Ready(false): the conversation is over.
+    /// Ready(false): the connection is over.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if self.websocket.get_ref().replies.len() > MAX_REPLIES {
             return Poll::Pending;
@@ -848,7 +848,7 @@ impl<S: Socket> Conversation<S> {
     }
 }
 
-impl<S: Socket> Future for Conversation<S> {
+impl<S: Socket> Future for WebSocketTask<S> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -1176,9 +1176,9 @@ mod tests {
 
     /// What each of ten thousand idle WebSockets costs beside its kernel buffers, one subscription included. Whoever makes it grow should know.
     #[test]
-    fn a_conversation_is_small() {
-        let conversation = size_of::<Conversation<TcpStream>>();
-        assert!(conversation <= 768, "{conversation} bytes");
+    fn the_task_of_a_websocket_is_small() {
+        let size = size_of::<WebSocketTask<TcpStream>>();
+        assert!(size <= 768, "{size} bytes");
     }
 
     #[test]
@@ -1247,8 +1247,8 @@ mod tests {
             let session = Session::new(hub.connect(request, true).unwrap(), &wire).expects_answers();
             let (client, server) = tokio::io::duplex(1 << 16);
             let socket = TokioIo::new(TokioIo::new(server));
-            let conversation = Conversation::new(&hub, session, socket, Bytes::new(), Bytes::new(), "".into());
-            tokio::spawn(conversation.unwrap());
+            let task = WebSocketTask::new(&hub, session, socket, Bytes::new(), Bytes::new(), "".into());
+            tokio::spawn(task.unwrap());
             let (mut reads, mut writes) = tokio::io::split(client);
             let begun = Instant::now();
             writes.write_all(first).await.unwrap();

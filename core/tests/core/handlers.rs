@@ -359,7 +359,7 @@ async fn a_messages_key_makes_what_the_handler_publishes_repeatable() {
     let channel = scene.hub.channel("room/1").unwrap();
     let key = IdempotencyKey::new("k-of-ann").unwrap();
     let publish = airwave_core::Publish::new(say("b")).with_idempotency_key(key);
-    assert!(!channel.publish_once(publish).await.unwrap().duplicate);
+    assert!(!channel.publish_with(publish).await.unwrap().duplicate);
     let lines = listener.settled().await;
     let mut heard = texts(&lines);
     heard.sort_unstable();
