@@ -1054,7 +1054,7 @@ mod tests {
 
     /// A server that was paused comes back, carries out what waited in its sockets, and is the master once more.
     #[test]
-    fn failovers_to_and_fro_bring_back_what_nobody_had_heard_of() {
+    fn repeated_failovers_may_bring_back_events_that_no_listener_had() {
         let history = wrong_truth(false, |history| {
             history.losses.push(Loss {
                 channel: None,
