@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -224,6 +224,12 @@ impl Position {
         // A clock before 1970 gives zero; `after` then still counts up from the last position.
         let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros());
         Position(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+
+    /// The position of the clock that much later.
+    pub(crate) fn plus(self, time: Duration) -> Self {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        Position(self.0.saturating_add(micros))
     }
 
     /// The next position of a channel (or store) whose last one is `self`: the clock, or one more where the clock is behind.

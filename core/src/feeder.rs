@@ -556,10 +556,15 @@ async fn follow(backbone: &Backbone, name: &ChannelName) -> Result<Feed, BrokerE
     patience::call(backbone.limits.broker_timeout, backbone.broker.follow(name)).await
 }
 
+/// By how much clocks of nodes and brokers may differ. Up to there a position that is ahead of
+/// this node's clock was given, by a clock that is ahead. Taking it for one that was never given
+/// would take its listener back to events that it has had.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(600);
+
 /// Why a replay after `after` is not complete. `seen`: the newest position that this node has seen
 /// of the channel. Up to there a position was given, whatever this node's clock says of it.
 pub(crate) fn lost_reason(after: Position, replay: &Replay, seen: Position) -> GapReason {
-    if after > Position::now().max(replay.head).max(seen) {
+    if after > Position::now().plus(CLOCKS_DIFFER).max(replay.head).max(seen) {
         GapReason::UnknownPosition
     } else if after > replay.head {
         GapReason::BrokerLostData

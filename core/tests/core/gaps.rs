@@ -140,6 +140,24 @@ async fn a_position_that_was_never_given_is_a_gap() {
     a_gap_is_final(&backbone, &hub, "c", &told).await;
 }
 
+/// A node whose clock is ahead gave the position, and the broker lost it. This node still holds
+/// events before it, which the listener has had.
+#[tokio::test(start_paused = true)]
+async fn a_lost_position_of_a_clock_that_is_ahead_brings_nothing_back() {
+    let backbone = Backbone::new();
+    let hub = hub(&backbone.node(), rule());
+    let mut other = Listener::at(&hub, &hub.register_wire(Lines::plain("b")), "c", After::Nothing).await;
+    let positions = say_all(&backbone, 0..5);
+    other.settled().await;
+    backbone.lose_tail("c", 3);
+    for ahead_s in [1, 120, 500] {
+        let lost = Position(positions[4].0 + ahead_s * 1_000_000);
+        let told = come_back(&hub, "c", after(lost)).await;
+        assert_eq!(told.gap, Some((Some(lost), lost, BrokerLostData)), "{ahead_s} s");
+        assert!(told.texts.is_empty(), "{:?}", told.texts);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cursor_that_cannot_be_read_is_a_gap_and_then_live() {
     let backbone = Backbone::new();
