@@ -7,6 +7,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -142,7 +143,8 @@ impl Io {
     pub fn into_parts(self) -> (TcpStream, Bytes) {
         let unseen = match self.first.as_slice() {
             [] => self.held,
-            first => [first, &self.held[..]].concat().into(),
+            // What is held was first itself, and passed before the rest of it.
+            first => [&self.held[..], first].concat().into(),
         };
         (self.stream, unseen)
     }
@@ -213,10 +215,13 @@ impl Detach {
 
 impl rt::Read for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        // hyper hands out memory that is not initialised. Reading by way of a small buffer of our own costs a copy of each request's head, and no `unsafe`.
+        // hyper hands out memory that is not initialised. Reading by way of a small buffer of our
+        // own costs a copy of each request's head, and no `unsafe`. That buffer is not initialised
+        // either: to write zeros over it at each read would cost more than the copy.
         let this = &mut *self;
-        let mut piece = [0u8; 4096];
+        let mut piece = [const { MaybeUninit::<u8>::uninit() }; 4096];
         let want = buf.remaining().min(piece.len());
+        let mut read = ReadBuf::uninit(&mut piece[..want]);
         let news = this.usage.news.load(Ordering::Relaxed);
         if let Some(news) = News::decode(news) {
             this.usage.news.store(0, Ordering::Relaxed);
@@ -226,31 +231,32 @@ impl rt::Read for Io {
             buf.put_slice(&end[..end.len().min(want)]);
             return Poll::Ready(Ok(()));
         }
-        let first = this.first.as_slice();
-        if !first.is_empty() {
-            let count = first.len().min(want);
-            piece[..count].copy_from_slice(&first[..count]);
-            let count = this.gate.pass(&mut piece[..count]);
-            buf.put_slice(&piece[..count]);
-            this.first.from += count as u8;
-            return Poll::Ready(Ok(()));
-        }
         if !this.held.is_empty() {
             let count = this.held.len().min(want);
-            piece[..count].copy_from_slice(&this.held[..count]);
-            let count = this.gate.pass(&mut piece[..count]);
-            buf.put_slice(&piece[..count]);
-            this.held.advance(count);
+            read.put_slice(&this.held[..count]);
+            let passed = this.gate.pass(read.filled_mut());
+            buf.put_slice(&read.filled()[..passed]);
+            this.held.advance(passed);
             return Poll::Ready(Ok(()));
         }
-        let mut read = ReadBuf::new(&mut piece[..want]);
-        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+        let first = this.first.as_slice();
+        let before = first.len().min(want);
+        read.put_slice(&first[..before]);
+        this.first.from += before as u8;
+        // hyper gets the first bytes together with what follows them. After a read that gave only
+        // these few it would ask for a buffer twice as large, and would parse the head twice.
+        if read.remaining() > 0 {
+            let poll = Pin::new(&mut this.stream).poll_read(cx, &mut read);
+            if before == 0 {
+                ready!(poll)?;
+            }
+        }
         let count = read.filled().len();
-        this.usage.count_read(count);
-        let passed = this.gate.pass(&mut piece[..count]);
-        buf.put_slice(&piece[..passed]);
+        this.usage.count_read(count - before);
+        let passed = this.gate.pass(read.filled_mut());
+        buf.put_slice(&read.filled()[..passed]);
         if passed < count {
-            this.held = Bytes::copy_from_slice(&piece[passed..count]);
+            this.held = Bytes::copy_from_slice(&read.filled()[passed..]);
         }
         Poll::Ready(Ok(()))
     }
@@ -558,5 +564,42 @@ mod tests {
         assert!(matches!(rest.as_mut().poll(&mut cx), Poll::Ready(Ok(3))));
         drop(rest);
         assert_eq!((first.as_slice(), first.are_enough()), (&b"PRI "[..], true));
+    }
+
+    /// With the first bytes alone hyper would parse each head twice, and take a buffer twice as
+    /// large for each connection.
+    #[tokio::test]
+    async fn the_first_bytes_come_together_with_what_follows_them() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let head = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        client.write_all(&head[..4]).await.unwrap();
+        let mut first = FirstBytes::default();
+        while !first.are_enough() {
+            first.read_from(&mut server).await.unwrap();
+        }
+        client.write_all(&head[4..]).await.unwrap();
+        server.readable().await.unwrap();
+        let usage = Arc::new(Usage::default());
+        let mut io = TokioIo::new(Io::http1(server, first, usage.clone()));
+        let mut read = [0; 256];
+        let count = io.read(&mut read).await.unwrap();
+        assert_eq!(&read[..count], head);
+        assert_eq!(usage.read(), head.len() as u64);
+
+        // Where nothing follows, they are not held back.
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        client.write_all(&head[..4]).await.unwrap();
+        let mut first = FirstBytes::default();
+        while !first.are_enough() {
+            first.read_from(&mut server).await.unwrap();
+        }
+        let mut io = TokioIo::new(Io::http2(server, first));
+        assert_eq!(io.read(&mut read).await.unwrap(), 4);
+        client.write_all(&head[4..]).await.unwrap();
+        let count = io.read(&mut read).await.unwrap();
+        assert_eq!(&read[..count], &head[4..]);
     }
 }
