@@ -416,13 +416,13 @@ impl Hub {
     /// `limits.broker_timeout`. It counts while the broker does not answer, so a request that makes
     /// progress may take longer. Each channel of an array that is published is a request of its
     /// own.
-    pub async fn request<F: Future>(&self, request: F) -> F::Output {
-        patience::request(Patience::default(), request).await.0
+    pub fn request<F: Future>(&self, request: F) -> impl Future<Output = F::Output> {
+        patience::request(request)
     }
 
     /// [`Hub::request`] for one that waited behind another, of which `left` was left: the times of the two do not add up. Returns what is left now.
-    pub async fn request_behind<F: Future>(&self, left: Patience, request: F) -> (F::Output, Patience) {
-        patience::request(left, request).await
+    pub fn request_behind<F: Future>(&self, left: Patience, request: F) -> impl Future<Output = (F::Output, Patience)> {
+        patience::request_behind(left, request)
     }
 
     /// Takes in a client. `counted`: it stays, and takes one of the node's places.
@@ -798,9 +798,7 @@ impl Hub {
                 if let Some(feeder) = known {
                     return Ok(feeder);
                 }
-                let feeder = patience::request(Patience::default(), Feeder::open(hub.0.backbone.clone(), name.clone(), rule))
-                    .await
-                    .0?;
+                let feeder = patience::request(Feeder::open(hub.0.backbone.clone(), name.clone(), rule)).await?;
                 lock(&hub.0.logs).insert(name, feeder.clone());
                 Ok(feeder)
             }

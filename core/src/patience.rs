@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::task_local;
@@ -30,14 +31,22 @@ task_local! {
     static LEFT: Cell<Patience>;
 }
 
-/// Carries out one request: its calls of the broker share one time, of which `left` is there.
-/// Returns what is left behind it.
-pub(crate) async fn request<F: Future>(left: Patience, request: F) -> (F::Output, Patience) {
-    let request = async {
-        let output = request.await;
-        (output, LEFT.with(Cell::get))
-    };
-    LEFT.scope(Cell::new(left), request).await
+/// Carries out one request: its calls of the broker share one time.
+///
+/// No `async fn`: that would hold `request` twice, once as it was given and once as it runs. The
+/// futures of a client's requests are large, and each copy of one costs.
+pub(crate) fn request<F: Future>(request: F) -> impl Future<Output = F::Output> {
+    LEFT.scope(Cell::default(), request)
+}
+
+/// [`request`] of which `left` is there. Returns what is left behind it.
+pub(crate) fn request_behind<F: Future>(left: Patience, request: F) -> impl Future<Output = (F::Output, Patience)> {
+    let request = LEFT.scope(Cell::new(left), request);
+    async move {
+        let mut request = pin!(request);
+        let output = request.as_mut().await;
+        (output, request.take_value().unwrap_or_default().get())
+    }
 }
 
 /// Calls the broker for at most `limit`, and no longer than the request around it has left.
@@ -113,17 +122,29 @@ mod tests {
                 assert!(call(LIMIT, hangs()).await.is_err());
             }
         };
-        let ((), left) = request(Patience::default(), calls).await;
+        let ((), left) = request_behind(Patience::default(), calls).await;
         assert_eq!(begin.elapsed(), LIMIT);
         // So does a request that waited behind this one.
         let unasked = async { call::<()>(LIMIT, async { panic!("the broker is called") }).await };
-        let (answer, _) = request(left, unasked).await;
+        let (answer, _) = request_behind(left, unasked).await;
         assert!(answer.is_err());
         assert_eq!(begin.elapsed(), LIMIT);
         assert!(
             call(LIMIT, answers(Duration::ZERO)).await.is_ok(),
             "outside of a request each call has its own time"
         );
+    }
+
+    #[test]
+    fn a_request_is_hardly_larger_than_what_it_carries_out() {
+        let carried = || async {
+            let room = [0u8; 1000];
+            hangs().await.map(|()| room.len())
+        };
+        let size = size_of_val(&carried());
+        assert!(size >= 1000);
+        assert!(size_of_val(&request(carried())) <= size + 64);
+        assert!(size_of_val(&request_behind(Patience::default(), carried())) <= 2 * (size + 64));
     }
 
     #[tokio::test(start_paused = true)]
@@ -134,7 +155,7 @@ mod tests {
                 assert!(call(LIMIT, answers(slow)).await.is_ok());
             }
         };
-        let ((), left) = request(Patience::default(), calls).await;
+        let ((), left) = request_behind(Patience::default(), calls).await;
         assert!(left.0.is_none());
     }
 }
