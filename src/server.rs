@@ -176,7 +176,7 @@ fn is_named_rightly(config: &Config, parts: &Parts) -> bool {
         return true;
     }
     let Some(host) = addressed_host(parts) else { return false };
-    if config.hosts.contains(&host) {
+    if config.hosts.iter().any(|named| *named == host) {
         return true;
     }
     let direct = !loopback || !config.trusted_proxies.is_empty() || !came_through_a_proxy(parts);

@@ -1,5 +1,6 @@
 //! What every transport asks of a request before it serves it: where it comes from, and how a "no" is said over HTTP.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -11,13 +12,17 @@ use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
+    SEC_WEBSOCKET_PROTOCOL, VIA,
 };
 use http::request::Parts;
 use http::{Uri, Version};
 
 /// What a browser says itself about where a request comes from, over https and to loopback addresses; no page can set it. Not sent with WebSockets by all.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// Signs of a proxy that http has no names for.
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Which pages of other origins may listen, send and connect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,19 +70,42 @@ pub fn is_local(parts: &Parts) -> bool {
 
 /// The host that the request names, without a port and in lower case; an IPv6 address without
 /// brackets.
-pub fn addressed_host(parts: &Parts) -> Option<String> {
-    let authority = authority(parts)?;
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    Some(host.to_ascii_lowercase())
+pub fn addressed_host(parts: &Parts) -> Option<Cow<'_, str>> {
+    // HTTP/2 has the name in the target (RFC 9113, section 8.3.1), HTTP/1.1 in a header (RFC 9112,
+    // section 3.2).
+    if let Some(authority) = parts.uri.authority() {
+        return Some(bare_host(authority.host()));
+    }
+    let text = parts.headers.get(HOST)?.as_bytes();
+    match plain_host(text) {
+        Some(host) => Some(bare_host(host)),
+        None => {
+            let authority = http::uri::Authority::try_from(text).ok()?;
+            Some(bare_host(authority.host()).into_owned().into())
+        }
+    }
 }
 
-// HTTP/2 has the name in the target (RFC 9113, section 8.3.1), HTTP/1.1 in a header (RFC 9112,
-// section 3.2).
-fn authority(parts: &Parts) -> Option<http::uri::Authority> {
-    match parts.uri.authority() {
-        Some(authority) => Some(authority.clone()),
-        None => parts.headers.get(HOST).and_then(|host| host.as_bytes().try_into().ok()),
+/// Without brackets and in lower case.
+fn bare_host(host: &str) -> Cow<'_, str> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => host.to_ascii_lowercase().into(),
+        false => host.into(),
     }
+}
+
+/// The host in `live.example:8080`, as nearly every `Host` header has it. `None`: this may still be
+/// one, and a parser of URLs must read it, which copies it.
+fn plain_host(text: &[u8]) -> Option<&str> {
+    let text = str::from_utf8(text).ok()?;
+    let (host, port) = match text.bytes().position(|byte| byte == b':') {
+        Some(colon) => (&text[..colon], &text[colon + 1..]),
+        None => (text, ""),
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-';
+    let is_plain = !host.is_empty() && host.bytes().all(is_name) && port.bytes().all(|byte| byte.is_ascii_digit());
+    is_plain.then_some(host)
 }
 
 /// Whether the request names the server in a way that no foreign site's name can.
@@ -87,7 +115,7 @@ fn is_addressed_locally(parts: &Parts) -> bool {
 
 /// Whether a proxy shows itself: whoever it speaks for need not be on this machine. Not all do, but nginx does, which speaks HTTP/1.0 unless it is told otherwise.
 pub fn came_through_a_proxy(parts: &Parts) -> bool {
-    let signs = ["forwarded", "via", "x-forwarded-for", "x-real-ip"];
+    let signs = [&FORWARDED, &VIA, &X_FORWARDED_FOR, &X_REAL_IP];
     parts.version < http::Version::HTTP_11 || signs.iter().any(|sign| parts.headers.contains_key(*sign))
 }
 
@@ -465,7 +493,7 @@ pub fn check_host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<()
 
 /// Whether this is what a `Host` header may hold (RFC 9110, section 7.2). It may be empty.
 fn is_host(text: &[u8]) -> bool {
-    if text.is_empty() {
+    if text.is_empty() || plain_host(text).is_some() {
         return true;
     }
     let Ok(authority) = http::uri::Authority::try_from(text) else {
@@ -511,6 +539,8 @@ pub fn refusal_response(refusal: &Refusal, url: Option<&str>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn headers(host: &str, origin: Option<&str>) -> HeaderMap {
@@ -569,6 +599,22 @@ mod tests {
             let mut headers = headers("10.0.0.7:8080", Some("https://live.example"));
             headers.insert(FETCH_SITE, site.parse().unwrap());
             assert_eq!(Origins::Same.check(&headers, None, None).is_ok(), ours, "{site}");
+        }
+    }
+
+    proptest! {
+        /// What is read without a parser of URLs is what that parser would read.
+        #[test]
+        fn a_plain_host_is_read_as_any_other(text in "[a-zA-Z0-9.:@%_\\[\\]-]{0,12}") {
+            let parsed = http::uri::Authority::try_from(text.as_bytes());
+            if let Some(host) = plain_host(text.as_bytes()) {
+                prop_assert_eq!(parsed.as_ref().map(http::uri::Authority::host).ok(), Some(host));
+            }
+            let parts = http::Request::get("/").header(HOST, text.as_str()).body(()).unwrap().into_parts().0;
+            let expected = parsed.ok().map(|parsed| {
+                parsed.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase()
+            });
+            prop_assert_eq!(addressed_host(&parts).map(Cow::into_owned), expected);
         }
     }
 
