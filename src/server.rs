@@ -13,6 +13,7 @@ use airwave_transports::{Options, Origins, Publishers};
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
+use axum::response::Response;
 use http::request::Parts;
 
 use crate::client;
@@ -183,24 +184,17 @@ fn is_named_rightly(config: &Config, parts: &Parts) -> bool {
     direct && (is_loopback_name(&host) || (!loopback && host.parse::<IpAddr>().is_ok()))
 }
 
-/// `app` for requests that name the server by one of its names alone; the others are `forbidden`.
-fn named_rightly(config: &Config, app: Router) -> Router {
-    let config = Arc::new(config.clone());
-    app.layer(middleware::from_fn(move |request: Request, next: Next| {
-        let config = config.clone();
-        async move {
-            let (parts, body) = request.into_parts();
-            if is_named_rightly(&config, &parts) {
-                return next.run(Request::from_parts(parts, body)).await;
-            }
-            let host = addressed_host(&parts).unwrap_or_default();
-            let refusal = Refusal::forbidden(format!(
-                "this server does not answer at the host '{}', or not through a proxy: name the host that the proxy passes on in 'hosts' in the server's configuration, for example hosts = [\"live.example\"]",
-                host.chars().take(100).collect::<String>()
-            ));
-            refusal_response(&refusal, None)
-        }
-    }))
+/// The answer to a request that does not name the server by one of its names: `forbidden`.
+fn named_wrongly(config: &Config, parts: &Parts) -> Option<Response> {
+    if is_named_rightly(config, parts) {
+        return None;
+    }
+    let host = addressed_host(parts).unwrap_or_default();
+    let refusal = Refusal::forbidden(format!(
+        "this server does not answer at the host '{}', or not through a proxy: name the host that the proxy passes on in 'hosts' in the server's configuration, for example hosts = [\"live.example\"]",
+        host.chars().take(100).collect::<String>()
+    ));
+    Some(refusal_response(&refusal, None))
 }
 
 /// Rules whose patterns the log names.
@@ -255,8 +249,8 @@ pub(crate) async fn serve(
     for warning in config.warnings_beside(|pattern| hub.has_handler(pattern)) {
         tracing::warn!("{warning}");
     }
-    let app = named_rightly(config, app);
-    let trusted = config.clone();
+    let config = Arc::new(config.clone());
+    let (trusted, named) = (config.clone(), config.clone());
     let serving = Serving {
         connections: limit,
         connections_per_address: config.limits.connections_per_address,
@@ -265,6 +259,7 @@ pub(crate) async fn serve(
         keep_alive: config.limits.keep_alive,
         trusts: Arc::new(move |peer| trusted.trusts(peer)),
         client_ip_header: config.client_ip_header,
+        refuses: Arc::new(move |parts| named_wrongly(&named, parts)),
         ..Serving::default()
     };
     ready(address);

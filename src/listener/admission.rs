@@ -12,10 +12,9 @@ use axum::extract::Request;
 use axum::response::Response;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tower::ServiceExt;
 
 use super::files::{Outage, room_of_this_process};
-use super::{SPARE_CONNECTIONS, SPARE_OF_ADDRESS, Serving};
+use super::{Refuses, SPARE_CONNECTIONS, SPARE_OF_ADDRESS, Serving, unless_refused};
 
 /// Connections at once that have no place and are told so. Fewer where an eighth of all places is
 /// fewer.
@@ -130,11 +129,10 @@ impl Admission {
 
 /// Answers where no place is left. A stream is told to come again, because an EventSource never
 /// comes back after an error; what supervisors and load balancers ask is answered by `app`.
-pub(super) fn refusing(app: Router, hub: Hub) -> Router {
+pub(super) fn refusing(app: Router, refuses: Refuses, hub: Hub) -> Router {
     Router::new().fallback(async move |request: Request| {
         if ["/healthz", "/readyz", "/metrics"].contains(&request.uri().path()) {
-            let Ok(response) = app.oneshot(request).await;
-            return response;
+            return unless_refused(&refuses, &app, request).await;
         }
         hub.metrics().refused(Code::TooMany);
         let accept = request.headers().get_all(ACCEPT).iter();
