@@ -425,6 +425,24 @@ enum Done {
     },
 }
 
+/// Reads a message. A client that has begun one gets a time to finish it.
+#[inline(never)]
+fn next_message<S: Socket>(
+    websocket: &mut WebSocketStream<Tap<S>>,
+    unfinished: &mut Option<Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<tungstenite::Message, tungstenite::Error>>> {
+    let message = Pin::new(&mut *websocket).poll_next(cx);
+    if message.is_pending() {
+        if !websocket.get_ref().watch.is_within_a_message() {
+            *unfinished = None;
+        } else if unfinished.is_none() {
+            *unfinished = Some(Box::pin(sleep(MESSAGE_TIMEOUT)));
+        }
+    }
+    message
+}
+
 /// What is still to be read of a frame that is not a [`Command`].
 #[derive(Deserialize)]
 struct Numbered {
@@ -531,28 +549,33 @@ impl<S: Socket> WebSocketTask<S> {
             return Poll::Pending;
         }
         let (websocket, unfinished) = (&mut self.websocket, &mut self.unfinished);
-        let message = self.session.poll_readable(cx, |cx| {
-            let message = Pin::new(&mut *websocket).poll_next(cx);
-            if message.is_pending() {
-                if !websocket.get_ref().watch.is_within_a_message() {
-                    *unfinished = None;
-                } else if unfinished.is_none() {
-                    *unfinished = Some(Box::pin(sleep(MESSAGE_TIMEOUT)));
-                }
-            }
-            message
-        });
-        let Poll::Ready(message) = message else {
-            if let Some(unfinished) = &mut self.unfinished {
-                ready!(unfinished.as_mut().poll(cx));
-                self.close(
-                    Code::BadRequest.close_code(),
-                    &format!("a message was not finished within {} seconds", MESSAGE_TIMEOUT.as_secs()),
-                );
-                return Poll::Ready(true);
-            }
-            return Poll::Pending;
-        };
+        let next = |cx: &mut Context<'_>| next_message(websocket, unfinished, cx);
+        // What is done with a message is apart: an event that goes out passes here twice, and
+        // nothing was read.
+        match self.session.poll_readable(cx, next) {
+            Poll::Ready(message) => Poll::Ready(self.read(message, cx)),
+            Poll::Pending if self.unfinished.is_some() => self.poll_unfinished(cx),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Ready: the client has not finished a message for too long, and is told so.
+    #[inline(never)]
+    fn poll_unfinished(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if let Some(unfinished) = &mut self.unfinished {
+            ready!(unfinished.as_mut().poll(cx));
+            self.close(
+                Code::BadRequest.close_code(),
+                &format!("a message was not finished within {} seconds", MESSAGE_TIMEOUT.as_secs()),
+            );
+            return Poll::Ready(true);
+        }
+        Poll::Pending
+    }
+
+    /// Does what a frame asks for. False: the conversation is over.
+    #[inline(never)]
+    fn read(&mut self, message: Option<Result<tungstenite::Message, tungstenite::Error>>, cx: &mut Context<'_>) -> bool {
         // A ping in the middle of a message does not give it more time.
         if !matches!(
             message,
@@ -580,10 +603,10 @@ impl<S: Socket> WebSocketTask<S> {
                 let _ = Pin::new(&mut self.websocket).poll_flush(cx);
                 self.closing = true;
             }
-            Some(Err(error)) => return Poll::Ready(self.fault(&error)),
-            None => return Poll::Ready(false),
+            Some(Err(error)) => return self.fault(&error),
+            None => return false,
         }
-        Poll::Ready(true)
+        true
     }
 
     /// Says what the client did wrong, if it still can hear it.
@@ -722,6 +745,14 @@ impl<S: Socket> WebSocketTask<S> {
     /// Goes on with the command, and with those that wait behind it. Ready: something was done, so
     /// there may be something to write.
     fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.command {
+            Some(_) => self.go_on_with_command(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    #[inline(never)]
+    fn go_on_with_command(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(command) = &mut self.command else {
             return Poll::Pending;
         };
