@@ -352,7 +352,9 @@ impl Feeder {
                 previous => previous,
             });
             let live = shown.filter(|_| pending.gaps > PATIENT_GAPS);
-            let live = live.filter(|live| *live > goes_on_after(replay));
+            // A page that reaches what the feed shows leaves nothing out.
+            let reaches = |live: Position| replay.events.iter().any(|event| event.position == live);
+            let live = live.filter(|live| *live > goes_on_after(replay) && !reaches(*live));
             goes_on_live = live.is_some();
             let heard = live.or_else(|| pending.goes_on_after(replay));
             let goes_on = heard.unwrap_or_else(|| goes_on_after(replay));

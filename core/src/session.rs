@@ -1091,11 +1091,16 @@ impl CatchUp {
             let goes_on = goes_on_after(replay);
             self.gaps += 1;
             // History is trimmed faster than it can be read, so the next page would begin with a
-            // gap, too, and so on for ever.
+            // gap, too, and so on for ever. The ring goes on instead, behind this page if that
+            // reaches it.
             if self.gaps > PATIENT_GAPS
                 && let Some((place, begin)) = log.begin_behind(goes_on)
             {
-                self.waiting.push_back(Entry::gap(Some(cursor), begin, reason));
+                let reaching = replay.events.iter().position(|event| event.position == begin);
+                let until = reaching.map_or(0, |last| last + 1);
+                let goes_on = if until > 0 { goes_on } else { begin };
+                self.waiting.push_back(Entry::gap(Some(cursor), goes_on, reason));
+                self.wait_for(log, replay.events[..until].iter().cloned());
                 (self.more, self.lands_at) = (false, Some(place));
                 return;
             }
@@ -1104,13 +1109,16 @@ impl CatchUp {
         if !replay.events.is_empty() {
             self.backoff = Duration::ZERO;
         }
-        let events: Vec<_> = replay.events.iter().cloned().chain(lost_end(replay)).collect();
-        let entries = events.into_iter().map(|event| Entry::new(Item::Event(event)));
-        if log.rule.delivery == Delivery::Every {
-            self.waiting.extend(entries);
-            return;
+        self.wait_for(log, replay.events.iter().cloned().chain(lost_end(replay)));
+    }
+
+    /// Has events wait to be sent: all of them, or the newest of each key, as the rule says.
+    fn wait_for(&mut self, log: &Log, events: impl Iterator<Item = Arc<crate::Event>>) {
+        let entries: Vec<_> = events.map(|event| Entry::new(Item::Event(event))).collect();
+        match log.rule.delivery {
+            Delivery::Every => self.waiting.extend(entries),
+            Delivery::Latest => self.waiting.extend(newest_of_each_key(entries)),
         }
-        self.waiting.extend(newest_of_each_key(entries));
     }
 }
 

@@ -869,6 +869,59 @@ async fn who_cannot_be_caught_up_from_history_goes_on_live_after_the_second_gap(
     assert!((1..=2).contains(&gaps), "{gaps} gaps: {lines:?}");
 }
 
+/// The ring holds less than the broker keeps: what the page holds before it is sent as well.
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_goes_on_live_gets_what_its_last_page_holds() {
+    let backbone = Backbone::new();
+    let mut positions = say_all(&backbone, 0..100);
+    backbone.keep("c", 12);
+    let node = backbone.node();
+    let limits = airwave_core::rule::Limits {
+        ring_events: 8,
+        ..limits()
+    };
+    let mut few = rule();
+    few.history.events = 5;
+    let hub = hub_with(&node, few, limits);
+    let wire = hub.register_wire(Lines::plain("a"));
+    let _keeps_it_open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    // While the first page is on its way more is said than the ring holds, and than history keeps.
+    node.hold_answers(true);
+    let saying = {
+        let (backbone, node) = (backbone.clone(), node.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            let said = say_all(&backbone, 100..120);
+            node.hold_answers(false);
+            said
+        })
+    };
+    let mut listener = Listener::at(&hub, &wire, "c", after(positions[3])).await;
+    positions.extend(saying.await.unwrap());
+    let mut lines = Vec::new();
+    while !matches!(lines.last(), Some(Line::Event { text, .. }) if text == "119") {
+        lines.push(listener.line().await);
+    }
+    let gaps: Vec<_> = lines
+        .iter()
+        .filter_map(|line| match line {
+            Line::Gap { after, cursor, .. } => Some((*after, *cursor)),
+            _ => None,
+        })
+        .collect();
+    let expected = [(positions[3], positions[87]), (positions[99], positions[107])];
+    assert_eq!(gaps, expected.map(|(after, cursor)| (Some(after), cursor)), "{lines:?}");
+    let texts: Vec<_> = lines
+        .iter()
+        .filter_map(|line| match line {
+            Line::Event { text, .. } => Some(text.clone()),
+            _ => None,
+        })
+        .collect();
+    let numbers: Vec<_> = (88..100).chain(108..120).map(|n| n.to_string()).collect();
+    assert_eq!(texts, numbers);
+}
+
 /// The ring reaches back further than the first page comes: the rest is read there, and not from
 /// the broker.
 #[tokio::test(start_paused = true)]
