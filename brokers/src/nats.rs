@@ -898,19 +898,27 @@ impl Nats {
         }
     }
 
-    async fn open(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
+    /// Follows the channel. `page`: reads its newest events, too.
+    async fn open_feed(&self, channel: &ChannelName, page: Option<PageLimit>) -> Result<(Feed, Option<Replay>), BrokerError> {
         let link = self.connection.link().await?;
         let subject = self.connection.live(&format!("c.{}", token(channel)));
         let mut forbidden = link.forbidden.watch("Subscription", &subject);
         let live = link.client.subscribe(subject).await;
         let live = live.map_err(|error| lost("the connection broke").caused_by(error))?;
-        let head = self.chain(&link, channel).await?.head;
+        // Only now: what is stored after this answer is heard.
+        let (head, replay) = match page {
+            Some(limit) => {
+                let replay = self.read(channel, None, limit).await?;
+                (replay.head, Some(replay))
+            }
+            None => (self.chain(&link, channel).await?.head, None),
+        };
         forbidden.look()?;
         let (stop, stopped) = oneshot::channel();
         let (sender, feed) = Feed::new(head, move || drop(stop));
         let follows = self.followed.add(channel, head);
         tokio::spawn(carry(link, live, forbidden, stopped, (sender, head), follows));
-        Ok(feed)
+        Ok((feed, replay))
     }
 }
 
@@ -1150,7 +1158,14 @@ impl Broker for Nats {
     }
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
-        self.within(self.open(channel)).await
+        let opened = self.within(self.open_feed(channel, None)).await;
+        opened.map(|(feed, _)| feed)
+    }
+
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        let (feed, replay) = self.within(self.open_feed(channel, Some(limit))).await?;
+        let replay = replay.ok_or_else(|| lost("the page was not read"))?;
+        Ok((feed, replay))
     }
 
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {

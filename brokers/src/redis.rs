@@ -46,6 +46,7 @@ use self::address::Address;
 use self::cluster::{Cluster, Shard};
 pub use self::connection::ConnectError;
 use self::connection::{Server, lost};
+use self::listening::Listener;
 use self::marks::Marks;
 use self::naming::{Naming, partition};
 use self::sentinel::Sentinels;
@@ -229,6 +230,14 @@ impl Redis {
         }
         self.marks.note(partition, replay.head);
         Ok(replay)
+    }
+
+    /// Begins to listen where the channel is.
+    async fn join(&self, channel: &ChannelName) -> Result<Listener, BrokerError> {
+        match &self.servers {
+            Servers::One { shard, .. } => shard.listening.join(channel).await,
+            Servers::Cluster(cluster) => cluster.join(channel).await,
+        }
     }
 
     fn key(&self, channel: &ChannelName, what: &str) -> String {
@@ -419,17 +428,23 @@ impl Broker for Redis {
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
         let follow = async {
-            let listener = match &self.servers {
-                Servers::One { shard, .. } => shard.listening.join(channel).await?,
-                Servers::Cluster(cluster) => cluster.join(channel).await?,
-            };
+            let listener = self.join(channel).await?;
             // Only now: what is published after this answer is heard.
             let head = self.read(channel, None, PageLimit::events(0), false).await?.head;
-            listener
-                .open(head)
-                .ok_or_else(|| lost("the subscription broke while it was made"))
+            listener.open(head).ok_or_else(broke_meanwhile)
         };
         timeout(LONGEST, follow).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        let open = async {
+            let listener = self.join(channel).await?;
+            // Only now, as above. The page says what the head is.
+            let replay = self.read(channel, None, limit, true).await?;
+            let feed = listener.open(replay.head).ok_or_else(broke_meanwhile)?;
+            Ok((feed, replay))
+        };
+        timeout(LONGEST, open).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
@@ -451,6 +466,10 @@ impl Broker for Redis {
     fn pulse(&self) -> Pulse {
         self.pulse.clone()
     }
+}
+
+fn broke_meanwhile() -> BrokerError {
+    lost("the subscription broke while it was made")
 }
 
 fn late() -> BrokerError {

@@ -35,6 +35,7 @@ enum Flaw {
     Reorders,
     ShowsNothing,
     FollowsLate,
+    OpensLate,
     EndsAfterMany,
     OneDropSilencesAll,
     LeaksSubscriptions,
@@ -142,6 +143,10 @@ const NOTICED: &[(Flaw, &[&str])] = &[
         ],
     ),
     (Flaw::FollowsLate, &["a_feed_shows_every_event_after_its_head"]),
+    (
+        Flaw::OpensLate,
+        &["an_opened_channel_has_every_event_in_its_page_or_its_feed"],
+    ),
     (Flaw::EndsAfterMany, &["a_feed_that_nobody_reads_delays_nobody"]),
     (Flaw::OneDropSilencesAll, &["dropping_a_feed_unsubscribes"]),
     (Flaw::LeaksSubscriptions, &["dropping_a_feed_unsubscribes"]),
@@ -746,6 +751,16 @@ impl Broker for Node {
         replay.head = self.told(replay.head);
         replay.events = replay.events.iter().map(|event| self.told_event(event, false)).collect();
         Ok(replay)
+    }
+
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        if self.flaw == Flaw::OpensLate {
+            let replay = self.replay(channel, None, limit).await?;
+            yield_now().await;
+            return Ok((self.follow(channel).await?, replay));
+        }
+        let feed = self.follow(channel).await?;
+        Ok((feed, self.replay(channel, None, limit).await?))
     }
 
     async fn ping(&self) -> Result<(), BrokerError> {

@@ -295,19 +295,19 @@ async fn ten_thousand_channels_take_one_connection_and_few_commands() {
     timeout(PATIENCE, left).await.expect("subscriptions are left");
 }
 
-/// A hub opens a log with one follow and one replay, whatever number of listeners wants it.
+/// A hub opens a log once, whatever number of listeners wants it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn opening_a_channel_costs_one_subscription_and_two_reads() {
+async fn opening_a_channel_costs_one_subscription_and_one_read() {
     let Some(server) = Server::start(&[]) else { return };
     let broker = connect(&server).await;
     publish(&broker, "a").await;
     let _: String = server.ask(&["CONFIG", "RESETSTAT"]);
-    let _feed = broker.follow(&name("a")).await.unwrap();
-    broker.replay(&name("a"), None, PageLimit::events(100)).await.unwrap();
+    let (_feed, page) = broker.open(&name("a"), PageLimit::events(100)).await.unwrap();
+    assert_eq!(page.events.len(), 1);
     let counted = ["subscribe", "evalsha", "eval", "psubscribe"].map(|command| calls(&server, command));
-    assert_eq!(counted, [1, 2, 0, 0]);
+    assert_eq!(counted, [1, 1, 0, 0]);
     publish(&broker, "a").await;
-    assert_eq!(calls(&server, "evalsha"), 3, "one script call per publish");
+    assert_eq!(calls(&server, "evalsha"), 2, "one script call per publish");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -815,8 +815,8 @@ async fn a_reconnect_storm_costs_one_history_read_for_each_channel_and_node() {
             );
         }
         assert_eq!(node.figure("airwave_broker_replays_total") - before, replays as f64);
-        // A channel that is opened: its head when it is followed, and its history.
-        assert_eq!(calls(&server, "evalsha"), 2 * replays as u64);
+        // A channel that is opened: its head and its history in one read.
+        assert_eq!(calls(&server, "evalsha"), replays as u64);
         assert!(calls(&server, "subscribe") <= replays as u64);
 
         // Their node loses its line to Redis, and they notice nothing. A quiet channel reads no

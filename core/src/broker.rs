@@ -59,6 +59,19 @@ pub trait Broker: Send + Sync + 'static {
     /// `after` it is true if and only if nothing older than what is returned was ever trimmed or left out.
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError>;
 
+    /// Opens this node's feed and reads the channel's newest events: [`Broker::follow`], and then
+    /// [`Broker::replay`] without a position.
+    ///
+    /// The page MUST be read once the feed is open, so that every event stands in the page or is
+    /// shown by the feed. [`Feed::head`] is at most [`Replay::head`]. A broker that answers both in
+    /// one question overrides this: a node opens every channel in this way, so one that comes back
+    /// with very many listeners asks half as much.
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        let feed = self.follow(channel).await?;
+        let replay = self.replay(channel, None, limit).await?;
+        Ok((feed, replay))
+    }
+
     /// Can this broker deliver now, end to end? Asked by the readiness probe.
     async fn ping(&self) -> Result<(), BrokerError>;
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-use crate::broker::{Broker, BrokerError, BrokerErrorKind, IDEMPOTENCY_WINDOW, PageLimit, Publish, Published, Replay};
+use crate::broker::{Broker, BrokerError, BrokerErrorKind, Feed, IDEMPOTENCY_WINDOW, PageLimit, Publish, Published, Replay};
 use crate::event::{ChannelName, EventName, IdempotencyKey, Key, Message, Position};
 use crate::idempotency::{Fingerprint, KeySource, ScopedKey};
 use crate::jitter::Jitter;
@@ -287,6 +287,18 @@ impl Backbone {
                 "the channel '{channel}' does not tell who is in it: set presence = true in its rule"
             ))),
         }
+    }
+
+    /// Follows the channel and reads its newest events, within the broker's time.
+    pub(crate) async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        self.metrics.replays.inc();
+        let (feed, replay) = patience::call(self.limits.broker_timeout, self.broker.open(channel, limit)).await?;
+        self.unanswered.answered();
+        if !is_torn(&replay) {
+            return Ok((feed, replay));
+        }
+        tracing::debug!(%channel, head = %replay.head, "events are missing in a page of history: reading it again");
+        Ok((feed, self.replay(channel, None, limit).await?))
     }
 
     /// Reads history within the broker's time.

@@ -283,6 +283,7 @@ macro_rules! conformance_tests {
         two_nodes_share_one_channel;
 
         a_feed_shows_every_event_after_its_head;
+        an_opened_channel_has_every_event_in_its_page_or_its_feed;
         a_feed_that_nobody_reads_delays_nobody;
         dropping_a_feed_unsubscribes;
         an_event_that_a_feed_has_shown_can_be_replayed;
@@ -868,6 +869,49 @@ pub async fn a_feed_shows_every_event_after_its_head(fixture: &dyn Fixture) {
         let head = chain.place(feed.head);
         let after_head = head.expect("a feed's head is a position of its channel") + 1;
         assert_eq!(shown, chain.0[after_head..], "not what comes after the head {}", feed.head);
+    }
+}
+
+/// Channels are opened while another publishes: nothing falls between the page and the feed.
+pub async fn an_opened_channel_has_every_event_in_its_page_or_its_feed(fixture: &dyn Fixture) {
+    const EVENTS: usize = 300;
+    const PAGE: usize = 5;
+    let nodes = [fixture.node().await, fixture.node().await];
+    let channel = channel(Kept::Ample);
+    let mut chain = Chain::birth(&*nodes[0], &channel).await;
+    let publisher = tokio::spawn({
+        let (node, channel) = (nodes[0].clone(), channel.clone());
+        async move {
+            for n in 0..EVENTS {
+                chain.publish(&*node, &channel, text(n)).await;
+                tokio::task::yield_now().await;
+            }
+            chain
+        }
+    });
+    let mut opened = Vec::new();
+    while opened.len() < 20 || (!publisher.is_finished() && opened.len() < 100) {
+        let node = &nodes[opened.len() % 2];
+        let open = patiently("open", node.open(&channel, PageLimit::events(PAGE))).await;
+        opened.push(open.unwrap_or_else(|error| panic!("open: {error}")));
+        tokio::task::yield_now().await;
+    }
+    let mut chain = joined(publisher.await);
+    let last = chain.publish(&*nodes[1], &channel, text("last")).await;
+    for (mut feed, page) in opened {
+        assert!(feed.head <= page.head, "the page was read before the feed was open");
+        let of_page: Vec<Position> = page.events.iter().map(|event| event.position).collect();
+        let head = chain.place(page.head).expect("a page's head is a position of its channel");
+        let newest = &chain.0[1..=head];
+        assert_eq!(of_page, newest[newest.len().saturating_sub(PAGE)..], "not the newest events");
+        let shown = take_until(&mut feed, last).await.into_iter().map(|event| event.position);
+        let shown: Vec<Position> = shown.filter(|position| *position > page.head).collect();
+        assert_eq!(
+            shown,
+            chain.0[head + 1..],
+            "not what comes after the page's head {}",
+            page.head
+        );
     }
 }
 

@@ -121,13 +121,12 @@ impl Sink<Arc<Event>> for Ear {
 impl Feeder {
     /// Follows the channel, reads its recent history, and has a log that is up to date: from then on every event reaches it.
     pub(crate) async fn open(backbone: Arc<Backbone>, name: ChannelName, rule: Arc<Rule>) -> Result<Arc<Self>, BrokerError> {
-        let feed = follow(&backbone, &name).await?;
         let want = rule.history.events.max(backbone.limits.ring_events);
         let history = if rule.history.events == 0 { 1 } else { want };
         // More than the ring holds, so that the log sees that its ring begins behind the broker's
         // history.
         let history = PageLimit::events(history).with_bytes(backbone.limits.ring_bytes.saturating_mul(2));
-        let history = backbone.replay(&name, None, history).await?;
+        let (feed, history) = backbone.open(&name, history).await?;
         let figures = backbone.metrics.by_rule(backbone.metrics.index_of(&rule)).clone();
         let log = Log::open(name, rule, figures, &backbone.limits, &backbone.ring_memory, history).ok_or_else(torn)?;
         let feeder = Arc::new_cyclic(|me| Feeder {

@@ -47,8 +47,9 @@ const PROBES_BEHIND: u32 = 6;
 /// How many channels one SUBSCRIBE names. Bounds how long the server does nothing else.
 const BATCH: usize = 1000;
 
-/// How many events wait for a feed that is being opened. Beyond it the feed fails to open.
-const OPENING_BOUND: usize = 10_000;
+/// How many events wait for a feed that is being opened. Beyond it the feed fails to open. As many
+/// as wait in a feed that nothing reads: a page of history may be on its way meanwhile.
+const OPENING_BOUND: usize = 65_536;
 
 /// How long a feed that is being opened waits for a connection.
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
