@@ -150,7 +150,8 @@ fn a_broker_that_lies_is_noticed() {
         (Lie::GluesPages, &[NoSilentGap, SubscribeBarrier]),
         (Lie::ShowsWhatItRefuses, &[SameEverywhere]),
     ] {
-        let noticed = (0..20).find(|seed| {
+        // Most are seen on the first seed. One that needs trimming between two reads is rare.
+        let noticed = (0..300).find(|seed| {
             let breaches = check(&world::run(*seed, Some(lie)).history);
             breaches.iter().any(|breach| promises.contains(&breach.promise))
         });
