@@ -35,7 +35,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use airwave_core::broker::{FeedSender, Pulse};
+use airwave_core::broker::{BrokerStats, FeedSender};
 use airwave_core::idempotency::Fingerprint;
 use airwave_core::rule::History;
 use airwave_core::shrink::shrink;
@@ -1180,7 +1180,7 @@ impl Broker for Nats {
         self.within(ping).await
     }
 
-    fn pulse(&self) -> Pulse {
-        self.connection.pulse.clone()
+    fn stats(&self) -> BrokerStats {
+        self.connection.stats.clone()
     }
 }

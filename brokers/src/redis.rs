@@ -30,7 +30,7 @@ mod sentinel;
 use std::sync::Arc;
 use std::time::Duration;
 
-use airwave_core::broker::{IDEMPOTENCY_WINDOW, Pulse};
+use airwave_core::broker::{BrokerStats, IDEMPOTENCY_WINDOW};
 use airwave_core::{
     Broker, BrokerError, BrokerErrorKind, ChannelName, Event, Feed, Message, PageLimit, Position, Publish, Published, Replay,
     Rules,
@@ -94,7 +94,7 @@ pub struct Redis {
     rules: Rules,
     naming: Naming,
     servers: Servers,
-    pulse: Pulse,
+    stats: BrokerStats,
     marks: Arc<Marks>,
     registered: members::Registered,
 }
@@ -134,12 +134,12 @@ impl Redis {
     /// The URL is wrong, or the server cannot be reached, refuses us, or is not one that we can use; the text says what to do. Later
     /// outages are no errors of this kind: they are waited for.
     pub async fn connect(url: &str, rules: Rules) -> Result<Redis, ConnectError> {
-        let pulse = Pulse::default();
+        let stats = BrokerStats::default();
         let marks = Arc::new(Marks::default());
         let (naming, servers) = match Address::parse(url)? {
             Address::Server(info) => {
                 let database = info.redis_settings().db();
-                let (naming, shard) = one(Server::alone(info), database, &pulse, &marks).await?;
+                let (naming, shard) = one(Server::alone(info), database, &stats, &marks).await?;
                 (naming, Servers::One { shard, watch: None })
             }
             Address::Sentinels {
@@ -149,12 +149,12 @@ impl Redis {
             } => {
                 let sentinels = Sentinels::new(sentinels, master);
                 let database = server.redis_settings().db();
-                let (naming, shard) = one(Server::watched(server, sentinels.clone()), database, &pulse, &marks).await?;
+                let (naming, shard) = one(Server::watched(server, sentinels.clone()), database, &stats, &marks).await?;
                 let watch = Some(tokio::spawn(sentinels.watch()).abort_handle());
                 (naming, Servers::One { shard, watch })
             }
             Address::Cluster(seeds) => {
-                let cluster = Cluster::connect(seeds, pulse.clone(), marks.clone()).await?;
+                let cluster = Cluster::connect(seeds, stats.clone(), marks.clone()).await?;
                 (Naming::Partitions, Servers::Cluster(cluster))
             }
         };
@@ -162,7 +162,7 @@ impl Redis {
             rules,
             naming,
             servers,
-            pulse,
+            stats,
             marks,
             registered: members::Registered::default(),
         })
@@ -266,11 +266,11 @@ impl Redis {
 }
 
 /// One server, or the one that sentinels name.
-async fn one(server: Server, database: i64, pulse: &Pulse, marks: &Arc<Marks>) -> Result<(Naming, Shard), ConnectError> {
+async fn one(server: Server, database: i64, stats: &BrokerStats, marks: &Arc<Marks>) -> Result<(Naming, Shard), ConnectError> {
     let naming = Naming::Database(database);
     // There is no map that could be wrong.
     let astray = Arc::new(Notify::new());
-    let shard = Shard::connect(server, naming, pulse.clone(), marks.clone(), 0, astray).await?;
+    let shard = Shard::connect(server, naming, stats.clone(), marks.clone(), 0, astray).await?;
     Ok((naming, shard))
 }
 
@@ -463,8 +463,8 @@ impl Broker for Redis {
         timeout(LONGEST, hears).await.unwrap_or_else(|_| Err(late()))
     }
 
-    fn pulse(&self) -> Pulse {
-        self.pulse.clone()
+    fn stats(&self) -> BrokerStats {
+        self.stats.clone()
     }
 }
 

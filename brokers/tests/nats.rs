@@ -792,7 +792,7 @@ async fn a_full_server_starts_nodes_and_serves_what_it_holds() {
         let mut feed = broker.follow(&name("a")).await.unwrap();
         sleep(Duration::from_secs(5)).await;
         assert_eq!(
-            broker.pulse().reconnects(),
+            broker.stats().reconnects(),
             0,
             "{why}: a refusal is no reason to connect again"
         );

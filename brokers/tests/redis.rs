@@ -231,7 +231,7 @@ async fn pages_have_a_connection_of_their_own() {
     proxy.swallow_one(2);
     let replay = insist(async || page(&broker).await).await;
     assert_eq!(replay.events.len(), 20);
-    assert_eq!(broker.pulse().reconnects(), 0, "the other connections are as they were");
+    assert_eq!(broker.stats().reconnects(), 0, "the other connections are as they were");
 }
 
 /// What comes from the server alone is swallowed for the subscriber alone: commands go on, and only the probe can tell.

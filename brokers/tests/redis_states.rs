@@ -266,7 +266,7 @@ async fn refuses_writes(url: &str, cause: &str, refuse: impl AsyncFnOnce(), allo
     insist(async || broker.ping().await).await;
     let position = insist(async || broker.publish(&name("a"), say("taken")).await).await.position;
     assert_eq!(feed.next().await.unwrap().position, position, "the feed was never in doubt");
-    assert_eq!(broker.pulse().reconnects(), 0);
+    assert_eq!(broker.stats().reconnects(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

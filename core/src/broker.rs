@@ -75,17 +75,17 @@ pub trait Broker: Send + Sync + 'static {
     /// Can this broker deliver now, end to end? Asked by the readiness probe.
     async fn ping(&self) -> Result<(), BrokerError>;
 
-    /// Where this broker notes what the node's figures shall say of it; asked once, when the node starts. One that has no connection to
-    /// lose has nothing to note.
-    fn pulse(&self) -> Pulse {
-        Pulse::in_process()
+    /// Where this broker notes what the node's metrics tell of it; asked once, when the node starts. A
+    /// broker that has no connection to lose has nothing to note.
+    fn stats(&self) -> BrokerStats {
+        BrokerStats::in_process()
     }
 }
 
-/// What a broker notes of its backbone while it works. Cheap to clone; all clones note into one. [`Hub`](crate::Hub) notes every event
-/// of a feed itself, so a broker notes what no feed shows.
+/// What a broker notes of its servers while it works. Cheap to clone; all clones note into one.
+/// [`Hub`](crate::Hub) notes every event of a feed itself, so a broker notes what no feed shows.
 #[derive(Clone, Debug)]
-pub struct Pulse(Arc<Noted>);
+pub struct BrokerStats(Arc<Noted>);
 
 #[derive(Debug)]
 struct Noted {
@@ -97,13 +97,13 @@ struct Noted {
     remote: bool,
 }
 
-impl Default for Pulse {
+impl Default for BrokerStats {
     fn default() -> Self {
         Self::new(true)
     }
 }
 
-impl Pulse {
+impl BrokerStats {
     fn new(remote: bool) -> Self {
         Self(Arc::new(Noted {
             since: Instant::now(),
@@ -133,7 +133,7 @@ impl Pulse {
         self.0.reconnects.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often [`Pulse::reconnected`] was noted.
+    /// How often [`BrokerStats::reconnected`] was noted.
     pub fn reconnects(&self) -> u64 {
         self.0.reconnects.load(Ordering::Relaxed)
     }

@@ -217,7 +217,7 @@ impl Feeder {
     }
 
     fn event(&self, generation: u64, event: Arc<Event>) {
-        self.backbone.metrics.pulse.heard();
+        self.backbone.metrics.stats.heard();
         {
             let mut state = self.lock();
             if state.generation != generation {

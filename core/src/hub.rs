@@ -224,7 +224,7 @@ impl HubBuilder {
         });
         let places = self.limits.connections;
         let backbone = Arc::new(Backbone {
-            metrics: Metrics::new(self.broker.pulse(), &self.rules),
+            metrics: Metrics::new(self.broker.stats(), &self.rules),
             presence,
             ring_memory: RingMemory::new(self.limits.memory / 2),
             broker: self.broker,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::broker::Pulse;
+use crate::broker::BrokerStats;
 use crate::refusal::Code;
 use crate::rule::{Rule, Rules, SlowPolicy};
 use crate::wire::{GapReason, MAX_WIRES};
@@ -250,7 +250,7 @@ pub struct Metrics {
     pub(crate) replays: Counter,
     pub(crate) broker_up: Gauge,
     pub(crate) healing: Gauge,
-    pub(crate) pulse: Pulse,
+    pub(crate) stats: BrokerStats,
     sources: Mutex<Vec<Source>>,
 }
 
@@ -266,13 +266,13 @@ fn slow_label(policy: SlowPolicy) -> &'static str {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new(Pulse::default(), &Rules::default())
+        Self::new(BrokerStats::default(), &Rules::default())
     }
 }
 
 impl Metrics {
-    /// The figures of a node with these rules, whose broker notes into `pulse`.
-    pub(crate) fn new(pulse: Pulse, rules: &Rules) -> Self {
+    /// The figures of a node with these rules, whose broker notes into `stats`.
+    pub(crate) fn new(stats: BrokerStats, rules: &Rules) -> Self {
         let mut by_rule: Vec<(Box<str>, Arc<RuleMetrics>)> = Vec::new();
         let mut known: HashMap<&str, usize> = HashMap::new();
         let mut indices = Vec::new();
@@ -304,7 +304,7 @@ impl Metrics {
             replays: Counter::default(),
             broker_up: Gauge::default(),
             healing: Gauge::default(),
-            pulse,
+            stats,
             sources: Mutex::default(),
         }
     }
@@ -459,13 +459,13 @@ impl Metrics {
             "airwave_broker_reconnects_total",
             "Times that a connection to the broker was lost and made again",
         )
-        .add(&[], self.pulse.reconnects());
-        if self.pulse.can_be_silent() {
+        .add(&[], self.stats.reconnects());
+        if self.stats.can_be_silent() {
             text.gauge(
                 "airwave_broker_silent_seconds",
                 "Time since the broker delivered anything to this node, its own probes included",
             )
-            .add(&[], self.pulse.silent_for().as_secs_f64());
+            .add(&[], self.stats.silent_for().as_secs_f64());
         }
     }
 
@@ -646,7 +646,7 @@ mod tests {
 
     #[test]
     fn the_two_formats_name_families_each_in_its_way() {
-        let metrics = Metrics::new(Pulse::default(), &rules(&["a"]));
+        let metrics = Metrics::new(BrokerStats::default(), &rules(&["a"]));
         metrics.add_source(|text| {
             text.info("shop_build_info", "The version").add(&[("version", "1\n\"\\")], 1);
         });
@@ -677,7 +677,7 @@ mod tests {
     #[test]
     fn rules_with_one_pattern_are_one_series() {
         let rules = rules(&["a", "b/{c}", "a"]);
-        let metrics = Metrics::new(Pulse::default(), &rules);
+        let metrics = Metrics::new(BrokerStats::default(), &rules);
         metrics.wire("sse");
         for rule in rules.iter() {
             let figures = metrics.by_rule(metrics.index_of(rule));
@@ -726,8 +726,8 @@ mod tests {
 
     #[test]
     fn silence_is_told_only_where_there_is_a_broker_to_be_silent() {
-        let text = |pulse| Metrics::new(pulse, &Rules::default()).encode();
-        assert!(text(Pulse::default()).contains("airwave_broker_silent_seconds "));
-        assert!(!text(Pulse::in_process()).contains("airwave_broker_silent_seconds"));
+        let text = |stats| Metrics::new(stats, &Rules::default()).encode();
+        assert!(text(BrokerStats::default()).contains("airwave_broker_silent_seconds "));
+        assert!(!text(BrokerStats::in_process()).contains("airwave_broker_silent_seconds"));
     }
 }

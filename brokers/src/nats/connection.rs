@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use airwave_core::broker::{IDEMPOTENCY_WINDOW, Pulse};
+use airwave_core::broker::{BrokerStats, IDEMPOTENCY_WINDOW};
 use airwave_core::rule::History;
 use airwave_core::{BrokerError, ChannelName, Rules};
 use async_nats::client::RequestErrorKind;
@@ -330,7 +330,7 @@ pub(super) struct Connection {
     asked: AtomicU64,
     /// How long the stream keeps a message at most, in ns; zero: for ever.
     keeps: AtomicU64,
-    pub(super) pulse: Pulse,
+    pub(super) stats: BrokerStats,
     /// Whether the server has refused to store this node's newest probe.
     refuses: AtomicBool,
     /// By which the age of what is stored is judged.
@@ -356,7 +356,7 @@ impl Connection {
             node: format!("{:016x}", random_bits()),
             asked: AtomicU64::new(0),
             keeps: AtomicU64::new(0),
-            pulse: Pulse::default(),
+            stats: BrokerStats::default(),
             refuses: AtomicBool::new(false),
             server_clock: Arc::default(),
             kept_by_others: KeptByOthers::default(),
@@ -896,7 +896,7 @@ impl Connection {
             link.dead.tell();
             return Err(lost("this node does not hear itself"));
         }
-        self.pulse.heard();
+        self.stats.heard();
         Ok(())
     }
 
@@ -957,7 +957,7 @@ impl Connection {
             };
             self.gone.store(false, Ordering::Relaxed);
             backoff.opened();
-            self.pulse.reconnected();
+            self.stats.reconnected();
             tracing::info!(server = %self.settings, "connected again");
             self.current.send_replace(Some(link.clone()));
         }

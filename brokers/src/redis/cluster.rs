@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use airwave_core::broker::Pulse;
+use airwave_core::broker::BrokerStats;
 use airwave_core::{BrokerError, ChannelName};
 use redis::{Cmd, ConnectionInfo, Pipeline, RedisError, Value, cmd};
 use tokio::runtime::Handle;
@@ -56,11 +56,11 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    fn new(server: Server, naming: Naming, pulse: Pulse, marks: Arc<Marks>, home: u16, astray: Arc<Notify>) -> Shard {
-        let commands = Commands::new(server.clone(), pulse.clone());
+    fn new(server: Server, naming: Naming, stats: BrokerStats, marks: Arc<Marks>, home: u16, astray: Arc<Notify>) -> Shard {
+        let commands = Commands::new(server.clone(), stats.clone());
         // What becomes of it is no matter of the node's.
-        let pages = Commands::new(server.clone(), Pulse::default());
-        let listening = Listening::new(server, commands.clone(), naming, pulse, marks, home, astray);
+        let pages = Commands::new(server.clone(), BrokerStats::default());
+        let listening = Listening::new(server, commands.clone(), naming, stats, marks, home, astray);
         Shard {
             commands,
             pages,
@@ -73,12 +73,12 @@ impl Shard {
     pub(super) async fn connect(
         server: Server,
         naming: Naming,
-        pulse: Pulse,
+        stats: BrokerStats,
         marks: Arc<Marks>,
         home: u16,
         astray: Arc<Notify>,
     ) -> Result<Shard, ConnectError> {
-        let shard = Self::new(server, naming, pulse, marks, home, astray);
+        let shard = Self::new(server, naming, stats, marks, home, astray);
         let mut loading = Loading::default();
         while loading.judge(shard.commands.first().await).await.transpose()?.is_none() {}
         let first = loop {
@@ -91,8 +91,8 @@ impl Shard {
     }
 
     /// One that will be connected to.
-    fn begin(server: Server, pulse: Pulse, marks: Arc<Marks>, home: u16, astray: Arc<Notify>, runtime: &Handle) -> Shard {
-        let shard = Self::new(server, Naming::Partitions, pulse, marks, home, astray);
+    fn begin(server: Server, stats: BrokerStats, marks: Arc<Marks>, home: u16, astray: Arc<Notify>, runtime: &Handle) -> Shard {
+        let shard = Self::new(server, Naming::Partitions, stats, marks, home, astray);
         shard.keep(runtime, shard.listening.clone().keep(None));
         shard
     }
@@ -129,7 +129,7 @@ pub(super) struct Cluster {
     login: Server,
     seeds: Vec<Place>,
     runtime: Handle,
-    pulse: Pulse,
+    stats: BrokerStats,
     marks: Arc<Marks>,
     map: Mutex<Map>,
     /// Something contradicts the map.
@@ -159,7 +159,7 @@ impl Cluster {
     /// Asks the seeds for the map, connects to every master, and keeps it so.
     pub(super) async fn connect(
         seeds: Vec<ConnectionInfo>,
-        pulse: Pulse,
+        stats: BrokerStats,
         marks: Arc<Marks>,
     ) -> Result<Arc<Cluster>, ConnectError> {
         let Some(first) = seeds.first().cloned() else {
@@ -198,7 +198,7 @@ impl Cluster {
                 let shard = Shard::connect(
                     login.at(place),
                     Naming::Partitions,
-                    pulse.clone(),
+                    stats.clone(),
                     marks.clone(),
                     n as u16,
                     astray.clone(),
@@ -214,7 +214,7 @@ impl Cluster {
             login,
             seeds,
             runtime: Handle::current(),
-            pulse,
+            stats,
             marks,
             map: Mutex::new(map),
             astray,
@@ -316,7 +316,7 @@ impl Cluster {
             let server = self.login.at(place);
             Arc::new(Shard::begin(
                 server,
-                self.pulse.clone(),
+                self.stats.clone(),
                 self.marks.clone(),
                 home,
                 self.astray.clone(),

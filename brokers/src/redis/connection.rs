@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use airwave_core::BrokerError;
-use airwave_core::broker::Pulse;
+use airwave_core::broker::BrokerStats;
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, Pipeline, PushInfo, PushKind, RedisError, Value, cmd,
@@ -484,7 +484,7 @@ pub(super) fn random_bits() -> u64 {
 pub(super) struct Commands {
     server: Server,
     current: watch::Sender<Option<Connected>>,
-    pulse: Pulse,
+    stats: BrokerStats,
     /// The last try to connect has failed.
     gone: AtomicBool,
     /// A call finds no connection.
@@ -602,11 +602,11 @@ impl Connected {
 }
 
 impl Commands {
-    pub(super) fn new(server: Server, pulse: Pulse) -> Arc<Commands> {
+    pub(super) fn new(server: Server, stats: BrokerStats) -> Arc<Commands> {
         Arc::new(Commands {
             server,
             current: watch::Sender::new(None),
-            pulse,
+            stats,
             gone: AtomicBool::new(false),
             wanted: Notify::new(),
         })
@@ -699,7 +699,7 @@ impl Commands {
                     backoff.opened();
                     tracing::info!(server = %self.server, at = %connected.place, for_pages, "connected for commands");
                     if lost {
-                        self.pulse.reconnected();
+                        self.stats.reconnected();
                     }
                     self.current.send_replace(Some(connected));
                 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use airwave_core::broker::{FeedSender, Pulse};
+use airwave_core::broker::{BrokerStats, FeedSender};
 use airwave_core::directory::{Entry, Watch, WatchSender};
 use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Event, Feed, Position};
@@ -72,7 +72,7 @@ pub(super) struct Listening {
     server: Server,
     commands: Arc<Commands>,
     naming: Naming,
-    pulse: Pulse,
+    stats: BrokerStats,
     marks: Arc<Marks>,
     /// Ends the name of the pub/sub channel on which this node hears itself.
     tag: String,
@@ -250,7 +250,7 @@ impl Listening {
         server: Server,
         commands: Arc<Commands>,
         naming: Naming,
-        pulse: Pulse,
+        stats: BrokerStats,
         marks: Arc<Marks>,
         home: u16,
         astray: Arc<Notify>,
@@ -259,7 +259,7 @@ impl Listening {
             server,
             commands,
             naming,
-            pulse,
+            stats,
             marks,
             tag: format!("{:016x}", random_bits()),
             probe: Mutex::new("".into()),
@@ -454,7 +454,7 @@ impl Listening {
                     backoff.opened();
                     tracing::info!(server = %self.server, at = %opened.place, "connected for subscriptions");
                     if lost {
-                        self.pulse.reconnected();
+                        self.stats.reconnected();
                     }
                     wire = Some(opened);
                 }
@@ -738,7 +738,7 @@ impl Listening {
             if channel.ends_with(&*self.tag)
                 && let Some(number) = std::str::from_utf8(&payload).ok().and_then(|text| text.parse::<u64>().ok())
             {
-                self.pulse.heard();
+                self.stats.heard();
                 self.heard.send_if_modified(|heard| {
                     let newer = number > *heard;
                     *heard = number.max(*heard);

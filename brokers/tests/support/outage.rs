@@ -148,7 +148,7 @@ pub async fn a_slow_line_is_not_a_dead_one(near: &dyn Broker, far: &dyn Broker, 
     timeout(PATIENCE, all).await.expect("it stands still");
     proxy.pace(0);
     insist(async || near.ping().await).await;
-    assert_eq!(near.pulse().reconnects(), 0);
+    assert_eq!(near.stats().reconnects(), 0);
 }
 
 /// Calls that are sent over a slow line are answered one after the other. The last of them waits

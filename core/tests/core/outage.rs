@@ -135,13 +135,13 @@ async fn refused_publishes_are_logged_once_for_each_outage() {
 async fn the_figures_show_what_the_broker_notes() {
     let backbone = Backbone::new();
     let node = backbone.node();
-    let pulse = &node.pulse;
-    pulse.reconnected();
-    pulse.reconnected();
-    assert_eq!(pulse.reconnects(), 2);
+    let stats = &node.stats;
+    stats.reconnected();
+    stats.reconnected();
+    assert_eq!(stats.reconnects(), 2);
     let hub = hub(&node, rule());
     assert_eq!(figure(&hub, "airwave_broker_reconnects_total"), 2.0);
-    pulse.reconnected();
+    stats.reconnected();
     assert_eq!(figure(&hub, "airwave_broker_reconnects_total"), 3.0);
 
     let wire = hub.register_wire(Lines::plain("a"));
@@ -151,16 +151,16 @@ async fn the_figures_show_what_the_broker_notes() {
     for sign_of_life in [true, false] {
         // The real clock: this figure is for people.
         std::thread::sleep(quiet);
-        assert!(pulse.silent_for() >= quiet);
+        assert!(stats.silent_for() >= quiet);
         assert!(figure(&hub, "airwave_broker_silent_seconds") >= quiet.as_secs_f64());
         let before = std::time::Instant::now();
         if sign_of_life {
-            pulse.heard();
+            stats.heard();
         } else {
             backbone.say("c", "text");
             listener.line().await;
         }
-        let silent = pulse.silent_for();
+        let silent = stats.silent_for();
         let tick = Duration::from_millis(1);
         assert!(
             silent <= before.elapsed() + tick,

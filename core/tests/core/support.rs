@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use airwave_core::broker::{FeedSender, Publish, Pulse};
+use airwave_core::broker::{BrokerStats, FeedSender, Publish};
 use airwave_core::hub::WireHandle;
 use airwave_core::idempotency::{Fingerprint, ScopedKey};
 use airwave_core::rule::{Limits, TransportName};
@@ -478,7 +478,7 @@ pub struct Node {
     pub unsubscribed: AtomicUsize,
     /// Feeds end as soon as they are opened.
     pub stillborn: AtomicBool,
-    pub pulse: Pulse,
+    pub stats: BrokerStats,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -517,7 +517,7 @@ impl Backbone {
             feeds: AtomicUsize::new(0),
             unsubscribed: AtomicUsize::new(0),
             stillborn: AtomicBool::new(false),
-            pulse: Pulse::default(),
+            stats: BrokerStats::default(),
         });
         lock(&self.nodes).push(Arc::downgrade(&node));
         node
@@ -737,8 +737,8 @@ impl Broker for Node {
         "test"
     }
 
-    fn pulse(&self) -> Pulse {
-        self.pulse.clone()
+    fn stats(&self) -> BrokerStats {
+        self.stats.clone()
     }
 
     async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
