@@ -18,7 +18,7 @@ use crate::caught::Call;
 use crate::channel::{Backbone, Channel, HealTurns, Outage, Unanswered};
 use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
-use crate::feeder::Feeder;
+use crate::follower::Follower;
 use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
 use crate::idempotency::KeySource;
 use crate::jitter::Jitter;
@@ -68,8 +68,8 @@ pub(crate) struct Inner {
     pub(crate) backbone: Arc<Backbone>,
     handlers: Vec<(Pattern, Arc<dyn Handler>)>,
     wires: RwLock<Vec<Arc<WireSlot>>>,
-    logs: Mutex<HashMap<ChannelName, Arc<Feeder>>>,
-    opening: Singleflight<ChannelName, Result<Arc<Feeder>, BrokerError>>,
+    logs: Mutex<HashMap<ChannelName, Arc<Follower>>>,
+    opening: Singleflight<ChannelName, Result<Arc<Follower>, BrokerError>>,
     asking: Singleflight<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
     pub(crate) sessions: Mutex<Registry<Arc<Vitals>>>,
     addresses: Arc<AddressCounts>,
@@ -166,16 +166,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Inner {
     /// Closes and forgets a log that has had no listeners for `linger`.
-    fn close_log(&self, name: &ChannelName, feeder: &Feeder, linger: Duration) -> bool {
+    fn close_log(&self, name: &ChannelName, follower: &Follower, linger: Duration) -> bool {
         // In one step: a caller that finds it closed must not find it again.
         let unused = {
             let mut logs = lock(&self.logs);
-            let unused = feeder.log.close_if_unused(linger) && logs.remove(name).is_some();
+            let unused = follower.log.close_if_unused(linger) && logs.remove(name).is_some();
             shrink(&mut *logs);
             unused
         };
         if unused {
-            feeder.close();
+            follower.close();
         }
         unused
     }
@@ -183,9 +183,9 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // A feed must not be dropped by the broker's own call into its feeder, which may be the last to hold it: that call holds the feed's lock.
-        for feeder in lock(&self.logs).values() {
-            feeder.close();
+        // A feed must not be dropped by the broker's own call into its follower, which may be the last to hold it: that call holds the feed's lock.
+        for follower in lock(&self.logs).values() {
+            follower.close();
         }
     }
 }
@@ -670,7 +670,7 @@ impl Hub {
         if !listens && requires_subscription(&admission, &self.call("requires_subscription", name, None))? {
             // What would be told at subscribing is told here.
             self.admit_listener(connection, name).await?;
-            let log = lock(&self.0.logs).get(name).map(|feeder| feeder.log.clone());
+            let log = lock(&self.0.logs).get(name).map(|follower| follower.log.clone());
             if log.is_some_and(|log| log.size().2) {
                 return Err(Refusal::new(Code::Ended, "the channel has ended"));
             }
@@ -779,28 +779,28 @@ impl Hub {
     }
 
     async fn page_of_log(&self, name: &ChannelName, after: Position, limit: PageLimit) -> Result<Option<Replay>, Refusal> {
-        let feeder = lock(&self.0.logs).get(name).cloned();
-        match feeder {
-            Some(feeder) => feeder.page(after, limit).await.map_err(|error| self.refusal(&error)),
+        let follower = lock(&self.0.logs).get(name).cloned();
+        match follower {
+            Some(follower) => follower.page(after, limit).await.map_err(|error| self.refusal(&error)),
             None => Ok(None),
         }
     }
 
     /// The channel's log on this node, opened if need be. However many ask at once, the broker is asked once.
-    pub(crate) async fn open(&self, name: &ChannelName, rule: &Arc<Rule>) -> Result<Arc<Feeder>, Refusal> {
-        if let Some(feeder) = lock(&self.0.logs).get(name) {
-            return Ok(feeder.clone());
+    pub(crate) async fn open(&self, name: &ChannelName, rule: &Arc<Rule>) -> Result<Arc<Follower>, Refusal> {
+        if let Some(follower) = lock(&self.0.logs).get(name) {
+            return Ok(follower.clone());
         }
         let fetch = || {
             let (hub, name, rule) = (self.clone(), name.clone(), rule.clone());
             async move {
                 let known = lock(&hub.0.logs).get(&name).cloned();
-                if let Some(feeder) = known {
-                    return Ok(feeder);
+                if let Some(follower) = known {
+                    return Ok(follower);
                 }
-                let feeder = patience::request(Feeder::open(hub.0.backbone.clone(), name.clone(), rule)).await?;
-                lock(&hub.0.logs).insert(name, feeder.clone());
-                Ok(feeder)
+                let follower = patience::request(Follower::open(hub.0.backbone.clone(), name.clone(), rule)).await?;
+                lock(&hub.0.logs).insert(name, follower.clone());
+                Ok(follower)
             }
         };
         if lock(&self.0.logs).len() >= self.limits().channels && !self.make_room() {
@@ -811,7 +811,7 @@ impl Hub {
         }
         let opened = async { self.0.opening.run(name.clone(), fetch).await.transpose() };
         match patience::wait(self.limits().broker_timeout, opened).await {
-            Ok(Some(feeder)) => Ok(feeder),
+            Ok(Some(follower)) => Ok(follower),
             Err(error) => Err(self.refusal(&error)),
             Ok(None) => Err(Refusal::internal("the channel could not be opened")),
         }
@@ -827,11 +827,11 @@ impl Hub {
             }
             *last = Some(Instant::now());
         }
-        let feeders: Vec<Arc<Feeder>> = lock(&self.0.logs).values().cloned().collect();
+        let followers: Vec<Arc<Follower>> = lock(&self.0.logs).values().cloned().collect();
         for unpublished in [true, false] {
-            for feeder in &feeders {
-                if unpublished == feeder.log.is_unpublished() {
-                    self.0.close_log(&feeder.log.name, feeder, Duration::ZERO);
+            for follower in &followers {
+                if unpublished == follower.log.is_unpublished() {
+                    self.0.close_log(&follower.log.name, follower, Duration::ZERO);
                 }
             }
             if lock(&self.0.logs).len() < self.limits().channels {
@@ -880,11 +880,11 @@ impl Hub {
             let wires = self.0.wires.read().unwrap_or_else(PoisonError::into_inner);
             wires.iter().map(|slot| slot.wire.name()).collect()
         };
-        let feeders: Vec<_> = lock(&self.0.logs).values().cloned().collect();
-        let mut states: Vec<_> = feeders
+        let followers: Vec<_> = lock(&self.0.logs).values().cloned().collect();
+        let mut states: Vec<_> = followers
             .into_iter()
-            .map(|feeder| {
-                let log = &feeder.log;
+            .map(|follower| {
+                let log = &follower.log;
                 let (events, _, ended) = log.size();
                 ChannelState {
                     name: log.name.clone(),
@@ -981,18 +981,18 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
         if names.is_empty() {
             let logs = lock(&hub.logs);
             names = logs.keys().cloned().collect();
-            let events: usize = logs.values().map(|feeder| feeder.log.size().0).sum();
+            let events: usize = logs.values().map(|follower| follower.log.size().0).sum();
             hub.backbone.metrics.logs.set(logs.len() as i64);
             hub.backbone.metrics.log_bytes.set(hub.backbone.ring_memory.used() as i64);
             hub.backbone.metrics.log_events.set(events as i64);
         }
         let at = names.len().saturating_sub(LOGS_PER_TICK);
         for name in names.drain(at..) {
-            let Some(feeder) = lock(&hub.logs).get(&name).cloned() else {
+            let Some(follower) = lock(&hub.logs).get(&name).cloned() else {
                 continue;
             };
-            feeder.log.trim();
-            hub.close_log(&name, &feeder, limits.linger);
+            follower.log.trim();
+            hub.close_log(&name, &follower, limits.linger);
         }
     }
 }

@@ -40,7 +40,7 @@ pub mod directory;
 #[cfg(feature = "conformance")]
 pub mod directory_conformance;
 pub mod event;
-mod feeder;
+mod follower;
 pub mod handler;
 pub mod hub;
 pub mod idempotency;

@@ -1,6 +1,6 @@
 //! One channel on this node: a ring of recent events, the listeners that read it, and the wake.
 //!
-//! The hub's feeder appends, sessions read. Nobody waits here for anybody: a read takes what there is, and a listener that was too slow finds
+//! The hub's follower appends, sessions read. Nobody waits here for anybody: a read takes what there is, and a listener that was too slow finds
 //! that its place has fallen off the ring.
 
 use std::collections::{HashMap, VecDeque};

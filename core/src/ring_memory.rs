@@ -54,7 +54,7 @@ impl RingMemory {
     }
 
     /// Frees an eighth of the bound if it is exceeded, so that the work is spread over many
-    /// appends. The caller holds no lock of a ring. It may hold those of a broker and of a feeder:
+    /// appends. The caller holds no lock of a ring. It may hold those of a broker and of a follower:
     /// nothing is called here but rings, one at a time.
     ///
     /// Rings without listeners are emptied first. Then the largest rings lose their older halves,

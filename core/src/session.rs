@@ -18,7 +18,7 @@ use crate::broker::{PageLimit, Replay};
 use crate::channel::Channel;
 use crate::cursor::{Cursor, StreamCursor};
 use crate::event::{ChannelName, Position};
-use crate::feeder::{Feeder, lost_reason};
+use crate::follower::{Follower, lost_reason};
 use crate::handler::{Client, Handler, LeaveReason};
 use crate::hub::{Connection, Hub, WireHandle};
 use crate::log::{Batch, Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
@@ -242,7 +242,7 @@ impl Joiner {
             Err(refusal) if self.presence => return Err(refusal),
             Err(_) => None,
         };
-        let (seat, feeder) = self.sit(hub, name, &admission.rule).await?;
+        let (seat, follower) = self.sit(hub, name, &admission.rule).await?;
         let log = seat.log.clone();
         let mut joined = Joined {
             seat,
@@ -289,7 +289,7 @@ impl Joiner {
         };
         joined.stands_at = position;
         // Asked before the ring is looked at: a log that has healed by then shows its gaps.
-        let healing = feeder.is_healing();
+        let healing = follower.is_healing();
         let found = log.find(position);
         if let (Found::At(next), false) = (&found, healing) {
             joined.resume_in_ring(&log, *next, position);
@@ -315,12 +315,12 @@ impl Joiner {
         Ok(joined)
     }
 
-    async fn sit(&self, hub: &Hub, name: &ChannelName, rule: &Arc<crate::Rule>) -> Result<(Seat, Arc<Feeder>), Refusal> {
+    async fn sit(&self, hub: &Hub, name: &ChannelName, rule: &Arc<crate::Rule>) -> Result<(Seat, Arc<Follower>), Refusal> {
         // A log that is closed in the moment between is simply opened again.
         for _ in 0..10 {
-            let feeder = hub.open(name, rule).await?;
-            if let Some(seat) = feeder.log.sit(self.vitals.clone(), self.wire) {
-                return Ok((seat, feeder));
+            let follower = hub.open(name, rule).await?;
+            if let Some(seat) = follower.log.sit(self.vitals.clone(), self.wire) {
+                return Ok((seat, follower));
             }
             tokio::task::yield_now().await;
         }

@@ -1,4 +1,5 @@
-//! Keeps one log fed: takes the broker's feed, checks the chain, and heals what is broken by reading history, or announces a gap.
+//! Follows one channel for its log: takes the feed of the broker, checks the chain, and heals what is
+//! broken from history, or announces a gap.
 //!
 //! This is the one place where `previous` is checked, for every broker. A healthy log costs no task: the broker's feed calls in here directly.
 
@@ -39,13 +40,13 @@ const FEED_LASTS: Duration = Duration::from_secs(1);
 const HOLDS_TURN: Duration = Duration::from_millis(500);
 
 /// A log and the feed that fills it.
-pub(crate) struct Feeder {
+pub(crate) struct Follower {
     pub(crate) log: Arc<Log>,
     backbone: Arc<Backbone>,
     runtime: Handle,
     state: Mutex<State>,
     window: Mutex<Window>,
-    me: Weak<Feeder>,
+    me: Weak<Follower>,
 }
 
 struct State {
@@ -100,25 +101,25 @@ struct Window {
 }
 
 struct Ear {
-    feeder: Weak<Feeder>,
+    follower: Weak<Follower>,
     generation: u64,
 }
 
 impl Sink<Arc<Event>> for Ear {
     fn take(&self, event: Arc<Event>) {
-        if let Some(feeder) = self.feeder.upgrade() {
-            feeder.event(self.generation, event);
+        if let Some(follower) = self.follower.upgrade() {
+            follower.event(self.generation, event);
         }
     }
 
     fn ended(&self) {
-        if let Some(feeder) = self.feeder.upgrade() {
-            feeder.ended(self.generation);
+        if let Some(follower) = self.follower.upgrade() {
+            follower.ended(self.generation);
         }
     }
 }
 
-impl Feeder {
+impl Follower {
     /// Follows the channel, reads its recent history, and has a log that is up to date: from then on every event reaches it.
     pub(crate) async fn open(backbone: Arc<Backbone>, name: ChannelName, rule: Arc<Rule>) -> Result<Arc<Self>, BrokerError> {
         let want = rule.history.events.max(backbone.limits.ring_events);
@@ -129,7 +130,7 @@ impl Feeder {
         let (feed, history) = backbone.open(&name, history).await?;
         let figures = backbone.metrics.by_rule(backbone.metrics.index_of(&rule)).clone();
         let log = Log::open(name, rule, figures, &backbone.limits, &backbone.ring_memory, history).ok_or_else(torn)?;
-        let feeder = Arc::new_cyclic(|me| Feeder {
+        let follower = Arc::new_cyclic(|me| Follower {
             log,
             backbone,
             runtime: Handle::current(),
@@ -147,8 +148,8 @@ impl Feeder {
             }),
             me: me.clone(),
         });
-        feeder.attach(feed, 1);
-        Ok(feeder)
+        follower.attach(feed, 1);
+        Ok(follower)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -192,7 +193,7 @@ impl Feeder {
             }
         }
         feed.attach(Arc::new(Ear {
-            feeder: self.me.clone(),
+            follower: self.me.clone(),
             generation,
         }));
         let unwanted = {
@@ -297,9 +298,9 @@ impl Feeder {
         // One timer for the log, whatever the number of its listeners.
         self.runtime.spawn(async move {
             sleep_until(due).await;
-            if let Some(feeder) = me.upgrade() {
+            if let Some(follower) = me.upgrade() {
                 {
-                    let mut state = feeder.window.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut state = follower.window.lock().unwrap_or_else(PoisonError::into_inner);
                     // When it was due: a timer is late by a millisecond or two, which would make sixty a second fifty-six. One that is very late is
                     // made up for once, and no more.
                     *state = Window {
@@ -307,7 +308,7 @@ impl Feeder {
                         scheduled: false,
                     };
                 }
-                feeder.log.show();
+                follower.log.show();
             }
         });
     }
@@ -318,7 +319,7 @@ impl Feeder {
         let pause = follow_after.filter(|pause| !pause.is_zero());
         let pause = pause.map(|pause| self.backbone.jitter.spread(pause));
         let heal = Heal {
-            feeder: self.me.clone(),
+            follower: self.me.clone(),
             generation,
             follow_again: follow_after.is_some(),
             backoff: BACKOFF.0,
@@ -403,7 +404,7 @@ impl Feeder {
 /// Healing one log: what is known between one try and the next.
 struct Heal {
     /// The log's owner may go away meanwhile: only a weak handle is held across waits.
-    feeder: Weak<Feeder>,
+    follower: Weak<Follower>,
     generation: u64,
     follow_again: bool,
     backoff: Duration,
@@ -418,13 +419,13 @@ impl Heal {
             if let Some(pause) = pause {
                 sleep(pause).await;
             }
-            let Some(feeder) = self.feeder.upgrade() else { return };
+            let Some(follower) = self.follower.upgrade() else { return };
             // In its turn, so that a call's time counts from when it is made.
-            let turns = match self.unhealed.is_some() || feeder.log.is_unused() {
+            let turns = match self.unhealed.is_some() || follower.log.is_unused() {
                 true => &backbone.turns.other,
                 false => &backbone.turns.awaited,
             };
-            drop(feeder);
+            drop(follower);
             // The semaphore is never closed.
             let turn = turns.acquire().await.ok();
             // In a box of its own: all logs of a node may wait for their turn at once, and each
@@ -437,11 +438,11 @@ impl Heal {
     }
 
     async fn try_once(&mut self, backbone: &Arc<Backbone>, turn: Option<SemaphorePermit<'_>>) -> Try {
-        let Some(feeder) = self.feeder.upgrade() else {
+        let Some(follower) = self.follower.upgrade() else {
             return Try::Done;
         };
-        let log = feeder.log.clone();
-        drop(feeder);
+        let log = follower.log.clone();
+        drop(follower);
         let (after, replay) = match in_turn(turn, self.read(backbone, &log)).await {
             Ok(Some(answer)) => answer,
             Ok(None) => return Try::Done,
@@ -453,12 +454,12 @@ impl Heal {
                 return Try::Again(Some(self.next_pause(backbone)));
             }
         };
-        let Some(feeder) = self.feeder.upgrade() else {
+        let Some(follower) = self.follower.upgrade() else {
             return Try::Done;
         };
         // Events that the log has, behind a gap that took them back, are no progress either.
         self.tries += u32::from(replay.events.last().is_none_or(|last| last.position <= log.head()));
-        let healed = feeder.take_in(self.generation, after, &replay, self.tries >= HEAL_TRIES);
+        let healed = follower.take_in(self.generation, after, &replay, self.tries >= HEAL_TRIES);
         if let Healed::Superseded = healed {
             return Try::Done;
         }
@@ -478,27 +479,27 @@ impl Heal {
         if self.follow_again {
             let feed = follow(backbone, &log.name).await?;
             whole_at = Some(feed.head);
-            let Some(feeder) = self.feeder.upgrade() else {
+            let Some(follower) = self.follower.upgrade() else {
                 return Ok(None);
             };
             self.generation = {
-                let mut state = feeder.lock();
+                let mut state = follower.lock();
                 state.generation += 1;
                 state.followed = Instant::now();
                 state.healing = Some(Pending::default());
                 state.generation
             };
-            feeder.attach(feed, self.generation);
+            follower.attach(feed, self.generation);
             self.follow_again = false;
         }
         let after = log.link();
-        let Some(feeder) = self.feeder.upgrade() else {
+        let Some(follower) = self.follower.upgrade() else {
             return Ok(None);
         };
-        if let Some(pending) = &mut feeder.lock().healing {
+        if let Some(pending) = &mut follower.lock().healing {
             pending.went_back = false;
         }
-        drop(feeder);
+        drop(follower);
         // Most channels are quiet: the new feed begins where the log ends, so there is nothing to
         // read.
         let replay = match whole_at == Some(after) && log.head() == after {
