@@ -21,7 +21,7 @@ use airwave_core::{
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-/// A channel that nobody uses is remembered at least so long, and at least as long as its history.
+/// An unused channel is remembered at least so long, and at least as long as its history.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// A first position that was given out is honoured at least so long after it was last given out.
@@ -136,7 +136,7 @@ struct State {
     touched: Instant,
     /// What [`Shared::used`] counts of this channel.
     counted: usize,
-    /// It is no longer among the channels; whoever still holds it looks the name up again.
+    /// It is no longer among the channels. A caller that still holds it looks the name up again.
     forgotten: bool,
 }
 
@@ -439,7 +439,7 @@ impl Shared {
         }
     }
 
-    /// Looks at the channels whose turn it is: expires what is old and forgets those that nobody uses.
+    /// Looks at the channels whose turn it is: expires what is old and forgets unused channels.
     fn sweep(&self, now: Instant) {
         self.turn_epoch(now);
         let most = lock(&self.sweep).turns.len();
@@ -483,7 +483,7 @@ impl Shared {
         self.epochs.current.store(next.0, Ordering::Release);
     }
 
-    /// Forgets the channel unless somebody has begun to use it meanwhile.
+    /// Forgets the channel unless a caller has begun to use it.
     fn forget(&self, channel: &Channel, now: Instant) -> bool {
         let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = lock(&channel.state);
@@ -751,7 +751,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_channel_is_forgotten_when_nobody_has_used_it_for_a_while() {
+    async fn an_unused_channel_is_forgotten_after_a_while() {
         for (age, after) in [(MINUTE, FORGET_AFTER), (2 * FORGET_AFTER, 2 * FORGET_AFTER)] {
             let broker = keeping(10, age, usize::MAX);
             publish(&broker, "published", say("one").with_idempotency_key(key("k"))).await;
@@ -892,7 +892,7 @@ mod tests {
         assert!(Arc::ptr_eq(&channel, &broker.shared.open(&name("a"))));
         drop(feed);
         assert!(broker.shared.forget(&channel, Instant::now() + A_WHILE));
-        assert!(lock(&channel.state).forgotten, "whoever still holds it can tell");
+        assert!(lock(&channel.state).forgotten, "a caller that still holds it can tell");
         assert!(!Arc::ptr_eq(&channel, &broker.shared.open(&name("a"))));
     }
 
@@ -998,7 +998,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_feed_that_nobody_reads_ends_in_the_end() {
+    async fn an_unread_feed_ends_at_its_bound() {
         let broker = keeping(1, MINUTE, usize::MAX);
         let mut unread = broker.follow(&name("a")).await.unwrap();
         let channel = broker.shared.open(&name("a"));
@@ -1009,7 +1009,7 @@ mod tests {
                 return;
             }
         }
-        panic!("a feed that nobody reads grows without bound");
+        panic!("an unread feed grows without bound");
     }
 
     #[tokio::test]

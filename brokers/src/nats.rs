@@ -103,7 +103,7 @@ const END_OF_BATCH: u16 = 204;
 const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 const SEQUENCE: &str = "Nats-Sequence";
 
-/// The header of a key. Its messages are stored once, whoever leads.
+/// The header of a key. The stream stores the messages of a key once, whichever server leads.
 const KEY: &str = "Nats-Msg-Id";
 
 /// The header of a message with a key: the payload's fingerprint. Version 0.1 wrote none.
@@ -180,7 +180,8 @@ impl Nats {
     /// changes the stream, and keeps of each channel what `rules` say. Belongs to the tokio runtime that it is awaited in.
     ///
     /// Parameters: `prefix` (of stream and subjects: `airwave`), `replicas` (1 to 5: 1), `storage` (`file` or `memory`: `file`), `creds` and
-    /// `nkey` (a file to log in with), `ca` (a file with the certificates of those whom TLS is to trust, instead of the system's). `token@`
+    /// `nkey` (a file to log in with), `ca` (a file with the certificates that TLS trusts, instead
+    /// of the system's). `token@`
     /// instead of `user:password@` is a token.
     ///
     /// # Errors
@@ -322,8 +323,9 @@ impl Nats {
         subject_of(&self.connection, channel)
     }
 
-    /// The channel's newest message, as the stream's leader knows it; `None`: it has none. Whoever has subscribed before hears of all
-    /// that come after it: this goes to the leader the same way as messages, and so behind the subscription.
+    /// The channel's newest message, as the stream's leader knows it; `None`: it has none. A caller
+    /// that has subscribed before hears all later messages: this request goes to the leader the
+    /// same way as messages do, and so behind the subscription.
     async fn newest(&self, link: &Link, channel: &ChannelName) -> Result<Option<Stored>, BrokerError> {
         match self.store(link, channel, Behind::At(NEVER), Bytes::new(), &[]).await? {
             Outcome::Overtaken(Some(0)) => return Ok(None),
@@ -399,7 +401,8 @@ impl Nats {
         let and_end = publish.end_behind().is_some();
         let last = |sequence| Position(sequence + u64::from(and_end));
         loop {
-            // Taken: whoever gives up on the way leaves nothing that may be old.
+            // Takes the chain out, so that a publish that is dropped on the way leaves no old chain
+            // behind.
             let chain = match known.chain.take() {
                 Some(chain) => chain,
                 None => self.chain(&link, channel).await?,
@@ -523,10 +526,11 @@ impl Nats {
                         true => Ok(Some(stored.chain.head)),
                         false if stored.events_before() <= chain.events => Ok(None),
                         // What came in between is trimmed, and it may have been among that.
-                        false => Err(lost("nobody can tell any more whether it was stored")),
+                        false => Err(lost("it is no longer known whether it was stored")),
                     };
                 }
-                // Whoever answers lags, or nothing follows and the refusal was no true one: then until the caller's time is over.
+                // The server that answers lags, or nothing follows and the refusal was false. Then
+                // the loop goes on until the caller's time is over.
                 Some(StatusCode::NOT_FOUND) => sleep(LAG).await,
                 Some(status) => return Err(lost(&format!("a message could not be read: {status}"))),
             }
@@ -891,7 +895,7 @@ impl Nats {
                 Some(status) if status.as_u16() == END_OF_BATCH => return Ok(batch),
                 Some(StatusCode::NO_RESPONDERS) => {
                     link.dead.tell();
-                    return Err(lost("nobody answers for the stream"));
+                    return Err(lost("no server answers for the stream"));
                 }
                 Some(status) => return Err(broke(&status)),
             }
@@ -922,8 +926,8 @@ impl Nats {
     }
 }
 
-/// Carries what the stream tells to a feed, until something is missing, the connection is dead, the server takes the subscription away, or
-/// nobody listens any more.
+/// Carries what the stream tells to a feed, until something is missing, the connection is dead, the
+/// server takes the subscription away, or the feed is dropped.
 async fn carry(
     link: Arc<Link>,
     mut live: Subscriber,

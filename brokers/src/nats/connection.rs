@@ -1,6 +1,7 @@
 //! The connection to a server: opening it, judging what answers there, making the stream, finding out when it is dead.
 //!
-//! The client library would connect again by itself, and send then what was waiting: publishes that nobody expects any more. So a
+//! The client library would connect again by itself, and would then send what was waiting:
+//! publishes whose callers have given up. So a
 //! connection here lives once. When it breaks, or this node does not hear itself through the stream, all that hangs on it ends, and
 //! another one is made, at one of the servers.
 
@@ -88,7 +89,7 @@ pub enum ConnectError {
     /// The URL is not one.
     #[error("the broker's URL {0}")]
     Url(String),
-    /// Nobody answers there.
+    /// No server answers there.
     #[error("NATS at {address} cannot be reached: {reason}; start it, or correct the broker's URL")]
     Unreachable {
         /// Hosts and ports.
@@ -164,7 +165,7 @@ impl Forbidden {
     }
 
     fn tell(&self, text: &str) {
-        // Nobody may be concerned.
+        // The send fails if no call watches.
         let _ = self.0.send(text.into());
     }
 
@@ -250,7 +251,7 @@ impl Link {
         self.ask_of(&self.dead, subject, headers, payload).await
     }
 
-    /// `gone` is told if nobody answers there.
+    /// Tells `gone` if no server answers there.
     async fn ask_of(
         &self,
         gone: &Dead,
@@ -275,9 +276,10 @@ impl Link {
                 self.client.max_payload()
             )),
             RequestErrorKind::NoResponders => {
-                // The stream is gone or has no leader: whoever connects again looks, and makes it anew.
+                // The stream is gone or has no leader: the next connection checks for it, and makes
+                // it anew.
                 gone.tell();
-                lost("nobody answers for the stream")
+                lost("no server answers for the stream")
             }
             _ => lost("no answer in time").caused_by(error),
         })
@@ -288,7 +290,8 @@ impl Link {
         self.call_of(&self.dead, subject, headers, payload).await
     }
 
-    /// The same of another stream than that of the events: `gone` is told if nobody answers for it.
+    /// Does the same with another stream than that of the events. Tells `gone` if no server answers
+    /// for it.
     pub(super) async fn call_of(
         &self,
         gone: &Dead,
@@ -395,7 +398,7 @@ impl Connection {
         stored::now().saturating_add_signed(self.settings.tuning.clock_ahead)
     }
 
-    /// One that nobody else has: for a publish.
+    /// Returns a number that no other publish has.
     pub(super) fn number(&self) -> String {
         format!("{}-{}", self.node, self.asked.fetch_add(1, Ordering::Relaxed) + 1)
     }
@@ -504,7 +507,7 @@ impl Connection {
         });
         let ready = async {
             self.examine(&link).await?;
-            // Later it is looked at by whoever needs it: events flow without it.
+            // Later, the first call that needs it examines it: events flow without it.
             if first && self.rules.iter().any(|rule| rule.presence) {
                 self.examine_members(&link, first).await?;
             }
@@ -535,7 +538,7 @@ impl Connection {
         let settings = &self.settings;
         // Rustls wants one provider for the process. An application that has chosen its own keeps it.
         if rustls::crypto::CryptoProvider::get_default().is_none() {
-            // Fails only if somebody else was faster, which is as good.
+            // Fails only if other code has installed one first, which is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let server = self.settings.to_string();
@@ -753,7 +756,8 @@ impl Connection {
     /// never held anything since is sent ahead to the clock ([`count_of_now`]), and so is one that is behind what this node has seen.
     ///
     /// A new one gives its first number away unused. Servers before 2.11.11 that are killed read a file stream that still begins where it
-    /// was made as an empty one, and lose all that it held. Whoever finds it new does so, to the same number: nothing can have been
+    /// was made as an empty one, and lose all that it held. Every node that finds it new does so,
+    /// to the same number: nothing can have been
     /// stored below it.
     async fn set_forward(&self, link: &Link, info: &Value) -> Result<(), ConnectError> {
         let (first, last) = (
@@ -793,7 +797,8 @@ impl Connection {
         Ok(sequence > before)
     }
 
-    /// Stores a message of no matter, and tells where: most of the servers have it then, and whoever is cut off from them cannot.
+    /// Stores a message without meaning, and returns its sequence. Most of the servers have it
+    /// then. A server that is cut off from them cannot store it.
     pub(super) async fn store_something(&self, link: &Link) -> Result<u64, BrokerError> {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Rollup", "sub");

@@ -1,14 +1,17 @@
 //! Who is in a channel: a second, small stream, in which every subject holds its newest message alone.
 //!
 //! **What a node says of a channel is in at most 64 messages**, by the members' hashes: `airwave.members.c.NAME.NODE.BUCKET` holds the whole bucket. The node is its
-//! only writer and knows what is in it, so nothing is read to write. A channel of 10,000 members is listed with 64 questions for each node, and
-//! somebody who joins it rewrites a 64th of what its node says.
+//! only writer and knows what is in it, so nothing is read to write. A channel of 10,000 members is
+//! listed with 64 questions for each node, and for a member that joins, its node rewrites a 64th of
+//! its entries.
 //!
 //! **What has changed stands in a header** of the last message of a call. The stream tells that again without the rest (`headers_only`), under
 //! `airwave.changes.c.NAME.NODE.BUCKET`; so a watch is one plain subscription. Each node counts what it tells of a channel: a watch that finds a hole ends.
 //!
-//! **The roll of the nodes is one message**, `airwave.members.roll`, replaced only by whoever has read it. All times in it are those at which the stream's leader
-//! stored something, so no node's clock counts: whoever writes the roll beats, at the time that the server gives that very message. The dead stay in it for
+//! **The roll of the nodes is one message**, `airwave.members.roll`, which a node replaces only
+//! after it has read it. All times in it are those at which the stream's leader
+//! stored something, so no node's clock counts. A node beats by writing the roll, at the time that
+//! the server gives that very message. The dead stay in it for
 //! a while, so that they cannot come back before what they said is removed.
 //!
 //! The stream's leader alone is asked, since replicas may lag. Nothing here needs more than version 2.10.
@@ -59,9 +62,10 @@ const CLEARED: u16 = u16::MAX;
 #[derive(Default)]
 pub(super) struct Members {
     said: Mutex<HashMap<(NodeId, ChannelName), Account>>,
-    /// Where nobody is left, and only empty messages are.
+    /// Channels without members, of which only empty messages are left.
     empty: Mutex<HashSet<(NodeId, ChannelName)>>,
-    /// When each of our lives has last beaten; `None`: it is over. What one says that nobody takes for alive would only lie about.
+    /// When each of our lives has last beaten; `None`: it is over. Entries of a life that counts as
+    /// dead would only take room.
     beaten: Mutex<HashMap<NodeId, Option<Instant>>>,
 }
 
@@ -166,7 +170,8 @@ impl Connection {
                     code: code::NO_SUCH_STREAM,
                     ..
                 } => {
-                    // A cluster of two minds may say so of one that is there, and lose it by this. Nodes then say it all again, and nobody is missed meanwhile.
+                    // A split cluster may say so of a stream that exists, and lose it by this. Then
+                    // the nodes announce all their members again, and no member counts as gone.
                     tracing::info!(server = %settings, stream = name, "making the stream");
                     match self.reached(link.api(format!("STREAM.CREATE.{name}"), &wanted).await)? {
                         Answer::Done(_) => return Ok(()),
@@ -245,7 +250,8 @@ impl Nats {
         Ok(Way { link, gone })
     }
 
-    /// Asks JetStream about the stream of members. One that is gone ends all watches, and is made anew by whoever comes next.
+    /// Asks JetStream about the stream of members. If it is gone, all watches end, and the next
+    /// call makes it anew.
     async fn ask_members(&self, way: &Way, what: &str, body: &Value) -> Result<Option<Value>, BrokerError> {
         match way
             .link
@@ -301,7 +307,7 @@ impl Nats {
         }
     }
 
-    /// Puts another roll in the place of the one that was read. False: somebody else did.
+    /// Replaces the roll that was read. Returns false if another node was faster.
     async fn replace_roll(&self, way: &Way, roll: &Roll, by: Option<NodeId>) -> Result<bool, BrokerError> {
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED, roll.sequence.to_string());
@@ -371,7 +377,7 @@ impl Nats {
         stored
     }
 
-    /// Removes the empty messages of channels where this node has nobody any more.
+    /// Removes the empty messages of channels where this node has no members any more.
     async fn tidy(&self, way: &Way) -> Result<(), BrokerError> {
         let empty: Vec<_> = lock(&self.members.empty).iter().cloned().collect();
         let tidied = stream::iter(empty).map(|(node, channel)| async move {
@@ -380,7 +386,7 @@ impl Nats {
             if said.buckets.is_empty() {
                 let filter = self.connection.members(&format!("c.{}.{node}.*", token(&channel)));
                 self.ask_members(way, "STREAM.PURGE", &json!({ "filter": filter })).await?;
-                // Whoever waits for the lock looks into the table again.
+                // A call that waits for the lock looks into the table again.
                 said.over = true;
                 lock(&self.members.said).remove(&(node, channel.clone()));
             }
@@ -435,7 +441,7 @@ impl Nats {
         if subjects.is_empty() {
             return Ok(Vec::new());
         }
-        // Only now: whoever is in the list had beaten before.
+        // Reads the roll only now: a node in the list had beaten before.
         let mut roll = self.roll(&way).await?;
         roll.judge(now);
         let living: HashSet<NodeId> = roll.living().into_iter().collect();
@@ -477,7 +483,7 @@ impl Nats {
 }
 
 /// Shows a watch what the stream tells, until something is missing, the connection or the stream is lost, the server takes the subscription
-/// away, or nobody watches any more.
+/// away, or the watch is dropped.
 async fn show(way: Way, mut live: Subscriber, mut forbidden: Watched, stopped: oneshot::Receiver<()>, watch: WatchSender) {
     let (dead, gone) = (way.link.dead.clone(), way.gone.clone());
     // Held by a quiet watch, it would keep a dead connection's client.
@@ -607,7 +613,7 @@ impl Directory for Nats {
 }
 
 impl Roll {
-    /// `written`: when the server stored it, which is when whoever wrote it has beaten.
+    /// `written`: when the server stored it, which is when its writer has beaten.
     fn read(sequence: u64, written: u64, bytes: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(bytes).ok()?;
         let mut nodes = BTreeMap::new();
@@ -816,7 +822,7 @@ mod tests {
         let mut roll = Roll::default();
         roll.nodes.insert(one, Stands::Beat(1));
         roll.nodes.insert(other, Stands::Beat(2));
-        // Whoever wrote it has beaten when the server stored it.
+        // The writer has beaten when the server stored it.
         let mut roll = Roll::read(7, 5_000_000, &roll.text(Some(other))).unwrap();
         assert_eq!((roll.sequence, roll.judge(micros(NODE_EXPIRES) + 1).len()), (7, 0));
         let at = micros(NODE_EXPIRES) + 2;

@@ -25,7 +25,8 @@ pub(super) struct Settings {
 #[doc(hidden)]
 #[derive(Clone, Copy, Default)]
 pub struct Tuning {
-    /// How many messages a subscription holds that nobody has taken yet; `None`: as many as the client library thinks good.
+    /// How many untaken messages a subscription holds; `None`: as many as the client library thinks
+    /// good.
     pub held: Option<usize>,
     /// How many messages of history are asked for at once; `None`: as many as is good.
     pub batch: Option<usize>,

@@ -1,7 +1,8 @@
 //! Takes from the stream what no rule shows any more.
 //!
 //! The server keeps of each channel the same: as many messages as the most generous rule wants, for thirty days. What another rule's
-//! count, age or bytes leave out would stay on the disk, so whoever publishes to a channel lets go of it, a *generation* at a time: once a
+//! count, age or bytes leave out would stay on the disk, so the node that publishes to a channel
+//! removes it, a *generation* at a time: once a
 //! history's worth has been written since some event, nothing before that one is shown, and one purge removes all of it. The newest event
 //! always stays: it is the channel's head.
 //!
@@ -192,14 +193,14 @@ async fn what_others_keep(connection: &Connection) -> Result<bool, BrokerError> 
 }
 
 fn quiet_ones(connection: &Connection, known: &Remembered) -> VecDeque<Due> {
-    // Copied: nobody's publish is to wait while all of them are looked at.
+    // Copies the list, so that no publish waits while all of them are looked at.
     let all: Vec<_> = remembered(known)
         .iter()
         .map(|(name, memory)| (name.clone(), memory.clone()))
         .collect();
     let now = uptime();
     let due = all.into_iter().filter_map(|(name, memory)| {
-        // Whoever holds it publishes: it is not quiet.
+        // A publish holds the lock, so the channel is not quiet.
         let position = memory.try_lock().ok()?.generations.quiet(|| connection.keeps(&name), now)?;
         Some((name, position))
     });
@@ -322,7 +323,8 @@ fn sequence_and_time(message: &Message) -> Option<(u64, u64)> {
     Some((headers.get("Nats-Sequence")?.as_str().parse().ok()?, stored))
 }
 
-/// What is not removed now is removed with the next generation: so nothing is repeated, and nobody is told.
+/// Removes what lies before `before`. A purge that fails is neither repeated nor reported: the next
+/// generation removes the rest.
 async fn purge(connection: &Connection, channel: &ChannelName, before: Position) {
     let Ok(link) = connection.link().await else { return };
     let filter = connection.log(&format!("c.{}", token(channel)));

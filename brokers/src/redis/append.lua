@@ -34,7 +34,8 @@ if ended then return {'ended'} end
 
 if not previous then
   if not all then return {} end
-  -- A stream without its head (evicted, say): what else is gone nobody can tell, so no epoch proves anything any more.
+  -- A stream without its head (evicted, say): no node can tell what else is gone, so no epoch
+  -- proves anything any more.
   if redis.call('UNLINK', KEYS[2]) == 1 then redis.call('UNLINK', KEYS[3], KEYS[4]) end
   previous = epoch(KEYS[3], KEYS[4], true)
   known = math.max(known, tonumber(redis.call('GET', KEYS[5]) or 0))

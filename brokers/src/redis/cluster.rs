@@ -1,7 +1,8 @@
 //! A Redis Cluster: which of its masters has which partition, and the way there.
 //!
 //! Each master has the same two connections, the same probe and the same feeds as a single server has, so that a master that dies,
-//! stands still or is replaced ends its own feeds and nobody else's. The map says which master a partition is at. It is asked for
+//! stands still or is replaced ends its own feeds and no others. The map says which master a
+//! partition is at. It is asked for
 //! anew when anything contradicts it, and now and then; and it need not be right: a server that does not have a slot says so before it
 //! does anything, and then the call goes where it is told, within the caller's time. Nothing else is ever sent twice.
 

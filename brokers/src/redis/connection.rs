@@ -58,7 +58,7 @@ pub enum ConnectError {
     /// The URL is not one.
     #[error("the broker's URL {0}")]
     Url(String),
-    /// Nobody answers there.
+    /// No server answers there.
     #[error("Redis at {address} cannot be reached: {reason}; start it, or correct the broker's URL")]
     Unreachable {
         /// Host, port and database.
@@ -224,7 +224,7 @@ impl Server {
         let tls = matches!(self.info.addr(), ConnectionAddr::TcpTls { .. });
         // Rustls wants one provider for the process. An application that has chosen its own keeps it.
         if tls && rustls::crypto::CryptoProvider::get_default().is_none() {
-            // Fails only if somebody else was faster, which is as good.
+            // Fails only if other code has installed one first, which is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let dead = Arc::new(Dead::default());
@@ -756,7 +756,8 @@ impl Commands {
         if error.is_timeout() {
             return late();
         }
-        // A server that has become a replica stays connected: whoever is the master now must be looked for.
+        // A server that has become a replica stays connected: the node must look for the new
+        // master.
         if error.is_unrecoverable_error() || error.is_connection_dropped() || error.code() == Some("READONLY") {
             connected.give_up();
         }

@@ -9,7 +9,7 @@ local what, key = ARGV[1], KEYS[1]
 
 if what == 'register' then
   local time = redis.call('TIME')
-  -- NX: who is dead stays dead, somebody may be removing what it said.
+  -- NX: a dead node stays dead, because another node may be removing its entries.
   return redis.call('ZADD', key, 'NX', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), ARGV[2])
 end
 

@@ -1,4 +1,5 @@
--- Somebody holds a position that is above the clock, of a channel of which nothing is left. The first event of a channel
+-- A client or a node holds a position that is above the clock, of a channel of which nothing is
+-- left. The first event of a channel
 -- without events lies above it from now on: one key for all, so that reading stores nothing for each name.
 --
 -- KEYS  floor

@@ -1,8 +1,9 @@
 //! What this node listens to: one connection for all subscriptions, and the feeds that hang on it.
 //!
-//! A feed lives as long as its connection does. When that breaks, or its probe is not heard any more, all of them end, and whoever
-//! wants to go on follows again: so the subscriptions of a new connection are made by those who need them, in batches as large as
-//! they come, and nothing that was missed meanwhile can be taken for heard.
+//! A feed lives as long as its connection does. When that breaks, or its probe is not heard any
+//! more, all of them end, and each follower opens a new feed. So the followers make the
+//! subscriptions of a new connection, in batches as large as they come, and no feed takes a missed
+//! message for heard.
 //!
 //! On a cluster each master has one of these, for the channels that are its own. There the server takes subscriptions back when it gives
 //! a slot away: the feeds of its channels end, and those alone.
@@ -131,7 +132,7 @@ enum Ear {
         /// nothing older comes.
         settled_by: u64,
     },
-    /// Somebody who wants to hear of members only.
+    /// A watch, which hears of members only.
     Watching(WatchSender),
 }
 
@@ -158,7 +159,7 @@ impl Ear {
         }
     }
 
-    /// False: nobody listens any more.
+    /// Returns false if the watch has been dropped.
     fn hear_of_members(&mut self, entries: &[Entry]) -> bool {
         match self {
             Ear::Watching(watch) => entries.iter().all(|entry| watch.push(entry.clone())),
@@ -172,7 +173,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Somebody who has begun to listen to a channel. Dropping it stops that.
+/// A listener of a channel. Dropping it ends its subscription.
 pub(super) struct Listener {
     listening: Arc<Listening>,
     channel: ChannelName,
@@ -656,7 +657,7 @@ impl Listening {
             let mut subscription = lock(&subscription);
             subscription.confirmed = true;
             for waiting in subscription.waiting.drain(..) {
-                // Whoever gave up waiting has left, too.
+                // The send fails if the waiting call has given up.
                 let _ = waiting.send(());
             }
         }
@@ -832,7 +833,7 @@ impl Listening {
     }
 }
 
-/// A message may be on its way to it: it must find nobody.
+/// Empties the subscription, so that a message on its way finds no listener.
 fn end(subscription: &Mutex<Subscription>) {
     let ended = {
         let mut subscription = lock(subscription);

@@ -2,8 +2,9 @@
 //! pub/sub channel that carries the channel's events.
 //!
 //! A hash's fields are `NODE` (25 characters, always) and the member's id, whatever that is; the values an entry's stamp and its value. The roll is a sorted
-//! set of when each node has beaten last, by the server's clock, and for each node the set of channels in which it has members: whoever beats and
-//! notices that another is dead removes what that has said.
+//! set of when each node has beaten last, by the server's clock, and for each node the set of
+//! channels in which it has members: a node that beats and finds another dead removes the dead
+//! node's entries.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -146,7 +147,8 @@ impl Redis {
                 return Ok(true);
             }
             for channel in channels {
-                // Whatever is not a channel's name is nobody's, and only to be taken from the list.
+                // A text that is no channel name belongs to no channel. It is only taken from the
+                // list.
                 if let Ok(channel) = ChannelName::new(&channel) {
                     let bury = self.script(&channel, ROLL_SCRIPT, |call, _| {
                         call.arg(1).arg(self.key(&channel, "members")).arg("bury").arg(node);
@@ -200,7 +202,7 @@ impl Directory for Redis {
             if listed.is_empty() {
                 return Ok(Vec::new());
             }
-            // Only now: whoever is in the list had beaten before.
+            // Reads the roll only now: a node in the list had beaten before.
             let living = self
                 .ask_roll("living", "beats", |call| {
                     call.arg("").arg(millis(NODE_EXPIRES));

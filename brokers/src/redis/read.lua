@@ -31,7 +31,8 @@ if head then
   expire(KEYS[1], KEYS[2], tonumber(head), now, largest.age, found[8], found[9])
 else
   if not KEYS[3] then return {} end
-  -- A stream without its head (evicted, say): what else is gone nobody can tell, so no epoch proves anything any more.
+  -- A stream without its head (evicted, say): no node can tell what else is gone, so no epoch
+  -- proves anything any more.
   if redis.call('UNLINK', KEYS[2]) == 1 then redis.call('UNLINK', KEYS[3], KEYS[4]) end
   local given, young = epoch(KEYS[3], KEYS[4], false)
   if not given or not young and ARGV[6] ~= '1' then return {} end

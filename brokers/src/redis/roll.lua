@@ -48,7 +48,7 @@ if what == 'living' then return redis.call('ZRANGEBYSCORE', key, '(' .. dead, '+
 
 local last = redis.call('ZSCORE', key, ARGV[2])
 local lived = last and tonumber(last) > tonumber(dead)
--- Who is dead stays dead: somebody may be removing what it said.
+-- A dead node stays dead, because another node may be removing its entries.
 if lived then redis.call('ZADD', key, 'XX', text(now), ARGV[2]) end
 return {
   lived and 1 or 0,
