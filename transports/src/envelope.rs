@@ -107,7 +107,7 @@ pub fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     })
 }
 
-/// Deep nesting costs the stack of whoever parses it later, so it is refused before anything parses it.
+/// Refuses deep nesting before any code parses it, because it costs the parser's stack.
 fn check_depth(text: &str) -> Result<(), Refusal> {
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in text.bytes() {

@@ -195,7 +195,7 @@ pub(crate) async fn history(
         }
     };
     let connection = hub.connect(connect_request(parts, TransportName::HTTP), false)?;
-    // The mark of the end, which is no event to whoever asks, takes no event's place among the newest.
+    // The mark of the end is no event to the client, so it takes no event's place among the newest.
     let asked = if after.is_none() { limit + 1 } else { limit };
     let asked = PageLimit::events(asked).with_bytes(PAGE_BYTES);
     let members_after = query_value(parts, "members_after")?;

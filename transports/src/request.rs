@@ -39,15 +39,17 @@ pub enum Origins {
 /// Who may `POST /publish`.
 #[derive(Clone, Default)]
 pub enum Publishers {
-    /// Nobody: the route answers `forbidden`.
+    /// No client: the route answers `forbidden`.
     #[default]
     Nobody,
-    /// Anybody who reaches the server.
+    /// Every client that reaches the server.
     Anybody,
-    /// Whoever addresses the server as `localhost` or by an IP address, and not through a proxy that shows itself. For servers on a loopback address: a page of a
-    /// foreign site that has its own name lead here (DNS rebinding) would be same-origin, and is told apart by that name.
+    /// Clients that address the server as `localhost` or by an IP address, and through no proxy
+    /// that shows itself. This is for servers on a loopback address. A foreign site may point its
+    /// own name here (DNS rebinding), and its page would be same-origin. The name in the request
+    /// tells it apart.
     Local,
-    /// Whoever knows the token.
+    /// Clients that know the token.
     Token(Arc<str>),
 }
 
@@ -113,7 +115,8 @@ fn is_addressed_locally(parts: &Parts) -> bool {
     addressed_host(parts).is_some_and(|host| host == "localhost" || host.parse::<IpAddr>().is_ok())
 }
 
-/// Whether a proxy shows itself: whoever it speaks for need not be on this machine. Not all do, but nginx does, which speaks HTTP/1.0 unless it is told otherwise.
+/// Returns whether a proxy shows itself. The client behind it need not be on this machine. Not all
+/// proxies do, but nginx does, because it speaks HTTP/1.0 by default.
 pub fn came_through_a_proxy(parts: &Parts) -> bool {
     let signs = [&FORWARDED, &VIA, &X_FORWARDED_FOR, &X_REAL_IP];
     parts.version < http::Version::HTTP_11 || signs.iter().any(|sign| parts.headers.contains_key(*sign))
@@ -242,7 +245,8 @@ impl Origins {
         if headers.get(FETCH_SITE).is_some_and(|site| site == "same-origin") {
             return Ok(Origin::Ours);
         }
-        // An origin without a host ("null", of sandboxed pages and files) is nobody's own.
+        // An origin without a host ("null", of sandboxed pages and files) is never the server's
+        // own.
         let page = WebOrigin::parse(text);
         let host = authority.or_else(|| headers.get(HOST).and_then(|host| host.to_str().ok()));
         if let (Some(page), Some(host)) = (page, host)

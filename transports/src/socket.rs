@@ -323,7 +323,8 @@ fn unless_blocked(result: io::Result<usize>) -> Option<io::Result<usize>> {
 impl<T> Socket for TokioIo<T> where Self: AsyncRead + AsyncWrite + Unpin {}
 
 thread_local! {
-    /// Room for the pieces of whoever is polled on this thread: a connection that waits for nothing to be written keeps none.
+    /// Room for the pieces of the connection that is polled on this thread. A connection without
+    /// anything to write keeps none.
     static ROOM: Cell<Vec<Bytes>> = const { Cell::new(Vec::new()) };
 }
 

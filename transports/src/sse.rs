@@ -261,7 +261,8 @@ fn refused(hub: &Hub, refusal: &Refusal, url: Option<&str>) -> Response {
     stream_response(Body::from(OneChannel.notice(&notice)))
 }
 
-/// A session on its way out of the router: the body takes it, or whoever takes the socket back.
+/// A session on its way out of the router: the body takes it, or the task that takes the socket
+/// back.
 #[derive(Clone)]
 struct Unclaimed(Arc<Mutex<Option<Session>>>);
 
@@ -538,7 +539,7 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
                 refusal.json_fields(*url)
             )
         }
-        // Without an id: nobody resumes from here.
+        // Has no id, because no client resumes from here.
         Notice::Members { channel, members, more } => {
             format!(
                 "event: airwave.presence\ndata: {{{}}}\n\n",
@@ -564,7 +565,8 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
 mod tests {
     use super::*;
 
-    /// What each of ten thousand idle streams costs beside its kernel buffers, one subscription included. Whoever makes it grow should know.
+    /// What each of ten thousand idle streams costs beside its kernel buffers, one subscription
+    /// included. The test fails when a change makes it grow.
     #[test]
     fn a_stream_is_small() {
         let socket = size_of::<SocketStream<tokio::net::TcpStream>>();

@@ -102,7 +102,8 @@ impl Transport for WebSocket {
     }
 
     fn wants(&self, request: &Parts) -> bool {
-        // Nobody else has such a key: without the two headers they were lost on the way.
+        // Only a WebSocket client sends such a key. Without the two headers, a proxy has dropped
+        // them.
         asks_for_websocket(request) || request.headers.contains_key(SEC_WEBSOCKET_KEY)
     }
 
@@ -1205,7 +1206,8 @@ mod tests {
     use super::*;
     use tokio::net::TcpStream;
 
-    /// What each of ten thousand idle WebSockets costs beside its kernel buffers, one subscription included. Whoever makes it grow should know.
+    /// What each of ten thousand idle WebSockets costs beside its kernel buffers, one subscription
+    /// included. The test fails when a change makes it grow.
     #[test]
     fn the_task_of_a_websocket_is_small() {
         let size = size_of::<WebSocketTask<TcpStream>>();
