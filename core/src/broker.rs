@@ -351,7 +351,8 @@ impl BrokerError {
 /// One node's live stream of one channel.
 ///
 /// For example: `head` is 20 when the feed opens; events 30 and 40 are published; the feed shows 30, then 40. The connection to the
-/// broker breaks: the feed shows nothing more and ends. Whoever read it follows again, finds a head of 60, and replays after 40.
+/// broker breaks: the feed shows nothing more and ends. The reader opens a new feed, finds a head
+/// of 60, and replays after 40.
 ///
 /// Within one feed nothing is missing, so an event whose `previous` is zero continues the one before it.
 pub struct Feed {
@@ -382,7 +383,8 @@ impl Feed {
 }
 
 impl FeedSender {
-    /// Shows the feed its next event. False: nobody listens any more, or the feed had to end because nobody took its events.
+    /// Shows the feed its next event. Returns false if the feed was dropped, or had to end because
+    /// its reader took no events.
     pub fn push(&self, event: Arc<Event>) -> bool {
         self.0.push(event)
     }

@@ -267,8 +267,9 @@ pub fn clause(name: &str) -> &'static Clause {
 }
 
 /// Makes a test of each clause: `conformance_tests!(fixture);`, with
-/// `async fn fixture(needs: &[Fault]) -> Option<impl Fixture>`. It gives `None`, after printing why, where there is no backbone,
-/// and one that nobody else uses where a fault is needed. Whoever calls it has tokio among its dependencies.
+/// `async fn fixture(needs: &[Fault]) -> Option<impl Fixture>`. It returns `None`, after printing
+/// why, where there is no backbone. Where a fault is needed, it returns a backbone that no other
+/// test uses. The calling crate needs tokio as a dependency.
 #[macro_export]
 macro_rules! conformance_tests {
     ($fixture:path) => { $crate::conformance_tests! { @each [tests $fixture] } };
@@ -841,7 +842,8 @@ pub async fn two_nodes_share_one_channel(fixture: &dyn Fixture) {
     }
 }
 
-/// Feeds are opened while somebody publishes as fast as they can: nothing falls between the head and the first event.
+/// Feeds are opened while a client publishes as fast as it can: no event falls between the head and
+/// the first event that the feed shows.
 pub async fn a_feed_shows_every_event_after_its_head(fixture: &dyn Fixture) {
     const EVENTS: usize = 300;
     let nodes = [fixture.node().await, fixture.node().await];
@@ -1371,7 +1373,7 @@ pub async fn history_is_trimmed_by_bytes(fixture: &dyn Fixture) {
     }
 }
 
-/// Old events go, while nobody publishes too; the chain stays.
+/// Old events go, even without a publish; the chain stays.
 pub async fn history_is_trimmed_by_age(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Briefly));
     let mut feed = follow(&*node, &channel).await;

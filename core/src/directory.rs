@@ -1,7 +1,8 @@
 //! Who is where, as a broker carries it between nodes: the contract behind presence.
 //!
-//! Each node keeps **entries** in the directory: one for each member that it has in a channel. An entry is the node's own and nobody
-//! else ever writes it, so nothing here has to be agreed upon. What an entry says is core's business: it counts a member's connections
+//! Each node keeps **entries** in the directory: one for each member that it has in a channel. Only
+//! its own node ever writes an entry, so the nodes need no agreement. What an entry says is core's
+//! business: it counts a member's connections
 //! over all nodes, tells joins from leaves, and announces everything again after an outage (`roster`).
 //!
 //! `airwave_brokers::memory` is the reference; the contract as tests is the module `directory_conformance` (feature `conformance`).
@@ -50,7 +51,8 @@ pub trait Directory: Send + Sync + 'static {
     async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError>;
 
     /// Watches the channel: every [`Directory::set`] that begins after this has come back is shown, in the order of its node. Those before may be shown, too. A
-    /// watch that may have missed something MUST end; whoever had it watches and lists again. Dropping the watch ends it. About one for each
+    /// watch that may have missed something MUST end; the caller then watches and lists again.
+    /// Dropping the watch ends it. About one for each
     /// channel and node. A node's death is not shown: [`Directory::beat`] tells.
     ///
     /// # Errors
@@ -58,7 +60,8 @@ pub trait Directory: Send + Sync + 'static {
     async fn watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError>;
 
     /// `node` lives for another [`NODE_EXPIRES`]. One that has not beaten for longer is dead for everybody, also if its process was killed: its entries are
-    /// listed no more, MUST NOT come back if it beats again, and are removed in the end by whoever notices.
+    /// listed no more, MUST NOT come back if it beats again, and the node that notices removes them
+    /// in the end.
     ///
     /// # Errors
     /// `Unavailable`: it may have happened.
@@ -127,7 +130,7 @@ impl FromStr for NodeId {
 pub struct Entry {
     /// Whose it is.
     pub node: NodeId,
-    /// About whom: 0 to [`MAX_MEMBER`] bytes of any text.
+    /// The member's id: 0 to [`MAX_MEMBER`] bytes of any text.
     pub member: Arc<str>,
     /// Strictly increases with each entry of this node about this member in this channel, set or cleared.
     pub stamp: u64,
@@ -168,7 +171,8 @@ impl Watch {
 }
 
 impl WatchSender {
-    /// Shows the watch an entry. False: nobody listens any more, or the watch had to end because nobody took what it showed.
+    /// Shows the watch an entry. Returns false if the watch was dropped, or had to end because its
+    /// reader took no entries.
     pub fn push(&self, entry: Entry) -> bool {
         self.0.push(entry)
     }

@@ -73,8 +73,10 @@ pub fn clause(name: &str) -> &'static Clause {
         .unwrap_or_else(|| panic!("no clause is named {name}"))
 }
 
-/// Makes a test of each clause: `directory_conformance_tests!(fixture);`, with `async fn fixture(needs: &[Fault]) -> Option<impl Fixture>`. It gives
-/// `None`, after printing why, where there is no backbone, and one that nobody else uses where a fault is needed.
+/// Makes a test of each clause: `directory_conformance_tests!(fixture);`, with
+/// `async fn fixture(needs: &[Fault]) -> Option<impl Fixture>`. It returns `None`, after printing
+/// why, where there is no backbone. Where a fault is needed, it returns a backbone that no other
+/// test uses.
 #[macro_export]
 macro_rules! directory_conformance_tests {
     ($fixture:path) => { $crate::directory_conformance_tests! { @each [tests $fixture] } };
@@ -236,7 +238,7 @@ pub async fn an_entry_that_is_set_again_takes_the_place_of_the_first(fixture: &d
     assert_eq!(one.list(&channel).await, BTreeMap::from([one.is("ann", "2")]));
 }
 
-/// Clearing an entry that is not there, or in a channel that nobody knows, is done like any other.
+/// Clearing an entry that is not there, or in an unknown channel, succeeds like any other clearing.
 pub async fn clearing_what_is_not_there_is_no_error(fixture: &dyn Fixture) {
     let (one, channel) = (Living::on(fixture).await, channel());
     one.clear(&channel, "ann").await;
@@ -263,7 +265,7 @@ pub async fn a_watch_shows_every_entry_in_the_order_of_its_node(fixture: &dyn Fi
     let mut watch = one.directory.watch(&channel).await.unwrap();
     for n in 0..200 {
         for living in [&one, &other] {
-            // However long all of it takes, nobody is to be taken for dead.
+            // However long all of it takes, no node may be taken for dead.
             if n % 20 == 0 {
                 living.directory.beat(living.node).await.unwrap();
             }

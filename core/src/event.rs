@@ -478,7 +478,7 @@ fn number_beyond_doubles(json: &str) -> Option<&str> {
     None
 }
 
-/// What somebody wants said: event name, data, optional key.
+/// A message to publish: event name, data, optional key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// The event's name.

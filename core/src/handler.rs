@@ -132,7 +132,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Nobody in particular.
+    /// Returns the identity of an anonymous client.
     pub fn anonymous() -> Self {
         Self::default()
     }

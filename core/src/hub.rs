@@ -38,7 +38,7 @@ use crate::vitals::Vitals;
 use crate::warnings::{Warning, Warnings};
 use crate::wire::{MAX_WIRES, Wire};
 
-/// How often the hub looks after its sessions and logs; oftener where a limit is shorter.
+/// How often the hub looks after its sessions and logs; more often where a limit is shorter.
 const TICK: Duration = Duration::from_secs(1);
 /// After how long without its broker a node tells its listeners.
 const STALE_AFTER: Duration = Duration::from_secs(10);
@@ -451,7 +451,7 @@ impl Hub {
             }
         }
         let (transport, peer) = (request.transport.clone(), request.peer);
-        // Without handlers nobody will ever be asked who this is.
+        // Without handlers, no handler will ever read the request.
         let request = (!self.0.handlers.is_empty()).then(|| Box::new(request));
         Ok(Arc::new(Connection {
             hub: self.clone(),

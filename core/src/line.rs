@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// How many things a line holds that nobody has taken yet. A line that would hold more ends.
+/// How many untaken things a line holds. A line that would hold more ends.
 const BOUND: usize = 65_536;
 
 /// Takes a line's things the moment they come, without a task in between.
@@ -107,7 +107,8 @@ impl<T> Drop for Line<T> {
 }
 
 impl<T> LineSender<T> {
-    /// Shows the line its next thing. False: nobody listens any more, or the line had to end because nobody took what it showed.
+    /// Shows the line its next thing. Returns false if the line was dropped, or had to end because
+    /// its reader took nothing.
     pub(crate) fn push(&self, thing: T) -> bool {
         let mut state = self.shared.lock();
         if state.dropped || state.ended {

@@ -1,11 +1,12 @@
 //! Who is in a channel, as one node knows it: its own members, those that the directory tells of, and what has changed, for listeners to read.
 //!
-//! A **roster** is to presence what a log is to events: a table of members, and a ring of the last changes. Whoever listens to it holds a place in that ring. One
-//! that is new, or has fallen off, is given the whole list, in pages, and goes on behind it. Bytes are made once per wire and shared, and nothing waits in
-//! a queue of anybody's own.
+//! A **roster** is to presence what a log is to events: a table of members, and a ring of the last
+//! changes. A listener holds a place in that ring. A listener that is new, or has fallen off, gets
+//! the whole list, in pages, and goes on behind it. Bytes are made once per wire and shared, and no
+//! listener has a queue of its own.
 //!
 //! What a node says about its members goes to the directory in batches, one under way at a time, so that a member who comes and goes quickly costs no more
-//! than the last word. What other nodes say is only followed while somebody here listens.
+//! than the last word. A node follows what other nodes say only while it has a listener.
 //!
 //! Lock order: all rosters → one roster → its seats; a watch's own lock comes before a roster's, so a watch is never dropped under it.
 
@@ -69,7 +70,8 @@ pub(crate) struct Presence {
     life: Mutex<Life>,
     /// Whether the node lives in the directory, so that its entries count.
     lives: watch::Sender<bool>,
-    /// From the first missed beat until an outage is overcome, nobody is missed: others are coming back, too.
+    /// From the first missed beat until an outage is over, no member counts as gone: other nodes
+    /// are coming back, too.
     unsettled: AtomicBool,
     stamp: AtomicU64,
     jitter: Jitter,
@@ -180,7 +182,7 @@ struct Told {
     encoded: Encoded,
 }
 
-/// Made once per wire, by whoever asks first.
+/// Made once per wire, on first need.
 type Encoded = [OnceLock<Bytes>; MAX_WIRES];
 
 /// All members, as they were before the change at place `version`.
@@ -242,7 +244,7 @@ impl Presence {
         presence
     }
 
-    /// Whether somebody can be a member.
+    /// Checks whether a user can be a member.
     ///
     /// # Errors
     /// `internal`: the application gave a user an id that is too long.
@@ -306,7 +308,7 @@ impl Presence {
         lock(&self.rosters).values().cloned().collect()
     }
 
-    /// Lets go of a roster that nobody needs.
+    /// Removes the roster if it is unused.
     fn forget_if_unused(&self, roster: &Arc<Roster>) {
         let mut rosters = lock(&self.rosters);
         let mut state = lock(&roster.state);
@@ -357,7 +359,7 @@ impl Presence {
         }
     }
 
-    /// Somebody of that node was heard of.
+    /// Notes that the directory has shown a member of that node.
     fn heard_of(&self, node: NodeId) {
         lock(&self.nodes).entry(node).or_insert_with(Instant::now);
     }
@@ -381,7 +383,7 @@ impl Presence {
             tracing::warn!("this node was not in the directory any more: announcing its members again");
             self.lives.send_replace(false);
             let (directory, limit) = (self.directory.clone(), self.limit);
-            // Whatever was set under the old name in the meantime goes. If this fails, it is in nobody's way.
+            // Removes what was set under the old name. If this fails, those entries do no harm.
             self.runtime
                 .spawn(async move { within(limit, directory.leave(dead)).await.is_ok() });
             for roster in self.all() {
@@ -990,7 +992,8 @@ impl Roster {
         Found::Changes(bytes, end)
     }
 
-    /// Everybody who was told of, for one who knows nobody. Shared, as long as few changes have come since.
+    /// Returns all members that were told, for a listener that knows none. Listeners share the list
+    /// as long as few changes have come since.
     fn list(&self) -> Option<Arc<List>> {
         let (version, members) = {
             let state = lock(&self.state);
@@ -1016,7 +1019,7 @@ impl Roster {
     }
 }
 
-/// Told, but nobody knows whether it arrived.
+/// Sent, but it is unknown whether it arrived.
 const UNKNOWN: (u32, u64) = (u32::MAX, u64::MAX);
 
 impl State {
@@ -1064,7 +1067,7 @@ impl State {
         !listens && self.members.is_empty() && self.leaving.is_empty() && !self.announcing
     }
 
-    /// Forgets a member of whom nothing is left to be said.
+    /// Removes a member without any state.
     fn tidy(&mut self, member: &Arc<str>) {
         if self.members.get(member).is_some_and(Seen::is_nothing) {
             self.members.remove(member);
@@ -1107,7 +1110,8 @@ impl State {
         if seen.remote.iter().any(known) {
             return;
         }
-        // Of a node that began another life only the last one counts, so nobody is counted twice until the first is known to be dead.
+        // If a node began another life, only the last one counts. So no member is counted twice
+        // before the first life is known to be dead.
         seen.remote.retain(|remote| remote.node.process != node.process);
         if let Some((connections, said)) = words {
             seen.remote.push(Remote {
@@ -1189,7 +1193,7 @@ impl State {
             seen.shown = seen.merged(id).map(Arc::new);
         }
         self.dirty.clear();
-        // Nobody holds a place: those who listen have not been given a list yet.
+        // No listener holds a place: the listeners have not got a list yet.
         self.first = self.end();
         self.ring.clear();
         self.weight = 0;
@@ -1198,7 +1202,7 @@ impl State {
         self.shown_at = Some(Instant::now());
     }
 
-    /// Nobody listens any more: other nodes' words are dropped.
+    /// Drops what other nodes said, because there is no listener any more.
     fn stop_watching(&mut self) -> Option<Watch> {
         self.generation += 1;
         self.listing = None;
@@ -1443,7 +1447,8 @@ async fn announce(me: Weak<Roster>) {
     }
 }
 
-/// Opens the watch, then lists: what is set between the two is in both. Until it is done, or nobody listens any more.
+/// Opens the watch, then lists: what is set between the two is in both. Runs until that is done, or
+/// until there is no listener.
 async fn follow(me: Weak<Roster>, mut pause: Duration) {
     let mut backoff = BACKOFF.0;
     loop {
@@ -1516,7 +1521,7 @@ async fn follow(me: Weak<Roster>, mut pause: Duration) {
     }
 }
 
-/// Stops following other nodes when nobody has listened for a while.
+/// Stops following other nodes when there has been no listener for a while.
 async fn linger(me: Weak<Roster>) {
     sleep(LINGER).await;
     let Some(roster) = me.upgrade() else { return };

@@ -15,7 +15,8 @@ pub(crate) const STALLED: u8 = 2;
 /// Nothing was heard for too long.
 pub(crate) const SILENT: u8 = 4;
 
-/// One session's signs of life. Whoever publishes touches one of these for each listener, so all of it stands in one cache line.
+/// One session's signs of life. A publish touches one of these for each listener, so all of it
+/// stands in one cache line.
 #[derive(Default)]
 #[repr(align(64))]
 pub(crate) struct Vitals {

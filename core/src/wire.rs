@@ -75,7 +75,8 @@ pub struct Gap {
     pub reason: GapReason,
 }
 
-/// Somebody in a channel: a user, over all their connections on all nodes. All clients without a user are one member, who is only counted.
+/// A member of a channel: a user, over all their connections on all nodes. All clients without a
+/// user are one member, who is only counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// The user's id; `None`: the anonymous.
@@ -181,7 +182,7 @@ pub enum Notice<'a> {
         /// Whether another page follows.
         more: bool,
     },
-    /// Somebody has come to a channel, left it, or is there in another way.
+    /// A member has joined a channel, left it, or changed.
     Change {
         /// The channel.
         channel: &'a ChannelName,
