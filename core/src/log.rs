@@ -153,7 +153,7 @@ pub(crate) struct Log {
     /// One past the last place that listeners may read. Lags behind the ring's end only where the rule has a rate.
     visible: AtomicU64,
     ring: Mutex<Ring>,
-    seats: Mutex<Seats>,
+    listeners: Mutex<Listeners>,
     max_events: usize,
     max_bytes: usize,
     /// What all rings of the node take, and this log's number there.
@@ -203,9 +203,9 @@ struct Latest {
 }
 
 #[derive(Default)]
-struct Seats {
+struct Listeners {
     /// Each with the index of its wire.
-    listeners: Registry<(Arc<Vitals>, u8)>,
+    registered: Registry<(Arc<Vitals>, u8)>,
     closed: bool,
     empty_since: Option<Instant>,
 }
@@ -366,9 +366,9 @@ impl Log {
                 unpublished,
                 batches: Default::default(),
             }),
-            seats: Mutex::new(Seats {
+            listeners: Mutex::new(Listeners {
                 empty_since: Some(Instant::now()),
-                ..Seats::default()
+                ..Listeners::default()
             }),
             max_events: rule.history.events.max(limits.ring_events).max(1),
             max_bytes: limits.ring_bytes,
@@ -483,8 +483,8 @@ impl Log {
             }
             self.visible.store(end, Ordering::Release);
         }
-        let seats = lock(&self.seats);
-        let mut rest = seats.listeners.iter().map(|(listener, _)| &**listener);
+        let all = lock(&self.listeners);
+        let mut rest = all.registered.iter().map(|(listener, _)| &**listener);
         loop {
             // A wake takes a lock, and a lock waits for its memory alone. A look does not: the memory
             // of several is fetched at the same time.
@@ -497,22 +497,23 @@ impl Log {
         }
     }
 
-    /// Takes a seat: from now on the listener is woken. `wire` says over what, for people. `None`: the log has been closed, open it again.
-    pub(crate) fn sit(self: &Arc<Self>, listener: Arc<Vitals>, wire: usize) -> Option<Seat> {
-        let mut seats = lock(&self.seats);
-        if seats.closed {
+    /// Registers a listener: from now on appends wake it. `wire` tells its format, for metrics. `None`:
+    /// the log has been closed, open it again.
+    pub(crate) fn register(self: &Arc<Self>, listener: Arc<Vitals>, wire: usize) -> Option<Registration> {
+        let mut all = lock(&self.listeners);
+        if all.closed {
             return None;
         }
-        seats.empty_since = None;
-        let key = seats.listeners.insert((listener, wire as u8));
+        all.empty_since = None;
+        let key = all.registered.insert((listener, wire as u8));
         self.figures.subscribed(wire);
-        Some(Seat { log: self.clone(), key })
+        Some(Registration { log: self.clone(), key })
     }
 
     /// How many listeners there are, by the index of their wire.
     pub(crate) fn listeners(&self) -> [usize; MAX_WIRES] {
         let mut counts = [0; MAX_WIRES];
-        for (_, wire) in lock(&self.seats).listeners.iter() {
+        for (_, wire) in lock(&self.listeners).registered.iter() {
             counts[usize::from(*wire)] += 1;
         }
         counts
@@ -520,7 +521,7 @@ impl Log {
 
     /// Whether there is no listener.
     pub(crate) fn is_unused(&self) -> bool {
-        lock(&self.seats).listeners.is_empty()
+        lock(&self.listeners).registered.is_empty()
     }
 
     /// Whether the channel has never had an event, as far as this node knows.
@@ -529,18 +530,18 @@ impl Log {
     }
 
     /// Closes the log if it has had no listeners for `linger`, or for [`UNPUBLISHED_LINGER`] if the
-    /// channel has never had an event. A closed log takes no seats.
+    /// channel has never had an event. A closed log registers no listener.
     pub(crate) fn close_if_unused(&self, linger: Duration) -> bool {
         let linger = if self.is_unpublished() {
             linger.min(UNPUBLISHED_LINGER)
         } else {
             linger
         };
-        let mut seats = lock(&self.seats);
-        if seats.listeners.is_empty() && seats.empty_since.is_none_or(|since| since.elapsed() >= linger) {
-            seats.closed = true;
+        let mut all = lock(&self.listeners);
+        if all.registered.is_empty() && all.empty_since.is_none_or(|since| since.elapsed() >= linger) {
+            all.closed = true;
         }
-        seats.closed
+        all.closed
     }
 
     /// Drops what is older than the rule's age, and what only sped up reading. Listeners that stand there have it or are very slow.
@@ -975,7 +976,7 @@ impl Latest {
 }
 
 /// One listener's place among those that are woken. Dropping it leaves.
-pub(crate) struct Seat {
+pub(crate) struct Registration {
     pub(crate) log: Arc<Log>,
     key: u64,
 }
@@ -991,17 +992,17 @@ impl Drop for Log {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Registration {
     fn drop(&mut self) {
-        let mut seats = lock(&self.log.seats);
-        let left = seats.listeners.remove(self.key);
+        let mut all = lock(&self.log.listeners);
+        let left = all.registered.remove(self.key);
         if let Some((_, wire)) = &left {
             self.log.figures.unsubscribed(usize::from(*wire));
         }
-        if seats.listeners.is_empty() {
-            seats.empty_since = Some(Instant::now());
+        if all.registered.is_empty() {
+            all.empty_since = Some(Instant::now());
         }
-        drop(seats);
+        drop(all);
         // Perhaps the last handle of a session, dropped without the lock.
         drop(left);
     }
@@ -1129,7 +1130,7 @@ mod tests {
     fn listeners_are_woken_only_when_there_is_something_new() {
         let log = log(rule(Delivery::Every, ReplayOnSubscribe::None), 4, 10_000);
         let listener = Arc::new(Vitals::new(1));
-        let seat = log.sit(listener.clone(), 0);
+        let registration = log.register(listener.clone(), 0);
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         for n in 0..3 {
             assert_eq!(log.append(event(BIRTH + n + 1, BIRTH + n, 0, 10)), Appended::Yes);
@@ -1142,7 +1143,7 @@ mod tests {
         log.append_gap(Position(BIRTH + 1), GapReason::BrokerLostData);
         log.show();
         assert!(listener.wake.poll(&mut cx).is_ready(), "a gap");
-        drop(seat);
+        drop(registration);
     }
 
     #[derive(Debug, Clone)]
@@ -1590,14 +1591,14 @@ mod loom_tests {
                 thread::spawn(move || (101..=102).for_each(|position| publish(&log, position)))
             };
             let listener = Arc::new(Vitals::default());
-            let seat = log.sit(listener.clone(), 0).unwrap();
+            let registration = log.register(listener.clone(), 0).unwrap();
             let place = log.begin_fresh().unwrap();
             if place.cursor.0 < 102 {
                 let heard = read_to(&log, &listener, place.next, 102);
                 assert_eq!(heard, (place.cursor.0 + 1..=102).collect::<Vec<_>>());
             }
             publisher.join().unwrap();
-            drop(seat);
+            drop(registration);
         });
     }
 
@@ -1611,7 +1612,7 @@ mod loom_tests {
                 thread::spawn(move || (101..=102).for_each(|position| publish(&log, position)))
             };
             let listener = Arc::new(Vitals::default());
-            let seat = log.sit(listener.clone(), 0).unwrap();
+            let registration = log.register(listener.clone(), 0).unwrap();
             let mut next = 0;
             block_on(std::future::poll_fn(|cx| {
                 loop {
@@ -1627,7 +1628,7 @@ mod loom_tests {
             }));
             assert_eq!(read_to(&log, &listener, next, 102), [102]);
             publisher.join().unwrap();
-            drop(seat);
+            drop(registration);
         });
     }
 
@@ -1637,7 +1638,9 @@ mod loom_tests {
         check(|| {
             let log = log();
             let listeners = [(); 2].map(|()| Arc::new(Vitals::default()));
-            let [leaves, stays] = listeners.each_ref().map(|listener| log.sit(listener.clone(), 0).unwrap());
+            let [leaves, stays] = listeners
+                .each_ref()
+                .map(|listener| log.register(listener.clone(), 0).unwrap());
             let leaver = thread::spawn(move || drop(leaves));
             let publisher = {
                 let log = log.clone();
@@ -1650,20 +1653,20 @@ mod loom_tests {
         });
     }
 
-    /// Whoever has a seat has a log that is open, and a log that was closed has nobody.
+    /// A log with a registration is open, and a log that was closed has none.
     #[test]
     fn loom_a_log_is_closed_or_taken_but_not_both() {
         check(|| {
             let log = log();
-            let sitter = {
+            let registering = {
                 let log = log.clone();
-                thread::spawn(move || log.sit(Arc::default(), 0))
+                thread::spawn(move || log.register(Arc::default(), 0))
             };
             let closed = log.close_if_unused(Duration::ZERO);
-            let seat = sitter.join().unwrap();
-            assert_ne!(closed, seat.is_some());
-            drop(seat);
-            assert!(log.close_if_unused(Duration::ZERO) && log.sit(Arc::default(), 0).is_none());
+            let registration = registering.join().unwrap();
+            assert_ne!(closed, registration.is_some());
+            drop(registration);
+            assert!(log.close_if_unused(Duration::ZERO) && log.register(Arc::default(), 0).is_none());
         });
     }
 }

@@ -21,7 +21,7 @@ use crate::event::{ChannelName, Position};
 use crate::follower::{Follower, lost_reason};
 use crate::handler::{Client, Handler, LeaveReason};
 use crate::hub::{Connection, Hub, WireHandle};
-use crate::log::{Batch, Entry, Found, Item, Log, READ_BYTES, Read, Seat, WireSlot, goes_on_after, is_whole, lost_end};
+use crate::log::{Batch, Entry, Found, Item, Log, READ_BYTES, Read, Registration, WireSlot, goes_on_after, is_whole, lost_end};
 pub use crate::metrics::CloseCause;
 use crate::refusal::Refusal;
 use crate::roster::{Attendance, Presence};
@@ -141,7 +141,7 @@ pub struct Joiner {
 
 /// A channel that a session may listen to, and where it begins. To be given to [`Session::add`].
 pub struct Joined {
-    seat: Seat,
+    registration: Registration,
     next: u64,
     cursor: Position,
     /// Where the listener stands as long as it has not been told more: before a gap that it has not heard of.
@@ -157,7 +157,7 @@ pub struct Joined {
 /// In the order of its fields, like the session.
 #[repr(C)]
 struct Subscription {
-    seat: Seat,
+    registration: Registration,
     next: u64,
     /// What the listener holds.
     cursor: Position,
@@ -242,10 +242,10 @@ impl Joiner {
             Err(refusal) if self.presence => return Err(refusal),
             Err(_) => None,
         };
-        let (seat, follower) = self.sit(hub, name, &admission.rule).await?;
-        let log = seat.log.clone();
+        let (registration, follower) = self.register(hub, name, &admission.rule).await?;
+        let log = registration.log.clone();
         let mut joined = Joined {
-            seat,
+            registration,
             next: 0,
             cursor: Position::ZERO,
             stands_at: Position::ZERO,
@@ -315,12 +315,17 @@ impl Joiner {
         Ok(joined)
     }
 
-    async fn sit(&self, hub: &Hub, name: &ChannelName, rule: &Arc<crate::Rule>) -> Result<(Seat, Arc<Follower>), Refusal> {
+    async fn register(
+        &self,
+        hub: &Hub,
+        name: &ChannelName,
+        rule: &Arc<crate::Rule>,
+    ) -> Result<(Registration, Arc<Follower>), Refusal> {
         // A log that is closed in the moment between is simply opened again.
         for _ in 0..10 {
             let follower = hub.open(name, rule).await?;
-            if let Some(seat) = follower.log.sit(self.vitals.clone(), self.wire) {
-                return Ok((seat, follower));
+            if let Some(registration) = follower.log.register(self.vitals.clone(), self.wire) {
+                return Ok((registration, follower));
             }
             tokio::task::yield_now().await;
         }
@@ -374,7 +379,7 @@ impl Joined {
 
     /// The channel.
     pub fn channel(&self) -> &ChannelName {
-        &self.seat.log.name
+        &self.registration.log.name
     }
 }
 
@@ -461,14 +466,14 @@ impl Session {
 
     /// Whether it listens to `channel`.
     pub fn is_subscribed(&self, channel: &ChannelName) -> bool {
-        self.subscriptions.iter().any(|s| s.seat.log.name == *channel)
+        self.subscriptions.iter().any(|s| s.registration.log.name == *channel)
     }
 
     /// Begins to deliver several channels, each after its confirmation. The cursor of the first confirmation already knows them all: a listener that is
     /// cut off after it must not come back as one that never heard of the others.
     pub fn add_all(&mut self, joined: Vec<Joined>) {
         for joined in &joined {
-            self.stamp_at(&joined.seat.log.name, joined.stands_at);
+            self.stamp_at(&joined.registration.log.name, joined.stands_at);
         }
         for joined in joined {
             self.add(joined, None);
@@ -486,7 +491,7 @@ impl Session {
     /// Begins to deliver a channel, after its confirmation. `id`: the client's number of the command.
     pub fn add(&mut self, joined: Joined, id: Option<u64>) {
         let Joined {
-            seat,
+            registration,
             next,
             cursor,
             stands_at,
@@ -496,7 +501,7 @@ impl Session {
             mut goodbye,
             attends,
         } = joined;
-        let name = seat.log.name.clone();
+        let name = registration.log.name.clone();
         let stamp_index = self.stamp_at(&name, stands_at);
         // Until the gap itself is told, whoever comes back must come from before it.
         let stamp = self
@@ -531,7 +536,7 @@ impl Session {
         self.drained = false;
         self.subscriptions.push(Subscription {
             attendance,
-            seat,
+            registration,
             next,
             cursor: stands_at,
             link: cursor,
@@ -546,7 +551,7 @@ impl Session {
 
     /// Stops delivering a channel. False: it did not.
     pub fn remove(&mut self, channel: &ChannelName) -> bool {
-        let Some(index) = self.subscriptions.iter().position(|s| s.seat.log.name == *channel) else {
+        let Some(index) = self.subscriptions.iter().position(|s| s.registration.log.name == *channel) else {
             return false;
         };
         self.drop_subscription(index, LeaveReason::Unsubscribed);
@@ -806,7 +811,7 @@ struct TooSlow;
 impl Subscription {
     /// Only a wake by its log brings more: it is at the ring's end, and no answer is awaited.
     fn is_drained(&self) -> bool {
-        self.catch_up.is_none() && !self.ahead && self.seat.log.is_read(self.next)
+        self.catch_up.is_none() && !self.ahead && self.registration.log.is_read(self.next)
     }
 
     fn read(&mut self, reading: &mut Reading<'_>, cx: &mut Context<'_>) -> Result<(), TooSlow> {
@@ -820,7 +825,7 @@ impl Subscription {
                 }
                 continue;
             }
-            let log = &self.seat.log;
+            let log = &self.registration.log;
             if self.ahead {
                 match log.find(self.link) {
                     Found::Ahead => return Ok(()),
@@ -879,7 +884,7 @@ impl Subscription {
                 }
             };
             if fell_off {
-                let log = self.seat.log.clone();
+                let log = self.registration.log.clone();
                 self.fell_off(reading, &log)?;
             }
         }
@@ -977,7 +982,7 @@ impl Subscription {
 
     /// Ready: something was written, or the listener is back at the ring.
     fn catch_up(&mut self, reading: &mut Reading<'_>, cx: &mut Context<'_>) -> Poll<()> {
-        let log = self.seat.log.clone();
+        let log = self.registration.log.clone();
         let Some(catch_up) = &mut self.catch_up else {
             return Poll::Ready(());
         };
