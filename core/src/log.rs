@@ -1,7 +1,7 @@
 //! One channel on this node: a ring of recent events, the listeners that read it, and the wake.
 //!
-//! The hub's follower appends, sessions read. Nobody waits here for anybody: a read takes what there is, and a listener that was too slow finds
-//! that its place has fallen off the ring.
+//! The hub's follower appends, sessions read. Neither side waits for the other: a read takes what
+//! there is, and a listener that was too slow finds that its place has fallen off the ring.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -105,8 +105,8 @@ impl Entry {
         }
     }
 
-    /// Whether a listener with this cursor goes on behind this entry. Not behind a gap whose cursor stands for lost events: whoever comes with it may
-    /// not have been told.
+    /// Whether a listener with this cursor goes on behind this entry. Not behind a gap whose cursor
+    /// stands for lost events: a listener with that cursor may not have been told.
     fn is_at(&self, cursor: Position) -> bool {
         self.position() == cursor && self.link() == cursor
     }
@@ -115,7 +115,7 @@ impl Entry {
         matches!(&self.item, Item::Event(event) if event.is_end())
     }
 
-    /// The bytes for the socket: made once per wire, whoever asks first.
+    /// The bytes for the socket: made once per wire, on first need.
     pub(crate) fn bytes(&self, channel: &ChannelName, slot: &WireSlot) -> &Bytes {
         self.encoded[slot.index].get_or_init(|| match &self.item {
             Item::Event(event) if event.is_end() => slot.wire.notice(&Notice::End {
@@ -314,7 +314,7 @@ pub(crate) fn believed(mut replay: Replay) -> Replay {
     replay
 }
 
-/// The end of a channel that has left history: whoever comes must still be told.
+/// Returns the end of a channel that has left history: a new listener must still be told.
 pub(crate) fn lost_end(replay: &Replay) -> Option<Arc<Event>> {
     let lost = replay.ended && !replay.more && !replay.events.last().is_some_and(|event| event.is_end());
     lost.then(|| {
@@ -549,7 +549,7 @@ impl Log {
         let mut ring = lock(&self.ring);
         ring.batches = Default::default();
         let age = self.rule.history.age;
-        // The end stays: whoever comes must be told.
+        // The end stays: a new listener must be told.
         while ring
             .entries
             .front()
@@ -612,7 +612,7 @@ impl Log {
     /// history must be asked.
     pub(crate) fn begin_fresh(&self) -> Option<Place> {
         let ring = lock(&self.ring);
-        // The end of a channel is news for whoever comes, however late.
+        // The end of a channel is news for every new listener, however late.
         let visible = ring
             .end
             .unwrap_or(u64::MAX)
@@ -1431,7 +1431,7 @@ mod tests {
                 }
             }
         }
-        // Whoever reads on has everything in the end, or of each key the newest.
+        // A listener that reads on has everything in the end, or of each key the newest.
         log.show();
         naive.visible = naive.all.len();
         for (mut place, _) in listeners {
@@ -1634,7 +1634,7 @@ mod loom_tests {
 
     /// Two listeners, of which one leaves: the other is woken all the same.
     #[test]
-    fn loom_leaving_takes_nobody_elses_wake() {
+    fn loom_leaving_takes_no_other_listeners_wake() {
         check(|| {
             let log = log();
             let listeners = [(); 2].map(|()| Arc::new(Vitals::default()));
@@ -1653,7 +1653,7 @@ mod loom_tests {
         });
     }
 
-    /// A log with a registration is open, and a log that was closed has none.
+    /// A registered listener has an open log, and a closed log has no listener.
     #[test]
     fn loom_a_log_is_closed_or_taken_but_not_both() {
         check(|| {

@@ -503,7 +503,7 @@ impl Session {
         } = joined;
         let name = registration.log.name.clone();
         let stamp_index = self.stamp_at(&name, stands_at);
-        // Until the gap itself is told, whoever comes back must come from before it.
+        // Until the gap itself is told, a listener that comes back must come from before it.
         let stamp = self
             .stamp_cursor()
             .or_else(|| (stands_at != cursor).then_some(Cursor::One(stands_at)));
