@@ -1653,7 +1653,7 @@ mod loom_tests {
         });
     }
 
-    /// A registered listener has an open log, and a closed log has no listener.
+    /// A log with a registration is open, and a log that was closed has none.
     #[test]
     fn loom_a_log_is_closed_or_taken_but_not_both() {
         check(|| {
