@@ -92,7 +92,7 @@ async fn members_of_two_nodes_are_told_on_every_transport(way: Way) {
     known.until(&mut ann, json!([{"user": "ann", "connections": 1}])).await;
     let bob = member(&there, way, "user=bob&colour=red").await;
     let bob_again = member(&here, way, "user=bob&colour=red").await;
-    let _nobody = member(&there, way, "").await;
+    let _anonymous = member(&there, way, "").await;
     known
         .until(
             &mut ann,
