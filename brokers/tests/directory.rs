@@ -159,8 +159,8 @@ mod nodes {
         };
         let wire = hub.register_wire(Arc::new(Mute));
         let mut session = Session::new(hub.connect(request, false).unwrap(), &wire);
-        let joiner = session.joiner().with_presence(watches);
-        let joined = joiner.join(&ChannelName::new("room").unwrap(), After::Nothing).await;
+        let subscriber = session.subscriber().with_presence(watches);
+        let joined = subscriber.subscribe(&ChannelName::new("room").unwrap(), After::Nothing).await;
         session.add(joined.unwrap(), None);
         session
     }

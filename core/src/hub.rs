@@ -859,7 +859,7 @@ impl Hub {
         patience::wait(self.limits().broker_timeout, asked).await
     }
 
-    /// Runs the handler's goodbye in a task of its own.
+    /// Tells the handler that a subscription is over, in a task of its own.
     pub(crate) fn unsubscribed(&self, handler: Arc<dyn Handler>, client: Arc<Client>, channel: Channel, reason: LeaveReason) {
         let backbone = self.0.backbone.clone();
         self.0.runtime.spawn(async move {

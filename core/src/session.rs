@@ -131,7 +131,7 @@ pub struct Session {
 
 /// Subscribes for a session while the session goes on delivering.
 #[derive(Clone)]
-pub struct Joiner {
+pub struct Subscriber {
     connection: Arc<Connection>,
     vitals: Arc<Vitals>,
     /// The index of its wire.
@@ -139,8 +139,9 @@ pub struct Joiner {
     presence: bool,
 }
 
-/// A channel that a session may listen to, and where it begins. To be given to [`Session::add`].
-pub struct Joined {
+/// A subscription that is granted and not begun: its channel, and where it begins. Give it to
+/// [`Session::add`].
+pub struct PendingSubscription {
     registration: Registration,
     next: u64,
     cursor: Position,
@@ -149,7 +150,7 @@ pub struct Joined {
     resumed: bool,
     catch_up: Option<Box<CatchUp>>,
     over: bool,
-    goodbye: Option<Box<Goodbye>>,
+    on_unsubscribe: Option<Box<OnUnsubscribe>>,
     /// Where the channel has presence: who comes, and whether they want to hear who else is there.
     attends: Option<(Arc<Client>, bool)>,
 }
@@ -172,7 +173,7 @@ struct Subscription {
     ended: bool,
     /// Index into [`Session::cursor`], as [`StreamCursor::set`] gave it.
     stamp_index: usize,
-    goodbye: Option<Box<Goodbye>>,
+    on_unsubscribe: Option<Box<OnUnsubscribe>>,
 }
 
 /// A listener that is being given what the ring does not hold.
@@ -191,8 +192,8 @@ struct CatchUp {
     backoff: Duration,
 }
 
-/// Tells the handler that a subscription is over.
-struct Goodbye {
+/// Tells the handler that a subscription is over, when it is dropped.
+struct OnUnsubscribe {
     hub: Hub,
     handler: Arc<dyn Handler>,
     client: Arc<Client>,
@@ -200,33 +201,34 @@ struct Goodbye {
     reason: LeaveReason,
 }
 
-impl Drop for Goodbye {
+impl Drop for OnUnsubscribe {
     fn drop(&mut self) {
         self.hub
             .unsubscribed(self.handler.clone(), self.client.clone(), self.channel.clone(), self.reason);
     }
 }
 
-impl Joiner {
+impl Subscriber {
     /// The listener also wants to hear who is in the channel: first all, then who comes and goes.
     pub fn with_presence(mut self, presence: bool) -> Self {
         self.presence = presence;
         self
     }
 
-    /// Asks permission, opens the channel, and finds where the listener begins. From the moment this returns, nothing that is published is missed.
+    /// Asks permission, opens the channel, and finds where the listener begins. The subscription misses
+    /// nothing that is published after this returns.
     ///
     /// # Errors
     /// What the handler refuses, and `unknown-channel`, `wrong-transport`, `too-many`, `unavailable`; `bad-request`: it wants to hear who is in a channel
     /// whose rule says nothing of presence.
-    pub async fn join(&self, name: &ChannelName, after: After) -> Result<Joined, Refusal> {
+    pub async fn subscribe(&self, name: &ChannelName, after: After) -> Result<PendingSubscription, Refusal> {
         let hub = &self.connection.hub;
         let admission = hub.admit_listener(&self.connection, name).await?;
         let client = admission.client.clone();
         // From here on the handler is told when it is over, also if we fail.
-        let goodbye = admission.handler.map(|handler| {
+        let on_unsubscribe = admission.handler.map(|handler| {
             let reason = LeaveReason::Disconnected;
-            Box::new(Goodbye {
+            Box::new(OnUnsubscribe {
                 hub: hub.clone(),
                 handler,
                 client: admission.client,
@@ -244,7 +246,7 @@ impl Joiner {
         };
         let (registration, follower) = self.register(hub, name, &admission.rule).await?;
         let log = registration.log.clone();
-        let mut joined = Joined {
+        let mut pending = PendingSubscription {
             registration,
             next: 0,
             cursor: Position::ZERO,
@@ -252,7 +254,7 @@ impl Joiner {
             resumed: false,
             catch_up: None,
             over: false,
-            goodbye,
+            on_unsubscribe,
             attends,
         };
         let position = match after {
@@ -260,7 +262,7 @@ impl Joiner {
             After::Unreadable | After::Nothing | After::Position(_) => {
                 let mut catch_up = match log.begin_fresh() {
                     Some(place) => {
-                        (joined.next, joined.cursor) = (place.next, place.cursor);
+                        (pending.next, pending.cursor) = (place.next, place.cursor);
                         CatchUp::of(place.first.into(), place.next)
                     }
                     None => {
@@ -268,9 +270,9 @@ impl Joiner {
                             .ask(name, Position::ZERO, PAGE)
                             .await
                             .map_err(|error| hub.refusal(&error))?;
-                        joined.cursor = goes_on_after(&replay);
+                        pending.cursor = goes_on_after(&replay);
                         let mut catch_up = CatchUp::empty();
-                        catch_up.take_in(&log, joined.cursor, joined.cursor, &replay, false);
+                        catch_up.take_in(&log, pending.cursor, pending.cursor, &replay, false);
                         if log.rule.replay == ReplayOnSubscribe::Last {
                             catch_up.waiting = newest_of_each_key(catch_up.waiting);
                         }
@@ -278,41 +280,41 @@ impl Joiner {
                     }
                 };
                 if after == After::Unreadable {
-                    let gap = Entry::gap(None, joined.cursor, GapReason::UnknownPosition);
+                    let gap = Entry::gap(None, pending.cursor, GapReason::UnknownPosition);
                     catch_up.waiting.push_front(gap);
                 }
-                joined.stands_at = joined.cursor;
+                pending.stands_at = pending.cursor;
                 let needed = !catch_up.waiting.is_empty() || catch_up.lands_at.is_none();
-                joined.catch_up = needed.then_some(catch_up);
-                return Ok(joined);
+                pending.catch_up = needed.then_some(catch_up);
+                return Ok(pending);
             }
         };
-        joined.stands_at = position;
+        pending.stands_at = position;
         // Asked before the ring is looked at: a log that has healed by then shows its gaps.
         let healing = follower.is_healing();
         let found = log.find(position);
         if let (Found::At(next), false) = (&found, healing) {
-            joined.resume_in_ring(&log, *next, position);
-            return Ok(joined);
+            pending.resume_in_ring(&log, *next, position);
+            return Ok(pending);
         }
         // A log that heals does not know what comes next, and the broker does. While the broker is
         // away, the log's own events come next, if there are any.
         let replay = match (hub.ask(name, position, PAGE).await, found) {
             (Ok(replay), _) => replay,
-            (Err(_), Found::At(next)) if joined.resume_without_broker(&log, next, position) => return Ok(joined),
+            (Err(_), Found::At(next)) if pending.resume_without_broker(&log, next, position) => return Ok(pending),
             (Err(error), _) => return Err(hub.refusal(&error)),
         };
-        joined.resumed = is_whole(position, &replay);
+        pending.resumed = is_whole(position, &replay);
         // This node may not have heard of the end yet that the listener was told by another.
-        joined.over = joined.resumed && replay.ended && replay.head == position;
+        pending.over = pending.resumed && replay.ended && replay.head == position;
         let mut catch_up = CatchUp::empty();
         catch_up.take_in(&log, position, position, &replay, false);
-        joined.cursor = match catch_up.waiting.front() {
-            Some(gap) if !joined.resumed => gap.position(),
+        pending.cursor = match catch_up.waiting.front() {
+            Some(gap) if !pending.resumed => gap.position(),
             _ => position,
         };
-        joined.catch_up = Some(catch_up);
-        Ok(joined)
+        pending.catch_up = Some(catch_up);
+        Ok(pending)
     }
 
     async fn register(
@@ -338,7 +340,7 @@ impl Joiner {
     }
 }
 
-impl Joined {
+impl PendingSubscription {
     /// The listener holds `position` and goes on at `next` in the ring. It is resumed, unless a gap
     /// stands there.
     fn resume_in_ring(&mut self, log: &Log, next: u64, position: Position) {
@@ -354,7 +356,7 @@ impl Joined {
         self.over = log.is_over(next);
     }
 
-    /// [`Joined::resume_in_ring`] for a log that is healing while the broker does not answer.
+    /// [`PendingSubscription::resume_in_ring`] for a log that is healing while the broker does not answer.
     /// False: the listener has all that the ring holds, so no node knows whether an event or a gap comes
     /// next, and it cannot be told.
     fn resume_without_broker(&mut self, log: &Log, next: u64, position: Position) -> bool {
@@ -450,8 +452,8 @@ impl Session {
     }
 
     /// What subscribes for this session.
-    pub fn joiner(&self) -> Joiner {
-        Joiner {
+    pub fn subscriber(&self) -> Subscriber {
+        Subscriber {
             connection: self.connection.clone(),
             vitals: self.vitals.clone(),
             wire: self.slot.index,
@@ -471,12 +473,12 @@ impl Session {
 
     /// Begins to deliver several channels, each after its confirmation. The cursor of the first confirmation already knows them all: a listener that is
     /// cut off after it must not come back as one that never heard of the others.
-    pub fn add_all(&mut self, joined: Vec<Joined>) {
-        for joined in &joined {
-            self.stamp_at(&joined.registration.log.name, joined.stands_at);
+    pub fn add_all(&mut self, pending: Vec<PendingSubscription>) {
+        for pending in &pending {
+            self.stamp_at(&pending.registration.log.name, pending.stands_at);
         }
-        for joined in joined {
-            self.add(joined, None);
+        for pending in pending {
+            self.add(pending, None);
         }
     }
 
@@ -489,8 +491,8 @@ impl Session {
     }
 
     /// Begins to deliver a channel, after its confirmation. `id`: the client's number of the command.
-    pub fn add(&mut self, joined: Joined, id: Option<u64>) {
-        let Joined {
+    pub fn add(&mut self, pending: PendingSubscription, id: Option<u64>) {
+        let PendingSubscription {
             registration,
             next,
             cursor,
@@ -498,9 +500,9 @@ impl Session {
             resumed,
             catch_up,
             over,
-            mut goodbye,
+            mut on_unsubscribe,
             attends,
-        } = joined;
+        } = pending;
         let name = registration.log.name.clone();
         let stamp_index = self.stamp_at(&name, stands_at);
         // Until the gap itself is told, a listener that comes back must come from before it.
@@ -522,8 +524,8 @@ impl Session {
                 cursor,
                 stamp: stamp.as_ref(),
             });
-            if let Some(goodbye) = &mut goodbye {
-                goodbye.reason = LeaveReason::Ended;
+            if let Some(on_unsubscribe) = &mut on_unsubscribe {
+                on_unsubscribe.reason = LeaveReason::Ended;
             }
             return;
         }
@@ -545,7 +547,7 @@ impl Session {
             catch_up,
             stamp_index,
             ended: false,
-            goodbye,
+            on_unsubscribe,
         });
     }
 
@@ -560,8 +562,8 @@ impl Session {
 
     fn drop_subscription(&mut self, index: usize, reason: LeaveReason) {
         let mut subscription = self.subscriptions.swap_remove(index);
-        if let Some(goodbye) = &mut subscription.goodbye {
-            goodbye.reason = reason;
+        if let Some(on_unsubscribe) = &mut subscription.on_unsubscribe {
+            on_unsubscribe.reason = reason;
         }
         if let Some(attendance) = &mut subscription.attendance {
             attendance.at_once = true;
@@ -892,7 +894,7 @@ impl Subscription {
 
     /// Writes entries one by one, each with the stream's cursor where the format has one.
     fn write(&mut self, reading: &mut Reading<'_>, log: &Log, entries: &[Arc<Entry>]) {
-        let mut joined = BytesMut::new();
+        let mut pending = BytesMut::new();
         let mut events = 0;
         for entry in entries {
             let mine;
@@ -920,7 +922,7 @@ impl Subscription {
             }
             events += 1;
             let (Some(stamp), Some(stream)) = (reading.stamp, &mut reading.cursor) else {
-                joined.extend_from_slice(entry.bytes(&log.name, reading.slot));
+                pending.extend_from_slice(entry.bytes(&log.name, reading.slot));
                 continue;
             };
             stream.advance(self.stamp_index, self.cursor);
@@ -931,11 +933,11 @@ impl Subscription {
                         cursor: event.position,
                         stamp: Some(&stream.snapshot()),
                     };
-                    joined.extend_from_slice(&reading.slot.wire.notice(&notice));
+                    pending.extend_from_slice(&reading.slot.wire.notice(&notice));
                 }
                 Item::Event(_) => {
-                    joined.extend_from_slice(entry.bytes(&log.name, reading.slot));
-                    stamp(&**stream, &mut joined);
+                    pending.extend_from_slice(entry.bytes(&log.name, reading.slot));
+                    stamp(&**stream, &mut pending);
                 }
                 Item::Gap { gap, .. } => {
                     let notice = Notice::Gap {
@@ -943,13 +945,13 @@ impl Subscription {
                         gap,
                         stamp: Some(&stream.snapshot()),
                     };
-                    joined.extend_from_slice(&reading.slot.wire.notice(&notice));
+                    pending.extend_from_slice(&reading.slot.wire.notice(&notice));
                 }
             }
         }
-        if let (Some(first), false) = (entries.first(), joined.is_empty()) {
-            reading.count(log, events, joined.len(), first.at);
-            reading.out.push(joined.freeze());
+        if let (Some(first), false) = (entries.first(), pending.is_empty()) {
+            reading.count(log, events, pending.len(), first.at);
+            reading.out.push(pending.freeze());
         }
     }
 

@@ -180,10 +180,10 @@ async fn serve(
     let visible = wants_visible_heartbeat(parts)?;
     let connection = hub.connect(connect_request(parts, TransportName::SSE), true)?;
     let mut session = Session::new(connection, wire).ends_with_channels().visible_heartbeat(visible);
-    let joiner = session.joiner().with_presence(wants_presence(parts)?);
+    let subscriber = session.subscriber().with_presence(wants_presence(parts)?);
     let mut joined = Vec::with_capacity(channels.len());
     for (name, after) in &channels {
-        let listens = joiner.join(name, *after).await;
+        let listens = subscriber.subscribe(name, *after).await;
         joined.push(listens.inspect_err(|_| session.ends_by(CloseCause::Refused))?);
     }
     session.connection().forget_request();

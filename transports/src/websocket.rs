@@ -17,7 +17,7 @@ use airwave_core::event::IdempotencyKey;
 use airwave_core::hub::WireHandle;
 use airwave_core::patience::Patience;
 use airwave_core::rule::TransportName;
-use airwave_core::session::{After, CloseCause, CloseReason, Joined, Turn};
+use airwave_core::session::{After, CloseCause, CloseReason, PendingSubscription, Turn};
 use airwave_core::wire::{Notice, Stamp};
 use airwave_core::{ChannelName, Code, Connection, Data, Event, Hub, Key, Message, Refusal, Reply, Session, Wire};
 use async_trait::async_trait;
@@ -264,8 +264,8 @@ async fn begin(
     let mut session = Session::new(connection, wire).expects_answers().visible_heartbeat(visible);
     if let Some(channel) = channel {
         let after = query_value(parts, "after")?;
-        let joiner = session.joiner().with_presence(wants_presence(parts)?);
-        let listens = joiner.join(&channel?, After::parse(after.as_deref())).await;
+        let subscriber = session.subscriber().with_presence(wants_presence(parts)?);
+        let listens = subscriber.subscribe(&channel?, After::parse(after.as_deref())).await;
         let joined = listens.inspect_err(|_| session.ends_by(CloseCause::Refused))?;
         session.add(joined, None);
     }
@@ -417,7 +417,7 @@ enum Done {
     Subscribed {
         id: Option<u64>,
         channel: ChannelName,
-        result: Box<Result<Joined, Refusal>>,
+        result: Box<Result<PendingSubscription, Refusal>>,
     },
     Sent {
         id: Option<u64>,
@@ -711,9 +711,9 @@ impl<S: Socket> WebSocketTask<S> {
                 format!("a connection listens to at most {limit} channels"),
             ));
         }
-        let joiner = self.session.joiner().with_presence(presence);
+        let subscriber = self.session.subscriber().with_presence(presence);
         self.carry_out(async move {
-            let result = Box::new(joiner.join(&channel, after).await);
+            let result = Box::new(subscriber.subscribe(&channel, after).await);
             Done::Subscribed { id, channel, result }
         });
         Ok(())

@@ -118,7 +118,7 @@ impl Node {
         let mut session = Session::new(self.hub.connect(request, true).unwrap(), &self.wire);
         let after = after.map_or(After::Nothing, After::Position);
         let name = ChannelName::new(channel).unwrap();
-        let joined = session.joiner().join(&name, after).await?;
+        let joined = session.subscriber().subscribe(&name, after).await?;
         session.add(joined, None);
         let told = Arc::new(Mutex::new(Vec::new()));
         let keep = told.clone();

@@ -135,7 +135,7 @@ impl Rig {
     async fn join(&self, after: After) -> Session {
         let connection = self.hub.connect(request(), true).unwrap();
         let mut session = Session::new(connection, &self.wire);
-        let joined = session.joiner().join(&name("c"), after).await.unwrap();
+        let joined = session.subscriber().subscribe(&name("c"), after).await.unwrap();
         session.add(joined, None);
         session
     }

@@ -181,7 +181,7 @@ async fn a_handler_is_told_once_how_each_subscription_ended() {
     let end = scene.backbone.end("room/ended");
     ann.settled().await;
     assert_eq!(scene.rooms.take(), ["unsubscribe ann room/ended Ended"]);
-    // Joined, but nothing was ever delivered: over before it began, or given up by the transport.
+    // Subscribed, but nothing was ever delivered: over before it began, or given up by the transport.
     let joined = ann.join("room/ended", after(end)).await.unwrap();
     assert!(joined.is_over());
     ann.session.add(joined, None);
@@ -222,8 +222,8 @@ async fn a_handler_is_told_if_the_subscription_it_admitted_failed() {
     // The same if the client goes away while the channel is being opened.
     scene.node.unavailable(false);
     scene.node.hang(true);
-    let joiner = ann.session.joiner();
-    let joining = tokio::spawn(async move { joiner.join(&name("room/2"), After::Nothing).await.is_ok() });
+    let subscriber = ann.session.subscriber();
+    let joining = tokio::spawn(async move { subscriber.subscribe(&name("room/2"), After::Nothing).await.is_ok() });
     settle().await;
     joining.abort();
     settle().await;

@@ -427,8 +427,8 @@ async fn when_everybody_has_gone_nothing_is_left() {
             _ => {
                 node.hang(true);
                 node.cut();
-                let joiner = listeners[0].session.joiner();
-                let joining = tokio::spawn(async move { joiner.join(&name("e"), After::Nothing).await.is_ok() });
+                let subscriber = listeners[0].session.subscriber();
+                let joining = tokio::spawn(async move { subscriber.subscribe(&name("e"), After::Nothing).await.is_ok() });
                 sleep(SECOND).await;
                 joining.abort();
                 drop((listeners, hub));

@@ -237,9 +237,9 @@ impl Place {
         let mut listener = self.session(who);
         let joined = listener
             .session
-            .joiner()
+            .subscriber()
             .with_presence(true)
-            .join(&name(ROOM), After::Nothing)
+            .subscribe(&name(ROOM), After::Nothing)
             .await;
         listener.session.add(joined.unwrap(), None);
         listener.confirmation().await;
@@ -694,8 +694,8 @@ async fn a_channel_without_presence_says_what_to_set() {
         .build();
     let wire = hub.register_wire(Lines::plain("lines"));
     let listener = Listener::new(&hub, &wire);
-    let joiner = listener.session.joiner().with_presence(true);
-    let refusal = joiner.join(&name(ROOM), After::Nothing).await.err().unwrap();
+    let subscriber = listener.session.subscriber().with_presence(true);
+    let refusal = subscriber.subscribe(&name(ROOM), After::Nothing).await.err().unwrap();
     assert_eq!(refusal.code, Code::BadRequest);
     assert!(refusal.message.contains("presence = true"), "{refusal}");
     let refusal = hub.channel(ROOM).unwrap().members().await.unwrap_err();
@@ -728,10 +728,10 @@ async fn members_are_listened_to_on_a_stream_of_several_channels() {
         ..request()
     };
     let mut listener = Listener::of(Session::new(here.hub.connect(request, true).unwrap(), &wire));
-    let joiner = listener.session.joiner().with_presence(true);
+    let subscriber = listener.session.subscriber().with_presence(true);
     let mut joined = Vec::new();
     for channel in ["a", "b"] {
-        joined.push(joiner.join(&name(channel), After::Nothing).await.unwrap());
+        joined.push(subscriber.subscribe(&name(channel), After::Nothing).await.unwrap());
     }
     listener.session.add_all(joined);
     let lines = listener.settled().await;

@@ -11,7 +11,7 @@ use airwave_core::broker::{BrokerStats, FeedSender, Publish};
 use airwave_core::hub::WireHandle;
 use airwave_core::idempotency::{Fingerprint, ScopedKey};
 use airwave_core::rule::{Limits, TransportName};
-use airwave_core::session::{After, CloseReason, Joined, Turn};
+use airwave_core::session::{After, CloseReason, PendingSubscription, Turn};
 use airwave_core::wire::{GapReason, Stamp};
 use airwave_core::{
     Broker, BrokerError, ChannelName, ConnectRequest, Cursor, Data, Event, EventName, Feed, Hub, Key, Member, Message, Notice,
@@ -307,9 +307,9 @@ impl Listener {
         listener
     }
 
-    pub async fn join(&mut self, channel: &str, after: After) -> Result<Joined, Refusal> {
-        let joiner = self.session.joiner();
-        let joined = tokio::time::timeout(PATIENCE * 10, joiner.join(&name(channel), after)).await;
+    pub async fn join(&mut self, channel: &str, after: After) -> Result<PendingSubscription, Refusal> {
+        let subscriber = self.session.subscriber();
+        let joined = tokio::time::timeout(PATIENCE * 10, subscriber.subscribe(&name(channel), after)).await;
         joined.expect("a join must not hang")
     }
 
