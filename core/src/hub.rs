@@ -32,9 +32,9 @@ use crate::registry::Registry;
 use crate::ring_memory::RingMemory;
 use crate::roster::Presence;
 use crate::rule::{Limits, Pattern, Rule, Rules, SendPolicy, TransportName};
+use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;
 use crate::singleflight::Singleflight;
-use crate::vitals::Vitals;
 use crate::warnings::{Warning, Warnings};
 use crate::wire::{MAX_WIRES, Wire};
 
@@ -71,7 +71,7 @@ pub(crate) struct Inner {
     logs: Mutex<HashMap<ChannelName, Arc<Follower>>>,
     opening: Singleflight<ChannelName, Result<Arc<Follower>, BrokerError>>,
     asking: Singleflight<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
-    pub(crate) sessions: Mutex<Registry<Arc<Vitals>>>,
+    pub(crate) sessions: Mutex<Registry<Arc<SessionHandle>>>,
     addresses: Arc<AddressCounts>,
     requests: Rates<Source>,
     new_channels: Rates<AddressKey>,
@@ -265,7 +265,7 @@ impl HubBuilder {
             clock: AtomicU64::new(1),
             runtime: Handle::current(),
         });
-        tokio::spawn(look_after(Arc::downgrade(&inner), inner.backbone.limits.clone()));
+        tokio::spawn(keep_house(Arc::downgrade(&inner), inner.backbone.limits.clone()));
         tokio::spawn(watch_broker(Arc::downgrade(&inner)));
         Hub(inner)
     }
@@ -962,7 +962,7 @@ fn requires_subscription(admission: &Admission, call: &Call<'_>) -> Result<bool,
 }
 
 /// Heartbeats, stalled and silent sessions, unused logs: one timer for all of them.
-async fn look_after(hub: Weak<Inner>, limits: Limits) {
+async fn keep_house(hub: Weak<Inner>, limits: Limits) {
     let shortest = limits.heartbeat.min(limits.idle).min(limits.stalled_write).min(limits.linger);
     let mut ticks = interval((shortest / 4).clamp(Duration::from_millis(10), TICK));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -973,7 +973,7 @@ async fn look_after(hub: Weak<Inner>, limits: Limits) {
         let now = hub.started.elapsed().as_millis() as u64 + 1;
         hub.clock.store(now, Ordering::Relaxed);
         for session in lock(&hub.sessions).iter() {
-            session.look_after(now, &limits);
+            session.check_times(now, &limits);
         }
         hub.requests.sweep();
         hub.new_channels.sweep();

@@ -15,7 +15,7 @@
 //! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
 //! 9. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
 //! 10. [`metrics`]: what a node counts
-//! 11. `sync`, `wake`, `vitals`, `registry`, `ring_memory`, `log`: one channel on this node: ring,
+//! 11. `sync`, `wake`, `session_handle`, `registry`, `ring_memory`, `log`: one channel on this node: ring,
 //!     listeners, wake; what all rings take together
 //! 12. `roster`: who is in a channel, as this node knows it
 //! 13. [`channel`]: the handle that applications publish with
@@ -59,10 +59,10 @@ mod ring_memory;
 mod roster;
 pub mod rule;
 pub mod session;
+mod session_handle;
 pub mod shrink;
 mod singleflight;
 mod sync;
-mod vitals;
 mod wake;
 pub mod warnings;
 pub mod wire;

@@ -18,9 +18,9 @@ use crate::metrics::{RuleMetrics, WireMetrics};
 use crate::registry::Registry;
 use crate::ring_memory::RingMemory;
 use crate::rule::{Delivery, Limits, ReplayOnSubscribe, Rule};
+use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;
 use crate::sync::{AtomicU64, Mutex, MutexGuard};
-use crate::vitals::Vitals;
 use crate::wire::{Gap, GapReason, MAX_WIRES, Notice, Wire};
 
 /// How much one read takes at most, unless a single event is larger. Bounds what a connection holds.
@@ -205,7 +205,7 @@ struct Latest {
 #[derive(Default)]
 struct Listeners {
     /// Each with the index of its wire.
-    registered: Registry<(Arc<Vitals>, u8)>,
+    registered: Registry<(Arc<SessionHandle>, u8)>,
     closed: bool,
     empty_since: Option<Instant>,
 }
@@ -488,7 +488,7 @@ impl Log {
         loop {
             // A wake takes a lock, and a lock waits for its memory alone. A look does not: the memory
             // of several is fetched at the same time.
-            let some: SmallVec<[&Vitals; LOOK_AHEAD]> =
+            let some: SmallVec<[&SessionHandle; LOOK_AHEAD]> =
                 rest.by_ref().take(LOOK_AHEAD).inspect(|listener| listener.look()).collect();
             if some.is_empty() {
                 return;
@@ -499,7 +499,7 @@ impl Log {
 
     /// Registers a listener: from now on appends wake it. `wire` tells its format, for metrics. `None`:
     /// the log has been closed, open it again.
-    pub(crate) fn register(self: &Arc<Self>, listener: Arc<Vitals>, wire: usize) -> Option<Registration> {
+    pub(crate) fn register(self: &Arc<Self>, listener: Arc<SessionHandle>, wire: usize) -> Option<Registration> {
         let mut all = lock(&self.listeners);
         if all.closed {
             return None;
@@ -1129,7 +1129,7 @@ mod tests {
     #[test]
     fn listeners_are_woken_only_when_there_is_something_new() {
         let log = log(rule(Delivery::Every, ReplayOnSubscribe::None), 4, 10_000);
-        let listener = Arc::new(Vitals::new(1));
+        let listener = Arc::new(SessionHandle::new(1));
         let registration = log.register(listener.clone(), 0);
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         for n in 0..3 {
@@ -1557,7 +1557,7 @@ mod loom_tests {
     }
 
     /// Reads from `next` until `last` has come, as a session does: clear, read, wait.
-    fn read_to(log: &Log, listener: &Vitals, mut next: u64, last: u64) -> Vec<u64> {
+    fn read_to(log: &Log, listener: &SessionHandle, mut next: u64, last: u64) -> Vec<u64> {
         let mut heard = Vec::new();
         block_on(std::future::poll_fn(|cx| {
             loop {
@@ -1590,7 +1590,7 @@ mod loom_tests {
                 let log = log.clone();
                 thread::spawn(move || (101..=102).for_each(|position| publish(&log, position)))
             };
-            let listener = Arc::new(Vitals::default());
+            let listener = Arc::new(SessionHandle::default());
             let registration = log.register(listener.clone(), 0).unwrap();
             let place = log.begin_fresh().unwrap();
             if place.cursor.0 < 102 {
@@ -1611,7 +1611,7 @@ mod loom_tests {
                 let log = log.clone();
                 thread::spawn(move || (101..=102).for_each(|position| publish(&log, position)))
             };
-            let listener = Arc::new(Vitals::default());
+            let listener = Arc::new(SessionHandle::default());
             let registration = log.register(listener.clone(), 0).unwrap();
             let mut next = 0;
             block_on(std::future::poll_fn(|cx| {
@@ -1637,7 +1637,7 @@ mod loom_tests {
     fn loom_leaving_takes_no_other_listeners_wake() {
         check(|| {
             let log = log();
-            let listeners = [(); 2].map(|()| Arc::new(Vitals::default()));
+            let listeners = [(); 2].map(|()| Arc::new(SessionHandle::default()));
             let [leaves, stays] = listeners
                 .each_ref()
                 .map(|listener| log.register(listener.clone(), 0).unwrap());

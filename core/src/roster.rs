@@ -30,8 +30,8 @@ use crate::log::{READ_BYTES, WireSlot};
 use crate::patience;
 use crate::refusal::Refusal;
 use crate::registry::Registry;
+use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;
-use crate::vitals::Vitals;
 use crate::wire::{Change, MAX_WIRES, Member, Notice};
 
 /// How long a member whose connection broke still counts, so that a page that is loaded again neither leaves nor joins.
@@ -96,7 +96,7 @@ pub(crate) struct Roster {
     /// One past the last place of the ring; zero while the list is not known.
     version: AtomicU64,
     state: Mutex<State>,
-    seats: Mutex<Registry<Arc<Vitals>>>,
+    seats: Mutex<Registry<Arc<SessionHandle>>>,
     me: Weak<Roster>,
 }
 
@@ -268,7 +268,7 @@ impl Presence {
         channel: &ChannelName,
         user: Option<&Arc<str>>,
         meta: Option<&JsonText>,
-        listener: Option<Arc<Vitals>>,
+        listener: Option<Arc<SessionHandle>>,
     ) -> Box<Attendance> {
         let member: Arc<str> = user.cloned().unwrap_or_default();
         // Only users are told apart, so nothing can be said of one of the anonymous.
@@ -770,7 +770,7 @@ impl Roster {
         entries.chunks(BATCH).map(<[Entry]>::to_vec).collect()
     }
 
-    fn sit(&self, listener: Arc<Vitals>) -> u64 {
+    fn sit(&self, listener: Arc<SessionHandle>) -> u64 {
         let seat = lock(&self.seats).insert(listener);
         let mut state = lock(&self.state);
         state.listeners += 1;

@@ -26,7 +26,7 @@ pub use crate::metrics::CloseCause;
 use crate::refusal::Refusal;
 use crate::roster::{Attendance, Presence};
 use crate::rule::{Delivery, ReplayOnSubscribe, SlowPolicy};
-use crate::vitals::{HEARTBEAT, SILENT, STALLED, Vitals};
+use crate::session_handle::{HEARTBEAT, SILENT, STALLED, SessionHandle};
 use crate::warnings::Warning;
 use crate::wire::{GapReason, Notice, Stamp};
 
@@ -101,10 +101,10 @@ pub enum CloseReason {
 /// One client's cursors. Dropping it leaves all its channels.
 ///
 /// In the order of its fields: an event for thousands of listeners costs what has to be fetched from memory for each, so what every event needs stands
-/// together, and it needs no more of other places than the vitals.
+/// together, and it needs no more of other places than the handle.
 #[repr(C)]
 pub struct Session {
-    vitals: Arc<Vitals>,
+    handle: Arc<SessionHandle>,
     /// All that there was has been put out by the last turn.
     drained: bool,
     ends_with_channels: bool,
@@ -133,7 +133,7 @@ pub struct Session {
 #[derive(Clone)]
 pub struct Subscriber {
     connection: Arc<Connection>,
-    vitals: Arc<Vitals>,
+    handle: Arc<SessionHandle>,
     /// The index of its wire.
     wire: usize,
     presence: bool,
@@ -326,7 +326,7 @@ impl Subscriber {
         // A log that is closed in the moment between is simply opened again.
         for _ in 0..10 {
             let follower = hub.open(name, rule).await?;
-            if let Some(registration) = follower.log.register(self.vitals.clone(), self.wire) {
+            if let Some(registration) = follower.log.register(self.handle.clone(), self.wire) {
                 return Ok((registration, follower));
             }
             tokio::task::yield_now().await;
@@ -392,7 +392,7 @@ impl Session {
         slot.metrics.connections.inc();
         slot.metrics.connections_total.inc();
         let hub = connection.hub.clone();
-        let vitals = Arc::new(Vitals::new(hub.0.clock.load(Ordering::Relaxed)));
+        let handle = Arc::new(SessionHandle::new(hub.0.clock.load(Ordering::Relaxed)));
         let inner = &hub.0;
         tracing::debug!(
             connection = connection.id,
@@ -405,10 +405,10 @@ impl Session {
             .sessions
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(vitals.clone());
+            .insert(handle.clone());
         let stale = inner.stale.load(Ordering::SeqCst);
         Self {
-            vitals,
+            handle,
             subscriptions: SmallVec::new(),
             notices: Vec::new(),
             stamp: slot.wire.stamp(),
@@ -455,7 +455,7 @@ impl Session {
     pub fn subscriber(&self) -> Subscriber {
         Subscriber {
             connection: self.connection.clone(),
-            vitals: self.vitals.clone(),
+            handle: self.handle.clone(),
             wire: self.slot.index,
             presence: false,
         }
@@ -531,7 +531,7 @@ impl Session {
         }
         let presence = self.hub.0.backbone.presence.as_ref();
         let attendance = attends.zip(presence).map(|((client, listens), presence)| {
-            let listener = listens.then(|| self.vitals.clone());
+            let listener = listens.then(|| self.handle.clone());
             presence.attend(&name, client.user_id(), client.meta(), listener)
         });
         tracing::debug!(connection = self.connection.id, channel = %name, resumed, "subscribed");
@@ -580,12 +580,12 @@ impl Session {
 
     /// The client said something, if only a pong.
     pub fn heard(&self) {
-        self.vitals.heard(self.now());
+        self.handle.heard(self.now());
     }
 
     /// Tells whether a write waits for the client's socket. While it does, [`Session::poll_cut`] must be polled.
     pub fn stalled(&self, stalled: bool) {
-        self.vitals.stalled(if stalled { self.now() } else { 0 });
+        self.handle.stalled(if stalled { self.now() } else { 0 });
     }
 
     /// The hub's coarse clock: asking the system for the time costs more than the rest of a short turn.
@@ -599,20 +599,20 @@ impl Session {
     /// wakes the session instead of the task, and the session notes why.
     pub fn poll_readable<T>(&self, cx: &mut Context<'_>, read: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         // Taken before the try: what becomes readable after it must not be forgotten.
-        if !self.vitals.wake.take_readable(cx) {
+        if !self.handle.wake.take_readable(cx) {
             return Poll::Pending;
         }
-        let result = read(&mut Context::from_waker(&Waker::from(self.vitals.clone())));
+        let result = read(&mut Context::from_waker(&Waker::from(self.handle.clone())));
         if result.is_ready() {
-            self.vitals.wake.keep_readable();
+            self.handle.wake.keep_readable();
         }
         result
     }
 
     /// For a loop that waits for its socket: ready when it should wait no longer.
     pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        self.vitals.wake.register(cx);
-        let flags = self.vitals.flags();
+        self.handle.wake.register(cx);
+        let flags = self.handle.flags();
         if flags & STALLED != 0 {
             self.stalls();
             Poll::Ready(CloseReason::Stalled)
@@ -666,11 +666,11 @@ impl Session {
     pub fn poll_turn(&mut self, cx: &mut Context<'_>, out: &mut Vec<Bytes>) -> Poll<Turn> {
         // The turn that wrote took everything. What has come since has set the flag, so a listener
         // that has written its event is spared a second look.
-        if std::mem::take(&mut self.drained) && self.notices.is_empty() && self.vitals.wake.poll(cx).is_pending() {
+        if std::mem::take(&mut self.drained) && self.notices.is_empty() && self.handle.wake.poll(cx).is_pending() {
             return Poll::Pending;
         }
         loop {
-            self.vitals.wake.reset();
+            self.handle.wake.reset();
             out.append(&mut self.notices);
             if let Some(reason) = self.closed {
                 return Poll::Ready(Turn::Closed(reason));
@@ -685,7 +685,7 @@ impl Session {
                 return Poll::Ready(Turn::Closed(reason));
             }
             if !out.is_empty() {
-                self.vitals.wrote(self.now());
+                self.handle.wrote(self.now());
                 // A full turn did not come to everything: a subscription's members wait behind its events.
                 let full = out.iter().map(Bytes::len).sum::<usize>() >= READ_BYTES;
                 self.drained = !full && self.subscriptions.iter().all(Subscription::is_drained);
@@ -695,7 +695,7 @@ impl Session {
                 self.closed = Some(CloseReason::Ended);
                 return Poll::Ready(Turn::Closed(CloseReason::Ended));
             }
-            if self.vitals.wake.poll(cx).is_pending() {
+            if self.handle.wake.poll(cx).is_pending() {
                 return Poll::Pending;
             }
         }
@@ -703,7 +703,7 @@ impl Session {
 
     /// What the hub has to say.
     fn heed(&mut self, out: &mut Vec<Bytes>) -> Option<CloseReason> {
-        let flags = self.vitals.take_flags();
+        let flags = self.handle.take_flags();
         if flags & STALLED != 0 {
             self.stalls();
             return Some(CloseReason::Stalled);
@@ -759,7 +759,7 @@ impl Session {
             {
                 let before = out.len();
                 if attendance.read(&self.slot, room - written, out) {
-                    self.vitals.wake();
+                    self.handle.wake();
                 }
                 written += out[before..].iter().map(Bytes::len).sum::<usize>();
             }
@@ -770,14 +770,14 @@ impl Session {
             if self.subscriptions[at].ended {
                 self.drop_subscription(at, LeaveReason::Ended);
                 // The last one took its place and is read in the next turn at the latest.
-                self.vitals.wake();
+                self.handle.wake();
             } else {
                 index += 1;
             }
         }
         if index < self.subscriptions.len() {
             // There may be more than fitted: come back after this has been written.
-            self.vitals.wake();
+            self.handle.wake();
         }
         None
     }

@@ -19,7 +19,7 @@ pub(crate) const SILENT: u8 = 4;
 /// stands in one cache line.
 #[derive(Default)]
 #[repr(align(64))]
-pub(crate) struct Vitals {
+pub(crate) struct SessionHandle {
     pub(crate) wake: WakeFlag,
     flags: AtomicU8,
     /// Times of the hub's coarse clock; zero: never, or not now. The next heartbeat counts from here: from what was written last, or, where answers are
@@ -31,7 +31,7 @@ pub(crate) struct Vitals {
 }
 
 /// Of the socket: it may have something to read.
-impl Wake for Vitals {
+impl Wake for SessionHandle {
     fn wake(self: Arc<Self>) {
         self.wake.wake_readable();
     }
@@ -41,16 +41,16 @@ impl Wake for Vitals {
     }
 }
 
-impl Vitals {
+impl SessionHandle {
     /// Of a session that begins now, by the hub's clock.
     pub(crate) fn new(now: u64) -> Self {
-        let vitals = Self {
+        let handle = Self {
             quiet: AtomicU64::new(now),
             ..Self::default()
         };
         // There may be something to read, until it has been tried.
-        vitals.wake.keep_readable();
-        vitals
+        handle.wake.keep_readable();
+        handle
     }
 
     /// Has this fetched from memory.
@@ -106,7 +106,7 @@ impl Vitals {
     }
 
     /// Called by the hub every second or so.
-    pub(crate) fn look_after(&self, now: u64, limits: &Limits) {
+    pub(crate) fn check_times(&self, now: u64, limits: &Limits) {
         let longer = |since: &AtomicU64, limit: Duration| {
             let since = since.load(Ordering::Relaxed);
             since != 0 && u128::from(now.saturating_sub(since)) >= limit.as_millis()
@@ -133,6 +133,6 @@ mod tests {
 
     #[test]
     fn stands_in_one_cache_line() {
-        assert_eq!(size_of::<Vitals>(), 64);
+        assert_eq!(size_of::<SessionHandle>(), 64);
     }
 }
