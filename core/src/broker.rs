@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use crate::event::{ChannelName, Event, EventName, Message, Position};
 use crate::idempotency::{Fingerprint, ScopedKey};
-use crate::line::{Line, LineSender, Sink};
+use crate::inbox::{FeedSink, Inbox, InboxSender};
 
 /// How long a repeated publish with the same [`IdempotencyKey`](crate::event::IdempotencyKey) is
 /// recognised.
@@ -358,27 +358,27 @@ impl BrokerError {
 pub struct Feed {
     /// The channel's newest position when the feed opened; never zero. Every later event is shown.
     pub head: Position,
-    line: Line<Arc<Event>>,
+    inbox: Inbox<Arc<Event>>,
 }
 
 /// The broker's end of a [`Feed`]. Dropping it ends the feed.
-pub struct FeedSender(LineSender<Arc<Event>>);
+pub struct FeedSender(InboxSender<Arc<Event>>);
 
 impl Feed {
     /// A feed and the broker's end of it. `unsubscribe` is called once, when the feed is dropped.
     pub fn new(head: Position, unsubscribe: impl FnOnce() + Send + 'static) -> (FeedSender, Feed) {
-        let (sender, line) = Line::new(unsubscribe);
-        (FeedSender(sender), Feed { head, line })
+        let (sender, inbox) = Inbox::new(unsubscribe);
+        (FeedSender(sender), Feed { head, inbox })
     }
 
     /// The next event; `None` when the feed has ended.
     pub async fn next(&mut self) -> Option<Arc<Event>> {
-        std::future::poll_fn(|cx| self.line.poll_next(cx)).await
+        std::future::poll_fn(|cx| self.inbox.poll_next(cx)).await
     }
 
     /// From now on `sink` is called for each event, beginning with those that wait already.
-    pub(crate) fn attach(&self, sink: Arc<dyn Sink<Arc<Event>>>) {
-        self.line.attach(sink);
+    pub(crate) fn attach(&self, sink: Arc<dyn FeedSink<Arc<Event>>>) {
+        self.inbox.attach(sink);
     }
 }
 

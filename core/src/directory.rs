@@ -17,8 +17,8 @@ use bytes::Bytes;
 
 use crate::broker::BrokerError;
 use crate::event::{ChannelName, Invalid};
+use crate::inbox::{FeedSink, Inbox, InboxSender};
 use crate::jitter::random;
-use crate::line::{Line, LineSender, Sink};
 
 /// How often a node says that it lives.
 pub const BEAT_EVERY: Duration = Duration::from_secs(5);
@@ -148,16 +148,16 @@ pub struct Beat {
 }
 
 /// One node's live stream of the entries of one channel.
-pub struct Watch(Line<Entry>);
+pub struct Watch(Inbox<Entry>);
 
 /// The broker's end of a [`Watch`]. Dropping it ends the watch.
-pub struct WatchSender(LineSender<Entry>);
+pub struct WatchSender(InboxSender<Entry>);
 
 impl Watch {
     /// A watch and the broker's end of it. `unsubscribe` is called once, when the watch is dropped.
     pub fn new(unsubscribe: impl FnOnce() + Send + 'static) -> (WatchSender, Watch) {
-        let (sender, line) = Line::new(unsubscribe);
-        (WatchSender(sender), Watch(line))
+        let (sender, inbox) = Inbox::new(unsubscribe);
+        (WatchSender(sender), Watch(inbox))
     }
 
     /// The next entry that was set or cleared; `None` when the watch has ended.
@@ -165,7 +165,7 @@ impl Watch {
         std::future::poll_fn(|cx| self.0.poll_next(cx)).await
     }
 
-    pub(crate) fn attach(&self, sink: Arc<dyn Sink<Entry>>) {
+    pub(crate) fn attach(&self, sink: Arc<dyn FeedSink<Entry>>) {
         self.0.attach(sink);
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::broker::{BrokerError, Feed, PageLimit, Replay};
 use crate::channel::{Backbone, Unhealed, torn};
 use crate::event::{ChannelName, Event, Position};
-use crate::line::Sink;
+use crate::inbox::FeedSink;
 use crate::log::{Appended, Found, Log, goes_on_after, is_whole, lost_end};
 use crate::patience;
 use crate::rule::Rule;
@@ -100,12 +100,12 @@ struct Window {
     scheduled: bool,
 }
 
-struct Ear {
+struct LiveFeed {
     follower: Weak<Follower>,
     generation: u64,
 }
 
-impl Sink<Arc<Event>> for Ear {
+impl FeedSink<Arc<Event>> for LiveFeed {
     fn take(&self, event: Arc<Event>) {
         if let Some(follower) = self.follower.upgrade() {
             follower.event(self.generation, event);
@@ -192,7 +192,7 @@ impl Follower {
                 state.fed = feed.head;
             }
         }
-        feed.attach(Arc::new(Ear {
+        feed.attach(Arc::new(LiveFeed {
             follower: self.me.clone(),
             generation,
         }));

@@ -24,8 +24,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::broker::BrokerError;
 use crate::directory::{BEAT_EVERY, Beat, Directory, Entry, MAX_MEMBER, NODE_EXPIRES, NodeId, Watch};
 use crate::event::{ChannelName, Data, JsonText, Position};
+use crate::inbox::FeedSink;
 use crate::jitter::Jitter;
-use crate::line::Sink;
 use crate::log::{READ_BYTES, WireSlot};
 use crate::patience;
 use crate::refusal::Refusal;
@@ -1372,12 +1372,12 @@ impl Drop for Attendance {
 }
 
 /// A watch's way into its roster.
-struct Ear {
+struct LiveWatch {
     roster: Weak<Roster>,
     generation: u64,
 }
 
-impl Sink<Entry> for Ear {
+impl FeedSink<Entry> for LiveWatch {
     fn take(&self, entry: Entry) {
         if let Some(roster) = self.roster.upgrade() {
             roster.heard(self.generation, &entry);
@@ -1476,7 +1476,7 @@ async fn follow(me: Weak<Roster>, mut pause: Duration) {
                 state.listing = Some(HashMap::new());
                 state.generation
             };
-            watch.attach(Arc::new(Ear {
+            watch.attach(Arc::new(LiveWatch {
                 roster: me.clone(),
                 generation,
             }));

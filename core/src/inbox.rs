@@ -1,27 +1,28 @@
-//! What a broker shows one node, one thing after the other, until it may have missed something. Feeds and watches are lines.
+//! A bounded in-order stream from a broker to one node. It ends as soon as the node may have missed an
+//! item. Feeds and watches are inboxes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// How many untaken things a line holds. A line that would hold more ends.
+/// How many untaken items an inbox holds. An inbox that would hold more ends.
 const BOUND: usize = 65_536;
 
-/// Takes a line's things the moment they come, without a task in between.
+/// Takes the items of an inbox the moment they come, without a task in between.
 ///
 /// Called one at a time and in order, while the broker may hold locks: it must neither block nor call the broker back.
-pub(crate) trait Sink<T>: Send + Sync {
-    fn take(&self, thing: T);
+pub(crate) trait FeedSink<T>: Send + Sync {
+    fn take(&self, item: T);
     fn ended(&self);
 }
 
 /// The node's end. Dropping it unsubscribes.
-pub(crate) struct Line<T> {
+pub(crate) struct Inbox<T> {
     shared: Arc<Shared<T>>,
 }
 
-/// The broker's end. Dropping it ends the line.
-pub(crate) struct LineSender<T> {
+/// The broker's end. Dropping it ends the inbox.
+pub(crate) struct InboxSender<T> {
     shared: Arc<Shared<T>>,
 }
 
@@ -33,7 +34,7 @@ struct Shared<T> {
 
 struct State<T> {
     waiting: VecDeque<T>,
-    sink: Option<Arc<dyn Sink<T>>>,
+    sink: Option<Arc<dyn FeedSink<T>>>,
     waker: Option<Waker>,
     unsubscribe: Option<Unsubscribe>,
     ended: bool,
@@ -42,14 +43,14 @@ struct State<T> {
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // A panic in a sink leaves the state usable; the line goes on.
+        // A panic in a sink leaves the state usable; the inbox goes on.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<T> Line<T> {
-    /// A line and the broker's end of it. `unsubscribe` is called once, when the line is dropped.
-    pub(crate) fn new(unsubscribe: impl FnOnce() + Send + 'static) -> (LineSender<T>, Line<T>) {
+impl<T> Inbox<T> {
+    /// An inbox and the broker's end of it. `unsubscribe` is called once, when the inbox is dropped.
+    pub(crate) fn new(unsubscribe: impl FnOnce() + Send + 'static) -> (InboxSender<T>, Inbox<T>) {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 waiting: VecDeque::new(),
@@ -60,14 +61,14 @@ impl<T> Line<T> {
                 dropped: false,
             }),
         });
-        (LineSender { shared: shared.clone() }, Line { shared })
+        (InboxSender { shared: shared.clone() }, Inbox { shared })
     }
 
-    /// The next thing; `None` when the line has ended.
+    /// The next item; `None` when the inbox has ended.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<T>> {
         let mut state = self.shared.lock();
         match state.waiting.pop_front() {
-            Some(thing) => Poll::Ready(Some(thing)),
+            Some(item) => Poll::Ready(Some(item)),
             None if state.ended => Poll::Ready(None),
             None => {
                 state.waker = Some(cx.waker().clone());
@@ -76,11 +77,11 @@ impl<T> Line<T> {
         }
     }
 
-    /// From now on `sink` is called for each thing, beginning with those that wait already.
-    pub(crate) fn attach(&self, sink: Arc<dyn Sink<T>>) {
+    /// From now on `sink` is called for each item, beginning with those that wait already.
+    pub(crate) fn attach(&self, sink: Arc<dyn FeedSink<T>>) {
         let mut state = self.shared.lock();
-        for thing in std::mem::take(&mut state.waiting) {
-            sink.take(thing);
+        for item in std::mem::take(&mut state.waiting) {
+            sink.take(item);
         }
         if state.ended {
             sink.ended();
@@ -90,7 +91,7 @@ impl<T> Line<T> {
     }
 }
 
-impl<T> Drop for Line<T> {
+impl<T> Drop for Inbox<T> {
     fn drop(&mut self) {
         let (unsubscribe, sink) = {
             let mut state = self.shared.lock();
@@ -106,23 +107,23 @@ impl<T> Drop for Line<T> {
     }
 }
 
-impl<T> LineSender<T> {
-    /// Shows the line its next thing. Returns false if the line was dropped, or had to end because
+impl<T> InboxSender<T> {
+    /// Shows the inbox its next item. Returns false if the inbox was dropped, or had to end because
     /// its reader took nothing.
-    pub(crate) fn push(&self, thing: T) -> bool {
+    pub(crate) fn push(&self, item: T) -> bool {
         let mut state = self.shared.lock();
         if state.dropped || state.ended {
             return false;
         }
         if let Some(sink) = &state.sink {
-            sink.take(thing);
+            sink.take(item);
             return true;
         }
         if state.waiting.len() >= BOUND {
             state.waiting.clear();
             state.ended = true;
         } else {
-            state.waiting.push_back(thing);
+            state.waiting.push_back(item);
         }
         if let Some(waker) = state.waker.take() {
             waker.wake();
@@ -130,13 +131,13 @@ impl<T> LineSender<T> {
         !state.ended
     }
 
-    /// Whether the line has been dropped.
+    /// Whether the inbox has been dropped.
     pub(crate) fn is_closed(&self) -> bool {
         self.shared.lock().dropped
     }
 }
 
-impl<T> Drop for LineSender<T> {
+impl<T> Drop for InboxSender<T> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         if !state.ended {
