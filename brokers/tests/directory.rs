@@ -86,11 +86,11 @@ mod nodes {
     use std::time::Duration;
 
     use airwave_core::directory_conformance::PATIENCE;
+    use airwave_core::format::Stamp;
     use airwave_core::rule::TransportName;
     use airwave_core::session::After;
-    use airwave_core::wire::Stamp;
     use airwave_core::{
-        Broker, ChannelName, ConnectRequest, Event, Handler, Hub, Identity, Notice, Refusal, Rule, Session, Wire,
+        Broker, ChannelName, ConnectRequest, Event, Format, Handler, Hub, Identity, Notice, Refusal, Rule, Session,
     };
     use bytes::Bytes;
 
@@ -101,7 +101,7 @@ mod nodes {
     /// What is said is of no interest: what a roster knows is asked for.
     struct Mute;
 
-    impl Wire for Mute {
+    impl Format for Mute {
         fn name(&self) -> &'static str {
             "mute"
         }
@@ -157,8 +157,8 @@ mod nodes {
             query: user.to_owned(),
             headers: Vec::new(),
         };
-        let wire = hub.register_wire(Arc::new(Mute));
-        let mut session = Session::new(hub.connect(request, false).unwrap(), &wire);
+        let format = hub.register_format(Arc::new(Mute));
+        let mut session = Session::new(hub.connect(request, false).unwrap(), &format);
         let subscriber = session.subscriber().with_presence(watches);
         let joined = subscriber.subscribe(&ChannelName::new("room").unwrap(), After::Nothing).await;
         session.add(joined.unwrap(), None);

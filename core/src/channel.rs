@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::broker::{Broker, BrokerError, BrokerErrorKind, Feed, IDEMPOTENCY_WINDOW, PageLimit, Publish, Published, Replay};
 use crate::event::{ChannelName, EventName, IdempotencyKey, Key, Message, Position};
+use crate::format::Member;
 use crate::idempotency::{Fingerprint, KeySource, ScopedKey};
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
@@ -20,7 +21,6 @@ use crate::refusal::{Code, Refusal};
 use crate::ring_memory::RingMemory;
 use crate::roster::Presence;
 use crate::rule::{Limits, Params, Rule, Rules};
-use crate::wire::Member;
 
 /// What every part of a node shares: the broker, the rules, the limits, the figures.
 pub(crate) struct Backbone {

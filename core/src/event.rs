@@ -1,6 +1,6 @@
 //! The values everything else passes around: names, positions, messages, events.
 //!
-//! Parse at the door: a [`ChannelName`] or [`EventName`] exists only if it is valid, so no wire has to check again and no
+//! Parse at the door: a [`ChannelName`] or [`EventName`] exists only if it is valid, so no format has to check again and no
 //! line break can ever forge a field of an SSE stream.
 
 use std::borrow::Cow;

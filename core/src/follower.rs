@@ -16,11 +16,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::broker::{BrokerError, Feed, PageLimit, Replay};
 use crate::channel::{Backbone, Unhealed, torn};
 use crate::event::{ChannelName, Event, Position};
+use crate::format::GapReason;
 use crate::inbox::FeedSink;
 use crate::log::{Appended, Found, Log, goes_on_after, is_whole, lost_end};
 use crate::patience;
 use crate::rule::Rule;
-use crate::wire::GapReason;
 
 /// How many events wait at most while a log heals. Beyond it they are dropped and read from history instead, which holds what a feed has shown.
 const PENDING_BOUND: usize = 10_000;

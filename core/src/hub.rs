@@ -19,11 +19,12 @@ use crate::channel::{Backbone, Channel, HealTurns, Outage, Unanswered};
 use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::follower::Follower;
+use crate::format::{Format, MAX_FORMATS};
 use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
 use crate::idempotency::KeySource;
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
-use crate::log::WireSlot;
+use crate::log::FormatSlot;
 use crate::metrics::Metrics;
 use crate::patience::{self, Patience};
 use crate::rate::Rates;
@@ -36,7 +37,6 @@ use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;
 use crate::singleflight::Singleflight;
 use crate::warnings::{Warning, Warnings};
-use crate::wire::{MAX_WIRES, Wire};
 
 /// How often the hub looks after its sessions and logs; more often where a limit is shorter.
 const TICK: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ pub struct HubBuilder {
 pub(crate) struct Inner {
     pub(crate) backbone: Arc<Backbone>,
     handlers: Vec<(Pattern, Arc<dyn Handler>)>,
-    wires: RwLock<Vec<Arc<WireSlot>>>,
+    formats: RwLock<Vec<Arc<FormatSlot>>>,
     logs: Mutex<HashMap<ChannelName, Arc<Follower>>>,
     opening: Singleflight<ChannelName, Result<Arc<Follower>, BrokerError>>,
     asking: Singleflight<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
@@ -106,9 +106,9 @@ enum Whose {
     Address(Option<AddressKey>),
 }
 
-/// A wire that is registered with a hub.
+/// A format that is registered with a hub.
 #[derive(Clone)]
-pub struct WireHandle(pub(crate) Arc<WireSlot>);
+pub struct FormatHandle(pub(crate) Arc<FormatSlot>);
 
 /// One client's connection, before and beside its session: who it is, for each handler that was asked.
 pub struct Connection {
@@ -153,7 +153,7 @@ pub struct ChannelState {
     pub events: usize,
     /// Estimated memory of the ring.
     pub bytes: usize,
-    /// Sessions that listen, by wire.
+    /// Sessions that listen, by format.
     pub listeners: Vec<(&'static str, usize)>,
     /// Whether it has ended.
     pub ended: bool,
@@ -242,7 +242,7 @@ impl HubBuilder {
         let inner = Arc::new(Inner {
             backbone,
             handlers: self.handlers,
-            wires: RwLock::default(),
+            formats: RwLock::default(),
             logs: Mutex::default(),
             opening: Singleflight::default(),
             asking: Singleflight::default(),
@@ -284,21 +284,21 @@ impl Hub {
         }
     }
 
-    /// Makes a format known. The same name gives the same wire.
+    /// Registers a format. The same name gives the same format.
     ///
     /// # Panics
-    /// With more than four different wires: each event has a slot for each.
-    pub fn register_wire(&self, wire: Arc<dyn Wire>) -> WireHandle {
-        let mut wires = self.0.wires.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = wires.iter().find(|slot| slot.wire.name() == wire.name()) {
-            return WireHandle(known.clone());
+    /// With more than four different formats: each event has a slot for each.
+    pub fn register_format(&self, format: Arc<dyn Format>) -> FormatHandle {
+        let mut formats = self.0.formats.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = formats.iter().find(|slot| slot.format.name() == format.name()) {
+            return FormatHandle(known.clone());
         }
-        let index = wires.len();
-        assert!(index < MAX_WIRES, "a hub has room for {MAX_WIRES} wires");
-        let metrics = self.metrics().wire(wire.name());
-        let slot = Arc::new(WireSlot { index, wire, metrics });
-        wires.push(slot.clone());
-        WireHandle(slot)
+        let index = formats.len();
+        assert!(index < MAX_FORMATS, "a hub has room for {MAX_FORMATS} formats");
+        let metrics = self.metrics().format(format.name());
+        let slot = Arc::new(FormatSlot { index, format, metrics });
+        formats.push(slot.clone());
+        FormatHandle(slot)
     }
 
     /// The channel of that name, to publish to.
@@ -877,8 +877,8 @@ impl Hub {
     /// The channels that are open on this node, in the order of their names; at most `limit`.
     pub fn channels(&self, limit: usize) -> Vec<ChannelState> {
         let names: Vec<&'static str> = {
-            let wires = self.0.wires.read().unwrap_or_else(PoisonError::into_inner);
-            wires.iter().map(|slot| slot.wire.name()).collect()
+            let formats = self.0.formats.read().unwrap_or_else(PoisonError::into_inner);
+            formats.iter().map(|slot| slot.format.name()).collect()
         };
         let followers: Vec<_> = lock(&self.0.logs).values().cloned().collect();
         let mut states: Vec<_> = followers
@@ -907,12 +907,17 @@ impl Hub {
         states
     }
 
-    /// Sessions by wire.
+    /// Sessions by format.
     pub fn sessions_by_wire(&self) -> Vec<(&'static str, usize)> {
-        let wires = self.0.wires.read().unwrap_or_else(PoisonError::into_inner);
-        wires
+        let formats = self.0.formats.read().unwrap_or_else(PoisonError::into_inner);
+        formats
             .iter()
-            .map(|slot| (slot.wire.name(), usize::try_from(slot.metrics.connections.get()).unwrap_or(0)))
+            .map(|slot| {
+                (
+                    slot.format.name(),
+                    usize::try_from(slot.metrics.connections.get()).unwrap_or(0),
+                )
+            })
             .collect()
     }
 }

@@ -13,7 +13,7 @@
 //! 7. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`]
 //!    ([`patience`]: how long one request waits for it)
 //! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
-//! 9. [`wire`]: one format on the wire: [`Wire`], [`Notice`]
+//! 9. [`format`]: how events become bytes of a transport: [`Format`], [`Notice`]
 //! 10. [`metrics`]: what a node counts
 //! 11. `sync`, `wake`, `session_handle`, `registry`, `ring_memory`, `log`: one channel on this node: ring,
 //!     listeners, wake; what all rings take together
@@ -41,6 +41,7 @@ pub mod directory;
 pub mod directory_conformance;
 pub mod event;
 mod follower;
+pub mod format;
 pub mod handler;
 pub mod hub;
 pub mod idempotency;
@@ -65,17 +66,16 @@ mod singleflight;
 mod sync;
 mod wake;
 pub mod warnings;
-pub mod wire;
 
 pub use broker::{Broker, BrokerError, BrokerErrorKind, Feed, PageLimit, Publish, Published, Replay};
 pub use channel::Channel;
 pub use cursor::Cursor;
 pub use directory::Directory;
 pub use event::{ChannelName, Data, Event, EventName, Key, Message, Position};
+pub use format::{Format, Member, Notice};
 pub use handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
 pub use hub::{Connection, Hub};
 pub use idempotency::ScopedKey;
 pub use refusal::{Code, Refusal};
 pub use rule::{Rule, Rules, UseCase};
 pub use session::Session;
-pub use wire::{Member, Notice, Wire};

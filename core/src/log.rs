@@ -14,14 +14,14 @@ use tokio::time::Instant;
 
 use crate::broker::{PageLimit, Publish, Replay};
 use crate::event::{ChannelName, Event, Position};
-use crate::metrics::{RuleMetrics, WireMetrics};
+use crate::format::{Format, Gap, GapReason, MAX_FORMATS, Notice};
+use crate::metrics::{FormatMetrics, RuleMetrics};
 use crate::registry::Registry;
 use crate::ring_memory::RingMemory;
 use crate::rule::{Delivery, Limits, ReplayOnSubscribe, Rule};
 use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;
 use crate::sync::{AtomicU64, Mutex, MutexGuard};
-use crate::wire::{Gap, GapReason, MAX_WIRES, Notice, Wire};
 
 /// How much one read takes at most, unless a single event is larger. Bounds what a connection holds.
 pub(crate) const READ_BYTES: usize = 64 << 10;
@@ -39,11 +39,11 @@ pub(crate) const UNPUBLISHED_LINGER: Duration = Duration::from_secs(5);
 /// What an entry costs besides its payload: the entry, its slots, names.
 const ENTRY_COST: usize = 320;
 
-/// A wire that is in use on this node.
-pub(crate) struct WireSlot {
+/// A format that is in use on this node.
+pub(crate) struct FormatSlot {
     pub(crate) index: usize,
-    pub(crate) wire: Arc<dyn Wire>,
-    pub(crate) metrics: WireMetrics,
+    pub(crate) format: Arc<dyn Format>,
+    pub(crate) metrics: FormatMetrics,
 }
 
 /// One place in a ring: an event, or an announced loss.
@@ -52,7 +52,7 @@ pub(crate) struct Entry {
     pub(crate) at: Instant,
     /// The place of the newer event with the same key; [`u64::MAX`]: there is none.
     superseded_by: AtomicU64,
-    encoded: [OnceLock<Bytes>; MAX_WIRES],
+    encoded: [OnceLock<Bytes>; MAX_FORMATS],
 }
 
 pub(crate) enum Item {
@@ -115,19 +115,19 @@ impl Entry {
         matches!(&self.item, Item::Event(event) if event.is_end())
     }
 
-    /// The bytes for the socket: made once per wire, on first need.
-    pub(crate) fn bytes(&self, channel: &ChannelName, slot: &WireSlot) -> &Bytes {
+    /// The bytes for the socket: made once per format, on first need.
+    pub(crate) fn bytes(&self, channel: &ChannelName, slot: &FormatSlot) -> &Bytes {
         self.encoded[slot.index].get_or_init(|| match &self.item {
-            Item::Event(event) if event.is_end() => slot.wire.notice(&Notice::End {
+            Item::Event(event) if event.is_end() => slot.format.notice(&Notice::End {
                 channel,
                 cursor: event.position,
                 stamp: None,
             }),
             Item::Event(event) => {
                 slot.metrics.encodes.inc();
-                slot.wire.event(channel, event)
+                slot.format.event(channel, event)
             }
-            Item::Gap { gap, .. } => slot.wire.notice(&Notice::Gap {
+            Item::Gap { gap, .. } => slot.format.notice(&Notice::Gap {
                 channel,
                 gap,
                 stamp: None,
@@ -135,7 +135,7 @@ impl Entry {
         })
     }
 
-    /// What it costs to keep, with room for its bytes on two wires.
+    /// What it costs to keep, with room for its bytes in two formats.
     fn cost(&self) -> usize {
         match &self.item {
             Item::Event(event) => ENTRY_COST + 3 * event.message.weight(),
@@ -184,8 +184,8 @@ struct Ring {
     cut_short: bool,
     /// The channel has never had an event, as far as this node knows.
     unpublished: bool,
-    /// The last run of entries that was joined for each wire: listeners stand at the same place most of the time.
-    batches: [Option<(u64, u64, Batch)>; MAX_WIRES],
+    /// The last run of entries that was joined for each format: listeners stand at the same place most of the time.
+    batches: [Option<(u64, u64, Batch)>; MAX_FORMATS],
 }
 
 #[derive(Default)]
@@ -204,7 +204,7 @@ struct Latest {
 
 #[derive(Default)]
 struct Listeners {
-    /// Each with the index of its wire.
+    /// Each with the index of its format.
     registered: Registry<(Arc<SessionHandle>, u8)>,
     closed: bool,
     empty_since: Option<Instant>,
@@ -497,24 +497,24 @@ impl Log {
         }
     }
 
-    /// Registers a listener: from now on appends wake it. `wire` tells its format, for metrics. `None`:
+    /// Registers a listener: from now on appends wake it. `format` is the index of its format, for metrics. `None`:
     /// the log has been closed, open it again.
-    pub(crate) fn register(self: &Arc<Self>, listener: Arc<SessionHandle>, wire: usize) -> Option<Registration> {
+    pub(crate) fn register(self: &Arc<Self>, listener: Arc<SessionHandle>, format: usize) -> Option<Registration> {
         let mut all = lock(&self.listeners);
         if all.closed {
             return None;
         }
         all.empty_since = None;
-        let key = all.registered.insert((listener, wire as u8));
-        self.figures.subscribed(wire);
+        let key = all.registered.insert((listener, format as u8));
+        self.figures.subscribed(format);
         Some(Registration { log: self.clone(), key })
     }
 
-    /// How many listeners there are, by the index of their wire.
-    pub(crate) fn listeners(&self) -> [usize; MAX_WIRES] {
-        let mut counts = [0; MAX_WIRES];
-        for (_, wire) in lock(&self.listeners).registered.iter() {
-            counts[usize::from(*wire)] += 1;
+    /// How many listeners there are, by the index of their format.
+    pub(crate) fn listeners(&self) -> [usize; MAX_FORMATS] {
+        let mut counts = [0; MAX_FORMATS];
+        for (_, format) in lock(&self.listeners).registered.iter() {
+            counts[usize::from(*format)] += 1;
         }
         counts
     }
@@ -742,7 +742,7 @@ impl Log {
     }
 
     /// What a listener at `from` has not had, as one piece of bytes. Listeners at the same place share it.
-    pub(crate) fn read_batch(&self, from: u64, slot: &WireSlot) -> Read<Batch> {
+    pub(crate) fn read_batch(&self, from: u64, slot: &FormatSlot) -> Read<Batch> {
         let visible = self.visible.load(Ordering::Acquire);
         if from >= visible {
             return Read::Nothing;
@@ -778,7 +778,7 @@ impl Log {
         Read::Some(batch)
     }
 
-    fn join(&self, entries: &[Arc<Entry>], next: u64, slot: &WireSlot) -> Option<Batch> {
+    fn join(&self, entries: &[Arc<Entry>], next: u64, slot: &FormatSlot) -> Option<Batch> {
         let (first, last) = (entries.first()?, entries.last()?);
         let bytes = match entries {
             [only] => only.bytes(&self.name, slot).clone(),
@@ -996,8 +996,8 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let mut all = lock(&self.log.listeners);
         let left = all.registered.remove(self.key);
-        if let Some((_, wire)) = &left {
-            self.log.figures.unsubscribed(usize::from(*wire));
+        if let Some((_, format)) = &left {
+            self.log.figures.unsubscribed(usize::from(*format));
         }
         if all.registered.is_empty() {
             all.empty_since = Some(Instant::now());
@@ -1019,7 +1019,7 @@ mod tests {
     /// Writes an event as its position, an end and a gap with a sign before it.
     struct Positions;
 
-    impl Wire for Positions {
+    impl Format for Positions {
         fn name(&self) -> &'static str {
             "positions"
         }
@@ -1036,16 +1036,16 @@ mod tests {
             }
         }
 
-        fn stamp(&self) -> Option<crate::wire::Stamp> {
+        fn stamp(&self) -> Option<crate::format::Stamp> {
             None
         }
     }
 
-    fn slot() -> WireSlot {
-        WireSlot {
+    fn slot() -> FormatSlot {
+        FormatSlot {
             index: 1,
-            wire: Arc::new(Positions),
-            metrics: Metrics::default().wire("positions"),
+            format: Arc::new(Positions),
+            metrics: Metrics::default().format("positions"),
         }
     }
 
@@ -1290,7 +1290,7 @@ mod tests {
         }
     }
 
-    fn read(log: &Log, from: u64, batch: bool, slot: &WireSlot) -> (Told, Option<Position>) {
+    fn read(log: &Log, from: u64, batch: bool, slot: &FormatSlot) -> (Told, Option<Position>) {
         let text = |bytes: &[u8]| std::str::from_utf8(bytes).unwrap().to_owned();
         if batch {
             return match log.read_batch(from, slot) {

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::broker::BrokerStats;
+use crate::format::{GapReason, MAX_FORMATS};
 use crate::refusal::Code;
 use crate::rule::{Rule, Rules, SlowPolicy};
-use crate::wire::{GapReason, MAX_WIRES};
 
 /// A number that only grows. Clones count together.
 #[derive(Debug, Clone, Default)]
@@ -116,7 +116,7 @@ impl Durations {
 
 /// The figures of one format, cached so that the hot path looks nothing up.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct WireMetrics {
+pub(crate) struct FormatMetrics {
     pub(crate) connections: Gauge,
     pub(crate) connections_total: Counter,
     pub(crate) encodes: Counter,
@@ -127,7 +127,7 @@ pub(crate) struct WireMetrics {
 pub(crate) struct RuleMetrics {
     published: AtomicU64,
     gaps: Counters<{ GapReason::ALL.len() }>,
-    formats: [Deliveries; MAX_WIRES],
+    formats: [Deliveries; MAX_FORMATS],
 }
 
 /// What one rule's channels delivered in one format: one cache line, which each delivery writes to.
@@ -229,7 +229,7 @@ impl CloseCause {
 
 /// A node's figures. Every [`Hub`](crate::Hub) has its own, so several hubs in one process do not mix.
 pub struct Metrics {
-    formats: RwLock<Vec<(&'static str, WireMetrics)>>,
+    formats: RwLock<Vec<(&'static str, FormatMetrics)>>,
     /// By pattern, each once, in the order of the rules; the last one is of channels that have none
     /// of these rules.
     by_rule: Vec<(Box<str>, Arc<RuleMetrics>)>,
@@ -475,7 +475,7 @@ impl Metrics {
         self.by_rule[..known].iter().map(|(rule, figures)| (&**rule, &**figures))
     }
 
-    fn each_delivery(&self, formats: &[(&'static str, WireMetrics)], mut write: impl FnMut(&[(&str, &str)], &Deliveries)) {
+    fn each_delivery(&self, formats: &[(&'static str, FormatMetrics)], mut write: impl FnMut(&[(&str, &str)], &Deliveries)) {
         for (rule, figures) in self.rules() {
             for ((format, _), deliveries) in formats.iter().zip(&figures.formats) {
                 write(&[("rule", rule), ("format", format)], deliveries);
@@ -512,8 +512,8 @@ impl Metrics {
     }
 
     /// The figures of a format. Formats are registered in the order of their slots.
-    pub(crate) fn wire(&self, name: &'static str) -> WireMetrics {
-        let figures = WireMetrics::default();
+    pub(crate) fn format(&self, name: &'static str) -> FormatMetrics {
+        let figures = FormatMetrics::default();
         self.formats
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -678,7 +678,7 @@ mod tests {
     fn rules_with_one_pattern_are_one_series() {
         let rules = rules(&["a", "b/{c}", "a"]);
         let metrics = Metrics::new(BrokerStats::default(), &rules);
-        metrics.wire("sse");
+        metrics.format("sse");
         for rule in rules.iter() {
             let figures = metrics.by_rule(metrics.index_of(rule));
             figures.published(2);

@@ -2,7 +2,7 @@
 //!
 //! A **roster** is to presence what a log is to events: a table of members, and a ring of the last
 //! changes. A listener holds a place in that ring. A listener that is new, or has fallen off, gets
-//! the whole list, in pages, and goes on behind it. Bytes are made once per wire and shared, and no
+//! the whole list, in pages, and goes on behind it. Bytes are made once per format and shared, and no
 //! listener has a queue of its own.
 //!
 //! What a node says about its members goes to the directory in batches, one under way at a time, so that a member who comes and goes quickly costs no more
@@ -24,15 +24,15 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::broker::BrokerError;
 use crate::directory::{BEAT_EVERY, Beat, Directory, Entry, MAX_MEMBER, NODE_EXPIRES, NodeId, Watch};
 use crate::event::{ChannelName, Data, JsonText, Position};
+use crate::format::{Change, MAX_FORMATS, Member, Notice};
 use crate::inbox::FeedSink;
 use crate::jitter::Jitter;
-use crate::log::{READ_BYTES, WireSlot};
+use crate::log::{FormatSlot, READ_BYTES};
 use crate::patience;
 use crate::refusal::Refusal;
 use crate::registry::Registry;
 use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;
-use crate::wire::{Change, MAX_WIRES, Member, Notice};
 
 /// How long a member whose connection broke still counts, so that a page that is loaded again neither leaves nor joins.
 const GRACE: Duration = Duration::from_secs(3);
@@ -135,7 +135,7 @@ struct State {
     first: u64,
     weight: usize,
     list: Option<Arc<List>>,
-    batches: [Option<(u64, u64, Bytes)>; MAX_WIRES],
+    batches: [Option<(u64, u64, Bytes)>; MAX_FORMATS],
 }
 
 /// A member, as far as this node knows.
@@ -182,8 +182,8 @@ struct Told {
     encoded: Encoded,
 }
 
-/// Made once per wire, on first need.
-type Encoded = [OnceLock<Bytes>; MAX_WIRES];
+/// Made once per format, on first need.
+type Encoded = [OnceLock<Bytes>; MAX_FORMATS];
 
 /// All members, as they were before the change at place `version`.
 struct List {
@@ -945,7 +945,7 @@ impl Roster {
     }
 
     /// What a listener at `next` has not been told, as one piece of bytes; or if that is no longer known, everything.
-    fn read(&self, next: u64, slot: &WireSlot) -> Found {
+    fn read(&self, next: u64, slot: &FormatSlot) -> Found {
         let version = self.version.load(Ordering::Acquire);
         if version == next || version == 0 {
             return Found::Nothing;
@@ -972,7 +972,7 @@ impl Roster {
         };
         let encode = |told: &Told| {
             let bytes = told.encoded[slot.index].get_or_init(|| {
-                slot.wire.notice(&Notice::Change {
+                slot.format.notice(&Notice::Change {
                     channel: &self.name,
                     change: told.change,
                     member: &told.member,
@@ -1326,7 +1326,7 @@ fn pages(members: Vec<Arc<Member>>) -> Vec<Page> {
 
 impl Attendance {
     /// Puts what the listener has not been told into `out`, up to about `room` bytes. True: there is more.
-    pub(crate) fn read(&mut self, slot: &WireSlot, room: usize, out: &mut Vec<Bytes>) -> bool {
+    pub(crate) fn read(&mut self, slot: &FormatSlot, room: usize, out: &mut Vec<Bytes>) -> bool {
         let Some(listening) = &mut self.listening else { return false };
         let mut written = 0;
         while written < room.min(READ_BYTES) {
@@ -1338,7 +1338,7 @@ impl Attendance {
                 };
                 *at += 1;
                 let bytes = page.encoded[slot.index].get_or_init(|| {
-                    slot.wire.notice(&Notice::Members {
+                    slot.format.notice(&Notice::Members {
                         channel: &self.roster.name,
                         members: &page.members,
                         more: page.more,

@@ -19,16 +19,16 @@ use crate::channel::Channel;
 use crate::cursor::{Cursor, StreamCursor};
 use crate::event::{ChannelName, Position};
 use crate::follower::{Follower, lost_reason};
+use crate::format::{GapReason, Notice, Stamp};
 use crate::handler::{Client, Handler, LeaveReason};
-use crate::hub::{Connection, Hub, WireHandle};
-use crate::log::{Batch, Entry, Found, Item, Log, READ_BYTES, Read, Registration, WireSlot, goes_on_after, is_whole, lost_end};
+use crate::hub::{Connection, FormatHandle, Hub};
+use crate::log::{Batch, Entry, FormatSlot, Found, Item, Log, READ_BYTES, Read, Registration, goes_on_after, is_whole, lost_end};
 pub use crate::metrics::CloseCause;
 use crate::refusal::Refusal;
 use crate::roster::{Attendance, Presence};
 use crate::rule::{Delivery, ReplayOnSubscribe, SlowPolicy};
 use crate::session_handle::{HEARTBEAT, SILENT, STALLED, SessionHandle};
 use crate::warnings::Warning;
-use crate::wire::{GapReason, Notice, Stamp};
 
 /// How many events a listener is given from the broker's history at a time.
 const PAGE: PageLimit = PageLimit::events(500).with_bytes(1 << 20);
@@ -112,7 +112,7 @@ pub struct Session {
     stale: u32,
     /// Notices that go out next.
     notices: Vec<Bytes>,
-    slot: Arc<WireSlot>,
+    slot: Arc<FormatSlot>,
     hub: Hub,
     closed: Option<CloseReason>,
     /// Why it ends, where `closed` does not say so.
@@ -134,8 +134,8 @@ pub struct Session {
 pub struct Subscriber {
     connection: Arc<Connection>,
     handle: Arc<SessionHandle>,
-    /// The index of its wire.
-    wire: usize,
+    /// The index of its format.
+    format: usize,
     presence: bool,
 }
 
@@ -326,7 +326,7 @@ impl Subscriber {
         // A log that is closed in the moment between is simply opened again.
         for _ in 0..10 {
             let follower = hub.open(name, rule).await?;
-            if let Some(registration) = follower.log.register(self.handle.clone(), self.wire) {
+            if let Some(registration) = follower.log.register(self.handle.clone(), self.format) {
                 return Ok((registration, follower));
             }
             tokio::task::yield_now().await;
@@ -387,8 +387,8 @@ impl PendingSubscription {
 
 impl Session {
     /// A session without channels on a connection that was taken in.
-    pub fn new(connection: Arc<Connection>, wire: &WireHandle) -> Self {
-        let slot = wire.0.clone();
+    pub fn new(connection: Arc<Connection>, format: &FormatHandle) -> Self {
+        let slot = format.0.clone();
         slot.metrics.connections.inc();
         slot.metrics.connections_total.inc();
         let hub = connection.hub.clone();
@@ -396,7 +396,7 @@ impl Session {
         let inner = &hub.0;
         tracing::debug!(
             connection = connection.id,
-            format = slot.wire.name(),
+            format = slot.format.name(),
             transport = %connection.transport(),
             address = ?connection.peer(),
             "connected"
@@ -411,7 +411,7 @@ impl Session {
             handle,
             subscriptions: SmallVec::new(),
             notices: Vec::new(),
-            stamp: slot.wire.stamp(),
+            stamp: slot.format.stamp(),
             slot,
             hub,
             stale,
@@ -456,7 +456,7 @@ impl Session {
         Subscriber {
             connection: self.connection.clone(),
             handle: self.handle.clone(),
-            wire: self.slot.index,
+            format: self.slot.index,
             presence: false,
         }
     }
@@ -572,7 +572,7 @@ impl Session {
 
     /// Says something to the client, after what is already on its way.
     pub fn notice(&mut self, notice: &Notice<'_>) {
-        let bytes = self.slot.wire.notice(notice);
+        let bytes = self.slot.format.notice(notice);
         if !bytes.is_empty() {
             self.notices.push(bytes);
         }
@@ -800,7 +800,7 @@ impl Drop for Session {
 
 /// What a subscription needs to write down what it reads.
 struct Reading<'a> {
-    slot: &'a WireSlot,
+    slot: &'a FormatSlot,
     stamp: Option<Stamp>,
     cursor: Option<&'a mut StreamCursor>,
     hub: &'a Hub,
@@ -933,7 +933,7 @@ impl Subscription {
                         cursor: event.position,
                         stamp: Some(&stream.snapshot()),
                     };
-                    pending.extend_from_slice(&reading.slot.wire.notice(&notice));
+                    pending.extend_from_slice(&reading.slot.format.notice(&notice));
                 }
                 Item::Event(_) => {
                     pending.extend_from_slice(entry.bytes(&log.name, reading.slot));
@@ -945,7 +945,7 @@ impl Subscription {
                         gap,
                         stamp: Some(&stream.snapshot()),
                     };
-                    pending.extend_from_slice(&reading.slot.wire.notice(&notice));
+                    pending.extend_from_slice(&reading.slot.format.notice(&notice));
                 }
             }
         }

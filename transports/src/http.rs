@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use airwave_core::event::{IdempotencyKey, quoted};
+use airwave_core::format::Member;
 use airwave_core::metrics::TextFormat;
 use airwave_core::rule::TransportName;
 use airwave_core::warnings::Warning;
-use airwave_core::wire::Member;
 use airwave_core::{ChannelName, Code, Hub, PageLimit, Position, Publish, Refusal};
 use axum::Router;
 use axum::body::Body;

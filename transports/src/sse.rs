@@ -6,11 +6,11 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use airwave_core::hub::WireHandle;
+use airwave_core::format::{Notice, Stamp};
+use airwave_core::hub::FormatHandle;
 use airwave_core::rule::TransportName;
 use airwave_core::session::{After, CloseCause, CloseReason, Turn};
-use airwave_core::wire::{Notice, Stamp};
-use airwave_core::{ChannelName, Cursor, Data, Event, Hub, Refusal, Session, Wire};
+use airwave_core::{ChannelName, Cursor, Data, Event, Format, Hub, Refusal, Session};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
@@ -42,16 +42,16 @@ const EVENT_STREAM: &str = "text/event-stream";
 
 /// The SSE transport: `GET /channels/{name}` with `Accept: text/event-stream`, and `GET /events?channel=…&channel=…`.
 pub struct Sse {
-    one: WireHandle,
-    many: WireHandle,
+    one: FormatHandle,
+    many: FormatHandle,
 }
 
 impl Sse {
     /// Registers its formats with the hub.
     pub fn new(hub: &Hub) -> Self {
         Self {
-            one: hub.register_wire(Arc::new(OneChannel)),
-            many: hub.register_wire(Arc::new(ManyChannels)),
+            one: hub.register_format(Arc::new(OneChannel)),
+            many: hub.register_format(Arc::new(ManyChannels)),
         }
     }
 }
@@ -88,12 +88,12 @@ impl Transport for Sse {
     }
 }
 
-async fn events(State((hub, wire)): State<(Hub, WireHandle)>, request: Request) -> Response {
+async fn events(State((hub, format)): State<(Hub, FormatHandle)>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let result = async {
         check_query(&hub, &parts, &["channel", "after", "presence", "heartbeat"])?;
         let channels = channels_of(&hub, &parts)?;
-        hub.request(serve(&hub, &wire, &parts, body, channels)).await
+        hub.request(serve(&hub, &format, &parts, body, channels)).await
     };
     match result.await {
         Ok(response) => response,
@@ -171,7 +171,7 @@ fn all_after(channels: &mut [(ChannelName, After)], text: &str) {
 /// Admits the listener to all channels, then answers with the stream.
 async fn serve(
     hub: &Hub,
-    wire: &WireHandle,
+    format: &FormatHandle,
     parts: &Parts,
     body: Body,
     channels: Vec<(ChannelName, After)>,
@@ -179,7 +179,9 @@ async fn serve(
     check_can_come_back(parts, Cursor::most_bytes(channels.len()))?;
     let visible = wants_visible_heartbeat(parts)?;
     let connection = hub.connect(connect_request(parts, TransportName::SSE), true)?;
-    let mut session = Session::new(connection, wire).ends_with_channels().visible_heartbeat(visible);
+    let mut session = Session::new(connection, format)
+        .ends_with_channels()
+        .visible_heartbeat(visible);
     let subscriber = session.subscriber().with_presence(wants_presence(parts)?);
     let mut joined = Vec::with_capacity(channels.len());
     for (name, after) in &channels {
@@ -430,7 +432,7 @@ pub struct OneChannel;
 /// The format of a stream of several channels: envelopes, and one cursor of them all.
 pub struct ManyChannels;
 
-impl Wire for OneChannel {
+impl Format for OneChannel {
     fn name(&self) -> &'static str {
         "sse"
     }
@@ -467,7 +469,7 @@ impl Wire for OneChannel {
     }
 }
 
-impl Wire for ManyChannels {
+impl Format for ManyChannels {
     fn name(&self) -> &'static str {
         "sse-many"
     }

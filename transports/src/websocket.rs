@@ -14,12 +14,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use airwave_core::event::IdempotencyKey;
-use airwave_core::hub::WireHandle;
+use airwave_core::format::{Notice, Stamp};
+use airwave_core::hub::FormatHandle;
 use airwave_core::patience::Patience;
 use airwave_core::rule::TransportName;
 use airwave_core::session::{After, CloseCause, CloseReason, PendingSubscription, Turn};
-use airwave_core::wire::{Notice, Stamp};
-use airwave_core::{ChannelName, Code, Connection, Data, Event, Hub, Key, Message, Refusal, Reply, Session, Wire};
+use airwave_core::{ChannelName, Code, Connection, Data, Event, Format, Hub, Key, Message, Refusal, Reply, Session};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
@@ -77,14 +77,14 @@ const NO_ID: u64 = u64::MAX;
 
 /// The WebSocket transport: `GET /socket`, and `GET /channels/{name}` with an upgrade.
 pub struct WebSocket {
-    wire: WireHandle,
+    format: FormatHandle,
 }
 
 impl WebSocket {
     /// Registers its format with the hub.
     pub fn new(hub: &Hub) -> Self {
         Self {
-            wire: hub.register_wire(Arc::new(Frames)),
+            format: hub.register_format(Arc::new(Frames)),
         }
     }
 }
@@ -98,7 +98,7 @@ impl Transport for WebSocket {
     fn routes(&self, hub: Hub) -> Router {
         Router::new()
             .route("/socket", any(socket))
-            .with_state((hub, self.wire.clone()))
+            .with_state((hub, self.format.clone()))
     }
 
     fn wants(&self, request: &Parts) -> bool {
@@ -108,11 +108,11 @@ impl Transport for WebSocket {
     }
 
     async fn listen(&self, hub: &Hub, request: ChannelRequest) -> Response {
-        serve(hub, &self.wire, request.parts, Some(request.channel)).await
+        serve(hub, &self.format, request.parts, Some(request.channel)).await
     }
 }
 
-async fn socket(State((hub, wire)): State<(Hub, WireHandle)>, request: Request) -> Response {
+async fn socket(State((hub, format)): State<(Hub, FormatHandle)>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     if !asks_for_websocket(&parts) && !parts.headers.contains_key(SEC_WEBSOCKET_KEY) {
         return refusal_response(
@@ -120,7 +120,7 @@ async fn socket(State((hub, wire)): State<(Hub, WireHandle)>, request: Request) 
             None,
         );
     }
-    serve(&hub, &wire, parts, None).await
+    serve(&hub, &format, parts, None).await
 }
 
 fn header_has(parts: &Parts, name: &http::HeaderName, word: &str) -> bool {
@@ -146,7 +146,7 @@ fn over_http2(parts: &Parts) -> bool {
 }
 
 /// Answers the handshake; whatever is refused after it is said in a frame, because a browser cannot read the answer to a failed upgrade.
-async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<Result<ChannelName, Refusal>>) -> Response {
+async fn serve(hub: &Hub, format: &FormatHandle, mut parts: Parts, channel: Option<Result<ChannelName, Refusal>>) -> Response {
     let malformed = |text: &'static str| {
         hub.metrics().refused(Code::BadRequest);
         refusal_response(&Refusal::bad_request(text), None)
@@ -202,7 +202,7 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
             "this connection cannot be upgraded: a proxy in between must speak HTTP/1.1 to us (nginx: proxy_http_version 1.1)",
         );
     };
-    let begun = hub.request(begin(hub, wire, &parts, channel)).await;
+    let begun = hub.request(begin(hub, format, &parts, channel)).await;
     let begun = Begun {
         hub: hub.clone(),
         session: begun,
@@ -249,7 +249,7 @@ async fn serve(hub: &Hub, wire: &WireHandle, mut parts: Parts, channel: Option<R
 /// Takes the client in, and subscribes it to the channel whose URL it came to.
 async fn begin(
     hub: &Hub,
-    wire: &WireHandle,
+    format: &FormatHandle,
     parts: &Parts,
     channel: Option<Result<ChannelName, Refusal>>,
 ) -> Result<Session, Refusal> {
@@ -261,7 +261,7 @@ async fn begin(
     let visible = wants_visible_heartbeat(parts)?;
     wants_batches(parts)?;
     let connection = hub.connect(connect_request(parts, TransportName::WEBSOCKET), true)?;
-    let mut session = Session::new(connection, wire).expects_answers().visible_heartbeat(visible);
+    let mut session = Session::new(connection, format).expects_answers().visible_heartbeat(visible);
     if let Some(channel) = channel {
         let after = query_value(parts, "after")?;
         let subscriber = session.subscriber().with_presence(wants_presence(parts)?);
@@ -1029,7 +1029,7 @@ impl FrameWatch {
 /// The format: whole frames, unmasked as servers send them (RFC 6455, section 5.1).
 pub struct Frames;
 
-impl Wire for Frames {
+impl Format for Frames {
     fn name(&self) -> &'static str {
         "websocket"
     }
@@ -1260,7 +1260,7 @@ mod tests {
         let rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::WEBSOCKET]);
         let rules = Rules::new([rule]);
         let hub = Hub::builder(Arc::new(airwave_brokers::Memory::new(rules.clone())), rules).build();
-        let wire = hub.register_wire(Arc::new(Frames));
+        let format = hub.register_format(Arc::new(Frames));
         for (what, first, drip) in [
             ("half a head", &[0x81][..], &[][..]),
             ("a payload", &[0x81, 0xfe, 0x10, 0, 0, 0, 0, 0], b" "),
@@ -1277,7 +1277,7 @@ mod tests {
                 query: String::new(),
                 headers: Vec::new(),
             };
-            let session = Session::new(hub.connect(request, true).unwrap(), &wire).expects_answers();
+            let session = Session::new(hub.connect(request, true).unwrap(), &format).expects_answers();
             let (client, server) = tokio::io::duplex(1 << 16);
             let socket = TokioIo::new(TokioIo::new(server));
             let task = WebSocketTask::new(&hub, session, socket, Bytes::new(), Bytes::new(), "".into());

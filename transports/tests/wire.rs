@@ -9,8 +9,8 @@ mod whatwg_sse;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use airwave_core::wire::{Change, Gap, GapReason, Notice};
-use airwave_core::{ChannelName, Code, Cursor, Data, Event, EventName, Key, Member, Message, Position, Refusal, Wire};
+use airwave_core::format::{Change, Gap, GapReason, Notice};
+use airwave_core::{ChannelName, Code, Cursor, Data, Event, EventName, Format, Key, Member, Message, Position, Refusal};
 use airwave_transports::sse::{ManyChannels, OneChannel};
 use airwave_transports::websocket::Frames;
 use base64::Engine;

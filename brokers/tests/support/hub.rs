@@ -2,12 +2,12 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use airwave_core::hub::WireHandle;
+use airwave_core::format::Stamp;
+use airwave_core::hub::FormatHandle;
 use airwave_core::rule::{Limits, TransportName};
 use airwave_core::session::{After, Turn};
-use airwave_core::wire::Stamp;
 use airwave_core::{
-    Broker, ChannelName, ConnectRequest, Event, Hub, Message, Notice, Position, Refusal, Rule, Rules, Session, Wire,
+    Broker, ChannelName, ConnectRequest, Event, Format, Hub, Message, Notice, Position, Refusal, Rule, Rules, Session,
 };
 use airwave_core::{Data, EventName};
 use bytes::Bytes;
@@ -27,7 +27,7 @@ pub enum Told {
 
 struct Lines;
 
-impl Wire for Lines {
+impl Format for Lines {
     fn name(&self) -> &'static str {
         "test"
     }
@@ -79,7 +79,7 @@ pub fn rules() -> Rules {
 /// A node as an application has it, on a broker with the same [`rules`].
 pub struct Node {
     pub hub: Hub,
-    wire: WireHandle,
+    format: FormatHandle,
 }
 
 /// A listener that keeps what it is told.
@@ -100,8 +100,8 @@ impl Node {
             ..Limits::default()
         };
         let hub = Hub::builder(broker, rules).limits(limits).build();
-        let wire = hub.register_wire(Arc::new(Lines));
-        Node { hub, wire }
+        let format = hub.register_format(Arc::new(Lines));
+        Node { hub, format }
     }
 
     pub async fn listen(&self, channel: &str, after: Option<Position>) -> Client {
@@ -115,7 +115,7 @@ impl Node {
             query: String::new(),
             headers: Vec::new(),
         };
-        let mut session = Session::new(self.hub.connect(request, true).unwrap(), &self.wire);
+        let mut session = Session::new(self.hub.connect(request, true).unwrap(), &self.format);
         let after = after.map_or(After::Nothing, After::Position);
         let name = ChannelName::new(channel).unwrap();
         let joined = session.subscriber().subscribe(&name, after).await?;

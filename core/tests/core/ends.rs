@@ -1,28 +1,28 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use airwave_core::hub::WireHandle;
+use airwave_core::format::GapReason;
+use airwave_core::hub::FormatHandle;
 use airwave_core::rule::{Delivery, ReplayOnSubscribe};
 use airwave_core::session::{After, CloseReason};
-use airwave_core::wire::GapReason;
 use airwave_core::{Code, Hub, Position, Rule, Session};
 
 use crate::support::*;
 
-fn wires(hub: &Hub) -> [WireHandle; 2] {
+fn formats(hub: &Hub) -> [FormatHandle; 2] {
     [
-        hub.register_wire(Lines::plain("plain")),
-        hub.register_wire(Lines::stamped("stamped")),
+        hub.register_format(Lines::plain("plain")),
+        hub.register_format(Lines::stamped("stamped")),
     ]
 }
 
 /// A stream that closes when its channels have ended, as SSE is.
-fn stream(hub: &Hub, wire: &WireHandle) -> Listener {
-    Listener::of(Session::new(hub.connect(request(), true).unwrap(), wire).ends_with_channels())
+fn stream(hub: &Hub, format: &FormatHandle) -> Listener {
+    Listener::of(Session::new(hub.connect(request(), true).unwrap(), format).ends_with_channels())
 }
 
-async fn at(hub: &Hub, wire: &WireHandle, after: After) -> Listener {
-    let mut listener = stream(hub, wire);
+async fn at(hub: &Hub, format: &FormatHandle, after: After) -> Listener {
+    let mut listener = stream(hub, format);
     listener.subscribe("c", after).await.unwrap();
     listener
 }
@@ -52,9 +52,9 @@ async fn listeners_are_told_of_the_end_and_let_go() {
     for rule in rules() {
         let backbone = Backbone::new();
         let hub = hub(&backbone.node(), rule.clone());
-        for (n, wire) in wires(&hub).iter().enumerate() {
+        for (n, format) in formats(&hub).iter().enumerate() {
             let channel = format!("c{n}");
-            let mut listener = stream(&hub, wire);
+            let mut listener = stream(&hub, format);
             listener.subscribe(&channel, After::Nothing).await.unwrap();
             backbone.say_keyed(&channel, "k", "1");
             let end = backbone.end(&channel);
@@ -74,16 +74,16 @@ async fn a_fresh_listener_on_an_ended_channel_is_told() {
         for kept in [usize::MAX, 1, 0] {
             let backbone = Backbone::new();
             let saw_it = hub(&backbone.node(), rule.clone());
-            let _listens = Listener::at(&saw_it, &wires(&saw_it)[0], "c", After::Nothing).await;
+            let _listens = Listener::at(&saw_it, &formats(&saw_it)[0], "c", After::Nothing).await;
             backbone.say_keyed("c", "k", "1");
             let end = backbone.end("c");
             backbone.keep("c", kept);
             settle().await;
             tokio::time::sleep(Duration::from_secs(1)).await;
             for hub in [saw_it, hub(&backbone.node(), rule.clone())] {
-                for wire in wires(&hub) {
+                for format in formats(&hub) {
                     for after in [After::Nothing, After::Unreadable] {
-                        let mut listener = at(&hub, &wire, after).await;
+                        let mut listener = at(&hub, &format, after).await;
                         let lines = listener.rest().await;
                         assert!(is_end(lines.last().unwrap(), end), "{rule:?}, {kept} kept: {lines:?}");
                         assert_eq!(lines.iter().filter(|line| matches!(line, Line::End { .. })).count(), 1);
@@ -101,15 +101,15 @@ async fn who_has_had_the_end_is_over() {
         let backbone = Backbone::new();
         let behind = backbone.node();
         let behind_hub = hub(&behind, rule());
-        let mut waits = Listener::at(&behind_hub, &wires(&behind_hub)[0], "c", After::Nothing).await;
+        let mut waits = Listener::at(&behind_hub, &formats(&behind_hub)[0], "c", After::Nothing).await;
         behind.lag();
         let before = backbone.say("c", "1");
         let end = backbone.end("c");
         backbone.keep("c", kept);
         let fresh = hub(&backbone.node(), rule());
         for (what, hub) in [("fresh", &fresh), ("behind", &behind_hub)] {
-            for wire in wires(hub) {
-                let mut listener = stream(hub, &wire);
+            for format in formats(hub) {
+                let mut listener = stream(hub, &format);
                 let joined = listener.join("c", after(end)).await.unwrap();
                 assert!(joined.is_over(), "{what}, {kept} kept");
                 // If the transport says so all the same, the client is told once more, and that is all.
@@ -117,7 +117,7 @@ async fn who_has_had_the_end_is_over() {
                 let lines = listener.rest().await;
                 assert!(matches!(lines[0], Line::Subscribed { resumed: true, .. }));
                 assert!(lines.len() == 2 && is_end(&lines[1], end), "{lines:?}");
-                let mut listener = stream(hub, &wire);
+                let mut listener = stream(hub, &format);
                 let joined = listener.join("c", after(before)).await.unwrap();
                 assert!(!joined.is_over(), "the end is still to come");
             }
@@ -136,13 +136,13 @@ async fn a_client_that_waits_for_its_node_is_told_of_the_end_once() {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        for (n, wire) in wires(&hub).iter().enumerate() {
+        for (n, format) in formats(&hub).iter().enumerate() {
             let name = format!("c{n}");
-            let _open = Listener::at(&hub, wire, &name, After::Nothing).await;
+            let _open = Listener::at(&hub, format, &name, After::Nothing).await;
             node.lag();
             backbone.say(&name, "1");
             let second = backbone.say(&name, "2");
-            let mut ahead = stream(&hub, wire);
+            let mut ahead = stream(&hub, format);
             ahead.subscribe(&name, after(second)).await.unwrap();
             assert_eq!(ahead.settled().await.len(), 1);
             backbone.say(&name, "3");
@@ -168,12 +168,12 @@ async fn who_comes_back_after_the_end_has_expired_is_told_of_both() {
         if node_saw_it {
             // Opened late, so that its ring does not hold what the client has.
             backbone.keep("c", 0);
-            Listener::at(&hub, &wires(&hub)[0], "c", After::Nothing).await;
+            Listener::at(&hub, &formats(&hub)[0], "c", After::Nothing).await;
         }
         let end = backbone.end("c");
         backbone.keep("c", 0);
-        for wire in wires(&hub) {
-            let mut listener = at(&hub, &wire, after(first)).await;
+        for format in formats(&hub) {
+            let mut listener = at(&hub, &format, after(first)).await;
             let (cursor, resumed) = listener.confirmation().await;
             assert!(!resumed);
             let lines = listener.rest().await;
@@ -186,7 +186,7 @@ async fn who_comes_back_after_the_end_has_expired_is_told_of_both() {
             assert_eq!(listener.closed, Some(CloseReason::Ended));
             // From the gap's cursor there is no second gap, and the end is still told.
             for hub in [&hub, &crate::support::hub(&backbone.node(), rule())] {
-                let lines = at(hub, &wires(hub)[0], after(cursor)).await.rest().await;
+                let lines = at(hub, &formats(hub)[0], after(cursor)).await.rest().await;
                 assert!(matches!(lines[0], Line::Subscribed { resumed: true, .. }), "{lines:?}");
                 assert!(lines.len() == 2 && is_end(&lines[1], end), "{lines:?}");
             }
@@ -200,7 +200,7 @@ async fn an_end_that_no_feed_showed_is_still_told() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let [plain, stamped] = wires(&hub);
+    let [plain, stamped] = formats(&hub);
     let mut listeners = [
         at(&hub, &plain, After::Nothing).await,
         at(&hub, &stamped, After::Nothing).await,
@@ -225,9 +225,9 @@ async fn an_end_that_no_feed_showed_is_still_told() {
 async fn a_stream_closes_when_its_last_channel_has_ended() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    for (n, wire) in wires(&hub).iter().enumerate() {
+    for (n, format) in formats(&hub).iter().enumerate() {
         let names = ["a", "b"].map(|c| format!("{c}{n}"));
-        let mut listener = stream(&hub, wire);
+        let mut listener = stream(&hub, format);
         for name in &names {
             listener.subscribe(name, After::Nothing).await.unwrap();
         }
@@ -248,8 +248,8 @@ async fn a_stream_closes_when_its_last_channel_has_ended() {
 async fn a_session_that_does_not_end_with_its_channels_stays() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let wire = &wires(&hub)[0];
-    let mut listener = Listener::at(&hub, wire, "c", After::Nothing).await;
+    let format = &formats(&hub)[0];
+    let mut listener = Listener::at(&hub, format, "c", After::Nothing).await;
     backbone.end("c");
     assert_eq!(listener.settled().await.len(), 2);
     assert_eq!((listener.closed, listener.session.subscriptions()), (None, 0));
@@ -276,11 +276,11 @@ async fn the_end_does_not_grow_old() {
     rule.history.age = Duration::from_secs(60);
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule);
-    let wire = &wires(&hub)[0];
+    let format = &formats(&hub)[0];
     backbone.say("c", "1");
     let end = backbone.end("c");
     for visit in 0..20 {
-        let lines = at(&hub, wire, After::Nothing).await.rest().await;
+        let lines = at(&hub, format, After::Nothing).await.rest().await;
         assert!(is_end(lines.last().unwrap(), end), "visit {visit}: {lines:?}");
         tokio::time::sleep(Duration::from_secs(10)).await;
     }
@@ -292,22 +292,22 @@ async fn the_end_does_not_grow_old() {
 async fn a_channel_that_begins_anew_is_not_over() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let wire = &wires(&hub)[0];
-    let mut listener = Listener::at(&hub, wire, "c", After::Nothing).await;
+    let format = &formats(&hub)[0];
+    let mut listener = Listener::at(&hub, format, "c", After::Nothing).await;
     let old = backbone.end("c");
     assert_eq!(listener.settled().await.len(), 2);
     backbone.wipe("c");
     backbone.say("c", "anew");
     settle().await;
     for (hub, text) in [(&hub, "here"), (&crate::support::hub(&backbone.node(), rule()), "elsewhere")] {
-        let mut listener = at(hub, &wires(hub)[0], After::Nothing).await;
+        let mut listener = at(hub, &formats(hub)[0], After::Nothing).await;
         assert_eq!(listener.settled().await.len(), 1, "a fresh listener hears what comes");
         let head = backbone.head("c");
-        let mut listener = at(hub, &wires(hub)[0], after(head)).await;
+        let mut listener = at(hub, &formats(hub)[0], after(head)).await;
         assert_eq!(listener.confirmation().await, (head, true));
         backbone.say("c", text);
         assert_eq!(listener.line().await.text(), text);
-        let mut listener = at(hub, &wires(hub)[0], after(old)).await;
+        let mut listener = at(hub, &formats(hub)[0], after(old)).await;
         assert!(!listener.confirmation().await.1, "a gap comes next");
         let lines = listener.settled().await;
         assert!(matches!(lines[0], Line::Gap { .. }), "{lines:?}");

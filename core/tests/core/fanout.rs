@@ -17,12 +17,12 @@ async fn an_event_is_encoded_once_for_each_wire_however_many_listen() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
     let (a, b, idle) = (Lines::plain("a"), Lines::plain("b"), Lines::plain("idle"));
-    let (wire_a, wire_b) = (hub.register_wire(a.clone()), hub.register_wire(b.clone()));
-    hub.register_wire(idle.clone());
+    let (wire_a, wire_b) = (hub.register_format(a.clone()), hub.register_format(b.clone()));
+    hub.register_format(idle.clone());
     let mut listeners = Vec::new();
     for i in 0..1000 {
-        let wire = if i % 2 == 0 { &wire_a } else { &wire_b };
-        listeners.push(Listener::at(&hub, wire, "c", After::Nothing).await);
+        let format = if i % 2 == 0 { &wire_a } else { &wire_b };
+        listeners.push(Listener::at(&hub, format, "c", After::Nothing).await);
     }
     for listener in &mut listeners {
         assert!(!listener.confirmation().await.1);
@@ -57,11 +57,11 @@ async fn an_event_is_encoded_once_wherever_its_listeners_stand() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
     let (plain, many) = (Lines::plain("plain"), Lines::stamped("many"));
-    let (wire_plain, wire_many) = (hub.register_wire(plain.clone()), hub.register_wire(many.clone()));
+    let (wire_plain, wire_many) = (hub.register_format(plain.clone()), hub.register_format(many.clone()));
     let mut listeners = Vec::new();
     for i in 0..100 {
-        let wire = if i % 2 == 0 { &wire_plain } else { &wire_many };
-        listeners.push((Listener::at(&hub, wire, "c", After::Nothing).await, 0));
+        let format = if i % 2 == 0 { &wire_plain } else { &wire_many };
+        listeners.push((Listener::at(&hub, format, "c", After::Nothing).await, 0));
     }
     for (listener, _) in &mut listeners {
         listener.confirmation().await;
@@ -88,8 +88,8 @@ async fn of_a_conflated_channel_only_what_is_sent_is_encoded() {
     rule.delivery = Delivery::Latest;
     let hub = hub(&backbone.node(), rule);
     let lines = Lines::plain("a");
-    let wire = hub.register_wire(lines.clone());
-    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(lines.clone());
+    let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     for i in 0..100 {
         backbone.say_keyed("c", ["x", "y"][i % 2], &i.to_string());
@@ -103,8 +103,8 @@ async fn of_a_conflated_channel_only_what_is_sent_is_encoded() {
 async fn a_busy_channel_does_not_starve_the_others() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::new(&hub, &wire);
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::new(&hub, &format);
     for channel in ["busy", "quiet"] {
         listener.subscribe(channel, After::Nothing).await.unwrap();
     }

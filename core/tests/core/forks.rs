@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use airwave_core::broker::{Broker, BrokerError, Feed, FeedSender, Publish, Published, Replay};
-use airwave_core::hub::WireHandle;
+use airwave_core::format::{Format, Notice, Stamp};
+use airwave_core::hub::FormatHandle;
 use airwave_core::session::{After, Session, Turn};
-use airwave_core::wire::{Notice, Stamp, Wire};
 use airwave_core::{ChannelName, Data, Event, EventName, Hub, Message, PageLimit, Position, Rules};
 use bytes::Bytes;
 
@@ -79,7 +79,7 @@ impl Broker for Lab {
     }
 }
 struct Plain;
-impl Wire for Plain {
+impl Format for Plain {
     fn name(&self) -> &'static str {
         "plain"
     }
@@ -101,7 +101,7 @@ impl Wire for Plain {
 }
 /// The same for a format that repeats its cursor, whose entries are written one by one.
 struct Stamped;
-impl Wire for Stamped {
+impl Format for Stamped {
     fn name(&self) -> &'static str {
         "stamped"
     }
@@ -118,23 +118,23 @@ impl Wire for Stamped {
 struct Rig {
     lab: Arc<Lab>,
     hub: Hub,
-    wire: WireHandle,
+    format: FormatHandle,
 }
 fn rig() -> Rig {
     rig_over(Arc::new(Plain))
 }
 
-fn rig_over(wire: Arc<dyn Wire>) -> Rig {
+fn rig_over(format: Arc<dyn Format>) -> Rig {
     let lab = Arc::new(Lab::default());
     let hub = Hub::builder(lab.clone(), Rules::new([rule()])).build();
-    let wire = hub.register_wire(wire);
-    Rig { lab, hub, wire }
+    let format = hub.register_format(format);
+    Rig { lab, hub, format }
 }
 
 impl Rig {
     async fn join(&self, after: After) -> Session {
         let connection = self.hub.connect(request(), true).unwrap();
-        let mut session = Session::new(connection, &self.wire);
+        let mut session = Session::new(connection, &self.format);
         let joined = session.subscriber().subscribe(&name("c"), after).await.unwrap();
         session.add(joined, None);
         session
@@ -328,8 +328,8 @@ async fn a_loss_is_told_to_who_came_after_the_last_one_from_where_it_began() {
 /// far below the head.
 #[tokio::test(start_paused = true)]
 async fn events_below_the_head_are_told_behind_a_gap() {
-    for wire in [Arc::new(Plain) as Arc<dyn Wire>, Arc::new(Stamped)] {
-        let rig = rig_over(wire);
+    for format in [Arc::new(Plain) as Arc<dyn Format>, Arc::new(Stamped)] {
+        let rig = rig_over(format);
         rig.lab.set(1000, &[(1000, 990)]);
         let mut listener = rig.join(After::Nothing).await;
         assert_eq!(hear(&mut listener).await, "S1000- ");
@@ -350,8 +350,8 @@ async fn events_below_the_head_are_told_behind_a_gap() {
 /// gap.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_returns_behind_is_followed_on_below_the_head() {
-    for wire in [Arc::new(Plain) as Arc<dyn Wire>, Arc::new(Stamped)] {
-        let rig = rig_over(wire);
+    for format in [Arc::new(Plain) as Arc<dyn Format>, Arc::new(Stamped)] {
+        let rig = rig_over(format);
         rig.lab.set(1000, &[(1000, 990)]);
         let mut listener = rig.join(After::Nothing).await;
         assert_eq!(hear(&mut listener).await, "S1000- ");

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
+use airwave_core::format::GapReason::{self, *};
 use airwave_core::rule::Delivery;
 use airwave_core::session::After;
-use airwave_core::wire::GapReason::{self, *};
 use airwave_core::{Code, Cursor, Hub, Position};
 
 use crate::support::*;
@@ -17,8 +17,8 @@ struct Told {
 }
 
 async fn come_back(hub: &Hub, channel: &str, after: After) -> Told {
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::at(hub, &wire, channel, after).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::at(hub, &format, channel, after).await;
     let (cursor, resumed) = listener.confirmation().await;
     let mut lines = listener.settled().await;
     let mut gap = None;
@@ -102,8 +102,8 @@ async fn history_that_expired_is_a_gap_and_a_final_one() {
 async fn what_the_node_still_has_is_no_gap() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let wire = hub.register_wire(Lines::plain("a"));
-    let _keeps_it_open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let positions = say_all(&backbone, 0..20);
     backbone.keep("c", 1);
     let told = come_back(&hub, "c", after(positions[4])).await;
@@ -146,7 +146,7 @@ async fn a_position_that_was_never_given_is_a_gap() {
 async fn a_lost_position_of_a_clock_that_is_ahead_brings_nothing_back() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let mut other = Listener::at(&hub, &hub.register_wire(Lines::plain("b")), "c", After::Nothing).await;
+    let mut other = Listener::at(&hub, &hub.register_format(Lines::plain("b")), "c", After::Nothing).await;
     let positions = say_all(&backbone, 0..5);
     other.settled().await;
     backbone.lose_tail("c", 3);
@@ -213,10 +213,13 @@ async fn a_lost_tail_is_told_once_to_each_listener() {
     for feeds_end in [true, false] {
         let backbone = Backbone::new();
         let hub = hub(&backbone.node(), rule());
-        let wires = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
+        let formats = [
+            hub.register_format(Lines::plain("a")),
+            hub.register_format(Lines::stamped("b")),
+        ];
         let mut listeners = Vec::new();
         for i in 0..10 {
-            let mut listener = Listener::at(&hub, &wires[i % 2], "c", After::Nothing).await;
+            let mut listener = Listener::at(&hub, &formats[i % 2], "c", After::Nothing).await;
             listener.confirmation().await;
             listeners.push(listener);
         }
@@ -269,8 +272,8 @@ async fn a_lost_tail_is_told_once_to_each_listener() {
 async fn a_wiped_broker_is_told_to_everybody() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     let positions = say_all(&backbone, 0..5);
     assert_eq!(listener.settled().await.len(), 6);
     backbone.wipe("c");
@@ -303,8 +306,11 @@ async fn a_listener_that_resumes_right_before_a_gap_is_not_resumed() {
                 rule.delivery = Delivery::Latest;
             }
             let hub = hub(&node, rule);
-            let wires = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
-            let mut stays = Listener::at(&hub, &wires[0], "c", After::Nothing).await;
+            let formats = [
+                hub.register_format(Lines::plain("a")),
+                hub.register_format(Lines::stamped("b")),
+            ];
+            let mut stays = Listener::at(&hub, &formats[0], "c", After::Nothing).await;
             stays.confirmation().await;
             let positions = say_all(&backbone, 0..2);
             stays.settled().await;
@@ -315,8 +321,8 @@ async fn a_listener_that_resumes_right_before_a_gap_is_not_resumed() {
             if !healing {
                 assert_eq!(stays.settled().await.len(), 2, "the gap and the event");
             }
-            for (wire, stamped) in [(&wires[0], false), (&wires[1], true)] {
-                let mut listener = Listener::new(&hub, wire);
+            for (format, stamped) in [(&formats[0], false), (&formats[1], true)] {
+                let mut listener = Listener::new(&hub, format);
                 let release = async {
                     settle().await;
                     node.hold_answers(false);
@@ -365,8 +371,8 @@ async fn in_an_outage_a_listener_is_resumed_only_if_an_event_comes_next() {
                 rule.delivery = Delivery::Latest;
             }
             let hub = hub(&node, rule);
-            let wire = hub.register_wire(Lines::plain("a"));
-            let mut stays = Listener::at(&hub, &wire, "c", After::Nothing).await;
+            let format = hub.register_format(Lines::plain("a"));
+            let mut stays = Listener::at(&hub, &format, "c", After::Nothing).await;
             stays.confirmation().await;
             let positions = [backbone.say_keyed("c", "k", "0"), backbone.say_keyed("c", "l", "1")];
             stays.settled().await;
@@ -375,15 +381,15 @@ async fn in_an_outage_a_listener_is_resumed_only_if_an_event_comes_next() {
             settle().await;
 
             // It lacks an event that the node has.
-            let mut behind = Listener::at(&hub, &wire, "c", after(positions[0])).await;
+            let mut behind = Listener::at(&hub, &format, "c", after(positions[0])).await;
             // And it has not read it when the broker is back.
-            let mut late = Listener::at(&hub, &wire, "c", after(positions[0])).await;
+            let mut late = Listener::at(&hub, &format, "c", after(positions[0])).await;
             assert_eq!(behind.confirmation().await, (positions[0], true));
             assert_eq!(behind.line().await.text(), "1");
-            let mut up_to_date = Listener::new(&hub, &wire);
+            let mut up_to_date = Listener::new(&hub, &format);
             let refusal = up_to_date.join("c", after(positions[1])).await.err().unwrap();
             assert_eq!(refusal.code, Code::Unavailable, "an event or a gap comes next");
-            let mut fresh = Listener::at(&hub, &wire, "c", After::Nothing).await;
+            let mut fresh = Listener::at(&hub, &format, "c", After::Nothing).await;
             assert_eq!(fresh.settled().await.len(), 1, "it gave no position");
 
             if comes_back_empty {
@@ -410,15 +416,15 @@ async fn in_an_outage_a_listener_of_an_ended_channel_is_told_so() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut stays = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut stays = Listener::at(&hub, &format, "c", After::Nothing).await;
     stays.confirmation().await;
     let end = backbone.end("c");
     stays.settled().await;
     node.unavailable(true);
     node.cut();
     settle().await;
-    let mut late = Listener::new(&hub, &wire);
+    let mut late = Listener::new(&hub, &format);
     late.subscribe("c", after(end)).await.unwrap();
     assert_eq!(late.confirmation().await, (end, true));
     assert!(matches!(late.line().await, Line::End { .. }));
@@ -432,8 +438,8 @@ async fn a_gap_behind_a_superseded_event_comes_next_too() {
     let mut rule = rule();
     rule.delivery = Delivery::Latest;
     let hub = hub(&backbone.node(), rule);
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut stays = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut stays = Listener::at(&hub, &format, "c", After::Nothing).await;
     stays.confirmation().await;
     let first = backbone.say_keyed("c", "k", "0");
     backbone.say_keyed("c", "k", "1");
@@ -453,10 +459,13 @@ async fn a_broken_chain_is_healed_without_a_gap() {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let wires = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
+        let formats = [
+            hub.register_format(Lines::plain("a")),
+            hub.register_format(Lines::stamped("b")),
+        ];
         let mut listeners = [
-            Listener::at(&hub, &wires[0], "c", After::Nothing).await,
-            Listener::at(&hub, &wires[1], "c", After::Nothing).await,
+            Listener::at(&hub, &formats[0], "c", After::Nothing).await,
+            Listener::at(&hub, &formats[1], "c", After::Nothing).await,
         ];
         for listener in &mut listeners {
             listener.confirmation().await;
@@ -486,8 +495,8 @@ async fn a_broken_chain_that_history_cannot_close_is_a_gap() {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let wire = hub.register_wire(Lines::plain("a"));
-        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        let format = hub.register_format(Lines::plain("a"));
+        let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         let first = say_all(&backbone, 0..3);
         backbone.keep("c", 2);
@@ -527,8 +536,8 @@ async fn a_feed_that_ends_is_followed_again_and_nothing_is_missed() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     let mut heard = 0;
     for round in 0..20 {
@@ -554,8 +563,8 @@ async fn a_feed_that_ends_at_once_is_no_busy_loop() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     node.stillborn.store(true, SeqCst);
     node.cut();
@@ -575,8 +584,8 @@ async fn a_broker_that_is_away_while_healing_costs_time_and_nothing_else() {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let wire = hub.register_wire(Lines::plain("a"));
-        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        let format = hub.register_format(Lines::plain("a"));
+        let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         say_all(&backbone, 0..3);
         assert_eq!(listener.settled().await.len(), 3);
@@ -611,8 +620,8 @@ async fn two_disturbances_at_once_are_one_gap() {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let wire = hub.register_wire(Lines::plain("a"));
-        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        let format = hub.register_format(Lines::plain("a"));
+        let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         say_all(&backbone, 0..3);
         assert_eq!(listener.settled().await.len(), 3);
@@ -645,8 +654,8 @@ async fn more_than_can_wait_while_healing_is_read_from_history() {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let wire = hub.register_wire(Lines::plain("a"));
-        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        let format = hub.register_format(Lines::plain("a"));
+        let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         if forgets_previous {
             backbone.forget_previous();
@@ -674,8 +683,8 @@ async fn more_than_can_wait_while_healing_is_never_lost_in_silence() {
     let mut rule = rule();
     rule.history.events = 0;
     let hub = hub(&node, rule);
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     backbone.keep("c", 0);
     backbone.forget_previous();
@@ -711,7 +720,10 @@ async fn a_gap_that_did_not_arrive_is_told_again() {
         first
     });
     let hub = hub(&backbone.node(), rule());
-    let [plain, stamped] = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
+    let [plain, stamped] = [
+        hub.register_format(Lines::plain("a")),
+        hub.register_format(Lines::stamped("b")),
+    ];
     let mut listener = Listener::at(&hub, &plain, "a", after(old[0])).await;
     let confirmed = listener.line().await;
     assert!(matches!(confirmed, Line::Subscribed { resumed: false, .. }));
@@ -769,8 +781,8 @@ async fn a_broker_that_gives_no_whole_page_opens_no_channel() {
     let node = backbone.node();
     let hub = hub(&node, rule());
     node.tear(usize::MAX, Torn::AtTheEnd);
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::new(&hub, &wire);
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::new(&hub, &format);
     let refused = listener.subscribe("c", after(positions[4])).await.unwrap_err();
     assert_eq!(refused.code, airwave_core::Code::Unavailable);
     assert!(node.replays.load(SeqCst) < 10, "its pages are read again and again");
@@ -786,8 +798,8 @@ async fn a_log_that_heals_from_pages_that_were_overtaken_misses_nothing() {
         say_all(&backbone, 0..5);
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let wire = hub.register_wire(Lines::plain("a"));
-        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        let format = hub.register_format(Lines::plain("a"));
+        let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         listener.settled().await;
         node.lose(15);
@@ -815,8 +827,8 @@ async fn a_listener_that_is_caught_up_from_pages_that_were_overtaken_misses_noth
                 ..limits()
             },
         );
-        let wire = hub.register_wire(Lines::plain("a"));
-        let _keeps_it_open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        let format = hub.register_format(Lines::plain("a"));
+        let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
         node.tear(2, torn);
         let told = come_back(&hub, "c", after(positions[9])).await;
         assert_eq!(
@@ -842,8 +854,8 @@ async fn who_cannot_be_caught_up_from_history_goes_on_live_after_the_second_gap(
         ..limits()
     };
     let hub = hub_with(&node, few, limits);
-    let wire = hub.register_wire(Lines::plain("a"));
-    let _keeps_it_open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let publishing = {
         let (backbone, node) = (backbone.clone(), node.clone());
         tokio::spawn(async move {
@@ -859,7 +871,7 @@ async fn who_cannot_be_caught_up_from_history_goes_on_live_after_the_second_gap(
             }
         })
     };
-    let mut listener = Listener::at(&hub, &wire, "c", after(positions[3])).await;
+    let mut listener = Listener::at(&hub, &format, "c", after(positions[3])).await;
     let mut lines = Vec::new();
     while !matches!(lines.last(), Some(Line::Event { text, .. }) if text == "579") {
         lines.push(listener.line().await);
@@ -883,8 +895,8 @@ async fn a_listener_that_goes_on_live_gets_what_its_last_page_holds() {
     let mut few = rule();
     few.history.events = 5;
     let hub = hub_with(&node, few, limits);
-    let wire = hub.register_wire(Lines::plain("a"));
-    let _keeps_it_open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
     // While the first page is on its way more is said than the ring holds, and than history keeps.
     node.hold_answers(true);
     let saying = {
@@ -896,7 +908,7 @@ async fn a_listener_that_goes_on_live_gets_what_its_last_page_holds() {
             said
         })
     };
-    let mut listener = Listener::at(&hub, &wire, "c", after(positions[3])).await;
+    let mut listener = Listener::at(&hub, &format, "c", after(positions[3])).await;
     positions.extend(saying.await.unwrap());
     let mut lines = Vec::new();
     while !matches!(lines.last(), Some(Line::Event { text, .. }) if text == "119") {
@@ -936,8 +948,8 @@ async fn who_is_caught_up_goes_on_in_the_ring_as_soon_as_it_reaches_so_far() {
         ..limits()
     };
     let hub = hub_with(&node, some, limits);
-    let wire = hub.register_wire(Lines::plain("a"));
-    let _keeps_it_open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let before = node.replays.load(SeqCst);
     let told = come_back(&hub, "c", after(positions[9])).await;
     assert_eq!((told.gap, told.texts), (None, numbers(10..1200)));

@@ -108,9 +108,9 @@ fn scene(limits: Limits) -> Scene {
 
 impl Scene {
     fn listener(&self, user: &str) -> Listener {
-        let wire = self.hub.register_wire(Lines::plain("a"));
+        let format = self.hub.register_format(Lines::plain("a"));
         let connection = self.hub.connect(who(user), true).unwrap();
-        Listener::of(Session::new(connection, &wire))
+        Listener::of(Session::new(connection, &format))
     }
 }
 
@@ -498,7 +498,7 @@ async fn places_are_limited_and_freed() {
     drop(third);
     let mut listener = Listener::of(Session::new(
         scene.hub.connect(from(3), true).unwrap(),
-        &scene.hub.register_wire(Lines::plain("a")),
+        &scene.hub.register_format(Lines::plain("a")),
     ));
     for n in 0..3 {
         listener.subscribe(&format!("free/{n}"), After::Nothing).await.unwrap();

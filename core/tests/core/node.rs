@@ -22,15 +22,15 @@ fn listening_hub(limits: Limits) -> (Arc<Backbone>, Arc<Node>, Hub) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_that_join_at_once_are_one_follow_and_one_replay() {
     let (backbone, node, hub) = listening_hub(limits());
-    let wire = hub.register_wire(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a"));
     let history: Vec<_> = (0..100).map(|n| backbone.say("c", &n.to_string())).collect();
     // They wait for each other at the broker's door.
     node.hang(true);
     let joins: Vec<_> = (0..10_000)
         .map(|n| {
-            let (hub, wire, cursor) = (hub.clone(), wire.clone(), history[n % 99]);
+            let (hub, format, cursor) = (hub.clone(), format.clone(), history[n % 99]);
             tokio::spawn(async move {
-                let mut listener = Listener::new(&hub, &wire);
+                let mut listener = Listener::new(&hub, &format);
                 let joined = listener.join("c", after(cursor)).await.unwrap();
                 listener.session.add(joined, None);
                 assert_eq!(listener.confirmation().await, (cursor, true));
@@ -70,15 +70,15 @@ async fn a_thousand_that_ask_the_same_at_once_are_one_replay() {
             ..limits()
         },
     );
-    let wire = hub.register_wire(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a"));
     let history: Vec<_> = (0..100).map(|n| backbone.say("c", &n.to_string())).collect();
-    let _open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let _open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let before = node.replays.load(SeqCst);
     node.hang(true);
     let joins: Vec<_> = (0..1000)
         .map(|_| {
-            let (hub, wire, cursor) = (hub.clone(), wire.clone(), history[5]);
-            tokio::spawn(async move { Listener::at(&hub, &wire, "c", after(cursor)).await })
+            let (hub, format, cursor) = (hub.clone(), format.clone(), history[5]);
+            tokio::spawn(async move { Listener::at(&hub, &format, "c", after(cursor)).await })
         })
         .collect();
     settle().await;
@@ -95,10 +95,10 @@ async fn a_thousand_that_ask_the_same_at_once_are_one_replay() {
 async fn a_broker_that_is_away_refuses_joins_and_is_asked_anew() {
     for hangs in [false, true] {
         let (_, node, hub) = listening_hub(limits());
-        let wire = hub.register_wire(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a"));
         node.hang(hangs);
         node.unavailable(!hangs);
-        let mut listener = Listener::new(&hub, &wire);
+        let mut listener = Listener::new(&hub, &format);
         let since = Instant::now();
         let refusal = listener.subscribe("c", After::Nothing).await.unwrap_err();
         assert_eq!(refusal.code, Code::Unavailable);
@@ -123,9 +123,9 @@ async fn a_broker_that_is_away_refuses_joins_and_is_asked_anew() {
 #[tokio::test(start_paused = true)]
 async fn an_unused_log_is_closed_and_opened_again() {
     let (backbone, node, hub) = listening_hub(limits());
-    let wire = hub.register_wire(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a"));
     for round in 1..4 {
-        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         sleep(100 * SECOND).await;
         assert_eq!(node.feeds.load(SeqCst), 1, "as long as the channel has a listener");
@@ -135,7 +135,7 @@ async fn an_unused_log_is_closed_and_opened_again() {
         sleep(20 * SECOND).await;
         assert_eq!((node.feeds.load(SeqCst), hub.channels(9).len()), (1, 1), "it lingers");
         // Who comes back in time finds it open.
-        drop(Listener::at(&hub, &wire, "c", After::Nothing).await);
+        drop(Listener::at(&hub, &format, "c", After::Nothing).await);
         assert_eq!(node.follows.load(SeqCst), round);
         sleep(29 * SECOND).await;
         assert_eq!(node.feeds.load(SeqCst), 1);
@@ -153,16 +153,17 @@ async fn joining_in_the_moment_of_closing_works() {
         heartbeat: Duration::from_millis(40),
         ..limits()
     });
-    let wire = hub.register_wire(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a"));
     let stop = Arc::new(AtomicBool::new(false));
     let joins = Arc::new(AtomicUsize::new(0));
     let visitors: Vec<_> = (0..3)
         .map(|n| {
-            let (hub, wire, backbone, stop, joins) = (hub.clone(), wire.clone(), backbone.clone(), stop.clone(), joins.clone());
+            let (hub, format, backbone, stop, joins) =
+                (hub.clone(), format.clone(), backbone.clone(), stop.clone(), joins.clone());
             tokio::spawn(async move {
                 let mut turn = 0;
                 while !stop.load(SeqCst) {
-                    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+                    let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
                     listener.confirmation().await;
                     turn += 1;
                     let text = format!("{n}-{turn}");
@@ -197,10 +198,10 @@ async fn joining_in_the_moment_of_closing_works() {
 #[tokio::test(start_paused = true)]
 async fn drain_tells_every_session_and_refuses_new_ones() {
     let (backbone, _, hub) = listening_hub(limits());
-    let wire = hub.register_wire(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a"));
     let mut waiting = Vec::new();
     for n in 0..100 {
-        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         if n % 2 == 0 {
             listener.ready();
@@ -210,8 +211,8 @@ async fn drain_tells_every_session_and_refuses_new_ones() {
             (lines, listener.closed)
         }));
     }
-    let mut with_news = Listener::at(&hub, &wire, "c", After::Nothing).await;
-    let mut without_channels = Listener::new(&hub, &wire);
+    let mut with_news = Listener::at(&hub, &format, "c", After::Nothing).await;
+    let mut without_channels = Listener::new(&hub, &format);
     settle().await;
     backbone.say("c", "last");
     settle().await;
@@ -237,10 +238,10 @@ async fn drain_tells_every_session_and_refuses_new_ones() {
 async fn an_outage_is_told_once() {
     for hangs in [false, true] {
         let (_, node, hub) = listening_hub(limits());
-        let wire = hub.register_wire(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a"));
         let mut listeners = Vec::new();
         for _ in 0..3 {
-            let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+            let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
             listener.confirmation().await;
             listeners.push(listener);
         }
@@ -281,9 +282,9 @@ async fn silence_is_broken_by_heartbeats() {
         heartbeat: 15 * SECOND,
         ..limits()
     });
-    let wire = hub.register_wire(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a"));
     for visible in [false, true] {
-        let session = Session::new(hub.connect(request(), true).unwrap(), &wire).visible_heartbeat(visible);
+        let session = Session::new(hub.connect(request(), true).unwrap(), &format).visible_heartbeat(visible);
         let mut listener = Listener::of(session);
         listener.subscribe("c", After::Nothing).await.unwrap();
         listener.confirmation().await;
@@ -311,8 +312,8 @@ async fn who_is_expected_to_answer_and_does_not_is_closed() {
         idle: 60 * SECOND,
         ..limits()
     });
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::of(Session::new(hub.connect(request(), true).unwrap(), &wire).expects_answers());
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::of(Session::new(hub.connect(request(), true).unwrap(), &format).expects_answers());
     for _ in 0..10 {
         assert_eq!(listener.line().await, Line::Heartbeat { visible: false });
         listener.session.heard();
@@ -327,7 +328,7 @@ async fn who_is_expected_to_answer_and_does_not_is_closed() {
     assert_eq!(listener.closed, Some(CloseReason::Silent));
     assert!((2..=4).contains(&lines.len()), "asked several times: {lines:?}");
     // Who is not expected to answer never is.
-    let mut listener = Listener::new(&hub, &wire);
+    let mut listener = Listener::new(&hub, &format);
     sleep(3600 * SECOND).await;
     listener.ready();
     assert_eq!(listener.closed, None);
@@ -337,8 +338,8 @@ async fn who_is_expected_to_answer_and_does_not_is_closed() {
 #[tokio::test(start_paused = true)]
 async fn a_write_that_makes_no_progress_is_cut() {
     let (backbone, _, hub) = listening_hub(limits());
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     // Slow, but not stuck.
     for _ in 0..10 {
@@ -388,15 +389,15 @@ async fn when_everybody_has_gone_nothing_is_left() {
             },
         );
         let lines = Lines::plain("a");
-        let wire = hub.register_wire(lines.clone());
+        let format = hub.register_format(lines.clone());
         let mut listeners = Vec::new();
         for n in 0..10 {
-            listeners.push(Listener::at(&hub, &wire, ["c", "d"][n % 2], After::Nothing).await);
+            listeners.push(Listener::at(&hub, &format, ["c", "d"][n % 2], After::Nothing).await);
         }
         for n in 0..10 {
             backbone.say("c", &n.to_string());
         }
-        drop(wire);
+        drop(format);
         match ending {
             "hub last" => {
                 drop(std::mem::take(&mut listeners));
@@ -467,8 +468,8 @@ fn a_hub_may_go_while_events_come_in() {
     for _ in 0..300 {
         runtime.block_on(async {
             let hub = hub(&node, rule());
-            let wire = hub.register_wire(Lines::plain("a"));
-            let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+            let format = hub.register_format(Lines::plain("a"));
+            let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
             listener.lines(3).await;
         });
     }
@@ -516,12 +517,12 @@ async fn a_flood_of_large_events_to_new_channels_stays_within_the_memory_of_the_
             };
             let bound = limits.memory / 2;
             let hub = hub_with(&backbone.node(), rule, limits);
-            let wire = hub.register_wire(Lines::plain("a"));
+            let format = hub.register_format(Lines::plain("a"));
             let mut listeners = Vec::new();
             let mut most = 0;
             for n in 0..60 {
                 let channel = format!("c{n}");
-                let mut listener = Listener::at(&hub, &wire, &channel, After::Nothing).await;
+                let mut listener = Listener::at(&hub, &format, &channel, After::Nothing).await;
                 listener.confirmation().await;
                 let text = format!("{n}-{}", "x".repeat(LARGE));
                 // Two, so that the newest of each key is more than the ring's last.
@@ -543,9 +544,9 @@ async fn a_flood_of_large_events_to_new_channels_stays_within_the_memory_of_the_
             for (listener, channel) in listeners.iter_mut().take(5) {
                 let head = backbone.say_keyed(channel, "k", "more");
                 assert_eq!(listener.line().await.text(), "more");
-                let mut again = Listener::at(&hub, &wire, channel, after(head)).await;
+                let mut again = Listener::at(&hub, &format, channel, after(head)).await;
                 assert_eq!(again.confirmation().await, (head, true));
-                let mut fresh = Listener::at(&hub, &wire, channel, After::Nothing).await;
+                let mut fresh = Listener::at(&hub, &format, channel, After::Nothing).await;
                 fresh.confirmation().await;
                 let lines = fresh.settled().await;
                 let expected = if replay == ReplayOnSubscribe::Last { 2 } else { 0 };

@@ -103,7 +103,7 @@ async fn every_close_is_counted_by_its_cause_and_told() {
     let _guard = tracing::subscriber::set_default(lines.clone());
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let wire = hub.register_wire(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a"));
     let mut expected = [0_u64; CloseCause::ALL.len()];
     for cause in [
         CloseCause::Client,
@@ -112,7 +112,7 @@ async fn every_close_is_counted_by_its_cause_and_told() {
         CloseCause::Ended,
         CloseCause::Drain,
     ] {
-        let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+        let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         match cause {
             CloseCause::Stalled => {
@@ -146,8 +146,8 @@ async fn every_close_is_counted_by_its_cause_and_told() {
 async fn what_is_cut_at_the_end_of_a_drain_has_a_cause_of_its_own() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     hub.drain();
     hub.cut();
@@ -172,9 +172,9 @@ async fn figures_of_events_are_by_rule() {
         ..limits()
     });
     let hub = hub.build();
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut order = Listener::at(&hub, &wire, "orders/1", After::Nothing).await;
-    let mut other = Listener::at(&hub, &wire, "x", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut order = Listener::at(&hub, &format, "orders/1", After::Nothing).await;
+    let mut other = Listener::at(&hub, &format, "x", After::Nothing).await;
     let subscriptions = |rule: &str| figure(&hub, &format!("airwave_subscriptions{{rule=\"{rule}\",format=\"a\"}}"));
     assert_eq!((subscriptions("orders/{id}"), subscriptions("{*rest}")), (1, 1));
     for listener in [&mut order, &mut other] {
@@ -192,10 +192,10 @@ async fn figures_of_events_are_by_rule() {
     assert_eq!(of("events_delivered_total", "{*rest}", ",format=\"a\""), 0);
     assert!(of("delivered_bytes_total", "orders/{id}", ",format=\"a\"") > 0);
     // A cursor that nothing is known of: a gap of this rule.
-    let mut late = Listener::at(&hub, &wire, "orders/1", After::Unreadable).await;
+    let mut late = Listener::at(&hub, &format, "orders/1", After::Unreadable).await;
     late.confirmation().await;
     assert!(matches!(late.line().await, Line::Gap { .. }));
-    let reasons = airwave_core::wire::GapReason::ALL;
+    let reasons = airwave_core::format::GapReason::ALL;
     let gaps = |rule| {
         let counts = reasons.map(|reason| of("gaps_total", rule, &format!(",reason=\"{}\"", reason.as_str())));
         counts.iter().sum::<u64>()

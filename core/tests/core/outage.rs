@@ -69,10 +69,10 @@ async fn an_outage_with_many_channels_does_not_flood_the_log() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let wire = hub.register_wire(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a"));
     let mut listeners = Vec::new();
     for n in 0..CHANNELS {
-        let mut listener = Listener::at(&hub, &wire, &format!("c/{n}"), After::Nothing).await;
+        let mut listener = Listener::at(&hub, &format, &format!("c/{n}"), After::Nothing).await;
         listener.confirmation().await;
         listeners.push(listener);
     }
@@ -144,8 +144,8 @@ async fn the_figures_show_what_the_broker_notes() {
     stats.reconnected();
     assert_eq!(figure(&hub, "airwave_broker_reconnects_total"), 3.0);
 
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     let quiet = Duration::from_millis(30);
     for sign_of_life in [true, false] {
@@ -177,8 +177,8 @@ async fn many_channels_heal_in_turns() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::new(&hub, &wire);
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::new(&hub, &format);
     for n in 0..CHANNELS {
         listener.subscribe(&format!("c{n}"), After::Nothing).await.unwrap();
     }
@@ -212,8 +212,8 @@ async fn a_heal_that_hangs_gives_its_turn_back() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut listener = Listener::new(&hub, &wire);
+    let format = hub.register_format(Lines::plain("a"));
+    let mut listener = Listener::new(&hub, &format);
     for n in 0..CHANNELS {
         listener.subscribe(&format!("c{n}"), After::Nothing).await.unwrap();
     }
@@ -233,7 +233,7 @@ async fn the_calls_of_one_request_share_one_time() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let wire = hub.register_wire(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a"));
     node.hang(true);
     let begin = tokio::time::Instant::now();
     hub.request(async {
@@ -241,7 +241,7 @@ async fn the_calls_of_one_request_share_one_time() {
             let channel = hub.channel(&format!("c{n}")).unwrap();
             channel.publish("e", &n).await.unwrap_err();
             channel.history(None, 10).await.unwrap_err();
-            let mut listener = Listener::new(&hub, &wire);
+            let mut listener = Listener::new(&hub, &format);
             assert!(listener.subscribe(&format!("c{n}"), After::Nothing).await.is_err());
         }
     })

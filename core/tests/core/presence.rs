@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use airwave_core::directory::{BEAT_EVERY, Beat, Directory, Entry, NODE_EXPIRES, NodeId, Watch, WatchSender};
 use airwave_core::handler::{Handler, Identity};
-use airwave_core::hub::WireHandle;
+use airwave_core::hub::FormatHandle;
 use airwave_core::session::After;
 use airwave_core::{BrokerError, ChannelName, Code, ConnectRequest, Hub, Refusal, Rule, Rules, Session};
 use async_trait::async_trait;
@@ -198,7 +198,7 @@ fn with_presence() -> Rule {
 struct Place {
     way: Arc<Way>,
     hub: Hub,
-    wire: WireHandle,
+    format: FormatHandle,
 }
 
 impl Place {
@@ -212,8 +212,8 @@ impl Place {
             .directory(way.clone())
             .handle("{*all}".parse().unwrap(), Arc::new(ByQuery))
             .build();
-        let wire = hub.register_wire(Lines::plain("lines"));
-        Self { way, hub, wire }
+        let format = hub.register_format(Lines::plain("lines"));
+        Self { way, hub, format }
     }
 
     fn session(&self, who: &str) -> Listener {
@@ -221,7 +221,7 @@ impl Place {
             query: who.to_owned(),
             ..request()
         };
-        Listener::of(Session::new(self.hub.connect(request, true).unwrap(), &self.wire))
+        Listener::of(Session::new(self.hub.connect(request, true).unwrap(), &self.format))
     }
 
     /// A member that does not care who else is there.
@@ -692,8 +692,8 @@ async fn a_channel_without_presence_says_what_to_set() {
     let hub = Hub::builder(backbone.node(), Rules::new([rule()]))
         .directory(desk.clone())
         .build();
-    let wire = hub.register_wire(Lines::plain("lines"));
-    let listener = Listener::new(&hub, &wire);
+    let format = hub.register_format(Lines::plain("lines"));
+    let listener = Listener::new(&hub, &format);
     let subscriber = listener.session.subscriber().with_presence(true);
     let refusal = subscriber.subscribe(&name(ROOM), After::Nothing).await.err().unwrap();
     assert_eq!(refusal.code, Code::BadRequest);
@@ -722,12 +722,12 @@ async fn an_id_that_is_too_long_is_refused_and_the_longest_is_not() {
 #[tokio::test(start_paused = true)]
 async fn members_are_listened_to_on_a_stream_of_several_channels() {
     let (_, [here]) = nodes();
-    let wire = here.hub.register_wire(Lines::stamped("stamped"));
+    let format = here.hub.register_format(Lines::stamped("stamped"));
     let request = ConnectRequest {
         query: "ann".to_owned(),
         ..request()
     };
-    let mut listener = Listener::of(Session::new(here.hub.connect(request, true).unwrap(), &wire));
+    let mut listener = Listener::of(Session::new(here.hub.connect(request, true).unwrap(), &format));
     let subscriber = listener.session.subscriber().with_presence(true);
     let mut joined = Vec::new();
     for channel in ["a", "b"] {

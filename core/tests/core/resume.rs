@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use airwave_core::hub::WireHandle;
+use airwave_core::hub::FormatHandle;
 use airwave_core::rule::{Delivery, Limits};
 use airwave_core::session::After;
 use airwave_core::{Cursor, Hub, Position, Rule};
@@ -37,8 +37,8 @@ impl Client {
     }
 
     async fn come_to(&mut self, place: &Place) {
-        let wire = if self.stamped { &place.stamped } else { &place.plain };
-        let mut listener = Listener::new(&place.hub, wire);
+        let format = if self.stamped { &place.stamped } else { &place.plain };
+        let mut listener = Listener::new(&place.hub, format);
         let mut joined = Vec::new();
         for channel in &self.channels {
             let after = match &self.cursor {
@@ -106,8 +106,8 @@ impl Client {
 struct Place {
     node: Arc<Node>,
     hub: Hub,
-    plain: WireHandle,
-    stamped: WireHandle,
+    plain: FormatHandle,
+    stamped: FormatHandle,
 }
 
 impl Place {
@@ -115,8 +115,8 @@ impl Place {
         let node = backbone.node();
         let hub = hub_with(&node, rule, limits);
         Self {
-            plain: hub.register_wire(Lines::plain("plain")),
-            stamped: hub.register_wire(Lines::stamped("stamped")),
+            plain: hub.register_format(Lines::plain("plain")),
+            stamped: hub.register_format(Lines::stamped("stamped")),
             node,
             hub,
         }

@@ -2,10 +2,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use airwave_core::hub::WireHandle;
+use airwave_core::format::GapReason::TooSlow;
+use airwave_core::hub::FormatHandle;
 use airwave_core::rule::{Delivery, Limits, ReplayOnSubscribe, SlowPolicy};
 use airwave_core::session::{After, CloseReason};
-use airwave_core::wire::GapReason::TooSlow;
 use airwave_core::{Hub, Position, Rule};
 
 use crate::support::*;
@@ -16,7 +16,7 @@ struct Scene {
     backbone: Arc<Backbone>,
     node: Arc<Node>,
     hub: Hub,
-    wires: [WireHandle; 2],
+    formats: [FormatHandle; 2],
 }
 
 /// A hub whose rings hold sixteen events.
@@ -34,18 +34,21 @@ fn scene(slow: SlowPolicy, change: impl FnOnce(&mut Rule)) -> Scene {
             ..limits()
         },
     );
-    let wires = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
+    let formats = [
+        hub.register_format(Lines::plain("a")),
+        hub.register_format(Lines::stamped("b")),
+    ];
     Scene {
         backbone,
         node,
         hub,
-        wires,
+        formats,
     }
 }
 
 impl Scene {
-    async fn listener(&self, wire: usize) -> Listener {
-        let mut listener = Listener::at(&self.hub, &self.wires[wire], "c", After::Nothing).await;
+    async fn listener(&self, format: usize) -> Listener {
+        let mut listener = Listener::at(&self.hub, &self.formats[format], "c", After::Nothing).await;
         listener.confirmation().await;
         listener
     }
@@ -68,11 +71,11 @@ fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn refill_replays_what_the_ring_has_lost_and_delays_no_listener() {
-    for wire in 0..2 {
+    for format in 0..2 {
         for count in [RING, RING + 1, 600, 1700] {
             let scene = scene(SlowPolicy::Refill, |_| ());
             let mut quick = scene.listener(0).await;
-            let mut slow = scene.listener(wire).await;
+            let mut slow = scene.listener(format).await;
             scene.say(0, count, &mut quick);
             let replays = scene.node.replays.load(SeqCst);
             assert_eq!(texts(&slow.settled().await), numbers(0..count));
@@ -103,11 +106,11 @@ async fn refill_catches_up_with_a_channel_that_does_not_stop() {
 
 #[tokio::test(start_paused = true)]
 async fn refill_from_a_history_that_is_too_short_is_a_gap() {
-    for wire in 0..2 {
+    for format in 0..2 {
         let scene = scene(SlowPolicy::Refill, |_| ());
         scene.backbone.keep("c", RING);
         let mut quick = scene.listener(0).await;
-        let mut slow = scene.listener(wire).await;
+        let mut slow = scene.listener(format).await;
         let positions = scene.say(0, 1, &mut quick);
         assert_eq!(texts(&slow.ready()), ["0"]);
         let more = scene.say(1, 100, &mut quick);
@@ -119,7 +122,7 @@ async fn refill_from_a_history_that_is_too_short_is_a_gap() {
             lines[0]
         );
         assert_eq!(texts(&lines[1..]), numbers(101 - RING..101));
-        let mut again = Listener::at(&scene.hub, &scene.wires[0], "c", after(goes_on)).await;
+        let mut again = Listener::at(&scene.hub, &scene.formats[0], "c", after(goes_on)).await;
         assert_eq!(again.confirmation().await, (goes_on, true));
         assert_eq!(texts(&again.settled().await), numbers(101 - RING..101));
     }
@@ -140,10 +143,10 @@ async fn refill_waits_for_an_unreachable_broker_and_delays_no_listener() {
 
 #[tokio::test(start_paused = true)]
 async fn skip_goes_on_at_the_head_after_a_gap() {
-    for wire in 0..2 {
+    for format in 0..2 {
         let scene = scene(SlowPolicy::Skip, |_| ());
         let mut quick = scene.listener(0).await;
-        let mut slow = scene.listener(wire).await;
+        let mut slow = scene.listener(format).await;
         scene.say(0, 2, &mut quick);
         assert_eq!(texts(&slow.ready()), ["0", "1"]);
         let had = scene.say(2, RING, &mut quick)[RING - 1];
@@ -157,7 +160,7 @@ async fn skip_goes_on_at_the_head_after_a_gap() {
         );
         scene.say(102 + RING, 2, &mut quick);
         assert_eq!(texts(&slow.ready()), numbers(102 + RING..104 + RING));
-        let mut again = Listener::at(&scene.hub, &scene.wires[0], "c", after(last)).await;
+        let mut again = Listener::at(&scene.hub, &scene.formats[0], "c", after(last)).await;
         assert_eq!(again.confirmation().await, (last, true));
         assert_eq!(texts(&again.settled().await), numbers(102 + RING..104 + RING));
     }
@@ -165,10 +168,10 @@ async fn skip_goes_on_at_the_head_after_a_gap() {
 
 #[tokio::test(start_paused = true)]
 async fn close_lets_it_come_back_with_its_cursor() {
-    for wire in 0..2 {
+    for format in 0..2 {
         let scene = scene(SlowPolicy::Close, |_| ());
         let mut quick = scene.listener(0).await;
-        let mut slow = scene.listener(wire).await;
+        let mut slow = scene.listener(format).await;
         scene.say(0, 3, &mut quick);
         let last = slow.ready().pop().unwrap();
         scene.say(3, RING + 1, &mut quick);
@@ -177,7 +180,7 @@ async fn close_lets_it_come_back_with_its_cursor() {
         let Line::Event { position, .. } = last else {
             panic!("{last:?}")
         };
-        let mut again = Listener::at(&scene.hub, &scene.wires[wire], "c", after(position)).await;
+        let mut again = Listener::at(&scene.hub, &scene.formats[format], "c", after(position)).await;
         assert!(again.confirmation().await.1);
         assert_eq!(texts(&again.settled().await), numbers(3..4 + RING));
     }
@@ -186,11 +189,11 @@ async fn close_lets_it_come_back_with_its_cursor() {
 /// The newest of each key is remembered beyond the ring, so nothing that counts was lost.
 #[tokio::test(start_paused = true)]
 async fn a_conflated_channel_needs_no_gap() {
-    for wire in 0..2 {
+    for format in 0..2 {
         for slow_policy in [SlowPolicy::Refill, SlowPolicy::Skip, SlowPolicy::Close] {
             let scene = scene(slow_policy, |rule| rule.delivery = Delivery::Latest);
             let mut quick = scene.listener(0).await;
-            let mut slow = scene.listener(wire).await;
+            let mut slow = scene.listener(format).await;
             scene.backbone.say_keyed("c", "old", "old");
             quick.ready();
             scene.say(0, 100, &mut quick);
@@ -241,14 +244,14 @@ async fn large_events_of_many_keys_are_bounded() {
         ..limits()
     };
     let hub = hub_with(&backbone.node(), rule, limits);
-    let wire = hub.register_wire(Lines::plain("a"));
-    let mut open = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(Lines::plain("a"));
+    let mut open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let large = "x".repeat(50 << 10);
     for n in 0..200 {
         backbone.say_keyed("c", &n.to_string(), &large);
     }
     assert!(open.ready().len() < 200);
-    let mut fresh = Listener::at(&hub, &wire, "c", After::Nothing).await;
+    let mut fresh = Listener::at(&hub, &format, "c", After::Nothing).await;
     let remembered = fresh.settled().await.len() - 1;
     assert!(
         (5..=20).contains(&remembered),
@@ -258,15 +261,18 @@ async fn large_events_of_many_keys_are_bounded() {
 
 #[tokio::test(start_paused = true)]
 async fn rings_and_turns_are_bounded() {
-    for wire in 0..2 {
+    for format in 0..2 {
         let backbone = Backbone::new();
         let limits = Limits {
             ring_bytes: 1 << 20,
             ..limits()
         };
         let hub = hub_with(&backbone.node(), rule(), limits);
-        let wires = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
-        let mut idle = Listener::at(&hub, &wires[wire], "c", After::Nothing).await;
+        let formats = [
+            hub.register_format(Lines::plain("a")),
+            hub.register_format(Lines::stamped("b")),
+        ];
+        let mut idle = Listener::at(&hub, &formats[format], "c", After::Nothing).await;
         let mut heard = 0;
         let mut rng = 1_u64;
         for n in 0..2000_usize {
@@ -303,14 +309,17 @@ async fn all_that_history_holds_is_more_than_the_ring() {
             ..limits()
         };
         let hub = hub_with(&backbone.node(), rule, limits);
-        let wires = [hub.register_wire(Lines::plain("a")), hub.register_wire(Lines::stamped("b"))];
+        let formats = [
+            hub.register_format(Lines::plain("a")),
+            hub.register_format(Lines::stamped("b")),
+        ];
         for n in 0..1000 {
             backbone.say_keyed("c", &n.to_string(), &n.to_string());
         }
         for round in 0..2 {
             let mut listeners = Vec::new();
-            for wire in &wires {
-                let mut listener = Listener::at(&hub, wire, "c", After::Nothing).await;
+            for format in &formats {
+                let mut listener = Listener::at(&hub, format, "c", After::Nothing).await;
                 assert!(!listener.confirmation().await.1);
                 assert_eq!(texts(&listener.settled().await), numbers(0..1000 + 10 * round));
                 listeners.push(listener);
@@ -339,18 +348,18 @@ async fn what_is_replayed_on_subscribe_joins_what_is_live() {
             scene.backbone.say_keyed("c", &format!("key-{}", n % 3), &n.to_string());
         }
         let mut cursors: HashMap<usize, String> = HashMap::new();
-        for wire in 0..2 {
-            let mut listener = Listener::at(&scene.hub, &scene.wires[wire], "c", After::Nothing).await;
+        for format in 0..2 {
+            let mut listener = Listener::at(&scene.hub, &scene.formats[format], "c", After::Nothing).await;
             assert!(!listener.confirmation().await.1);
             let lines = listener.settled().await;
             assert_eq!(texts(&lines), first);
             if let Some(line) = lines.first() {
-                cursors.insert(wire, line.cursor().unwrap());
+                cursors.insert(format, line.cursor().unwrap());
             }
         }
         // Cut off after the first of these, it comes back for the rest.
         if let Some(cursor) = cursors.get(&0) {
-            let mut again = Listener::at(&scene.hub, &scene.wires[0], "c", After::parse(Some(cursor))).await;
+            let mut again = Listener::at(&scene.hub, &scene.formats[0], "c", After::parse(Some(cursor))).await;
             assert!(again.confirmation().await.1);
             assert_eq!(texts(&again.settled().await), first[1..]);
         }

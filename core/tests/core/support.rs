@@ -8,14 +8,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use airwave_core::broker::{BrokerStats, FeedSender, Publish};
-use airwave_core::hub::WireHandle;
+use airwave_core::format::{GapReason, Stamp};
+use airwave_core::hub::FormatHandle;
 use airwave_core::idempotency::{Fingerprint, ScopedKey};
 use airwave_core::rule::{Limits, TransportName};
 use airwave_core::session::{After, CloseReason, PendingSubscription, Turn};
-use airwave_core::wire::{GapReason, Stamp};
 use airwave_core::{
-    Broker, BrokerError, ChannelName, ConnectRequest, Cursor, Data, Event, EventName, Feed, Hub, Key, Member, Message, Notice,
-    PageLimit, Position, Published, Refusal, Replay, Rule, Rules, Session, Wire,
+    Broker, BrokerError, ChannelName, ConnectRequest, Cursor, Data, Event, EventName, Feed, Format, Hub, Key, Member, Message,
+    Notice, PageLimit, Position, Published, Refusal, Replay, Rule, Rules, Session,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -69,7 +69,7 @@ impl Lines {
     }
 }
 
-impl Wire for Lines {
+impl Format for Lines {
     fn name(&self) -> &'static str {
         self.name
     }
@@ -287,8 +287,8 @@ pub fn request() -> ConnectRequest {
 
 impl Listener {
     /// A session without channels.
-    pub fn new(hub: &Hub, wire: &WireHandle) -> Self {
-        Self::of(Session::new(hub.connect(request(), true).unwrap(), wire))
+    pub fn new(hub: &Hub, format: &FormatHandle) -> Self {
+        Self::of(Session::new(hub.connect(request(), true).unwrap(), format))
     }
 
     pub fn of(session: Session) -> Self {
@@ -301,8 +301,8 @@ impl Listener {
     }
 
     /// A session that listens to `channel`. The confirmation is the first line.
-    pub async fn at(hub: &Hub, wire: &WireHandle, channel: &str, after: After) -> Self {
-        let mut listener = Self::new(hub, wire);
+    pub async fn at(hub: &Hub, format: &FormatHandle, channel: &str, after: After) -> Self {
+        let mut listener = Self::new(hub, format);
         listener.subscribe(channel, after).await.unwrap();
         listener
     }

@@ -16,8 +16,8 @@ fn at_most(rate: u32) -> Rule {
 }
 
 async fn listener(hub: &Hub, stamped: bool) -> Listener {
-    let wire = hub.register_wire(if stamped { Lines::stamped("b") } else { Lines::plain("a") });
-    let mut listener = Listener::at(hub, &wire, "c", After::Nothing).await;
+    let format = hub.register_format(if stamped { Lines::stamped("b") } else { Lines::plain("a") });
+    let mut listener = Listener::at(hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     listener
 }

@@ -1,4 +1,4 @@
-//! The seam between core and transports: one format on the wire.
+//! The seam between core and transports: how events and notices become bytes.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use bytes::Bytes;
 use crate::event::{ChannelName, Event, JsonText, Position};
 use crate::refusal::Refusal;
 
-/// How many wires a hub can have. Each entry of a ring has a slot for each.
-pub(crate) const MAX_WIRES: usize = 4;
+/// How many formats a hub can have. Each entry of a ring has a slot for each.
+pub(crate) const MAX_FORMATS: usize = 4;
 
 /// One format. Called once per event and format, never per listener. Pure, cannot fail.
 ///
 /// The bytes are ready for the socket, framing included, so that a socket loop knows nothing of what it writes.
-pub trait Wire: Send + Sync + 'static {
+pub trait Format: Send + Sync + 'static {
     /// A short name for metrics: `sse`, `websocket`.
     fn name(&self) -> &'static str;
 
