@@ -53,7 +53,7 @@ type AnyEvent<E> = { [K in keyof E & string]: ChannelEvent<K, E[K]> }[keyof E & 
 /**
 * - `connecting`: the first time, nothing has been heard yet
 * - `open`: confirmed; nothing is missed without a word
-* - `waiting`: the line is down; it is tried again by itself
+* - `waiting`: the connection is down; it is tried again by itself
 * - `ended`, `refused`, `closed`: over, for good
 */
 type State = "connecting" | "open" | "waiting" | "ended" | "refused" | "closed";
@@ -91,7 +91,7 @@ interface ControlEvents {
     readonly channel: string;
     readonly cursor: string;
   };
-  /** The line was down, is up again, and nothing was missed. */
+  /** The connection was down, is up again, and nothing was missed. */
   resumed: {
     readonly channel: string;
     readonly cursor: string;
@@ -113,7 +113,7 @@ interface SendOptions {
   /** Milliseconds until the promise is rejected with `timeout`; whether it was done is unknown then. Default 30,000. */
   timeout?: number;
   /**
-  * False: said once, never repeated; rejected with `disconnected` if the line is down or breaks before the answer. On a WebSocket, binary data then goes as
+  * False: said once, never repeated; rejected with `disconnected` if the connection is down or breaks before the answer. On a WebSocket, binary data then goes as
   * a binary frame, which has no room for an idempotency key. Default true.
   */
   repeat?: boolean;
@@ -143,7 +143,7 @@ interface Options {
   * `Authorization: Bearer` or, where a browser allows no headers, as a WebSocket subprotocol; never in a URL.
   */
   token?: (refused: boolean) => string | null | undefined | Promise<string | null | undefined>;
-  /** How many sends wait while there is no line. 0: they are refused with `disconnected`. Default 100. */
+  /** How many sends wait while there is no connection. 0: they are refused with `disconnected`. Default 100. */
   queue?: number;
   /** One connection for all tabs of this browser. Needs Web Locks and BroadcastChannel; without them each tab has its own. */
   share?: boolean;
@@ -151,7 +151,7 @@ interface Options {
   credentials?: RequestCredentials;
   /** The bounds of the wait before another try, in ms; the server's hint goes first. Default `[1000, 30000]`. */
   backoff?: readonly [number, number];
-  /** After so many ms without a sign of life the line counts as dead. The server gives one every 15 s. Default 40,000. */
+  /** After so many ms without a sign of life the connection counts as dead. The server gives one every 15 s. Default 40,000. */
   silence?: number;
   /** In place of the platform's; `overEventSource` of `airwave-client/eventsource` is one. */
   fetch?: typeof fetch;
@@ -177,7 +177,7 @@ interface Channel<E = AnyEvents, C = AnyEvents> extends AsyncIterable<AnyEvent<E
   /** Listens to events of a name. */
   on<K extends keyof EventsOf<E> & string>(event: K, listener: (data: EventsOf<E>[K], event: ChannelEvent<K, EventsOf<E>[K]>) => void): Off;
   /**
-  * Says something to the channel's handler and resolves with its answer. Messages of a channel keep their order. While the line is down they wait, and what got no answer is
+  * Says something to the channel's handler and resolves with its answer. Messages of a channel keep their order. While the connection is down they wait, and what got no answer is
   * repeated with the same idempotency key.
   */
   send<R = unknown, K extends keyof EventsOf<C> & string = keyof EventsOf<C> & string>(event: K, data?: EventsOf<C>[K], options?: SendOptions): Promise<R>;

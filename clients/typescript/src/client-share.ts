@@ -239,7 +239,7 @@ class Shared implements Relay {
     if (!borrowed) return;
     this.#forget(borrowed);
     this.#say({ do: "leave", from: this.#me, name });
-    if (!borrowed.subscription.line) void this.#client.place(borrowed.subscription, true);
+    if (!borrowed.subscription.connection) void this.#client.place(borrowed.subscription, true);
   }
 
   #forget(borrowed: Borrowed): void {
@@ -250,7 +250,7 @@ class Shared implements Relay {
 
   #based(note: Note & { do: "base" }): void {
     const borrowed = this.#borrowed.get(note.name);
-    if (!borrowed || borrowed.adopted || borrowed.subscription.line) return;
+    if (!borrowed || borrowed.adopted || borrowed.subscription.connection) return;
     clearTimeout(borrowed.timer);
     const { subscription } = borrowed;
     const { cursor: mine } = subscription;
@@ -272,8 +272,8 @@ class Shared implements Relay {
   /** Where this tab's own connection has come to a place at which the leader was since we asked, the leader's events take over. */
   #catchUp(borrowed: Borrowed): void {
     const { subscription, base, since } = borrowed;
-    const { cursor, live, line } = subscription;
-    if (borrowed.adopted || !live || !line || cursor === undefined) return;
+    const { cursor, live, connection } = subscription;
+    if (borrowed.adopted || !live || !connection || cursor === undefined) return;
     const i = cursor === base ? 0 : since.findIndex(({ id }) => id === cursor) + 1;
     if (i === 0 && cursor !== base) return;
     for (const off of borrowed.offs) off();
@@ -283,7 +283,7 @@ class Shared implements Relay {
     queueMicrotask(() => {
       if (subscription.isOver || this.#borrowed.get(subscription.name) !== borrowed) return;
       const rest = since.slice(i);
-      subscription.line?.remove(subscription);
+      subscription.connection?.remove(subscription);
       this.#adopt(borrowed, true);
       for (const event of [...rest, ...borrowed.since]) this.#relay(borrowed, event);
       borrowed.since = [];
@@ -293,7 +293,7 @@ class Shared implements Relay {
   #adopt(borrowed: Borrowed, open: boolean): void {
     const { subscription } = borrowed;
     borrowed.adopted = true;
-    subscription.line = this.#carrier(borrowed);
+    subscription.connection = this.#carrier(borrowed);
     subscription.live = true;
     if (open) {
       if (subscription.cursor !== undefined) subscription.confirmed(subscription.cursor, true);
@@ -309,7 +309,7 @@ class Shared implements Relay {
       up: true,
       flush: () => this.#flush(borrowed),
       remove: (subscription) => {
-        subscription.line = undefined;
+        subscription.connection = undefined;
         subscription.live = false;
       },
     };
@@ -342,11 +342,11 @@ class Shared implements Relay {
       const { subscription, adopted } = borrowed;
       this.#forget(borrowed);
       if (!adopted) {
-        // On its way to be: it has a line of its own, or asks anew.
-        borrowed.adopted = !subscription.line;
+        // On its way to be: it has a connection of its own, or asks anew.
+        borrowed.adopted = !subscription.connection;
         continue;
       }
-      subscription.line = undefined;
+      subscription.connection = undefined;
       for (const sending of [...subscription.outbox]) this.#client.lost(sending);
       subscription.down(undefined);
     }

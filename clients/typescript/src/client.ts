@@ -1,10 +1,10 @@
-// A client of one server: which line carries which channel, and what all lines need.
+// A client of one server: which connection carries which channel, and what all connections need.
 
-import { type Frame, isTemporary, type Line, lost, TooLong } from "./line.js";
+import { type Frame, isTemporary, type Connection, lost, TooLong } from "./connection.js";
 import { checkChannel } from "./names.js";
-import { PollLine } from "./poll.js";
-import { object, refusal, SocketLine } from "./socket.js";
-import { StreamLine } from "./stream.js";
+import { PollConnection } from "./poll.js";
+import { object, refusal, SocketConnection } from "./socket.js";
+import { StreamConnection } from "./stream.js";
 import { type Info, type Owner, Subscription } from "./subscription.js";
 import { after } from "./timing.js";
 import { type Airwave, AirwaveError, type AnyEvents, type Channel, type ChannelOptions, type Code, type Options, type TransportName } from "./types.js";
@@ -49,7 +49,7 @@ export class Client implements Airwave, Owner {
   #token: Promise<string | undefined> | undefined;
   #asking = false;
   #subscriptions = new Map<string, Subscription>();
-  #lines = new Set<Line>();
+  #connections = new Set<Connection>();
   #pauses = new Set<() => void>();
   #ready: Promise<unknown> | undefined;
 
@@ -94,11 +94,11 @@ export class Client implements Airwave, Owner {
     globalThis.document?.removeEventListener("visibilitychange", this.#visible);
     for (const subscription of [...this.#subscriptions.values()]) subscription.shut();
     this.relay?.close();
-    // Not the lines: the answer to a ping would be waited for, and a process that has nothing else to do with it.
+    // Not the connections: the answer to a ping would be waited for, and a process that has nothing else to do with it.
     this.#wake();
   }
 
-  // ---- which line ---------------------------------------------------------------------------------------------------
+  // ---- which connection ---------------------------------------------------------------------------------------------------
 
   /** Finds what carries this channel from now on. `alone`: not another tab. */
   async place(subscription: Subscription, alone = false): Promise<void> {
@@ -109,16 +109,16 @@ export class Client implements Airwave, Owner {
     if (kind && !subscription.isOver) this.carry(subscription, kind);
   }
 
-  /** Puts the channel on a line of this client's own. */
+  /** Puts the channel on a connection of this client's own. */
   carry(subscription: Subscription, kind: TransportName): void {
     const presence = subscription.options.presence === true;
-    const fits = (line: Line): boolean => line.kind === kind && line.takes(subscription) && !(line instanceof StreamLine && line.presence !== presence);
-    let line = [...this.#lines].find(fits);
-    if (!line) {
-      line = kind === "sse" ? new StreamLine(this, presence) : kind === "websocket" ? new SocketLine(this) : new PollLine(this);
-      this.#lines.add(line);
+    const fits = (connection: Connection): boolean => connection.kind === kind && connection.takes(subscription) && !(connection instanceof StreamConnection && connection.presence !== presence);
+    let connection = [...this.#connections].find(fits);
+    if (!connection) {
+      connection = kind === "sse" ? new StreamConnection(this, presence) : kind === "websocket" ? new SocketConnection(this) : new PollConnection(this);
+      this.#connections.add(connection);
     }
-    line.add(subscription);
+    connection.add(subscription);
   }
 
   /** What the server says to use, as far as that is possible here. Tries until there is an answer. */
@@ -167,7 +167,7 @@ export class Client implements Airwave, Owner {
     );
   }
 
-  /** The JSON object of an answer. Rejects, as a line that broke, where it is not one that Airwave gives. */
+  /** The JSON object of an answer. Rejects, as a connection that broke, where it is not one that Airwave gives. */
   async json<T extends object>(response: Response, fits: (value: T) => boolean): Promise<T> {
     const value = object(await response.text().catch(() => "")) as T | undefined;
     if (value && fits(value)) return value;
@@ -197,28 +197,28 @@ export class Client implements Airwave, Owner {
     const told = subscription.options.transport ?? this.options.transport ?? "auto";
     if (told !== "auto" || (transport !== "sse" && transport !== "websocket") || transport === subscription.transport) return false;
     if (this.#blocked.has(transport) || (transport === "websocket" && !this.WebSocket)) return false;
-    subscription.line?.remove(subscription);
+    subscription.connection?.remove(subscription);
     this.carry(subscription, transport);
     return true;
   }
 
-  /** Nothing comes over such a line: its channels move, with their cursors, to what their rules allow and what may pass. */
-  fallBack(line: Line): void {
-    if (line.kind === "polling") return;
-    for (const subscription of [...line.members.values()]) {
+  /** Nothing comes over such a connection: its channels move, with their cursors, to what their rules allow and what may pass. */
+  fallBack(connection: Connection): void {
+    if (connection.kind === "polling") return;
+    for (const subscription of [...connection.members.values()]) {
       const told = subscription.options.transport ?? this.options.transport ?? "auto";
       if (told !== "auto" || !subscription.info) continue;
-      this.#blocked.add(line.kind);
+      this.#blocked.add(connection.kind);
       const kind = this.#choice(subscription.info) ?? "polling";
-      subscription.down(new AirwaveError("disconnected", `nothing comes over ${line.kind} although the server answers; now ${kind}`));
-      line.remove(subscription);
+      subscription.down(new AirwaveError("disconnected", `nothing comes over ${connection.kind} although the server answers; now ${kind}`));
+      connection.remove(subscription);
       this.carry(subscription, kind);
     }
   }
 
-  /** A line that carries nothing any more. */
-  idle(line: Line): void {
-    this.#lines.delete(line);
+  /** A connection that carries nothing any more. */
+  idle(connection: Connection): void {
+    this.#connections.delete(connection);
   }
 
   /** What few pages need, and those that need it load. */
@@ -239,7 +239,7 @@ export class Client implements Airwave, Owner {
     return new AirwaveError(code, message);
   }
 
-  // ---- what lines need ----------------------------------------------------------------------------------------------
+  // ---- what connections need ----------------------------------------------------------------------------------------------
 
   /** Waits so long, or until there is a reason to try at once. */
   pause(ms: number): Promise<void> {
@@ -266,13 +266,13 @@ export class Client implements Airwave, Owner {
         // Another network, perhaps, with other things in between.
         this.#blocked.clear();
         this.#wake();
-        for (const line of this.#lines) line.online();
+        for (const connection of this.#connections) connection.online();
       },
     ],
     [
       "offline",
       () => {
-        for (const line of this.#lines) line.offline();
+        for (const connection of this.#connections) connection.offline();
         const error = new AirwaveError("disconnected", "the browser is offline");
         for (const subscription of this.#subscriptions.values()) subscription.become(subscription.state, error);
       },
@@ -284,7 +284,7 @@ export class Client implements Airwave, Owner {
         // have any, and comes back behind its cursors.
         if (!(event as PageTransitionEvent).persisted) return;
         this.#suspended = true;
-        for (const line of this.#lines) line.suspend();
+        for (const connection of this.#connections) connection.suspend();
       },
     ],
     [
@@ -300,7 +300,7 @@ export class Client implements Airwave, Owner {
   #visible = (): void => {
     if (document.visibilityState !== "visible") return;
     this.#wake();
-    for (const line of this.#lines) line.probe();
+    for (const connection of this.#connections) connection.probe();
   };
 
   async token(wanted: TokenWanted): Promise<string | undefined> {
@@ -341,7 +341,7 @@ export class Client implements Airwave, Owner {
     }
     this.#read = true;
     if (response.ok) return response;
-    // A stream's line replaces its own token.
+    // A stream's connection replaces its own token.
     if (response.status === 401 && wanted === "same" && this.hasToken) return this.request(path, init, "refused");
     if (response.status === 414 || response.status === 431) throw new TooLong("disconnected", `the request is too long for a proxy in between (${response.status})`);
     const body = object(await response.text().catch(() => ""));

@@ -1,8 +1,8 @@
 // Channels over the JSON page of each (docs/protocol.md, section 6): the last resort, where neither
 // a stream nor a WebSocket passes.
 
-import { type Frame, isTemporary } from "./line.js";
-import { PostingLine } from "./post.js";
+import { type Frame, isTemporary } from "./connection.js";
+import { PostingConnection } from "./post.js";
 import type { Info, Subscription } from "./subscription.js";
 import { after } from "./timing.js";
 import type { AirwaveError } from "./types.js";
@@ -17,7 +17,7 @@ interface Page extends Info {
   events: Frame[];
 }
 
-export class PollLine extends PostingLine {
+export class PollConnection extends PostingConnection {
   readonly kind = "polling";
   #over = false;
   #error: AirwaveError | undefined;
@@ -29,7 +29,7 @@ export class PollLine extends PostingLine {
     this.#error = undefined;
     while (!this.#over && this.members.size) {
       for (const member of [...this.members.values()]) {
-        if (member.line === this && !this.#over) await this.#poll(member);
+        if (member.connection === this && !this.#over) await this.#poll(member);
       }
       if (!this.up && !this.#over) {
         this.proves();
@@ -52,7 +52,7 @@ export class PollLine extends PostingLine {
     try {
       const page = await this.client.page<Page>(name, cursor);
       this.alive();
-      if (member.line !== this) return;
+      if (member.connection !== this) return;
       const resumed = cursor !== undefined && page.complete;
       if (!member.live) member.confirmed(cursor === undefined ? page.cursor : cursor, resumed);
       // Without a cursor a channel begins now.
@@ -67,7 +67,7 @@ export class PollLine extends PostingLine {
     } catch (thrown) {
       const error = thrown as AirwaveError;
       if (isTemporary(error)) this.cut(error);
-      else if (member.line === this) member.refused(error);
+      else if (member.connection === this) member.refused(error);
     }
   }
 

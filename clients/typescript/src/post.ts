@@ -1,12 +1,12 @@
-// What a line says over HTTP: messages of its channels go by POST (docs/protocol.md, section 6).
+// What a connection says over HTTP: messages of its channels go by POST (docs/protocol.md, section 6).
 
-import { isTemporary, Line } from "./line.js";
+import { isTemporary, Connection } from "./connection.js";
 import { envelope } from "./socket.js";
 import type { Sending, Subscription } from "./subscription.js";
 import type { AirwaveError } from "./types.js";
 
-/** A line whose channels speak by POST. */
-export abstract class PostingLine extends Line {
+/** A connection whose channels speak by POST. */
+export abstract class PostingConnection extends Connection {
   #speaking = new Set<Subscription>();
 
   flush(subscription: Subscription): void {
@@ -17,7 +17,7 @@ export abstract class PostingLine extends Line {
   async #speak(subscription: Subscription): Promise<void> {
     this.#speaking.add(subscription);
     let tries = 0;
-    for (let sending = subscription.outbox[0]; sending && subscription.line === this; sending = subscription.outbox[0]) {
+    for (let sending = subscription.outbox[0]; sending && subscription.connection === this; sending = subscription.outbox[0]) {
       try {
         sending.settle(null, await this.#post(sending));
         tries = 0;

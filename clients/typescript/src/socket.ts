@@ -1,7 +1,7 @@
 // Channels over one WebSocket: docs/protocol.md, section 5.
 
 import { decodeFrame, encodeFrame, toBase64, toBase64Url } from "./bytes.js";
-import { type Frame, isTemporary, Line } from "./line.js";
+import { type Frame, isTemporary, Connection } from "./connection.js";
 import { type Sending, Subscription } from "./subscription.js";
 import { after, now, type Timer } from "./timing.js";
 import { AirwaveError, type Code } from "./types.js";
@@ -9,7 +9,7 @@ import { AirwaveError, type Code } from "./types.js";
 /** The server takes 100 frames per second and twice as many in a burst, and closes on more: stay below both. */
 const FRAMES_PER_MS = 0.09;
 const BURST = 150;
-/** How long a line that is asked may take to answer. */
+/** How long a connection that is asked may take to answer. */
 const PONG_MS = 5_000;
 
 /** Those of RFC 6455. The others are an HTTP status and 4000. */
@@ -27,7 +27,7 @@ export const STATUS_CODES: Record<number, Code> = {
   503: "unavailable",
 };
 
-export class SocketLine extends Line {
+export class SocketConnection extends Connection {
   readonly kind = "websocket";
   #socket: WebSocket | undefined;
   #over: ((error: AirwaveError | undefined) => void) | undefined;
@@ -91,7 +91,7 @@ export class SocketLine extends Line {
     }
   }
 
-  /** A refusal that no repetition changes is told to everybody on this line. */
+  /** A refusal that no repetition changes is told to everybody on this connection. */
   #judge(error: AirwaveError): void {
     if (error.code === "too-large") {
       for (const asked of this.#asked.values()) if (!(asked instanceof Subscription)) asked.settle(error);

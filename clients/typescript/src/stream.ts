@@ -2,8 +2,8 @@
 
 import { createParser, type EventSourceMessage } from "eventsource-parser";
 import type { Client } from "./client.js";
-import { isTemporary, TooLong } from "./line.js";
-import { PostingLine } from "./post.js";
+import { isTemporary, TooLong } from "./connection.js";
+import { PostingConnection } from "./post.js";
 import { object, refusal } from "./socket.js";
 import type { Subscription } from "./subscription.js";
 import { after, now, type Timer } from "./timing.js";
@@ -19,7 +19,7 @@ const REQUEST_BYTES = 3_500;
 /** What one channel adds to the request: its name, its cursor of 16 digits, and the names of the parameters. */
 const bytesOf = ({ name }: Subscription): number => encodeURIComponent(name).length + 16 + "&channel=&after=".length;
 
-export class StreamLine extends PostingLine {
+export class StreamConnection extends PostingConnection {
   readonly kind = "sse";
   /** A stream tells of presence in all its channels or in none, and a rule without it refuses. */
   readonly presence: boolean;
@@ -75,7 +75,7 @@ export class StreamLine extends PostingLine {
     const response = await this.client.request(url, { headers, signal, cache: "no-store" }, this.#refusedToken ? "refused" : "new");
     if (signal.aborted) return;
     if (response.status === 204) {
-      for (const member of members) if (member.line === this) member.ended(member.cursor ?? "0");
+      for (const member of members) if (member.connection === this) member.ended(member.cursor ?? "0");
       return;
     }
     if (!response.headers.get("content-type")?.startsWith("text/event-stream")) {
@@ -141,7 +141,7 @@ export class StreamLine extends PostingLine {
     await Promise.all(
       members.map(async (member) => {
         const why = members.length > 1 ? await this.client.check(member) : error;
-        if (!why || member.line !== this || isTemporary(why)) return;
+        if (!why || member.connection !== this || isTemporary(why)) return;
         if (!(why.code === "wrong-transport" && this.client.moves(member, why))) member.refused(why);
       }),
     );
@@ -149,7 +149,7 @@ export class StreamLine extends PostingLine {
     if (!this.again && error.code === "bad-request") for (const member of members) member.refused(error);
   }
 
-  /** Something on the way takes no request that long: half of the channels move to another line, and both try at once. */
+  /** Something on the way takes no request that long: half of the channels move to another connection, and both try at once. */
   #split(): void {
     const members = [...this.members.values()];
     this.again = members.length > 1;

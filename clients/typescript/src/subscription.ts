@@ -26,7 +26,7 @@ export interface Owner {
   over(subscription: Subscription): void;
 }
 
-/** What carries a channel: a line of this client's own, or another tab's. */
+/** What carries a channel: a connection of this client's own, or another tab's. */
 export interface Carrier {
   readonly kind: TransportName;
   /** Messages can be said now. */
@@ -75,7 +75,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
   cursor: string | undefined;
   state: State = "connecting";
   members: readonly Member[] = [];
-  line: Carrier | undefined;
+  connection: Carrier | undefined;
   /** Confirmed on the present connection: what came before that is not this subscription's. */
   live = false;
   /** A fresh token has been tried since it was last confirmed. */
@@ -101,7 +101,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
   }
 
   get transport(): TransportName | undefined {
-    return this.line?.kind;
+    return this.connection?.kind;
   }
 
   get isOver(): boolean {
@@ -167,13 +167,13 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     }
   }
 
-  // ---- what the line tells ------------------------------------------------------------------------------------------
+  // ---- what the connection tells ------------------------------------------------------------------------------------------
 
   /** `resumed`: the cursor that was given is followed. */
   confirmed(cursor: string, resumed: boolean): void {
     this.live = true;
     this.retried = false;
-    // If the cursor could not be followed, the old one stays until the gap has been told: a line that breaks in between must not make it silent.
+    // If the cursor could not be followed, the old one stays until the gap has been told: a connection that breaks in between must not make it silent.
     if (resumed || this.cursor === undefined) this.cursor = cursor;
     const back = this.#wasDown && resumed;
     this.#wasDown &&= !resumed;
@@ -249,11 +249,11 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     return new Promise((resolve, reject) => {
       const { repeat = true, timeout = 30_000 } = options;
       if (this.isOver) return reject(new AirwaveError(this.state === "ended" ? "ended" : "closed", `the channel '${this.name}' is ${this.state}`));
-      const up = this.line?.up ?? false;
+      const up = this.connection?.up ?? false;
       // Over a WebSocket a message waits until the subscription is confirmed.
       const speaks = up && (this.live || this.transport !== "websocket");
       if ((!up && !repeat) || (!speaks && this.outbox.length >= this.#owner.queue)) {
-        return reject(new AirwaveError("disconnected", `no line to '${this.name}'`));
+        return reject(new AirwaveError("disconnected", `no connection to '${this.name}'`));
       }
       const idempotencyKey = options.idempotencyKey ?? unique();
       const wrong = checkSend(event, idempotencyKey);
@@ -283,7 +283,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
         },
       };
       this.outbox.push(sending);
-      this.line?.flush(this);
+      this.connection?.flush(this);
     });
   }
 
@@ -300,7 +300,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
   #finish(state: State, error: AirwaveError): void {
     if (this.isOver) return;
     this.become(state, state === "refused" ? error : undefined);
-    this.line?.remove(this);
+    this.connection?.remove(this);
     for (const sending of [...this.outbox]) sending.settle(error);
     for (const push of [...this.#readers]) push(state === "refused" ? error : null);
     this.#owner.over(this);

@@ -8,9 +8,9 @@ import { AirwaveError, type Gap, type Member, type TransportName } from "./types
 
 /** How long a connection may take to come about. */
 const CONNECT_MS = 10_000;
-/** How long a line without a channel is kept. */
+/** How long a connection without a channel is kept. */
 const LINGER_MS = 100;
-/** A line that held so long was a good one: the next wait begins small again. */
+/** A connection that held so long was a good one: the next wait begins small again. */
 const GOOD_MS = 5_000;
 
 /** The server takes so many channels on one connection. */
@@ -28,7 +28,7 @@ export function isTemporary({ code }: AirwaveError): boolean {
   return code === "unavailable" || code === "too-many" || code === "internal" || code === "disconnected";
 }
 
-export abstract class Line implements Carrier {
+export abstract class Connection implements Carrier {
   abstract readonly kind: TransportName;
   readonly members: Map<string, Subscription> = new Map();
   up = false;
@@ -59,25 +59,25 @@ export abstract class Line implements Carrier {
   /** A channel has come (`added`) or gone. */
   protected abstract changed(subscription: Subscription, added: boolean): void;
   abstract flush(subscription: Subscription): void;
-  /** Something may have changed (the page's visibility): is this line still alive? */
+  /** Something may have changed (the page's visibility): is this connection still alive? */
   abstract probe(): void;
   /** The network has changed: what stood on the old one is dead or soon will be. */
   abstract online(): void;
-  /** The browser has lost its network: is this line still alive? */
+  /** The browser has lost its network: is this connection still alive? */
   abstract offline(): void;
 
-  /** Ends the connection because the page goes into the back/forward cache. The line comes back when the page does. */
+  /** Ends the connection because the page goes into the back/forward cache. The connection comes back when the page does. */
   suspend(): void {
     this.cut(new AirwaveError("disconnected", "the page is in the back/forward cache"));
   }
 
-  /** Whether this line has room for one more channel. */
+  /** Whether this connection has room for one more channel. */
   takes(_: Subscription): boolean {
     return this.members.size < CHANNELS_PER_LINE;
   }
 
   add(subscription: Subscription): void {
-    subscription.line = this;
+    subscription.connection = this;
     subscription.live = false;
     this.members.set(subscription.name, subscription);
     this.changed(subscription, true);
@@ -88,7 +88,7 @@ export abstract class Line implements Carrier {
   remove(subscription: Subscription): void {
     if (this.members.get(subscription.name) !== subscription) return;
     this.members.delete(subscription.name);
-    subscription.line = undefined;
+    subscription.connection = undefined;
     this.changed(subscription, false);
     subscription.live = false;
     subscription.held = false;
@@ -215,5 +215,5 @@ export abstract class Line implements Carrier {
 export function lost(sending: Sending): void {
   if (!sending.sent) return;
   sending.sent = false;
-  if (!sending.repeat) sending.settle(new AirwaveError("disconnected", "the line broke before the answer"));
+  if (!sending.repeat) sending.settle(new AirwaveError("disconnected", "the connection broke before the answer"));
 }
