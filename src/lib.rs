@@ -163,7 +163,7 @@ impl Airwave {
     /// ```
     pub async fn shutdown(&self) {
         listener::drain(&self.hub, self.config.drain_delay, self.config.drain).await;
-        self.hub.farewell().await;
+        self.hub.deregister().await;
     }
 
     /// The node, for those who build transports or look after it.

@@ -264,7 +264,7 @@ pub(crate) async fn serve(
     };
     ready(address);
     let served = listener::serve(listener, app, hub.clone(), serving, shutdown).await;
-    hub.farewell().await;
+    hub.deregister().await;
     Ok(served?)
 }
 

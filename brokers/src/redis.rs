@@ -599,7 +599,7 @@ mod tests {
             FLOOR,
             REMEMBER,
             members::MEMBERS,
-            members::ROLL,
+            members::LEASES,
             members::ENTER,
         ];
         let unbounded = scripts

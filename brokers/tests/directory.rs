@@ -12,7 +12,7 @@ use airwave_core::directory_conformance::{CLAUSES, Fixture};
 use async_trait::async_trait;
 
 mod memory {
-    use airwave_core::directory::{Beat, Entry, NodeId, Watch};
+    use airwave_core::directory::{Entry, Heartbeat, NodeId, Watch};
     use airwave_core::{BrokerError, ChannelName};
 
     use super::*;
@@ -70,8 +70,8 @@ mod memory {
             self.now().watch(channel).await
         }
 
-        async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
-            self.now().beat(node).await
+        async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
+            self.now().heartbeat(node).await
         }
 
         async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
@@ -98,7 +98,7 @@ mod nodes {
 
     const TEST: TransportName = TransportName::of("test");
 
-    /// What is said is of no interest: what a roster knows is asked for.
+    /// What is said is of no interest: what a presence set knows is asked for.
     struct Mute;
 
     impl Format for Mute {
@@ -204,7 +204,7 @@ mod nodes {
         let _dan = member(&here, "dan", false).await;
         until_all(hubs, &["ann", "bob", "dan"]).await;
         drop(bob);
-        there.farewell().await;
+        there.deregister().await;
         drop(there);
         until_all([&here, &here], &["ann", "dan"]).await;
     }
@@ -287,7 +287,7 @@ mod redis_server {
         let redis = Redis::connect(&server.url(), Rules::default()).await.unwrap();
         let (killed, left, lives) = (NodeId::draw(), NodeId::draw(), NodeId::draw());
         for node in [killed, left] {
-            redis.beat(node).await.unwrap();
+            redis.heartbeat(node).await.unwrap();
             for n in 0..300 {
                 let entry = Entry {
                     node,
@@ -301,21 +301,21 @@ mod redis_server {
         }
         redis.leave(left).await.unwrap();
         let removed = async {
-            // What is left is the roll, with the one that lives. The node's probe writes a key of
+            // What is left is the list of leases, with the one that lives. The node's probe writes a key of
             // its own.
             let left = || {
                 let keys: Vec<String> = server.ask(&["KEYS", "*"]);
                 keys.iter().filter(|key| !key.starts_with("airwave:0:probe:")).count()
             };
             while left() > 1 {
-                redis.beat(lives).await.unwrap();
+                redis.heartbeat(lives).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         };
         tokio::time::timeout(PATIENCE, removed)
             .await
             .expect("what the dead said is removed");
-        assert_eq!(redis.beat(lives).await.unwrap().living, [lives]);
+        assert_eq!(redis.heartbeat(lives).await.unwrap().living, [lives]);
     }
 }
 
@@ -583,7 +583,7 @@ mod nats {
         let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
         let (killed, left, lives) = (NodeId::draw(), NodeId::draw(), NodeId::draw());
         for node in [killed, left, lives] {
-            nats.beat(node).await.unwrap();
+            nats.heartbeat(node).await.unwrap();
             for n in 0..100 {
                 let channel = ChannelName::new(&format!("room/{n}")).unwrap();
                 nats.set(&channel, &[here(node, "ann", 1, Some("here"))]).await.unwrap();
@@ -600,16 +600,16 @@ mod nats {
                 .is_err()
         );
         let removed = async {
-            // What is left is the roll.
+            // What is left is the list of leases.
             while messages(&server).await > 1 {
-                nats.beat(lives).await.unwrap();
+                nats.heartbeat(lives).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         };
         tokio::time::timeout(PATIENCE, removed)
             .await
             .expect("what the dead said is removed");
-        assert_eq!(nats.beat(lives).await.unwrap().living, [lives]);
+        assert_eq!(nats.heartbeat(lives).await.unwrap().living, [lives]);
     }
 
     /// The stream of members is no matter of the events: their feeds go on without it. Those who watch must look again.
@@ -618,14 +618,14 @@ mod nats {
         let Some(server) = Server::start() else { return };
         let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
         let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
-        nats.beat(node).await.unwrap();
+        nats.heartbeat(node).await.unwrap();
         let mut feed = nats.follow(&channel).await.unwrap();
         let mut watch = nats.watch(&channel).await.unwrap();
         wipe(&server).await;
         assert!(nats.set(&channel, &[here(node, "ann", 1, Some("lost"))]).await.is_err());
         assert_eq!(tokio::time::timeout(PATIENCE, watch.next()).await.unwrap(), None);
         // The next call that needs it makes it anew, over the same connection.
-        assert!(!nats.beat(node).await.unwrap().known);
+        assert!(!nats.heartbeat(node).await.unwrap().known);
         let mut watch = nats.watch(&channel).await.unwrap();
         let entry = here(node, "ann", 2, Some("here"));
         nats.set(&channel, std::slice::from_ref(&entry)).await.unwrap();
@@ -636,20 +636,20 @@ mod nats {
         assert_eq!(heard.unwrap().position, published.position);
     }
 
-    /// Only the roll is gone: no node is known, and earlier entries do not come back with their
+    /// Only the list of leases is gone: no node is known, and earlier entries do not come back with their
     /// nodes.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_was_said_before_the_roll_was_lost_does_not_come_back() {
         let Some(server) = Server::start() else { return };
         let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
         let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
-        nats.beat(node).await.unwrap();
+        nats.heartbeat(node).await.unwrap();
         nats.set(&channel, &[here(node, "ann", 1, Some("here"))]).await.unwrap();
-        let roll = json!({ "filter": "airwave.members.roll" });
-        let purged = server.ask("STREAM.PURGE.airwave-members", roll).await;
+        let leases = json!({ "filter": "airwave.members.roll" });
+        let purged = server.ask("STREAM.PURGE.airwave-members", leases).await;
         assert_eq!(purged["purged"], 1, "{purged}");
         assert_eq!(nats.list(&channel).await.unwrap(), []);
-        assert!(!nats.beat(node).await.unwrap().known);
+        assert!(!nats.heartbeat(node).await.unwrap().known);
         assert_eq!(nats.list(&channel).await.unwrap(), []);
         let entry = here(node, "bob", 2, Some("here"));
         nats.set(&channel, std::slice::from_ref(&entry)).await.unwrap();
@@ -687,7 +687,7 @@ mod nats {
         let nats = Nats::connect(&url, everywhere()).await.unwrap();
         let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
         nats.ping().await.unwrap();
-        nats.beat(node).await.unwrap();
+        nats.heartbeat(node).await.unwrap();
         let mut watch = nats.watch(&channel).await.unwrap();
         let entry = here(node, "ann", 1, Some("here"));
         nats.set(&channel, std::slice::from_ref(&entry)).await.unwrap();
@@ -710,7 +710,7 @@ mod nats {
         let Some(server) = Server::start() else { return };
         let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
         let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
-        nats.beat(node).await.unwrap();
+        nats.heartbeat(node).await.unwrap();
         let mut watch = nats.watch(&channel).await.unwrap();
         for stamp in 1..4 {
             let entry = here(node, "ann", stamp, Some("here"));

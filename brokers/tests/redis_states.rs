@@ -191,17 +191,20 @@ async fn a_node_that_died_before_the_clock_was_set_back_is_found_dead() {
     let (dead, alive) = (NodeId::draw(), NodeId::draw());
     server.set_clock(3600);
     for node in [dead, alive] {
-        broker.beat(node).await.unwrap();
+        broker.heartbeat(node).await.unwrap();
     }
     server.set_clock(0);
-    let beat = broker.beat(alive).await.unwrap();
-    assert!(beat.known && beat.living.contains(&alive) && beat.living.contains(&dead));
+    let heartbeat = broker.heartbeat(alive).await.unwrap();
+    assert!(heartbeat.known && heartbeat.living.contains(&alive) && heartbeat.living.contains(&dead));
     server.set_clock(8);
-    assert!(broker.beat(alive).await.unwrap().living.contains(&dead));
+    assert!(broker.heartbeat(alive).await.unwrap().living.contains(&dead));
     server.set_clock(16);
-    let beat = broker.beat(alive).await.unwrap();
-    assert!(beat.known && beat.living.contains(&alive));
-    assert!(!beat.living.contains(&dead), "it has not beaten since the clock was set back");
+    let heartbeat = broker.heartbeat(alive).await.unwrap();
+    assert!(heartbeat.known && heartbeat.living.contains(&alive));
+    assert!(
+        !heartbeat.living.contains(&dead),
+        "it has not beaten since the clock was set back"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,9 +17,9 @@ use crate::key_counts::KeyCounts;
 use crate::log::{believed, is_torn};
 use crate::metrics::Metrics;
 use crate::patience;
+use crate::presence::Presence;
 use crate::refusal::{Code, Refusal};
 use crate::ring_memory::RingMemory;
-use crate::roster::Presence;
 use crate::rule::{Limits, Params, Rule, Rules};
 
 /// What every part of a node shares: the broker, the rules, the limits, the figures.

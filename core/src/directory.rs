@@ -3,7 +3,7 @@
 //! Each node keeps **entries** in the directory: one for each member that it has in a channel. Only
 //! its own node ever writes an entry, so the nodes need no agreement. What an entry says is core's
 //! business: it counts a member's connections
-//! over all nodes, tells joins from leaves, and announces everything again after an outage (`roster`).
+//! over all nodes, tells joins from leaves, and announces everything again after an outage (`presence`).
 //!
 //! `airwave_brokers::memory` is the reference; the contract as tests is the module `directory_conformance` (feature `conformance`).
 
@@ -21,7 +21,7 @@ use crate::inbox::{FeedSink, Inbox, InboxSender};
 use crate::jitter::random;
 
 /// How often a node says that it lives.
-pub const BEAT_EVERY: Duration = Duration::from_secs(5);
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
 
 /// A node that has said nothing for so long is dead, and its entries are gone.
 pub const NODE_EXPIRES: Duration = Duration::from_secs(15);
@@ -37,7 +37,7 @@ pub const MAX_MEMBER: usize = 255;
 pub trait Directory: Send + Sync + 'static {
     /// Sets or clears entries of one node in one channel, in this order, and shows them to every watch of the channel.
     ///
-    /// All `entries` are of the same node, one that has [beaten](Directory::beat). A call for a node that is dead or has left MAY be carried
+    /// All `entries` are of the same node, one that has [sent a heartbeat](Directory::heartbeat). A call for a node that is dead or has left MAY be carried
     /// out, but what it sets is never listed, and does not stay for ever. At most 500 entries a call.
     ///
     /// # Errors
@@ -53,19 +53,19 @@ pub trait Directory: Send + Sync + 'static {
     /// Watches the channel: every [`Directory::set`] that begins after this has come back is shown, in the order of its node. Those before may be shown, too. A
     /// watch that may have missed something MUST end; the caller then watches and lists again.
     /// Dropping the watch ends it. About one for each
-    /// channel and node. A node's death is not shown: [`Directory::beat`] tells.
+    /// channel and node. A node's death is not shown: [`Directory::heartbeat`] tells.
     ///
     /// # Errors
     /// `Unavailable`.
     async fn watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError>;
 
-    /// `node` lives for another [`NODE_EXPIRES`]. One that has not beaten for longer is dead for everybody, also if its process was killed: its entries are
-    /// listed no more, MUST NOT come back if it beats again, and the node that notices removes them
+    /// `node` lives for another [`NODE_EXPIRES`]. One without a heartbeat for longer is dead for everybody, also if its process was killed: its entries are
+    /// listed no more, MUST NOT come back if it sends a heartbeat again, and the node that notices removes them
     /// in the end.
     ///
     /// # Errors
     /// `Unavailable`: it may have happened.
-    async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError>;
+    async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError>;
 
     /// `node` goes away: its entries are listed no more.
     ///
@@ -140,7 +140,7 @@ pub struct Entry {
 
 /// What a node hears when it says that it lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beat {
+pub struct Heartbeat {
     /// Whether the node was alive before. False the first time, and after it had died or the directory was lost: then its entries are gone.
     pub known: bool,
     /// All nodes that live now. This one is among them, unless it had died.

@@ -141,7 +141,7 @@ impl Living {
             node: NodeId::draw(),
             stamp: AtomicU64::new(Position::now().0),
         };
-        assert!(!living.directory.beat(living.node).await.unwrap().known);
+        assert!(!living.directory.heartbeat(living.node).await.unwrap().known);
         living
     }
 
@@ -197,14 +197,17 @@ async fn shown_value(watch: &mut Watch) -> (String, Option<String>) {
     (entry.member.to_string(), value)
 }
 
-/// A node's first beat makes it known, and its next finds it so.
+/// A node's first heartbeat makes it known, and its next finds it so.
 pub async fn a_node_is_unknown_once_and_then_known(fixture: &dyn Fixture) {
     let (one, other) = (Living::on(fixture).await, Living::on(fixture).await);
     for living in [&one, &other] {
-        let beat = living.directory.beat(living.node).await.unwrap();
-        assert!(beat.known);
-        assert!(beat.living.contains(&one.node) && beat.living.contains(&other.node));
-        assert!(!beat.living.contains(&one.node.next()), "another incarnation is another node");
+        let heartbeat = living.directory.heartbeat(living.node).await.unwrap();
+        assert!(heartbeat.known);
+        assert!(heartbeat.living.contains(&one.node) && heartbeat.living.contains(&other.node));
+        assert!(
+            !heartbeat.living.contains(&one.node.next()),
+            "another incarnation is another node"
+        );
     }
 }
 
@@ -267,7 +270,7 @@ pub async fn a_watch_shows_every_entry_in_the_order_of_its_node(fixture: &dyn Fi
         for living in [&one, &other] {
             // However long all of it takes, no node may be taken for dead.
             if n % 20 == 0 {
-                living.directory.beat(living.node).await.unwrap();
+                living.directory.heartbeat(living.node).await.unwrap();
             }
             let entries = [living.entry("ann", Some(&n.to_string())), living.entry("bob", None)];
             living.directory.set(&channel, &entries).await.unwrap();
@@ -304,14 +307,14 @@ pub async fn a_node_that_leaves_is_gone_at_once(fixture: &dyn Fixture) {
     other.set(&channel, "bob", "2").await;
     one.directory.leave(one.node).await.unwrap();
     assert_eq!(other.list(&channel).await, BTreeMap::from([other.is("bob", "2")]));
-    let beat = other.directory.beat(other.node).await.unwrap();
-    assert!(!beat.living.contains(&one.node));
+    let heartbeat = other.directory.heartbeat(other.node).await.unwrap();
+    assert!(!heartbeat.living.contains(&one.node));
     // To leave twice is no error, nor for one who never was there.
     one.directory.leave(one.node).await.unwrap();
     one.directory.leave(one.node.next()).await.unwrap();
 }
 
-/// A node that has not beaten for a while is listed nowhere. If it beats again it is unknown, and what it said does not come back.
+/// A node without a heartbeat for a while is listed nowhere. If it sends a heartbeat again it is unknown, and what it said does not come back.
 pub async fn a_node_that_stops_beating_is_dead_for_everybody_and_does_not_come_back(fixture: &dyn Fixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
@@ -319,16 +322,16 @@ pub async fn a_node_that_stops_beating_is_dead_for_everybody_and_does_not_come_b
     let only = BTreeMap::from([other.is("bob", "2")]);
     let died = async {
         while other.list(&channel).await != only {
-            assert!(other.directory.beat(other.node).await.unwrap().known, "who beats lives");
+            assert!(other.directory.heartbeat(other.node).await.unwrap().known, "who beats lives");
             sleep(Duration::from_millis(500)).await;
         }
     };
     timeout(PATIENCE, died).await.expect("the dead are missed");
-    let beat = other.directory.beat(other.node).await.unwrap();
-    assert!(beat.known && !beat.living.contains(&one.node));
-    assert!(!one.directory.beat(one.node).await.unwrap().known);
+    let heartbeat = other.directory.heartbeat(other.node).await.unwrap();
+    assert!(heartbeat.known && !heartbeat.living.contains(&one.node));
+    assert!(!one.directory.heartbeat(one.node).await.unwrap().known);
     let reborn = one.node.next();
-    assert!(!one.directory.beat(reborn).await.unwrap().known);
+    assert!(!one.directory.heartbeat(reborn).await.unwrap().known);
     assert_eq!(other.list(&channel).await, only);
 }
 
@@ -423,7 +426,7 @@ pub async fn ten_thousand_members_are_listed(fixture: &dyn Fixture) {
     for ids in ids.chunks(500) {
         let entries: Vec<Entry> = ids.iter().map(|id| one.entry(id, Some("here"))).collect();
         one.directory.set(&channel, &entries).await.unwrap();
-        one.directory.beat(one.node).await.unwrap();
+        one.directory.heartbeat(one.node).await.unwrap();
     }
     let listed: BTreeSet<String> = other.list(&channel).await.into_keys().map(|(_, id)| id).collect();
     assert_eq!(listed.len(), 10_000);
@@ -471,12 +474,12 @@ pub async fn after_a_wipe_nobody_is_known(fixture: &dyn Fixture) {
     one.set(&channel, "ann", "1").await;
     fixture.inflict(Fault::Wipe).await;
     assert_eq!(one.list(&channel).await, BTreeMap::new());
-    assert!(!one.directory.beat(one.node).await.unwrap().known);
+    assert!(!one.directory.heartbeat(one.node).await.unwrap().known);
     let reborn = Living {
         node: one.node.next(),
         ..one
     };
-    assert!(!reborn.directory.beat(reborn.node).await.unwrap().known);
+    assert!(!reborn.directory.heartbeat(reborn.node).await.unwrap().known);
     reborn.set(&channel, "ann", "2").await;
     assert_eq!(reborn.list(&channel).await, BTreeMap::from([reborn.is("ann", "2")]));
 }

@@ -27,11 +27,11 @@ use crate::key_counts::KeyCounts;
 use crate::log::FormatSlot;
 use crate::metrics::Metrics;
 use crate::patience::{self, Patience};
+use crate::presence::Presence;
 use crate::rate::Rates;
 use crate::refusal::{Code, Refusal};
 use crate::registry::Registry;
 use crate::ring_memory::RingMemory;
-use crate::roster::Presence;
 use crate::rule::{Limits, Pattern, Rule, Rules, SendPolicy, TransportName};
 use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;
@@ -43,7 +43,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// After how long without its broker a node tells its listeners.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 /// How long taking members back may hold up the end of a node.
-const FAREWELL: Duration = Duration::from_secs(2);
+const DEREGISTER_WITHIN: Duration = Duration::from_secs(2);
 /// How many logs are looked at in one tick, so that a node with a million does not stutter.
 const LOGS_PER_TICK: usize = 50_000;
 
@@ -381,9 +381,9 @@ impl Hub {
 
     /// Takes this node's members out of their channels, for other nodes to see at once. For the end of a drain, before the process ends: members of a node that
     /// ends without it are gone after a quarter of a minute. Does nothing where there is no presence.
-    pub async fn farewell(&self) {
+    pub async fn deregister(&self) {
         if let Some(presence) = &self.0.backbone.presence
-            && timeout(FAREWELL, presence.farewell()).await.is_err()
+            && timeout(DEREGISTER_WITHIN, presence.deregister()).await.is_err()
         {
             tracing::debug!("not all members could be taken back in time: the rest expires");
         }

@@ -17,7 +17,7 @@
 //! 10. [`metrics`]: what a node counts
 //! 11. `sync`, `wake`, `session_handle`, `registry`, `ring_memory`, `log`: one channel on this node: ring,
 //!     listeners, wake; what all rings take together
-//! 12. `roster`: who is in a channel, as this node knows it
+//! 12. `presence`: who is in a channel, as this node knows it
 //! 13. [`channel`]: the handle that applications publish with
 //! 14. [`handler`]: what the application says about clients
 //! 15. [`hub`]: one node: opens logs, heals them, drains
@@ -51,13 +51,13 @@ mod key_counts;
 mod log;
 pub mod metrics;
 pub mod patience;
+mod presence;
 mod rate;
 pub mod refusal;
 mod registry;
 #[cfg(feature = "axum")]
 pub mod response;
 mod ring_memory;
-mod roster;
 pub mod rule;
 pub mod session;
 mod session_handle;

@@ -24,8 +24,8 @@ use crate::handler::{Client, Handler, LeaveReason};
 use crate::hub::{Connection, FormatHandle, Hub};
 use crate::log::{Batch, Entry, FormatSlot, Found, Item, Log, READ_BYTES, Read, Registration, goes_on_after, is_whole, lost_end};
 pub use crate::metrics::CloseCause;
+use crate::presence::{Membership, Presence};
 use crate::refusal::Refusal;
-use crate::roster::{Attendance, Presence};
 use crate::rule::{Delivery, ReplayOnSubscribe, SlowPolicy};
 use crate::session_handle::{HEARTBEAT, SILENT, STALLED, SessionHandle};
 use crate::warnings::Warning;
@@ -152,7 +152,7 @@ pub struct PendingSubscription {
     over: bool,
     on_unsubscribe: Option<Box<OnUnsubscribe>>,
     /// Where the channel has presence: who comes, and whether they want to hear who else is there.
-    attends: Option<(Arc<Client>, bool)>,
+    membership: Option<(Arc<Client>, bool)>,
 }
 
 /// In the order of its fields, like the session.
@@ -167,7 +167,7 @@ struct Subscription {
     /// Events up to here are left out: the listener had them before they were lost, and this node may not know that they are.
     skip_through: Position,
     catch_up: Option<Box<CatchUp>>,
-    attendance: Option<Box<Attendance>>,
+    membership: Option<Box<Membership>>,
     /// The listener comes from a node that was ahead: it waits until this one has its position, too.
     ahead: bool,
     ended: bool,
@@ -236,7 +236,7 @@ impl Subscriber {
                 reason,
             })
         });
-        let attends = match hub.0.backbone.presence(name, &admission.rule) {
+        let membership = match hub.0.backbone.presence(name, &admission.rule) {
             Ok(_) => {
                 Presence::check(client.user())?;
                 Some((client, self.presence))
@@ -255,7 +255,7 @@ impl Subscriber {
             catch_up: None,
             over: false,
             on_unsubscribe,
-            attends,
+            membership,
         };
         let position = match after {
             After::Position(position) if position != Position::ZERO => position,
@@ -501,7 +501,7 @@ impl Session {
             catch_up,
             over,
             mut on_unsubscribe,
-            attends,
+            membership,
         } = pending;
         let name = registration.log.name.clone();
         let stamp_index = self.stamp_at(&name, stands_at);
@@ -530,14 +530,14 @@ impl Session {
             return;
         }
         let presence = self.hub.0.backbone.presence.as_ref();
-        let attendance = attends.zip(presence).map(|((client, listens), presence)| {
+        let membership = membership.zip(presence).map(|((client, listens), presence)| {
             let listener = listens.then(|| self.handle.clone());
             presence.attend(&name, client.user_id(), client.meta(), listener)
         });
         tracing::debug!(connection = self.connection.id, channel = %name, resumed, "subscribed");
         self.drained = false;
         self.subscriptions.push(Subscription {
-            attendance,
+            membership,
             registration,
             next,
             cursor: stands_at,
@@ -565,8 +565,8 @@ impl Session {
         if let Some(on_unsubscribe) = &mut subscription.on_unsubscribe {
             on_unsubscribe.reason = reason;
         }
-        if let Some(attendance) = &mut subscription.attendance {
-            attendance.at_once = true;
+        if let Some(membership) = &mut subscription.membership {
+            membership.at_once = true;
         }
     }
 
@@ -754,11 +754,11 @@ impl Session {
                 return Some(CloseReason::TooSlow);
             }
             let mut written: usize = out[before..].iter().map(Bytes::len).sum();
-            if let Some(attendance) = &mut self.subscriptions[at].attendance
+            if let Some(membership) = &mut self.subscriptions[at].membership
                 && written < room
             {
                 let before = out.len();
-                if attendance.read(&self.slot, room - written, out) {
+                if membership.read(&self.slot, room - written, out) {
                     self.handle.wake();
                 }
                 written += out[before..].iter().map(Bytes::len).sum::<usize>();

@@ -705,7 +705,7 @@ impl<W: Write> Listener<W> {
                 Err(_) => return Over::lost("the server has fallen silent"),
             };
             if let Some(over) = self.take(heard) {
-                // A word of farewell; what comes of it changes nothing.
+                // A close frame. Its fate changes nothing.
                 let _ = timeout(Duration::from_secs(1), socket.close(None)).await;
                 return over;
             }

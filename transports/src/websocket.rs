@@ -327,13 +327,13 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, head: Bytes, r
     let mut out = BytesMut::from(&head[..]);
     out.extend_from_slice(&Frames.notice(&notice));
     out.extend_from_slice(&close_frame(refusal.code.close_code(), refusal.code.as_str()));
-    let farewell = async {
+    let close_wait = async {
         if socket.write_all(&out).await.is_ok() && socket.shutdown().await.is_ok() {
             std::future::poll_fn(|cx| poll_gone(&mut socket, cx)).await;
         }
     };
     // A client that neither reads nor closes is simply cut.
-    let _ = tokio::time::timeout(CLOSE_WAIT, farewell).await;
+    let _ = tokio::time::timeout(CLOSE_WAIT, close_wait).await;
 }
 
 /// One client's WebSocket, until either side is done.
@@ -355,7 +355,7 @@ struct WebSocketTask<S> {
     session: Session,
     websocket: WebSocketStream<Tap<S>>,
     /// Set once everything is written: how long we wait for the other end.
-    farewell: Option<Pin<Box<Sleep>>>,
+    close_wait: Option<Pin<Box<Sleep>>>,
     /// What stands before `/channels/` in this server's URLs, as the client sees them.
     prefix: Box<str>,
 }
@@ -512,7 +512,7 @@ impl<S: Socket> WebSocketTask<S> {
             waiting: None,
             session,
             websocket,
-            farewell: None,
+            close_wait: None,
             prefix,
         })
     }
@@ -818,15 +818,15 @@ impl<S: Socket> WebSocketTask<S> {
                 Written::Broken => return Poll::Ready(()),
             }
             if self.closing {
-                let farewell = match &mut self.farewell {
-                    Some(farewell) => farewell,
+                let close_wait = match &mut self.close_wait {
+                    Some(close_wait) => close_wait,
                     None => {
                         // Closing at once would turn what the client has sent meanwhile into a reset, which may overtake our close frame.
                         let _ = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
-                        self.farewell.insert(Box::pin(sleep(CLOSE_WAIT)))
+                        self.close_wait.insert(Box::pin(sleep(CLOSE_WAIT)))
                     }
                 };
-                let over = farewell.as_mut().poll(cx).is_ready() || poll_gone(socket, cx).is_ready();
+                let over = close_wait.as_mut().poll(cx).is_ready() || poll_gone(socket, cx).is_ready();
                 // What the client said before it left is carried out.
                 while self.poll_command(cx).is_ready() {}
                 return match over && self.command.is_none() {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use airwave_core::directory::{Beat, Entry, NODE_EXPIRES, NodeId, Watch, WatchSender};
+use airwave_core::directory::{Entry, Heartbeat, NODE_EXPIRES, NodeId, Watch, WatchSender};
 use airwave_core::{BrokerError, ChannelName, Directory};
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ use super::{Memory, lock};
 /// All that is known of members. Entries, and the watches that are shown them, behind one lock, which alone puts them into order.
 #[derive(Default)]
 pub(super) struct Members {
-    /// When each node has beaten last.
+    /// When each node sent its last heartbeat.
     beats: HashMap<NodeId, Instant>,
     channels: HashMap<ChannelName, Present>,
     watches: u64,
@@ -27,7 +27,7 @@ struct Present {
 
 impl Members {
     /// Forgets nodes that are dead, and what they said.
-    fn bury(&mut self, now: Instant) {
+    fn expire(&mut self, now: Instant) {
         let before = self.beats.len();
         self.beats.retain(|_, last| now.duration_since(*last) < NODE_EXPIRES);
         if self.beats.len() != before {
@@ -67,7 +67,7 @@ impl Present {
 impl Directory for Memory {
     async fn set(&self, channel: &ChannelName, entries: &[Entry]) -> Result<(), BrokerError> {
         let mut members = lock(&self.members);
-        members.bury(Instant::now());
+        members.expire(Instant::now());
         // What the dead say counts for nothing.
         if entries.iter().any(|entry| !members.beats.contains_key(&entry.node)) {
             return Ok(());
@@ -89,7 +89,7 @@ impl Directory for Memory {
 
     async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
         let mut members = lock(&self.members);
-        members.bury(Instant::now());
+        members.expire(Instant::now());
         let present = members.channels.get(channel);
         Ok(present.map_or_else(Vec::new, |present| present.entries.values().cloned().collect()))
     }
@@ -111,12 +111,12 @@ impl Directory for Memory {
         Ok(watch)
     }
 
-    async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
+    async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
         let mut members = lock(&self.members);
         let now = Instant::now();
-        members.bury(now);
+        members.expire(now);
         let known = members.beats.insert(node, now).is_some();
-        Ok(Beat {
+        Ok(Heartbeat {
             known,
             living: members.beats.keys().copied().collect(),
         })

@@ -8,9 +8,9 @@
 //! **What has changed stands in a header** of the last message of a call. The stream tells that again without the rest (`headers_only`), under
 //! `airwave.changes.c.NAME.NODE.BUCKET`; so a watch is one plain subscription. Each node counts what it tells of a channel: a watch that finds a hole ends.
 //!
-//! **The roll of the nodes is one message**, `airwave.members.roll`, which a node replaces only
+//! **The list of leases is one message**, `airwave.members.roll`, which a node replaces only
 //! after it has read it. All times in it are those at which the stream's leader
-//! stored something, so no node's clock counts. A node beats by writing the roll, at the time that
+//! stored something, so no node's clock counts. A node sends its heartbeat by writing the list of leases, at the time that
 //! the server gives that very message. The dead stay in it for
 //! a while, so that they cannot come back before what they said is removed.
 //!
@@ -21,7 +21,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use airwave_core::directory::{Beat, Entry, NODE_EXPIRES, NodeId, Watch, WatchSender};
+use airwave_core::directory::{Entry, Heartbeat, NODE_EXPIRES, NodeId, Watch, WatchSender};
 use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Directory};
 use async_nats::{HeaderMap, Message, Subscriber};
@@ -47,10 +47,10 @@ const TELL_AT_MOST: usize = 32 << 10;
 /// How many questions and answers are under way at the same time.
 const AT_ONCE: usize = 32;
 
-/// How long a dead node stays in the roll. What it was still saying when it was found dead has come by then.
+/// How long a dead node stays in the list of leases. What it was still saying when it was found dead has come by then.
 const GRAVE: Duration = Duration::from_secs(60);
 
-/// How much a node does for the dead, and for channels that it has left, each time that it beats.
+/// How much a node does for the dead, and for channels that it has left, with each heartbeat.
 const TIDY_FOR: Duration = Duration::from_millis(700);
 
 const TELLS: &str = "Airwave-Told";
@@ -64,9 +64,9 @@ pub(super) struct Members {
     said: Mutex<HashMap<(NodeId, ChannelName), Account>>,
     /// Channels without members, of which only empty messages are left.
     empty: Mutex<HashSet<(NodeId, ChannelName)>>,
-    /// When each of our lives has last beaten; `None`: it is over. Entries of a life that counts as
+    /// When each of our lives sent its last heartbeat; `None`: it is over. Entries of a life that counts as
     /// dead would only take room.
-    beaten: Mutex<HashMap<NodeId, Option<Instant>>>,
+    answered: Mutex<HashMap<NodeId, Option<Instant>>>,
 }
 
 /// One call at a time: each builds on what the one before said.
@@ -95,8 +95,8 @@ struct Roll {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Stands {
-    /// It has beaten then.
-    Beat(u64),
+    /// Its heartbeat was then.
+    Heartbeat(u64),
     /// It was found dead or has left then.
     Gone(u64),
 }
@@ -300,19 +300,19 @@ impl Nats {
         read().map(Some).ok_or_else(wrong_roll)
     }
 
-    async fn roll(&self, way: &Way) -> Result<Roll, BrokerError> {
+    async fn leases(&self, way: &Way) -> Result<Roll, BrokerError> {
         match self.newest_of(way, &self.connection.members("roll")).await? {
             Some((sequence, written, bytes)) => Roll::read(sequence, written, &bytes).ok_or_else(wrong_roll),
             None => Ok(Roll::default()),
         }
     }
 
-    /// Replaces the roll that was read. Returns false if another node was faster.
-    async fn replace_roll(&self, way: &Way, roll: &Roll, by: Option<NodeId>) -> Result<bool, BrokerError> {
+    /// Replaces the list of leases that was read. Returns false if another node was faster.
+    async fn replace_roll(&self, way: &Way, leases: &Roll, by: Option<NodeId>) -> Result<bool, BrokerError> {
         let mut headers = HeaderMap::new();
-        headers.insert(EXPECTED, roll.sequence.to_string());
+        headers.insert(EXPECTED, leases.sequence.to_string());
         match way
-            .call(self.connection.members("roll"), Some(headers), roll.text(by))
+            .call(self.connection.members("roll"), Some(headers), leases.text(by))
             .await?
         {
             Answer::Done(_) => Ok(true),
@@ -322,7 +322,7 @@ impl Nats {
     }
 
     /// Removes what a node has said, everywhere.
-    async fn bury(&self, way: &Way, node: NodeId) -> Result<(), BrokerError> {
+    async fn expire(&self, way: &Way, node: NodeId) -> Result<(), BrokerError> {
         let filter = self.connection.members(&format!("c.*.{node}.*"));
         self.ask_members(way, "STREAM.PURGE", &json!({ "filter": filter })).await?;
         Ok(())
@@ -405,32 +405,32 @@ impl Nats {
         lock(&self.members.empty).retain(|(other, _)| *other != node);
     }
 
-    async fn beat_once(&self, node: NodeId) -> Result<(Way, Beat, Vec<NodeId>), BrokerError> {
+    async fn beat_once(&self, node: NodeId) -> Result<(Way, Heartbeat, Vec<NodeId>), BrokerError> {
         let mut buried = HashSet::new();
         loop {
             let (way, now, _) = self.survey(&self.connection.members("roll")).await?;
-            let mut roll = self.roll(&way).await?;
-            let dead = roll.judge(now);
-            let known = matches!(roll.nodes.get(&node), Some(Stands::Beat(_)));
-            let gone = matches!(roll.nodes.get(&node), Some(Stands::Gone(_)));
+            let mut leases = self.leases(&way).await?;
+            let dead = leases.judge(now);
+            let known = matches!(leases.nodes.get(&node), Some(Stands::Heartbeat(_)));
+            let gone = matches!(leases.nodes.get(&node), Some(Stands::Gone(_)));
             // Whatever was left under that name must not come back with it.
             if !known && !gone && buried.insert(node) {
                 self.forget_life(node);
-                self.bury(&way, node).await?;
+                self.expire(&way, node).await?;
             }
-            for forgotten in roll.forgotten(now) {
+            for forgotten in leases.forgotten(now) {
                 if buried.insert(forgotten) {
-                    self.bury(&way, forgotten).await?;
+                    self.expire(&way, forgotten).await?;
                 }
-                roll.nodes.remove(&forgotten);
+                leases.nodes.remove(&forgotten);
             }
             let by = (!gone).then_some(node);
             if let Some(node) = by {
-                roll.nodes.insert(node, Stands::Beat(now));
+                leases.nodes.insert(node, Stands::Heartbeat(now));
             }
-            if self.replace_roll(&way, &roll, by).await? {
-                let living = roll.living();
-                return Ok((way, Beat { known, living }, dead));
+            if self.replace_roll(&way, &leases, by).await? {
+                let living = leases.living();
+                return Ok((way, Heartbeat { known, living }, dead));
             }
         }
     }
@@ -441,10 +441,10 @@ impl Nats {
         if subjects.is_empty() {
             return Ok(Vec::new());
         }
-        // Reads the roll only now: a node in the list had beaten before.
-        let mut roll = self.roll(&way).await?;
-        roll.judge(now);
-        let living: HashSet<NodeId> = roll.living().into_iter().collect();
+        // Reads the list of leases only now: a node in the list had sent a heartbeat before.
+        let mut leases = self.leases(&way).await?;
+        leases.judge(now);
+        let living: HashSet<NodeId> = leases.living().into_iter().collect();
         let subjects = subjects.into_iter().filter_map(|subject| {
             let node = node_of(&subject)?;
             living.contains(&node).then_some((subject, node))
@@ -543,8 +543,8 @@ fn told(message: &Message) -> Option<(u64, Vec<Entry>)> {
 impl Directory for Nats {
     async fn set(&self, channel: &ChannelName, entries: &[Entry]) -> Result<(), BrokerError> {
         let Some(first) = entries.first() else { return Ok(()) };
-        let beaten = lock(&self.members.beaten).get(&first.node).copied();
-        if beaten.is_some_and(|at| at.is_none_or(|at| at.elapsed() > NODE_EXPIRES)) {
+        let answered = lock(&self.members.answered).get(&first.node).copied();
+        if answered.is_some_and(|at| at.is_none_or(|at| at.elapsed() > NODE_EXPIRES)) {
             return Err(lost("this node is not in the roll of those that live: it beats first"));
         }
         let set = async {
@@ -572,62 +572,62 @@ impl Directory for Nats {
         self.within(self.open_watch(channel)).await
     }
 
-    async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
+    async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
         let asked = Instant::now();
-        let (way, beat, dead) = self.within(self.beat_once(node)).await?;
-        let lives = beat.living.contains(&node).then_some(asked);
-        lock(&self.members.beaten).insert(node, lives);
+        let (way, heartbeat, dead) = self.within(self.beat_once(node)).await?;
+        let lives = heartbeat.living.contains(&node).then_some(asked);
+        lock(&self.members.answered).insert(node, lives);
         let tidy = async {
             for dead in dead {
-                self.bury(&way, dead).await?;
+                self.expire(&way, dead).await?;
                 tracing::debug!(node = %dead, "what a dead node had said is removed");
             }
             self.tidy(&way).await
         };
-        // What is not done is done by a later beat, this node's or another's: the dead lie in the roll for a while.
+        // What is not done is done by a later heartbeat, this node's or another's: the dead lie in the list of leases for a while.
         if let Ok(Err(error)) = timeout(TIDY_FOR, tidy).await {
             tracing::debug!(%error, "what the dead said is not all removed yet");
         }
-        Ok(beat)
+        Ok(heartbeat)
     }
 
     async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
-        lock(&self.members.beaten).insert(node, None);
+        lock(&self.members.answered).insert(node, None);
         self.forget_life(node);
         let leave = async {
             let way = loop {
                 let (way, now, _) = self.survey(&self.connection.members("roll")).await?;
-                let mut roll = self.roll(&way).await?;
-                if !matches!(roll.nodes.get(&node), Some(Stands::Beat(_))) {
+                let mut leases = self.leases(&way).await?;
+                if !matches!(leases.nodes.get(&node), Some(Stands::Heartbeat(_))) {
                     break way;
                 }
-                roll.nodes.insert(node, Stands::Gone(now));
-                if self.replace_roll(&way, &roll, None).await? {
+                leases.nodes.insert(node, Stands::Gone(now));
+                if self.replace_roll(&way, &leases, None).await? {
                     break way;
                 }
             };
-            self.bury(&way, node).await
+            self.expire(&way, node).await
         };
         self.within(leave).await
     }
 }
 
 impl Roll {
-    /// `written`: when the server stored it, which is when its writer has beaten.
+    /// `written`: when the server stored it, which is its heartbeat.
     fn read(sequence: u64, written: u64, bytes: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(bytes).ok()?;
         let mut nodes = BTreeMap::new();
         for (node, stands) in value["nodes"].as_object()? {
             let at = stands[1].as_u64()?;
             let stands = match stands[0].as_str()? {
-                "beat" => Stands::Beat(at),
+                "beat" => Stands::Heartbeat(at),
                 "gone" => Stands::Gone(at),
                 _ => return None,
             };
             nodes.insert(node.parse().ok()?, stands);
         }
         if let Some(by) = value["by"].as_str() {
-            nodes.insert(by.parse().ok()?, Stands::Beat(written));
+            nodes.insert(by.parse().ok()?, Stands::Heartbeat(written));
         }
         Some(Self { sequence, nodes })
     }
@@ -635,7 +635,7 @@ impl Roll {
     fn text(&self, by: Option<NodeId>) -> Bytes {
         let nodes = self.nodes.iter().map(|(node, stands)| {
             let (what, at) = match stands {
-                Stands::Beat(at) => ("beat", at),
+                Stands::Heartbeat(at) => ("beat", at),
                 Stands::Gone(at) => ("gone", at),
             };
             (node.to_string(), json!([what, at]))
@@ -646,11 +646,11 @@ impl Roll {
             .into()
     }
 
-    /// Marks those that have not beaten for too long, and names them.
+    /// Marks those that have sent no heartbeat for too long, and names them.
     fn judge(&mut self, now: u64) -> Vec<NodeId> {
         let mut dead = Vec::new();
         for (node, stands) in &mut self.nodes {
-            if matches!(stands, Stands::Beat(at) if now.saturating_sub(*at) > micros(NODE_EXPIRES)) {
+            if matches!(stands, Stands::Heartbeat(at) if now.saturating_sub(*at) > micros(NODE_EXPIRES)) {
                 *stands = Stands::Gone(now);
                 dead.push(*node);
             }
@@ -659,7 +659,7 @@ impl Roll {
     }
 
     fn living(&self) -> Vec<NodeId> {
-        let living = self.nodes.iter().filter(|(_, stands)| matches!(stands, Stands::Beat(_)));
+        let living = self.nodes.iter().filter(|(_, stands)| matches!(stands, Stands::Heartbeat(_)));
         living.map(|(node, _)| *node).collect()
     }
 
@@ -819,17 +819,17 @@ mod tests {
     #[test]
     fn a_node_that_has_not_beaten_is_gone_and_in_the_end_forgotten() {
         let (one, other) = (NodeId::draw(), NodeId::draw());
-        let mut roll = Roll::default();
-        roll.nodes.insert(one, Stands::Beat(1));
-        roll.nodes.insert(other, Stands::Beat(2));
-        // The writer has beaten when the server stored it.
-        let mut roll = Roll::read(7, 5_000_000, &roll.text(Some(other))).unwrap();
-        assert_eq!((roll.sequence, roll.judge(micros(NODE_EXPIRES) + 1).len()), (7, 0));
+        let mut leases = Roll::default();
+        leases.nodes.insert(one, Stands::Heartbeat(1));
+        leases.nodes.insert(other, Stands::Heartbeat(2));
+        // The heartbeat of the writer was when the server stored it.
+        let mut leases = Roll::read(7, 5_000_000, &leases.text(Some(other))).unwrap();
+        assert_eq!((leases.sequence, leases.judge(micros(NODE_EXPIRES) + 1).len()), (7, 0));
         let at = micros(NODE_EXPIRES) + 2;
-        assert_eq!(roll.judge(at), [one]);
-        assert_eq!((roll.living(), roll.judge(at)), (vec![other], vec![]));
-        let again = Roll::read(8, 0, &roll.text(None)).unwrap();
-        assert_eq!(again.nodes, roll.nodes);
+        assert_eq!(leases.judge(at), [one]);
+        assert_eq!((leases.living(), leases.judge(at)), (vec![other], vec![]));
+        let again = Roll::read(8, 0, &leases.text(None)).unwrap();
+        assert_eq!(again.nodes, leases.nodes);
         assert_eq!(again.forgotten(at + micros(GRAVE)), []);
         assert_eq!(again.forgotten(at + micros(GRAVE) + 1), [one]);
         assert_eq!(Roll::read(1, 1, b"{}"), None);

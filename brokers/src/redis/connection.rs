@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::address::Place;
-use super::members::{ENTER, MEMBERS, ROLL};
+use super::members::{ENTER, LEASES, MEMBERS};
 use super::sentinel::Sentinels;
 use super::{APPEND, DEADLINE, FLOOR, FOUND, READ, READ_DEADLINE, REMEMBER, Script, late};
 use crate::silence::while_heard;
@@ -503,7 +503,7 @@ pub(super) struct Connected {
     pub(super) remember: Arc<str>,
     pub(super) read: Arc<str>,
     pub(super) members: Arc<str>,
-    pub(super) roll: Arc<str>,
+    pub(super) leases: Arc<str>,
     pub(super) enter: Arc<str>,
     /// How many answers have come.
     answers: Arc<AtomicU64>,
@@ -640,7 +640,7 @@ impl Commands {
         };
         let (append, read) = (load(APPEND).await?, load(READ).await?);
         let (found, floor, remember) = (load(FOUND).await?, load(FLOOR).await?, load(REMEMBER).await?);
-        let (members, roll, enter) = (load(MEMBERS).await?, load(ROLL).await?, load(ENTER).await?);
+        let (members, leases, enter) = (load(MEMBERS).await?, load(LEASES).await?, load(ENTER).await?);
         Ok(Connected {
             connection,
             dead,
@@ -651,7 +651,7 @@ impl Commands {
             remember,
             read,
             members,
-            roll,
+            leases,
             enter,
             answers: Arc::default(),
             opened: Instant::now(),

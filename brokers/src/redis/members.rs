@@ -1,15 +1,15 @@
-//! Who is in a channel: the entries of each channel in a hash of its own, the roll of the nodes in one place, and the word of changes by the
+//! Who is in a channel: the entries of each channel in a hash of its own, the leases of the nodes in one place, and the word of changes by the
 //! pub/sub channel that carries the channel's events.
 //!
-//! A hash's fields are `NODE` (25 characters, always) and the member's id, whatever that is; the values an entry's stamp and its value. The roll is a sorted
-//! set of when each node has beaten last, by the server's clock, and for each node the set of
-//! channels in which it has members: a node that beats and finds another dead removes the dead
+//! A hash's fields are `NODE` (25 characters, always) and the member's id, whatever that is; the values an entry's stamp and its value. The list of leases is a sorted
+//! set of when each node sent its last heartbeat, by the server's clock, and for each node the set of
+//! channels in which it has members: a node that sends a heartbeat and finds another dead removes the dead
 //! node's entries.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use airwave_core::directory::{Beat, Entry, NODE_EXPIRES, NodeId, Watch};
+use airwave_core::directory::{Entry, Heartbeat, NODE_EXPIRES, NodeId, Watch};
 use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Directory};
 use async_trait::async_trait;
@@ -21,7 +21,7 @@ use super::connection::lost;
 use super::{HEAD_LIVES, LONGEST, Redis, Script, Servers, late, millis, not_ours};
 
 pub(super) const MEMBERS: &str = include_str!("members.lua");
-pub(super) const ROLL: &str = include_str!("roll.lua");
+pub(super) const LEASES: &str = include_str!("leases.lua");
 pub(super) const ENTER: &str = include_str!("enter.lua");
 
 const MEMBERS_SCRIPT: Script = Script {
@@ -32,9 +32,9 @@ const MEMBERS_SCRIPT: Script = Script {
     own: false,
 };
 
-const ROLL_SCRIPT: Script = Script {
-    text: ROLL,
-    hash: |connected| &connected.roll,
+const LEASES_SCRIPT: Script = Script {
+    text: LEASES,
+    hash: |connected| &connected.leases,
     pages: false,
     tells: false,
     own: false,
@@ -57,21 +57,21 @@ const NODE: usize = 25;
 /// An entry that is cleared, where the length of its value would stand.
 const CLEARED: u16 = u16::MAX;
 
-/// How much a node does for the dead each time that it beats.
-const BURY_FOR: Duration = Duration::from_millis(700);
+/// How much a node does for the dead with each heartbeat.
+const EXPIRE_FOR: Duration = Duration::from_millis(700);
 const BURY_AT_ONCE: usize = 100;
 
-/// How many entries this broker has in each channel, as far as it knows: in which channels each of its lives is to be buried.
+/// How many entries this broker has in each channel, as far as it knows: in which channels each of its lives is to expire.
 pub(super) type Registered = Mutex<HashMap<(NodeId, ChannelName), i64>>;
 
 impl Redis {
-    /// The channel beside which the roll is kept: any name does, since a key says what it is of behind the name.
-    fn roll() -> Result<ChannelName, BrokerError> {
+    /// The channel beside which the list of leases is kept: any name does, since a key says what it is of behind the name.
+    fn leases() -> Result<ChannelName, BrokerError> {
         ChannelName::new("nodes").map_err(|error| BrokerError::rejected(error.to_string()))
     }
 
-    async fn ask_roll(&self, what: &str, key: &str, arguments: impl Fn(&mut Cmd) + Send + Sync) -> Result<Value, BrokerError> {
-        self.ask_beside_roll(ROLL_SCRIPT, what, key, arguments).await
+    async fn ask_leases(&self, what: &str, key: &str, arguments: impl Fn(&mut Cmd) + Send + Sync) -> Result<Value, BrokerError> {
+        self.ask_beside_roll(LEASES_SCRIPT, what, key, arguments).await
     }
 
     async fn ask_beside_roll(
@@ -81,9 +81,9 @@ impl Redis {
         key: &str,
         arguments: impl Fn(&mut Cmd) + Send + Sync,
     ) -> Result<Value, BrokerError> {
-        let roll = Self::roll()?;
-        let ask = self.script(&roll, script, |call, _| {
-            call.arg(1).arg(self.key(&roll, key)).arg(what);
+        let leases = Self::leases()?;
+        let ask = self.script(&leases, script, |call, _| {
+            call.arg(1).arg(self.key(&leases, key)).arg(what);
             arguments(call);
         });
         timeout(LONGEST, ask).await.unwrap_or_else(|_| Err(late()))
@@ -121,7 +121,7 @@ impl Redis {
             empty
         };
         if empty {
-            self.ask_roll("exit", &format!("of:{node}"), |call| {
+            self.ask_leases("exit", &format!("of:{node}"), |call| {
                 call.arg(channel.as_str());
             })
             .await?;
@@ -130,17 +130,17 @@ impl Redis {
     }
 
     /// Removes what a dead node has said, as much as there is time for. True: all of it.
-    async fn bury(&self, node: &str, until: Instant) -> Result<bool, BrokerError> {
+    async fn expire(&self, node: &str, until: Instant) -> Result<bool, BrokerError> {
         let of = format!("of:{node}");
         while Instant::now() < until {
             let some = self
-                .ask_roll("some", &of, |call| {
+                .ask_leases("some", &of, |call| {
                     call.arg(BURY_AT_ONCE);
                 })
                 .await?;
             let channels = texts(some).ok_or_else(wrong_roll)?;
             if channels.is_empty() {
-                self.ask_roll("forget", "beats", |call| {
+                self.ask_leases("forget", "beats", |call| {
                     call.arg(node);
                 })
                 .await?;
@@ -150,12 +150,12 @@ impl Redis {
                 // A text that is no channel name belongs to no channel. It is only taken from the
                 // list.
                 if let Ok(channel) = ChannelName::new(&channel) {
-                    let bury = self.script(&channel, ROLL_SCRIPT, |call, _| {
+                    let expire = self.script(&channel, LEASES_SCRIPT, |call, _| {
                         call.arg(1).arg(self.key(&channel, "members")).arg("bury").arg(node);
                     });
-                    timeout(LONGEST, bury).await.unwrap_or_else(|_| Err(late()))?;
+                    timeout(LONGEST, expire).await.unwrap_or_else(|_| Err(late()))?;
                 }
-                self.ask_roll("exit", &of, |call| {
+                self.ask_leases("exit", &of, |call| {
                     call.arg(&channel);
                 })
                 .await?;
@@ -191,7 +191,7 @@ impl Directory for Redis {
     async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
         let list = async {
             let listed = self
-                .script(channel, ROLL_SCRIPT, |call, _| {
+                .script(channel, LEASES_SCRIPT, |call, _| {
                     call.arg(1).arg(self.key(channel, "members")).arg("list");
                     call.arg(millis(HEAD_LIVES));
                 })
@@ -202,9 +202,9 @@ impl Directory for Redis {
             if listed.is_empty() {
                 return Ok(Vec::new());
             }
-            // Reads the roll only now: a node in the list had beaten before.
+            // Reads the list of leases only now: a node in the list had sent a heartbeat before.
             let living = self
-                .ask_roll("living", "beats", |call| {
+                .ask_leases("living", "beats", |call| {
                     call.arg("").arg(millis(NODE_EXPIRES));
                 })
                 .await?;
@@ -237,11 +237,11 @@ impl Directory for Redis {
         timeout(LONGEST, watch).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
-        let until = Instant::now() + BURY_FOR;
+    async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
+        let until = Instant::now() + EXPIRE_FOR;
         let ask = async || {
             let answer = self
-                .ask_roll("beat", "beats", |call| {
+                .ask_leases("beat", "beats", |call| {
                     call.arg(node.to_string()).arg(millis(NODE_EXPIRES));
                 })
                 .await?;
@@ -264,23 +264,23 @@ impl Directory for Redis {
             .await?;
             (_, living, dead, _) = ask().await?;
         }
-        let beat = Beat {
+        let heartbeat = Heartbeat {
             known,
             living: nodes(living).ok_or_else(wrong_roll)?,
         };
         for dead in texts(dead).ok_or_else(wrong_roll)? {
-            match timeout(BURY_FOR, self.bury(&dead, until)).await {
+            match timeout(EXPIRE_FOR, self.expire(&dead, until)).await {
                 Ok(Ok(true)) => tracing::debug!(node = dead, "what a dead node had said is removed"),
-                // The next beat goes on with it, this node's or another's.
+                // The next heartbeat goes on with it, this node's or another's.
                 Ok(Ok(false) | Err(_)) | Err(_) => break,
             }
         }
-        Ok(beat)
+        Ok(heartbeat)
     }
 
     async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
         let name = node.to_string();
-        self.ask_roll("leave", "beats", |call| {
+        self.ask_leases("leave", "beats", |call| {
             call.arg(&name);
         })
         .await?;
@@ -289,7 +289,7 @@ impl Directory for Redis {
             registered.retain(|(other, _), _| *other != node);
             shrink(&mut *registered);
         }
-        self.bury(&name, Instant::now() + BURY_FOR).await.map(|_| ())
+        self.expire(&name, Instant::now() + EXPIRE_FOR).await.map(|_| ())
     }
 }
 

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use airwave_core::directory::{BEAT_EVERY, Beat, Directory, Entry, NODE_EXPIRES, NodeId, Watch, WatchSender};
+use airwave_core::directory::{Directory, Entry, HEARTBEAT_EVERY, Heartbeat, NODE_EXPIRES, NodeId, Watch, WatchSender};
 use airwave_core::handler::{Handler, Identity};
 use airwave_core::hub::FormatHandle;
 use airwave_core::session::After;
@@ -115,12 +115,12 @@ impl Directory for Desk {
         Ok(watch)
     }
 
-    async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
+    async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
         self.reach().await?;
         let mut told = self.state.lock().unwrap();
         Self::living(&mut told);
         let known = told.beats.insert(node, Instant::now()).is_some();
-        Ok(Beat {
+        Ok(Heartbeat {
             known,
             living: told.beats.keys().copied().collect(),
         })
@@ -164,8 +164,8 @@ impl Directory for Way {
         self.desk().await?.watch(channel).await
     }
 
-    async fn beat(&self, node: NodeId) -> Result<Beat, BrokerError> {
-        self.desk().await?.beat(node).await
+    async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
+        self.desk().await?.heartbeat(node).await
     }
 
     async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
@@ -404,7 +404,7 @@ async fn the_members_of_a_node_that_dies_are_gone_after_a_while() {
     let mut told = changes(&bob.lines(2).await);
     told.sort();
     assert_eq!(told, ["leave ann*0", "update carol*1"]);
-    assert!(before.elapsed() <= NODE_EXPIRES + BEAT_EVERY, "{:?}", before.elapsed());
+    assert!(before.elapsed() <= NODE_EXPIRES + HEARTBEAT_EVERY, "{:?}", before.elapsed());
     assert_eq!(here.members().await, ["bob*1", "carol*1"]);
     // It was not dead after all: its members are back, under another life.
     there.way.dead.store(false, SeqCst);
@@ -421,7 +421,7 @@ async fn a_node_that_goes_in_peace_takes_its_members_with_it_at_once() {
     let _ann = there.member("ann").await;
     assert_eq!(changes(&bob.settled().await).last().unwrap(), "join ann*1");
     let before = Instant::now();
-    there.hub.farewell().await;
+    there.hub.deregister().await;
     assert_eq!(changes(&bob.lines(1).await), ["leave ann*0"]);
     assert!(before.elapsed() < Duration::from_secs(1));
     // Whatever its sessions still do, nothing is announced any more.
@@ -505,7 +505,7 @@ async fn who_left_while_this_node_was_cut_off_has_left() {
     here.way.dead.store(true, SeqCst);
     desk.cut();
     ann.session.remove(&name(ROOM));
-    // Long enough for a beat to be missed, and not for the node to be dead.
+    // Long enough for a heartbeat to be missed, and not for the node to be dead.
     assert_eq!(bob.settled().await, []);
     sleep(Duration::from_secs(6)).await;
     here.way.dead.store(false, SeqCst);
@@ -683,7 +683,7 @@ async fn nothing_is_left_of_members_who_have_gone() {
     assert_eq!((desk.entries(), desk.watches()), (0, 0));
     let lists = desk.lists.load(SeqCst);
     sleep(Duration::from_secs(3600)).await;
-    assert_eq!(desk.lists.load(SeqCst), lists, "the roster is gone, too");
+    assert_eq!(desk.lists.load(SeqCst), lists, "the presence set is gone, too");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! Who is in a channel, as one node knows it: its own members, those that the directory tells of, and what has changed, for listeners to read.
 //!
-//! A **roster** is to presence what a log is to events: a table of members, and a ring of the last
+//! A **presence set** is to presence what a log is to events: a table of members, and a ring of the last
 //! changes. A listener holds a place in that ring. A listener that is new, or has fallen off, gets
 //! the whole list, in pages, and goes on behind it. Bytes are made once per format and shared, and no
 //! listener has a queue of its own.
@@ -8,7 +8,7 @@
 //! What a node says about its members goes to the directory in batches, one under way at a time, so that a member who comes and goes quickly costs no more
 //! than the last word. A node follows what other nodes say only while it has a listener.
 //!
-//! Lock order: all rosters → one roster → its seats; a watch's own lock comes before a roster's, so a watch is never dropped under it.
+//! Lock order: all sets → one set → its listeners; a watch's own lock comes before a set's, so a watch is never dropped under it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::broker::BrokerError;
-use crate::directory::{BEAT_EVERY, Beat, Directory, Entry, MAX_MEMBER, NODE_EXPIRES, NodeId, Watch};
+use crate::directory::{Directory, Entry, HEARTBEAT_EVERY, Heartbeat, MAX_MEMBER, NODE_EXPIRES, NodeId, Watch};
 use crate::event::{ChannelName, Data, JsonText, Position};
 use crate::format::{Change, MAX_FORMATS, Member, Notice};
 use crate::inbox::FeedSink;
@@ -42,35 +42,35 @@ const SHOW_EVERY: Duration = Duration::from_millis(100);
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(100);
 /// How many entries are announced in one call.
 const BATCH: usize = 500;
-/// How many changes a roster's ring holds, and how many bytes of ids and words about users.
+/// How many changes a presence set's ring holds, and how many bytes of ids and words about users.
 const RING: (usize, usize) = (1024, 1 << 20);
 /// How much of the list stands on a page. Bounds a frame, and what a connection holds.
 const PAGE: (usize, usize) = (500, 32 << 10);
 /// How long other nodes are followed without anybody who listens.
 const LINGER: Duration = Duration::from_secs(10);
-/// How often a roster is compared with the directory, whatever it has heard.
+/// How often a presence set is compared with the directory, whatever it has heard.
 const REFRESH_EVERY: Duration = Duration::from_secs(600);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// A watch that ends sooner than this is not opened again at once.
 const WATCH_LASTS: Duration = Duration::from_secs(1);
 /// How many channels' members are taken back at the same time when the node goes.
-const FAREWELLS: usize = 32;
+const DEREGISTER_AT_ONCE: usize = 32;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing here panics half-way through a change that matters.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Presence on one node: its life in the directory, and its rosters.
+/// Presence on one node: its life in the directory, and its presence sets.
 pub(crate) struct Presence {
     directory: Arc<dyn Directory>,
-    rosters: Mutex<HashMap<ChannelName, Arc<Roster>>>,
+    sets: Mutex<HashMap<ChannelName, Arc<PresenceSet>>>,
     /// The nodes that were heard of, and when that was first.
     nodes: Mutex<HashMap<NodeId, Instant>>,
     life: Mutex<Life>,
     /// Whether the node lives in the directory, so that its entries count.
     lives: watch::Sender<bool>,
-    /// From the first missed beat until an outage is over, no member counts as gone: other nodes
+    /// From the first missed heartbeat until an outage is over, no member counts as gone: other nodes
     /// are coming back, too.
     unsettled: AtomicBool,
     stamp: AtomicU64,
@@ -83,21 +83,21 @@ pub(crate) struct Presence {
 
 struct Life {
     node: NodeId,
-    /// Whether the last beat failed.
+    /// Whether the last heartbeat failed.
     missed: bool,
     settles: Instant,
     over: bool,
 }
 
 /// One channel's members, as this node knows them.
-pub(crate) struct Roster {
+pub(crate) struct PresenceSet {
     name: ChannelName,
     presence: Weak<Presence>,
     /// One past the last place of the ring; zero while the list is not known.
     version: AtomicU64,
     state: Mutex<State>,
-    seats: Mutex<Registry<Arc<SessionHandle>>>,
-    me: Weak<Roster>,
+    registered: Mutex<Registry<Arc<SessionHandle>>>,
+    me: Weak<PresenceSet>,
 }
 
 struct State {
@@ -205,8 +205,8 @@ enum Found {
 }
 
 /// One connection in one channel: a member, who may also listen. Dropping it leaves.
-pub(crate) struct Attendance {
-    roster: Arc<Roster>,
+pub(crate) struct Membership {
+    set: Arc<PresenceSet>,
     member: Arc<str>,
     listening: Option<Listening>,
     /// Whether it leaves without grace: the connection is there and wants no more of this channel.
@@ -214,7 +214,7 @@ pub(crate) struct Attendance {
 }
 
 struct Listening {
-    seat: u64,
+    registration: u64,
     next: u64,
     list: Option<(Arc<List>, usize)>,
 }
@@ -224,7 +224,7 @@ impl Presence {
     pub(crate) fn begin(directory: Arc<dyn Directory>, jitter: Jitter, limit: Duration) -> Arc<Self> {
         let presence = Arc::new_cyclic(|me| Self {
             directory,
-            rosters: Mutex::default(),
+            sets: Mutex::default(),
             nodes: Mutex::default(),
             life: Mutex::new(Life {
                 node: NodeId::draw(),
@@ -240,7 +240,7 @@ impl Presence {
             runtime: Handle::current(),
             me: me.clone(),
         });
-        tokio::spawn(beat(presence.me.clone()));
+        tokio::spawn(heartbeat(presence.me.clone()));
         presence
     }
 
@@ -269,61 +269,61 @@ impl Presence {
         user: Option<&Arc<str>>,
         meta: Option<&JsonText>,
         listener: Option<Arc<SessionHandle>>,
-    ) -> Box<Attendance> {
+    ) -> Box<Membership> {
         let member: Arc<str> = user.cloned().unwrap_or_default();
         // Only users are told apart, so nothing can be said of one of the anonymous.
         let meta = meta.filter(|_| !member.is_empty());
-        let roster = loop {
-            let roster = self.roster(channel);
-            if roster.enter(&member, meta) {
-                break roster;
+        let set = loop {
+            let set = self.set(channel);
+            if set.enter(&member, meta) {
+                break set;
             }
             // It was closed between our look-up and our lock, and is no longer in the map.
         };
         let listening = listener.map(|listener| Listening {
-            seat: roster.sit(listener),
+            registration: set.register(listener),
             next: 0,
             list: None,
         });
-        Box::new(Attendance {
-            roster,
+        Box::new(Membership {
+            set,
             member,
             listening,
             at_once: false,
         })
     }
 
-    fn roster(&self, channel: &ChannelName) -> Arc<Roster> {
-        let mut rosters = lock(&self.rosters);
-        if let Some(roster) = rosters.get(channel) {
-            return roster.clone();
+    fn set(&self, channel: &ChannelName) -> Arc<PresenceSet> {
+        let mut sets = lock(&self.sets);
+        if let Some(set) = sets.get(channel) {
+            return set.clone();
         }
         // Under the map's lock: a node that begins another life tells all that are in the map.
-        let roster = Roster::new(self, channel.clone(), lock(&self.life).node);
-        rosters.insert(channel.clone(), roster.clone());
-        roster
+        let set = PresenceSet::new(self, channel.clone(), lock(&self.life).node);
+        sets.insert(channel.clone(), set.clone());
+        set
     }
 
-    fn all(&self) -> Vec<Arc<Roster>> {
-        lock(&self.rosters).values().cloned().collect()
+    fn all(&self) -> Vec<Arc<PresenceSet>> {
+        lock(&self.sets).values().cloned().collect()
     }
 
-    /// Removes the roster if it is unused.
-    fn forget_if_unused(&self, roster: &Arc<Roster>) {
-        let mut rosters = lock(&self.rosters);
-        let mut state = lock(&roster.state);
+    /// Removes the presence set if it is unused.
+    fn forget_if_unused(&self, set: &Arc<PresenceSet>) {
+        let mut sets = lock(&self.sets);
+        let mut state = lock(&set.state);
         if !state.closed && state.is_unused() {
             state.closed = true;
-            rosters.remove(&roster.name);
-            shrink(&mut *rosters);
+            sets.remove(&set.name);
+            shrink(&mut *sets);
         }
     }
 
     /// Everybody who is in the channel, on any node: users in the order of their ids, the anonymous last.
     pub(crate) async fn members(&self, channel: &ChannelName) -> Result<Vec<Arc<Member>>, BrokerError> {
-        let known = lock(&self.rosters).get(channel).cloned();
-        if let Some(roster) = &known
-            && let Some(members) = roster.members()
+        let known = lock(&self.sets).get(channel).cloned();
+        if let Some(set) = &known
+            && let Some(members) = set.members()
         {
             return Ok(members);
         }
@@ -331,8 +331,8 @@ impl Presence {
         let node = lock(&self.life).node;
         // A table of the moment: what this node knows of itself, and what others say.
         let mut table = State::new(node);
-        if let Some(roster) = &known {
-            lock(&roster.state).copy_local(&mut table);
+        if let Some(set) = &known {
+            lock(&set.state).copy_local(&mut table);
         }
         for entry in &entries {
             table.hear(entry);
@@ -364,15 +364,15 @@ impl Presence {
         lock(&self.nodes).entry(node).or_insert_with(Instant::now);
     }
 
-    /// What the directory says to a beat that was sent at `asked`; when the next is due.
-    fn beaten(&self, asked: Instant, beat: Beat) -> Duration {
+    /// What the directory says to a heartbeat that was sent at `asked`; when the next is due.
+    fn answered(&self, asked: Instant, heartbeat: Heartbeat) -> Duration {
         let now = Instant::now();
         let mut life = lock(&self.life);
         if life.over {
-            return BEAT_EVERY;
+            return HEARTBEAT_EVERY;
         }
         let lived = *self.lives.borrow();
-        if lived && !beat.known {
+        if lived && !heartbeat.known {
             // We were taken for dead, or the directory has lost everything. What dies stays dead: others may be removing it right now.
             let dead = life.node;
             life.node = dead.next();
@@ -386,8 +386,8 @@ impl Presence {
             // Removes what was set under the old name. If this fails, those entries do no harm.
             self.runtime
                 .spawn(async move { within(limit, directory.leave(dead)).await.is_ok() });
-            for roster in self.all() {
-                roster.live_again(node);
+            for set in self.all() {
+                set.re_register(node);
             }
             return Duration::ZERO;
         }
@@ -400,12 +400,12 @@ impl Presence {
         self.lives.send_replace(true);
         if settled {
             let compare = self.unsettled.swap(false, Ordering::Relaxed);
-            self.bury(asked, &beat.living);
-            for roster in self.all() {
-                roster.compare_if_due(compare);
+            self.expire(asked, &heartbeat.living);
+            for set in self.all() {
+                set.compare_if_due(compare);
             }
         }
-        self.jitter.spread(BEAT_EVERY)
+        self.jitter.spread(HEARTBEAT_EVERY)
     }
 
     fn missed(&self) -> Duration {
@@ -415,11 +415,11 @@ impl Presence {
     }
 
     /// Forgets what the nodes said that do not live any more.
-    fn bury(&self, asked: Instant, living: &[NodeId]) {
+    fn expire(&self, asked: Instant, living: &[NodeId]) {
         let living: HashSet<&NodeId> = living.iter().collect();
         let mut dead = HashSet::new();
         lock(&self.nodes).retain(|node, since| {
-            // A node beats before it says anything: one that was heard of before we asked, and is not among the living, is dead.
+            // A node sends a heartbeat before it says anything: one that was heard of before we asked, and is not among the living, is dead.
             let lives = living.contains(node) || *since >= asked;
             if !lives {
                 dead.insert(*node);
@@ -430,13 +430,13 @@ impl Presence {
             return;
         }
         tracing::info!(nodes = dead.len(), "nodes are dead: their members have left");
-        for roster in self.all() {
-            roster.bury(&dead);
+        for set in self.all() {
+            set.expire(&dead);
         }
     }
 
     /// Takes this node's members back, for other nodes to see at once. Nothing is announced after it.
-    pub(crate) async fn farewell(&self) {
+    pub(crate) async fn deregister(&self) {
         let node = {
             let mut life = lock(&self.life);
             life.over = true;
@@ -446,12 +446,12 @@ impl Presence {
             return;
         }
         let mut calls = JoinSet::new();
-        for roster in self.all() {
-            for entries in roster.last_words(self) {
-                if calls.len() >= FAREWELLS {
+        for set in self.all() {
+            for entries in set.removals(self) {
+                if calls.len() >= DEREGISTER_AT_ONCE {
                     calls.join_next().await;
                 }
-                let (directory, limit, name) = (self.directory.clone(), self.limit, roster.name.clone());
+                let (directory, limit, name) = (self.directory.clone(), self.limit, set.name.clone());
                 calls.spawn(async move { within(limit, directory.set(&name, &entries)).await });
             }
         }
@@ -468,9 +468,9 @@ impl Presence {
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        // A watch must not be dropped by its own call into its roster, which may be the last to hold that: the call holds the watch's lock.
-        for roster in self.all() {
-            let watch = lock(&roster.state).watch.take();
+        // A watch must not be dropped by its own call into its presence set, which may be the last to hold that: the call holds the watch's lock.
+        for set in self.all() {
+            let watch = lock(&set.state).watch.take();
             drop(watch);
         }
     }
@@ -484,7 +484,7 @@ async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, BrokerE
 }
 
 /// Says that this node lives, and hears which do.
-async fn beat(me: Weak<Presence>) {
+async fn heartbeat(me: Weak<Presence>) {
     loop {
         let Some(presence) = me.upgrade() else { return };
         let (directory, limit) = (presence.directory.clone(), presence.limit);
@@ -498,10 +498,10 @@ async fn beat(me: Weak<Presence>) {
         // Only a weak handle is held across waits.
         drop(presence);
         let asked = Instant::now();
-        let answer = within(limit, directory.beat(node)).await;
+        let answer = within(limit, directory.heartbeat(node)).await;
         let Some(presence) = me.upgrade() else { return };
         let pause = match answer {
-            Ok(beat) => presence.beaten(asked, beat),
+            Ok(heartbeat) => presence.answered(asked, heartbeat),
             Err(error) => {
                 tracing::debug!(%error, "the directory is out of reach");
                 presence.missed()
@@ -512,14 +512,14 @@ async fn beat(me: Weak<Presence>) {
     }
 }
 
-impl Roster {
+impl PresenceSet {
     fn new(presence: &Presence, name: ChannelName, node: NodeId) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             name,
             presence: presence.me.clone(),
             version: AtomicU64::new(0),
             state: Mutex::new(State::new(node)),
-            seats: Mutex::default(),
+            registered: Mutex::default(),
             me: me.clone(),
         })
     }
@@ -530,7 +530,7 @@ impl Roster {
         }
     }
 
-    /// A connection of `member` begins. False: the roster is closed, look it up again.
+    /// A connection of `member` begins. False: the presence set is closed, look it up again.
     fn enter(&self, member: &Arc<str>, meta: Option<&JsonText>) -> bool {
         let show = {
             let mut state = lock(&self.state);
@@ -650,9 +650,9 @@ impl Roster {
         let me = self.me.clone();
         self.spawn(async move {
             sleep_until(due).await;
-            if let Some(roster) = me.upgrade() {
-                lock(&roster.state).showing = false;
-                roster.show();
+            if let Some(set) = me.upgrade() {
+                lock(&set.state).showing = false;
+                set.show();
             }
         });
         false
@@ -673,7 +673,7 @@ impl Roster {
     }
 
     fn ring(&self) {
-        for listener in lock(&self.seats).iter() {
+        for listener in lock(&self.registered).iter() {
             listener.wake();
         }
     }
@@ -737,7 +737,7 @@ impl Roster {
     }
 
     /// The node has begun another life, in which it has said nothing.
-    fn live_again(&self, node: NodeId) {
+    fn re_register(&self, node: NodeId) {
         let mut state = lock(&self.state);
         state.node = node;
         let members: Vec<Arc<str>> = state.members.keys().cloned().collect();
@@ -753,7 +753,7 @@ impl Roster {
     }
 
     /// Clears all that was announced.
-    fn last_words(&self, presence: &Presence) -> Vec<Vec<Entry>> {
+    fn removals(&self, presence: &Presence) -> Vec<Vec<Entry>> {
         let mut state = lock(&self.state);
         let node = state.node;
         let mut entries = Vec::new();
@@ -770,19 +770,19 @@ impl Roster {
         entries.chunks(BATCH).map(<[Entry]>::to_vec).collect()
     }
 
-    fn sit(&self, listener: Arc<SessionHandle>) -> u64 {
-        let seat = lock(&self.seats).insert(listener);
+    fn register(&self, listener: Arc<SessionHandle>) -> u64 {
+        let registration = lock(&self.registered).insert(listener);
         let mut state = lock(&self.state);
         state.listeners += 1;
         if state.watch.is_none() && !state.following {
             state.following = true;
             self.spawn(follow(self.me.clone(), Duration::ZERO));
         }
-        seat
+        registration
     }
 
-    fn stand_up(&self, seat: u64) {
-        lock(&self.seats).remove(seat);
+    fn deregister(&self, registration: u64) {
+        lock(&self.registered).remove(registration);
         let mut state = lock(&self.state);
         state.listeners = state.listeners.saturating_sub(1);
         if state.listeners == 0 && !state.lingering {
@@ -895,7 +895,7 @@ impl Roster {
         true
     }
 
-    fn bury(&self, dead: &HashSet<NodeId>) {
+    fn expire(&self, dead: &HashSet<NodeId>) {
         let show = {
             let mut state = lock(&self.state);
             state.miss(|node, _| dead.contains(&node));
@@ -1324,7 +1324,7 @@ fn pages(members: Vec<Arc<Member>>) -> Vec<Page> {
     pages.into_iter().enumerate().map(page).collect()
 }
 
-impl Attendance {
+impl Membership {
     /// Puts what the listener has not been told into `out`, up to about `room` bytes. True: there is more.
     pub(crate) fn read(&mut self, slot: &FormatSlot, room: usize, out: &mut Vec<Bytes>) -> bool {
         let Some(listening) = &mut self.listening else { return false };
@@ -1339,7 +1339,7 @@ impl Attendance {
                 *at += 1;
                 let bytes = page.encoded[slot.index].get_or_init(|| {
                     slot.format.notice(&Notice::Members {
-                        channel: &self.roster.name,
+                        channel: &self.set.name,
                         members: &page.members,
                         more: page.more,
                     })
@@ -1348,7 +1348,7 @@ impl Attendance {
                 out.push(bytes.clone());
                 continue;
             }
-            match self.roster.read(listening.next, slot) {
+            match self.set.read(listening.next, slot) {
                 Found::Nothing => return false,
                 Found::List(list) => listening.list = Some((list, 0)),
                 Found::Changes(bytes, next) => {
@@ -1362,141 +1362,141 @@ impl Attendance {
     }
 }
 
-impl Drop for Attendance {
+impl Drop for Membership {
     fn drop(&mut self) {
         if let Some(listening) = self.listening.take() {
-            self.roster.stand_up(listening.seat);
+            self.set.deregister(listening.registration);
         }
-        self.roster.exit(&self.member, self.at_once);
+        self.set.exit(&self.member, self.at_once);
     }
 }
 
-/// A watch's way into its roster.
+/// A watch's way into its presence set.
 struct LiveWatch {
-    roster: Weak<Roster>,
+    set: Weak<PresenceSet>,
     generation: u64,
 }
 
 impl FeedSink<Entry> for LiveWatch {
     fn take(&self, entry: Entry) {
-        if let Some(roster) = self.roster.upgrade() {
-            roster.heard(self.generation, &entry);
+        if let Some(set) = self.set.upgrade() {
+            set.heard(self.generation, &entry);
         }
     }
 
     fn ended(&self) {
-        if let Some(roster) = self.roster.upgrade() {
-            roster.watch_ended(self.generation);
+        if let Some(set) = self.set.upgrade() {
+            set.watch_ended(self.generation);
         }
     }
 }
 
-// A healthy roster has no task. Those below run while there is something to do, and hold only a weak handle across waits.
+// A healthy presence set has no task. Those below run while there is something to do, and hold only a weak handle across waits.
 
 /// Ends what is leaving, each when its grace is over.
-async fn part(me: Weak<Roster>) {
+async fn part(me: Weak<PresenceSet>) {
     loop {
-        let Some(roster) = me.upgrade() else { return };
-        let Some(due) = roster.part() else { return };
-        drop(roster);
+        let Some(set) = me.upgrade() else { return };
+        let Some(due) = set.part() else { return };
+        drop(set);
         sleep_until(due).await;
     }
 }
 
 /// Tells the directory what this node has to say, until nothing is left.
-async fn announce(me: Weak<Roster>) {
+async fn announce(me: Weak<PresenceSet>) {
     let mut backoff = BACKOFF.0;
     loop {
-        let Some(roster) = me.upgrade() else { return };
-        let Some(presence) = roster.presence.upgrade() else { return };
+        let Some(set) = me.upgrade() else { return };
+        let Some(presence) = set.presence.upgrade() else { return };
         let mut lives = presence.lives.subscribe();
-        drop((roster, presence));
+        drop((set, presence));
         if lives.wait_for(|lives| *lives).await.is_err() {
             return;
         }
-        let Some(roster) = me.upgrade() else { return };
-        let Some(presence) = roster.presence.upgrade() else { return };
+        let Some(set) = me.upgrade() else { return };
+        let Some(presence) = set.presence.upgrade() else { return };
         if presence.is_over() {
             return;
         }
-        let entries = roster.next_words(&presence);
+        let entries = set.next_words(&presence);
         if entries.is_empty() {
-            presence.forget_if_unused(&roster);
+            presence.forget_if_unused(&set);
             return;
         }
-        let (directory, limit, name) = (presence.directory.clone(), presence.limit, roster.name.clone());
-        drop((roster, presence));
+        let (directory, limit, name) = (presence.directory.clone(), presence.limit, set.name.clone());
+        drop((set, presence));
         let answer = within(limit, directory.set(&name, &entries)).await;
-        let Some(roster) = me.upgrade() else { return };
+        let Some(set) = me.upgrade() else { return };
         let pause = match answer {
             Ok(()) => {
-                roster.announced(&entries);
+                set.announced(&entries);
                 backoff = BACKOFF.0;
                 ANNOUNCE_EVERY
             }
             Err(error) => {
                 tracing::debug!(channel = %name, %error, "members cannot be announced yet");
-                roster.not_announced(&entries);
+                set.not_announced(&entries);
                 backoff = (backoff * 2).min(BACKOFF.1);
-                let Some(presence) = roster.presence.upgrade() else { return };
+                let Some(presence) = set.presence.upgrade() else { return };
                 presence.jitter.spread(backoff)
             }
         };
-        drop(roster);
+        drop(set);
         sleep(pause).await;
     }
 }
 
 /// Opens the watch, then lists: what is set between the two is in both. Runs until that is done, or
 /// until there is no listener.
-async fn follow(me: Weak<Roster>, mut pause: Duration) {
+async fn follow(me: Weak<PresenceSet>, mut pause: Duration) {
     let mut backoff = BACKOFF.0;
     loop {
         sleep(pause).await;
-        let Some(roster) = me.upgrade() else { return };
-        let Some(presence) = roster.presence.upgrade() else { return };
+        let Some(set) = me.upgrade() else { return };
+        let Some(presence) = set.presence.upgrade() else { return };
         {
-            let mut state = lock(&roster.state);
+            let mut state = lock(&set.state);
             if state.listeners == 0 && !state.lingering {
                 state.following = false;
                 drop(state);
-                presence.forget_if_unused(&roster);
+                presence.forget_if_unused(&set);
                 return;
             }
         }
-        let (directory, limit, name) = (presence.directory.clone(), presence.limit, roster.name.clone());
-        drop((roster, presence));
+        let (directory, limit, name) = (presence.directory.clone(), presence.limit, set.name.clone());
+        drop((set, presence));
         let step = async {
             let watch = within(limit, directory.watch(&name)).await?;
-            let Some(roster) = me.upgrade() else { return Ok(true) };
+            let Some(set) = me.upgrade() else { return Ok(true) };
             let generation = {
-                let mut state = lock(&roster.state);
+                let mut state = lock(&set.state);
                 state.generation += 1;
                 state.watched = Instant::now();
                 state.listing = Some(HashMap::new());
                 state.generation
             };
             watch.attach(Arc::new(LiveWatch {
-                roster: me.clone(),
+                set: me.clone(),
                 generation,
             }));
-            drop(roster);
+            drop(set);
             let entries = within(limit, directory.list(&name)).await?;
-            let Some(roster) = me.upgrade() else { return Ok(true) };
-            let Some(presence) = roster.presence.upgrade() else {
+            let Some(set) = me.upgrade() else { return Ok(true) };
+            let Some(presence) = set.presence.upgrade() else {
                 return Ok(true);
             };
             let misses = !presence.unsettled.load(Ordering::Relaxed);
-            if !roster.take_in(generation, &entries, misses) {
+            if !set.take_in(generation, &entries, misses) {
                 return Ok(false);
             }
             let mut old = None;
             let (done, unwanted) = {
-                let mut state = lock(&roster.state);
+                let mut state = lock(&set.state);
                 if state.generation != generation {
                     (false, Some(watch))
                 } else if state.listeners == 0 && !state.lingering {
-                    roster.version.store(0, Ordering::Release);
+                    set.version.store(0, Ordering::Release);
                     // What was watched before has ended: only its shell is left, and that is dropped outside the lock, too.
                     old = state.stop_watching();
                     (false, Some(watch))
@@ -1513,7 +1513,7 @@ async fn follow(me: Weak<Roster>, mut pause: Duration) {
             Ok(false) => backoff = BACKOFF.0,
             Err(error) => tracing::debug!(channel = %name, %error, "other nodes' members are out of reach"),
         }
-        let Some(presence) = me.upgrade().and_then(|roster| roster.presence.upgrade()) else {
+        let Some(presence) = me.upgrade().and_then(|set| set.presence.upgrade()) else {
             return;
         };
         pause = presence.jitter.spread(backoff);
@@ -1522,50 +1522,50 @@ async fn follow(me: Weak<Roster>, mut pause: Duration) {
 }
 
 /// Stops following other nodes when there has been no listener for a while.
-async fn linger(me: Weak<Roster>) {
+async fn linger(me: Weak<PresenceSet>) {
     sleep(LINGER).await;
-    let Some(roster) = me.upgrade() else { return };
+    let Some(set) = me.upgrade() else { return };
     let watch = {
-        let mut state = lock(&roster.state);
+        let mut state = lock(&set.state);
         state.lingering = false;
         if state.listeners > 0 {
             return;
         }
-        roster.version.store(0, Ordering::Release);
+        set.version.store(0, Ordering::Release);
         state.stop_watching()
     };
     drop(watch);
-    if let Some(presence) = roster.presence.upgrade() {
-        presence.forget_if_unused(&roster);
+    if let Some(presence) = set.presence.upgrade() {
+        presence.forget_if_unused(&set);
     }
 }
 
 /// Lists the channel, and puts right whatever this node and the directory do not agree on.
-async fn compare(me: Weak<Roster>) {
-    let Some(roster) = me.upgrade() else { return };
-    let Some(presence) = roster.presence.upgrade() else { return };
+async fn compare(me: Weak<PresenceSet>) {
+    let Some(set) = me.upgrade() else { return };
+    let Some(presence) = set.presence.upgrade() else { return };
     let (generation, watching, words) = {
-        let state = lock(&roster.state);
+        let state = lock(&set.state);
         if state.announcing {
             return;
         }
         (state.generation, state.watch.is_some(), state.words)
     };
-    let watching = watching && roster.begin_listing(generation);
-    let (directory, limit, name) = (presence.directory.clone(), presence.limit, roster.name.clone());
-    drop((roster, presence));
+    let watching = watching && set.begin_listing(generation);
+    let (directory, limit, name) = (presence.directory.clone(), presence.limit, set.name.clone());
+    drop((set, presence));
     let answer = within(limit, directory.list(&name)).await;
-    let Some(roster) = me.upgrade() else { return };
+    let Some(set) = me.upgrade() else { return };
     match answer {
         Ok(entries) => {
             if watching {
-                roster.take_in(generation, &entries, true);
+                set.take_in(generation, &entries, true);
             }
-            roster.correct(words, &entries);
+            set.correct(words, &entries);
         }
         Err(error) => {
             tracing::debug!(channel = %name, %error, "the directory cannot be compared with");
-            let mut state = lock(&roster.state);
+            let mut state = lock(&set.state);
             if watching && state.generation == generation {
                 state.listing = None;
             }
