@@ -327,7 +327,7 @@ impl Dice {
     }
 
     /// From 0 to below `sides`.
-    pub fn leases(&mut self, sides: usize) -> usize {
+    pub fn roll(&mut self, sides: usize) -> usize {
         // xorshift64*
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -44,7 +44,7 @@ struct Shared {
     /// Publishers write to this channel without a pause, and not through this node.
     busy: Mutex<Option<(&'static str, usize)>>,
     /// The last events are acknowledged.
-    removals: AtomicBool,
+    last_words: AtomicBool,
     publications: Mutex<Vec<Publication>>,
     told: Mutex<Stories>,
     /// What no network explains.
@@ -109,7 +109,7 @@ pub fn run(seed: u64, lie: Option<Lie>) -> Run {
         trouble: AtomicBool::new(true),
         publishing: AtomicUsize::new(PUBLISHERS.len()),
         busy: Mutex::default(),
-        removals: AtomicBool::new(false),
+        last_words: AtomicBool::new(false),
         publications: Mutex::default(),
         told: Mutex::default(),
         wrong: Mutex::default(),
@@ -234,7 +234,7 @@ impl Stage<'_> {
         }
         self.put_right();
         self.shared.trouble.store(false, Ordering::Relaxed);
-        while !self.shared.removals.load(Ordering::Relaxed) && self.sim.elapsed() < TROUBLE + SETTLE {
+        while !self.shared.last_words.load(Ordering::Relaxed) && self.sim.elapsed() < TROUBLE + SETTLE {
             self.step();
         }
         let settled = self.sim.elapsed();
@@ -477,7 +477,7 @@ impl Client {
             self.look(&result);
             match result {
                 Err(_) | Ok(Heard::Refused(_)) => return,
-                Ok(Heard::Heartbeat) => {}
+                Ok(Heard::Beat) => {}
                 Ok(Heard::Id(text)) => {
                     id = Some(text);
                     continue;
@@ -554,7 +554,7 @@ async fn publish(name: &'static str, mut random: Random, shared: Arc<Shared>) {
         for channel in CHANNELS {
             publisher.publish(&mut random, channel, 1, 100).await;
         }
-        shared.removals.store(true, Ordering::Relaxed);
+        shared.last_words.store(true, Ordering::Relaxed);
     }
 }
 
