@@ -1,5 +1,6 @@
-//! Typed end to end, for signed-in users: the events and commands of an order are Rust enums, the page has their TypeScript types, and what does not fit is
-//! refused with the path of the wrong field.
+//! Typed end to end, for signed-in users: the events and commands of an order are Rust enums, the
+//! page has their TypeScript types, and what does not fit is refused with the path of the wrong
+//! field.
 //!
 //! ```text
 //! cargo run --features typescript --example typed

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # The house's boundaries (ARCHITECTURE.md), checked by a machine:
 #
-#   1. core names no HTTP framework, no socket protocol, no broker client, and no crate of this workspace;
+#   1. core names no HTTP framework, no socket protocol, no broker client, and no crate of this
+#      workspace;
 #   2. transports do not know brokers, brokers do not know transports, and neither knows the facade;
-#   3. siblings (one transport and another, one broker and another) never import each other, nor do the modules that they share.
+#   3. siblings (one transport and another, one broker and another) never import each other, nor do
+#      the modules that they share.
 #
 #   scripts/check-boundaries.sh              the workspace; first it makes sure that it would notice a violation
 #   scripts/check-boundaries.sh --self-test  only that
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Modules that the siblings of a crate share: lower floors. A new file in src/ counts as one more sibling until it is named here.
+# Modules that the siblings of a crate share: lower floors. A new file in src/ counts as one more
+# sibling until it is named here.
 shared_of() {
   case $1 in
     transports) echo request envelope socket heads pages accept ;;
@@ -20,7 +23,8 @@ shared_of() {
 
 foreign_to_core='airwave(-.*)?|axum.*|actix.*|warp|rocket|poem|salvo.*|tower.*|http|http-.*|hyper.*|h2|h3|quinn.*|httparse|reqwest|ureq|curl|.*tungstenite.*|fastwebsockets|wtransport|web-transport.*|redis.*|fred|deadpool.*|async-nats|nats|nkeys|lapin|rdkafka|rustls|native-tls|openssl'
 
-# named ALLOWED_OWN PATTERN: reads `cargo tree --prefix none` and fails if a crate of it matches PATTERN.
+# named ALLOWED_OWN PATTERN: reads `cargo tree --prefix none` and fails if a crate of it matches
+# PATTERN.
 names_none_of() {
   local own=$1 pattern=$2 found
   found=$(awk '{print $1}' | grep -vxF -- "$own" | grep -xE -- "$pattern" | sort -u || true)
@@ -31,8 +35,9 @@ tree_of() { # tree_of CRATE [FEATURES]
   cargo tree --locked --quiet -p "$1" -e normal ${2:---all-features} --prefix none
 }
 
-# siblings CRATE_DIR CRATE_NAME SHARED...: fails if a module of CRATE_DIR/src other than lib.rs imports a sibling.
-# Comments and strings do not count; a grouped `use crate::{a, b::c}` and names that lib.rs re-exports do.
+# siblings CRATE_DIR CRATE_NAME SHARED...: fails if a module of CRATE_DIR/src other than lib.rs
+# imports a sibling. Comments and strings do not count; a grouped `use crate::{a, b::c}` and names
+# that lib.rs re-exports do.
 siblings() {
   perl - "$@" <<'PERL'
 use strict; use warnings;
@@ -44,7 +49,8 @@ for my $path (split /\n/, `find '$dir/src' -name '*.rs' | sort`) {
     (my $module = $name) =~ s{(/.*|\.rs)$}{};
     push @{ $files{$module} }, $path;
     local $/; open my $in, '<', $path or die "$path: $!"; my $t = <$in>;
-    # One pass, longest token first, so that `//` within a string is no comment and a quote within a comment opens no string.
+    # One pass, longest token first, so that `//` within a string is no comment and a quote within a
+    # comment opens no string.
     $t =~ s{ (//[^\n]*) | (/\*.*?\*/) | (\br(\#*)".*?"\g4) | ("(?:\\.|[^"\\])*") | ('(?:\\.|[^'\\\n])') }
            { defined $5 || defined $3 ? '""' : ' ' }gsex;
     $text{$path} = $t;
@@ -64,7 +70,8 @@ for my $s (@siblings) {
     }
 }
 
-# The first segments of every path that begins at the crate's root: crate::X, super::X, crate::{X::…, Y}.
+# The first segments of every path that begins at the crate's root: crate::X, super::X,
+# crate::{X::…, Y}.
 sub firsts {
     my ($t) = @_; my @out;
     my $root = qr/\b(?:crate|super|\Q$crate\E)\s*::\s*(?:super\s*::\s*)*/;
@@ -94,7 +101,8 @@ exit $bad;
 PERL
 }
 
-# The checks above, tried on small houses that break each rule once. A check that cannot fail proves nothing.
+# The checks above, tried on small houses that break each rule once. A check that cannot fail proves
+# nothing.
 self_test() {
   local dir tree
   dir=$(mktemp -d)
@@ -152,9 +160,9 @@ check() { # check WHAT COMMAND...
   shift
   if "$@"; then echo "ok      $what"; else echo "BROKEN  $what"; failed=1; fi
 }
-# Each tree in a variable of its own: in a pipe, a cargo that fails would look like a crate without dependencies.
-# Core's feature `axum` implements one trait for one type, which no other crate may do. Only
-# core/src/response.rs uses it.
+# Each tree in a variable of its own: in a pipe, a cargo that fails would look like a crate without
+# dependencies. Core's feature `axum` implements one trait for one type, which no other crate may
+# do. Only core/src/response.rs uses it.
 core_tree=$(tree_of airwave-core --features=conformance)
 transports_tree=$(tree_of airwave-transports)
 brokers_tree=$(tree_of airwave-brokers)

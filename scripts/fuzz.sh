@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Fuzzes every target of fuzz/ for so many seconds in all, two at a time: scripts/fuzz.sh [SECONDS, 600]
+# Fuzzes every target of fuzz/ for so many seconds in all, two at a time: scripts/fuzz.sh [SECONDS,
+# 600]
 #
-# Each run draws a seed of its own and begins with the inputs in fuzz/corpus; what it finds on its way is kept in the target folder.
-# An input that fails is kept in fuzz/artifacts, and the command that tries it again is printed.
-# The last line can be quoted. Wants cargo-fuzz in the path, and a nightly toolchain.
+# Each run draws a seed of its own and begins with the inputs in fuzz/corpus; what it finds on its
+# way is kept in the target folder. An input that fails is kept in fuzz/artifacts, and the command
+# that tries it again is printed. The last line can be quoted. Wants cargo-fuzz in the path, and a
+# nightly toolchain.
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

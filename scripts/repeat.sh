@@ -5,9 +5,9 @@
 #   scripts/repeat.sh NAME TIMES ARGUMENTS...  hands these to cargo test, for example -p airwave-brokers --test redis
 #
 # NAME is a Rust test function, or (a part of) the title of a test in tests/browser or
-# clients/typescript/test. Without ARGUMENTS the script looks where the name stands.
-# The exit code is 0 only if the test never failed. What a failed run said is kept, and the path printed.
-# A run may take AIRWAVE_REPEAT_LIMIT_S (600 s). Honours CARGO_TARGET_DIR.
+# clients/typescript/test. Without ARGUMENTS the script looks where the name stands. The exit code
+# is 0 only if the test never failed. What a failed run said is kept, and the path printed. A run
+# may take AIRWAVE_REPEAT_LIMIT_S (600 s). Honours CARGO_TARGET_DIR.
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -46,7 +46,8 @@ trap 'exit 143' TERM HUP
 temporary=$(mktemp -d "${TMPDIR:-/tmp}/airwave-repeat.XXXXXX")
 export TMPDIR=$temporary
 
-# The package and the test target of a Rust file: `core/tests/core/ends.rs` is `-p airwave-core --test core`.
+# The package and the test target of a Rust file: `core/tests/core/ends.rs` is `-p airwave-core
+# --test core`.
 of_rust_file() {
   local file=${1#./} package=airwave rest
   case $file in

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The one command that tests everything: installs what the tests need, runs its gates, cleans up after itself.
+# The one command that tests everything: installs what the tests need, runs its gates, cleans up
+# after itself.
 #
 #   scripts/test.sh                 the gates that CI runs: at most 30 minutes warm, 55 cold, on two cores
 #   scripts/test.sh deep            the gates that take longer, with seeds of their own: at most 60 minutes
@@ -7,12 +8,13 @@
 #   scripts/test.sh --list          the names of CI's gates; --list deep: those of the deep tier
 #
 # Wants Debian 12 (or a kin) with cargo and node 20 or newer; what else is missing it installs by
-# apt, as root or through sudo. The gate `fuzz` also wants a nightly toolchain.
-# Honours CARGO_TARGET_DIR. AIRWAVE_TEST_BUDGET_S bounds the whole run (default: 3300 s, deep 3900 s).
-# AIRWAVE_DEEP_SEED is the first seed of the deep tier instead of the clock's, and AIRWAVE_DEEP_FAULTS
-# what chaos does beside the usual (clocks, busy, refusals, all or none; all unless given).
-# Every gate runs even if an earlier one failed, and no gate is skipped. The exit code is 0 only if
-# none failed. The last line counts them; the last line of the deep tier can be quoted.
+# apt, as root or through sudo. The gate `fuzz` also wants a nightly toolchain. Honours
+# CARGO_TARGET_DIR. AIRWAVE_TEST_BUDGET_S bounds the whole run (default: 3300 s, deep 3900 s).
+# AIRWAVE_DEEP_SEED is the first seed of the deep tier instead of the clock's, and
+# AIRWAVE_DEEP_FAULTS what chaos does beside the usual (clocks, busy, refusals, all or none; all
+# unless given). Every gate runs even if an earlier one failed, and no gate is skipped. The exit
+# code is 0 only if none failed. The last line counts them; the last line of the deep tier can be
+# quoted.
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -54,7 +56,8 @@ export CARGO_TARGET_DIR=$target
 work=$target/test-needs
 mkdir -p "$work"
 
-# Everything below that makes a temporary file makes it here, so one `rm` cleans up after a test that was killed, too.
+# Everything below that makes a temporary file makes it here, so one `rm` cleans up after a test
+# that was killed, too.
 TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/airwave-test.XXXXXX")
 export TMPDIR
 # Marks every process that descends from this run, so that the run finds its leftovers and touches
@@ -107,7 +110,8 @@ tell() { # tell OUTCOME GATE TEXT
   say "$2: $1, $3"
 }
 
-# bounded SECONDS COMMAND...: runs the command with no input, at most this long, and never past the budget of the whole run.
+# bounded SECONDS COMMAND...: runs the command with no input, at most this long, and never past the
+# budget of the whole run.
 bounded() {
   local limit=$1 left=$((budget - SECONDS + started)) status=0
   shift
@@ -203,7 +207,8 @@ if [[ -z $prepared ]]; then
   say "not everything that the tests need is here, see above"
   tell failed needs "something is missing"
 else
-  # A registry may hiccup: three tries. Afterwards cargo needs no network, and a lock file that is not up to date is an error.
+  # A registry may hiccup: three tries. Afterwards cargo needs no network, and a lock file that is
+  # not up to date is an error.
   fetched=
   for _ in 1 2 3; do
     if bounded 600 cargo fetch --locked; then fetched=yes; break; fi
@@ -235,7 +240,8 @@ fi
 
 if [[ -n $prepared ]]; then
   export CARGO_NET_OFFLINE=true
-  # With this set a test whose server or browser is missing fails; without it, a bare `cargo test` or `npm test` skips it aloud.
+  # With this set a test whose server or browser is missing fails; without it, a bare `cargo test`
+  # or `npm test` skips it aloud.
   export AIRWAVE_TEST_REQUIRE_ALL=1
   export AIRWAVE_BIN=$target/debug/airwave
   export AIRWAVE_TEST_SCREENSHOTS=$target/screenshots
@@ -246,7 +252,8 @@ if [[ -n $prepared ]]; then
   gate clippy 1200 cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
   gate boundaries 120 scripts/check-boundaries.sh
   gate doc 600 env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
-  # What every broker made of every clause of the contract is written down, and docs/brokers.md must say the same.
+  # What every broker made of every clause of the contract is written down, and docs/brokers.md must
+  # say the same.
   export AIRWAVE_CONFORMANCE_RECORD=$work/conformance
   ! is_chosen test || rm -rf "$AIRWAVE_CONFORMANCE_RECORD"
   gate test 2100 cargo test --locked --workspace --no-fail-fast
@@ -305,8 +312,9 @@ if [[ -n $prepared ]]; then
     esac
   done
 
-  # The deep tier. Each gate draws seeds of its own and prints, for a seed that fails, the command that repeats it.
-  # Chaos takes 30 minutes in all: three nodes over every broker, then one node and five.
+  # The deep tier. Each gate draws seeds of its own and prints, for a seed that fails, the command
+  # that repeats it. Chaos takes 30 minutes in all: three nodes over every broker, then one node and
+  # five.
   if is_chosen chaos || is_chosen matrix; then
     if bounded 900 cargo build --locked --bin airwave && bounded 900 cargo build --locked -p airwave-bench; then
       chaos=("$target/debug/airwave-bench" --airwave "$target/debug/airwave" chaos --every-broker --story

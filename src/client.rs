@@ -1,4 +1,5 @@
-//! The browser client at `/client.js`: built from `clients/typescript`, carried in the binary, so that a page needs no build step and no CDN.
+//! The browser client at `/client.js`: built from `clients/typescript`, carried in the binary, so
+//! that a page needs no build step and no CDN.
 
 use axum::Router;
 use axum::body::Body;
@@ -12,7 +13,8 @@ use http::header::{
 /// Not executed as anything but what it says it is.
 const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
 
-/// The client, and the module that it loads if tabs share a connection. They stand beside each other, wherever this is mounted.
+/// The client, and the module that it loads if tabs share a connection. They stand beside each
+/// other, wherever this is mounted.
 pub(crate) fn routes() -> Router {
     Router::new()
         .route(
@@ -27,10 +29,12 @@ pub(crate) fn routes() -> Router {
         )
 }
 
-/// Asked for again each time, answered with 304 while it is the same: pages never run the client of an older server.
+/// Asked for again each time, answered with 304 while it is the same: pages never run the client of
+/// an older server.
 fn module(request: &HeaderMap, text: &'static [u8]) -> Response {
     let tag = format!("\"{:016x}\"", fingerprint(text));
-    // RFC 9110, section 13.1.2: a list of tags, compared weakly; a proxy that compresses makes ours weak.
+    // RFC 9110, section 13.1.2: a list of tags, compared weakly; a proxy that compresses makes ours
+    // weak.
     let known = request.get_all(IF_NONE_MATCH).iter().any(|value| {
         let tags = value.to_str().unwrap_or_default().split(',');
         tags.map(|each| each.trim().trim_start_matches("W/"))
@@ -44,7 +48,8 @@ fn module(request: &HeaderMap, text: &'static [u8]) -> Response {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/javascript; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(NOSNIFF, HeaderValue::from_static("nosniff"));
-    // It holds nothing that is not public, and a page of an allowed origin must be able to import it.
+    // It holds nothing that is not public, and a page of an allowed origin must be able to import
+    // it.
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         headers.insert(ETAG, tag);

@@ -12,8 +12,9 @@
 //! assert_eq!(config.rules.iter().count(), 1);
 //! ```
 //!
-//! [`Config::load`] reads nothing but its arguments. What is wrong is told all at once, each with its place (file, line and
-//! column; variable; flag) and a sentence that says what to write instead. Every effective value knows its [`Origin`].
+//! [`Config::load`] reads nothing but its arguments. What is wrong is told all at once, each with
+//! its place (file, line and column; variable; flag) and a sentence that says what to write
+//! instead. Every effective value knows its [`Origin`].
 
 mod broker;
 mod env;
@@ -45,8 +46,9 @@ use value::Given;
 
 /// Everything that a node is told before it starts.
 ///
-/// [`Config::default`] is the zero-config server: one rule for every channel, loopback only. Fields may be changed;
-/// [`Config::check`] then says whether they still go together, and a server asks it before it starts.
+/// [`Config::default`] is the zero-config server: one rule for every channel, loopback only. Fields
+/// may be changed; [`Config::check`] then says whether they still go together, and a server asks it
+/// before it starts.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
@@ -60,12 +62,12 @@ pub struct Config {
     pub limits: Limits,
     /// Whose pages may listen and send besides the server's own.
     pub origins: AllowedOrigins,
-    /// What backends show to publish over HTTP; `None`: anyone who reaches the server may, which [`Config::check`] allows
-    /// only where [`Config::is_local`] holds or `publish_open` says so.
+    /// What backends show to publish over HTTP; `None`: anyone who reaches the server may, which
+    /// [`Config::check`] allows only where [`Config::is_local`] holds or `publish_open` says so.
     pub publish_token: Option<Secret>,
-    /// Anyone who reaches the server may publish, though it can be reached from other machines. If that is false and there
-    /// is no token, no client may publish over HTTP there, and the file must say so
-    /// (`open = false`). Then clients on this machine may not publish either.
+    /// Anyone who reaches the server may publish, though it can be reached from other machines. If
+    /// that is false and there is no token, no client may publish over HTTP there, and the file
+    /// must say so (`open = false`). Then clients on this machine may not publish either.
     pub publish_open: bool,
     /// The host names by which the server may be addressed, in lower case and without a port; `*`
     /// is any. A server on a loopback address answers at `localhost`, at a loopback address and at
@@ -73,8 +75,8 @@ pub struct Config {
     /// others than this machine's are named, other machines reach the server whatever address it
     /// listens on.
     pub hosts: Vec<String>,
-    /// The peers (reverse proxies) whose word about the client's address is taken. If there are any, other machines reach
-    /// the server whatever address it listens on.
+    /// The peers (reverse proxies) whose word about the client's address is taken. If there are
+    /// any, other machines reach the server whatever address it listens on.
     pub trusted_proxies: Vec<Network>,
     /// The header in which they name the client. Default `x-forwarded-for`.
     pub client_ip_header: ClientIpHeader,
@@ -131,7 +133,8 @@ pub(crate) fn is_loopback_name(host: &str) -> bool {
 pub struct Sources {
     /// A file's name (for messages) and text.
     pub file: Option<(String, String)>,
-    /// Variables; those that do not begin with `AIRWAVE_` are left alone. Usually `std::env::vars_os().collect()`.
+    /// Variables; those that do not begin with `AIRWAVE_` are left alone. Usually
+    /// `std::env::vars_os().collect()`.
     pub environment: Vec<(OsString, OsString)>,
     /// Flags of the command line.
     pub flags: Flags,
@@ -198,7 +201,8 @@ impl Config {
     /// Reads and checks. Reads nothing but `sources`.
     ///
     /// # Errors
-    /// Everything that is wrong. Values that do not go together are looked for only once each of them could be read.
+    /// Everything that is wrong. Values that do not go together are looked for only once each of
+    /// them could be read.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let mut config = Config::default();
         let mut problems = Vec::new();
@@ -403,7 +407,8 @@ impl Config {
         !self.publish_open && self.provenance.is_set("publish.open")
     }
 
-    /// Whether only this machine can reach the server: it listens on loopback, and no proxy is said to stand before it.
+    /// Whether only this machine can reach the server: it listens on loopback, and no proxy is said
+    /// to stand before it.
     pub fn is_local(&self) -> bool {
         // `*` says nothing of a proxy: with it a server is as open as it was before there was
         // `hosts`.
@@ -438,7 +443,8 @@ impl Config {
             .map(|setting| (setting.key, (setting.show)(self), self.provenance.get(setting.key)))
     }
 
-    /// Every setting of the rule at `index`: its key, its effective value, where that comes from. Empty beyond the last rule.
+    /// Every setting of the rule at `index`: its key, its effective value, where that comes from.
+    /// Empty beyond the last rule.
     pub fn rule_settings(&self, index: usize) -> impl Iterator<Item = (&'static str, Shown, Origin)> {
         self.rules.iter().nth(index).into_iter().flat_map(move |rule| {
             rules::FIELDS
@@ -447,7 +453,8 @@ impl Config {
         })
     }
 
-    /// Puts the rules of `other` before these. They keep their origins; nothing else of `other` is taken.
+    /// Puts the rules of `other` before these. They keep their origins; nothing else of `other` is
+    /// taken.
     pub fn put_rules_first(&mut self, other: &Config) {
         let both = other.rules.iter().chain(self.rules.iter());
         let rules = Rules::new(both.map(|rule| Rule::clone(rule)));
@@ -567,8 +574,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// The addresses whose first `bits` are those of `address`; `None` for `bits`: this address alone. `None` if an address
-    /// of that kind has not so many bits.
+    /// The addresses whose first `bits` are those of `address`; `None` for `bits`: this address
+    /// alone. `None` if an address of that kind has not so many bits.
     pub fn new(address: IpAddr, bits: Option<u8>) -> Option<Self> {
         let all = Self::bits_of(address);
         let bits = bits.unwrap_or(all);
@@ -579,7 +586,8 @@ impl Network {
         if address.is_ipv4() { 32 } else { 128 }
     }
 
-    /// Whether `address` is one of them. An IPv4 address that came in over an IPv6 socket counts as the IPv4 address that it is.
+    /// Whether `address` is one of them. An IPv4 address that came in over an IPv6 socket counts as
+    /// the IPv4 address that it is.
     pub fn contains(&self, address: IpAddr) -> bool {
         let number = |address: IpAddr| match address {
             IpAddr::V4(v4) => u128::from(u32::from(v4)),

@@ -1,5 +1,5 @@
-//! The gallery: the decision matrix as a page at `/`, and its examples in one process. Only a server without a configuration file shows it, which
-//! is one that this machine alone can reach.
+//! The gallery: the decision matrix as a page at `/`, and its examples in one process. Only a
+//! server without a configuration file shows it, which is one that this machine alone can reach.
 //!
 //! A new example is a folder (`examples/README.md`), a module and a line here.
 
@@ -15,7 +15,8 @@ use axum::Router;
 use axum::routing::get;
 use serde_json::{Value, json};
 
-// Each is a program of its own, too: its `main` is not called here, and what they share is in each of them.
+// Each is a program of its own, too: its `main` is not called here, and what they share is in each
+// of them.
 #[allow(dead_code)]
 #[path = "../examples/ai-tokens/main.rs"]
 mod ai_tokens;
@@ -73,7 +74,8 @@ const EXAMPLES: &[Example] = &[
     example!(trading, "trading"),
 ];
 
-/// The gallery as a server, until `shutdown`. `ready` is called once, with the address that is listened on.
+/// The gallery as a server, until `shutdown`. `ready` is called once, with the address that is
+/// listened on.
 ///
 /// # Errors
 /// As [`airwave::server::run`].

@@ -1,4 +1,5 @@
-//! Airwave: a realtime framework. A backend publishes an event once, to a [`Channel`]; the channel carries it to every listener, over SSE or WebSocket.
+//! Airwave: a realtime framework. A backend publishes an event once, to a [`Channel`]; the channel
+//! carries it to every listener, over SSE or WebSocket.
 //!
 //! ```no_run
 //! use airwave::{Airwave, Channel, Client, Handler, Message, Refusal, Reply};
@@ -104,9 +105,10 @@ impl Airwave {
         server::routes(&self.config, &self.hub, true)
     }
 
-    /// The routes of a server of its own, as `airwave serve` has them: [`Airwave::router`]'s, and where only this machine reaches the configured
-    /// address, a client that names the server by that address needs no token to publish. The live
-    /// page is at `/` there unless `live_page` is off.
+    /// The routes of a server of its own, as `airwave serve` has them: [`Airwave::router`]'s, and
+    /// where only this machine reaches the configured address, a client that names the server by
+    /// that address needs no token to publish. The live page is at `/` there unless `live_page` is
+    /// off.
     pub fn standalone_router(&self) -> Router {
         server::routes(&self.config, &self.hub, false)
     }
@@ -127,7 +129,8 @@ impl Airwave {
         self.serve_until(app, server::asked_to_end(), |_| {}).await
     }
 
-    /// [`Airwave::serve`] until `shutdown`. `ready` is called once, with the address that is listened on.
+    /// [`Airwave::serve`] until `shutdown`. `ready` is called once, with the address that is
+    /// listened on.
     ///
     /// # Errors
     /// [`Error::Listen`].
@@ -173,13 +176,15 @@ impl Airwave {
 }
 
 impl Builder {
-    /// The application's say about the channels that match `pattern` (`chat/{room}`). The first that matches is asked.
+    /// The application's say about the channels that match `pattern` (`chat/{room}`). The first
+    /// that matches is asked.
     pub fn handle(mut self, pattern: &str, handler: impl Handler) -> Self {
         self.handlers.push((pattern.to_owned(), Arc::new(handler)));
         self
     }
 
-    /// A broker of your own, instead of the one that the configuration names. For rules with presence: [`Builder::broker_with_directory`].
+    /// A broker of your own, instead of the one that the configuration names. For rules with
+    /// presence: [`Builder::broker_with_directory`].
     pub fn broker(mut self, broker: Arc<dyn Broker>) -> Self {
         self.broker = Some((broker, None));
         self
@@ -194,8 +199,9 @@ impl Builder {
     /// Starts the node, on the tokio runtime that this is awaited in.
     ///
     /// # Errors
-    /// [`Error::Config`]: the configuration is not acceptable; [`Error::Pattern`]: a pattern is not one; [`Error::Broker`]: the broker
-    /// cannot be used; [`Error::NoDirectory`]: a rule has presence, and the broker knows nothing of members.
+    /// [`Error::Config`]: the configuration is not acceptable; [`Error::Pattern`]: a pattern is not
+    /// one; [`Error::Broker`]: the broker cannot be used; [`Error::NoDirectory`]: a rule has
+    /// presence, and the broker knows nothing of members.
     pub async fn build(self) -> Result<Airwave> {
         // A configuration that was put together in code has not been checked yet.
         self.config.check()?;

@@ -1,11 +1,13 @@
 //! Our own accept loop: time-outs of heads and waits, `TCP_NODELAY`, connection caps, HTTP/1.1 and
 //! HTTP/2 by preface, tracked tasks, drain.
 //!
-//! `axum::serve` has none of these. And it keeps about 12 KB for each connection that streams: here, once the routes have admitted an SSE or WebSocket
-//! listener over HTTP/1.1, the socket is taken back from hyper ([`Detach`]) and a bare task goes on with it.
+//! `axum::serve` has none of these. And it keeps about 12 KB for each connection that streams:
+//! here, once the routes have admitted an SSE or WebSocket listener over HTTP/1.1, the socket is
+//! taken back from hyper ([`Detach`]) and a bare task goes on with it.
 //!
-//! `admission` is who gets a place, `drain` waits aloud at the end, `files` is what open files leave
-//! room for, `forwarded` who the client is behind proxies, `idle` how long a connection may wait.
+//! `admission` is who gets a place, `drain` waits aloud at the end, `files` is what open files
+//! leave room for, `forwarded` who the client is behind proxies, `idle` how long a connection may
+//! wait.
 
 mod admission;
 mod drain;
@@ -423,7 +425,8 @@ impl Served {
                 // A copy: even when it is empty, it would keep hyper's read buffer of 8 KiB alive.
                 let read = [&parts.read_buf[..], &unseen[..]].concat().into();
                 drop(parts.service);
-                // A task of its own, so that nothing of hyper's is kept. Sessions are cut by the hub, so this one need not watch for it.
+                // A task of its own, so that nothing of hyper's is kept. Sessions are cut by the
+                // hub, so this one need not watch for it.
                 go_on(DetachedSocket {
                     stream,
                     read,

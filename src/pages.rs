@@ -13,10 +13,11 @@ const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; worker-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
-/// A page and its files, each as name and text, in the folder `at` (`/dashboard/`). `index.html` answers for the folder itself; names may have
-/// slashes.
+/// A page and its files, each as name and text, in the folder `at` (`/dashboard/`). `index.html`
+/// answers for the folder itself; names may have slashes.
 ///
-/// They are sent with a content security policy that allows only what comes from the same server, and no inline script or style.
+/// They are sent with a content security policy that allows only what comes from the same server,
+/// and no inline script or style.
 pub fn pages(at: &str, files: &[(&str, &'static str)]) -> Router {
     let folder = at.trim_end_matches('/');
     let mut router = Router::new();

@@ -110,7 +110,8 @@ pub(crate) async fn hub(
     Ok(hub)
 }
 
-/// All routes of a node. `embedded`: inside an application, whose address tells nothing about who reaches it.
+/// All routes of a node. `embedded`: inside an application, whose address tells nothing about who
+/// reaches it.
 pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
     let publishers = match &config.publish_token {
         Some(token) => Publishers::Token(token.expose().into()),
@@ -132,7 +133,8 @@ pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
     }
 }
 
-/// Runs the `airwave` server until `shutdown`, then drains. `ready` is called once, with the address that is listened on.
+/// Runs the `airwave` server until `shutdown`, then drains. `ready` is called once, with the
+/// address that is listened on.
 ///
 /// # Errors
 /// The broker cannot be used, or the address cannot be listened on.

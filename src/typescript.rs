@@ -143,7 +143,8 @@ impl TypeVisitor for Types {
         if !self.seen.insert(TypeId::of::<T>()) {
             return;
         }
-        // What has no place of its own (numbers, lists, …) needs no declaration, but may be made of something that does.
+        // What has no place of its own (numbers, lists, …) needs no declaration, but may be made of
+        // something that does.
         if T::output_path().is_some() {
             let docs = T::docs().unwrap_or_default();
             self.declared.push(Declared {

@@ -1,4 +1,5 @@
-//! The `airwave` binary as a user has it: a real server on a port of its own, real clients, their output and exit codes.
+//! The `airwave` binary as a user has it: a real server on a port of its own, real clients, their
+//! output and exit codes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 /// Each example as a program of its own.
@@ -195,7 +196,8 @@ fn what_is_published_is_heard_over_both_transports() {
         let expected = format!("{first} count {{\"n\": 1}}\n{second} message two\\nlines\n{third} message AP8=\n");
         assert_eq!((printed, code), (expected, Some(0)), "{transport}");
 
-        // A cursor that was printed is one to go on from; an ended channel ends the listener, and takes nothing more.
+        // A cursor that was printed is one to go on from; an ended channel ends the listener, and
+        // takes nothing more.
         let again = server.run(&[
             "listen",
             &channel,

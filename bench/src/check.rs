@@ -1,7 +1,9 @@
-//! What makes a figure worth believing: did every listener get every event, once and in order, and how late?
+//! What makes a figure worth believing: did every listener get every event, once and in order, and
+//! how late?
 //!
-//! Events carry a sequence number that counts from 1 within their channel, so loss needs no list of what was sent:
-//! a [`Checker`] per listener sees a skipped, a repeated and an overtaken number at once.
+//! Events carry a sequence number that counts from 1 within their channel, so loss needs no list of
+//! what was sent: a [`Checker`] per listener sees a skipped, a repeated and an overtaken number at
+//! once.
 
 use std::ops::RangeInclusive;
 
@@ -22,7 +24,8 @@ pub enum Seen {
 #[derive(Debug, Clone)]
 pub struct Checker {
     next: u64,
-    /// Skipped so far, in ascending order. Empty in every correct run, so it costs a listener 24 bytes.
+    /// Skipped so far, in ascending order. Empty in every correct run, so it costs a listener 24
+    /// bytes.
     missing: Vec<RangeInclusive<u64>>,
 }
 
@@ -121,7 +124,8 @@ impl Histogram {
         self.max = self.max.max(nanoseconds);
     }
 
-    /// The smallest recorded duration in nanoseconds that a `share` (0 to 1) of all do not exceed; `None` if there is none.
+    /// The smallest recorded duration in nanoseconds that a `share` (0 to 1) of all do not exceed;
+    /// `None` if there is none.
     pub fn percentile(&self, share: f64) -> Option<u64> {
         if self.total == 0 {
             return None;

@@ -379,7 +379,8 @@ fn read(text: &str) -> Result<Count, String> {
         } else if let Some(name) = line.strip_prefix("cfn=") {
             called = plain(name);
         } else if let Some(calls) = line.strip_prefix("calls=") {
-            // The line behind it: where the calls were, and what they cost with all that they called.
+            // The line behind it: where the calls were, and what they cost with all that they
+            // called.
             let cost = lines.next().and_then(|line| line.split(' ').nth(1));
             if is_allocator(&called) && !is_allocator(&caller) {
                 count.instructions -= number(cost)?;

@@ -1,8 +1,10 @@
-//! The load generator: thousands of listeners in one thread over epoll, each with its own [`Checker`].
+//! The load generator: thousands of listeners in one thread over epoll, each with its own
+//! [`Checker`].
 //!
-//! It must be cheap, for it shares the machine with the server it measures: one `read` per readiness into one shared buffer,
-//! no allocation per event, nothing kept per connection but what a checker and a torn block need. The thread that owns a
-//! [`Load`] drives it: it connects, then pumps until its publishers are done. Publishing is `publish.rs`, on threads of its own.
+//! It must be cheap, for it shares the machine with the server it measures: one `read` per
+//! readiness into one shared buffer, no allocation per event, nothing kept per connection but what
+//! a checker and a torn block need. The thread that owns a [`Load`] drives it: it connects, then
+//! pumps until its publishers are done. Publishing is `publish.rs`, on threads of its own.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -58,7 +60,8 @@ pub enum Pace {
     Within(Duration),
 }
 
-/// What all listeners have seen together since the start (`latency` and `catch_up`: since they were last taken).
+/// What all listeners have seen together since the start (`latency` and `catch_up`: since they were
+/// last taken).
 #[derive(Default)]
 pub struct Totals {
     /// Connections opened.
@@ -112,7 +115,8 @@ struct Listener {
     /// When its connect began.
     began: u64,
     socket: Option<TcpStream>,
-    /// Distinguishes this connection from the listener's former ones in readiness that was reported before they closed.
+    /// Distinguishes this connection from the listener's former ones in readiness that was reported
+    /// before they closed.
     generation: u32,
     chunks: Option<Dechunker>,
     /// Bytes of a block or frame that is not complete.
@@ -154,10 +158,12 @@ impl Load {
         })
     }
 
-    /// Connects `per_channel` more listeners to each of the channels and returns when all are confirmed.
+    /// Connects `per_channel` more listeners to each of the channels and returns when all are
+    /// confirmed.
     pub fn connect(&mut self, channels: std::ops::Range<u32>, per_channel: usize, give_up: Duration) -> Result<(), String> {
         let first = self.listeners.len();
-        // Channel by channel in the inner loop, so that a channel's listeners are not neighbours in the server's memory.
+        // Channel by channel in the inner loop, so that a channel's listeners are not neighbours in
+        // the server's memory.
         for _ in 0..per_channel {
             for channel in channels.clone() {
                 self.listeners.push(Listener {
@@ -179,15 +185,16 @@ impl Load {
         self.open_all(first, Pace::AtOnce(256), give_up)
     }
 
-    /// Closes every connection from this side, without a word: what a network that goes away looks like to the listeners.
+    /// Closes every connection from this side, without a word: what a network that goes away looks
+    /// like to the listeners.
     pub fn disconnect(&mut self) {
         for listener in &mut self.listeners {
             listener.close();
         }
     }
 
-    /// Connects all listeners again, each with its cursor, and returns when all are confirmed. A listener has caught up when it
-    /// has everything up to sequence number `target`.
+    /// Connects all listeners again, each with its cursor, and returns when all are confirmed. A
+    /// listener has caught up when it has everything up to sequence number `target`.
     pub fn reconnect(&mut self, target: u64, pace: Pace, give_up: Duration) -> Result<(), String> {
         self.target = target;
         self.totals.confirmed = 0;
@@ -237,7 +244,8 @@ impl Load {
     }
 
     fn open(&mut self, index: usize) -> Result<(), String> {
-        // A source address has some 28,000 ports, and a closed connection keeps its own for a minute: take another every 2,000.
+        // A source address has some 28,000 ports, and a closed connection keeps its own for a
+        // minute: take another every 2,000.
         static OPENED: AtomicU32 = AtomicU32::new(0);
         let block = OPENED.fetch_add(1, Ordering::Relaxed) / 2_000;
         let source = Ipv4Addr::new(127, 0, 1 + (block / 250 % 250) as u8, 2 + (block % 250) as u8);
@@ -265,7 +273,8 @@ impl Load {
         Ok(())
     }
 
-    /// Reads what arrives until `done`, until `limit` has passed or until there is a problem; tells whether it was `done`.
+    /// Reads what arrives until `done`, until `limit` has passed or until there is a problem; tells
+    /// whether it was `done`.
     pub fn pump(&mut self, limit: Duration, mut done: impl FnMut(&Totals) -> bool) -> Result<bool, String> {
         let end = Instant::now() + limit;
         loop {
@@ -280,7 +289,8 @@ impl Load {
         }
     }
 
-    /// Events that are missing, summed over the listeners, when `published` events are out on each channel.
+    /// Events that are missing, summed over the listeners, when `published` events are out on each
+    /// channel.
     pub fn lost(&self, published: impl Fn(u32) -> u64) -> u64 {
         self.listeners
             .iter()
@@ -647,8 +657,9 @@ mod tests {
         }
     }
 
-    /// Answers one listener with events of these sequence numbers, in this order, a byte-wise torn write at a time; then with `tail`.
-    /// Returns what the listener said after its request, once it has closed.
+    /// Answers one listener with events of these sequence numbers, in this order, a byte-wise torn
+    /// write at a time; then with `tail`. Returns what the listener said after its request, once it
+    /// has closed.
     fn server(style: Style, numbers: &[u64], channel: u32, tail: Vec<u8>) -> (SocketAddr, JoinHandle<Vec<u8>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

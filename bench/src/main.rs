@@ -5,14 +5,17 @@
 //! cargo run --release -p airwave-bench -- all --rounds 3 --write docs/performance.md
 //! ```
 //!
-//! Every figure is taken side by side with two yardsticks in the same run, and only the ratios mean anything on another
-//! machine: **the raw limit** (bare epoll, one `write` per delivery of bytes that were built before) and **the hand-written axum
-//! server** (`tokio::sync::broadcast` with axum's own SSE and WebSocket types). Each server runs as a process of its own, so that
-//! its processor time and memory can be read from /proc; one load generator holds all listeners in one thread over epoll, and
-//! publishes from threads beside it. It needs Linux, about as many open files as listeners, and nothing but loopback.
+//! Every figure is taken side by side with two yardsticks in the same run, and only the ratios mean
+//! anything on another machine: **the raw limit** (bare epoll, one `write` per delivery of bytes
+//! that were built before) and **the hand-written axum server** (`tokio::sync::broadcast` with
+//! axum's own SSE and WebSocket types). Each server runs as a process of its own, so that its
+//! processor time and memory can be read from /proc; one load generator holds all listeners in one
+//! thread over epoll, and publishes from threads beside it. It needs Linux, about as many open
+//! files as listeners, and nothing but loopback.
 //!
-//! A figure counts only if it was delivered correctly: every event carries a sequence number, and a listener that loses one,
-//! gets one twice, out of order or from another channel is a **FAULT** below the table, and the exit status is 1.
+//! A figure counts only if it was delivered correctly: every event carries a sequence number, and a
+//! listener that loses one, gets one twice, out of order or from another channel is a **FAULT**
+//! below the table, and the exit status is 1.
 //!
 //! | command | what it does |
 //! |---|---|
@@ -27,8 +30,9 @@
 //! | `cost` | instructions and allocations of a publish, a delivery and a connect, compared with `bench/cost.toml` |
 //! | `all` | everything in the table of budgets; `--write FILE` puts it between the file's two `measured` markers |
 //!
-//! Where to look: `scenario.rs` says what is measured, `load.rs` is the generator, `check.rs` and `wire.rs` decide what counts as
-//! delivered, `yardstick/` holds the two servers, `process.rs` reads /proc, `table.rs` makes medians and ratios.
+//! Where to look: `scenario.rs` says what is measured, `load.rs` is the generator, `check.rs` and
+//! `wire.rs` decide what counts as delivered, `yardstick/` holds the two servers, `process.rs`
+//! reads /proc, `table.rs` makes medians and ratios.
 #![forbid(unsafe_code)]
 
 mod check;
@@ -183,7 +187,8 @@ enum Command {
         /// Events that are published back to back.
         #[arg(long, default_value_t = 20_000)]
         events: u64,
-        /// A Markdown file that has the two lines `<!-- brokers: begin -->` and `<!-- brokers: end -->`.
+        /// A Markdown file that has the two lines `<!-- brokers: begin -->` and `<!-- brokers: end
+        /// -->`.
         #[arg(long, value_name = "FILE")]
         write: Option<PathBuf>,
     },
@@ -239,7 +244,8 @@ enum Command {
     All {
         #[command(flatten)]
         pacing: Pacing,
-        /// A Markdown file that has the two lines `<!-- measured: begin -->` and `<!-- measured: end -->`.
+        /// A Markdown file that has the two lines `<!-- measured: begin -->` and `<!-- measured:
+        /// end -->`.
         #[arg(long, value_name = "FILE")]
         write: Option<PathBuf>,
     },
@@ -568,7 +574,8 @@ fn all(settings: &Settings, pacing: Pacing, write: Option<PathBuf>, machine: &st
                     unit: "",
                 });
             }
-            // The goal, "lower than every peer's", is beyond the two yardsticks here: the hand-written server stands for the peers.
+            // The goal, "lower than every peer's", is beyond the two yardsticks here: the
+            // hand-written server stands for the peers.
             let peer = report.median(Kind::Axum, scenario::P99);
             budgets.push(Budget {
                 figure: format!("publish → receipt p99, {listeners} listeners, {transport} (bound: hand-written axum's)"),
@@ -665,7 +672,8 @@ fn tell(reports: &[Report], machine: &str, write: Option<(PathBuf, &str)>) -> Re
     tell_below("", reports, machine, write)
 }
 
-/// `first` stands above the reports, which have been printed. `write`: a file, and the name of its markers.
+/// `first` stands above the reports, which have been printed. `write`: a file, and the name of its
+/// markers.
 fn tell_below(first: &str, reports: &[Report], machine: &str, write: Option<(PathBuf, &str)>) -> Result<bool, String> {
     let mut text = format!("Measured with `airwave-bench` {} on {machine}.\n", env!("CARGO_PKG_VERSION"));
     // Writing to a String cannot fail.

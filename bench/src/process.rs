@@ -1,4 +1,5 @@
-//! The servers under test as child processes, and what /proc tells of them. Linux only, like the yardstick's epoll.
+//! The servers under test as child processes, and what /proc tells of them. Linux only, like the
+//! yardstick's epoll.
 
 use std::fmt;
 use std::fs;
@@ -60,7 +61,8 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Raises the limit of open files as far as it goes and says what to do if that is not enough for `needed`.
+/// Raises the limit of open files as far as it goes and says what to do if that is not enough for
+/// `needed`.
 pub fn raise_open_files(needed: u64) -> Result<(), String> {
     let mut limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum.unwrap_or(u64::MAX);
@@ -102,7 +104,8 @@ impl Pinning {
     }
 }
 
-/// A running server, with the broker behind it if it has one. Dropping it kills both and removes their folder.
+/// A running server, with the broker behind it if it has one. Dropping it kills both and removes
+/// their folder.
 pub struct Server {
     child: Child,
     broker: Option<Broker>,
@@ -111,16 +114,17 @@ pub struct Server {
     pub address: SocketAddr,
 }
 
-/// Children and their folders, for [`clean_up_on_signals`]. A child is in it from its start until it was killed, and is
-/// reaped only after that, so none of these process ids can belong to another process.
+/// Children and their folders, for [`clean_up_on_signals`]. A child is in it from its start until
+/// it was killed, and is reaped only after that, so none of these process ids can belong to another
+/// process.
 static RUNNING: Mutex<Vec<(u32, PathBuf)>> = Mutex::new(Vec::new());
 
 fn running() -> MutexGuard<'static, Vec<(u32, PathBuf)>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From here on SIGINT and SIGTERM end this process and what it started: a run of minutes is interrupted often, and a server
-/// left behind would disturb the next one.
+/// From here on SIGINT and SIGTERM end this process and what it started: a run of minutes is
+/// interrupted often, and a server left behind would disturb the next one.
 pub fn clean_up_on_signals() -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -153,7 +157,8 @@ pub fn end_with_parent() {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
 }
 
-/// Everything open, nothing in the way: one rule for all channels, limits far above what a run uses.
+/// Everything open, nothing in the way: one rule for all channels, limits far above what a run
+/// uses.
 const AIRWAVE_CONFIG: &str = r#"
 [broker]
 url = "BROKER"
@@ -234,7 +239,8 @@ impl Server {
             }
         };
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
-        // A child inherits the affinity, and so do the threads that it starts and counts its processors for.
+        // A child inherits the affinity, and so do the threads that it starts and counts its
+        // processors for.
         if let Some(pinning) = pinning {
             Pinning::apply(&pinning.server)?;
         }
@@ -340,7 +346,8 @@ impl Server {
         Some(connections_to(&table, self.broker.as_ref()?.address.port()))
     }
 
-    /// The sum of a counter's series on `/metrics`, by the end of its name without `_total`; `None` for servers that have none.
+    /// The sum of a counter's series on `/metrics`, by the end of its name without `_total`; `None`
+    /// for servers that have none.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let mut socket = TcpStream::connect(self.address).ok()?;
         socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -393,7 +400,8 @@ struct Broker {
 }
 
 impl Broker {
-    /// Starts it and waits until it answers. Nothing of it is on disk, which would be what is measured.
+    /// Starts it and waits until it answers. Nothing of it is on disk, which would be what is
+    /// measured.
     fn start(kind: BrokerKind, folder: &Path) -> Result<Self, String> {
         let free = || -> std::io::Result<SocketAddr> { TcpListener::bind("127.0.0.1:0")?.local_addr() };
         let address = free().map_err(|error| format!("there is no free port: {error}"))?;
@@ -488,14 +496,16 @@ pub fn listen_overflows() -> Option<u64> {
     counters.find(|(name, _)| *name == "ListenOverflows")?.1.parse().ok()
 }
 
-/// Processor time that anybody has used on this machine, the hypervisor's other guests (steal) included.
+/// Processor time that anybody has used on this machine, the hypervisor's other guests (steal)
+/// included.
 pub fn everybodys_cpu() -> Result<Duration, String> {
     let text = fs::read_to_string("/proc/stat").map_err(|error| format!("cannot read /proc/stat: {error}"))?;
     let ticks = busy_ticks(&text).ok_or("/proc/stat is not what it should be")?;
     Ok(in_seconds(ticks))
 }
 
-/// user + nice + system + irq + softirq + steal out of /proc/stat: all but idle and waiting for disks.
+/// user + nice + system + irq + softirq + steal out of /proc/stat: all but idle and waiting for
+/// disks.
 fn busy_ticks(stat: &str) -> Option<u64> {
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
     let fields: Vec<u64> = line.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
@@ -520,7 +530,8 @@ fn cpu(process: u32) -> Result<Duration, String> {
 
 /// utime + stime out of /proc/PID/stat.
 fn ticks(stat: &str) -> Option<u64> {
-    // The program's name is in parentheses and may have spaces and parentheses itself; utime is the 14th field.
+    // The program's name is in parentheses and may have spaces and parentheses itself; utime is the
+    // 14th field.
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some(user + system)
@@ -548,7 +559,8 @@ impl Memory {
     }
 }
 
-/// The `airwave` binary beside this one, built afresh if this is a checkout: an old one must not be measured by mistake.
+/// The `airwave` binary beside this one, built afresh if this is a checkout: an old one must not be
+/// measured by mistake.
 pub fn build_airwave(release: bool) -> Result<PathBuf, String> {
     let this = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let folder = this.parent().unwrap_or(Path::new("."));

@@ -1,6 +1,8 @@
-//! Publishers: each a thread with one keep-alive connection that sends `POST /publish` as a backend would.
+//! Publishers: each a thread with one keep-alive connection that sends `POST /publish` as a backend
+//! would.
 //!
-//! They are threads beside the listeners' so that a listener thread that is busy reading does not delay what it measures.
+//! They are threads beside the listeners' so that a listener thread that is busy reading does not
+//! delay what it measures.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,8 +20,8 @@ use crate::wire::Stamp;
 pub enum Job {
     /// So many requests with so many events each, one after the other without a pause.
     BackToBack { requests: u64, events: usize },
-    /// So many events, one a request, at this many a second. A late answer does not thin out the rest: what is overdue
-    /// goes out at once and carries the time at which it was due.
+    /// So many events, one a request, at this many a second. A late answer does not thin out the
+    /// rest: what is overdue goes out at once and carries the time at which it was due.
     Paced { events: u64, per_second: f64 },
 }
 
@@ -30,8 +32,9 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Connects to the server. It publishes to `channels` in turn; `counts[c]` is the number of events on channel `c`, so no two
-    /// publishers may share a channel. `size`: bytes of each event's data.
+    /// Connects to the server. It publishes to `channels` in turn; `counts[c]` is the number of
+    /// events on channel `c`, so no two publishers may share a channel. `size`: bytes of each
+    /// event's data.
     pub fn start(address: SocketAddr, channels: Vec<u32>, counts: Arc<[AtomicU64]>, size: usize) -> Result<Self, String> {
         let stream = TcpStream::connect(address).map_err(|error| format!("a publisher cannot connect to {address}: {error}"))?;
         let prepare = || {
@@ -108,8 +111,8 @@ impl Connection {
                     if wait > 0 {
                         std::thread::sleep(Duration::from_nanos(wait));
                     }
-                    // Late because the server had not answered: its fault, counted from when it was due. Late because this
-                    // thread overslept: not its fault.
+                    // Late because the server had not answered: its fault, counted from when it was
+                    // due. Late because this thread overslept: not its fault.
                     let stamp = if answered > due { due } else { now() };
                     round_trips.record(self.publish(1, stamp)?);
                     answered = now();

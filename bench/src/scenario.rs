@@ -1,4 +1,5 @@
-//! What is measured, and how: each scenario runs every server in turn, in every round, under the same load.
+//! What is measured, and how: each scenario runs every server in turn, in every round, under the
+//! same load.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -237,7 +238,8 @@ impl Run {
         }
     }
 
-    /// Reads until the publishers are done and everything has arrived, or nothing has for a long time: then the faults tell.
+    /// Reads until the publishers are done and everything has arrived, or nothing has for a long
+    /// time: then the faults tell.
     fn complete(&mut self) -> Result<(), String> {
         let mut running = self.publishers.len();
         let mut last = (0, Instant::now());
@@ -326,7 +328,8 @@ impl Run {
     }
 }
 
-/// Runs `one` for every server in every round; the order changes from round to round, so that none is always first.
+/// Runs `one` for every server in every round; the order changes from round to round, so that none
+/// is always first.
 fn rounds(
     settings: &Settings,
     title: &str,
@@ -355,7 +358,8 @@ pub enum Rate {
     Share(f64),
 }
 
-/// Shape of a paced run: how many listen to how many channels, and for how long events are published.
+/// Shape of a paced run: how many listen to how many channels, and for how long events are
+/// published.
 #[derive(Debug, Clone, Copy)]
 pub struct Paced {
     /// Which wire.
@@ -431,7 +435,8 @@ pub fn paced(settings: &Settings, shape: Paced) -> Result<Report, String> {
     })
 }
 
-/// Deliveries a second that the raw limit reaches when it is never idle, as measured from publish to the last receipt.
+/// Deliveries a second that the raw limit reaches when it is never idle, as measured from publish
+/// to the last receipt.
 fn capacity(settings: &Settings, shape: Paced) -> Result<f64, String> {
     let mut run = Run::start(settings, Kind::Raw, shape.transport, shape.channels, shape.publishers)?;
     run.listen(shape.per_channel)?;
@@ -493,7 +498,8 @@ pub fn burst(
 
 /// Memory of listeners that wait.
 pub fn idle(settings: &Settings, transport: Transport, listeners: usize) -> Result<Report, String> {
-    /// Connections that are there before the first reading, so that what a server sets up once is not counted per listener.
+    /// Connections that are there before the first reading, so that what a server sets up once is
+    /// not counted per listener.
     const WARM_UP: usize = 100;
     /// Events that every listener gets before the second reading.
     const EVENTS: usize = 20;
@@ -572,7 +578,8 @@ pub fn storm(
         }
         let target = run.counts[0].load(Ordering::Relaxed);
         run.open_window()?;
-        // Live events fall into the storm, so that the seam between replay and live is under test as well.
+        // Live events fall into the storm, so that the seam between replay and live is under test
+        // as well.
         run.begin(Job::Paced {
             events: 4,
             per_second: 4.0 / within.as_secs_f64().max(0.1),
@@ -643,7 +650,8 @@ fn broker_columns() -> Vec<Column> {
     columns
 }
 
-/// How many events a second get through a broker when publishers wait for nothing but the answer before.
+/// How many events a second get through a broker when publishers wait for nothing but the answer
+/// before.
 pub fn broker_publish(settings: &Settings, publishers: u32, channels: u32, requests: u64) -> Result<Report, String> {
     raise_open_files(u64::from(channels) + 200)?;
     let title = format!("publishing through a broker: {publishers} publishers, {channels} channels with a listener each");
@@ -675,7 +683,8 @@ pub fn broker_publish(settings: &Settings, publishers: u32, channels: u32, reque
     })
 }
 
-/// What one channel with many listeners costs the server and the broker behind it, at the same rate for all.
+/// What one channel with many listeners costs the server and the broker behind it, at the same rate
+/// for all.
 pub fn broker_fanout(settings: &Settings, listeners: usize, rate: f64, seconds: f64) -> Result<Report, String> {
     // By hand each listener is a connection to Redis as well.
     raise_open_files(2 * listeners as u64 + 200)?;

@@ -1,4 +1,5 @@
-//! Rounds of measurements into one table: medians, and ratios against the raw limit of the same round.
+//! Rounds of measurements into one table: medians, and ratios against the raw limit of the same
+//! round.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -150,7 +151,8 @@ fn middle(sorted: &[f64]) -> Option<f64> {
     }
 }
 
-/// A Markdown table that can also be read as it stands; the first row is its head, the first column its names.
+/// A Markdown table that can also be read as it stands; the first row is its head, the first column
+/// its names.
 pub fn grid(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -264,7 +266,8 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_a_round() {
-        // The second round ran on a machine half as fast: the ratio of medians would be wrong, the median of ratios is not.
+        // The second round ran on a machine half as fast: the ratio of medians would be wrong, the
+        // median of ratios is not.
         let report = report(&[[100.0, 200.0], [50.0, 100.0], [100.0, 200.0]]);
         assert_eq!(
             report.ratio(Kind::Airwave, |measured| Some(measured.deliveries as f64)),

@@ -1,7 +1,9 @@
-//! The listener's side of the wire: just enough HTTP, SSE and WebSocket to take events apart at full rate.
+//! The listener's side of the wire: just enough HTTP, SSE and WebSocket to take events apart at
+//! full rate.
 //!
-//! Written from docs/protocol.md and apart from the server's encoders, so that both cannot be wrong in the same way.
-//! It trusts its input more than a client may: what it cannot read is a named problem of the run, and the run fails.
+//! Written from docs/protocol.md and apart from the server's encoders, so that both cannot be wrong
+//! in the same way. It trusts its input more than a client may: what it cannot read is a named
+//! problem of the run, and the run fails.
 
 use memchr::{memchr, memmem};
 use serde::Deserialize;
@@ -59,7 +61,8 @@ impl Head {
 /// Takes `Transfer-Encoding: chunked` off a body that arrives in pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dechunker {
-    /// In the line with the size; `digits` tells that there was one, `extension` that the rest of the line is to be skipped.
+    /// In the line with the size; `digits` tells that there was one, `extension` that the rest of
+    /// the line is to be skipped.
     Size {
         /// What was read of it so far.
         size: u64,
@@ -147,7 +150,8 @@ pub struct Block<'a> {
     pub data: &'a [u8],
 }
 
-/// Hands every complete block of `bytes` to `each` and returns how many bytes those were. Lines end with LF, as the protocol says.
+/// Hands every complete block of `bytes` to `each` and returns how many bytes those were. Lines end
+/// with LF, as the protocol says.
 pub fn sse_blocks<'a>(bytes: &'a [u8], mut each: impl FnMut(Block<'a>)) -> usize {
     let (mut at, mut done) = (0, 0);
     let mut block = Block::default();

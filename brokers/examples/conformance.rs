@@ -1,4 +1,5 @@
-//! The table of docs/brokers.md: the clauses of the contract against the brokers, from what a run of the tests has written down.
+//! The table of docs/brokers.md: the clauses of the contract against the brokers, from what a run
+//! of the tests has written down.
 //!
 //! ```text
 //! AIRWAVE_CONFORMANCE_RECORD=target/conformance cargo test -p airwave-brokers --test conformance

@@ -1,8 +1,10 @@
-//! The broker in this process: one node, nothing survives its end. The reference for the others, so it is written to be read.
+//! The broker in this process: one node, nothing survives its end. The reference for the others, so
+//! it is written to be read.
 //!
-//! A channel is one value behind one lock. An event gets its position, is kept and is pushed to the feeds under that lock, and
-//! that alone puts all of it into one order. Locks are taken in the order *all channels*, *one channel*, *feed*, none is held
-//! across an await, and nothing here drops a [`Feed`], whose callback takes a channel's lock.
+//! A channel is one value behind one lock. An event gets its position, is kept and is pushed to the
+//! feeds under that lock, and that alone puts all of it into one order. Locks are taken in the
+//! order *all channels*, *one channel*, *feed*, none is held across an await, and nothing here
+//! drops a [`Feed`], whose callback takes a channel's lock.
 
 mod members;
 
@@ -34,10 +36,12 @@ const FORGET_SILENT_AFTER: Duration = Duration::from_secs(200);
 /// How often the sweeper looks at channels.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// At most so many channels are looked at in one go, and about as many expired events and keys dropped: well under 10 ms.
+/// At most so many channels are looked at in one go, and about as many expired events and keys
+/// dropped: well under 10 ms.
 const SWEEP_WORK: usize = 4096;
 
-/// Every channel is looked at within so many sweeps, however many there are, unless as much expires as is looked at.
+/// Every channel is looked at within so many sweeps, however many there are, unless as much expires
+/// as is looked at.
 const SWEEPS: usize = 60;
 
 /// What an event, a channel and an idempotency key cost besides the message. Estimates, on the
@@ -124,7 +128,8 @@ struct Channel {
 struct State {
     /// The position that stands for "no event yet"; the first event's previous.
     birth: Position,
-    /// The newest event's position, or the birth. It stays when history is trimmed, so the chain never breaks.
+    /// The newest event's position, or the birth. It stays when history is trimmed, so the chain
+    /// never breaks.
     head: Position,
     kept: VecDeque<Kept>,
     bytes: usize,
@@ -145,7 +150,8 @@ struct Kept {
     event: Arc<Event>,
 }
 
-// Everything below leaves its state whole at every point where it could panic, so a poisoned lock is still good.
+// Everything below leaves its state whole at every point where it could panic, so a poisoned lock
+// is still good.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -156,7 +162,8 @@ impl Memory {
         Self::bounded(rules, usize::MAX)
     }
 
-    /// [`Memory::new`] that takes about `bytes` at most: when they are reached, the oldest history of all channels goes.
+    /// [`Memory::new`] that takes about `bytes` at most: when they are reached, the oldest history
+    /// of all channels goes.
     pub fn bounded(rules: Rules, bytes: usize) -> Memory {
         let epoch = Position::now().0;
         let shared = Shared {
@@ -221,7 +228,8 @@ impl Broker for Memory {
         Ok(self.shared.with(channel, |channel, state, _| {
             state.feeds_opened += 1;
             let id = state.feeds_opened;
-            // Weak, because the channel holds the feed's other end, and must go when the broker goes.
+            // Weak, because the channel holds the feed's other end, and must go when the broker
+            // goes.
             let channel = Arc::downgrade(channel);
             let (sender, feed) = Feed::new(state.head, move || {
                 if let Some(channel) = channel.upgrade() {
@@ -336,7 +344,8 @@ impl State {
         }
     }
 
-    /// Drops events and keys that are too old, at most `most` of each, and gives how many that were.
+    /// Drops events and keys that are too old, at most `most` of each, and gives how many that
+    /// were.
     fn expire(&mut self, age: Duration, now: Instant, most: usize) -> usize {
         let too_old = |kept: &&Kept| now - kept.since > age;
         let events = self.kept.iter().take(most).take_while(too_old).count();
@@ -446,7 +455,8 @@ impl Shared {
         let mut waits_for = Position::ZERO;
         let mut work = SWEEP_WORK;
         for _ in 0..most {
-            // A statement of its own: within a `let … else` or a loop's head its lock would be held for longer.
+            // A statement of its own: within a `let … else` or a loop's head its lock would be held
+            // for longer.
             let turn = lock(&self.sweep).turns.pop_front();
             let Some(channel) = turn else { break };
             let mut state = lock(&channel.state);
@@ -708,7 +718,8 @@ mod tests {
             publish(&broker, "a", say(n)).await;
             assert_eq!(replay(&broker, "a", None).await.events.len(), 3.min(n + 1));
         }
-        // With its name, `said`, this is 50 bytes: two fit, a third does not, and a larger one than all of it drives out everything.
+        // With its name, `said`, this is 50 bytes: two fit, a third does not, and a larger one than
+        // all of it drives out everything.
         for _ in 0..3 {
             publish(&broker, "a", say("x".repeat(46))).await;
         }

@@ -1,17 +1,22 @@
 //! NATS with JetStream, version 2.10 or newer, as the backbone of several nodes.
 //!
-//! **One stream holds the events of all channels**, each channel under a subject of its own, and tells every message that it has stored once more
-//! to those who listen (`republish`). So there is neither a stream nor a consumer per channel: a node has one connection, and a plain
-//! subscription for each channel that it follows. One stream and not several, because a channel must never change its stream: the
-//! numbers of two streams are not in one order, and nodes with older rules would listen elsewhere.
+//! **One stream holds the events of all channels**, each channel under a subject of its own, and
+//! tells every message that it has stored once more to those who listen (`republish`). So there is
+//! neither a stream nor a consumer per channel: a node has one connection, and a plain subscription
+//! for each channel that it follows. One stream and not several, because a channel must never
+//! change its stream: the numbers of two streams are not in one order, and nodes with older rules
+//! would listen elsewhere.
 //!
-//! **An event's position is its sequence in the stream.** The stream begins to count at the clock in microseconds, so a new one gives
-//! nothing that an older one gave. Sequences of one channel have holes; so each message says which one was before it, and is stored
-//! only if that one still is the channel's newest (`Nats-Expected-Last-Subject-Sequence`). The chain that is read is the chain that was
-//! written, and nothing comes after an end. Publishes to one channel hence go one after the other.
+//! **An event's position is its sequence in the stream.** The stream begins to count at the clock
+//! in microseconds, so a new one gives nothing that an older one gave. Sequences of one channel
+//! have holes; so each message says which one was before it, and is stored only if that one still
+//! is the channel's newest (`Nats-Expected-Last-Subject-Sequence`). The chain that is read is the
+//! chain that was written, and nothing comes after an end. Publishes to one channel hence go one
+//! after the other.
 //!
-//! **Only the stream's leader knows the newest message.** It is asked by a publish that it must refuse, and which tells what the newest is.
-//! Events are then read from any replica, which may lag: a page must be a chain up to where the leader said, or it is read again.
+//! **Only the stream's leader knows the newest message.** It is asked by a publish that it must
+//! refuse, and which tells what the newest is. Events are then read from any replica, which may
+//! lag: a page must be a chain up to where the leader said, or it is read again.
 //!
 //! Subjects, for the prefix `airwave`: `airwave.log.c.NAME` what is stored of a channel,
 //! `airwave.live.c.NAME` the same as it is told, `airwave.log.epoch` where channels without events
@@ -63,7 +68,8 @@ use self::stored::{Chain, Stored, token};
 use self::sweep::{Due, Generations, uptime};
 use crate::silence::while_heard;
 
-/// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
+/// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its
+/// cursor.
 const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How long a call waits while nothing arrives on the connection. Below the two seconds within
@@ -109,7 +115,8 @@ const KEY: &str = "Nats-Msg-Id";
 /// The header of a message with a key: the payload's fingerprint. Version 0.1 wrote none.
 const FINGERPRINT: &str = "Airwave-Fingerprint";
 
-/// The header by which a node finds a message of its own again that has no key: which node, and which of its publishes.
+/// The header by which a node finds a message of its own again that has no key: which node, and
+/// which of its publishes.
 const MADE_BY: &str = "Airwave-Publish";
 
 /// What this node knows of a channel.
@@ -176,17 +183,19 @@ enum Outcome {
 }
 
 impl Nats {
-    /// Connects to one of the servers that `url` names, `nats://[user:password@]host[:port][,host…][?parameters]` or `tls://…`, makes or
-    /// changes the stream, and keeps of each channel what `rules` say. Belongs to the tokio runtime that it is awaited in.
+    /// Connects to one of the servers that `url` names,
+    /// `nats://[user:password@]host[:port][,host…][?parameters]` or `tls://…`, makes or changes the
+    /// stream, and keeps of each channel what `rules` say. Belongs to the tokio runtime that it is
+    /// awaited in.
     ///
-    /// Parameters: `prefix` (of stream and subjects: `airwave`), `replicas` (1 to 5: 1), `storage` (`file` or `memory`: `file`), `creds` and
-    /// `nkey` (a file to log in with), `ca` (a file with the certificates that TLS trusts, instead
-    /// of the system's). `token@`
-    /// instead of `user:password@` is a token.
+    /// Parameters: `prefix` (of stream and subjects: `airwave`), `replicas` (1 to 5: 1), `storage`
+    /// (`file` or `memory`: `file`), `creds` and `nkey` (a file to log in with), `ca` (a file with
+    /// the certificates that TLS trusts, instead of the system's). `token@` instead of
+    /// `user:password@` is a token.
     ///
     /// # Errors
-    /// The URL is wrong, or no server can be reached, or refuses us, or is one that we can use; the text says what to do. Later outages
-    /// are no errors of this kind: they are waited for.
+    /// The URL is wrong, or no server can be reached, or refuses us, or is one that we can use; the
+    /// text says what to do. Later outages are no errors of this kind: they are waited for.
     pub async fn connect(url: &str, rules: Rules) -> Result<Nats, ConnectError> {
         Self::with(Settings::new(url).map_err(ConnectError::Url)?, rules).await
     }
@@ -259,9 +268,10 @@ impl Nats {
         let mut headers = HeaderMap::new();
         match behind {
             Behind::At(sequence) => headers.insert(EXPECTED, sequence.to_string()),
-            // No roll-up is called so, and that is looked at after the key. Expecting something impossible is not as good: a single server
-            // looks at that before the key, and a stream with replicas that refuses a message for the id before it never answers
-            // again (nats-server 2.15).
+            // No roll-up is called so, and that is looked at after the key. Expecting something
+            // impossible is not as good: a single server looks at that before the key, and a stream
+            // with replicas that refuses a message for the id before it never answers again
+            // (nats-server 2.15).
             Behind::Nothing => headers.insert("Nats-Rollup", "none"),
         }
         let nowhere = matches!(behind, Behind::Nothing);
@@ -460,7 +470,8 @@ impl Nats {
                             duplicate: false,
                         });
                     }
-                    // By that one, as who refused says. A replica that lags has it not yet: then the leader is asked.
+                    // By that one, as who refused says. A replica that lags has it not yet: then
+                    // the leader is asked.
                     if let Some(sequence @ 1..) = by {
                         let newest = self.at(&link, channel, sequence).await?.map(|stored| stored.chain);
                         known.chain = newest.filter(|chain| !chain.ended);
@@ -504,8 +515,10 @@ impl Nats {
         }
     }
 
-    /// Where a message stands that was refused because it did not come behind `chain`. While servers change their leader two may take themselves for it, and
-    /// one refuses what the other one has stored. A message that is not what follows `chain` can never be stored any more, and may be sent again.
+    /// Where a message stands that was refused because it did not come behind `chain`. While
+    /// servers change their leader two may take themselves for it, and one refuses what the other
+    /// one has stored. A message that is not what follows `chain` can never be stored any more, and
+    /// may be sent again.
     async fn stored_all_the_same(
         &self,
         link: &Link,
@@ -541,7 +554,8 @@ impl Nats {
         let link = self.connection.link().await?;
         let mut newest = self.chain_and_newest(&link, channel).await?;
         if after.is_some_and(|after| after > newest.0.head) && self.connection.settings.are_several() {
-            // Lost, or told by one that is cut off from the others and does not know it yet. Such a one cannot store anything.
+            // Lost, or told by one that is cut off from the others and does not know it yet. Such a
+            // one cannot store anything.
             self.connection.store_something(&link).await?;
             newest = self.chain_and_newest(&link, channel).await?;
         }
@@ -804,9 +818,9 @@ impl Nats {
         Ok(if whole { Scanned::ToTheEnd } else { Scanned::UpToAHole })
     }
 
-    /// A place before which nothing is shown, at most [`FEW`] events before what is: the stream may keep far more of a channel than its
-    /// rule shows, and reading past all that takes long. `low` is a message that is not shown: its sequence, and how many events there
-    /// were with it.
+    /// A place before which nothing is shown, at most [`FEW`] events before what is: the stream may
+    /// keep far more of a channel than its rule shows, and reading past all that takes long. `low`
+    /// is a message that is not shown: its sequence, and how many events there were with it.
     async fn skip(&self, link: &Link, channel: &ChannelName, page: &Page, low: (u64, u64)) -> Result<u64, BrokerError> {
         let (mut low, mut high) = (low, (page.chain.head.0, page.chain.events));
         while high.1.saturating_sub(low.1) > FEW as u64 && high.0.saturating_sub(low.0) > 1 {
@@ -841,8 +855,8 @@ impl Nats {
 
     /// Messages of the channel from a sequence on, as many as come at once.
     ///
-    /// Version 2.10 gives one for a question, so many are asked at once, one for each of the next `width` sequences: more the next time, if
-    /// they were close together, and fewer if not.
+    /// Version 2.10 gives one for a question, so many are asked at once, one for each of the next
+    /// `width` sequences: more the next time, if they were close together, and fewer if not.
     async fn batch(
         &self,
         link: &Link,
@@ -855,7 +869,8 @@ impl Nats {
             let asked = (from..from + *width).map(|from| self.first_from(link, channel, from));
             let mut batch: Vec<Stored> = Vec::new();
             for answer in futures_util::future::join_all(asked).await {
-                // Who answered that one lags. Another one may have answered the next, and what lies between would be missing.
+                // Who answered that one lags. Another one may have answered the next, and what lies
+                // between would be missing.
                 let Some(stored) = answer? else { break };
                 if batch.last().is_none_or(|last| last.chain.newest < stored.chain.newest) {
                     batch.push(stored);

@@ -51,7 +51,8 @@ use self::marks::Marks;
 use self::naming::{Naming, partition};
 use self::sentinel::Sentinels;
 
-/// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its cursor.
+/// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its
+/// cursor.
 const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How long a call waits while nothing arrives on its connection. Below the two seconds within
@@ -121,18 +122,23 @@ pub fn check(url: &str) -> Result<(), String> {
 }
 
 impl Redis {
-    /// Connects to what `url` names, and keeps of each channel what `rules` say. Belongs to the tokio runtime that it is awaited in.
+    /// Connects to what `url` names, and keeps of each channel what `rules` say. Belongs to the
+    /// tokio runtime that it is awaited in.
     ///
     /// - `redis://[user:password@]host[:port][/database]`: one server;
-    /// - `redis+sentinel://[user:password@]host[:port],host…/MASTER-NAME[/database][?sentinel_user=…&sentinel_password=…]`: the server
-    ///   that these sentinels call the master. User and password are the server's; sentinels that want some have their own;
-    /// - `redis+cluster://[user:password@]host[:port],host…`: a cluster, of which some nodes are named.
+    /// -
+    ///   `redis+sentinel://[user:password@]host[:port],host…/MASTER-NAME[/database][?sentinel_user=…&sentinel_password=…]`:
+    ///   the server that these sentinels call the master. User and password are the server's;
+    ///   sentinels that want some have their own;
+    /// - `redis+cluster://[user:password@]host[:port],host…`: a cluster, of which some nodes are
+    ///   named.
     ///
     /// Each with `rediss` for TLS, to sentinels too.
     ///
     /// # Errors
-    /// The URL is wrong, or the server cannot be reached, refuses us, or is not one that we can use; the text says what to do. Later
-    /// outages are no errors of this kind: they are waited for.
+    /// The URL is wrong, or the server cannot be reached, refuses us, or is not one that we can
+    /// use; the text says what to do. Later outages are no errors of this kind: they are waited
+    /// for.
     pub async fn connect(url: &str, rules: Rules) -> Result<Redis, ConnectError> {
         let stats = BrokerStats::default();
         let marks = Arc::new(Marks::default());

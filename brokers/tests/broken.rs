@@ -1,5 +1,6 @@
-//! Brokers with one thing wrong each, to see that the conformance suite notices, and a healthy one among them, which only answers
-//! late, to see that it notices nothing else. Time is paused, so a clause that waits in vain fails at once.
+//! Brokers with one thing wrong each, to see that the conformance suite notices, and a healthy one
+//! among them, which only answers late, to see that it notices nothing else. Time is paused, so a
+//! clause that waits in vain fails at once.
 
 #![allow(clippy::unwrap_used)]
 

@@ -151,7 +151,8 @@ mod redis_cluster {
     use super::*;
     use crate::support::many::{Cluster, until};
 
-    /// Three masters and their replicas, one after the other: a cluster for each clause would take most of the time to be made.
+    /// Three masters and their replicas, one after the other: a cluster for each clause would take
+    /// most of the time to be made.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn every_clause_holds() {
         // No server may be taken for dead, however busy this machine is. What a process has written
@@ -347,7 +348,8 @@ mod nats {
     }
 }
 
-/// The oldest that serves: it gives history one by one, refuses in silence, and comes back in its own way after it was killed.
+/// The oldest that serves: it gives history one by one, refuses in silence, and comes back in its
+/// own way after it was killed.
 #[cfg(feature = "nats")]
 mod nats_2_10 {
     use super::nats::OneNats;

@@ -1,4 +1,5 @@
-//! The contract of a directory of members, clause by clause, over every broker of this crate that has one.
+//! The contract of a directory of members, clause by clause, over every broker of this crate that
+//! has one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -186,7 +187,8 @@ mod nodes {
         waited.unwrap_or_else(|_| panic!("not all nodes know {wanted:?}"));
     }
 
-    /// Nodes as applications have them: whatever happens to the server, in the end all of them know everybody.
+    /// Nodes as applications have them: whatever happens to the server, in the end all of them know
+    /// everybody.
     pub async fn come_to_agree(server: &impl Treated) {
         let (here, there) = (server.node().await, server.node().await);
         let hubs = [&here, &there];
@@ -301,8 +303,8 @@ mod redis_server {
         }
         redis.leave(left).await.unwrap();
         let removed = async {
-            // What is left is the list of leases, with the one that lives. The node's probe writes a key of
-            // its own.
+            // What is left is the list of leases, with the one that lives. The node's probe writes
+            // a key of its own.
             let left = || {
                 let keys: Vec<String> = server.ask(&["KEYS", "*"]);
                 keys.iter().filter(|key| !key.starts_with("airwave:0:probe:")).count()
@@ -326,7 +328,8 @@ mod redis_cluster {
     use super::*;
     use crate::support::many::Cluster;
 
-    /// Three masters, one clause after the other: a cluster for each would take most of the time to be made.
+    /// Three masters, one clause after the other: a cluster for each would take most of the time to
+    /// be made.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn every_clause_holds() {
         let Some(cluster) = Cluster::start(3, 60_000, &[]) else {
@@ -457,7 +460,8 @@ mod nats {
     async fn clauses_hold_on_a_cluster() {
         let Some(servers) = Server::cluster() else { return };
         let fixture = ThreeNats(servers);
-        // Left out: three servers store each message on a machine that has other things to do, and a call that takes longer than it may is refused.
+        // Left out: three servers store each message on a machine that has other things to do, and
+        // a call that takes longer than it may is refused.
         for clause in CLAUSES
             .iter()
             .filter(|clause| clause.name != "ten_thousand_members_are_listed")
@@ -612,7 +616,8 @@ mod nats {
         assert_eq!(nats.heartbeat(lives).await.unwrap().living, [lives]);
     }
 
-    /// The stream of members is no matter of the events: their feeds go on without it. Those who watch must look again.
+    /// The stream of members is no matter of the events: their feeds go on without it. Those who
+    /// watch must look again.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_stream_of_members_that_is_lost_ends_watches_and_no_feed() {
         let Some(server) = Server::start() else { return };
@@ -636,8 +641,8 @@ mod nats {
         assert_eq!(heard.unwrap().position, published.position);
     }
 
-    /// Only the list of leases is gone: no node is known, and earlier entries do not come back with their
-    /// nodes.
+    /// Only the list of leases is gone: no node is known, and earlier entries do not come back with
+    /// their nodes.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_was_said_before_the_roll_was_lost_does_not_come_back() {
         let Some(server) = Server::start() else { return };

@@ -1,4 +1,5 @@
-//! NATS beyond the contract: outages of every kind, and what is refused. Real servers for each test.
+//! NATS beyond the contract: outages of every kind, and what is refused. Real servers for each
+//! test.
 
 #![cfg(feature = "nats")]
 #![allow(clippy::unwrap_used)]
@@ -97,7 +98,8 @@ async fn a_server_that_restarts_empty_gives_no_position_again_and_calls_nothing_
     assert_eq!(feed.next().await.unwrap().position, next);
 }
 
-/// Its stream comes back without events, and counts from the number at which it was made: also for nodes that knew nothing of it.
+/// Its stream comes back without events, and counts from the number at which it was made: also for
+/// nodes that knew nothing of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_in_memory_gives_no_position_again() {
     let Some(server) = Server::start() else { return };
@@ -192,7 +194,8 @@ async fn an_outage_is_no_busy_loop() {
     outage::an_outage_is_no_busy_loop(&proxy, 12).await;
 }
 
-/// A node that stands still for a moment finds more than its client library has room for, which drops the newest. It says that it did, not what.
+/// A node that stands still for a moment finds more than its client library has room for, which
+/// drops the newest. It says that it did, not what.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_client_library_drops_is_never_missed_in_silence() {
     const SENT: usize = 100;
@@ -249,7 +252,8 @@ async fn a_stream_that_stores_and_does_not_tell_is_found() {
     found(&mut feed, since).await;
 }
 
-/// Who waits for an outage's end waits in vain for what was published in it: nothing is sent later in secret.
+/// Who waits for an outage's end waits in vain for what was published in it: nothing is sent later
+/// in secret.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_published_in_an_outage_does_not_come_later() {
     let Some(server) = Server::start() else { return };

@@ -1,4 +1,5 @@
-//! Who is let in by a NATS server, and which server is let be: logins of every kind, TLS, permissions, versions. Real servers.
+//! Who is let in by a NATS server, and which server is let be: logins of every kind, TLS,
+//! permissions, versions. Real servers.
 
 #![cfg(feature = "nats")]
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,5 @@
-//! What the servers of a NATS cluster say while they are not of one mind: a proxy between node and server says it now and then.
+//! What the servers of a NATS cluster say while they are not of one mind: a proxy between node and
+//! server says it now and then.
 
 #![cfg(feature = "nats")]
 #![allow(clippy::unwrap_used)]
@@ -140,7 +141,8 @@ fn texts(replay: &Replay) -> Vec<String> {
     replay.events.iter().map(text).collect()
 }
 
-/// Two servers that take themselves for the leader: one refuses what the other one stores. Chaos found three events of one publish.
+/// Two servers that take themselves for the leader: one refuses what the other one stores. Chaos
+/// found three events of one publish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_leader_refused_and_another_one_stored_is_not_published_again() {
     let Some(server) = Server::start() else { return };
@@ -186,7 +188,8 @@ async fn what_one_leader_refused_and_another_one_stored_is_not_published_again()
     assert!(!refused.duplicate);
 }
 
-/// A server that was cut off, or has just been chosen to lead, tells of an older state than was acknowledged. Chaos found all of a stream lost.
+/// A server that was cut off, or has just been chosen to lead, tells of an older state than was
+/// acknowledged. Chaos found all of a stream lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_which_an_older_state_is_told_is_not_emptied() {
     let Some(server) = Server::start() else { return };
@@ -234,7 +237,8 @@ async fn a_stream_of_which_an_older_state_is_told_is_not_emptied() {
     assert_eq!((texts(&replay).len(), replay.head), (4, last));
 }
 
-/// A server that is cut off from the others does not know what they stored since. Chaos found gaps where nothing was lost.
+/// A server that is cut off from the others does not know what they stored since. Chaos found gaps
+/// where nothing was lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_of_old_is_not_taken_for_a_loss() {
     let Some(server) = Server::start() else { return };
@@ -260,7 +264,8 @@ async fn a_head_of_old_is_not_taken_for_a_loss() {
     assert!(replay.complete && replay.head == last, "{replay:?}");
 }
 
-/// A replica that has not got yet what the leader tells of, while more is published. Chaos found gaps over events that were there.
+/// A replica that has not got yet what the leader tells of, while more is published. Chaos found
+/// gaps over events that were there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lags_is_not_taken_for_a_history_that_was_trimmed() {
     let Some(server) = Server::start() else { return };

@@ -1,4 +1,5 @@
-//! Redis beyond the contract: outages of every kind, and what it costs. A real server for each test.
+//! Redis beyond the contract: outages of every kind, and what it costs. A real server for each
+//! test.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used)]
@@ -234,7 +235,8 @@ async fn pages_have_a_connection_of_their_own() {
     assert_eq!(broker.stats().reconnects(), 0, "the other connections are as they were");
 }
 
-/// What comes from the server alone is swallowed for the subscriber alone: commands go on, and only the probe can tell.
+/// What comes from the server alone is swallowed for the subscriber alone: commands go on, and only
+/// the probe can tell.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_that_hears_nothing_is_found_while_commands_work() {
     let Some(server) = Server::start(&[]) else { return };
@@ -261,7 +263,8 @@ async fn ten_thousand_channels_take_one_connection_and_few_commands() {
     let broker = Arc::new(connect(&server).await);
     let _: String = server.ask(&["CONFIG", "RESETSTAT"]);
     let mut feeds = Vec::new();
-    // Many at once, as when a node comes back, but not so many that a busy machine takes longer than a command may.
+    // Many at once, as when a node comes back, but not so many that a busy machine takes longer
+    // than a command may.
     for first in (0..CHANNELS).step_by(1000) {
         let follows = (first..first + 1000).map(|n| {
             let broker = broker.clone();
@@ -713,7 +716,8 @@ async fn an_outage_is_no_busy_loop() {
     let proxy = Proxy::to(server.port);
     let through = format!("redis://127.0.0.1:{}", proxy.port);
     let _broker = Redis::connect(&through, Rules::default()).await.unwrap();
-    // Two connections, each after 50 ms, 100 ms, … 1 s, and half of that by chance: at most ten each.
+    // Two connections, each after 50 ms, 100 ms, … 1 s, and half of that by chance: at most ten
+    // each.
     outage::an_outage_is_no_busy_loop(&proxy, 24).await;
 }
 
@@ -768,7 +772,8 @@ async fn tls_in_a_process_of_its_own() {
     }
 }
 
-/// Thousands come back at once, to a node that has been there and to one that is new. What they missed is read once for each channel.
+/// Thousands come back at once, to a node that has been there and to one that is new. What they
+/// missed is read once for each channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reconnect_storm_costs_one_history_read_for_each_channel_and_node() {
     const CHANNELS: usize = 5;

@@ -1,4 +1,5 @@
-//! Redis Cluster and Redis behind sentinels, beyond the contract: failovers and moves under way, and what they cost. Real processes.
+//! Redis Cluster and Redis behind sentinels, beyond the contract: failovers and moves under way,
+//! and what they cost. Real processes.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used)]
@@ -330,7 +331,8 @@ async fn what_a_clusters_failover_lost_is_a_gap() {
     );
     client.knows_of(&lost);
 
-    // So is who comes back with what was lost, also to a node that has seen none of it; who has what was kept goes on.
+    // So is who comes back with what was lost, also to a node that has seen none of it; who has
+    // what was kept goes on.
     let other = self::node(&cluster.url()).await;
     for (cursor, gaps) in [(lost[10].0, 1), (kept, 0)] {
         let late = other.listen(&channel, Some(cursor)).await;
@@ -362,7 +364,8 @@ async fn a_slot_moves_under_publishing_and_no_listener_misses_an_event() {
         cluster.set_slot(to, slot, "IMPORTING", from);
         cluster.set_slot(from, slot, "MIGRATING", to);
         cluster.move_keys(slot, from, to);
-        // Half way: the keys are there, the subscribers are still here. They hear of it all the same.
+        // Half way: the keys are there, the subscribers are still here. They hear of it all the
+        // same.
         let position = insist(&listening, &channel, "half way").await;
         client.hears(position).await;
         assert_eq!(cluster.owner(slot), from, "it was half way");
@@ -398,7 +401,8 @@ async fn a_slot_moves_under_publishing_and_no_listener_misses_an_event() {
     assert_eq!(client.gaps(), []);
 }
 
-/// A new master without a slot is none of ours; it becomes ours with its first slot. One that has given its last one away is let go.
+/// A new master without a slot is none of ours; it becomes ours with its first slot. One that has
+/// given its last one away is let go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_is_known_by_any_of_its_nodes() {
     let Some(cluster) = Cluster::start(3, NEVER, &[]) else {
@@ -541,7 +545,8 @@ async fn a_master_that_steps_down_loses_nothing() {
         client.hears(position).await;
         let mut looks = 0;
         until("it takes over", || {
-            // One that is not agreed on in time is given up by the servers, and has to be asked for again; asking begins it anew.
+            // One that is not agreed on in time is given up by the servers, and has to be asked for
+            // again; asking begins it anew.
             if looks % 100 == 0 {
                 let _ = cluster.0[replica].try_ask::<String>(&["CLUSTER", "FAILOVER"]);
             }
@@ -563,7 +568,8 @@ async fn a_master_that_steps_down_loses_nothing() {
     assert_eq!(client.gaps(), []);
 }
 
-/// The sentinels lose sight of the master, we do not, and it goes on to answer us. They have chosen another, so that is where we go.
+/// The sentinels lose sight of the master, we do not, and it goes on to answer us. They have chosen
+/// another, so that is where we go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_only_we_can_reach_is_left() {
     let Some(watched) = Watched::start(None) else { return };

@@ -1,6 +1,7 @@
 //! The backbone's contract: it orders, keeps and carries events between nodes.
 //!
-//! `airwave_brokers::memory` is the reference; the contract as tests is the module `conformance` (feature of that name).
+//! `airwave_brokers::memory` is the reference; the contract as tests is the module `conformance`
+//! (feature of that name).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,9 +19,11 @@ pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(120);
 
 /// The backbone. It never sees a client, a transport or a byte of a wire format.
 ///
-/// A broker is made with the node's [`Rules`](crate::Rules), so it knows how much of each channel to keep; history MUST keep what the rule
-/// promises and MAY keep more. Every method MUST come back within a few seconds, with [`BrokerErrorKind::Unavailable`] if need be, and
-/// MUST NOT retry in secret. Dropping a returned future leaves nothing half done but what a network error could leave too.
+/// A broker is made with the node's [`Rules`](crate::Rules), so it knows how much of each channel
+/// to keep; history MUST keep what the rule promises and MAY keep more. Every method MUST come back
+/// within a few seconds, with [`BrokerErrorKind::Unavailable`] if need be, and MUST NOT retry in
+/// secret. Dropping a returned future leaves nothing half done but what a network error could leave
+/// too.
 #[async_trait]
 pub trait Broker: Send + Sync + 'static {
     /// A short name for logs and metrics: `memory`, `redis`.
@@ -29,22 +32,24 @@ pub trait Broker: Send + Sync + 'static {
     /// Appends `publish` as the channel's next event and carries it to every feed, this node's too.
     ///
     /// One step: an event that a feed has shown can be replayed. Positions follow
-    /// [`Position::next`] and are never given twice. With
-    /// [`Publish::and_end`] the event and [`Publish::end_behind`] are appended together, or neither is; the end's position is given.
+    /// [`Position::next`] and are never given twice. With [`Publish::and_end`] the event and
+    /// [`Publish::end_behind`] are appended together, or neither is; the end's position is given.
     ///
     /// With an idempotency key that this channel has seen within [`IDEMPOTENCY_WINDOW`], from
     /// whichever node, nothing is appended and the first position is given again. If the first
     /// publish under the key had another [`Publish::fingerprint`], the answer is
-    /// [`BrokerError::another_payload`] instead; a broker whose store has trimmed the first event may not know that any more.
-    /// After an end the channel takes no more events until the broker has forgotten it.
+    /// [`BrokerError::another_payload`] instead; a broker whose store has trimmed the first event
+    /// may not know that any more. After an end the channel takes no more events until the broker
+    /// has forgotten it.
     ///
     /// # Errors
-    /// `Rejected`: it did not and will not happen. `Ended`: the channel has ended. `Unavailable`: unknown; the caller may repeat it with
-    /// the same idempotency key.
+    /// `Rejected`: it did not and will not happen. `Ended`: the channel has ended. `Unavailable`:
+    /// unknown; the caller may repeat it with the same idempotency key.
     async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError>;
 
-    /// Opens this node's feed: every event after [`Feed::head`], in order. A feed that may have missed something MUST end; the hub then follows
-    /// again and heals. Dropping the feed unsubscribes. About one call per channel and node.
+    /// Opens this node's feed: every event after [`Feed::head`], in order. A feed that may have
+    /// missed something MUST end; the hub then follows again and heals. Dropping the feed
+    /// unsubscribes. About one call per channel and node.
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError>;
 
     /// The events after `after`, oldest first, as many as fit `limit`; without `after`, the newest
@@ -54,9 +59,10 @@ pub trait Broker: Send + Sync + 'static {
     /// first event is always given, even if it is larger than the whole page, so that a reader who
     /// asks again behind a page comes to the end.
     ///
-    /// `complete` MUST be true if and only if the broker still holds `after` itself, or `after` is the head, or the first event it
-    /// still holds has `previous == after`. Equality, not `<=`: a position inside the kept range that is not there was lost. Without
-    /// `after` it is true if and only if nothing older than what is returned was ever trimmed or left out.
+    /// `complete` MUST be true if and only if the broker still holds `after` itself, or `after` is
+    /// the head, or the first event it still holds has `previous == after`. Equality, not `<=`: a
+    /// position inside the kept range that is not there was lost. Without `after` it is true if and
+    /// only if nothing older than what is returned was ever trimmed or left out.
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError>;
 
     /// Opens this node's feed and reads the channel's newest events: [`Broker::follow`], and then
@@ -75,8 +81,8 @@ pub trait Broker: Send + Sync + 'static {
     /// Can this broker deliver now, end to end? Asked by the readiness probe.
     async fn ping(&self) -> Result<(), BrokerError>;
 
-    /// Where this broker notes what the node's metrics tell of it; asked once, when the node starts. A
-    /// broker that has no connection to lose has nothing to note.
+    /// Where this broker notes what the node's metrics tell of it; asked once, when the node
+    /// starts. A broker that has no connection to lose has nothing to note.
     fn stats(&self) -> BrokerStats {
         BrokerStats::in_process()
     }
@@ -255,8 +261,9 @@ impl PageLimit {
 
 /// A page of a channel's history.
 ///
-/// For example, a channel was trimmed to 30, 40, 50 (30's previous is 20). After 30 or 20: complete, from 40 or 30 on. After 10 or
-/// 35: not complete, and `events` are those that are left after it.
+/// For example, a channel was trimmed to 30, 40, 50 (30's previous is 20). After 30 or 20:
+/// complete, from 40 or 30 on. After 10 or 35: not complete, and `events` are those that are left
+/// after it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replay {
     /// Oldest first, each once, all after the position asked for.
@@ -350,11 +357,12 @@ impl BrokerError {
 
 /// One node's live stream of one channel.
 ///
-/// For example: `head` is 20 when the feed opens; events 30 and 40 are published; the feed shows 30, then 40. The connection to the
-/// broker breaks: the feed shows nothing more and ends. The reader opens a new feed, finds a head
-/// of 60, and replays after 40.
+/// For example: `head` is 20 when the feed opens; events 30 and 40 are published; the feed shows
+/// 30, then 40. The connection to the broker breaks: the feed shows nothing more and ends. The
+/// reader opens a new feed, finds a head of 60, and replays after 40.
 ///
-/// Within one feed nothing is missing, so an event whose `previous` is zero continues the one before it.
+/// Within one feed nothing is missing, so an event whose `previous` is zero continues the one
+/// before it.
 pub struct Feed {
     /// The channel's newest position when the feed opened; never zero. Every later event is shown.
     pub head: Position,

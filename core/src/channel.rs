@@ -1,4 +1,5 @@
-//! The handle that applications publish with. It stands on the broker alone: publishing needs no listener and no open log.
+//! The handle that applications publish with. It stands on the broker alone: publishing needs no
+//! listener and no open log.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -64,7 +65,8 @@ impl Default for HealTurns {
     }
 }
 
-/// Channels that cannot be healed, counted, so that an outage is logged once for the node and not for each channel and try.
+/// Channels that cannot be healed, counted, so that an outage is logged once for the node and not
+/// for each channel and try.
 #[derive(Default)]
 pub(crate) struct Outage(Mutex<Troubled>);
 
@@ -138,10 +140,12 @@ impl Outage {
     }
 }
 
-/// An outage is over when the broker answers and has left nothing unanswered for so long. Part of a cluster may be away while the rest answers.
+/// An outage is over when the broker answers and has left nothing unanswered for so long. Part of a
+/// cluster may be away while the rest answers.
 const ANSWERS_AGAIN: Duration = Duration::from_secs(5);
 
-/// Calls that were refused because the broker did not answer, counted, so that an outage is logged once for the node and not for each of them.
+/// Calls that were refused because the broker did not answer, counted, so that an outage is logged
+/// once for the node and not for each of them.
 #[derive(Default)]
 pub(crate) struct Unanswered {
     /// Whether there are any: looked at with each call.
@@ -213,7 +217,8 @@ impl Backbone {
         })
     }
 
-    /// What a client is told of a broker's error. Details of an outage are for the operator, who finds them in the log.
+    /// What a client is told of a broker's error. Details of an outage are for the operator, who
+    /// finds them in the log.
     pub(crate) fn refusal(&self, error: &BrokerError) -> Refusal {
         match error.kind {
             BrokerErrorKind::Unavailable => {
@@ -357,7 +362,8 @@ pub struct Channel {
     /// Where the rule's figures stand.
     figures: usize,
     params: Params,
-    /// Set where a client's message brought a key: what the handler publishes through this handle is then repeatable.
+    /// Set where a client's message brought a key: what the handler publishes through this handle
+    /// is then repeatable.
     key: Option<Arc<ClientKey>>,
 }
 
@@ -447,27 +453,31 @@ impl Channel {
         &self.rule
     }
 
-    /// What a parameter of the pattern stands for: `room` of `chat/{room}`. In a handler the handler's pattern counts, elsewhere the rule's.
+    /// What a parameter of the pattern stands for: `room` of `chat/{room}`. In a handler the
+    /// handler's pattern counts, elsewhere the rule's.
     pub fn param(&self, name: &str) -> Option<&str> {
         self.params.get(name)
     }
 
-    /// Publishes `value` as JSON and waits for the broker's word. The position that comes back is a cursor of this channel.
+    /// Publishes `value` as JSON and waits for the broker's word. The position that comes back is a
+    /// cursor of this channel.
     ///
     /// # Errors
-    /// `bad-request`: the name or value is not acceptable; `too-large`; `ended`: the channel takes no more; `unavailable`: it may or may not
-    /// have happened.
+    /// `bad-request`: the name or value is not acceptable; `too-large`; `ended`: the channel takes
+    /// no more; `unavailable`: it may or may not have happened.
     pub async fn publish<T: Serialize + ?Sized>(&self, event: &str, value: &T) -> Result<Published, Refusal> {
         self.publish_message(Message::json_of(event, value)?).await
     }
 
-    /// [`Channel::publish`] under a key: where the rule delivers the `latest`, a listener that has not got the key's earlier events gets only the newest.
+    /// [`Channel::publish`] under a key: where the rule delivers the `latest`, a listener that has
+    /// not got the key's earlier events gets only the newest.
     pub async fn publish_keyed<T: Serialize + ?Sized>(&self, event: &str, key: &str, value: &T) -> Result<Published, Refusal> {
         let key = Key::new(key)?;
         self.publish_message(Message::json_of(event, value)?.with_key(key)).await
     }
 
-    /// Publishes a value of an enum that has a variant for each event, `#[serde(tag = "event", content = "data")]`. Errors as for [`Channel::publish`].
+    /// Publishes a value of an enum that has a variant for each event, `#[serde(tag = "event",
+    /// content = "data")]`. Errors as for [`Channel::publish`].
     pub async fn publish_typed<E: Serialize + ?Sized>(&self, event: &E) -> Result<Published, Refusal> {
         self.publish_message(Message::of_typed(event)?).await
     }
@@ -497,7 +507,8 @@ impl Channel {
         self.publish_with(Publish::end()).await
     }
 
-    /// What the broker keeps after `after`, or without it the newest events; at most `limit`, oldest first.
+    /// What the broker keeps after `after`, or without it the newest events; at most `limit`,
+    /// oldest first.
     ///
     /// # Errors
     /// `unavailable`.
@@ -532,8 +543,9 @@ fn warn_of_name(channel: &ChannelName, event: &EventName) {
 }
 
 impl Channel {
-    /// Who is in the channel now, on all nodes: users in the order of their ids, the anonymous last. The directory of members is asked, unless this node
-    /// follows the channel's members for a listener anyway.
+    /// Who is in the channel now, on all nodes: users in the order of their ids, the anonymous
+    /// last. The directory of members is asked, unless this node follows the channel's members for
+    /// a listener anyway.
     ///
     /// # Errors
     /// `bad-request`: the channel's rule says nothing of presence; `unavailable`.

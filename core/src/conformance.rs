@@ -1,26 +1,28 @@
-//! The broker contract as tests: one public function for each clause. A broker is finished when all of them hold over it.
+//! The broker contract as tests: one public function for each clause. A broker is finished when all
+//! of them hold over it.
 //!
 //! # The contract
 //!
-//! [`Broker`], [`Feed`] and [`Replay`] state it method by method; this is what it comes to. A channel is a
-//! **chain**: a first position, then events, each of which names the one before it.
+//! [`Broker`], [`Feed`] and [`Replay`] state it method by method; this is what it comes to. A
+//! channel is a **chain**: a first position, then events, each of which names the one before it.
 //!
-//! - **Positions** strictly increase and are never given twice, whichever node publishes, whatever was
-//!   lost. An acknowledged event stands before one whose publish began later. A channel without
+//! - **Positions** strictly increase and are never given twice, whichever node publishes, whatever
+//!   was lost. An acknowledged event stands before one whose publish began later. A channel without
 //!   events has a first position to resume from. Brokers may give several of them out, and they are
 //!   of equal worth: after each of them comes the first event, which names the one that was asked
 //!   with. One is good for five minutes at least after it was given out, and as long as a feed goes
 //!   on from it.
-//! - **`previous`** is the position before, or zero where the broker does not know it any more; never another one. A feed knows it at
-//!   least while history holds the event before.
-//! - **A feed** shows every event after its head, each once, in order, and what it has shown can be replayed. One that may have missed
-//!   something ends.
+//! - **`previous`** is the position before, or zero where the broker does not know it any more;
+//!   never another one. A feed knows it at least while history holds the event before.
+//! - **A feed** shows every event after its head, each once, in order, and what it has shown can be
+//!   replayed. One that may have missed something ends.
 //! - **A replay** is everything after the position asked for, or says `complete: false`. A position
 //!   that the channel never gave, zero among them, is never complete. It ends at the bound of its
 //!   page, in events or in bytes, and says `more`; one event always comes.
-//! - **History** holds at least what the rule says: after the event that stands before the newest `events` ones (or before those that
-//!   fit `bytes`, or `age`) a replay is complete. It may hold more, but not without bound: at most `2 * events + 200` events and
-//!   `4 * bytes` bytes, and what is older than `age` goes within half a minute. Without history the chain still stands.
+//! - **History** holds at least what the rule says: after the event that stands before the newest
+//!   `events` ones (or before those that fit `bytes`, or `age`) a replay is complete. It may hold
+//!   more, but not without bound: at most `2 * events + 200` events and `4 * bytes` bytes, and what
+//!   is older than `age` goes within half a minute. Without history the chain still stands.
 //! - **Reading stores nothing** for longer than five minutes: neither a replay nor a feed that is
 //!   dropped.
 //! - **An idempotency key** makes one event per channel, however often, from however many nodes and
@@ -28,14 +30,17 @@
 //!   event, and nothing is appended. Keys are text; different texts are different keys.
 //! - **An end** is the last event. One that is published with an event is appended with it, or
 //!   neither is.
-//! - **Names** are literal, and different names are different channels. **Payloads** come back byte for byte, a mebibyte at least.
+//! - **Names** are literal, and different names are different channels. **Payloads** come back byte
+//!   for byte, a mebibyte at least.
 //!
 //! # Running it
 //!
 //! A broker's tests give a [`Fixture`], whose brokers are made with [`rules`], and call
-//! [`conformance_tests!`](crate::conformance_tests), which makes a test of each clause, in a module that bears the broker's name. [`table`] shows clauses against brokers.
-//! Names are new in every run, so a server may be shared and used again; clauses that break things need one of their own.
-//! No clause depends on speed: a wait is for an event, and [`PATIENCE`] only turns a hang into a failure.
+//! [`conformance_tests!`](crate::conformance_tests), which makes a test of each clause, in a module
+//! that bears the broker's name. [`table`] shows clauses against brokers. Names are new in every
+//! run, so a server may be shared and used again; clauses that break things need one of their own.
+//! No clause depends on speed: a wait is for an event, and [`PATIENCE`] only turns a hang into a
+//! failure.
 
 // A clause fails by panicking.
 #![allow(clippy::unwrap_used)]
@@ -71,7 +76,8 @@ const CLAUSE_BOUND: Duration = Duration::from_secs(180);
 /// What clauses run over: one backbone.
 #[async_trait]
 pub trait Fixture: Send + Sync {
-    /// The broker of another node on this backbone, made with [`rules`]. A broker that is one process gives the same one each time.
+    /// The broker of another node on this backbone, made with [`rules`]. A broker that is one
+    /// process gives the same one each time.
     async fn node(&self) -> Arc<dyn Broker>;
 
     /// The same of a node whose clock is `ahead` µs ahead, or below zero so far behind. A broker
@@ -99,11 +105,13 @@ pub trait Fixture: Send + Sync {
 /// What can happen to a backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// All that it held is lost, for the nodes that are there as for later ones. It works again at once.
+    /// All that it held is lost, for the nodes that are there as for later ones. It works again at
+    /// once.
     Wipe,
     /// Every connection of every node breaks, once.
     Cut,
-    /// It dies, without warning, and comes back with what it had stored. Only for a backbone that stores.
+    /// It dies, without warning, and comes back with what it had stored. Only for a backbone that
+    /// stores.
     Restart,
     /// It dies, and comes back with nothing and with a clock that is ten minutes behind.
     ReturnBehind,
@@ -157,7 +165,8 @@ impl Clause {
         }
     }
 
-    /// [`Clause::judge`], and with [`RECORD`] in the environment the verdict is written down under the broker's name, for [`recorded_table`].
+    /// [`Clause::judge`], and with [`RECORD`] in the environment the verdict is written down under
+    /// the broker's name, for [`recorded_table`].
     ///
     /// # Panics
     /// If it cannot be written.
@@ -194,7 +203,8 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-/// Ends the process when a broker blocks the thread itself, which no timeout can interrupt. Dropping it calls it off.
+/// Ends the process when a broker blocks the thread itself, which no timeout can interrupt.
+/// Dropping it calls it off.
 struct Watchdog {
     _called_off: std::sync::mpsc::Sender<()>,
 }
@@ -213,7 +223,8 @@ impl Watchdog {
     }
 }
 
-/// Runs every clause over every fixture and gives a Markdown table of the verdicts, then why those that are broken are.
+/// Runs every clause over every fixture and gives a Markdown table of the verdicts, then why those
+/// that are broken are.
 pub async fn table(fixtures: &[(&str, &dyn Fixture)]) -> String {
     let mut verdicts = HashMap::new();
     let mut reasons = String::new();
@@ -230,8 +241,9 @@ pub async fn table(fixtures: &[(&str, &dyn Fixture)]) -> String {
     markdown(&brokers, |broker, clause| verdicts[&(broker, clause)].clone()) + &reasons
 }
 
-/// The table of what the tests of these brokers have written into this folder, with [`RECORD`]: each by the name it recorded under, and the one that readers
-/// know it by. What did not run is `not run`.
+/// The table of what the tests of these brokers have written into this folder, with [`RECORD`]:
+/// each by the name it recorded under, and the one that readers know it by. What did not run is
+/// `not run`.
 pub fn recorded_table(folder: &Path, brokers: &[(&str, &str)]) -> String {
     let titles: Vec<&str> = brokers.iter().map(|(_, title)| *title).collect();
     markdown(&titles, |title, clause| {
@@ -578,7 +590,8 @@ impl Chain {
         }
     }
 
-    /// Whether a replay is all that the contract says, if history promises the newest `promised` events.
+    /// Whether a replay is all that the contract says, if history promises the newest `promised`
+    /// events.
     fn allows(&self, after: Option<Position>, limit: usize, promised: usize, replay: &Replay) {
         let positions: Vec<Position> = replay.events.iter().map(|event| event.position).collect();
         let about = || {
@@ -691,12 +704,14 @@ pub async fn positions_strictly_increase_and_name_their_previous(fixture: &dyn F
     chain.allows(Some(chain.0[0]), 100, 50, &replay);
 }
 
-/// So that a store which begins anew begins above all it ever gave; and they fit a JavaScript number.
+/// So that a store which begins anew begins above all it ever gave; and they fit a JavaScript
+/// number.
 pub async fn positions_come_from_the_clock(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
     let birth = follow(&*node, &channel).await.head;
     let first = publish(&*node, &channel, text("first")).await;
-    // A store may count on from the clock at which it was made; none may run ahead of the clock for long.
+    // A store may count on from the clock at which it was made; none may run ahead of the clock for
+    // long.
     let (made, soon) = (Position(1_577_836_800_000_000), Position(Position::now().0 + 60_000_000));
     for position in [birth, first] {
         assert!(position > made && position < soon, "{position} is not from the clock");
@@ -931,7 +946,8 @@ pub async fn a_feed_that_nobody_reads_delays_nobody(fixture: &dyn Fixture) {
     assert_eq!(shown, chain.0[1..]);
 }
 
-/// It alone: another feed of the same channel goes on, and a later one works. Where the backbone counts subscriptions, none is left.
+/// It alone: another feed of the same channel goes on, and a later one works. Where the backbone
+/// counts subscriptions, none is left.
 pub async fn dropping_a_feed_unsubscribes(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
     let mut stays = follow(&*node, &channel).await;
@@ -1156,7 +1172,8 @@ pub async fn replay_inside_the_range_but_not_there_is_incomplete(fixture: &dyn F
     }
 }
 
-/// Zero, one, ahead of the head: clients send such things. Nothing comes after a position ahead of the head.
+/// Zero, one, ahead of the head: clients send such things. Nothing comes after a position ahead of
+/// the head.
 pub async fn replay_after_a_position_that_was_never_given_is_incomplete(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     for (kept, promised) in [(Kept::Ample, 3), (Kept::Ten, 3), (Kept::None, 0)] {
@@ -1826,7 +1843,8 @@ pub async fn an_event_with_its_end_that_was_given_up_happened_whole_or_not(fixtu
     }
 }
 
-/// Every character that is allowed, the longest names, every byte; each through feed and replay of another node.
+/// Every character that is allowed, the longest names, every byte; each through feed and replay of
+/// another node.
 pub async fn any_valid_name_and_payload_survives(fixture: &dyn Fixture) {
     const NAME: &str = "ABCXYZabcxyz0189-_.~:@=+";
     let nodes = [fixture.node().await, fixture.node().await];
@@ -2101,8 +2119,8 @@ async fn insist_on_following(node: &dyn Broker, channel: &ChannelName) -> Feed {
     .await
 }
 
-/// No position is given again, no cursor from before is called complete, and no feed takes an event of the new chain for the next of
-/// the old one.
+/// No position is given again, no cursor from before is called complete, and no feed takes an event
+/// of the new chain for the next of the old one.
 pub async fn after_a_wipe_nothing_old_goes_on(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
     let mut feed = follow(&*node, &channel).await;

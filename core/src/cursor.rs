@@ -1,7 +1,8 @@
 //! How far a listener has got, as the text that clients store and send back.
 //!
-//! One channel: the decimal position itself. Several channels: a token that names each channel by a short hash and its
-//! position, so that 100 channels stay under 1 KB: each event of such a stream carries it.
+//! One channel: the decimal position itself. Several channels: a token that names each channel by a
+//! short hash and its position, so that 100 channels stay under 1 KB: each event of such a stream
+//! carries it.
 
 use base64::Engine;
 use base64::display::Base64Display;
@@ -23,8 +24,9 @@ const MAX_ENTRIES: usize = 1000;
 
 /// The position of the last event that a listener has, for one or more channels.
 ///
-/// For example: a stream of one channel gives ids like `1748123004217001`; that text *is* the cursor, and a WebSocket takes it as
-/// well. A stream of `orders/1` and `chat/x` gives one id that holds both positions, and each event moves one of them.
+/// For example: a stream of one channel gives ids like `1748123004217001`; that text *is* the
+/// cursor, and a WebSocket takes it as well. A stream of `orders/1` and `chat/x` gives one id that
+/// holds both positions, and each event moves one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cursor {
     /// The cursor of a stream of one channel, whichever it is.
@@ -142,7 +144,8 @@ impl Cursor {
         }
     }
 
-    /// Whether the cursor is of one channel, whichever it is: then it says nothing for a stream of several.
+    /// Whether the cursor is of one channel, whichever it is: then it says nothing for a stream of
+    /// several.
     pub fn is_one(&self) -> bool {
         matches!(self, Cursor::One(_))
     }

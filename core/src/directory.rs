@@ -2,10 +2,11 @@
 //!
 //! Each node keeps **entries** in the directory: one for each member that it has in a channel. Only
 //! its own node ever writes an entry, so the nodes need no agreement. What an entry says is core's
-//! business: it counts a member's connections
-//! over all nodes, tells joins from leaves, and announces everything again after an outage (`presence`).
+//! business: it counts a member's connections over all nodes, tells joins from leaves, and
+//! announces everything again after an outage (`presence`).
 //!
-//! `airwave_brokers::memory` is the reference; the contract as tests is the module `directory_conformance` (feature `conformance`).
+//! `airwave_brokers::memory` is the reference; the contract as tests is the module
+//! `directory_conformance` (feature `conformance`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,14 +32,17 @@ pub const MAX_MEMBER: usize = 255;
 
 /// A further ability of a broker: it knows which members each node has in a channel.
 ///
-/// Every method MUST come back within a few seconds, with `Unavailable` if need be, and MUST NOT retry in secret. Names of channels and
-/// members are literal: whatever a member's id holds, it is never a pattern or a part of a key that could be taken for another.
+/// Every method MUST come back within a few seconds, with `Unavailable` if need be, and MUST NOT
+/// retry in secret. Names of channels and members are literal: whatever a member's id holds, it is
+/// never a pattern or a part of a key that could be taken for another.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// Sets or clears entries of one node in one channel, in this order, and shows them to every watch of the channel.
+    /// Sets or clears entries of one node in one channel, in this order, and shows them to every
+    /// watch of the channel.
     ///
-    /// All `entries` are of the same node, one that has [sent a heartbeat](Directory::heartbeat). A call for a node that is dead or has left MAY be carried
-    /// out, but what it sets is never listed, and does not stay for ever. At most 500 entries a call.
+    /// All `entries` are of the same node, one that has [sent a heartbeat](Directory::heartbeat). A
+    /// call for a node that is dead or has left MAY be carried out, but what it sets is never
+    /// listed, and does not stay for ever. At most 500 entries a call.
     ///
     /// # Errors
     /// `Unavailable`: some or all of it may have happened. It is repeated with newer stamps.
@@ -50,18 +54,19 @@ pub trait Directory: Send + Sync + 'static {
     /// `Unavailable`.
     async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError>;
 
-    /// Watches the channel: every [`Directory::set`] that begins after this has come back is shown, in the order of its node. Those before may be shown, too. A
-    /// watch that may have missed something MUST end; the caller then watches and lists again.
-    /// Dropping the watch ends it. About one for each
-    /// channel and node. A node's death is not shown: [`Directory::heartbeat`] tells.
+    /// Watches the channel: every [`Directory::set`] that begins after this has come back is shown,
+    /// in the order of its node. Those before may be shown, too. A watch that may have missed
+    /// something MUST end; the caller then watches and lists again. Dropping the watch ends it.
+    /// About one for each channel and node. A node's death is not shown: [`Directory::heartbeat`]
+    /// tells.
     ///
     /// # Errors
     /// `Unavailable`.
     async fn watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError>;
 
-    /// `node` lives for another [`NODE_EXPIRES`]. One without a heartbeat for longer is dead for everybody, also if its process was killed: its entries are
-    /// listed no more, MUST NOT come back if it sends a heartbeat again, and the node that notices removes them
-    /// in the end.
+    /// `node` lives for another [`NODE_EXPIRES`]. One without a heartbeat for longer is dead for
+    /// everybody, also if its process was killed: its entries are listed no more, MUST NOT come
+    /// back if it sends a heartbeat again, and the node that notices removes them in the end.
     ///
     /// # Errors
     /// `Unavailable`: it may have happened.
@@ -74,7 +79,8 @@ pub trait Directory: Send + Sync + 'static {
     async fn leave(&self, node: NodeId) -> Result<(), BrokerError>;
 }
 
-/// One life of one node in the directory. A node that was taken for dead comes back as another incarnation.
+/// One life of one node in the directory. A node that was taken for dead comes back as another
+/// incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId {
     /// The same as long as the node runs.
@@ -132,7 +138,8 @@ pub struct Entry {
     pub node: NodeId,
     /// The member's id: 0 to [`MAX_MEMBER`] bytes of any text.
     pub member: Arc<str>,
-    /// Strictly increases with each entry of this node about this member in this channel, set or cleared.
+    /// Strictly increases with each entry of this node about this member in this channel, set or
+    /// cleared.
     pub stamp: u64,
     /// What it says, opaque to brokers, at most 2 KiB; `None`: the entry is cleared.
     pub value: Option<Bytes>,
@@ -141,7 +148,8 @@ pub struct Entry {
 /// What a node hears when it says that it lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Whether the node was alive before. False the first time, and after it had died or the directory was lost: then its entries are gone.
+    /// Whether the node was alive before. False the first time, and after it had died or the
+    /// directory was lost: then its entries are gone.
     pub known: bool,
     /// All nodes that live now. This one is among them, unless it had died.
     pub living: Vec<NodeId>,

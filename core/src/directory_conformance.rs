@@ -1,8 +1,10 @@
-//! The contract of [`Directory`] as tests: one public function for each clause, run over every broker that has one.
+//! The contract of [`Directory`] as tests: one public function for each clause, run over every
+//! broker that has one.
 //!
-//! A broker's tests give a [`Fixture`] and call [`directory_conformance_tests!`](crate::directory_conformance_tests). Names are new in every run. No
-//! clause depends on speed: a wait is for an event, and [`PATIENCE`] only turns a hang into a failure. That a node dies is waited for, too, which takes its
-//! quarter of a minute.
+//! A broker's tests give a [`Fixture`] and call
+//! [`directory_conformance_tests!`](crate::directory_conformance_tests). Names are new in every
+//! run. No clause depends on speed: a wait is for an event, and [`PATIENCE`] only turns a hang into
+//! a failure. That a node dies is waited for, too, which takes its quarter of a minute.
 
 // A clause fails by panicking.
 #![allow(clippy::unwrap_used)]
@@ -262,7 +264,8 @@ pub async fn each_node_has_its_own_entry_of_a_member(fixture: &dyn Fixture) {
     assert_eq!(one.list(&channel).await, BTreeMap::from([other.is("ann", "2")]));
 }
 
-/// Every change after the watch began is shown, each once, those of one node in their order; also those of its own node.
+/// Every change after the watch began is shown, each once, those of one node in their order; also
+/// those of its own node.
 pub async fn a_watch_shows_every_entry_in_the_order_of_its_node(fixture: &dyn Fixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut watch = one.directory.watch(&channel).await.unwrap();
@@ -314,7 +317,8 @@ pub async fn a_node_that_leaves_is_gone_at_once(fixture: &dyn Fixture) {
     one.directory.leave(one.node.next()).await.unwrap();
 }
 
-/// A node without a heartbeat for a while is listed nowhere. If it sends a heartbeat again it is unknown, and what it said does not come back.
+/// A node without a heartbeat for a while is listed nowhere. If it sends a heartbeat again it is
+/// unknown, and what it said does not come back.
 pub async fn a_node_that_stops_beating_is_dead_for_everybody_and_does_not_come_back(fixture: &dyn Fixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
@@ -351,7 +355,8 @@ pub async fn channels_do_not_hear_each_other(fixture: &dyn Fixture) {
     assert_eq!(shown_value(&mut watch).await, ("ann".to_owned(), Some("here".to_owned())));
 }
 
-/// No id of a member means anything to the directory: not a pattern, not a separator, not the end of anything.
+/// No id of a member means anything to the directory: not a pattern, not a separator, not the end
+/// of anything.
 pub async fn a_member_may_be_any_text(fixture: &dyn Fixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut ids: Vec<String> = [

@@ -1,7 +1,7 @@
 //! The values everything else passes around: names, positions, messages, events.
 //!
-//! Parse at the door: a [`ChannelName`] or [`EventName`] exists only if it is valid, so no format has to check again and no
-//! line break can ever forge a field of an SSE stream.
+//! Parse at the door: a [`ChannelName`] or [`EventName`] exists only if it is valid, so no format
+//! has to check again and no line break can ever forge a field of an SSE stream.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -42,8 +42,8 @@ fn check_length(kind: &str, text: &str) -> Result<(), Invalid> {
     }
 }
 
-/// The name of a channel: 1 to 255 bytes, segments of ASCII letters, digits and `-_.~:@=+` separated by `/`, no empty,
-/// `.` or `..` segment. Cloning is cheap (shared text).
+/// The name of a channel: 1 to 255 bytes, segments of ASCII letters, digits and `-_.~:@=+`
+/// separated by `/`, no empty, `.` or `..` segment. Cloning is cheap (shared text).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelName(Arc<str>);
 
@@ -72,7 +72,8 @@ impl ChannelName {
     }
 }
 
-/// The name of an event: as a channel name, but without `/` and not beginning with `airwave.`, which is the protocol's.
+/// The name of an event: as a channel name, but without `/` and not beginning with `airwave.`,
+/// which is the protocol's.
 ///
 /// `error` and `open` are names that a browser's `EventSource` fires itself
 /// ([`EventName::is_fired_by_event_source`]).
@@ -132,7 +133,8 @@ impl EventName {
     }
 }
 
-/// What an event is about (`AAPL`, `player-7`): the unit of conflation. 1 to 255 bytes, no control characters.
+/// What an event is about (`AAPL`, `player-7`): the unit of conflation. 1 to 255 bytes, no control
+/// characters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(Arc<str>);
 
@@ -152,8 +154,8 @@ impl Key {
     }
 }
 
-/// What makes a repeated publish the same publish: 1 to 255 visible ASCII characters, per channel, for
-/// [`crate::broker::IDEMPOTENCY_WINDOW`].
+/// What makes a repeated publish the same publish: 1 to 255 visible ASCII characters, per channel,
+/// for [`crate::broker::IDEMPOTENCY_WINDOW`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IdempotencyKey(Arc<str>);
 
@@ -204,12 +206,13 @@ macro_rules! text_value {
 }
 text_value!(ChannelName, EventName, Key, IdempotencyKey);
 
-/// Orders the events of one channel: strictly increasing, and never given to two different events, not even after a
-/// crash, a failover that lost writes, or a wiped store.
+/// Orders the events of one channel: strictly increasing, and never given to two different events,
+/// not even after a crash, a failover that lost writes, or a wiped store.
 ///
-/// Positions start from the clock in microseconds, so a store that begins anew begins above everything it ever gave. For
-/// example: events at 1748123004217001 and 1748123004217002; the store is wiped; the next event gets 1748123009000000,
-/// whose `previous` is not 1748123004217002, and a listener that holds that cursor is told of a gap.
+/// Positions start from the clock in microseconds, so a store that begins anew begins above
+/// everything it ever gave. For example: events at 1748123004217001 and 1748123004217002; the store
+/// is wiped; the next event gets 1748123009000000, whose `previous` is not 1748123004217002, and a
+/// listener that holds that cursor is told of a gap.
 ///
 /// Zero is no event's position; as a `previous` it means "none is known".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -232,7 +235,8 @@ impl Position {
         Position(self.0.saturating_add(micros))
     }
 
-    /// The next position of a channel (or store) whose last one is `self`: the clock, or one more where the clock is behind.
+    /// The next position of a channel (or store) whose last one is `self`: the clock, or one more
+    /// where the clock is behind.
     pub fn next(self) -> Self {
         Position(self.0.saturating_add(1)).max(Position::now())
     }
@@ -260,7 +264,8 @@ impl FromStr for Position {
 
 /// A payload. JSON and text are kept apart, because JSON is embedded in envelopes as it stands.
 ///
-/// JSON is valid, on one line, and free of C0 and C1 controls, U+0085, U+2028 and U+2029 (they are escaped), whichever way it came in.
+/// JSON is valid, on one line, and free of C0 and C1 controls, U+0085, U+2028 and U+2029 (they are
+/// escaped), whichever way it came in.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Data {
     /// JSON text, normalised.
@@ -271,7 +276,8 @@ pub enum Data {
     Binary(Bytes),
 }
 
-/// JSON text that is known to be valid and normalised; only [`Data`] makes one. Like a payload it never reaches a log.
+/// JSON text that is known to be valid and normalised; only [`Data`] makes one. Like a payload it
+/// never reaches a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JsonText(Arc<str>);
 
@@ -348,8 +354,8 @@ impl Data {
         }
     }
 
-    /// Takes a payload back from a broker's store: what [`Data::kind`] and [`Data::as_bytes`] gave. JSON is not parsed again:
-    /// it was checked when it was published.
+    /// Takes a payload back from a broker's store: what [`Data::kind`] and [`Data::as_bytes`] gave.
+    /// JSON is not parsed again: it was checked when it was published.
     pub fn from_stored(kind: u8, bytes: Bytes) -> Result<Self, Invalid> {
         let text = |bytes: &Bytes| match std::str::from_utf8(bytes) {
             Ok(text) => Ok(Arc::<str>::from(text)),
@@ -380,10 +386,11 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// Puts valid JSON on one line, and escapes what could be mistaken for a line break or a control by a reader.
+/// Puts valid JSON on one line, and escapes what could be mistaken for a line break or a control by
+/// a reader.
 ///
-/// In valid JSON raw C0 controls stand only between tokens, and everything beyond ASCII only inside strings. So the first become
-/// spaces and the second `\u` escapes, and the value stays the same.
+/// In valid JSON raw C0 controls stand only between tokens, and everything beyond ASCII only inside
+/// strings. So the first become spaces and the second `\u` escapes, and the value stays the same.
 ///
 /// A string with half of a surrogate pair is refused: it is no text, and strict readers of
 /// listeners fail on it. So is a number that no double holds (`1e400`), RFC 8259, section 6.
@@ -514,7 +521,8 @@ impl Message {
     /// Reads the data as a value: JSON as it is, text as a JSON string.
     ///
     /// # Errors
-    /// [`Invalid`] that names the path of the first wrong field (`items[2].price`); its text may be shown to the client who sent it.
+    /// [`Invalid`] that names the path of the first wrong field (`items[2].price`); its text may be
+    /// shown to the client who sent it.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Invalid> {
         let text = self.data_as_json()?;
         serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(&text))
@@ -543,13 +551,15 @@ impl Message {
     /// # Errors
     /// As [`Message::json`]; also a name that is none of the enum's events.
     pub fn typed<E: DeserializeOwned>(&self) -> Result<E, Invalid> {
-        // The name's characters need no escape. It comes first, so that the data are read as what they must be, and an error knows its place.
+        // The name's characters need no escape. It comes first, so that the data are read as what
+        // they must be, and an error knows its place.
         let text = format!("{{\"event\":\"{}\",\"data\":{}}}", self.event, self.data_as_json()?);
         serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(&text))
             .map_err(|error| self.does_not_fit("data", &error))
     }
 
-    /// The message that [`Message::typed`] reads back: `event` is an enum with a variant for each event, `#[serde(tag = "event", content = "data")]`.
+    /// The message that [`Message::typed`] reads back: `event` is an enum with a variant for each
+    /// event, `#[serde(tag = "event", content = "data")]`.
     ///
     /// # Errors
     /// It is not such an enum, or a variant's name is no event name.
@@ -602,8 +612,8 @@ impl Message {
         self.data.len() + self.event.0.len() + self.key.as_ref().map_or(0, |k| k.0.len())
     }
 
-    /// Writes the message as brokers store it: [`Data::kind`], the lengths of name and key as two hexadecimal digits each, name, key,
-    /// payload.
+    /// Writes the message as brokers store it: [`Data::kind`], the lengths of name and key as two
+    /// hexadecimal digits each, name, key, payload.
     pub fn store(&self, into: &mut Vec<u8>) {
         let key = self.key.as_ref().map_or("", |key| key.as_str());
         into.reserve(5 + self.weight());
@@ -615,7 +625,8 @@ impl Message {
         into.extend_from_slice(self.data.as_bytes());
     }
 
-    /// Takes a message back from a broker's store: what [`Message::store`] wrote, up to the end. `None`: it is not one.
+    /// Takes a message back from a broker's store: what [`Message::store`] wrote, up to the end.
+    /// `None`: it is not one.
     pub fn from_stored(bytes: &Bytes) -> Option<Self> {
         let length = |digits: &[u8]| {
             let digits = std::str::from_utf8(digits).ok()?;
@@ -642,8 +653,9 @@ pub struct Event {
     pub position: Position,
     /// The place of the event before it in this channel; zero: none is known.
     ///
-    /// For example: events 10, 20, 30 have previous 10's birth, 10 and 20. A reader that has 20 and gets 30 has missed nothing; a
-    /// reader that has 10 and gets 30 asks the broker for what lies between.
+    /// For example: events 10, 20, 30 have previous 10's birth, 10 and 20. A reader that has 20 and
+    /// gets 30 has missed nothing; a reader that has 10 and gets 30 asks the broker for what lies
+    /// between.
     pub previous: Position,
     /// What was said.
     pub message: Message,

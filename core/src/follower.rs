@@ -1,7 +1,8 @@
-//! Follows one channel for its log: takes the feed of the broker, checks the chain, and heals what is
-//! broken from history, or announces a gap.
+//! Follows one channel for its log: takes the feed of the broker, checks the chain, and heals what
+//! is broken from history, or announces a gap.
 //!
-//! This is the one place where `previous` is checked, for every broker. A healthy log costs no task: the broker's feed calls in here directly.
+//! This is the one place where `previous` is checked, for every broker. A healthy log costs no
+//! task: the broker's feed calls in here directly.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -22,17 +23,20 @@ use crate::log::{Appended, Found, Log, goes_on_after, is_whole, lost_end};
 use crate::patience;
 use crate::rule::Rule;
 
-/// How many events wait at most while a log heals. Beyond it they are dropped and read from history instead, which holds what a feed has shown.
+/// How many events wait at most while a log heals. Beyond it they are dropped and read from history
+/// instead, which holds what a feed has shown.
 const PENDING_BOUND: usize = 10_000;
 /// How much one history read asks for while healing.
 const HEAL_PAGE: PageLimit = PageLimit::events(1000).with_bytes(4 << 20);
-/// How many fruitless history reads it takes until a chain that nothing closes is called a loss: about ten seconds.
+/// How many fruitless history reads it takes until a chain that nothing closes is called a loss:
+/// about ten seconds.
 const HEAL_TRIES: u32 = 12;
 /// After so many gaps the log goes on with what the feed has shown: history is trimmed faster than
 /// it can be read.
 const PATIENT_GAPS: usize = 1;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// A feed that ends sooner than this is not followed again at once, so that a broker whose feeds do not last is not called in a busy loop.
+/// A feed that ends sooner than this is not followed again at once, so that a broker whose feeds do
+/// not last is not called in a busy loop.
 const FEED_LASTS: Duration = Duration::from_secs(1);
 
 /// How long a log that heals keeps others from it. Part of a broker may be away: what is asked
@@ -65,7 +69,8 @@ struct State {
 #[derive(Default)]
 struct Pending {
     events: VecDeque<Arc<Event>>,
-    /// The newest event that did not find room. The log is not whole before it has come this far: `previous` need not show it, it may be zero.
+    /// The newest event that did not find room. The log is not whole before it has come this far:
+    /// `previous` need not show it, it may be zero.
     dropped: Position,
     /// How often history did not reach back to the log's head.
     gaps: usize,
@@ -120,7 +125,8 @@ impl FeedSink<Arc<Event>> for LiveFeed {
 }
 
 impl Follower {
-    /// Follows the channel, reads its recent history, and has a log that is up to date: from then on every event reaches it.
+    /// Follows the channel, reads its recent history, and has a log that is up to date: from then
+    /// on every event reaches it.
     pub(crate) async fn open(backbone: Arc<Backbone>, name: ChannelName, rule: Arc<Rule>) -> Result<Arc<Self>, BrokerError> {
         let want = rule.history.events.max(backbone.limits.ring_events);
         let history = if rule.history.events == 0 { 1 } else { want };
@@ -184,7 +190,8 @@ impl Follower {
         }))
     }
 
-    /// Lets the feed's events in. Not under our lock: the feed calls us back with the events that wait, and it holds its own lock then.
+    /// Lets the feed's events in. Not under our lock: the feed calls us back with the events that
+    /// wait, and it holds its own lock then.
     fn attach(&self, feed: Feed, generation: u64) {
         {
             let mut state = self.lock();
@@ -270,7 +277,8 @@ impl Follower {
         self.heal(generation + 1, Some(pause));
     }
 
-    /// Makes what was appended visible: at once, or where the rule has a rate, when the window has passed.
+    /// Makes what was appended visible: at once, or where the rule has a rate, when the window has
+    /// passed.
     fn show(&self) {
         let Some(window) = self.log.rule.window() else {
             self.log.show();
@@ -301,8 +309,9 @@ impl Follower {
             if let Some(follower) = me.upgrade() {
                 {
                     let mut state = follower.window.lock().unwrap_or_else(PoisonError::into_inner);
-                    // When it was due: a timer is late by a millisecond or two, which would make sixty a second fifty-six. One that is very late is
-                    // made up for once, and no more.
+                    // When it was due: a timer is late by a millisecond or two, which would make
+                    // sixty a second fifty-six. One that is very late is made up for once, and no
+                    // more.
                     *state = Window {
                         last: due,
                         scheduled: false,
@@ -331,7 +340,8 @@ impl Follower {
 
     /// `give_up`: history will not close the hole before what the feed has shown; announce it.
     fn take_in(&self, generation: u64, after: Position, replay: &Replay, give_up: bool) -> Healed {
-        // Under the lock from the first look: of two that heal at once, one for the feed that ended meanwhile, only one may append.
+        // Under the lock from the first look: of two that heal at once, one for the feed that ended
+        // meanwhile, only one may append.
         let mut state = self.lock();
         if state.generation != generation || state.closed {
             return Healed::Superseded;
@@ -368,8 +378,9 @@ impl Follower {
         let again = again.map_or(0, |last| last + 1);
         for event in replay.events.iter().skip(again).cloned().chain(lost_end(replay)) {
             if self.log.append(event.clone()) == Appended::Broken {
-                // History is whole, and its beginning has been judged: what was announced as lost is there again, as after a failover and one back. Some
-                // listeners have had it, and those that came behind its gap have not: both are told.
+                // History is whole, and its beginning has been judged: what was announced as lost
+                // is there again, as after a failover and one back. Some listeners have had it, and
+                // those that came behind its gap have not: both are told.
                 tracing::warn!(channel = %self.log.name, after = %event.previous, "events that were announced as lost are there again");
                 self.log.append_gap(event.previous, GapReason::BrokerLostData);
                 self.log.append(event);
@@ -572,7 +583,8 @@ pub(crate) fn lost_reason(after: Position, replay: &Replay, seen: Position) -> G
         GapReason::BrokerLostData
     } else {
         match replay.events.first() {
-            // Events stand on both sides of `after`, and it is not among them: it was in a tail that the broker lost.
+            // Events stand on both sides of `after`, and it is not among them: it was in a tail
+            // that the broker lost.
             Some(first) if first.previous > Position::ZERO && first.previous < after => GapReason::BrokerLostData,
             _ => GapReason::HistoryExpired,
         }

@@ -12,7 +12,8 @@ pub(crate) const MAX_FORMATS: usize = 4;
 
 /// One format. Called once per event and format, never per listener. Pure, cannot fail.
 ///
-/// The bytes are ready for the socket, framing included, so that a socket loop knows nothing of what it writes.
+/// The bytes are ready for the socket, framing included, so that a socket loop knows nothing of
+/// what it writes.
 pub trait Format: Send + Sync + 'static {
     /// A short name for metrics: `sse`, `websocket`.
     fn name(&self) -> &'static str;
@@ -23,8 +24,9 @@ pub trait Format: Send + Sync + 'static {
     /// Something that the server says about a channel or the connection.
     fn notice(&self, notice: &Notice<'_>) -> Bytes;
 
-    /// For formats of streams of several channels in which each event carries the cursor of them all: what follows an event's bytes.
-    /// `None`: the format carries the position of each event in itself.
+    /// For formats of streams of several channels in which each event carries the cursor of them
+    /// all: what follows an event's bytes. `None`: the format carries the position of each event in
+    /// itself.
     fn stamp(&self) -> Option<Stamp>;
 }
 
@@ -109,10 +111,12 @@ impl Change {
     }
 }
 
-/// What the server says that is not an event. `id` is the number that the client gave its command, if it gave one.
+/// What the server says that is not an event. `id` is the number that the client gave its command,
+/// if it gave one.
 #[derive(Debug, Clone, Copy)]
 pub enum Notice<'a> {
-    /// A subscription is confirmed. `stamp` is the cursor of the whole stream, where the format has one.
+    /// A subscription is confirmed. `stamp` is the cursor of the whole stream, where the format has
+    /// one.
     Subscribed {
         /// The client's number of the command.
         id: Option<u64>,
@@ -172,8 +176,8 @@ pub enum Notice<'a> {
         /// How long the client should wait before it connects again, in milliseconds.
         retry: u32,
     },
-    /// A page of who is in a channel. The first page of a new list follows one without `more`, or none; the changes that follow the last page are those
-    /// after the list.
+    /// A page of who is in a channel. The first page of a new list follows one without `more`, or
+    /// none; the changes that follow the last page are those after the list.
     Members {
         /// The channel.
         channel: &'a ChannelName,

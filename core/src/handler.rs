@@ -16,20 +16,24 @@ use crate::rule::TransportName;
 /// How much may be said about a user, in bytes of JSON.
 const MAX_META: usize = 1024;
 
-/// The application's say about the channels that match the pattern it was registered with. The same handler serves every transport: a
-/// message that a WebSocket client sends and one that an SSE client POSTs are the same call.
+/// The application's say about the channels that match the pattern it was registered with. The same
+/// handler serves every transport: a message that a WebSocket client sends and one that an SSE
+/// client POSTs are the same call.
 ///
-/// Every method has a default: implement what you need. Calls for one connection come one after the other; different connections
-/// call at the same time. A slow method delays only further commands of its own connection, never deliveries. A call that is under way when its connection
-/// breaks may be dropped at its next `await`: what must not stop half-way belongs in a task of its own. A drain waits for it.
+/// Every method has a default: implement what you need. Calls for one connection come one after the
+/// other; different connections call at the same time. A slow method delays only further commands
+/// of its own connection, never deliveries. A call that is under way when its connection breaks may
+/// be dropped at its next `await`: what must not stop half-way belongs in a task of its own. A
+/// drain waits for it.
 ///
 /// A method that panics is caught: the client is answered `internal`, the connection and its other
 /// channels go on, the log says in which channel and at which event it was, and
 /// `airwave_handler_panics_total` counts it.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// Who is this? Called once for each connection (an SSE stream, a WebSocket, a single POST) that turns to a channel of this handler, before anything
-    /// else. What it returns is the client's identity in the other methods. Default: anybody, anonymous.
+    /// Who is this? Called once for each connection (an SSE stream, a WebSocket, a single POST)
+    /// that turns to a channel of this handler, before anything else. What it returns is the
+    /// client's identity in the other methods. Default: anybody, anonymous.
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         let _ = request;
         Ok(Identity::anonymous())
@@ -43,8 +47,8 @@ pub trait Handler: Send + Sync + 'static {
     }
 
     /// May this client listen to this channel? Called for each subscription and each history
-    /// request, and, unless
-    /// [`Handler::requires_subscription`] says otherwise, for each message that does not come over a subscription. Default: yes.
+    /// request, and, unless [`Handler::requires_subscription`] says otherwise, for each message
+    /// that does not come over a subscription. Default: yes.
     async fn subscribe(&self, client: &Client, channel: &Channel) -> Result<(), Refusal> {
         let _ = (client, channel);
         Ok(())
@@ -61,10 +65,10 @@ pub trait Handler: Send + Sync + 'static {
     /// Whether only those may send who may listen. Default: yes.
     ///
     /// Then a message over a WebSocket needs an open subscription of that connection to the
-    /// channel, and for a POST,
-    /// [`Handler::subscribe`] is asked first, each time; if it refuses, the message is refused with the same code. Without it,
-    /// [`Handler::message`] runs for every client that [`Handler::connect`] knows, and has to check by itself whatever must hold:
-    /// for channels to which clients write and that they never read.
+    /// channel, and for a POST, [`Handler::subscribe`] is asked first, each time; if it refuses,
+    /// the message is refused with the same code. Without it, [`Handler::message`] runs for every
+    /// client that [`Handler::connect`] knows, and has to check by itself whatever must hold: for
+    /// channels to which clients write and that they never read.
     fn requires_subscription(&self) -> bool {
         true
     }
@@ -106,8 +110,9 @@ impl ConnectRequest {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
-    /// The token of an `Authorization: Bearer` header (RFC 6750, section 2.1), or of the subprotocol that stands for it where a browser opens a
-    /// WebSocket (docs/protocol.md, section 5).
+    /// The token of an `Authorization: Bearer` header (RFC 6750, section 2.1), or of the
+    /// subprotocol that stands for it where a browser opens a WebSocket (docs/protocol.md, section
+    /// 5).
     pub fn bearer_token(&self) -> Option<&str> {
         let (scheme, token) = self.header("authorization")?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
@@ -137,7 +142,8 @@ impl Identity {
         Self::default()
     }
 
-    /// A user by an id that the application chooses. In channels with presence it is what others see, has at most 255 bytes, and an empty one is anonymous.
+    /// A user by an id that the application chooses. In channels with presence it is what others
+    /// see, has at most 255 bytes, and an empty one is anonymous.
     pub fn user(id: impl Into<Arc<str>>) -> Self {
         Self {
             user: Some(id.into()),
@@ -145,8 +151,9 @@ impl Identity {
         }
     }
 
-    /// The same with a few words about the user that everybody in a channel with presence may see: a name, a colour, a picture. Of a user with
-    /// several connections the newest counts; of anonymous clients it is not shown, because they are only counted.
+    /// The same with a few words about the user that everybody in a channel with presence may see:
+    /// a name, a colour, a picture. Of a user with several connections the newest counts; of
+    /// anonymous clients it is not shown, because they are only counted.
     ///
     /// # Errors
     /// The value is no JSON, or more than 1 KiB of it.

@@ -1,4 +1,5 @@
-//! One node: its open logs, its sessions, its limits. What every transport needs of permission, opening and sending is here once.
+//! One node: its open logs, its sessions, its limits. What every transport needs of permission,
+//! opening and sending is here once.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -110,7 +111,8 @@ enum Whose {
 #[derive(Clone)]
 pub struct FormatHandle(pub(crate) Arc<FormatSlot>);
 
-/// One client's connection, before and beside its session: who it is, for each handler that was asked.
+/// One client's connection, before and beside its session: who it is, for each handler that was
+/// asked.
 pub struct Connection {
     pub(crate) hub: Hub,
     pub(crate) id: u64,
@@ -160,7 +162,8 @@ pub struct ChannelState {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The maps behind these locks are whole between any two statements; a panic elsewhere must not take the node down.
+    // The maps behind these locks are whole between any two statements; a panic elsewhere must not
+    // take the node down.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -183,7 +186,8 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // A feed must not be dropped by the broker's own call into its follower, which may be the last to hold it: that call holds the feed's lock.
+        // A feed must not be dropped by the broker's own call into its follower, which may be the
+        // last to hold it: that call holds the feed's lock.
         for follower in lock(&self.logs).values() {
             follower.close();
         }
@@ -197,19 +201,22 @@ impl HubBuilder {
         self
     }
 
-    /// The application's say about the channels that match `pattern`. The first that matches is asked.
+    /// The application's say about the channels that match `pattern`. The first that matches is
+    /// asked.
     pub fn handle(mut self, pattern: Pattern, handler: Arc<dyn Handler>) -> Self {
         self.handlers.push((pattern, handler));
         self
     }
 
-    /// Where this node finds out who is in the channels whose rules have presence. Without it they have none.
+    /// Where this node finds out who is in the channels whose rules have presence. Without it they
+    /// have none.
     pub fn directory(mut self, directory: Arc<dyn Directory>) -> Self {
         self.directory = Some(directory);
         self
     }
 
-    /// Makes this node's random pauses and hints the same each time. For simulations: nodes that share a seed come back together.
+    /// Makes this node's random pauses and hints the same each time. For simulations: nodes that
+    /// share a seed come back together.
     pub fn seed(mut self, seed: u64) -> Self {
         self.jitter = Jitter::new(seed);
         self
@@ -372,15 +379,17 @@ impl Hub {
         }
     }
 
-    /// Ends every session at once, whatever it has still to write. For when the grace time of a drain is over.
+    /// Ends every session at once, whatever it has still to write. For when the grace time of a
+    /// drain is over.
     pub fn cut(&self) {
         for session in lock(&self.0.sessions).iter() {
             session.cut();
         }
     }
 
-    /// Takes this node's members out of their channels, for other nodes to see at once. For the end of a drain, before the process ends: members of a node that
-    /// ends without it are gone after a quarter of a minute. Does nothing where there is no presence.
+    /// Takes this node's members out of their channels, for other nodes to see at once. For the end
+    /// of a drain, before the process ends: members of a node that ends without it are gone after a
+    /// quarter of a minute. Does nothing where there is no presence.
     pub async fn deregister(&self) {
         if let Some(presence) = &self.0.backbone.presence
             && timeout(DEREGISTER_WITHIN, presence.deregister()).await.is_err()
@@ -399,7 +408,8 @@ impl Hub {
         lock(&self.0.sessions).len()
     }
 
-    /// How many milliseconds a client should wait before it connects again: jittered, and longer where many would come at once.
+    /// How many milliseconds a client should wait before it connects again: jittered, and longer
+    /// where many would come at once.
     pub fn retry_hint(&self) -> u32 {
         let crowd = self.0.connections.load(Ordering::Relaxed).min(30_000) as f64;
         (1000.0 + self.0.backbone.jitter.unit() * (2000.0 + crowd)) as u32
@@ -420,7 +430,8 @@ impl Hub {
         patience::request(request)
     }
 
-    /// [`Hub::request`] for one that waited behind another, of which `left` was left: the times of the two do not add up. Returns what is left now.
+    /// [`Hub::request`] for one that waited behind another, of which `left` was left: the times of
+    /// the two do not add up. Returns what is left now.
     pub fn request_behind<F: Future>(&self, left: Patience, request: F) -> impl Future<Output = (F::Output, Patience)> {
         patience::request_behind(left, request)
     }
@@ -428,7 +439,8 @@ impl Hub {
     /// Takes in a client. `counted`: it stays, and takes one of the node's places.
     ///
     /// # Errors
-    /// `unavailable`: the node is draining; `too-many`: no place is left, on the node or for this address.
+    /// `unavailable`: the node is draining; `too-many`: no place is left, on the node or for this
+    /// address.
     pub fn connect(&self, request: ConnectRequest, counted: bool) -> Result<Arc<Connection>, Refusal> {
         if self.is_draining() {
             return Err(Refusal::unavailable("this server is going away: connect again"));
@@ -525,7 +537,8 @@ impl Hub {
         ))
     }
 
-    /// The channel, and the client as the channel's handler knows it. Every permission begins here, whatever the transport.
+    /// The channel, and the client as the channel's handler knows it. Every permission begins here,
+    /// whatever the transport.
     async fn admit(&self, connection: &Connection, name: &ChannelName) -> Result<Admission, Refusal> {
         let (rule, mut params) = self.0.backbone.rule(name)?;
         let found = self
@@ -786,7 +799,8 @@ impl Hub {
         }
     }
 
-    /// The channel's log on this node, opened if need be. However many ask at once, the broker is asked once.
+    /// The channel's log on this node, opened if need be. However many ask at once, the broker is
+    /// asked once.
     pub(crate) async fn open(&self, name: &ChannelName, rule: &Arc<Rule>) -> Result<Arc<Follower>, Refusal> {
         if let Some(follower) = lock(&self.0.logs).get(name) {
             return Ok(follower.clone());
@@ -943,7 +957,8 @@ impl Connection {
         &self.hub
     }
 
-    /// No further handler will be asked who this is: lets go of the request's headers. For connections whose channels are all known.
+    /// No further handler will be asked who this is: lets go of the request's headers. For
+    /// connections whose channels are all known.
     pub fn forget_request(&self) {
         lock(&self.request).take();
         lock(&self.clients).shrink_to_fit();

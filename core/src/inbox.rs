@@ -1,5 +1,5 @@
-//! A bounded in-order stream from a broker to one node. It ends as soon as the node may have missed an
-//! item. Feeds and watches are inboxes.
+//! A bounded in-order stream from a broker to one node. It ends as soon as the node may have missed
+//! an item. Feeds and watches are inboxes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,8 @@ const BOUND: usize = 65_536;
 
 /// Takes the items of an inbox the moment they come, without a task in between.
 ///
-/// Called one at a time and in order, while the broker may hold locks: it must neither block nor call the broker back.
+/// Called one at a time and in order, while the broker may hold locks: it must neither block nor
+/// call the broker back.
 pub(crate) trait FeedSink<T>: Send + Sync {
     fn take(&self, item: T);
     fn ended(&self);
@@ -49,7 +50,8 @@ impl<T> Shared<T> {
 }
 
 impl<T> Inbox<T> {
-    /// An inbox and the broker's end of it. `unsubscribe` is called once, when the inbox is dropped.
+    /// An inbox and the broker's end of it. `unsubscribe` is called once, when the inbox is
+    /// dropped.
     pub(crate) fn new(unsubscribe: impl FnOnce() + Send + 'static) -> (InboxSender<T>, Inbox<T>) {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {

@@ -1,7 +1,7 @@
 //! Airwave's core: a channel is a log, a listener is a cursor.
 //!
-//! This crate knows no socket, no HTTP framework and no broker client. Read the modules in this order; each one
-//! uses only those above it:
+//! This crate knows no socket, no HTTP framework and no broker client. Read the modules in this
+//! order; each one uses only those above it:
 //!
 //! 1. [`event`]: names, positions, messages and events; values that are valid by construction
 //! 2. [`cursor`]: how far a listener has got, as text
@@ -23,8 +23,8 @@
 //! 15. [`hub`]: one node: opens logs, heals them, drains
 //! 16. [`session`]: one connected client, as every transport uses it
 //!
-//! `response` (feature `axum`) makes a refusal an HTTP response.
-//! `conformance` and `directory_conformance` (feature `conformance`) are the two contracts as suites of tests.
+//! `response` (feature `axum`) makes a refusal an HTTP response. `conformance` and
+//! `directory_conformance` (feature `conformance`) are the two contracts as suites of tests.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]

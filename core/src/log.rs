@@ -23,10 +23,12 @@ use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;
 use crate::sync::{AtomicU64, Mutex, MutexGuard};
 
-/// How much one read takes at most, unless a single event is larger. Bounds what a connection holds.
+/// How much one read takes at most, unless a single event is larger. Bounds what a connection
+/// holds.
 pub(crate) const READ_BYTES: usize = 64 << 10;
 
-/// How many keys "the newest of each key" remembers, within the ring's bound of bytes; beyond that the oldest is forgotten.
+/// How many keys "the newest of each key" remembers, within the ring's bound of bytes; beyond that
+/// the oldest is forgotten.
 const MAX_KEYS: usize = 10_000;
 
 /// How many listeners are looked at before the first of them is woken.
@@ -57,9 +59,10 @@ pub(crate) struct Entry {
 
 pub(crate) enum Item {
     Event(Arc<Event>),
-    /// What its listeners are told, and the position that the next event names as its previous. After a lost tail that lies behind what
-    /// listeners have had; the cursor they are given does not go back, or a node that does not know of the loss yet would send them the lost
-    /// events once more.
+    /// What its listeners are told, and the position that the next event names as its previous.
+    /// After a lost tail that lies behind what listeners have had; the cursor they are given does
+    /// not go back, or a node that does not know of the loss yet would send them the lost events
+    /// once more.
     Gap {
         gap: Gap,
         link: Position,
@@ -150,7 +153,8 @@ pub(crate) struct Log {
     pub(crate) rule: Arc<Rule>,
     /// The figures of the rule.
     pub(crate) figures: Arc<RuleMetrics>,
-    /// One past the last place that listeners may read. Lags behind the ring's end only where the rule has a rate.
+    /// One past the last place that listeners may read. Lags behind the ring's end only where the
+    /// rule has a rate.
     visible: AtomicU64,
     ring: Mutex<Ring>,
     listeners: Mutex<Listeners>,
@@ -161,7 +165,8 @@ pub(crate) struct Log {
     registered: u64,
 }
 
-/// Places are counted from zero for as long as the log is open, and never reused; positions are the broker's.
+/// Places are counted from zero for as long as the log is open, and never reused; positions are the
+/// broker's.
 struct Ring {
     entries: VecDeque<Arc<Entry>>,
     /// The place of `entries[0]`.
@@ -184,21 +189,24 @@ struct Ring {
     cut_short: bool,
     /// The channel has never had an event, as far as this node knows.
     unpublished: bool,
-    /// The last run of entries that was joined for each format: listeners stand at the same place most of the time.
+    /// The last run of entries that was joined for each format: listeners stand at the same place
+    /// most of the time.
     batches: [Option<(u64, u64, Batch)>; MAX_FORMATS],
 }
 
 #[derive(Default)]
 struct Latest {
     by_key: HashMap<Arc<str>, (u64, Arc<Entry>)>,
-    /// Oldest first, every event that `by_key` has, and some that newer ones of their key have replaced.
+    /// Oldest first, every event that `by_key` has, and some that newer ones of their key have
+    /// replaced.
     order: VecDeque<(u64, Arc<str>)>,
     bytes: usize,
     /// Of those bytes, what has left the ring.
     beyond_ring: usize,
     /// Whether the node's memory has taken away the newest event of a key.
     cut_short: bool,
-    /// Everything before this place may have been forgotten: by the bound, or because the log opened later.
+    /// Everything before this place may have been forgotten: by the bound, or because the log
+    /// opened later.
     whole_from: u64,
 }
 
@@ -223,7 +231,8 @@ pub(crate) struct Batch {
     pub(crate) ended: bool,
     /// The last gap that stands in it.
     pub(crate) gap: Option<GapReason>,
-    /// Where a gap says that it begins which is the first thing in it. A listener that stands elsewhere needs words of its own.
+    /// Where a gap says that it begins which is the first thing in it. A listener that stands
+    /// elsewhere needs words of its own.
     pub(crate) opens_after: Option<Position>,
 }
 
@@ -272,14 +281,16 @@ pub(crate) fn goes_on_after(replay: &Replay) -> Position {
         None => return replay.head,
     };
     match first {
-        // The broker has forgotten what came before: the nearest position below is as good, because nothing can stand between.
+        // The broker has forgotten what came before: the nearest position below is as good, because
+        // nothing can stand between.
         (position, Position::ZERO) => Position(position.0.saturating_sub(1)),
         (_, previous) => previous,
     }
 }
 
-/// Whether nothing is missing between `after` and this replay, which was asked for with it. The broker cannot know the positions that
-/// [`goes_on_after`] gives for want of better ones, so those are recognised here: a gap is final.
+/// Whether nothing is missing between `after` and this replay, which was asked for with it. The
+/// broker cannot know the positions that [`goes_on_after`] gives for want of better ones, so those
+/// are recognised here: a gap is final.
 pub(crate) fn is_whole(after: Position, replay: &Replay) -> bool {
     replay.complete || goes_on_after(replay) == after
 }
@@ -327,7 +338,8 @@ pub(crate) fn lost_end(replay: &Replay) -> Option<Arc<Event>> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing here panics half-way through a change that matters; a log must outlive a listener's panic.
+    // Nothing here panics half-way through a change that matters; a log must outlive a listener's
+    // panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -447,7 +459,8 @@ impl Log {
         lock(&self.ring).has(event)
     }
 
-    /// Announces to all listeners that events after the head are lost, or the head itself. The log goes on after `link`.
+    /// Announces to all listeners that events after the head are lost, or the head itself. The log
+    /// goes on after `link`.
     pub(crate) fn append_gap(&self, link: Position, reason: GapReason) {
         let mut ring = lock(&self.ring);
         let gap = Entry::gap(Some(ring.head), link, reason);
@@ -486,8 +499,8 @@ impl Log {
         let all = lock(&self.listeners);
         let mut rest = all.registered.iter().map(|(listener, _)| &**listener);
         loop {
-            // A wake takes a lock, and a lock waits for its memory alone. A look does not: the memory
-            // of several is fetched at the same time.
+            // A wake takes a lock, and a lock waits for its memory alone. A look does not: the
+            // memory of several is fetched at the same time.
             let some: SmallVec<[&SessionHandle; LOOK_AHEAD]> =
                 rest.by_ref().take(LOOK_AHEAD).inspect(|listener| listener.look()).collect();
             if some.is_empty() {
@@ -497,8 +510,8 @@ impl Log {
         }
     }
 
-    /// Registers a listener: from now on appends wake it. `format` is the index of its format, for metrics. `None`:
-    /// the log has been closed, open it again.
+    /// Registers a listener: from now on appends wake it. `format` is the index of its format, for
+    /// metrics. `None`: the log has been closed, open it again.
     pub(crate) fn register(self: &Arc<Self>, listener: Arc<SessionHandle>, format: usize) -> Option<Registration> {
         let mut all = lock(&self.listeners);
         if all.closed {
@@ -544,7 +557,8 @@ impl Log {
         all.closed
     }
 
-    /// Drops what is older than the rule's age, and what only sped up reading. Listeners that stand there have it or are very slow.
+    /// Drops what is older than the rule's age, and what only sped up reading. Listeners that stand
+    /// there have it or are very slow.
     pub(crate) fn trim(&self) {
         let mut ring = lock(&self.ring);
         ring.batches = Default::default();
@@ -637,7 +651,8 @@ impl Log {
                     .as_ref()
                     .map(|latest| latest.between(0, visible))
                     .unwrap_or_default();
-                // A listener that is cut off before it has the last of these must get them again: it has nothing yet.
+                // A listener that is cut off before it has the last of these must get them again:
+                // it has nothing yet.
                 let cursor = if first.is_empty() {
                     ring.position_before(visible)
                 } else {
@@ -704,7 +719,8 @@ impl Log {
         ring.end.is_some() && place >= ring.end_place()
     }
 
-    /// The place where a listener goes on that gives up what it missed, and the position it then stands at.
+    /// The place where a listener goes on that gives up what it missed, and the position it then
+    /// stands at.
     pub(crate) fn skip(&self) -> (u64, Position) {
         let ring = lock(&self.ring);
         let place = self.visible.load(Ordering::Acquire).max(ring.first);
@@ -717,7 +733,8 @@ impl Log {
         (ring.floor > position).then_some((ring.first, ring.floor))
     }
 
-    /// For conflated channels: the newest of each key that a listener at `cursor` and `place` has not had, if all of them are remembered.
+    /// For conflated channels: the newest of each key that a listener at `cursor` and `place` has
+    /// not had, if all of them are remembered.
     pub(crate) fn catch_up_latest(&self, cursor: Position, place: u64) -> Option<Place> {
         let ring = lock(&self.ring);
         let latest = ring
@@ -741,7 +758,8 @@ impl Log {
         from >= self.visible.load(Ordering::Acquire)
     }
 
-    /// What a listener at `from` has not had, as one piece of bytes. Listeners at the same place share it.
+    /// What a listener at `from` has not had, as one piece of bytes. Listeners at the same place
+    /// share it.
     pub(crate) fn read_batch(&self, from: u64, slot: &FormatSlot) -> Read<Batch> {
         let visible = self.visible.load(Ordering::Acquire);
         if from >= visible {
@@ -759,7 +777,8 @@ impl Log {
                 None => return Read::FellOff,
             }
         };
-        // Encoding and joining happen outside the lock: a large event must not hold up the publisher.
+        // Encoding and joining happen outside the lock: a large event must not hold up the
+        // publisher.
         let Some(batch) = self.join(&entries, next, slot) else {
             // Everything was superseded by events that are still to come.
             return Read::Some(Batch {
@@ -891,7 +910,8 @@ impl Ring {
         found.is_ok_and(|index| self.entries.get(index).is_some_and(is))
     }
 
-    /// The entries from `from` that are to be sent, up to `visible` or [`READ_BYTES`], and the place after them. `None`: `from` is gone.
+    /// The entries from `from` that are to be sent, up to `visible` or [`READ_BYTES`], and the
+    /// place after them. `None`: `from` is gone.
     fn collect(&self, from: u64, visible: u64, delivery: Delivery) -> Option<(Vec<Arc<Entry>>, u64)> {
         let mut entries = Vec::new();
         let mut bytes = 0;
@@ -901,7 +921,8 @@ impl Ring {
                 break;
             }
             next += 1;
-            // Only what is visible supersedes: otherwise a key that changes faster than the rate would never be sent.
+            // Only what is visible supersedes: otherwise a key that changes faster than the rate
+            // would never be sent.
             if delivery == Delivery::Latest && entry.superseded_by.load(Ordering::Acquire) < visible {
                 continue;
             }
@@ -924,7 +945,8 @@ impl Latest {
             older.superseded_by.store(place, Ordering::Release);
             self.forgot(before, &older, first);
         }
-        // Keys are chosen by who publishes, so neither their number nor their weight is bounded by anything but this.
+        // Keys are chosen by who publishes, so neither their number nor their weight is bounded by
+        // anything but this.
         while self.by_key.len() > MAX_KEYS || (self.bytes > max_bytes && self.by_key.len() > 1) {
             self.forget_oldest(first);
         }
@@ -962,8 +984,9 @@ impl Latest {
         }
     }
 
-    /// In order: what stands at `from` or later, and before `visible`. Places, not positions: behind a lost tail a listener's cursor goes back
-    /// to the fork, and the lost events must not come again.
+    /// In order: what stands at `from` or later, and before `visible`. Places, not positions:
+    /// behind a lost tail a listener's cursor goes back to the fork, and the lost events must not
+    /// come again.
     fn between(&self, from: u64, visible: u64) -> Vec<Arc<Entry>> {
         let mut found: Vec<_> = self
             .by_key
@@ -1157,7 +1180,8 @@ mod tests {
         Show,
         /// Which listener, one by one or as a batch.
         Read(usize, bool),
-        /// The listener that has fallen off skips ahead, or is given what is remembered of each key.
+        /// The listener that has fallen off skips ahead, or is given what is remembered of each
+        /// key.
         GetUp(usize, bool),
         Age(u64),
     }
@@ -1256,8 +1280,9 @@ mod tests {
             Told::Text(text, next as u64)
         }
 
-        /// A cursor is known if it is the head, stands in the ring, or just before it; of two that are the same, the later counts. That of a gap
-        /// behind which the stream goes back is none, because it stands for events that are lost.
+        /// A cursor is known if it is the head, stands in the ring, or just before it; of two that
+        /// are the same, the later counts. That of a gap behind which the stream goes back is none,
+        /// because it stands for events that are lost.
         fn find(&self, cursor: u64) -> Found {
             let floor = self.first.checked_sub(1).map_or(BIRTH, |before| self.all[before].link);
             let is_at = |place: &usize| (self.all[*place].position, self.all[*place].link) == (cursor, cursor);
@@ -1362,7 +1387,8 @@ mod tests {
                 Step::Read(who, batch) => {
                     let (place, cursor) = &mut listeners[who];
                     let expected = naive.read(*place);
-                    // Twice, as two listeners at the same place would: the second may be given what was kept of the first.
+                    // Twice, as two listeners at the same place would: the second may be given what
+                    // was kept of the first.
                     assert_eq!(read(&log, *place, batch, &slot).0, expected);
                     let (told, at) = read(&log, *place, batch, &slot);
                     assert_eq!(told, expected);
@@ -1377,7 +1403,8 @@ mod tests {
                         continue;
                     }
                     let remembered = log.catch_up_latest(*cursor, *place);
-                    // Heavy events may be forgotten sooner, and then it must say so; here nothing is that heavy.
+                    // Heavy events may be forgotten sooner, and then it must say so; here nothing
+                    // is that heavy.
                     assert_eq!(remembered.is_some(), naive.latest && *place >= last_gap);
                     match remembered.filter(|_| latest) {
                         Some(found) => {
@@ -1472,7 +1499,8 @@ mod tests {
             runtime.block_on(compare(steps, delivery, replay, max_events, max_bytes));
         }
 
-        /// What is remembered of each key is the newest, oldest forgotten first, and it is known what may be missing.
+        /// What is remembered of each key is the newest, oldest forgotten first, and it is known
+        /// what may be missing.
         #[test]
         fn what_is_forgotten_is_the_oldest(puts in prop::collection::vec((0..12u8, 0..300usize), 1..200), roomy in any::<bool>()) {
             let max_bytes = if roomy { 1 << 30 } else { 8 * ENTRY_COST };
@@ -1497,7 +1525,8 @@ mod tests {
     }
 }
 
-/// Publishing against subscribing, reading, leaving and closing. A lost wake is a deadlock, which loom reports.
+/// Publishing against subscribing, reading, leaving and closing. A lost wake is a deadlock, which
+/// loom reports.
 #[cfg(all(test, loom))]
 mod loom_tests {
     use std::task::Poll;
@@ -1544,7 +1573,8 @@ mod loom_tests {
         })
     }
 
-    /// More than three switches between threads where none had to be does not find more and takes for ever.
+    /// More than three switches between threads where none had to be does not find more and takes
+    /// for ever.
     fn check(act: impl Fn() + Sync + Send + 'static) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
@@ -1602,7 +1632,8 @@ mod loom_tests {
         });
     }
 
-    /// A listener that is ahead of its node is woken when the node has its position, and goes on behind it.
+    /// A listener that is ahead of its node is woken when the node has its position, and goes on
+    /// behind it.
     #[test]
     fn loom_who_waits_for_its_node_misses_none() {
         check(|| {

@@ -227,7 +227,8 @@ impl CloseCause {
     }
 }
 
-/// A node's figures. Every [`Hub`](crate::Hub) has its own, so several hubs in one process do not mix.
+/// A node's figures. Every [`Hub`](crate::Hub) has its own, so several hubs in one process do not
+/// mix.
 pub struct Metrics {
     formats: RwLock<Vec<(&'static str, FormatMetrics)>>,
     /// By pattern, each once, in the order of the rules; the last one is of channels that have none

@@ -1,14 +1,17 @@
-//! Who is in a channel, as one node knows it: its own members, those that the directory tells of, and what has changed, for listeners to read.
+//! Who is in a channel, as one node knows it: its own members, those that the directory tells of,
+//! and what has changed, for listeners to read.
 //!
-//! A **presence set** is to presence what a log is to events: a table of members, and a ring of the last
-//! changes. A listener holds a place in that ring. A listener that is new, or has fallen off, gets
-//! the whole list, in pages, and goes on behind it. Bytes are made once per format and shared, and no
-//! listener has a queue of its own.
+//! A **presence set** is to presence what a log is to events: a table of members, and a ring of the
+//! last changes. A listener holds a place in that ring. A listener that is new, or has fallen off,
+//! gets the whole list, in pages, and goes on behind it. Bytes are made once per format and shared,
+//! and no listener has a queue of its own.
 //!
-//! What a node says about its members goes to the directory in batches, one under way at a time, so that a member who comes and goes quickly costs no more
-//! than the last word. A node follows what other nodes say only while it has a listener.
+//! What a node says about its members goes to the directory in batches, one under way at a time, so
+//! that a member who comes and goes quickly costs no more than the last word. A node follows what
+//! other nodes say only while it has a listener.
 //!
-//! Lock order: all sets → one set → its listeners; a watch's own lock comes before a set's, so a watch is never dropped under it.
+//! Lock order: all sets → one set → its listeners; a watch's own lock comes before a set's, so a
+//! watch is never dropped under it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,7 +37,8 @@ use crate::registry::Registry;
 use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;
 
-/// How long a member whose connection broke still counts, so that a page that is loaded again neither leaves nor joins.
+/// How long a member whose connection broke still counts, so that a page that is loaded again
+/// neither leaves nor joins.
 const GRACE: Duration = Duration::from_secs(3);
 /// How often listeners are told at most. What changes meanwhile is told as one.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
@@ -70,8 +74,8 @@ pub(crate) struct Presence {
     life: Mutex<Life>,
     /// Whether the node lives in the directory, so that its entries count.
     lives: watch::Sender<bool>,
-    /// From the first missed heartbeat until an outage is over, no member counts as gone: other nodes
-    /// are coming back, too.
+    /// From the first missed heartbeat until an outage is over, no member counts as gone: other
+    /// nodes are coming back, too.
     unsettled: AtomicBool,
     stamp: AtomicU64,
     jitter: Jitter,
@@ -262,7 +266,8 @@ impl Presence {
         Ok(())
     }
 
-    /// Takes in a connection. With a `listener` it listens as well, and is rung when there is something to read.
+    /// Takes in a connection. With a `listener` it listens as well, and is rung when there is
+    /// something to read.
     pub(crate) fn attend(
         &self,
         channel: &ChannelName,
@@ -319,7 +324,8 @@ impl Presence {
         }
     }
 
-    /// Everybody who is in the channel, on any node: users in the order of their ids, the anonymous last.
+    /// Everybody who is in the channel, on any node: users in the order of their ids, the anonymous
+    /// last.
     pub(crate) async fn members(&self, channel: &ChannelName) -> Result<Vec<Arc<Member>>, BrokerError> {
         let known = lock(&self.sets).get(channel).cloned();
         if let Some(set) = &known
@@ -373,7 +379,8 @@ impl Presence {
         }
         let lived = *self.lives.borrow();
         if lived && !heartbeat.known {
-            // We were taken for dead, or the directory has lost everything. What dies stays dead: others may be removing it right now.
+            // We were taken for dead, or the directory has lost everything. What dies stays dead:
+            // others may be removing it right now.
             let dead = life.node;
             life.node = dead.next();
             life.settles = now + NODE_EXPIRES;
@@ -419,7 +426,8 @@ impl Presence {
         let living: HashSet<&NodeId> = living.iter().collect();
         let mut dead = HashSet::new();
         lock(&self.nodes).retain(|node, since| {
-            // A node sends a heartbeat before it says anything: one that was heard of before we asked, and is not among the living, is dead.
+            // A node sends a heartbeat before it says anything: one that was heard of before we
+            // asked, and is not among the living, is dead.
             let lives = living.contains(node) || *since >= asked;
             if !lives {
                 dead.insert(*node);
@@ -435,7 +443,8 @@ impl Presence {
         }
     }
 
-    /// Takes this node's members back, for other nodes to see at once. Nothing is announced after it.
+    /// Takes this node's members back, for other nodes to see at once. Nothing is announced after
+    /// it.
     pub(crate) async fn deregister(&self) {
         let node = {
             let mut life = lock(&self.life);
@@ -468,7 +477,8 @@ impl Presence {
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        // A watch must not be dropped by its own call into its presence set, which may be the last to hold that: the call holds the watch's lock.
+        // A watch must not be dropped by its own call into its presence set, which may be the last
+        // to hold that: the call holds the watch's lock.
         for set in self.all() {
             let watch = lock(&set.state).watch.take();
             drop(watch);
@@ -634,7 +644,8 @@ impl PresenceSet {
         }
     }
 
-    /// Whether what has changed is to be shown now. If not, and there is something, a task does it later.
+    /// Whether what has changed is to be shown now. If not, and there is something, a task does it
+    /// later.
     fn is_due(&self, state: &mut State) -> bool {
         if state.dirty.is_empty() || state.showing {
             return false;
@@ -825,7 +836,8 @@ impl PresenceSet {
         }
     }
 
-    /// Called by the watch itself, which is therefore left where it is until another takes its place: dropping it here would take the lock that it holds.
+    /// Called by the watch itself, which is therefore left where it is until another takes its
+    /// place: dropping it here would take the lock that it holds.
     fn watch_ended(&self, generation: u64) {
         let mut state = lock(&self.state);
         if state.generation != generation {
@@ -840,7 +852,8 @@ impl PresenceSet {
         }
     }
 
-    /// From now on what is heard is newer than what the directory lists. False: it is being asked already, or the watch is another.
+    /// From now on what is heard is newer than what the directory lists. False: it is being asked
+    /// already, or the watch is another.
     fn begin_listing(&self, generation: u64) -> bool {
         let mut state = lock(&self.state);
         let free = state.generation == generation && state.listing.is_none();
@@ -850,7 +863,8 @@ impl PresenceSet {
         free
     }
 
-    /// The directory's list, asked for while what was heard was written down. False: the watch has ended meanwhile.
+    /// The directory's list, asked for while what was heard was written down. False: the watch has
+    /// ended meanwhile.
     fn take_in(&self, generation: u64, entries: &[Entry], misses: bool) -> bool {
         let (show, first) = {
             let mut state = lock(&self.state);
@@ -906,7 +920,8 @@ impl PresenceSet {
         }
     }
 
-    /// Asks the directory whether it and this node are of one mind. `now`: not only if that was long ago.
+    /// Asks the directory whether it and this node are of one mind. `now`: not only if that was
+    /// long ago.
     fn compare_if_due(&self, now: bool) {
         let mut state = lock(&self.state);
         if now || state.compared.elapsed() >= REFRESH_EVERY {
@@ -944,7 +959,8 @@ impl PresenceSet {
         }
     }
 
-    /// What a listener at `next` has not been told, as one piece of bytes; or if that is no longer known, everything.
+    /// What a listener at `next` has not been told, as one piece of bytes; or if that is no longer
+    /// known, everything.
     fn read(&self, next: u64, slot: &FormatSlot) -> Found {
         let version = self.version.load(Ordering::Acquire);
         if version == next || version == 0 {
@@ -952,7 +968,8 @@ impl PresenceSet {
         }
         let (told, end) = {
             let state = lock(&self.state);
-            // Between the look and the lock the last listener's linger may have let go of all of it.
+            // Between the look and the lock the last listener's linger may have let go of all of
+            // it.
             if !state.whole {
                 return Found::Nothing;
             }
@@ -1000,7 +1017,8 @@ impl PresenceSet {
             if !state.whole {
                 return None;
             }
-            // In a large channel making it anew for everybody who comes would cost more than telling them the last changes.
+            // In a large channel making it anew for everybody who comes would cost more than
+            // telling them the last changes.
             if let Some(list) = &state.list
                 && list.version >= state.first
                 && (state.end() - list.version) as usize <= state.members.len() / 8
@@ -1261,7 +1279,8 @@ impl Local {
     }
 }
 
-/// What a node says about a member: a byte for the format, the number of connections, when the words about the user were said, and these as JSON.
+/// What a node says about a member: a byte for the format, the number of connections, when the
+/// words about the user were said, and these as JSON.
 fn encode(connections: u32, said: &Said) -> Bytes {
     let meta = said.meta.as_ref().map_or("", |meta| meta.as_str());
     let mut bytes = BytesMut::with_capacity(13 + meta.len());
@@ -1325,7 +1344,8 @@ fn pages(members: Vec<Arc<Member>>) -> Vec<Page> {
 }
 
 impl Membership {
-    /// Puts what the listener has not been told into `out`, up to about `room` bytes. True: there is more.
+    /// Puts what the listener has not been told into `out`, up to about `room` bytes. True: there
+    /// is more.
     pub(crate) fn read(&mut self, slot: &FormatSlot, room: usize, out: &mut Vec<Bytes>) -> bool {
         let Some(listening) = &mut self.listening else { return false };
         let mut written = 0;
@@ -1391,7 +1411,8 @@ impl FeedSink<Entry> for LiveWatch {
     }
 }
 
-// A healthy presence set has no task. Those below run while there is something to do, and hold only a weak handle across waits.
+// A healthy presence set has no task. Those below run while there is something to do, and hold only
+// a weak handle across waits.
 
 /// Ends what is leaving, each when its grace is over.
 async fn part(me: Weak<PresenceSet>) {
@@ -1497,7 +1518,8 @@ async fn follow(me: Weak<PresenceSet>, mut pause: Duration) {
                     (false, Some(watch))
                 } else if state.listeners == 0 && !state.lingering {
                     set.version.store(0, Ordering::Release);
-                    // What was watched before has ended: only its shell is left, and that is dropped outside the lock, too.
+                    // What was watched before has ended: only its shell is left, and that is
+                    // dropped outside the lock, too.
                     old = state.stop_watching();
                     (false, Some(watch))
                 } else {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::event::{Invalid, quoted};
 
-/// Why something was refused. The text of a code, its HTTP status and its WebSocket close code are part of the protocol
-/// (docs/protocol.md, section 3).
+/// Why something was refused. The text of a code, its HTTP status and its WebSocket close code are
+/// part of the protocol (docs/protocol.md, section 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
     /// Malformed: JSON, name, field, frame.

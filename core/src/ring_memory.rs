@@ -54,8 +54,8 @@ impl RingMemory {
     }
 
     /// Frees an eighth of the bound if it is exceeded, so that the work is spread over many
-    /// appends. The caller holds no lock of a ring. It may hold those of a broker and of a follower:
-    /// nothing is called here but rings, one at a time.
+    /// appends. The caller holds no lock of a ring. It may hold those of a broker and of a
+    /// follower: nothing is called here but rings, one at a time.
     ///
     /// Rings without listeners are emptied first. Then the largest rings lose their older halves,
     /// down to one event each. The last events go at the end, oldest first. A listener that has not

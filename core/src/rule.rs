@@ -1,4 +1,5 @@
-//! The decision matrix as types: which channels there are, and what each use case asks of its transport, history and delivery.
+//! The decision matrix as types: which channels there are, and what each use case asks of its
+//! transport, history and delivery.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -221,7 +222,8 @@ pub enum ReplayOnSubscribe {
 /// What happens to a listener whose cursor has fallen off the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlowPolicy {
-    /// It is given the missing events from the broker's history; a gap if history does not hold them.
+    /// It is given the missing events from the broker's history; a gap if history does not hold
+    /// them.
     Refill,
     /// It goes on at the head, after a gap.
     Skip,
@@ -262,7 +264,8 @@ impl Default for History {
     }
 }
 
-/// A pattern of channel names: literal segments, `{name}` for one segment, and `{*name}` at the end for all the rest.
+/// A pattern of channel names: literal segments, `{name}` for one segment, and `{*name}` at the end
+/// for all the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     text: Arc<str>,
@@ -391,7 +394,8 @@ pub struct Rule {
     pub transports: Vec<TransportName>,
     /// Every event, or the newest of each key.
     pub delivery: Delivery,
-    /// A listener is sent something at most so many times a second; what waits meanwhile goes out together.
+    /// A listener is sent something at most so many times a second; what waits meanwhile goes out
+    /// together.
     pub max_rate: Option<NonZeroU32>,
     /// What the broker keeps.
     pub history: History,
@@ -406,7 +410,8 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// A rule with default settings: every event, 100 events or an hour of history, no replay, refill.
+    /// A rule with default settings: every event, 100 events or an hour of history, no replay,
+    /// refill.
     pub fn new(pattern: Pattern, transports: Vec<TransportName>) -> Self {
         Self {
             pattern,
@@ -427,7 +432,8 @@ impl Rule {
         self.transports.contains(transport)
     }
 
-    /// The least time between two deliveries to a listener, on the average: one that came late does not put off the next.
+    /// The least time between two deliveries to a listener, on the average: one that came late does
+    /// not put off the next.
     pub fn window(&self) -> Option<Duration> {
         self.max_rate.map(|rate| Duration::from_secs(1) / rate.get())
     }
@@ -443,7 +449,8 @@ impl Rules {
         Self(rules.into_iter().map(Arc::new).collect())
     }
 
-    /// The channel's rule and what its pattern's parameters stand for; `None`: there is no such channel.
+    /// The channel's rule and what its pattern's parameters stand for; `None`: there is no such
+    /// channel.
     pub fn find(&self, channel: &ChannelName) -> Option<(Arc<Rule>, Params)> {
         self.0
             .iter()
@@ -493,7 +500,8 @@ pub struct Limits {
     pub idempotency_keys_per_client: usize,
     /// Idempotency keys that this node may use in one channel within that time.
     pub idempotency_keys_per_channel: usize,
-    /// Events that a log's ring keeps at least, so that a slow listener has room even where history is short.
+    /// Events that a log's ring keeps at least, so that a slow listener has room even where history
+    /// is short.
     pub ring_events: usize,
     /// Bytes that a log's ring keeps at most.
     pub ring_bytes: usize,
@@ -631,7 +639,8 @@ mod tests {
     }
 
     proptest! {
-        /// What a covered pattern matches, the covering one matches; what it never matches shows that it does not cover.
+        /// What a covered pattern matches, the covering one matches; what it never matches shows
+        /// that it does not cover.
         #[test]
         fn covering_is_about_names(
             wide in "(a|b|[{]x[}])(/(a|b|[{]y[}])){0,2}(/[{][*]z[}])?",
@@ -649,7 +658,8 @@ mod tests {
             prop_assert_eq!(wide.covers(&narrow), counterexample.is_none(), "{} {} {:?}", wide, narrow, counterexample);
         }
 
-        /// A pattern made from a name by replacing segments matches that name, and gives the segments back.
+        /// A pattern made from a name by replacing segments matches that name, and gives the
+        /// segments back.
         #[test]
         fn a_pattern_gives_back_the_segments_it_replaced(segments in prop::collection::vec("[a-z0-9]{1,4}", 1..6), params in any::<u8>()) {
             let name = segments.join("/");

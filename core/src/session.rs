@@ -1,6 +1,8 @@
-//! One connected client, as every transport uses it: a few cursors into logs, and the bytes that are to be written next.
+//! One connected client, as every transport uses it: a few cursors into logs, and the bytes that
+//! are to be written next.
 //!
-//! A transport's loop is: [`Session::poll_turn`], write what it gave, again. It knows no event, no gap and no history.
+//! A transport's loop is: [`Session::poll_turn`], write what it gave, again. It knows no event, no
+//! gap and no history.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -59,7 +61,8 @@ impl After {
         }
     }
 
-    /// What a cursor of several channels says of `channel`. A cursor that does not know the channel begins it afresh.
+    /// What a cursor of several channels says of `channel`. A cursor that does not know the channel
+    /// begins it afresh.
     pub fn of(cursor: &Cursor, channel: &ChannelName) -> Self {
         if cursor.is_one() {
             return After::Unreadable;
@@ -100,8 +103,9 @@ pub enum CloseReason {
 
 /// One client's cursors. Dropping it leaves all its channels.
 ///
-/// In the order of its fields: an event for thousands of listeners costs what has to be fetched from memory for each, so what every event needs stands
-/// together, and it needs no more of other places than the handle.
+/// In the order of its fields: an event for thousands of listeners costs what has to be fetched
+/// from memory for each, so what every event needs stands together, and it needs no more of other
+/// places than the handle.
 #[repr(C)]
 pub struct Session {
     handle: Arc<SessionHandle>,
@@ -145,7 +149,8 @@ pub struct PendingSubscription {
     registration: Registration,
     next: u64,
     cursor: Position,
-    /// Where the listener stands as long as it has not been told more: before a gap that it has not heard of.
+    /// Where the listener stands as long as it has not been told more: before a gap that it has not
+    /// heard of.
     stands_at: Position,
     resumed: bool,
     catch_up: Option<Box<CatchUp>>,
@@ -162,13 +167,16 @@ struct Subscription {
     next: u64,
     /// What the listener holds.
     cursor: Position,
-    /// What the next event must name as its previous: the cursor, except after a lost tail that the listener had seen.
+    /// What the next event must name as its previous: the cursor, except after a lost tail that the
+    /// listener had seen.
     link: Position,
-    /// Events up to here are left out: the listener had them before they were lost, and this node may not know that they are.
+    /// Events up to here are left out: the listener had them before they were lost, and this node
+    /// may not know that they are.
     skip_through: Position,
     catch_up: Option<Box<CatchUp>>,
     membership: Option<Box<Membership>>,
-    /// The listener comes from a node that was ahead: it waits until this one has its position, too.
+    /// The listener comes from a node that was ahead: it waits until this one has its position,
+    /// too.
     ahead: bool,
     ended: bool,
     /// Index into [`Session::cursor`], as [`StreamCursor::set`] gave it.
@@ -215,12 +223,13 @@ impl Subscriber {
         self
     }
 
-    /// Asks permission, opens the channel, and finds where the listener begins. The subscription misses
-    /// nothing that is published after this returns.
+    /// Asks permission, opens the channel, and finds where the listener begins. The subscription
+    /// misses nothing that is published after this returns.
     ///
     /// # Errors
-    /// What the handler refuses, and `unknown-channel`, `wrong-transport`, `too-many`, `unavailable`; `bad-request`: it wants to hear who is in a channel
-    /// whose rule says nothing of presence.
+    /// What the handler refuses, and `unknown-channel`, `wrong-transport`, `too-many`,
+    /// `unavailable`; `bad-request`: it wants to hear who is in a channel whose rule says nothing
+    /// of presence.
     pub async fn subscribe(&self, name: &ChannelName, after: After) -> Result<PendingSubscription, Refusal> {
         let hub = &self.connection.hub;
         let admission = hub.admit_listener(&self.connection, name).await?;
@@ -356,9 +365,9 @@ impl PendingSubscription {
         self.over = log.is_over(next);
     }
 
-    /// [`PendingSubscription::resume_in_ring`] for a log that is healing while the broker does not answer.
-    /// False: the listener has all that the ring holds, so no node knows whether an event or a gap comes
-    /// next, and it cannot be told.
+    /// [`PendingSubscription::resume_in_ring`] for a log that is healing while the broker does not
+    /// answer. False: the listener has all that the ring holds, so no node knows whether an event
+    /// or a gap comes next, and it cannot be told.
     fn resume_without_broker(&mut self, log: &Log, next: u64, position: Position) -> bool {
         let first = log.next_sent(next);
         if first.is_none() && !log.is_over(next) {
@@ -440,7 +449,8 @@ impl Session {
         self
     }
 
-    /// The client answers heartbeats: if nothing is [heard](Session::heard) for the idle time, the session closes.
+    /// The client answers heartbeats: if nothing is [heard](Session::heard) for the idle time, the
+    /// session closes.
     pub fn expects_answers(self) -> Self {
         self.heard();
         self
@@ -471,8 +481,9 @@ impl Session {
         self.subscriptions.iter().any(|s| s.registration.log.name == *channel)
     }
 
-    /// Begins to deliver several channels, each after its confirmation. The cursor of the first confirmation already knows them all: a listener that is
-    /// cut off after it must not come back as one that never heard of the others.
+    /// Begins to deliver several channels, each after its confirmation. The cursor of the first
+    /// confirmation already knows them all: a listener that is cut off after it must not come back
+    /// as one that never heard of the others.
     pub fn add_all(&mut self, pending: Vec<PendingSubscription>) {
         for pending in &pending {
             self.stamp_at(&pending.registration.log.name, pending.stands_at);
@@ -490,7 +501,8 @@ impl Session {
         self.cursor.get_or_insert_default().set(name, position)
     }
 
-    /// Begins to deliver a channel, after its confirmation. `id`: the client's number of the command.
+    /// Begins to deliver a channel, after its confirmation. `id`: the client's number of the
+    /// command.
     pub fn add(&mut self, pending: PendingSubscription, id: Option<u64>) {
         let PendingSubscription {
             registration,
@@ -583,20 +595,24 @@ impl Session {
         self.handle.heard(self.now());
     }
 
-    /// Tells whether a write waits for the client's socket. While it does, [`Session::poll_cut`] must be polled.
+    /// Tells whether a write waits for the client's socket. While it does, [`Session::poll_cut`]
+    /// must be polled.
     pub fn stalled(&self, stalled: bool) {
         self.handle.stalled(if stalled { self.now() } else { 0 });
     }
 
-    /// The hub's coarse clock: asking the system for the time costs more than the rest of a short turn.
+    /// The hub's coarse clock: asking the system for the time costs more than the rest of a short
+    /// turn.
     fn now(&self) -> u64 {
         self.hub.0.clock.load(Ordering::Relaxed)
     }
 
-    /// Reads from the client's socket, or `Pending` if there is nothing: `read` must be a poll of that socket, and is tried again until it says so.
+    /// Reads from the client's socket, or `Pending` if there is nothing: `read` must be a poll of
+    /// that socket, and is tried again until it says so.
     ///
-    /// Asking a socket costs more than all else that a listener does for an event but writing. So a task that was woken to write does not: the socket
-    /// wakes the session instead of the task, and the session notes why.
+    /// Asking a socket costs more than all else that a listener does for an event but writing. So a
+    /// task that was woken to write does not: the socket wakes the session instead of the task, and
+    /// the session notes why.
     pub fn poll_readable<T>(&self, cx: &mut Context<'_>, read: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         // Taken before the try: what becomes readable after it must not be forgotten.
         if !self.handle.wake.take_readable(cx) {
@@ -686,7 +702,8 @@ impl Session {
             }
             if !out.is_empty() {
                 self.handle.wrote(self.now());
-                // A full turn did not come to everything: a subscription's members wait behind its events.
+                // A full turn did not come to everything: a subscription's members wait behind its
+                // events.
                 let full = out.iter().map(Bytes::len).sum::<usize>() >= READ_BYTES;
                 self.drained = !full && self.subscriptions.iter().all(Subscription::is_drained);
                 return Poll::Ready(Turn::Frames);
@@ -836,7 +853,8 @@ impl Subscription {
                         // It has had the end from the other node.
                         self.ended = log.is_over(next);
                     }
-                    // This node has come past the position without having it. The broker knows whether it was lost.
+                    // This node has come past the position without having it. The broker knows
+                    // whether it was lost.
                     Found::Unknown => self.catch_up = Some(CatchUp::more()),
                 }
                 self.ahead = false;
@@ -899,7 +917,8 @@ impl Subscription {
         for entry in entries {
             let mine;
             let entry = match &entry.item {
-                // The log's own words begin where the log stood. Past a fork a listener may stand elsewhere: it was ahead, or it is new.
+                // The log's own words begin where the log stood. Past a fork a listener may stand
+                // elsewhere: it was ahead, or it is new.
                 Item::Gap { gap, link } if gap.after.is_some_and(|after| after != self.cursor) => {
                     mine = Entry::gap(Some(self.cursor), *link, gap.reason);
                     &mine
@@ -959,7 +978,8 @@ impl Subscription {
     fn fell_off(&mut self, reading: &mut Reading<'_>, log: &Arc<Log>) -> Result<(), TooSlow> {
         let metrics = reading.hub.metrics();
         metrics.slow(log.rule.slow);
-        // Of a conflated channel only the newest of each key counts, and as long as the log remembers those, nothing is lost.
+        // Of a conflated channel only the newest of each key counts, and as long as the log
+        // remembers those, nothing is lost.
         if let Some(place) = log.catch_up_latest(self.cursor, self.next) {
             self.next = place.next;
             self.catch_up = Some(CatchUp::of(place.first.into(), place.next));
@@ -1155,7 +1175,8 @@ impl Reading<'_> {
     }
 }
 
-/// Reads the page after `after`, however long the broker is away: the listener stays connected meanwhile.
+/// Reads the page after `after`, however long the broker is away: the listener stays connected
+/// meanwhile.
 async fn fetch_page(hub: Hub, name: ChannelName, after: Position, pause: Duration) -> Arc<Replay> {
     if pause > Duration::ZERO {
         sleep(hub.0.backbone.jitter.spread(pause)).await;

@@ -1,4 +1,5 @@
-//! What others see of a session: how it is woken, what the hub tells it, and since when it is quiet.
+//! What others see of a session: how it is woken, what the hub tells it, and since when it is
+//! quiet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -22,8 +23,9 @@ pub(crate) const SILENT: u8 = 4;
 pub(crate) struct SessionHandle {
     pub(crate) wake: WakeFlag,
     flags: AtomicU8,
-    /// Times of the hub's coarse clock; zero: never, or not now. The next heartbeat counts from here: from what was written last, or, where answers are
-    /// expected, from the heartbeat before. Those are asked for even while events go out: a client that only listens says nothing else.
+    /// Times of the hub's coarse clock; zero: never, or not now. The next heartbeat counts from
+    /// here: from what was written last, or, where answers are expected, from the heartbeat before.
+    /// Those are asked for even while events go out: a client that only listens says nothing else.
     quiet: AtomicU64,
     /// Zero: nothing is expected to be heard.
     heard: AtomicU64,

@@ -57,7 +57,8 @@ impl<K: Clone + Eq + Hash + Send + 'static, V: Clone + Send + Sync + 'static> Si
         };
         // Before the look at the outcome: a caller that comes before the outcome is woken by it.
         let done = fetching.done.notified();
-        // Not under the lock: a runtime that is shutting down drops the task at once, and that frees the key.
+        // Not under the lock: a runtime that is shutting down drops the task at once, and that
+        // frees the key.
         if let Some(mut end) = end {
             let fetch = fetch();
             tokio::spawn(async move {

@@ -1,5 +1,5 @@
-//! The locks and atomics on the way from an append to a wake: the standard library's, or under `cfg(loom)` those with which its tests try
-//! every interleaving.
+//! The locks and atomics on the way from an append to a wake: the standard library's, or under
+//! `cfg(loom)` those with which its tests try every interleaving.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::AtomicU64;

@@ -49,8 +49,8 @@ impl WakeFlag {
         }
     }
 
-    /// Wakes the task even if the flag is set already: for an order that must reach a task that waits
-    /// for its socket.
+    /// Wakes the task even if the flag is set already: for an order that must reach a task that
+    /// waits for its socket.
     pub(crate) fn wake_always(&self) {
         let waker = self.with(|state| {
             state.set = true;
@@ -77,7 +77,8 @@ impl WakeFlag {
         self.with(|state| state.readable = true);
     }
 
-    /// Whether the socket may have something to read, said once. If not, the task is woken when it does.
+    /// Whether the socket may have something to read, said once. If not, the task is woken when it
+    /// does.
     pub(crate) fn take_readable(&self, cx: &mut Context<'_>) -> bool {
         self.with(|state| {
             state.keep(cx);
@@ -101,8 +102,8 @@ impl WakeFlag {
         })
     }
 
-    /// Registers the task for [`WakeFlag::wake_always`] (and perhaps one [`WakeFlag::wake`]), without a
-    /// look at the flag.
+    /// Registers the task for [`WakeFlag::wake_always`] (and perhaps one [`WakeFlag::wake`]),
+    /// without a look at the flag.
     pub(crate) fn register(&self, cx: &mut Context<'_>) {
         self.with(|state| state.keep(cx));
     }
@@ -127,7 +128,8 @@ mod loom_tests {
 
     use super::*;
 
-    /// More than three switches between threads where none had to be does not find more and takes for ever.
+    /// More than three switches between threads where none had to be does not find more and takes
+    /// for ever.
     fn check(act: impl Fn() + Sync + Send + 'static) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
@@ -194,7 +196,8 @@ mod loom_tests {
         });
     }
 
-    /// An order of the hub, by its own flag and `wake_always`, reaches a session between its turns, too.
+    /// An order of the hub, by its own flag and `wake_always`, reaches a session between its turns,
+    /// too.
     #[test]
     fn loom_wake_always_reaches_a_task_that_is_about_to_sleep() {
         check(|| {

@@ -43,7 +43,8 @@ impl Handler for Answers {
                         "ask something, in at most {MOST_QUESTION} bytes"
                     )));
                 }
-                // Asked again, by a refresh or by another tab: this answer goes on, no second one begins.
+                // Asked again, by a refresh or by another tab: this answer goes on, no second one
+                // begins.
                 let past = channel.history(None, 1).await?;
                 let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
                 if past.ended || !past.events.is_empty() || running.contains_key(&id) {

@@ -1,4 +1,5 @@
-//! Rooms to talk in: who is there, who is typing, and what was said before. `cargo run --example chat`
+//! Rooms to talk in: who is there, who is typing, and what was said before. `cargo run --example
+//! chat`
 
 #[path = "../shared/mod.rs"]
 mod shared;
@@ -39,7 +40,8 @@ impl Handler for Room {
                 channel.publish("said", &Said::now(name(client)?, text)).await?;
                 Ok(Reply::done())
             }
-            // The history over HTTP goes forwards from a cursor. A page that is scrolled up goes backwards: that is a word with this handler.
+            // The history over HTTP goes forwards from a cursor. A page that is scrolled up goes
+            // backwards: that is a word with this handler.
             "earlier" => {
                 let Earlier { before, limit } = message.json()?;
                 let before = before

@@ -1,4 +1,5 @@
-//! The shared texts: of each, what all clients have said to it, merged. Every byte of an update is a stranger's.
+//! The shared texts: of each, what all clients have said to it, merged. Every byte of an update is
+//! a stranger's.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,8 +11,9 @@ use yrs::updates::decoder::Decode;
 use yrs::updates::encoder::Encode;
 use yrs::{Doc, ReadTxn, StateVector, Transact, Update};
 
-/// The most that is kept of one document, in bytes of its encoded state (text, and what is left of deleted text): all of it fits into one message, so that
-/// a client can bring it back to a server that has lost it.
+/// The most that is kept of one document, in bytes of its encoded state (text, and what is left of
+/// deleted text): all of it fits into one message, so that a client can bring it back to a server
+/// that has lost it.
 pub const MAX_BYTES: usize = 60_000;
 /// After so many updates they are made into one.
 const SQUASH: usize = 500;
@@ -19,7 +21,8 @@ const SQUASH: usize = 500;
 /// At most so many documents.
 const MAX_DOCUMENTS: usize = 200;
 
-/// All documents of this server, in memory. What a server that was restarted has lost, its clients bring back when they sync.
+/// All documents of this server, in memory. What a server that was restarted has lost, its clients
+/// bring back when they sync.
 static DOCUMENTS: LazyLock<Mutex<HashMap<String, Arc<Mutex<Document>>>>> = LazyLock::new(Mutex::default);
 
 /// The document of that name, which may be new.
@@ -105,7 +108,8 @@ impl Document {
         self.doc.transact().state_vector().encode_v1()
     }
 
-    /// What the others are told of an update that was taken: itself, or everything, if there was something that they could not be told.
+    /// What the others are told of an update that was taken: itself, or everything, if there was
+    /// something that they could not be told.
     pub fn news_of(&mut self, update: Vec<u8>) -> Vec<u8> {
         if !self.untold {
             return update;
@@ -142,7 +146,8 @@ fn apply(doc: &Doc, update: &[u8]) -> Result<(), NotTaken> {
     applied.unwrap_or(Err(NotTaken::Malformed))
 }
 
-/// The library decodes what it is given in good faith: bytes that make it panic are bytes that are not taken.
+/// The library decodes what it is given in good faith: bytes that make it panic are bytes that are
+/// not taken.
 fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(call)).ok()
 }

@@ -1,4 +1,5 @@
-//! One text, many writers: Yjs in the browser, yrs here, binary updates between them. `cargo run --example collab`
+//! One text, many writers: Yjs in the browser, yrs here, binary updates between them. `cargo run
+//! --example collab`
 
 mod document;
 #[path = "../shared/mod.rs"]
@@ -19,7 +20,8 @@ const MAX_PLACE: usize = 200;
 /// The text.
 struct Texts;
 
-/// What a client says it has, in base64; it is answered with what it lacks, and with what the server has.
+/// What a client says it has, in base64; it is answered with what it lacks, and with what the
+/// server has.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sync {
@@ -37,7 +39,8 @@ impl Handler for Texts {
         match (message.event.as_str(), &message.data) {
             ("update", Data::Binary(update)) => {
                 let (update, channel) = (update.clone(), channel.clone());
-                // In a task of its own: what was merged is told to the others, even if its writer's connection breaks meanwhile.
+                // In a task of its own: what was merged is told to the others, even if its writer's
+                // connection breaks meanwhile.
                 let told = tokio::spawn(async move {
                     let mut document = document.lock().await;
                     document.take(&update)?;

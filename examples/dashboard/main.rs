@@ -1,4 +1,5 @@
-//! A dashboard of the machine that it runs on: processor, memory, network, disks. `cargo run --example dashboard`
+//! A dashboard of the machine that it runs on: processor, memory, network, disks. `cargo run
+//! --example dashboard`
 //!
 //! The figures are read once a second and published once, however many tabs look at them.
 
@@ -29,7 +30,8 @@ pub fn start(airwave: &Airwave) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         loop {
             tick.tick().await;
-            // Reading the system's files takes a few milliseconds, which belong to no thread that serves clients.
+            // Reading the system's files takes a few milliseconds, which belong to no thread that
+            // serves clients.
             let tabs = listeners(&airwave);
             let Ok((back, figures)) = tokio::task::spawn_blocking(move || machine.read(tabs)).await else {
                 return;

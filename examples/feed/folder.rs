@@ -161,7 +161,8 @@ pub struct Commit {
     at: Option<u64>,
 }
 
-/// The last commits in the log, oldest first. Its lines: `OLD NEW NAME <MAIL> SECONDS ZONE\tcommit: MESSAGE`.
+/// The last commits in the log, oldest first. Its lines: `OLD NEW NAME <MAIL> SECONDS ZONE\tcommit:
+/// MESSAGE`.
 fn commits(log: &Path) -> Vec<News> {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();

@@ -1,4 +1,5 @@
-//! What happens in a folder: its files, as the system tells, and its git commits. `cargo run --example feed`
+//! What happens in a folder: its files, as the system tells, and its git commits. `cargo run
+//! --example feed`
 //!
 //! It is the folder of `FEED_FOLDER`. Without it, a folder made for the purpose in which a made-up
 //! author writes: the names of the files where a server is started are not for every page.
@@ -73,7 +74,8 @@ async fn tell(channel: &Channel, mut folder: Folder) -> Result<(), Failure> {
                 News::Files(count) => channel.publish("files", &json!({"count": count})).await,
             };
             match published {
-                // The broker is away: a feed goes on with what comes next, and is not told later what is old by then.
+                // The broker is away: a feed goes on with what comes next, and is not told later
+                // what is old by then.
                 Err(error) if error.code == Code::Unavailable => tracing::warn!(%error, "not told"),
                 done => drop(done?),
             }

@@ -1,7 +1,9 @@
-//! Measures the game: players who steer and spectators who only watch, each on a WebSocket of its own, on this machine.
-//! `cargo build --release --example game && cargo run --release --example game-load -- 50 200 10`
+//! Measures the game: players who steer and spectators who only watch, each on a WebSocket of its
+//! own, on this machine. `cargo build --release --example game && cargo run --release --example
+//! game-load -- 50 200 10`
 //!
-//! It starts the `game` that was built beside it, and reads its processor time from /proc, so it wants Linux.
+//! It starts the `game` that was built beside it, and reads its processor time from /proc, so it
+//! wants Linux.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -154,7 +156,8 @@ fn client(address: &str, n: u64, plays: bool) -> Result<Seen, Failure> {
     Ok(seen)
 }
 
-/// Where the first frame's payload begins and ends, once all of it is there. A server's frames are not masked.
+/// Where the first frame's payload begins and ends, once all of it is there. A server's frames are
+/// not masked.
 fn frame(bytes: &[u8]) -> Option<(usize, usize)> {
     let (head, length) = match *bytes.get(1)? {
         126 => (4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
@@ -180,7 +183,8 @@ fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
     bytes.windows(part.len()).position(|window| window == part)
 }
 
-/// The processor time of a process so far: fields 14 and 15 of its stat, in hundredths of a second on every usual Linux.
+/// The processor time of a process so far: fields 14 and 15 of its stat, in hundredths of a second
+/// on every usual Linux.
 fn cpu_seconds(process: u32) -> Result<f64, Failure> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
     let fields = stat.rsplit(')').next().ok_or("no stat")?.split_whitespace();

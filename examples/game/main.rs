@@ -1,4 +1,5 @@
-//! An arena for many players at sixty updates a second, decided here and nowhere else. `cargo run --example game`
+//! An arena for many players at sixty updates a second, decided here and nowhere else. `cargo run
+//! --example game`
 
 #[path = "../shared/mod.rs"]
 mod shared;

@@ -1,4 +1,5 @@
-//! The arena: discs that glide, bump and collect sparks. Only this decides what happens; players say where they want to go.
+//! The arena: discs that glide, bump and collect sparks. Only this decides what happens; players
+//! say where they want to go.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -128,7 +129,8 @@ impl World {
         self.watchers.contains_key(id)
     }
 
-    /// What a player wants from now on; nothing faster than the rest can be wanted. False: there is no such player.
+    /// What a player wants from now on; nothing faster than the rest can be wanted. False: there is
+    /// no such player.
     pub fn steer(&mut self, id: &str, wanted: Steer) -> bool {
         let Some(player) = self.players.get_mut(id) else {
             return false;

@@ -1,7 +1,8 @@
-//! Jobs that really run: a child process compresses a file, a second one unpacks it again to see whether it is still the same.
-//! `cargo run --example job-status`
+//! Jobs that really run: a child process compresses a file, a second one unpacks it again to see
+//! whether it is still the same. `cargo run --example job-status`
 //!
-//! Each job is a channel: `start` sent to it starts the job, its progress is its events, and it ends when the job does.
+//! Each job is a channel: `start` sent to it starts the job, its progress is its events, and it
+//! ends when the job does.
 
 mod pack;
 #[path = "../shared/mod.rs"]

@@ -74,7 +74,8 @@ fn spawn(tool: &str, flags: &[&str]) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Feeds `input` to the child and returns what it says, telling how far it is every time another hundredth is done.
+/// Feeds `input` to the child and returns what it says, telling how far it is every time another
+/// hundredth is done.
 async fn through(channel: &Channel, step: &str, mut child: Child, input: &[u8], most: usize) -> Result<Vec<u8>, Failure> {
     let (Some(mut to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
         return Err("the child has no pipes".into());

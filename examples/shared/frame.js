@@ -1,10 +1,14 @@
-// What the pages of the gallery share: a client whose traffic is counted, the bar at the top, a canvas that knows its size and colours.
+// What the pages of the gallery share: a client whose traffic is counted, the bar at the top, a
+// canvas that knows its size and colours.
 
 import { connect } from "/client.js";
 
 export const TITLES = { sse: "SSE", websocket: "WebSocket" };
 
-/** A browser's request line and headers, and an answer's. A page cannot see them, so they are estimated. */
+/**
+ * A browser's request line and headers, and an answer's. A page cannot see them, so they are
+ * estimated.
+ */
 const REQUEST_HEAD = 420 + navigator.userAgent.length;
 const ANSWER_HEAD = 220;
 
@@ -185,8 +189,9 @@ export function metered(transport = "auto", options = {}) {
 }
 
 /**
- * The newest events of a channel, as its JSON page: `{ events, cursor, ended, … }`. Tries until there is one: while a server is replaced, a proxy answers with pages
- * of its own. Says so above the page. Rejects only with a refusal of the server's.
+ * The newest events of a channel, as its JSON page: `{ events, cursor, ended, … }`. Tries until
+ * there is one: while a server is replaced, a proxy answers with pages of its own. Says so above
+ * the page. Rejects only with a refusal of the server's.
  */
 export async function recent(channel, limit, fetch = globalThis.fetch) {
   for (let wait = 250; ; wait = Math.min(wait * 2, 4000)) {
@@ -271,8 +276,10 @@ export function calmly(paint) {
 }
 
 /**
- * Fills `<header id="bar">` and gives `{ airwave, transport, watch }`. `recommended` is the matrix's transport; the address may ask for the other
- * (`?transport=websocket`). `options`: more for the client (`token`). `watch(channel)` shows that channel's state in the bar, and its losses above the page.
+ * Fills `<header id="bar">` and gives `{ airwave, transport, watch }`. `recommended` is the
+ * matrix's transport; the address may ask for the other (`?transport=websocket`). `options`: more
+ * for the client (`token`). `watch(channel)` shows that channel's state in the bar, and its losses
+ * above the page.
  */
 export function open({ title, recommended, ...options }) {
   const asked = new URLSearchParams(location.search).get("transport");
@@ -358,8 +365,9 @@ function mark() {
 }
 
 /**
- * Draws on a canvas at every frame while it is on the screen: `draw(context, width, height, colour)`, in CSS pixels; `colour("--c1")` is the style
- * sheet's, in the light and in the dark. Returns a function that stops.
+ * Draws on a canvas at every frame while it is on the screen: `draw(context, width, height,
+ * colour)`, in CSS pixels; `colour("--c1")` is the style sheet's, in the light and in the dark.
+ * Returns a function that stops.
  */
 export function animate(canvas, draw) {
   const context = canvas.getContext("2d");

@@ -1,4 +1,5 @@
-//! What the examples share and is not about their channels: a page's files, who comes, and the way in.
+//! What the examples share and is not about their channels: a page's files, who comes, and the way
+//! in.
 
 use std::net::SocketAddr;
 

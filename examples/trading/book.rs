@@ -1,7 +1,7 @@
 //! A matching engine for one symbol: limit and market orders, by price and then by time.
 //!
-//! Prices are whole cents and quantities whole shares, so nothing is ever rounded. The book holds resting orders only; who may trade, and what anybody
-//! owns, is the exchange's business.
+//! Prices are whole cents and quantities whole shares, so nothing is ever rounded. The book holds
+//! resting orders only; who may trade, and what anybody owns, is the exchange's business.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -25,7 +25,8 @@ pub struct Order {
     pub owner: Arc<str>,
     /// Buy or sell.
     pub side: Side,
-    /// Cents: the most a buyer pays, the least a seller takes. `None`: a market order, whose rest is cancelled instead of resting.
+    /// Cents: the most a buyer pays, the least a seller takes. `None`: a market order, whose rest
+    /// is cancelled instead of resting.
     pub price: Option<u32>,
     /// Shares, at least one.
     pub quantity: u32,
@@ -66,8 +67,9 @@ pub struct Book {
 }
 
 impl Book {
-    /// Trades the order against what waits on the other side, best price first and within a price oldest first; the rest of a limit order then waits, too.
-    /// Gives the trades in the order in which they happened, and how much was left to wait.
+    /// Trades the order against what waits on the other side, best price first and within a price
+    /// oldest first; the rest of a limit order then waits, too. Gives the trades in the order in
+    /// which they happened, and how much was left to wait.
     pub fn submit(&mut self, order: Order) -> (Vec<Fill>, u32) {
         let mut fills = Vec::new();
         let mut left = order.quantity;
@@ -212,7 +214,8 @@ mod tests {
         assert_eq!((book.cancel(1, "a"), book.best(Side::Buy)), (None, None));
     }
 
-    /// What the book should do, written the slow way: all waiting orders in one list, in the order in which they came.
+    /// What the book should do, written the slow way: all waiting orders in one list, in the order
+    /// in which they came.
     #[derive(Default)]
     struct Plain(Vec<Order>);
 

@@ -49,7 +49,8 @@ impl Crowd {
     fn quote(&mut self, exchange: &mut Exchange, at: usize) {
         let (symbol, opened) = SYMBOLS[at];
         let (opened, step) = (f64::from(opened), (self.unit() + self.unit() + self.unit() - 1.5) * 0.003);
-        // A wander that is drawn back to where it began, so that it neither ends at nothing nor at the highest price.
+        // A wander that is drawn back to where it began, so that it neither ends at nothing nor at
+        // the highest price.
         self.fair[at] = (self.fair[at] * (1.0 + step) + (opened - self.fair[at]) * 0.004).clamp(opened * 0.5, opened * 2.0);
         let mine = exchange.statement(MAKER).open;
         for open in mine.iter().filter(|open| open.symbol == symbol) {

@@ -1,4 +1,5 @@
-//! The exchange around the books: who may order what, what it made of everybody's account, and what there is to tell of it.
+//! The exchange around the books: who may order what, what it made of everybody's account, and what
+//! there is to tell of it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -18,7 +19,8 @@ const MAX_QUANTITY: u32 = 10_000;
 const MAX_OPEN: usize = 50;
 const MAX_POSITION: i64 = 1_000_000;
 const MAX_ACCOUNTS: usize = 2_000;
-/// So many order references of an account are remembered: a repeated order is answered, not done again.
+/// So many order references of an account are remembered: a repeated order is answered, not done
+/// again.
 const REMEMBERED: usize = 200;
 const SHOWN_TRADES: usize = 14;
 
@@ -26,7 +28,8 @@ const SHOWN_TRADES: usize = 14;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewOrder {
-    /// The client's own name for it. A second order of the same name is not done; it is answered like the first.
+    /// The client's own name for it. A second order of the same name is not done; it is answered
+    /// like the first.
     pub reference: String,
     pub symbol: String,
     pub side: Side,
@@ -345,7 +348,8 @@ impl Exchange {
             let money = shares * i64::from(fill.price);
             account.cash -= money;
             let position = account.positions.entry(symbol).or_default();
-            // What is sold of a position goes at what it cost on average; what goes beyond it opens a new one at today's price.
+            // What is sold of a position goes at what it cost on average; what goes beyond it opens
+            // a new one at today's price.
             let before = *position;
             position.shares += shares;
             position.cost = if before.shares == 0 || before.shares.signum() == shares.signum() {

@@ -1,4 +1,5 @@
-//! An exchange: quotes for everybody, orders that are matched by price and time, an account for each. `cargo run --example trading`
+//! An exchange: quotes for everybody, orders that are matched by price and time, an account for
+//! each. `cargo run --example trading`
 
 mod book;
 mod crowd;
@@ -17,7 +18,8 @@ use exchange::{Exchange, NewOrder};
 use serde::Deserialize;
 use tokio::sync::Notify;
 
-/// The exchange of this server. Matching takes microseconds and waits for nothing, so a plain lock will do.
+/// The exchange of this server. Matching takes microseconds and waits for nothing, so a plain lock
+/// will do.
 static EXCHANGE: LazyLock<Mutex<Exchange>> = LazyLock::new(Mutex::default);
 /// There is something to tell.
 static CHANGED: Notify = Notify::const_new();
@@ -48,7 +50,8 @@ impl Handler for Accounts {
 
     async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
         let owner = owner(client, channel)?;
-        // Answered when it is done: the reply is the acknowledgement, with what was traded at once and what waits.
+        // Answered when it is done: the reply is the acknowledgement, with what was traded at once
+        // and what waits.
         let reply = match message.event.as_str() {
             "order" => Reply::json(
                 &exchange()
@@ -83,7 +86,8 @@ pub fn add(builder: Builder) -> Builder {
     builder.handle("trading/accounts/{account}", Accounts)
 }
 
-/// The crowd trades, and one task tells what has changed, so that nothing older is ever told after something newer.
+/// The crowd trades, and one task tells what has changed, so that nothing older is ever told after
+/// something newer.
 pub fn start(airwave: &Airwave) {
     let Ok(quoted) = airwave.channel("trading/quotes") else {
         return;
@@ -93,7 +97,8 @@ pub fn start(airwave: &Airwave) {
         loop {
             CHANGED.notified().await;
             let (quotes, statements) = exchange().changes();
-            // Of each key only the newest counts, so what cannot be told in an outage is told by what comes after it.
+            // Of each key only the newest counts, so what cannot be told in an outage is told by
+            // what comes after it.
             for quote in &quotes {
                 drop(quoted.publish_keyed("quote", quote.symbol, quote).await);
             }

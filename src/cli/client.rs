@@ -271,8 +271,8 @@ pub(super) fn chance() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
-/// Longer and longer waits, from a quarter of a second to some five, each between half of its length and all of it, so that
-/// many clients that lost one server do not come back together.
+/// Longer and longer waits, from a quarter of a second to some five, each between half of its
+/// length and all of it, so that many clients that lost one server do not come back together.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     tries: u32,

@@ -1,4 +1,5 @@
-//! A server that does as it is told, for the tests of `publish` and `listen`: a connection for each line of its script.
+//! A server that does as it is told, for the tests of `publish` and `listen`: a connection for each
+//! line of its script.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +13,8 @@ use super::client::Server;
 pub(super) enum Act {
     /// Closes the connection without a word.
     HangUp,
-    /// Answers with a status line's end ("200 OK"), headers, and a body that ends with the connection.
+    /// Answers with a status line's end ("200 OK"), headers, and a body that ends with the
+    /// connection.
     Answer(&'static str, &'static str, String),
 }
 

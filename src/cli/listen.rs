@@ -1,5 +1,5 @@
-//! `airwave listen`: the events of channels on standard output, everything else about them on standard error. A connection that
-//! is lost is made again from the cursor.
+//! `airwave listen`: the events of channels on standard output, everything else about them on
+//! standard error. A connection that is lost is made again from the cursor.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -1002,7 +1002,8 @@ mod tests {
         assert!(matches!(stop, Stop::Failed(why) if why.contains("no transport in common")));
     }
 
-    /// The server sends the client from SSE to WebSocket, drains in the middle, and is told the right cursors afterwards.
+    /// The server sends the client from SSE to WebSocket, drains in the middle, and is told the
+    /// right cursors afterwards.
     #[tokio::test]
     async fn a_websocket_goes_on_from_each_cursor() {
         let (tcp, server) = super::super::fake::bind().await;

@@ -1,5 +1,5 @@
-//! The command line. Each subcommand is a module with its `Args` and a `run`; what they share is here: exit codes, where the
-//! configuration is found, the runtime.
+//! The command line. Each subcommand is a module with its `Args` and a `run`; what they share is
+//! here: exit codes, where the configuration is found, the runtime.
 
 mod check;
 mod client;
@@ -101,7 +101,8 @@ impl ConfigArgs {
             Some(path) => read(path)?,
             None => match Path::new(DEFAULT_FILE).try_exists() {
                 Ok(false) => Sources::default(),
-                // One that cannot even be looked at is an error, never a reason to serve without rules.
+                // One that cannot even be looked at is an error, never a reason to serve without
+                // rules.
                 Ok(true) | Err(_) => read(Path::new(DEFAULT_FILE))?,
             },
         };

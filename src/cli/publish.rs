@@ -1,6 +1,6 @@
-//! `airwave publish`: one event from the command line, or every line of standard input. What was sent is sent again, under
-//! the same idempotency keys, until the server has answered for it, so that neither a lost answer nor a restart makes an event
-//! twice or not at all.
+//! `airwave publish`: one event from the command line, or every line of standard input. What was
+//! sent is sent again, under the same idempotency keys, until the server has answered for it, so
+//! that neither a lost answer nor a restart makes an event twice or not at all.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -260,7 +260,8 @@ struct Item {
 const MOST_ITEMS: usize = 1000;
 const MOST_BYTES: usize = 60 << 10;
 
-/// How many of `items`, from the first on, go into one request. At least one: what is too large alone is the server's to refuse.
+/// How many of `items`, from the first on, go into one request. At least one: what is too large
+/// alone is the server's to refuse.
 fn batch(items: &[Item]) -> usize {
     let mut bytes = 2;
     let fits = items
@@ -430,7 +431,8 @@ impl Publisher {
 
     /// One request and its answer. An error leaves open whether it was done.
     async fn attempt(&mut self, body: Bytes) -> Result<(StatusCode, Bytes), String> {
-        // A connection that has been quiet may have been closed by the server just now, which is no trouble worth a word.
+        // A connection that has been quiet may have been closed by the server just now, which is no
+        // trouble worth a word.
         if let Some(connection) = self.connection.take().filter(|connection| !connection.is_closed())
             && let Ok(answer) = self.exchange(Some(connection), body.clone()).await
         {
@@ -549,7 +551,8 @@ impl Publisher {
         }
     }
 
-    /// Sends one batch until each of its items is done or refused. The last cursor, and how many were refused.
+    /// Sends one batch until each of its items is done or refused. The last cursor, and how many
+    /// were refused.
     async fn deliver(&mut self, mut items: Vec<Item>) -> Result<(Option<String>, u64), Stop> {
         let mut patience = self.patience();
         let (mut cursor, mut refused) = (None, 0);
@@ -579,10 +582,12 @@ impl Publisher {
     }
 }
 
-/// The longest line that is taken; what is longer is cut into several events rather than filling the memory.
+/// The longest line that is taken; what is longer is cut into several events rather than filling
+/// the memory.
 const LONGEST_LINE: u64 = 1 << 20;
 
-/// Standard input, line by line, from a thread of its own: reading blocks. It ends with the process.
+/// Standard input, line by line, from a thread of its own: reading blocks. It ends with the
+/// process.
 fn read_lines() -> mpsc::Receiver<String> {
     // A full channel stops the reader, and that stops the program that writes into the pipe.
     let (sender, receiver) = mpsc::channel(MOST_ITEMS);
@@ -807,7 +812,8 @@ mod tests {
         }
     }
 
-    /// The server answers and then closes its side, as it does with a connection that has been quiet for long.
+    /// The server answers and then closes its side, as it does with a connection that has been
+    /// quiet for long.
     #[tokio::test]
     async fn a_connection_that_went_stale_is_no_trouble() {
         let (tcp, server) = bind().await;

@@ -222,7 +222,8 @@ mod tests {
                 parser.push(&bytes[from..cut], &mut blocks).unwrap();
                 from = cut;
             }
-            // A CR at the very end has ended its line already; in the model nothing comes after it either.
+            // A CR at the very end has ended its line already; in the model nothing comes after it
+            // either.
             prop_assert_eq!(blocks, model(&text));
         }
     }

@@ -1,4 +1,5 @@
-//! Which broker, by its URL. A URL may hold a password, so nothing here ever shows more of it than it must.
+//! Which broker, by its URL. A URL may hold a password, so nothing here ever shows more of it than
+//! it must.
 
 use std::fmt;
 use std::sync::Arc;
@@ -50,7 +51,8 @@ const SCHEMES: &[(&str, Option<BrokerKind>)] = &[
     ("tls", NATS),
 ];
 
-/// A broker's URL that this build can serve. Shown without its credentials; [`BrokerUrl::expose`] has them.
+/// A broker's URL that this build can serve. Shown without its credentials; [`BrokerUrl::expose`]
+/// has them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
     kind: BrokerKind,
@@ -67,7 +69,8 @@ impl BrokerUrl {
             return Err(format!("is not a URL; {}", available()));
         };
         let Some((_, kind)) = SCHEMES.iter().find(|(name, _)| *name == scheme) else {
-            // What stands before a colon is a scheme only if "//" follows; it might be half of "user:password@host".
+            // What stands before a colon is a scheme only if "//" follows; it might be half of
+            // "user:password@host".
             let looks_like_a_scheme = rest.starts_with("//") && scheme.len() <= 20;
             return Err(match nearest(scheme, SCHEMES.iter().map(|(name, _)| *name)) {
                 Some(near) if looks_like_a_scheme => {
@@ -143,8 +146,9 @@ impl fmt::Debug for BrokerUrl {
     }
 }
 
-/// The URL without credentials and query. A password may hold any character that its writer forgot to escape, `/`, `?` and `@`
-/// too, and there may be several hosts, so everything up to the last `@` goes.
+/// The URL without credentials and query. A password may hold any character that its writer forgot
+/// to escape, `/`, `?` and `@` too, and there may be several hosts, so everything up to the last
+/// `@` goes.
 fn redacted(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let separator = if scheme.is_empty() { "" } else { "://" };

@@ -26,7 +26,8 @@ fn is_kubernetes(name: &str, value: &str) -> bool {
             .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// Applies the variables to `config`. Values are never shown by themselves: settings decide what of a value a refusal may tell.
+/// Applies the variables to `config`. Values are never shown by themselves: settings decide what of
+/// a value a refusal may tell.
 pub(super) fn apply(config: &mut Config, environment: &[(OsString, OsString)]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, value) in environment {

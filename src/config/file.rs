@@ -1,7 +1,8 @@
 //! `airwave.toml`: from text to settings, with a line and a column for everything that is wrong.
 //!
-//! The parsed document is walked with the lists of [`super::settings`] and [`super::rules`] instead of being deserialised into
-//! structs, because that finds all mistakes at once, and knows the place of every value that was right.
+//! The parsed document is walked with the lists of [`super::settings`] and [`super::rules`] instead
+//! of being deserialised into structs, because that finds all mistakes at once, and knows the place
+//! of every value that was right.
 
 use std::sync::Arc;
 
@@ -26,7 +27,8 @@ pub(super) fn apply(config: &mut Config, name: &str, text: &str) -> Vec<Problem>
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let offset = error.span().map_or(0, |span| span.start);
-        // The parser's message alone: what it shows besides is the line itself, where a token may stand.
+        // The parser's message alone: what it shows besides is the line itself, where a token may
+        // stand.
         reader.problem(offset, format!("this is not TOML: {}", Plain(error.message())));
     }
     if reader.problems.is_empty() {
@@ -91,7 +93,8 @@ impl Reader<'_> {
         config.rules = Rules::new(list);
     }
 
-    /// One `[[channels]]` entry. What cannot be read is a problem, and the rule then holds something else in its place.
+    /// One `[[channels]]` entry. What cannot be read is a problem, and the rule then holds
+    /// something else in its place.
     fn rule(&mut self, config: &mut Config, index: usize, start: usize, table: &DeTable<'_>) -> Rule {
         let known = rule_keys();
         let leaves = self.leaves(table, &known, "", "[[channels]]");

@@ -99,7 +99,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Why there is no configuration: everything that is wrong, one line each. No line holds a token or a URL's credentials.
+/// Why there is no configuration: everything that is wrong, one line each. No line holds a token or
+/// a URL's credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError(Vec<Problem>);
 

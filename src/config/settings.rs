@@ -1,6 +1,7 @@
-//! The one list of settings outside `[[channels]]`. File, environment, flags, `airwave check`, every
-//! "did you mean" and docs/configuration.md read it, so that a new setting is one entry here and a
-//! field of `Config`. A test compares the document, and its failure has the command that writes it.
+//! The one list of settings outside `[[channels]]`. File, environment, flags, `airwave check`,
+//! every "did you mean" and docs/configuration.md read it, so that a new setting is one entry here
+//! and a field of `Config`. A test compares the document, and its failure has the command that
+//! writes it.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +16,8 @@ use super::{AllowedOrigins, ClientIpHeader, Config, LogFormat, Network, Secret};
 pub(super) struct Setting {
     /// Its place in the file: `listen`, `limits.idle`.
     pub(super) key: &'static str,
-    /// Reads it. The error is a sentence that goes on after the key's name, and never shows a secret.
+    /// Reads it. The error is a sentence that goes on after the key's name, and never shows a
+    /// secret.
     pub(super) set: fn(&mut Config, Given<'_>) -> Result<(), String>,
     /// The effective value, for people.
     pub(super) show: fn(&Config) -> Shown,
@@ -514,8 +516,8 @@ fn origins(words: &[&str]) -> Result<AllowedOrigins, String> {
         .map(AllowedOrigins::Listed)
 }
 
-/// Browsers send `scheme://host[:port]`, lower case, without the default port; it is compared as text, so anything else
-/// would never match.
+/// Browsers send `scheme://host[:port]`, lower case, without the default port; it is compared as
+/// text, so anything else would never match.
 fn origin(text: &str) -> Result<String, String> {
     let example = "write it as a browser sends it, for example \"https://app.example\"";
     let wrong = |what: &str| Err(format!("has {} {what}; {example}", Quoted(text)));
@@ -599,8 +601,8 @@ fn network(text: &str) -> Result<Network, String> {
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// `info`, or directives as `RUST_LOG` has them. A plain word must be a level: the filter itself would take a misspelt
-/// one for a module's name and log everything of it, which is nothing.
+/// `info`, or directives as `RUST_LOG` has them. A plain word must be a level: the filter itself
+/// would take a misspelt one for a module's name and log everything of it, which is nothing.
 fn log_level(text: &str) -> Result<String, String> {
     for piece in text.split(',').map(str::trim) {
         let level = piece.rsplit_once('=').map_or(piece, |(_, level)| level);

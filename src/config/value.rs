@@ -14,7 +14,8 @@ use toml::de::DeValue;
 pub(super) enum Given<'a> {
     /// In the file, where types are told apart.
     Toml(&'a DeValue<'a>),
-    /// In a variable or a flag, where all is text: `true` and `15` as in the file, lists with commas.
+    /// In a variable or a flag, where all is text: `true` and `15` as in the file, lists with
+    /// commas.
     Text(&'a str),
 }
 
@@ -219,7 +220,8 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A text in quotes, short and without control characters, so that no value can forge a line of the report.
+/// A text in quotes, short and without control characters, so that no value can forge a line of the
+/// report.
 pub(super) struct Quoted<'a>(pub(super) &'a str);
 
 impl fmt::Display for Quoted<'_> {

@@ -1,4 +1,5 @@
-// The decision matrix, each row live. All rows share one client, so one stream and one socket carry them all; a row that is compared has two of its own.
+// The decision matrix, each row live. All rows share one client, so one stream and one socket carry
+// them all; a row that is compared has two of its own.
 
 import { bytes, calmly, count, CUT_MS, inView, loaded, make, metered, still, TITLES } from "./frame.js";
 
@@ -53,7 +54,9 @@ const shared = metered("auto", { share: true, backoff: BACK_SOON });
 const total = document.getElementById("total");
 shared.cost.onchange = calmly(() => (total.textContent = `This page, all rows together: ${shared.cost}`));
 
-/** The row that is compared now: one at a time, because a browser has six connections for a host. */
+/**
+ * The row that is compared now: one at a time, because a browser has six connections for a host.
+ */
 let compared;
 
 const words = ({ delivery, max_rate: rate, history, replay, presence }) =>

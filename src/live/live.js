@@ -1,7 +1,9 @@
-// The live page: what is on this node's channels, and one channel heard over both transports side by side.
+// The live page: what is on this node's channels, and one channel heard over both transports side
+// by side.
 //
-// It speaks the protocol of docs/protocol.md with nothing but what a browser has, so it is also an example of a client.
-// Everything that arrives is shown through `textContent`, never as markup. All URLs are relative to the page's own.
+// It speaks the protocol of docs/protocol.md with nothing but what a browser has, so it is also an
+// example of a client. Everything that arrives is shown through `textContent`, never as markup. All
+// URLs are relative to the page's own.
 
 const base = new URL(".", document.baseURI);
 const ROWS_KEPT = 400; // per pane: the page must stay light beside a channel with thousands of events a second
@@ -20,7 +22,7 @@ function element(tag, className, text) {
   return made;
 }
 
-// ---- names, URLs, payloads ------------------------------------------------------------------------------------------
+// ---- names, URLs, payloads -----------------------------------------------------------------
 
 /** Why `name` is no channel name, or null if it is one. */
 function nameFault(name) {
@@ -44,12 +46,16 @@ function socketUrl(name, query) {
   return url;
 }
 
-/** JSON in one spelling, so that both panes show the same characters for the same value; other text as it is. */
+/**
+ * JSON in one spelling, so that both panes show the same characters for the same value; other text
+ * as it is.
+ */
 function shown(text) {
   let line = text;
   try {
     const value = JSON.parse(text);
-    // A number that JavaScript cannot hold would be shown as another one: then better the text as it came.
+    // A number that JavaScript cannot hold would be shown as another one: then better the text as
+    // it came.
     if (!/\d{16}/.test(text)) line = JSON.stringify(value);
   } catch {
     // Not JSON.
@@ -80,7 +86,7 @@ function payloadOf(envelope) {
 
 const seconds = (ms) => `${(ms / 1000).toFixed(1)} s`;
 
-// ---- panes: what is seen --------------------------------------------------------------------------------------------
+// ---- panes: what is seen -------------------------------------------------------------------
 
 /** One pane: rows of events, the state of the line, and the cursor. It knows no transport. */
 class Pane {
@@ -265,11 +271,12 @@ function showTwins(panes) {
   }
 }
 
-// ---- listeners: one channel over one transport ----------------------------------------------------------------------
+// ---- listeners: one channel over one transport ---------------------------------------------
 
 /**
- * Hears one channel: connects, keeps the cursor, comes back after a loss, and tells its pane everything.
- * A subclass knows its transport: `open()` connects and `close()` cuts, both without a word to the pane.
+ * Hears one channel: connects, keeps the cursor, comes back after a loss, and tells its pane
+ * everything. A subclass knows its transport: `open()` connects and `close()` cuts, both without a
+ * word to the pane.
  */
 class Listener {
   constructor(pane, channel, cursor) {
@@ -374,8 +381,9 @@ class Listener {
 }
 
 /**
- * SSE. It does what an EventSource does, by hand: an EventSource hands out only events whose names were registered
- * beforehand, and hides status codes and the reasons that come with them; this page is there to show all of it.
+ * SSE. It does what an EventSource does, by hand: an EventSource hands out only events whose names
+ * were registered beforehand, and hides status codes and the reasons that come with them; this page
+ * is there to show all of it.
  */
 class SseListener extends Listener {
   async open(attempt) {
@@ -442,7 +450,9 @@ class SseListener extends Listener {
   }
 }
 
-/** The parser of an event stream, as the HTML standard describes it. Text comes in in any pieces. */
+/**
+ * The parser of an event stream, as the HTML standard describes it. Text comes in in any pieces.
+ */
 class SseParser {
   constructor(onBlock, onRetry) {
     this.onBlock = onBlock;
@@ -507,7 +517,8 @@ class SocketListener extends Listener {
       const drain = code === 1012 && /^retry=(\d+)$/.exec(reason);
       if (drain) this.lost("The node drains.", Number(drain[1]));
       else if (code >= 4400 && code < 4500 && code !== 4408) this.refused(error?.code ?? `closed ${code}`, error?.message ?? (reason || "the server closed the connection"));
-      // A retry of the server's is told over SSE only, so here a little chance keeps many pages from coming back at once.
+      // A retry of the server's is told over SSE only, so here a little chance keeps many pages
+      // from coming back at once.
       else this.lost(code === 1006 ? "The line broke." : `The server closed the connection (${code}).`, 1000 + Math.random() * 2000);
     });
   }
@@ -568,7 +579,7 @@ async function errorOf(response) {
   return { code: error?.code ?? `HTTP ${response.status}`, message: error?.message ?? (response.statusText || "no reason given") };
 }
 
-// ---- the stage: the chosen channel ----------------------------------------------------------------------------------
+// ---- the stage: the chosen channel ---------------------------------------------------------
 
 const transports = [
   { name: "sse", title: "SSE", Listener: SseListener },
@@ -586,9 +597,9 @@ function showStage() {
 }
 
 /**
- * Shows `channel`: first what its history holds, then both streams from exactly there on. That is how a page is best built:
- * the answer to the history carries the cursor with which its stream starts.
- * `quietly`: behind the empty page, which gives way to the first event.
+ * Shows `channel`: first what its history holds, then both streams from exactly there on. That is
+ * how a page is best built: the answer to the history carries the cursor with which its stream
+ * starts. `quietly`: behind the empty page, which gives way to the first event.
  */
 async function choose(channel, { quietly = false } = {}) {
   for (const listener of stage.listeners) listener.stop();
@@ -673,7 +684,7 @@ $("clear").addEventListener("click", () => {
   for (const pane of panes) pane.clear();
 });
 
-// ---- publishing -----------------------------------------------------------------------------------------------------
+// ---- publishing ----------------------------------------------------------------------------
 
 /** The publication that the form describes, or a text that says what is wrong with it. */
 function publication() {
@@ -756,7 +767,7 @@ $("publish-channel").addEventListener("change", () => {
   }
 });
 
-// ---- the node and its channels --------------------------------------------------------------------------------------
+// ---- the node and its channels -------------------------------------------------------------
 
 const known = new Map(); // channel name -> its button in the list
 let latest = [];
@@ -801,7 +812,8 @@ function showChannels() {
       known.delete(name);
     }
   }
-  // Buttons are kept and moved only if they stand elsewhere, so that a list that is read every second keeps focus and pointer.
+  // Buttons are kept and moved only if they stand elsewhere, so that a list that is read every
+  // second keeps focus and pointer.
   let place = $("channels").firstElementChild;
   for (const channel of listed) {
     let button = known.get(channel.name);
@@ -887,7 +899,9 @@ function exampleOf(pattern) {
   return /^\{\*?\w+\}$/.test(pattern) ? "hello" : pattern.replace(/\{\*?\w+\}/g, "demo");
 }
 
-/** The first thing to show: the channel in which something happened last, or a first channel to try. */
+/**
+ * The first thing to show: the channel in which something happened last, or a first channel to try.
+ */
 function begin(rules) {
   if (latest.length > 0) {
     choose(latest.reduce((a, b) => (BigInt(b.cursor) > BigInt(a.cursor) ? b : a)).name);
@@ -925,7 +939,7 @@ async function poll() {
 }
 document.addEventListener("visibilitychange", poll);
 
-// ---- snippets -------------------------------------------------------------------------------------------------------
+// ---- snippets ------------------------------------------------------------------------------
 
 const origin = base.href;
 
@@ -956,7 +970,7 @@ for (const button of document.querySelectorAll(".copy")) {
   });
 }
 
-// ---- begin ----------------------------------------------------------------------------------------------------------
+// ---- begin ---------------------------------------------------------------------------------
 
 /** The channel that the address names, as `#orders/abc123`. */
 function chooseAsked() {

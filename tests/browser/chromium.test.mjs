@@ -107,7 +107,8 @@ describe("Chromium", { skip }, () => {
     });
   }
 
-  // The memory broker loses everything with its process: an EventSource that comes back must be told, never left in silence.
+  // The memory broker loses everything with its process: an EventSource that comes back must be
+  // told, never left in silence.
   for (const how of ["drained", "killed"]) {
     test(`EventSource comes back to a server that was ${how} and restarted, and is told of the loss`, async (t) => {
       const { server, page } = await setUp(t);
@@ -127,7 +128,8 @@ describe("Chromium", { skip }, () => {
       const told = JSON.parse(gap.data);
       assert.equal(told.channel, "both/restart");
       assert.equal(told.after, cursor);
-      // Which reason it is depends on what the new process can still know; that there is one does not.
+      // Which reason it is depends on what the new process can still know; that there is one does
+      // not.
       assert.ok(["unknown-position", "history-expired", "broker-lost-data"].includes(told.reason), told.reason);
       assert.equal(gap.id, told.cursor, "a listener that is cut right after the gap resumes behind it");
       const since = source.entries.slice(from).filter(({ type }) => type !== "open" && type !== "error");
@@ -232,7 +234,8 @@ describe("Chromium", { skip }, () => {
       ...names.map((name) => [name, true]),
     ].sort());
 
-    // The cursor of the very last event knows all channels: a new listener that starts from it has missed nothing.
+    // The cursor of the very last event knows all channels: a new listener that starts from it has
+    // missed nothing.
     const { id } = source.entries.filter(isEvent).at(-1);
     assert.match(id, /^[A-Za-z0-9_-]+$/);
     const next = await page.sse("next", `${wire.url}/events?${query}&after=${id}`, ["n"]);

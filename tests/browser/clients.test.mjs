@@ -1,4 +1,5 @@
-// The real server, heard by clients that Airwave did not write: the packages `eventsource` and `ws`, and curl.
+// The real server, heard by clients that Airwave did not write: the packages `eventsource` and
+// `ws`, and curl.
 
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
@@ -60,7 +61,10 @@ describe("the eventsource package", () => {
 });
 
 describe("the ws package", () => {
-  /** A socket, what it hears (`text` as JSON, `binary` decoded, `ping`, `pong`, `close`), and its upgrade answer. */
+  /**
+   * A socket, what it hears (`text` as JSON, `binary` decoded, `ping`, `pong`, `close`), and its
+   * upgrade answer.
+   */
   async function connect(t, url) {
     const socket = new WebSocket(url.replace(/^http/, "ws"));
     t.after(() => socket.terminate());

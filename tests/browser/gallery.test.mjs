@@ -1,5 +1,6 @@
-// The gallery of a server without a configuration file: each example does its job in two windows, survives a killed server, and has its picture taken
-// (target/screenshots/gallery-NAME.png, and on a phone). A new example is a row of EXAMPLES.
+// The gallery of a server without a configuration file: each example does its job in two windows,
+// survives a killed server, and has its picture taken (target/screenshots/gallery-NAME.png, and on
+// a phone). A new example is a row of EXAMPLES.
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
@@ -44,9 +45,10 @@ async function commit(dir, name, message) {
 }
 
 /**
- * `works(a, b, server)`: does the job, seen in both windows, which have no cookies or storage in common; the pictures are taken after it.
- * `again(a, b, server)`: the same pages after the server was killed and started again, without a reload.
- * `prepare({ t, dir })`: before the server starts in that folder; may say `variables` of its environment.
+ * `works(a, b, server)`: does the job, seen in both windows, which have no cookies or storage in
+ * common; the pictures are taken after it. `again(a, b, server)`: the same pages after the server
+ * was killed and started again, without a reload. `prepare({ t, dir })`: before the server starts
+ * in that folder; may say `variables` of its environment.
  */
 const EXAMPLES = [
   {
@@ -165,7 +167,8 @@ const EXAMPLES = [
       // Who came second is shown both.
       await b.locator("#people li").nth(1).waitFor();
 
-      // What was said before the page was opened comes as it is scrolled up, each message once and in its order.
+      // What was said before the page was opened comes as it is scrolled up, each message once and
+      // in its order.
       for (let n = 1; n <= 75; n += 1) {
         const said = await fetch(`${server.url}/channels/chat/rust`, {
           method: "POST",
@@ -329,8 +332,10 @@ const inBytes = (text) => {
 };
 
 /**
- * What the browser sees on the wire of a comparison, told by its debugger and not by the page: `(transport) => { down, up, bytesDown, bytesUp, heads, open }`.
- * The sides of a comparison show tokens that begin with their transport; the rest of the page, which may connect anew at any moment, shows none.
+ * What the browser sees on the wire of a comparison, told by its debugger and not by the page:
+ * `(transport) => { down, up, bytesDown, bytesUp, heads, open }`. The sides of a comparison show
+ * tokens that begin with their transport; the rest of the page, which may connect anew at any
+ * moment, shows none.
  */
 async function listenIn(page) {
   const session = await page.context().newCDPSession(page);
@@ -363,7 +368,8 @@ async function listenIn(page) {
     if (!request.stream) request.counted.down += 1;
     else {
       request.counted.open += 1;
-      // A page that goes has nothing more to tell; anything else that is missing here makes a count too small, and that is seen.
+      // A page that goes has nothing more to tell; anything else that is missing here makes a count
+      // too small, and that is seen.
       const told = await session.send("Network.streamResourceContent", { requestId }).catch(() => ({}));
       hear(request, told.bufferedData);
     }
@@ -405,7 +411,10 @@ async function listenIn(page) {
   return wire;
 }
 
-/** What `look()` gives, once it satisfies `wanted`; or else, after as long as a page waits for anything, what it gave last. */
+/**
+ * What `look()` gives, once it satisfies `wanted`; or else, after as long as a page waits for
+ * anything, what it gave last.
+ */
 async function until(what, look, wanted) {
   for (const deadline = Date.now() + 45_000; ; await new Promise((next) => setTimeout(next, 20))) {
     const seen = await look();
@@ -422,7 +431,10 @@ describe("the gallery", { skip }, () => {
   });
   after(() => browser?.close());
 
-  /** A window of its own: nothing in common with another. Complaints are the browser's about the page. */
+  /**
+   * A window of its own: nothing in common with another. Complaints are the browser's about the
+   * page.
+   */
   async function window(t, options = {}) {
     const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, reducedMotion: "no-preference", ...options });
     t.after(() => context.close());
@@ -546,7 +558,8 @@ describe("the gallery", { skip }, () => {
           for (const transport of ["sse", "websocket"]) await until(`${TALKS[name]} messages over ${transport}`, () => figures(transport), ({ up }) => up >= TALKS[name]);
         }
 
-        // What the browser itself saw on the wire at a moment is shown a little later, and by then not more than it has seen by then.
+        // What the browser itself saw on the wire at a moment is shown a little later, and by then
+        // not more than it has seen by then.
         for (const transport of ["sse", "websocket"]) {
           const before = wire(transport);
           const shown = await until(`what went over ${transport} is shown, ${JSON.stringify(before)}`, () => figures(transport), ({ down, up }) => down >= before.down && up >= before.up);
@@ -554,7 +567,8 @@ describe("the gallery", { skip }, () => {
           const told = `${transport}: shown ${JSON.stringify(shown)}, seen ${JSON.stringify(before)} and ${JSON.stringify(after)}`;
           assert.ok(shown.down <= after.down && shown.up <= after.up, told);
           assert.ok(shown.down > 0 && shown.up > 0, told);
-          // Bytes are rounded, a frame has a head of at most 14, and a request's head is an estimate.
+          // Bytes are rounded, a frame has a head of at most 14, and a request's head is an
+          // estimate.
           assert.ok(shown.bytesDown >= before.bytesDown * 0.94 && shown.bytesDown <= (after.bytesDown + 14 * after.down + 400 * after.heads) * 1.06, told);
           assert.ok(shown.bytesUp >= before.bytesUp * 0.94 && shown.bytesUp <= (after.bytesUp + 14 * after.up + 800 * after.heads) * 1.06, told);
           t.diagnostic(told);

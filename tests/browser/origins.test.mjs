@@ -27,7 +27,8 @@ describe("another origin", { skip }, () => {
 
     const source = await page.sse("source", url, ["n"]);
     await source.first(({ type, readyState }) => type === "error" && readyState === CLOSED, "refusal");
-    // The page learns no status (that is the point of it); that it is 403 is asked with curl, in clients.test.mjs.
+    // The page learns no status (that is the point of it); that it is 403 is asked with curl, in
+    // clients.test.mjs.
     assert.equal((await page.statuses(url)).length, 1);
 
     const socket = await page.socket("socket", socketAddress(url));

@@ -1,4 +1,5 @@
-// The real server behind the real nginx and HAProxy, with the very configurations that docs/deploying.md shows.
+// The real server behind the real nginx and HAProxy, with the very configurations that
+// docs/deploying.md shows.
 
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
@@ -24,7 +25,10 @@ const both = [nginx, haproxy];
 const subscribed = ({ event }) => event === "airwave.subscribed";
 const named = (name) => ({ event }) => event === name;
 
-/** The documented file, and the rules of the tests. `more`: lines in front. Anybody may publish, because the tests have no token. */
+/**
+ * The documented file, and the rules of the tests. `more`: lines in front. Anybody may publish,
+ * because the tests have no token.
+ */
 function behind(t, more = "", rules = "", broker = "memory:") {
   const toml = `${more}\n${put(documented("/etc/airwave/airwave.toml"), [["memory:", broker]])}\n${config()}\n${rules}`;
   return Server.start(t, { toml, prepare: () => ({ variables: { AIRWAVE_PUBLISH_OPEN: "true" } }) });
@@ -50,7 +54,9 @@ async function socketAt(t, address) {
   return { socket, heard, say: (frame) => socket.send(JSON.stringify(frame)) };
 }
 
-/** That an event arrives while its stream stays open, and that a stream resumes. `args`: for curl. */
+/**
+ * That an event arrives while its stream stays open, and that a stream resumes. `args`: for curl.
+ */
 async function streams(t, server, url, ...args) {
   const channel = `both/${args.length}`;
   const address = `${url}/channels/${channel}`;
@@ -124,7 +130,8 @@ describe("behind a proxy as documented", { skip }, () => {
   }
 
   test("what is quiet stays open: the heartbeat is shorter than the proxies' time-outs", async (t) => {
-    // Two seconds for each 15 of the defaults: the heartbeat's, nginx's 60 s, and the 50 s of Debian's haproxy.cfg.
+    // Two seconds for each 15 of the defaults: the heartbeat's, nginx's 60 s, and the 50 s of
+    // Debian's haproxy.cfg.
     const seconds = (n) => ({
       nginx: { http: `proxy_read_timeout ${n * 1000}ms; proxy_send_timeout ${n * 1000}ms;` },
       haproxy: { edit: ["client", "server"].map((side) => [`timeout ${side}  50000`, `timeout ${side}  ${Math.floor((n * 5000) / 6)}`]) },

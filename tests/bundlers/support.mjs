@@ -1,4 +1,5 @@
-// The package as it would be published, an application of its own for each bundler, and a site for what was built.
+// The package as it would be published, an application of its own for each bundler, and a site for
+// what was built.
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -27,7 +28,10 @@ export async function tool(cwd, name, args, modules = here) {
   }
 }
 
-/** A copy of the application in the folder `from`, with the packed client among its modules. Below `modules`, where the bundler is found. */
+/**
+ * A copy of the application in the folder `from`, with the packed client among its modules. Below
+ * `modules`, where the bundler is found.
+ */
 export async function application(t, from, modules = here) {
   const dir = join(modules, ".work", `${from}-${process.pid}-${Math.random().toString(36).slice(2)}`);
   t.after(() => rm(dir, { recursive: true, force: true }));
@@ -54,7 +58,10 @@ async function site(t, dir) {
   return `http://127.0.0.1:${server.address().port}`;
 }
 
-/** Opens what was built into `dir` in Chromium; the page must hear an event of a server of another origin. */
+/**
+ * Opens what was built into `dir` in Chromium; the page must hear an event of a server of another
+ * origin.
+ */
 export async function hears(t, dir, { entry = "/", more = [""] } = {}) {
   const origin = await site(t, dir);
   const server = await Server.start(t, { toml: config(`origins = ["${origin}"]`) });

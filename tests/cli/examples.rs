@@ -1,5 +1,5 @@
-//! Each example alone, as `cargo run --example NAME` has it: it says where it is, shows its page, its first event comes over its transport, and it goes
-//! when it is asked to.
+//! Each example alone, as `cargo run --example NAME` has it: it says where it is, shows its page,
+//! its first event comes over its transport, and it goes when it is asked to.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -72,7 +72,8 @@ impl Example {
     }
 }
 
-/// `NAME: CHANNEL over TRANSPORT`; `cause` makes the `first` event, if the example does not make it by itself.
+/// `NAME: CHANNEL over TRANSPORT`; `cause` makes the `first` event, if the example does not make it
+/// by itself.
 fn works_alone(name: &str, channel: &str, transport: &str, first: &str, cause: impl FnOnce(&Example)) {
     let mut example = Example::start(name);
     assert!(example.get("/").contains(&format!("\r\nlocation: /{name}/\r\n")));

@@ -29,7 +29,8 @@ fn get_sse(address: SocketAddr, path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: text/event-stream\r\n\r\n")
 }
 
-/// Reads a stream that began on this connection: its head, its confirmation, and an event that is published now.
+/// Reads a stream that began on this connection: its head, its confirmation, and an event that is
+/// published now.
 async fn listens(raw: &mut Raw, node: &Node, channel: &str) {
     let head = raw.head().await;
     assert!(head.contains("content-type: text/event-stream"), "{head}");
@@ -213,7 +214,8 @@ fn a_websocket_over_http2() {
             .await
             .unwrap();
         tokio::spawn(connection);
-        // The server says in its first frame that it knows CONNECT with a protocol; this answer comes after it.
+        // The server says in its first frame that it knows CONNECT with a protocol; this answer
+        // comes after it.
         let first = Request::get(format!("http://{}/healthz", node.own))
             .body(Empty::new())
             .unwrap();
@@ -248,7 +250,8 @@ async fn echo(upgrade: WebSocketUpgrade) -> Response {
     })
 }
 
-/// An application's own routes, streams and WebSockets go through our accept loop untouched, and its middleware sees ours.
+/// An application's own routes, streams and WebSockets go through our accept loop untouched, and
+/// its middleware sees ours.
 #[test]
 fn an_application_has_its_own_beside_ours() {
     run(async {
@@ -336,7 +339,8 @@ fn the_clients_address_is_the_proxys_word_only_where_it_is_trusted() {
     });
 }
 
-/// The page that shows the channels is for developers: on loopback, or where it was asked for, and never inside an application.
+/// The page that shows the channels is for developers: on loopback, or where it was asked for, and
+/// never inside an application.
 #[test]
 fn the_live_page_is_served_only_where_it_should_be() {
     run(async {

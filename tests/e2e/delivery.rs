@@ -1,4 +1,5 @@
-//! Every listener hears every event, once and in order, whatever it listens over; and what the rules make of that.
+//! Every listener hears every event, once and in order, whatever it listens over; and what the
+//! rules make of that.
 
 use std::num::NonZeroU32;
 
@@ -173,7 +174,8 @@ async fn of_a_conflated_channel_the_newest_of_each_key_arrives(way: Way) {
     }
     assert_eq!(heard[heard.len() - 2..], [199, 200], "the newest of each key: {heard:?}");
     assert!(heard.is_sorted(), "in order: {heard:?}");
-    // Two keys in each window that began while it was published, and in the last one. On an idle machine that is one window.
+    // Two keys in each window that began while it was published, and in the last one. On an idle
+    // machine that is one window.
     let windows = 2 + published.as_millis() as usize / 250;
     assert!(heard.len() <= 2 * windows, "{} events in {windows} windows", heard.len());
 }

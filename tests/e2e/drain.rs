@@ -1,4 +1,5 @@
-//! The end of a node, asked for (P11) and not: what its clients see, and what they find when they come back.
+//! The end of a node, asked for (P11) and not: what its clients see, and what they find when they
+//! come back.
 
 use std::future::IntoFuture;
 use std::net::SocketAddr;
@@ -20,7 +21,8 @@ use tokio::sync::Notify;
 use crate::support::raw::{Raw, handshake};
 use crate::support::{Heard, Listener, Node, Way, config, http, rule, run, until, within};
 
-/// Everything that a listener hears to its end; the numbers of the events must follow on one another.
+/// Everything that a listener hears to its end; the numbers of the events must follow on one
+/// another.
 async fn to_the_end(listener: &mut Listener, mut expected: u64) -> (u64, Heard) {
     loop {
         match listener.next().await {

@@ -277,7 +277,8 @@ async fn a_header_that_means_one_thing_is_given_once(way: Way) {
     if !way.is_sse() {
         return;
     }
-    // A cursor that cannot be read is no reason to refuse an EventSource for ever: it is told of a gap.
+    // A cursor that cannot be read is no reason to refuse an EventSource for ever: it is told of a
+    // gap.
     node.publish("a", 1).await;
     let cursors = [("last-event-id", "1"), ("last-event-id", "2")];
     let mut listener = node.try_open(way, "/channels/a", &cursors).await.unwrap();

@@ -1,4 +1,5 @@
-//! The application's say: one handler for every transport, and for what is sent over a WebSocket and POSTed alike.
+//! The application's say: one handler for every transport, and for what is sent over a WebSocket
+//! and POSTed alike.
 
 use std::sync::{Arc, Mutex};
 

@@ -28,7 +28,8 @@ impl Bystanders {
         Self { listeners, said: 0 }
     }
 
-    /// They are all still there, on the connections that they had, and hear what is said, and nothing else.
+    /// They are all still there, on the connections that they had, and hear what is said, and
+    /// nothing else.
     async fn are_well(&mut self, node: &Node) {
         self.said += 1;
         node.publish("bystanders", self.said).await;
@@ -125,7 +126,8 @@ fn unusual_frames_are_understood() {
     run(async {
         let node = Node::new().await;
         let mut raw = Raw::websocket(node.own, "/socket").await;
-        // 128 fragments, with pings in between, each byte in a packet of its own, and an empty one at the end.
+        // 128 fragments, with pings in between, each byte in a packet of its own, and an empty one
+        // at the end.
         let text = format!("{{\"type\":\"ping\",\"id\":7{}}}", " ".repeat(105));
         for (index, byte) in text.bytes().enumerate() {
             let opcode = if index == 0 { 0x01 } else { 0x00 };

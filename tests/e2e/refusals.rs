@@ -564,7 +564,8 @@ fn publishing_needs_the_token_or_leave() {
                 assert_eq!(answer.error(), "unauthorized");
             }
         }
-        // Inside an application nothing is known of who reaches the address: closed until said otherwise.
+        // Inside an application nothing is known of who reaches the address: closed until said
+        // otherwise.
         let mut silent = config([rule("{*all}", |_| {})]);
         silent.publish_open = false;
         let node = Node::of(silent).await;

@@ -71,7 +71,8 @@ fn hundreds_of_resumes_each_over_another_way() {
     crate::support::run(resumes(400, move |_| Way::ALL[dice.roll(Way::ALL.len())]));
 }
 
-/// Each round listens for a few events, is cut off wherever it happens to be, and comes back with its last id.
+/// Each round listens for a few events, is cut off wherever it happens to be, and comes back with
+/// its last id.
 async fn resumes(rounds: usize, mut way: impl FnMut(usize) -> Way) {
     let node = Node::of_rule("{*all}", |rule| rule.history.events = 1000).await;
     let mut dice = Dice::new(rounds as u64);
@@ -168,7 +169,8 @@ async fn two_channels_with_one_cursor(way: Way) {
     assert!(listener.subscribed().await.resumed && listener.subscribed().await.resumed);
 }
 
-/// A stream that breaks off after its first block must not have lost what it knew of the other channels, nor the gaps that it was not told of.
+/// A stream that breaks off after its first block must not have lost what it knew of the other
+/// channels, nor the gaps that it was not told of.
 async fn the_first_confirmation_of_several_is_a_cursor_of_all(way: Way) {
     if !way.is_sse() {
         return;
@@ -289,7 +291,8 @@ async fn a_cursor_older_than_history_is_a_gap(way: Way) {
     assert_eq!(node.metric("airwave_gaps_total{reason=\"history-expired\"}"), 1);
 }
 
-/// The memory broker forgets all with its process: positions are never given twice, so a cursor from before is known to be lost.
+/// The memory broker forgets all with its process: positions are never given twice, so a cursor
+/// from before is known to be lost.
 async fn a_cursor_from_before_a_restart_is_a_gap(way: Way) {
     let before = Node::new().await;
     let mut listener = before.listen(way, "a").await;
@@ -326,7 +329,8 @@ async fn a_confirmation_can_be_resumed_from(way: Way) {
         assert_eq!(listener.number().await, 1);
     }
     if way.is_sse() {
-        // A browser that comes back sends what its page began with as well: the header is newer. An empty one is none.
+        // A browser that comes back sends what its page began with as well: the header is newer. An
+        // empty one is none.
         let mut listener = node.listen(way, "new").await;
         let newer = node.publish("new", 2).await;
         assert_eq!(listener.number().await, 2);
@@ -386,7 +390,8 @@ impl Broker for Handle {
     }
 }
 
-/// A gap in the middle of a stream, without a reconnect; from there on it goes on, and from the gap it can be resumed.
+/// A gap in the middle of a stream, without a reconnect; from there on it goes on, and from the gap
+/// it can be resumed.
 async fn a_broker_that_lost_all_is_a_gap_for_those_who_listen(way: Way) {
     let config = config([rule("{*all}", |_| {})]);
     let wiped = Arc::new(Wiped {

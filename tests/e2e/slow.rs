@@ -1,4 +1,5 @@
-//! A listener that does not read costs itself its place, never anybody else a moment or the node its memory (P12).
+//! A listener that does not read costs itself its place, never anybody else a moment or the node
+//! its memory (P12).
 
 use std::sync::LazyLock;
 
@@ -13,7 +14,8 @@ each_way!(
     a_slow_listener_is_closed_and_comes_back,
 );
 
-/// Half as much again as all the buffers between a server and a client that does not read: on Linux at most 4 MiB of the sender's socket, and hyper's.
+/// Half as much again as all the buffers between a server and a client that does not read: on Linux
+/// at most 4 MiB of the sender's socket, and hyper's.
 const EVENTS: u64 = 340;
 const EVENT_BYTES: usize = 20_000;
 const RING_BYTES: usize = 1 << 20;
@@ -27,7 +29,8 @@ async fn node(policy: SlowPolicy) -> Node {
     Node::of(config).await
 }
 
-/// The number is the event's name, so that all events can share one payload: checking it is what takes the time.
+/// The number is the event's name, so that all events can share one payload: checking it is what
+/// takes the time.
 async fn publish(node: &Node, number: u64) {
     static PAYLOAD: LazyLock<Data> = LazyLock::new(|| Data::json(&"x".repeat(EVENT_BYTES)).unwrap());
     let message = Message::new(EventName::new(&format!("n{number}")).unwrap(), PAYLOAD.clone());
@@ -43,7 +46,8 @@ fn number_of(event: &Event) -> u64 {
     event.name[1..].parse().unwrap()
 }
 
-/// A confirmed listener that has stopped reading, long after it fell off the ring; another has heard everything meanwhile.
+/// A confirmed listener that has stopped reading, long after it fell off the ring; another has
+/// heard everything meanwhile.
 async fn fallen(node: &Node, way: Way) -> Listener {
     let mut slow = Listener::connect(node.address(way), way, "/channels/a", &[], Some(4096))
         .await

@@ -54,7 +54,8 @@ fn three_of_nats() {
     short(BrokerKind::NatsCluster, 6);
 }
 
-/// A run in which nothing happens keeps every promise. Far below what even a busy machine gets through.
+/// A run in which nothing happens keeps every promise. Far below what even a busy machine gets
+/// through.
 fn something_happened(run: &Run) {
     let seen = run.seen();
     assert!(seen.acknowledged > 20 && seen.events > 60 && seen.resumed > 8, "{seen:?}");

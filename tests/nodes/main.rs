@@ -1,6 +1,8 @@
-//! Several nodes: real processes of the real program over real brokers, and what clients hear who move between them.
+//! Several nodes: real processes of the real program over real brokers, and what clients hear who
+//! move between them.
 //!
-//! A broker's server that is not here is a skip, said aloud, and a failure where everything must be here (`AIRWAVE_TEST_REQUIRE_ALL=1`).
+//! A broker's server that is not here is a skip, said aloud, and a failure where everything must be
+//! here (`AIRWAVE_TEST_REQUIRE_ALL=1`).
 #![allow(clippy::unwrap_used)]
 
 /// All is well, and clients go wherever they like.
@@ -21,7 +23,8 @@ mod pages;
 /// A node that is asked to end while its broker hangs.
 mod ending;
 
-/// Nothing is well: a short run of the chaos that `cargo run -p airwave-bench -- chaos` goes on with.
+/// Nothing is well: a short run of the chaos that `cargo run -p airwave-bench -- chaos` goes on
+/// with.
 mod chaos;
 
 use std::path::Path;

@@ -12,7 +12,8 @@ use crate::{airwave, is_here};
 /// No step takes so long, however busy the machine is: it only turns a hang into a failure.
 const HANG: Duration = Duration::from_secs(60);
 
-/// `on_each_broker!(scenario)`: the async function `scenario(World)` as one test for each broker, with three nodes.
+/// `on_each_broker!(scenario)`: the async function `scenario(World)` as one test for each broker,
+/// with three nodes.
 macro_rules! on_each_broker {
     ($($scenario:ident),* $(,)?) => {$(
         mod $scenario {
@@ -219,7 +220,8 @@ async fn a_node_that_is_killed_takes_no_acknowledged_event_with_it(world: World)
         }
         world.kill_node(0, Duration::ZERO);
         staying.hears(number - 5..number).await;
-        // The killed node's client goes to another, with what it has, which may be nothing of these five.
+        // The killed node's client goes to another, with what it has, which may be nothing of these
+        // five.
         let way = Way::ALL[round % 4];
         moving = Listener::open(world.address(2).await, way, "a", Some(moving.cursor)).await;
         moving.hears(number - 5..number).await;
@@ -310,7 +312,8 @@ impl Watcher {
     }
 }
 
-/// A node that is killed says nothing any more, so the others find out; one that goes in peace says so.
+/// A node that is killed says nothing any more, so the others find out; one that goes in peace says
+/// so.
 async fn members_are_known_on_every_node_and_forgotten_with_a_killed_one(world: World) {
     let nodes = nodes(&world).await;
     let mut watchers = [

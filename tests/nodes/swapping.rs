@@ -73,7 +73,8 @@ impl Story {
                     resumed,
                 } => format!("{channel} from {}, resumed: {resumed}", self.place(&channel, cursor)),
                 Heard::Event { channel, position, data } => {
-                    // What a client sent is not told its place: it has the one at which it is first heard.
+                    // What a client sent is not told its place: it has the one at which it is first
+                    // heard.
                     let name = format!("{channel} {data}");
                     self.places.entry((channel.clone(), position)).or_insert(name);
                     format!("{data} at {}", self.place(&channel, position))

@@ -1,8 +1,10 @@
-//! A parser of event streams, written from WHATWG HTML, section 9.2.6 "Interpreting an event stream", and from nothing else: it must not know
-//! how Airwave writes, so that it shows what a browser would see. Only the standard library.
+//! A parser of event streams, written from WHATWG HTML, section 9.2.6 "Interpreting an event
+//! stream", and from nothing else: it must not know how Airwave writes, so that it shows what a
+//! browser would see. Only the standard library.
 //!
-//! It takes bytes as they come from a socket, cut anywhere. At the end of a stream it is simply dropped: what was not followed by an empty line is
-//! discarded, as the standard says. For the next connection of the same client there is [`Parser::reconnected`].
+//! It takes bytes as they come from a socket, cut anywhere. At the end of a stream it is simply
+//! dropped: what was not followed by an empty line is discarded, as the standard says. For the next
+//! connection of the same client there is [`Parser::reconnected`].
 // Not every test binary that takes this file in uses all of it.
 #![allow(dead_code)]
 
@@ -13,7 +15,8 @@ pub struct ParsedEvent {
     pub event: String,
     /// The lines of data, joined by LF.
     pub data: String,
-    /// The newest id that the stream had given when this event was complete; empty if there was none, or an empty one.
+    /// The newest id that the stream had given when this event was complete; empty if there was
+    /// none, or an empty one.
     pub last_event_id: String,
 }
 
@@ -22,7 +25,8 @@ pub struct ParsedEvent {
 pub struct Parser {
     /// The bytes of the line that is not complete yet.
     line: Vec<u8>,
-    /// Whether the last line ended with a CR: then an LF that comes next belongs to it, even in another chunk.
+    /// Whether the last line ended with a CR: then an LF that comes next belongs to it, even in
+    /// another chunk.
     after_cr: bool,
     /// Whether a line has been seen: a byte order mark counts only at the very beginning.
     begun: bool,
@@ -39,7 +43,8 @@ impl Parser {
         Self::default()
     }
 
-    /// The same client's next connection, after the stream has ended: what was incomplete is gone; the last event id and the reconnection time stay.
+    /// The same client's next connection, after the stream has ended: what was incomplete is gone;
+    /// the last event id and the reconnection time stay.
     pub fn reconnected(self) -> Self {
         Self {
             id: self.last_event_id.clone(),
@@ -67,7 +72,8 @@ impl Parser {
         events
     }
 
-    /// What the client would send as `Last-Event-ID`; empty: it would send none. An id counts once its block is complete, with or without data.
+    /// What the client would send as `Last-Event-ID`; empty: it would send none. An id counts once
+    /// its block is complete, with or without data.
     pub fn last_event_id(&self) -> &str {
         &self.last_event_id
     }
@@ -79,7 +85,8 @@ impl Parser {
 
     fn end_line(&mut self) -> Option<ParsedEvent> {
         let bytes = std::mem::take(&mut self.line);
-        // CR and LF are never a part of another character, so decoding line by line is the same as decoding the stream.
+        // CR and LF are never a part of another character, so decoding line by line is the same as
+        // decoding the stream.
         let bytes = match std::mem::replace(&mut self.begun, true) {
             false => bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes),
             true => &bytes,
@@ -116,7 +123,8 @@ impl Parser {
         self.last_event_id.clone_from(&self.id);
         let mut data = std::mem::take(&mut self.data);
         let event = std::mem::take(&mut self.event);
-        // Not the same as no data: the line `data` alone leaves an LF here, and dispatches an empty string.
+        // Not the same as no data: the line `data` alone leaves an LF here, and dispatches an empty
+        // string.
         data.pop()?;
         Some(ParsedEvent {
             event: if event.is_empty() { "message".to_owned() } else { event },
@@ -162,7 +170,8 @@ mod tests {
 
     #[test]
     fn the_standards_four_blocks_give_three_events_and_reset_the_id() {
-        // The first block is a comment, the third resets the id, the fourth begins its data with a space.
+        // The first block is a comment, the third resets the id, the fourth begins its data with a
+        // space.
         let events = parse(": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n");
         let expected = [
             event("message", "first event", "1"),

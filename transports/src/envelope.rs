@@ -1,4 +1,5 @@
-//! The JSON that WebSocket frames, several-channel SSE and plain HTTP have in common: the envelope out, messages and publications in.
+//! The JSON that WebSocket frames, several-channel SSE and plain HTTP have in common: the envelope
+//! out, messages and publications in.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -98,7 +98,8 @@ async fn metrics(State(http): State<Http>, request: Request) -> Response {
 
 /// The whole body, if it is JSON by its own account and not too large.
 ///
-/// Other content types are refused because a foreign page may send those without asking (CORS "simple requests").
+/// Other content types are refused because a foreign page may send those without asking (CORS
+/// "simple requests").
 async fn json_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Refusal> {
     let kind = only(headers, &CONTENT_TYPE)?
         .and_then(|kind| kind.to_str().ok())
@@ -157,7 +158,8 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Refusa
 pub(crate) async fn send(hub: &Hub, channel: ChannelName, parts: &mut Parts, body: Body) -> Result<Response, Refusal> {
     check_query(hub, parts, &[])?;
     let limit = hub.limits().message_bytes;
-    // Base64 and names take room of their own; the message itself is measured again once it has been read.
+    // Base64 and names take room of their own; the message itself is measured again once it has
+    // been read.
     let body = json_body(&parts.headers, body, limit * 2).await?;
     let message = envelope::read_sent(&body)?;
     let key = idempotency_key(&parts.headers)?;
@@ -420,7 +422,8 @@ fn authorize(publishers: &Publishers, parts: &Parts) -> Result<(), Refusal> {
     }
 }
 
-/// Takes as long for a wrong token as for the right one, so that time tells nothing about how much of it was right.
+/// Takes as long for a wrong token as for the right one, so that time tells nothing about how much
+/// of it was right.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (x, y)| differ | (x ^ y)) == 0
 }

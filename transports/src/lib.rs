@@ -3,9 +3,11 @@
 //! - [`sse`]: the server tells, the client listens
 //! - [`websocket`]: client and server converse
 //! - [`http`]: publish, send, history, health
-//! - [`request`], [`accept`], [`envelope`]: what they have in common; [`socket`]: taking a connection back from hyper
+//! - [`request`], [`accept`], [`envelope`]: what they have in common; [`socket`]: taking a
+//!   connection back from hyper
 //!
-//! One URL per channel: [`router`] asks each transport whether a request is its own. Siblings never import each other.
+//! One URL per channel: [`router`] asks each transport whether a request is its own. Siblings never
+//! import each other.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -43,7 +45,8 @@ use axum::routing::any;
 use request::{ClientScheme, Origin, channel_name, refusal_response};
 pub use request::{Options, Origins, Publishers};
 
-/// A way to deliver over an HTTP connection. One that is not HTTP needs no trait: it drives a [`Session`](airwave_core::Session).
+/// A way to deliver over an HTTP connection. One that is not HTTP needs no trait: it drives a
+/// [`Session`](airwave_core::Session).
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
     /// Its name in configuration.
@@ -52,7 +55,8 @@ pub trait Transport: Send + Sync + 'static {
     /// The paths of its own, beside the channels' URLs.
     fn routes(&self, hub: Hub) -> Router;
 
-    /// Whether a request to a channel's URL asks for this transport. The first that says yes serves it.
+    /// Whether a request to a channel's URL asks for this transport. The first that says yes serves
+    /// it.
     fn wants(&self, request: &Parts) -> bool;
 
     /// Serves a request to a channel's URL.
@@ -134,7 +138,8 @@ async fn channel(State(app): State<App>, request: Request) -> Response {
     })
 }
 
-/// The router strips whatever prefix we are mounted under, so the name is all that follows `/channels/`.
+/// The router strips whatever prefix we are mounted under, so the name is all that follows
+/// `/channels/`.
 fn name_in_path(parts: &Parts) -> Result<ChannelName, Refusal> {
     let path = parts.uri.path();
     let name = path.strip_prefix("/channels/").unwrap_or(path);
@@ -153,7 +158,8 @@ fn allowed_headers(asked: Option<&HeaderValue>) -> HeaderValue {
         .unwrap_or_else(|| HeaderValue::from_static(READ))
 }
 
-/// One host in each request (RFC 9112, section 3.2), same origin by default, on every route and every transport; CORS headers for the origins that are allowed.
+/// One host in each request (RFC 9112, section 3.2), same origin by default, on every route and
+/// every transport; CORS headers for the origins that are allowed.
 async fn guard_origin(State(app): State<App>, request: Request, next: Next) -> Response {
     if let Err(refusal) = request::check_host(request.version(), request.uri(), request.headers()) {
         app.hub.metrics().refused(refusal.code);

@@ -1,4 +1,5 @@
-//! What every transport asks of a request before it serves it: where it comes from, and how a "no" is said over HTTP.
+//! What every transport asks of a request before it serves it: where it comes from, and how a "no"
+//! is said over HTTP.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -18,7 +19,8 @@ use http::header::{
 use http::request::Parts;
 use http::{Uri, Version};
 
-/// What a browser says itself about where a request comes from, over https and to loopback addresses; no page can set it. Not sent with WebSockets by all.
+/// What a browser says itself about where a request comes from, over https and to loopback
+/// addresses; no page can set it. Not sent with WebSockets by all.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Signs of a proxy that http has no names for.
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -64,8 +66,9 @@ impl std::fmt::Debug for Publishers {
     }
 }
 
-/// Whether the request can only come from this machine, if the server listens on a loopback address: no page of a foreign site sent it, whose own name leads
-/// here (DNS rebinding), and no proxy hands it on that shows itself.
+/// Whether the request can only come from this machine, if the server listens on a loopback
+/// address: no page of a foreign site sent it, whose own name leads here (DNS rebinding), and no
+/// proxy hands it on that shows itself.
 pub fn is_local(parts: &Parts) -> bool {
     is_addressed_locally(parts) && !came_through_a_proxy(parts)
 }
@@ -326,8 +329,9 @@ pub fn connect_request(parts: &Parts, transport: TransportName) -> ConnectReques
     }
 }
 
-/// What a browser's WebSocket shows in place of an `Authorization` header, which it cannot send: `airwave.bearer.TOKEN` among the subprotocols
-/// that it offers, TOKEN in base64url. A query would show it to every log on the way.
+/// What a browser's WebSocket shows in place of an `Authorization` header, which it cannot send:
+/// `airwave.bearer.TOKEN` among the subprotocols that it offers, TOKEN in base64url. A query would
+/// show it to every log on the way.
 fn token_in_subprotocol(headers: &HeaderMap) -> Option<String> {
     let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
     let encoded = offered

@@ -1,7 +1,8 @@
 //! Taking a connection back from hyper: the socket under it, and what is still to be written to it.
 //!
-//! hyper keeps about 12 KB per connection for reading requests that a stream never sends. After the routes have admitted a listener over plain
-//! HTTP/1.1, our own accept loop takes the `TcpStream` back and a bare task goes on. Behind any other server the same session is an ordinary body.
+//! hyper keeps about 12 KB per connection for reading requests that a stream never sends. After the
+//! routes have admitted a listener over plain HTTP/1.1, our own accept loop takes the `TcpStream`
+//! back and a bare task goes on. Behind any other server the same session is an ordinary body.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -103,7 +104,8 @@ impl FirstBytes {
     }
 }
 
-/// The transport under hyper on our own accept loop. A name of its own, so that an upgraded connection can be recognised and taken back.
+/// The transport under hyper on our own accept loop. A name of its own, so that an upgraded
+/// connection can be recognised and taken back.
 pub struct Io {
     stream: TcpStream,
     first: FirstBytes,
@@ -196,8 +198,9 @@ impl<F: Future<Output = ()> + Unpin> Future for Kept<F> {
     }
 }
 
-/// Travels in a response's extensions. A server that knows it takes the socket out of hyper and lets
-/// this go on with it, instead of sending the response's body. Any other server sends the body.
+/// Travels in a response's extensions. A server that knows it takes the socket out of hyper and
+/// lets this go on with it, instead of sending the response's body. Any other server sends the
+/// body.
 #[derive(Clone)]
 pub struct Detach(Arc<dyn Fn() -> Option<OnDetached> + Send + Sync>);
 
@@ -288,7 +291,8 @@ impl rt::Write for Io {
 
 /// What a session is written to.
 pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin {
-    /// Writes what the socket takes at once, without asking the runtime whether it would. `None`: it cannot be told, or it takes nothing now.
+    /// Writes what the socket takes at once, without asking the runtime whether it would. `None`:
+    /// it cannot be told, or it takes nothing now.
     fn send_now(&self, _bytes: &[u8]) -> Option<io::Result<usize>> {
         None
     }
@@ -300,7 +304,8 @@ pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin {
 }
 
 impl Socket for TcpStream {
-    // What the runtime knows of a socket stands in one more place in memory, and nearly always it says that the socket may be written.
+    // What the runtime knows of a socket stands in one more place in memory, and nearly always it
+    // says that the socket may be written.
     #[cfg(target_os = "linux")]
     fn send_now(&self, bytes: &[u8]) -> Option<io::Result<usize>> {
         unless_blocked(socket2::SockRef::from(self).send_with_flags(bytes, libc::MSG_NOSIGNAL))
@@ -362,8 +367,10 @@ fn chunk_head(length: usize) -> Bytes {
 pub(crate) struct Outgoing {
     pub(crate) pieces: Vec<Bytes>,
     stalled: bool,
-    /// The next write goes to the socket directly. Only the first of a poll does: the others count as the runtime counts, so that a listener whose events
-    /// come faster than it writes gives way to others. And none does that waits for the socket: each event would try it once more in vain.
+    /// The next write goes to the socket directly. Only the first of a poll does: the others count
+    /// as the runtime counts, so that a listener whose events come faster than it writes gives way
+    /// to others. And none does that waits for the socket: each event would try it once more in
+    /// vain.
     direct: bool,
 }
 
@@ -417,7 +424,8 @@ impl Outgoing {
         self.pieces.push(Bytes::from_static(b"0\r\n\r\n"));
     }
 
-    /// Writes all pieces. While the socket takes nothing, the session knows, and may say that it has waited long enough.
+    /// Writes all pieces. While the socket takes nothing, the session knows, and may say that it
+    /// has waited long enough.
     pub(crate) fn poll_write<S: Socket>(&mut self, socket: &mut S, session: &mut Session, cx: &mut Context<'_>) -> Poll<Written> {
         while !self.pieces.is_empty() {
             let result = match self.pieces.as_slice() {

@@ -1,4 +1,5 @@
-//! Server-sent events: the server tells, the client listens. The format is WHATWG HTML, section 9.2 "Server-sent events".
+//! Server-sent events: the server tells, the client listens. The format is WHATWG HTML, section 9.2
+//! "Server-sent events".
 
 use std::fmt::{Display, Write};
 use std::future::Future;
@@ -40,7 +41,8 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 const MOST_SENT: usize = 4096;
 const EVENT_STREAM: &str = "text/event-stream";
 
-/// The SSE transport: `GET /channels/{name}` with `Accept: text/event-stream`, and `GET /events?channel=…&channel=…`.
+/// The SSE transport: `GET /channels/{name}` with `Accept: text/event-stream`, and `GET
+/// /events?channel=…&channel=…`.
 pub struct Sse {
     one: FormatHandle,
     many: FormatHandle,
@@ -102,7 +104,8 @@ async fn events(State((hub, format)): State<(Hub, FormatHandle)>, request: Reque
     }
 }
 
-/// `Last-Event-ID` wins over `?after=`: a browser that comes back sends both, and the header is newer.
+/// `Last-Event-ID` wins over `?after=`: a browser that comes back sends both, and the header is
+/// newer.
 fn cursor_text(parts: &Parts) -> Result<Option<String>, Refusal> {
     match header_text(&parts.headers, &LAST_EVENT_ID) {
         Ok(Some(text)) => Ok(Some(text.to_owned())),
@@ -191,7 +194,8 @@ async fn serve(
     session.connection().forget_request();
     if joined.iter().all(|joined| joined.is_over()) {
         session.ends_by(CloseCause::Ended);
-        // WHATWG HTML 9.2.3: any status but 200 makes an EventSource stop; 204 says that this is as it should be.
+        // WHATWG HTML 9.2.3: any status but 200 makes an EventSource stop; 204 says that this is as
+        // it should be.
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
         return Ok(response);
@@ -498,7 +502,8 @@ fn data_line(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-/// One `data:` line per line. WHATWG HTML 9.2.6: a reader ends lines at CR LF, LF or CR, so a bare CR in a payload must not be left in.
+/// One `data:` line per line. WHATWG HTML 9.2.6: a reader ends lines at CR LF, LF or CR, so a bare
+/// CR in a payload must not be left in.
 fn data_lines(text: &mut String, lines: &str) {
     let mut rest = lines;
     while let Some(end) = rest.find(['\r', '\n']) {

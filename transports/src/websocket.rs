@@ -1,8 +1,9 @@
 //! WebSocket (RFC 6455): client and server converse.
 //!
-//! tungstenite reads: it unmasks, puts fragments together, checks UTF-8 and answers pings and closes. It writes nothing to the socket itself, but into
-//! `Tap::replies`; events are whole frames, encoded once and shared, and go to the socket as they are. So frames never mix, a connection
-//! needs no write buffer of its own, and everything that waits goes out in one write.
+//! tungstenite reads: it unmasks, puts fragments together, checks UTF-8 and answers pings and
+//! closes. It writes nothing to the socket itself, but into `Tap::replies`; events are whole
+//! frames, encoded once and shared, and go to the socket as they are. So frames never mix, a
+//! connection needs no write buffer of its own, and everything that waits goes out in one write.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -51,11 +52,13 @@ use crate::request::{
 use crate::socket::{Detach, DetachedSocket, Outgoing, Socket, Written, poll_gone, spawn};
 use crate::{ChannelRequest, Transport};
 
-/// tungstenite zero-fills this much before every read (snapview/tungstenite-rs#480), so it is small.
+/// tungstenite zero-fills this much before every read (snapview/tungstenite-rs#480), so it is
+/// small.
 const READ_BUFFER: usize = 1024;
 /// A message may come in so many pieces.
 const MAX_FRAGMENTS: u32 = 128;
-/// Answers to pings that wait for a client that does not read; beyond this it is not read from either.
+/// Answers to pings that wait for a client that does not read; beyond this it is not read from
+/// either.
 const MAX_REPLIES: usize = 4096;
 /// So many frames wait behind a command that is being carried out, and so many bytes of them.
 /// Beyond this the client is not read from.
@@ -70,7 +73,8 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// JSON numbers beyond this are not exact in JavaScript.
 const MAX_ID: u64 = (1 << 53) - 1;
-/// The one subprotocol, chosen where it is offered. A browser that shows a token must offer it, because a token is no protocol that could be chosen.
+/// The one subprotocol, chosen where it is offered. A browser that shows a token must offer it,
+/// because a token is no protocol that could be chosen.
 const PROTOCOL: &str = "airwave";
 /// The `id` of a binary message whose client wants no reply.
 const NO_ID: u64 = u64::MAX;
@@ -145,7 +149,8 @@ fn over_http2(parts: &Parts) -> bool {
             .is_some_and(|protocol| protocol.as_str() == "websocket")
 }
 
-/// Answers the handshake; whatever is refused after it is said in a frame, because a browser cannot read the answer to a failed upgrade.
+/// Answers the handshake; whatever is refused after it is said in a frame, because a browser cannot
+/// read the answer to a failed upgrade.
 async fn serve(hub: &Hub, format: &FormatHandle, mut parts: Parts, channel: Option<Result<ChannelName, Refusal>>) -> Response {
     let malformed = |text: &'static str| {
         hub.metrics().refused(Code::BadRequest);
@@ -174,7 +179,8 @@ async fn serve(hub: &Hub, format: &FormatHandle, mut parts: Parts, channel: Opti
     if over_http2(&parts) {
         *response.status_mut() = StatusCode::OK;
     } else {
-        // RFC 6455, section 4.2.1: sixteen bytes in base64, which are 24 characters with two of padding.
+        // RFC 6455, section 4.2.1: sixteen bytes in base64, which are 24 characters with two of
+        // padding.
         let key = parts.headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
         let base64 = |key: &&[u8]| {
             let (text, padding) = key.split_at(key.len().saturating_sub(2));
@@ -284,7 +290,8 @@ struct Begun {
 type Refused = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Begun {
-    /// `read`: what came after the handshake already; `head`: what is to be written before anything else.
+    /// `read`: what came after the handshake already; `head`: what is to be written before anything
+    /// else.
     fn task<S>(self, socket: S, read: Bytes, head: Bytes) -> Result<WebSocketTask<S>, Refused>
     where
         S: Socket + Send + 'static,
@@ -600,7 +607,8 @@ impl<S: Socket> WebSocketTask<S> {
             // tungstenite has put the answer into `replies`.
             Some(Ok(tungstenite::Message::Ping(_) | tungstenite::Message::Pong(_) | tungstenite::Message::Frame(_))) => {}
             Some(Ok(tungstenite::Message::Close(_))) => {
-                // Unlike a pong, the answer to a close comes out only with the next call, and nothing is read any more.
+                // Unlike a pong, the answer to a close comes out only with the next call, and
+                // nothing is read any more.
                 let _ = Pin::new(&mut self.websocket).poll_flush(cx);
                 self.closing = true;
             }
@@ -620,7 +628,8 @@ impl<S: Socket> WebSocketTask<S> {
             tungstenite::Error::Capacity(CapacityError::MessageTooLong { .. }) => {
                 (Code::TooLarge.close_code(), "message too large")
             }
-            // RFC 6455, section 7.4.1: 1007 is text that is not UTF-8, 1002 any other breach of the protocol.
+            // RFC 6455, section 7.4.1: 1007 is text that is not UTF-8, 1002 any other breach of the
+            // protocol.
             tungstenite::Error::Utf8(_) => (1007, "text is not UTF-8"),
             tungstenite::Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => return false,
             tungstenite::Error::Protocol(_) | tungstenite::Error::Capacity(_) => (1002, "protocol error"),
@@ -642,7 +651,8 @@ impl<S: Socket> WebSocketTask<S> {
                 }
             }
             Err(refusal) => {
-                // A client waits for the answer to its number, whatever else is wrong with the frame.
+                // A client waits for the answer to its number, whatever else is wrong with the
+                // frame.
                 let numbered = serde_json::from_slice::<Numbered>(envelope::without_bom(text.as_bytes())).ok();
                 let id = numbered.and_then(|frame| frame.id).filter(|id| *id <= MAX_ID);
                 self.refuse(id, None, &refusal);
@@ -821,7 +831,8 @@ impl<S: Socket> WebSocketTask<S> {
                 let close_wait = match &mut self.close_wait {
                     Some(close_wait) => close_wait,
                     None => {
-                        // Closing at once would turn what the client has sent meanwhile into a reset, which may overtake our close frame.
+                        // Closing at once would turn what the client has sent meanwhile into a
+                        // reset, which may overtake our close frame.
                         let _ = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
                         self.close_wait.insert(Box::pin(sleep(CLOSE_WAIT)))
                     }
@@ -863,7 +874,8 @@ impl<S: Socket> WebSocketTask<S> {
                     }
                 }
                 Turn::Closed(CloseReason::Drain { .. }) if self.command.is_some() => {
-                    // What is under way finishes and is answered first, unless the grace time is over before (P11).
+                    // What is under way finishes and is answered first, unless the grace time is
+                    // over before (P11).
                     if self.out.pieces.is_empty() {
                         return self.session.poll_cut(cx).map(|_| ());
                     }
@@ -939,7 +951,8 @@ struct FrameWatch {
     rate: f64,
     tokens: f64,
     last: Instant,
-    /// Bytes of the frame's head seen so far (RFC 6455, section 5.2: two, up to eight of length, four of mask).
+    /// Bytes of the frame's head seen so far (RFC 6455, section 5.2: two, up to eight of length,
+    /// four of mask).
     head: [u8; 14],
     head_len: usize,
     payload_left: u64,
@@ -1097,7 +1110,8 @@ impl Format for Frames {
                 member_json(member)
             ),
             Notice::Stale => "{\"type\":\"stale\"}".to_owned(),
-            // A ping, which every client answers; scripts cannot see it, so some ask for a frame as well.
+            // A ping, which every client answers; scripts cannot see it, so some ask for a frame as
+            // well.
             Notice::Heartbeat { visible: false } => return Bytes::from_static(&[0x89, 0]),
             Notice::Heartbeat { visible: true } => {
                 let mut both = BytesMut::from(&[0x89, 0][..]);

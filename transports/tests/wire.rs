@@ -1,6 +1,6 @@
 //! What goes out on the wire, read back by independent code: an event stream parser written from
-//! the standard alone, and tungstenite as a client.
-//! Whatever is published, under whatever name, a reader gets exactly that, in one event, and nothing that was not said.
+//! the standard alone, and tungstenite as a client. Whatever is published, under whatever name, a
+//! reader gets exactly that, in one event, and nothing that was not said.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "../../tests/support/whatwg_sse.rs"]

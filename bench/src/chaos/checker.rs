@@ -1,4 +1,5 @@
-//! Judges a [`History`] by the promises of docs/guarantees.md, P1 to P8, and knows nothing of how they are kept.
+//! Judges a [`History`] by the promises of docs/guarantees.md, P1 to P8, and knows nothing of how
+//! they are kept.
 //!
 //! It has no view into the broker, as the simulation's checker has. What existed is what was
 //! acknowledged, what a listener heard, and what history held in the end. The part of the plan that
@@ -69,7 +70,8 @@ fn breach(promise: Promise, what: String) -> Option<Breach> {
     Some(Breach { promise, what })
 }
 
-/// Everything that was broken. Of what one listener was told only the first breach: what follows it means little.
+/// Everything that was broken. Of what one listener was told only the first breach: what follows it
+/// means little.
 pub fn check(history: &History) -> Vec<Breach> {
     let mut breaches = Vec::new();
     for (name, channel) in &history.channels {
@@ -245,7 +247,8 @@ fn publications(history: &History, name: &str, known: &Known<'_>, breaches: &mut
             }
             Outcome::Refused | Outcome::Unknown => {}
         }
-        // Only what is lost may be made once more. After failovers to and fro it is the later one that may be lost.
+        // Only what is lost may be made once more. After failovers to and fro it is the later one
+        // that may be lost.
         let standing: Vec<_> = places.iter().collect();
         for pair in standing.windows(2) {
             let (first, second) = (*pair[0], *pair[1]);
@@ -264,7 +267,8 @@ fn publications(history: &History, name: &str, known: &Known<'_>, breaches: &mut
             }
         }
     }
-    // In the order in which they began; before each, the highest position that had been acknowledged by then.
+    // In the order in which they began; before each, the highest position that had been
+    // acknowledged by then.
     acknowledged.sort_unstable();
     let mut by_end: Vec<_> = acknowledged.iter().map(|(_, at, position)| (*at, *position)).collect();
     by_end.sort_unstable();
@@ -424,7 +428,8 @@ impl<'a> Standing<'a> {
             let what = format!("it was not resumed, yet {position} came before any gap");
             return breach(Promise::NoSilentGap, what);
         }
-        // After a failover there are two lines, and only what history holds in the end is known to stand on one.
+        // After a failover there are two lines, and only what history holds in the end is known to
+        // stand on one.
         let same_line =
             |missing: &u64| !known.has_forks() || [*missing, position].iter().all(|p| known.channel.held.contains_key(p));
         let missing = if self.gap {
@@ -512,7 +517,8 @@ impl<'a> Standing<'a> {
     }
 }
 
-/// The same once more without looking at cursors: what was acknowledged came, or was announced as lost, or the broker lost it.
+/// The same once more without looking at cursors: what was acknowledged came, or was announced as
+/// lost, or the broker lost it.
 fn owed(history: &History, listener: &Listener, known: &Known<'_>) -> Option<Breach> {
     let confirmed = |(at, told): &(Moment, Told)| matches!(told, Told::Confirmed { .. }).then_some(*at);
     if listener.leaves {
@@ -532,7 +538,8 @@ fn owed(history: &History, listener: &Listener, known: &Known<'_>) -> Option<Bre
     let has = |position: u64| {
         delivered.contains(&position)
             || known.is_lost(position, Moment::MAX)
-            // A listener past a fork is told where it stands, and that may be behind what it never got.
+            // A listener past a fork is told where it stands, and that may be behind what it never
+            // got.
             || gaps.iter().any(|(after, cursor)| (*after..=*cursor).contains(&position) || (known.has_forks() && position < *cursor))
     };
     for publication in history.publications.iter().filter(|p| p.channel == listener.channel) {
@@ -594,8 +601,9 @@ mod tests {
         Told::Confirmed { cursor, resumed }
     }
 
-    /// Events at 20, 30, … 90, each published and acknowledged around the moment of its position. One listener hears all from 30 on and
-    /// comes back after 50. `lossy`: the broker loses everything at 65, is born again at 66, and the listener is told.
+    /// Events at 20, 30, … 90, each published and acknowledged around the moment of its position.
+    /// One listener hears all from 30 on and comes back after 50. `lossy`: the broker loses
+    /// everything at 65, is born again at 66, and the listener is told.
     fn story(lossy: bool) -> History {
         let mut history = History::default();
         let mut held = BTreeMap::new();
@@ -672,7 +680,8 @@ mod tests {
         broken(&history)
     }
 
-    // Places in the story: 0 asked, 1 confirmed, 2 to 4 events 30 to 50, 5 asked, 6 confirmed, 7 event 60, [8 gap], then 70 to 90.
+    // Places in the story: 0 asked, 1 confirmed, 2 to 4 events 30 to 50, 5 asked, 6 confirmed, 7
+    // event 60, [8 gap], then 70 to 90.
 
     #[test]
     fn a_story_in_which_all_is_well_is_fine() {
@@ -1052,7 +1061,8 @@ mod tests {
         assert_eq!(failover(&dropped), [Promise::NoSilentGap]);
     }
 
-    /// A server that was paused comes back, carries out what waited in its sockets, and is the master once more.
+    /// A server that was paused comes back, carries out what waited in its sockets, and is the
+    /// master once more.
     #[test]
     fn repeated_failovers_may_bring_back_events_that_no_listener_had() {
         let history = wrong_truth(false, |history| {
@@ -1063,7 +1073,8 @@ mod tests {
                 everything: false,
             });
             let held = &mut history.channels.get_mut("a").unwrap().held;
-            // 60 and 70 were on the other line. What is 70 there was carried out late, and is 55 here.
+            // 60 and 70 were on the other line. What is 70 there was carried out late, and is 55
+            // here.
             held.remove(&60);
             held.remove(&70);
             held.insert(55, "m70".into());

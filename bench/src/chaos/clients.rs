@@ -1,4 +1,5 @@
-//! Clients over real sockets: one request, an SSE stream, a WebSocket. Written from docs/protocol.md, with none of the server's code.
+//! Clients over real sockets: one request, an SSE stream, a WebSocket. Written from
+//! docs/protocol.md, with none of the server's code.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,7 +20,8 @@ use crate::wire::{Dechunker, Head, sse_blocks};
 /// How long a listener waits for a stream to begin.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// How long anybody waits for an answer. Far longer than the 2 s within which a publish is answered.
+/// How long anybody waits for an answer. Far longer than the 2 s within which a publish is
+/// answered.
 const ANSWERED: Duration = Duration::from_secs(10);
 
 /// One thing that a stream brought.
@@ -139,7 +141,8 @@ pub async fn request(node: SocketAddr, method: &str, path: &str, headers: &str, 
     .await
 }
 
-/// Publishes one publication (an object) or several (an array), as docs/protocol.md says. Errors as for [`request`].
+/// Publishes one publication (an object) or several (an array), as docs/protocol.md says. Errors as
+/// for [`request`].
 pub async fn publish(node: SocketAddr, publications: &Value) -> io::Result<(u16, Value)> {
     request(node, "POST", "/publish", "", &publications.to_string()).await
 }
@@ -151,7 +154,8 @@ pub async fn post(node: SocketAddr, channel: &str, data: &Value, key: &str) -> i
     request(node, "POST", &format!("/channels/{channel}"), &key, &body).await
 }
 
-/// A client's message by a `send` frame. Gives a status as [`post`] does. Errors as for [`request`].
+/// A client's message by a `send` frame. Gives a status as [`post`] does. Errors as for
+/// [`request`].
 pub async fn send(node: SocketAddr, channel: &str, data: &Value, key: &str) -> io::Result<(u16, Value)> {
     in_time(ANSWERED, async {
         let stream = connect(node, false).await?;
@@ -177,7 +181,8 @@ pub async fn send(node: SocketAddr, channel: &str, data: &Value, key: &str) -> i
     .await
 }
 
-/// What history holds of a channel after `after`, at most a thousand: positions and data. And whether there is more.
+/// What history holds of a channel after `after`, at most a thousand: positions and data. And
+/// whether there is more.
 pub async fn history(node: SocketAddr, channel: &str, after: u64) -> io::Result<(Vec<(u64, Value)>, bool)> {
     let path = format!("/channels/{channel}?limit=1000&after={after}");
     let (status, page) = request(node, "GET", &path, "", "").await?;
@@ -241,7 +246,8 @@ pub enum Line {
 }
 
 impl Line {
-    /// What comes next; an error when the connection is over, of the kind `InvalidData` if what came is not of the protocol.
+    /// What comes next; an error when the connection is over, of the kind `InvalidData` if what
+    /// came is not of the protocol.
     pub async fn next(&mut self) -> io::Result<Heard> {
         match self {
             Line::Sse(sse) => sse.next().await,
@@ -261,7 +267,8 @@ pub struct Sse {
 }
 
 impl Sse {
-    /// Opens one. `one`: the channel, if it is a stream of one. `small`: with little room for what was not read yet.
+    /// Opens one. `one`: the channel, if it is a stream of one. `small`: with little room for what
+    /// was not read yet.
     ///
     /// # Errors
     /// The connection; of the kind `InvalidData` if the answer is not what docs/protocol.md says.
@@ -354,7 +361,8 @@ fn read_block(one: Option<&str>, id: &[u8], event: &[u8], data: &[u8], heard: &m
 pub struct WebSocket(WebSocketStream<TcpStream>);
 
 impl WebSocket {
-    /// Connects, then sends a subscribe frame for each of `channels`. `small`: with little room for what was not read yet.
+    /// Connects, then sends a subscribe frame for each of `channels`. `small`: with little room for
+    /// what was not read yet.
     ///
     /// # Errors
     /// The connection.

@@ -87,7 +87,8 @@ pub struct Loss {
     pub position: u64,
     /// When nothing was left of the old.
     pub at: Moment,
-    /// Everything was lost; else some of the newest may have been, and what the broker held in the end tells which.
+    /// Everything was lost; else some of the newest may have been, and what the broker held in the
+    /// end tells which.
     pub everything: bool,
 }
 

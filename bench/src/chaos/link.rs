@@ -19,7 +19,8 @@ pub enum Line {
     Open,
     /// Connections break, and new ones too.
     Cut,
-    /// Nothing comes through, as if packets were lost: connections stay, and what was sent comes later.
+    /// Nothing comes through, as if packets were lost: connections stay, and what was sent comes
+    /// later.
     Held,
     /// Everything takes so much longer, each way.
     Slow(Duration),

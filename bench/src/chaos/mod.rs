@@ -1,12 +1,14 @@
 //! Real processes treated badly, and a checker that judges what clients saw of it.
 //!
-//! A run starts a broker and three nodes of the real `airwave` program, each with a line of its own to the broker. Publishers try until
-//! they are answered, or once; listeners come and go over SSE and WebSocket, to any node, each time with the cursor they have. A **seed**
-//! decides what goes wrong: nodes are killed, drained and paused, the broker is killed and paused, lines are cut, held and delayed. Then
-//! everything is put right, a last round of events must reach everybody, and the [`checker`] judges by the promises.
+//! A run starts a broker and three nodes of the real `airwave` program, each with a line of its own
+//! to the broker. Publishers try until they are answered, or once; listeners come and go over SSE
+//! and WebSocket, to any node, each time with the cursor they have. A **seed** decides what goes
+//! wrong: nodes are killed, drained and paused, the broker is killed and paused, lines are cut,
+//! held and delayed. Then everything is put right, a last round of events must reach everybody, and
+//! the [`checker`] judges by the promises.
 //!
-//! **What a seed does not decide** is what real processes do meanwhile: a seed repeats the plan and what clients choose, not the
-//! interleaving. Repeat it a few times.
+//! **What a seed does not decide** is what real processes do meanwhile: a seed repeats the plan and
+//! what clients choose, not the interleaving. Repeat it a few times.
 //!
 //! ```text
 //! cargo run -p airwave-bench -- chaos --minutes 30
@@ -66,7 +68,8 @@ pub struct Run {
     pub wrong: Vec<String>,
     /// The most memory that any node had, in KiB.
     pub peak_memory: u64,
-    /// How long it took, once everything was put right, until all nodes were ready; and then until everybody had the last events.
+    /// How long it took, once everything was put right, until all nodes were ready; and then until
+    /// everybody had the last events.
     pub healed: (Duration, Duration),
     logs: Vec<String>,
 }
@@ -124,7 +127,8 @@ impl Run {
         seen
     }
 
-    /// Everything about a run that failed: what was broken, what went wrong when, what the nodes said, and how to repeat it.
+    /// Everything about a run that failed: what was broken, what went wrong when, what the nodes
+    /// said, and how to repeat it.
     pub fn report(&self, story: bool) -> String {
         let mut text = format!("{self}\n{}", self.plan);
         for breach in &self.breaches {
@@ -401,7 +405,8 @@ async fn trouble(plan: &Plan, shared: &Arc<Shared>) {
         let shared = shared.clone();
         under_way.spawn(async move {
             let world = &shared.world;
-            // That takes seconds; sometimes the one that is away shall be back before, and sometimes not.
+            // That takes seconds; sometimes the one that is away shall be back before, and
+            // sometimes not.
             let until_another_takes_over = |long| if world.kind.fails_over() { 3 * long } else { long };
             match fault {
                 Fault::KillNode(node) => world.kill_node(node, long),
@@ -653,7 +658,8 @@ impl Publisher {
         let mut messages: Vec<(Value, Publication)> = Vec::new();
         for _ in 0..several {
             self.count += 1;
-            // Some are larger than is allowed, and some so large that a slow reader's buffers are soon full.
+            // Some are larger than is allowed, and some so large that a slow reader's buffers are
+            // soon full.
             let length = match self.random.below(100) {
                 0 if self.pen == Pen::Sure && !last => 70_000,
                 1..10 => 4000,
@@ -730,7 +736,8 @@ impl Publisher {
     }
 }
 
-/// One listener: comes, hears, drops, and comes back with its cursor, over whichever transport and to whichever node.
+/// One listener: comes, hears, drops, and comes back with its cursor, over whichever transport and
+/// to whichever node.
 struct Client {
     name: &'static str,
     manner: Manner,

@@ -151,7 +151,8 @@ pub enum Pen {
     Several,
     /// `POST /publish` once and without a key.
     Once,
-    /// A client's message: `POST /channels/…` or a `send` frame, with an idempotency key, again until it knows.
+    /// A client's message: `POST /channels/…` or a `send` frame, with an idempotency key, again
+    /// until it knows.
     Client,
 }
 

@@ -27,7 +27,8 @@ use super::plan::Refusal;
 /// How long a server may take to start. Decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long the servers of one broker may take to agree again. A NATS cluster takes many seconds to choose a leader, and may have to twice.
+/// How long the servers of one broker may take to agree again. A NATS cluster takes many seconds to
+/// choose a leader, and may have to twice.
 const AGREES_WITHIN: Duration = Duration::from_secs(90);
 
 /// The brokers that there are to try.
@@ -37,7 +38,8 @@ pub enum BrokerKind {
     Redis,
     /// Redis without persistence: a restart loses everything.
     RedisVolatile,
-    /// A Redis server, its replica and three sentinels: a failover loses what the replica had not got.
+    /// A Redis server, its replica and three sentinels: a failover loses what the replica had not
+    /// got.
     RedisSentinel,
     /// Three Redis masters with a replica each: a failover loses what the replica had not got.
     RedisCluster,
@@ -106,7 +108,8 @@ impl BrokerKind {
         matches!(self, BrokerKind::Nats | BrokerKind::NatsVolatile | BrokerKind::NatsCluster)
     }
 
-    /// The program that it needs, if it is there: named by a variable, or in the path. An error says what to do.
+    /// The program that it needs, if it is there: named by a variable, or in the path. An error
+    /// says what to do.
     pub fn program(self) -> Result<PathBuf, String> {
         let (variable, name) = match self.is_nats() {
             true => ("AIRWAVE_TEST_NATS_SERVER", "nats-server"),
@@ -407,7 +410,8 @@ impl Broker {
         self.chosen += 1;
     }
 
-    /// The server that counts dies without warning, every third time with all others that hold events, and is gone when this returns.
+    /// The server that counts dies without warning, every third time with all others that hold
+    /// events, and is gone when this returns.
     pub async fn kill(&mut self) {
         self.choose().await;
         let all = self.chosen.is_multiple_of(3);
@@ -450,8 +454,8 @@ impl Broker {
         Err(last)
     }
 
-    /// The server that counts stops. Where servers talk by lines, every other time they are held or cut instead: it is alone, and may take a while to
-    /// notice.
+    /// The server that counts stops. Where servers talk by lines, every other time they are held or
+    /// cut instead: it is alone, and may take a while to notice.
     pub async fn stop(&mut self) {
         self.choose().await;
         let turn = self.stopped;
@@ -565,7 +569,8 @@ impl Node {
         let line = line
             .map_err(|_| "it does not say where it listens".to_owned())?
             .map_err(text)?;
-        // Without a line it has ended, and its log says why: most likely its broker is out of reach.
+        // Without a line it has ended, and its log says why: most likely its broker is out of
+        // reach.
         let address = line
             .as_deref()
             .and_then(|line| line.strip_prefix("airwave listening on http://")?.trim().parse().ok())

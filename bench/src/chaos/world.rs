@@ -56,8 +56,8 @@ impl Drop for Kept {
 }
 
 impl World {
-    /// Starts a broker and so many nodes of the `airwave` program, and waits until all of them are ready. `config`: a node's file, for
-    /// the URL of its broker.
+    /// Starts a broker and so many nodes of the `airwave` program, and waits until all of them are
+    /// ready. `config`: a node's file, for the URL of its broker.
     ///
     /// # Errors
     /// Something does not start; the text says what to do.
@@ -211,8 +211,9 @@ impl World {
         self.order(node, Order::Pause(long));
     }
 
-    /// `kill -9` of the broker (see `Broker::kill`), which is started again after `down`. Between, and so before anything new is published, `between` is
-    /// called with the broker's clock: what it lost has a position before that.
+    /// `kill -9` of the broker (see `Broker::kill`), which is started again after `down`. Between,
+    /// and so before anything new is published, `between` is called with the broker's clock: what
+    /// it lost has a position before that.
     ///
     /// # Errors
     /// It does not start again.
@@ -250,7 +251,8 @@ impl World {
         self.skew.load(Ordering::Relaxed)
     }
 
-    /// Waits until the broker's servers agree which of them counts, and then until every node is ready.
+    /// Waits until the broker's servers agree which of them counts, and then until every node is
+    /// ready.
     ///
     /// # Errors
     /// It takes too long; the text says what is missing.

@@ -1,8 +1,9 @@
-//! The server that a competent team writes by hand today: axum's own SSE and WebSocket types over `tokio::sync::broadcast`.
+//! The server that a competent team writes by hand today: axum's own SSE and WebSocket types over
+//! `tokio::sync::broadcast`.
 //!
-//! It is what Airwave has to beat, so it is not made worse than such servers are: events are shared (`Arc`), the WebSocket text
-//! is built once per event, `TCP_NODELAY` is set, and its channels hold enough events not to lag in
-//! a burst. It has no history, so no client can resume from it.
+//! It is what Airwave has to beat, so it is not made worse than such servers are: events are shared
+//! (`Arc`), the WebSocket text is built once per event, `TCP_NODELAY` is set, and its channels hold
+//! enough events not to lag in a burst. It has no history, so no client can resume from it.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -1,4 +1,5 @@
-//! What Airwave is compared with. Each is a server in a process of its own that the bench starts as a hidden subcommand.
+//! What Airwave is compared with. Each is a server in a process of its own that the bench starts as
+//! a hidden subcommand.
 
 pub mod axum;
 pub mod raw;
@@ -25,7 +26,8 @@ pub struct Item<'a> {
     pub data: &'a RawValue,
 }
 
-/// Says where the server listens, in the words of `airwave serve`, so that `process.rs` starts all of them alike.
+/// Says where the server listens, in the words of `airwave serve`, so that `process.rs` starts all
+/// of them alike.
 pub fn announce(address: SocketAddr) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "airwave listening on http://{address}")

@@ -1,8 +1,10 @@
-//! The raw limit: one thread, bare epoll, one `write` per delivery of bytes that were built once per event.
+//! The raw limit: one thread, bare epoll, one `write` per delivery of bytes that were built once
+//! per event.
 //!
-//! It speaks as much of the protocol as the load generator asks for: the SSE head, the WebSocket handshake, the confirmation,
-//! `POST /publish`, and resuming from a ring. It has no permissions, limits, time-outs or heartbeats: nothing that costs
-//! anything, for it is the bottom line that everything else is divided by. Not a server to be used.
+//! It speaks as much of the protocol as the load generator asks for: the SSE head, the WebSocket
+//! handshake, the confirmation, `POST /publish`, and resuming from a ring. It has no permissions,
+//! limits, time-outs or heartbeats: nothing that costs anything, for it is the bottom line that
+//! everything else is divided by. Not a server to be used.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -86,7 +88,8 @@ struct Raw {
     /// Slots, so that a token is an index.
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
-    /// Slots of connections that closed during this round of readiness; not to be given away before the next.
+    /// Slots of connections that closed during this round of readiness; not to be given away before
+    /// the next.
     closing: Vec<usize>,
     names: HashMap<String, usize>,
     channels: Vec<Channel>,

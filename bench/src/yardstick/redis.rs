@@ -1,5 +1,5 @@
-//! Redis behind a hand-written server, as the usual tutorial shows it: `PUBLISH` for every request, and for every SSE client a
-//! subscriber connection of its own, straight into axum's SSE.
+//! Redis behind a hand-written server, as the usual tutorial shows it: `PUBLISH` for every request,
+//! and for every SSE client a subscriber connection of its own, straight into axum's SSE.
 //!
 //! It has no history and no cursor: what is published while a client reconnects, or while Redis
 //! does, is lost, and the client is not told.

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use super::{Memory, lock};
 
-/// All that is known of members. Entries, and the watches that are shown them, behind one lock, which alone puts them into order.
+/// All that is known of members. Entries, and the watches that are shown them, behind one lock,
+/// which alone puts them into order.
 #[derive(Default)]
 pub(super) struct Members {
     /// When each node sent its last heartbeat.

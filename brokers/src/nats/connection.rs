@@ -1,9 +1,10 @@
-//! The connection to a server: opening it, judging what answers there, making the stream, finding out when it is dead.
+//! The connection to a server: opening it, judging what answers there, making the stream, finding
+//! out when it is dead.
 //!
 //! The client library would connect again by itself, and would then send what was waiting:
-//! publishes whose callers have given up. So a
-//! connection here lives once. When it breaks, or this node does not hear itself through the stream, all that hangs on it ends, and
-//! another one is made, at one of the servers.
+//! publishes whose callers have given up. So a connection here lives once. When it breaks, or this
+//! node does not hear itself through the stream, all that hangs on it ends, and another one is
+//! made, at one of the servers.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -31,7 +32,8 @@ use crate::silence::while_heard;
 /// For the way to one server and its greeting.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
 
-/// How long a call waits for a connection before it says that there is none. Nothing has been sent then.
+/// How long a call waits for a connection before it says that there is none. Nothing has been sent
+/// then.
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
 
 /// How long it waits while the last try to connect has failed.
@@ -56,8 +58,8 @@ const PROBE_WITHIN: Duration = Duration::from_secs(1);
 /// there is none for events.
 const PROBE_BYTES: usize = 1024;
 
-/// So many probes in a row unanswered, and the connection is dead: after three and a half seconds. More than one, so that a process that
-/// stood still itself does not take its server for dead.
+/// So many probes in a row unanswered, and the connection is dead: after three and a half seconds.
+/// More than one, so that a process that stood still itself does not take its server for dead.
 const PROBES_UNANSWERED: u32 = 2;
 
 /// How long a stored probe is waited for while other things arrive on the connection. The stream
@@ -219,9 +221,11 @@ pub(super) struct Link {
     pub(super) client: Client,
     pub(super) dead: Arc<Dead>,
     pub(super) forbidden: Forbidden,
-    /// The server is of version 2.10: it gives one message for a question, and refuses some things without a word.
+    /// The server is of version 2.10: it gives one message for a question, and refuses some things
+    /// without a word.
     pub(super) is_2_10: bool,
-    /// There once the stream of members was seen; dead when it is gone or has no leader, which is no matter of the events.
+    /// There once the stream of members was seen; dead when it is gone or has no leader, which is
+    /// no matter of the events.
     pub(super) members: Mutex<Option<Arc<Dead>>>,
     heard: watch::Sender<u64>,
     /// How much was heard of the stream's leader: its answers, and what it tells of events.
@@ -436,7 +440,8 @@ impl Connection {
         self.current.borrow().as_ref().map_or(0, |link| link.arrived())
     }
 
-    /// The stream's sequences go up. One that does not, says that the stream has begun anew at an old number.
+    /// The stream's sequences go up. One that does not, says that the stream has begun anew at an
+    /// old number.
     pub(super) fn went_up(&self, link: &Link, before: u64, sequence: u64) -> bool {
         self.highest.fetch_max(sequence, Ordering::AcqRel);
         if sequence <= before {
@@ -485,7 +490,8 @@ impl Connection {
             Ok(client) => client.map_err(|error| self.explain(&error))?,
             Err(_) => return Err(self.unreachable("no answer in time")),
         };
-        // With nowhere to go, the library gives up a broken connection at once, and all that still waits in it.
+        // With nowhere to go, the library gives up a broken connection at once, and all that still
+        // waits in it.
         let nowhere: async_nats::ServerAddr = "nats://127.0.0.1:0".parse().map_err(|_| self.unreachable("no address"))?;
         let told = timeout(CONNECT_WITHIN, client.set_server_pool(vec![nowhere])).await;
         if !matches!(told, Ok(Ok(()))) {
@@ -536,7 +542,8 @@ impl Connection {
 
     async fn options(&self, dead: Arc<Dead>, forbidden: Forbidden) -> Result<ConnectOptions, ConnectError> {
         let settings = &self.settings;
-        // Rustls wants one provider for the process. An application that has chosen its own keeps it.
+        // Rustls wants one provider for the process. An application that has chosen its own keeps
+        // it.
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             // Fails only if other code has installed one first, which is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
@@ -665,7 +672,8 @@ impl Connection {
         ))
     }
 
-    /// The stream as the rules want it. What differs between channels is done by us; this is the most that any of them keeps.
+    /// The stream as the rules want it. What differs between channels is done by us; this is the
+    /// most that any of them keeps.
     fn wanted(&self) -> Value {
         let histories = self.rules.iter().map(|rule| rule.history).chain([Default::default()]);
         let (events, age) = histories.fold((0, Duration::ZERO), |(events, age), history| {
@@ -752,13 +760,14 @@ impl Connection {
         self.set_forward(link, info).await
     }
 
-    /// A stream in memory begins again at its first number when its servers restart, and gave all numbers from there before. So one that
-    /// never held anything since is sent ahead to the clock ([`count_of_now`]), and so is one that is behind what this node has seen.
+    /// A stream in memory begins again at its first number when its servers restart, and gave all
+    /// numbers from there before. So one that never held anything since is sent ahead to the clock
+    /// ([`count_of_now`]), and so is one that is behind what this node has seen.
     ///
-    /// A new one gives its first number away unused. Servers before 2.11.11 that are killed read a file stream that still begins where it
-    /// was made as an empty one, and lose all that it held. Every node that finds it new does so,
-    /// to the same number: nothing can have been
-    /// stored below it.
+    /// A new one gives its first number away unused. Servers before 2.11.11 that are killed read a
+    /// file stream that still begins where it was made as an empty one, and lose all that it held.
+    /// Every node that finds it new does so, to the same number: nothing can have been stored below
+    /// it.
     async fn set_forward(&self, link: &Link, info: &Value) -> Result<(), ConnectError> {
         let (first, last) = (
             info["config"]["first_seq"].as_u64().unwrap_or(0),
@@ -785,9 +794,10 @@ impl Connection {
         }
     }
 
-    /// Whether the stream goes on above all that this node knows of, whatever is said of it. A server that was cut off from the others, or has just been chosen to
-    /// lead, tells of an older state than was acknowledged; and to purge the stream then is to lose all that it holds. What is stored now is stored by
-    /// most of them, and has its place behind all the rest.
+    /// Whether the stream goes on above all that this node knows of, whatever is said of it. A
+    /// server that was cut off from the others, or has just been chosen to lead, tells of an older
+    /// state than was acknowledged; and to purge the stream then is to lose all that it holds. What
+    /// is stored now is stored by most of them, and has its place behind all the rest.
     async fn goes_on(&self, link: &Link) -> Result<bool, ConnectError> {
         let before = self.highest();
         if before == 0 {
@@ -905,8 +915,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Stores a probe; comes back when that is answered, with its number. What was sent to the stream before on this connection has been
-    /// answered then, too.
+    /// Stores a probe; comes back when that is answered, with its number. What was sent to the
+    /// stream before on this connection has been answered then, too.
     pub(super) async fn says_something(&self, link: &Link) -> Result<u64, BrokerError> {
         let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let mut headers = HeaderMap::new();
@@ -994,7 +1004,8 @@ impl Connection {
     }
 }
 
-/// When to try again: soon, then less and less often, for ever. One that breaks at once does not begin anew.
+/// When to try again: soon, then less and less often, for ever. One that breaks at once does not
+/// begin anew.
 struct Backoff {
     wait: Duration,
     opened: Instant,
@@ -1046,7 +1057,8 @@ impl Backoff {
     }
 }
 
-/// Not for secrets: the standard library's hasher keys are random enough to spread things and to tell nodes apart.
+/// Not for secrets: the standard library's hasher keys are random enough to spread things and to
+/// tell nodes apart.
 fn random_bits() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish()
@@ -1092,8 +1104,8 @@ async fn server_time(link: &Link) -> Option<u64> {
 
 /// How far the stream would have counted by now if it gave a number each microsecond since it was
 /// made, by the server's clock: so every node comes to the same number, above all that the stream
-/// gave, whatever its own clock says, and also if a clock that was ahead made it. `None`: the server
-/// does not tell the times.
+/// gave, whatever its own clock says, and also if a clock that was ahead made it. `None`: the
+/// server does not tell the times.
 fn count_of_now(info: &Value) -> Option<u64> {
     let time = |what: &str| time_of(info[what].as_str()?);
     let (made, now) = (time("created")?, time("ts")?);

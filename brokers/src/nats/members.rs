@@ -1,20 +1,24 @@
-//! Who is in a channel: a second, small stream, in which every subject holds its newest message alone.
+//! Who is in a channel: a second, small stream, in which every subject holds its newest message
+//! alone.
 //!
-//! **What a node says of a channel is in at most 64 messages**, by the members' hashes: `airwave.members.c.NAME.NODE.BUCKET` holds the whole bucket. The node is its
-//! only writer and knows what is in it, so nothing is read to write. A channel of 10,000 members is
-//! listed with 64 questions for each node, and for a member that joins, its node rewrites a 64th of
-//! its entries.
+//! **What a node says of a channel is in at most 64 messages**, by the members' hashes:
+//! `airwave.members.c.NAME.NODE.BUCKET` holds the whole bucket. The node is its only writer and
+//! knows what is in it, so nothing is read to write. A channel of 10,000 members is listed with 64
+//! questions for each node, and for a member that joins, its node rewrites a 64th of its entries.
 //!
-//! **What has changed stands in a header** of the last message of a call. The stream tells that again without the rest (`headers_only`), under
-//! `airwave.changes.c.NAME.NODE.BUCKET`; so a watch is one plain subscription. Each node counts what it tells of a channel: a watch that finds a hole ends.
+//! **What has changed stands in a header** of the last message of a call. The stream tells that
+//! again without the rest (`headers_only`), under `airwave.changes.c.NAME.NODE.BUCKET`; so a watch
+//! is one plain subscription. Each node counts what it tells of a channel: a watch that finds a
+//! hole ends.
 //!
-//! **The list of leases is one message**, `airwave.members.roll`, which a node replaces only
-//! after it has read it. All times in it are those at which the stream's leader
-//! stored something, so no node's clock counts. A node sends its heartbeat by writing the list of leases, at the time that
-//! the server gives that very message. The dead stay in it for
-//! a while, so that they cannot come back before what they said is removed.
+//! **The list of leases is one message**, `airwave.members.roll`, which a node replaces only after
+//! it has read it. All times in it are those at which the stream's leader stored something, so no
+//! node's clock counts. A node sends its heartbeat by writing the list of leases, at the time that
+//! the server gives that very message. The dead stay in it for a while, so that they cannot come
+//! back before what they said is removed.
 //!
-//! The stream's leader alone is asked, since replicas may lag. Nothing here needs more than version 2.10.
+//! The stream's leader alone is asked, since replicas may lag. Nothing here needs more than version
+//! 2.10.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -38,7 +42,8 @@ use super::connection::{Answer, ConnectError, Connection, Dead, Link, Watched, c
 use super::stored::token;
 use super::{EXPECTED, NEVER, Nats};
 
-/// In so many messages a node's members of a channel are divided. A bucket of 10,000 members holds 156: some 10 KB.
+/// In so many messages a node's members of a channel are divided. A bucket of 10,000 members holds
+/// 156: some 10 KB.
 const BUCKETS: u64 = 64;
 
 /// What is told at once, in bytes. A header may have 64 KiB, and bytes need a third more there.
@@ -47,7 +52,8 @@ const TELL_AT_MOST: usize = 32 << 10;
 /// How many questions and answers are under way at the same time.
 const AT_ONCE: usize = 32;
 
-/// How long a dead node stays in the list of leases. What it was still saying when it was found dead has come by then.
+/// How long a dead node stays in the list of leases. What it was still saying when it was found
+/// dead has come by then.
 const GRAVE: Duration = Duration::from_secs(60);
 
 /// How much a node does for the dead, and for channels that it has left, with each heartbeat.
@@ -64,8 +70,8 @@ pub(super) struct Members {
     said: Mutex<HashMap<(NodeId, ChannelName), Account>>,
     /// Channels without members, of which only empty messages are left.
     empty: Mutex<HashSet<(NodeId, ChannelName)>>,
-    /// When each of our lives sent its last heartbeat; `None`: it is over. Entries of a life that counts as
-    /// dead would only take room.
+    /// When each of our lives sent its last heartbeat; `None`: it is over. Entries of a life that
+    /// counts as dead would only take room.
     answered: Mutex<HashMap<NodeId, Option<Instant>>>,
 }
 
@@ -234,7 +240,8 @@ impl Connection {
 }
 
 impl Nats {
-    /// A connection, and the stream of members behind it. Rules without presence make none at the start, so it may have to be made.
+    /// A connection, and the stream of members behind it. Rules without presence make none at the
+    /// start, so it may have to be made.
     async fn way(&self) -> Result<Way, BrokerError> {
         let link = self.connection.link().await?;
         let mut members = link.members.lock().await;
@@ -271,7 +278,8 @@ impl Nats {
         }
     }
 
-    /// The server's time, and the subjects that a filter lets through. Nothing has been done before it, so a stream that is gone is made anew here.
+    /// The server's time, and the subjects that a filter lets through. Nothing has been done before
+    /// it, so a stream that is gone is made anew here.
     async fn survey(&self, filter: &str) -> Result<(Way, u64, Vec<String>), BrokerError> {
         let mut way = self.way().await?;
         let question = json!({ "subjects_filter": filter });
@@ -288,7 +296,8 @@ impl Nats {
         Ok((way, time, subjects.unwrap_or_default()))
     }
 
-    /// The newest message of a subject, as the leader has it: its sequence, its time, what is in it.
+    /// The newest message of a subject, as the leader has it: its sequence, its time, what is in
+    /// it.
     async fn newest_of(&self, way: &Way, subject: &str) -> Result<Option<(u64, u64, Vec<u8>)>, BrokerError> {
         let answer = self
             .ask_members(way, "STREAM.MSG.GET", &json!({ "last_by_subj": subject }))
@@ -466,7 +475,8 @@ impl Nats {
         let mut forbidden = way.link.forbidden.watch("Subscription", &subject);
         let live = way.link.client.subscribe(subject).await;
         let live = live.map_err(|error| lost("the connection broke").caused_by(error))?;
-        // What is refused goes to the leader the way that members' messages go, and so behind the subscription.
+        // What is refused goes to the leader the way that members' messages go, and so behind the
+        // subscription.
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED, NEVER.to_string());
         match way.call(self.connection.members("none"), Some(headers), Bytes::new()).await? {
@@ -482,8 +492,8 @@ impl Nats {
     }
 }
 
-/// Shows a watch what the stream tells, until something is missing, the connection or the stream is lost, the server takes the subscription
-/// away, or the watch is dropped.
+/// Shows a watch what the stream tells, until something is missing, the connection or the stream is
+/// lost, the server takes the subscription away, or the watch is dropped.
 async fn show(way: Way, mut live: Subscriber, mut forbidden: Watched, stopped: oneshot::Receiver<()>, watch: WatchSender) {
     let (dead, gone) = (way.link.dead.clone(), way.gone.clone());
     // Held by a quiet watch, it would keep a dead connection's client.
@@ -584,7 +594,8 @@ impl Directory for Nats {
             }
             self.tidy(&way).await
         };
-        // What is not done is done by a later heartbeat, this node's or another's: the dead lie in the list of leases for a while.
+        // What is not done is done by a later heartbeat, this node's or another's: the dead lie in
+        // the list of leases for a while.
         if let Ok(Err(error)) = timeout(TIDY_FOR, tidy).await {
             tracing::debug!(%error, "what the dead said is not all removed yet");
         }

@@ -111,7 +111,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Whether there is, as far as the URL tells, more than one server, so that they may be of two minds.
+    /// Whether there is, as far as the URL tells, more than one server, so that they may be of two
+    /// minds.
     pub(super) fn are_several(&self) -> bool {
         self.replicas > 1 || self.servers.len() > 1
     }

@@ -1,7 +1,8 @@
 //! What stands in the stream: events, and marks where a channel has a place without an event.
 //!
-//! A channel's newest message says all about the channel: where its head is, whether it has ended, how much was ever written. A
-//! message is written only if the one it builds on is still the channel's newest, so the chain that they tell is true.
+//! A channel's newest message says all about the channel: where its head is, whether it has ended,
+//! how much was ever written. A message is written only if the one it builds on is still the
+//! channel's newest, so the chain that they tell is true.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -109,8 +110,9 @@ pub(super) fn now() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The channel's name as one token of a subject: what is not a letter, a digit, `-` or `_` becomes `=` and two hexadecimal digits. No
-/// name can become a wildcard or another name's token, and the longest is 765 bytes, well below what a server takes.
+/// The channel's name as one token of a subject: what is not a letter, a digit, `-` or `_` becomes
+/// `=` and two hexadecimal digits. No name can become a wildcard or another name's token, and the
+/// longest is 765 bytes, well below what a server takes.
 pub(super) fn token(channel: &ChannelName) -> String {
     use std::fmt::Write;
     let mut token = String::with_capacity(channel.as_str().len() + 16);

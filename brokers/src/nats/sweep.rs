@@ -1,14 +1,15 @@
 //! Takes from the stream what no rule shows any more.
 //!
-//! The server keeps of each channel the same: as many messages as the most generous rule wants, for thirty days. What another rule's
-//! count, age or bytes leave out would stay on the disk, so the node that publishes to a channel
-//! removes it, a *generation* at a time: once a
-//! history's worth has been written since some event, nothing before that one is shown, and one purge removes all of it. The newest event
-//! always stays: it is the channel's head.
+//! The server keeps of each channel the same: as many messages as the most generous rule wants, for
+//! thirty days. What another rule's count, age or bytes leave out would stay on the disk, so the
+//! node that publishes to a channel removes it, a *generation* at a time: once a history's worth
+//! has been written since some event, nothing before that one is shown, and one purge removes all
+//! of it. The newest event always stays: it is the channel's head.
 //!
-//! A purge is dear (the server looks through all blocks between the channel's oldest and newest message), so a generation is large, one
-//! purge goes on at a time, and the pauses between them are longer than they are. A channel hence holds about twice what its rule says,
-//! or [`WORTH`]; more if purges do not keep up, up to what the server keeps by itself.
+//! A purge is dear (the server looks through all blocks between the channel's oldest and newest
+//! message), so a generation is large, one purge goes on at a time, and the pauses between them are
+//! longer than they are. A channel hence holds about twice what its rule says, or [`WORTH`]; more
+//! if purges do not keep up, up to what the server keeps by itself.
 //!
 //! A node remembers only the channels that it has published to. So at its start, and again and
 //! again while the server is full, it looks through all that is stored for what is past its rule's
@@ -100,7 +101,8 @@ pub(super) struct Generations {
 }
 
 impl Generations {
-    /// An event was stored; the chain with it. `Some`: nothing before that position is shown, and it is worth a purge.
+    /// An event was stored; the chain with it. `Some`: nothing before that position is shown, and
+    /// it is worth a purge.
     pub(super) fn stored(&mut self, chain: &Chain, history: &History, now: u64) -> Option<Position> {
         let here = Mark {
             // The message that holds the head, which may stand below it.
@@ -112,7 +114,8 @@ impl Generations {
         self.newest = Some(here);
         let begin = *self.begin.get_or_insert(here);
         let written = here.since(&begin);
-        // These agree with what a page shows: the event that the generation began with is left out already.
+        // These agree with what a page shows: the event that the generation began with is left out
+        // already.
         let passed =
             written.0 >= history.events as u64 || written.1 >= history.bytes as u64 || begin.older_than(history.age, now);
         (passed && is_worth(written, WORTH)).then(|| {

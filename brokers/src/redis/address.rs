@@ -167,7 +167,8 @@ impl Place {
         }
     }
 
-    /// As servers write it: `host:port`, without brackets around an IPv6 address. One that tells no host means its own.
+    /// As servers write it: `host:port`, without brackets around an IPv6 address. One that tells no
+    /// host means its own.
     pub(super) fn told(text: &str, by: &Place) -> Option<Place> {
         let (host, port) = text.rsplit_once(':')?;
         Some(Place {

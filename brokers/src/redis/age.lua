@@ -1,7 +1,7 @@
--- Removes what is older than `age`. A position is the time at which its event was written, to the second, unless the clock
--- was behind the newest event then: such an entry has its time beside it. What was written before a
--- node noticed that the clock
--- had been set back (`since`), and by its position later (but not after `upto`), counts as written when it was noticed.
+-- Removes what is older than `age`. A position is the time at which its event was written, to the
+-- second, unless the clock was behind the newest event then: such an entry has its time beside it.
+-- What was written before a node noticed that the clock had been set back (`since`), and by its
+-- position later (but not after `upto`), counts as written when it was noticed.
 local function expire(head, stream, newest, now, age, since, upto)
   if newest <= now + 1000000 and not since then
     redis.call('XTRIM', stream, 'MINID', '=', text(math.max(now - age, 0)))

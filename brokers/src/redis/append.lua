@@ -1,11 +1,13 @@
 -- Gives an event its place: one step, or nothing.
 --
--- Without a flag in its first line (see redis.rs) this counts as a write from the start, so a replica, a full server and one that has too few
--- replicas refuse it before anything has happened.
+-- Without a flag in its first line (see redis.rs) this counts as a write from the start, so a
+-- replica, a full server and one that has too few replicas refuse it before anything has happened.
 --
--- KEYS  head, stream, epoch, epoch, floor [, idempotency key]; while a slot of a cluster moves, the channel's own alone:
+-- KEYS  head, stream, epoch, epoch, floor [, idempotency key]; while a slot of a cluster moves, the
+-- channel's own alone:
 --       head, stream [, idempotency key]
--- ARGV  the event, its weight, pub/sub channel, '1' if the channel ends; of history: events, age in µs, bytes;
+-- ARGV  the event, its weight, pub/sub channel, '1' if the channel ends; of history: events, age in
+-- µs, bytes;
 --       in ms: how long the head lives, how long the stream lives, how long the key is recognised; then PUBLISH, or SPUBLISH on a cluster;
 --       the highest position that the node knows;
 --       the payload's fingerprint; the end to append right behind the event ('': none) and its weight
@@ -28,7 +30,8 @@ end
 local head = redis.call('HMGET', KEYS[1], 'position', 'ended', 'written', 'trimmed', 'floor',
   'events', 'age', 'bytes', 'since', 'upto')
 local previous, ended, written, trimmed = head[1], head[2], tonumber(head[3] or 0), tonumber(head[4] or 0)
--- Above all that any node has told of, whatever the clock says: a server may come back behind what it gave.
+-- Above all that any node has told of, whatever the clock says: a server may come back behind what
+-- it gave.
 local known = math.max(tonumber(ARGV[12]), tonumber(head[5] or 0))
 if ended then return {'ended'} end
 
@@ -43,8 +46,9 @@ if not previous then
 end
 
 local events, age, bytes = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
--- Nodes may have different rules, while a new configuration is rolled out for instance. The largest limits that any of
--- them had are kept; a node with smaller ones shows less. Nothing makes them smaller but an operator who removes them.
+-- Nodes may have different rules, while a new configuration is rolled out for instance. The largest
+-- limits that any of them had are kept; a node with smaller ones shows less. Nothing makes them
+-- smaller but an operator who removes them.
 local largest = {events = tonumber(head[6] or 0), age = tonumber(head[7] or 0), bytes = tonumber(head[8] or 0)}
 for what, own in pairs({events = events, age = age, bytes = bytes}) do
   if own > largest[what] then
@@ -63,15 +67,16 @@ local told = {}
 for n, append in ipairs(appended) do
   local event, weight = append[1], append[2]
   position = text(math.max(tonumber(previous) + 1, known + 1, now))
-  -- What was written to this channel in all, in bytes. Each entry names the sum before it, so what the stream holds is a difference,
-  -- however the server trims.
+  -- What was written to this channel in all, in bytes. Each entry names the sum before it, so what
+  -- the stream holds is a difference, however the server trims.
   local total = written + weight
   if events > 0 and age > 0 then
     local entry = {'p', previous, 'w', text(written), 'e', event}
     -- The clock has been set back: the position does not say any more when this was written.
     if tonumber(position) > now + 1000000 then entry[7], entry[8] = 't', text(now) end
     redis.call('XADD', KEYS[2], 'MAXLEN', '=', text(events), position .. '-0', unpack(entry))
-    -- Half of it goes at once, so that it is seldom. `trimmed` may be behind what count and age have trimmed: look before trimming.
+    -- Half of it goes at once, so that it is seldom. `trimmed` may be behind what count and age
+    -- have trimmed: look before trimming.
     if total - trimmed > 2 * bytes then
       trimmed = tonumber(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1][2][4])
       while total - trimmed > 2 * bytes do
@@ -105,7 +110,8 @@ end
 redis.call('HSET', KEYS[1], 'position', position, 'written', text(written), 'trimmed', text(trimmed))
 if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'ended', '1') end
 redis.call('PEXPIRE', KEYS[1], text(head_lives))
--- Version 0.1 takes a value with a fingerprint for none of its own, and answers that the broker is unavailable.
+-- Version 0.1 takes a value with a fingerprint for none of its own, and answers that the broker is
+-- unavailable.
 if idempotency_key then redis.call('SET', idempotency_key, position .. ':' .. ARGV[13], 'PX', ARGV[10]) end
 for _, event in ipairs(told) do redis.call(ARGV[11], ARGV[3], event) end
 return {'new', position}

@@ -1,10 +1,11 @@
 //! A Redis Cluster: which of its masters has which partition, and the way there.
 //!
-//! Each master has the same two connections, the same probe and the same feeds as a single server has, so that a master that dies,
-//! stands still or is replaced ends its own feeds and no others. The map says which master a
-//! partition is at. It is asked for
-//! anew when anything contradicts it, and now and then; and it need not be right: a server that does not have a slot says so before it
-//! does anything, and then the call goes where it is told, within the caller's time. Nothing else is ever sent twice.
+//! Each master has the same two connections, the same probe and the same feeds as a single server
+//! has, so that a master that dies, stands still or is replaced ends its own feeds and no others.
+//! The map says which master a partition is at. It is asked for anew when anything contradicts it,
+//! and now and then; and it need not be right: a server that does not have a slot says so before it
+//! does anything, and then the call goes where it is told, within the caller's time. Nothing else
+//! is ever sent twice.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -47,7 +48,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How long a feed that was not to be had waits for a newer map.
 const WAIT_FOR_MAP: Duration = Duration::from_millis(500);
 
-/// A server that channels are at: its connections, and the tasks that keep them. Dropping it ends its feeds.
+/// A server that channels are at: its connections, and the tasks that keep them. Dropping it ends
+/// its feeds.
 pub(super) struct Shard {
     pub(super) commands: Arc<Commands>,
     /// For pages of history, so that nothing else waits behind them.
@@ -409,8 +411,9 @@ impl Cluster {
         }
     }
 
-    /// While a slot moves, an event of a channel that is there already is carried there; its subscribers are still here, where they
-    /// belong until the slot has moved. So they are told to look. Should this fail, they look when it has.
+    /// While a slot moves, an event of a channel that is there already is carried there; its
+    /// subscribers are still here, where they belong until the slot has moved. So they are told to
+    /// look. Should this fail, they look when it has.
     async fn tell_those_left_behind(&self, owner: &Shard, channel: &ChannelName) {
         if let Some(connected) = owner.commands.now() {
             let _ = connected

@@ -1,4 +1,5 @@
-//! Connections to the server: which one, opening it, looking at what answers there, and keeping the one for commands open.
+//! Connections to the server: which one, opening it, looking at what answers there, and keeping the
+//! one for commands open.
 
 use std::fmt;
 use std::future::Future;
@@ -24,7 +25,8 @@ use crate::silence::while_heard;
 /// For the way to the server and its greeting.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
 
-/// How long a call waits for a connection before it says that there is none. Nothing has been sent then.
+/// How long a call waits for a connection before it says that there is none. Nothing has been sent
+/// then.
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
 
 /// How long it waits while the last try to connect has failed.
@@ -199,7 +201,8 @@ impl Server {
         }
     }
 
-    /// Opens a connection to a server that can be used. `told` is called with what a subscription brings, in order.
+    /// Opens a connection to a server that can be used. `told` is called with what a subscription
+    /// brings, in order.
     pub(super) async fn open(&self, told: impl Fn(PushKind, Vec<Value>) + Send + Sync + 'static) -> Result<Wire, ConnectError> {
         match &self.mode {
             Mode::Watched(sentinels) => {
@@ -222,7 +225,8 @@ impl Server {
     ) -> Result<Wire, ConnectError> {
         let client = Client::open(self.info.clone()).map_err(|error| self.explain(&error))?;
         let tls = matches!(self.info.addr(), ConnectionAddr::TcpTls { .. });
-        // Rustls wants one provider for the process. An application that has chosen its own keeps it.
+        // Rustls wants one provider for the process. An application that has chosen its own keeps
+        // it.
         if tls && rustls::crypto::CryptoProvider::get_default().is_none() {
             // Fails only if other code has installed one first, which is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
@@ -418,7 +422,8 @@ impl Loading {
     }
 }
 
-/// When to try again: soon, then less and less often, for ever. One that breaks at once does not begin anew.
+/// When to try again: soon, then less and less often, for ever. One that breaks at once does not
+/// begin anew.
 pub(super) struct Backoff {
     wait: Duration,
     opened: Instant,
@@ -474,7 +479,8 @@ impl Backoff {
     }
 }
 
-/// Not for secrets: the standard library's hasher keys are random enough to spread things and to tell nodes apart.
+/// Not for secrets: the standard library's hasher keys are random enough to spread things and to
+/// tell nodes apart.
 pub(super) fn random_bits() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish()
@@ -551,8 +557,9 @@ impl Connected {
             .await
     }
 
-    /// Calls a script by its hash. Where the server has forgotten it (`SCRIPT FLUSH`), which it says before doing anything, by its text.
-    /// `asking`: at a server that is taking the keys over and has been named as such.
+    /// Calls a script by its hash. Where the server has forgotten it (`SCRIPT FLUSH`), which it
+    /// says before doing anything, by its text. `asking`: at a server that is taking the keys over
+    /// and has been named as such.
     pub(super) async fn script(
         &self,
         script: Script,
@@ -612,7 +619,8 @@ impl Commands {
         })
     }
 
-    /// The first connection, made before [`Commands::keep`] is begun where it is to be seen whether it can be.
+    /// The first connection, made before [`Commands::keep`] is begun where it is to be seen whether
+    /// it can be.
     pub(super) async fn first(&self) -> Result<(), ConnectError> {
         let mut first = Self::open(&self.server).await?;
         self.server.warn_of_eviction(&mut first.connection).await;

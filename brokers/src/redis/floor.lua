@@ -1,6 +1,6 @@
 -- A client or a node holds a position that is above the clock, of a channel of which nothing is
--- left. The first event of a channel
--- without events lies above it from now on: one key for all, so that reading stores nothing for each name.
+-- left. The first event of a channel without events lies above it from now on: one key for all, so
+-- that reading stores nothing for each name.
 --
 -- KEYS  floor
 -- ARGV  that position, the highest that the node believes, how long the floor lives in ms

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- Reads members, and keeps the roll of the nodes: which lives, and in which channels it has members. It adds no key and takes things away,
--- so it works on a full server, too. What adds keys is in enter.lua.
+-- Reads members, and keeps the roll of the nodes: which lives, and in which channels it has
+-- members. It adds no key and takes things away, so it works on a full server, too. What adds keys
+-- is in enter.lua.
 --
 -- ARGV  what; then
 -- 'list'     KEYS members; ARGV how long they are remembered in ms: gives field, value, ...
@@ -40,7 +41,8 @@ local function text(number) return string.format('%.0f', number) end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local dead = text(now - ARGV[3])
--- The clock has been set back. Who has beaten later than now has done so now: it lives on if it beats on.
+-- The clock has been set back. Who has beaten later than now has done so now: it lives on if it
+-- beats on.
 for _, node in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. text(now), '+inf')) do
   redis.call('ZADD', key, 'XX', text(now), node)
 end

@@ -5,10 +5,12 @@
 //! subscriptions of a new connection, in batches as large as they come, and no feed takes a missed
 //! message for heard.
 //!
-//! On a cluster each master has one of these, for the channels that are its own. There the server takes subscriptions back when it gives
-//! a slot away: the feeds of its channels end, and those alone.
+//! On a cluster each master has one of these, for the channels that are its own. There the server
+//! takes subscriptions back when it gives a slot away: the feeds of its channels end, and those
+//! alone.
 //!
-//! Locks are taken in the order *all channels*, *one channel*, *feed*; none is held across an await.
+//! Locks are taken in the order *all channels*, *one channel*, *feed*; none is held across an
+//! await.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -37,8 +39,8 @@ const PROBE_EVERY: Duration = Duration::from_millis(750);
 /// How long the key lives that a probe writes.
 const PROBE_LIVES: Duration = Duration::from_secs(10);
 
-/// So many probes in a row unheard, and the connection is dead: after three seconds. Counted, not timed, so that a process that stood
-/// still itself does not take its server for dead.
+/// So many probes in a row unheard, and the connection is dead: after three seconds. Counted, not
+/// timed, so that a process that stood still itself does not take its server for dead.
 const PROBES_UNHEARD: u32 = 3;
 
 /// So many in a row unheard although other things arrive, and it is asked why. What arrives proves
@@ -65,8 +67,8 @@ const FOLLOWED_LONG: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What a publish carries instead of an event where feeds shall end and be healed from history.
 pub(super) const LOOK: &str = "look";
 
-/// How long after that they end. While a slot moves, each event of the channel brings this word. A feed that ended with
-/// each would end before anybody has read what it is to be healed from.
+/// How long after that they end. While a slot moves, each event of the channel brings this word. A
+/// feed that ended with each would end before anybody has read what it is to be healed from.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
 
 pub(super) struct Listening {
@@ -190,7 +192,8 @@ impl Drop for Listener {
 }
 
 impl Listener {
-    /// The watch of all that is heard of members from now on. `None`: something was missed meanwhile.
+    /// The watch of all that is heard of members from now on. `None`: something was missed
+    /// meanwhile.
     pub(super) fn watch(mut self) -> Option<Watch> {
         let (listening, channel, id) = (Arc::downgrade(&self.listening), self.channel.clone(), self.id);
         let (sender, watch) = Watch::new(move || {
@@ -213,7 +216,8 @@ impl Listener {
         opened.then_some(watch)
     }
 
-    /// The feed of all that was heard, and will be, after `head`. `None`: something was missed meanwhile.
+    /// The feed of all that was heard, and will be, after `head`. `None`: something was missed
+    /// meanwhile.
     pub(super) fn open(mut self, head: Position) -> Option<Feed> {
         let (listening, channel, id) = (Arc::downgrade(&self.listening), self.channel.clone(), self.id);
         let (sender, feed) = Feed::new(head, move || {
@@ -428,7 +432,8 @@ impl Listening {
         Ok(wire)
     }
 
-    /// The first connection, made before [`Listening::keep`] is begun where it is to be seen whether it can be.
+    /// The first connection, made before [`Listening::keep`] is begun where it is to be seen
+    /// whether it can be.
     pub(super) async fn first(self: &Arc<Self>) -> Result<Wire, ConnectError> {
         self.clone().open(1).await
     }
@@ -508,7 +513,8 @@ impl Listening {
                         }
                         return "this node does not hear itself any more";
                     }
-                    // `hears_itself` takes the next number; another may take one in between, which is as good.
+                    // `hears_itself` takes the next number; another may take one in between, which
+                    // is as good.
                     last = self.asked.load(Ordering::Relaxed) + 1;
                     let me = self.clone();
                     tokio::spawn(async move { timeout(LONGEST, me.hears_itself()).await });
@@ -575,8 +581,9 @@ impl Listening {
         Ok(())
     }
 
-    /// A command for each channel, because a slot that is not here any more must refuse its own channels and no others; all in one write.
-    /// What is confirmed is told to [`Listening::told`] before the answers are.
+    /// A command for each channel, because a slot that is not here any more must refuse its own
+    /// channels and no others; all in one write. What is confirmed is told to [`Listening::told`]
+    /// before the answers are.
     async fn change_each(
         &self,
         connection: &mut MultiplexedConnection,
@@ -621,7 +628,8 @@ impl Listening {
         Ok(())
     }
 
-    /// Which channels must be subscribed to, which not any more. They count as asked for from now on.
+    /// Which channels must be subscribed to, which not any more. They count as asked for from now
+    /// on.
     fn take_changes(&self) -> (Vec<ChannelName>, Vec<ChannelName>) {
         let (mut subscribe, mut unsubscribe) = (Vec::new(), Vec::new());
         let mut state = lock(&self.state);
@@ -718,7 +726,8 @@ impl Listening {
         }
     }
 
-    /// The server has ended a subscription: because we asked for it, or because the slot is another's now.
+    /// The server has ended a subscription: because we asked for it, or because the slot is
+    /// another's now.
     fn taken_back(&self, name: &str) {
         let ended = {
             let mut state = lock(&self.state);

@@ -1,8 +1,8 @@
 #!lua
 -- What a node says about its members in one channel, and the word of it to those who watch.
 --
--- KEYS  members
--- ARGV  pub/sub channel, how it is published, how long the members are remembered in ms, the message, and for each entry: field, '1' if
+-- KEYS  members ARGV  pub/sub channel, how it is published, how long the members are remembered in
+-- ms, the message, and for each entry: field, '1' if
 --       it is set or '0' if it is cleared, value
 -- gives how many more fields there are than before
 

@@ -1,10 +1,10 @@
-//! Who is in a channel: the entries of each channel in a hash of its own, the leases of the nodes in one place, and the word of changes by the
-//! pub/sub channel that carries the channel's events.
+//! Who is in a channel: the entries of each channel in a hash of its own, the leases of the nodes
+//! in one place, and the word of changes by the pub/sub channel that carries the channel's events.
 //!
-//! A hash's fields are `NODE` (25 characters, always) and the member's id, whatever that is; the values an entry's stamp and its value. The list of leases is a sorted
-//! set of when each node sent its last heartbeat, by the server's clock, and for each node the set of
-//! channels in which it has members: a node that sends a heartbeat and finds another dead removes the dead
-//! node's entries.
+//! A hash's fields are `NODE` (25 characters, always) and the member's id, whatever that is; the
+//! values an entry's stamp and its value. The list of leases is a sorted set of when each node sent
+//! its last heartbeat, by the server's clock, and for each node the set of channels in which it has
+//! members: a node that sends a heartbeat and finds another dead removes the dead node's entries.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,11 +61,13 @@ const CLEARED: u16 = u16::MAX;
 const EXPIRE_FOR: Duration = Duration::from_millis(700);
 const BURY_AT_ONCE: usize = 100;
 
-/// How many entries this broker has in each channel, as far as it knows: in which channels each of its lives is to expire.
+/// How many entries this broker has in each channel, as far as it knows: in which channels each of
+/// its lives is to expire.
 pub(super) type Registered = Mutex<HashMap<(NodeId, ChannelName), i64>>;
 
 impl Redis {
-    /// The channel beside which the list of leases is kept: any name does, since a key says what it is of behind the name.
+    /// The channel beside which the list of leases is kept: any name does, since a key says what it
+    /// is of behind the name.
     fn leases() -> Result<ChannelName, BrokerError> {
         ChannelName::new("nodes").map_err(|error| BrokerError::rejected(error.to_string()))
     }
@@ -332,7 +334,8 @@ fn listed_entry(field: &[u8], value: &[u8]) -> Option<Entry> {
     })
 }
 
-/// Entries as one message: `m`, and for each its node, stamp, member and value, with their lengths before them.
+/// Entries as one message: `m`, and for each its node, stamp, member and value, with their lengths
+/// before them.
 fn encode(entries: &[Entry]) -> Vec<u8> {
     let mut message = vec![TELLS_OF_MEMBERS];
     for entry in entries {

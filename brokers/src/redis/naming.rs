@@ -1,17 +1,22 @@
-//! How keys and pub/sub channels are named, so that all of one channel's are in one place, and each can be told from every other.
+//! How keys and pub/sub channels are named, so that all of one channel's are in one place, and each
+//! can be told from every other.
 //!
-//! On a server, `airwave:{NAME}:head`; its pub/sub knows no databases, so those names have theirs, `airwave:0:{NAME}`.
+//! On a server, `airwave:{NAME}:head`; its pub/sub knows no databases, so those names have theirs,
+//! `airwave:0:{NAME}`.
 //!
-//! On a cluster a channel belongs to one of 1,024 partitions, and the partition is the hash tag: `airwave:{17}:{NAME}:head`, and
-//! `airwave:{17}:{NAME}` in sharded pub/sub. So all channels lie in 1,024 slots that are known beforehand: the map of who has what is
-//! short, and commands for many channels of one partition are possible. A subscription is made for each channel all the same, not for
-//! the partition, so that a node hears nothing that it does not follow. The number is fixed: it is part of every key.
+//! On a cluster a channel belongs to one of 1,024 partitions, and the partition is the hash tag:
+//! `airwave:{17}:{NAME}:head`, and `airwave:{17}:{NAME}` in sharded pub/sub. So all channels lie in
+//! 1,024 slots that are known beforehand: the map of who has what is short, and commands for many
+//! channels of one partition are possible. A subscription is made for each channel all the same,
+//! not for the partition, so that a node hears nothing that it does not follow. The number is
+//! fixed: it is part of every key.
 
 use std::sync::OnceLock;
 
 use airwave_core::ChannelName;
 
-/// Many more than a cluster has masters, so that they share evenly; few enough that each has many channels.
+/// Many more than a cluster has masters, so that they share evenly; few enough that each has many
+/// channels.
 pub(super) const PARTITIONS: u16 = 1024;
 
 /// How many slots a cluster has.
@@ -27,7 +32,8 @@ pub(super) enum Naming {
 }
 
 impl Naming {
-    /// A key of the channel's. Its name is in braces, which no name can hold, so what follows cannot be a part of it.
+    /// A key of the channel's. Its name is in braces, which no name can hold, so what follows
+    /// cannot be a part of it.
     pub(super) fn key(self, channel: &ChannelName, what: &str) -> String {
         match self {
             Naming::Database(_) => format!("airwave:{{{channel}}}:{what}"),

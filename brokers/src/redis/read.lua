@@ -1,12 +1,15 @@
--- Reads the head and a page of history in one step. It adds no key, so it works on a full server, too.
+-- Reads the head and a page of history in one step. It adds no key, so it works on a full server,
+-- too.
 --
 -- Not marked as read-only, although it mostly is: so a replica, which may lag, refuses it.
 --
--- KEYS  head, stream, epoch, epoch; while a slot of a cluster moves, the channel's own alone: head, stream
--- ARGV  the position after which to read ('': the newest), how many events and bytes at most, age of history in µs, how long the head
+-- KEYS  head, stream, epoch, epoch; while a slot of a cluster moves, the channel's own alone: head,
+-- stream ARGV  the position after which to read ('': the newest), how many events and bytes at
+-- most, age of history in µs, how long the head
 --       lives in ms, '1' if an old epoch is as good as a young one, the highest position that the node knows, of the node's own
 --       history: events, bytes
--- gives {head, ended, complete, more, event...}, or {} if an epoch must be made first, or if only the epochs, which are not
+-- gives {head, ended, complete, more, event...}, or {} if an epoch must be made first, or if only
+-- the epochs, which are not
 --       named, could answer
 
 local after, limit, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -39,7 +42,8 @@ else
   head, birth = given, given
 end
 
--- Entries are read in portions, so that a page that ends at its bytes does not fetch all that it leaves out.
+-- Entries are read in portions, so that a page that ends at its bytes does not fetch all that it
+-- leaves out.
 local PORTION = 64
 
 -- A node shows what its own rule says: nothing below this position.
@@ -100,8 +104,8 @@ if after == '' then
   return answer
 end
 
--- Whether nothing stands between the position asked for and what names this one as its previous. What follows the first position
--- follows every epoch: there was nothing yet.
+-- Whether nothing stands between the position asked for and what names this one as its previous.
+-- What follows the first position follows every epoch: there was nothing yet.
 local unknown = false
 local function follows(previous)
   if previous == after then return true end

@@ -18,7 +18,8 @@ const ANSWERS_WITHIN: Duration = Duration::from_millis(1200);
 /// How long the others are waited for when one has answered.
 const OTHERS_WITHIN: Duration = Duration::from_millis(250);
 
-/// How often they are asked although nothing seems wrong: a master that was cut off with us believes that it still is one.
+/// How often they are asked although nothing seems wrong: a master that was cut off with us
+/// believes that it still is one.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Sentinels {
@@ -83,7 +84,8 @@ impl Sentinels {
                 },
             });
         };
-        // A few that were cut off tell of a master that has been replaced. Most of them together may have been set up anew.
+        // A few that were cut off tell of a master that has been replaced. Most of them together
+        // may have been set up anew.
         let agreed = answers.iter().filter(|known| known.place == newest.place).count();
         if before.is_some_and(|before| newest.epoch < before.epoch) && agreed * 2 <= self.all.len() {
             return Err(ConnectError::Unreachable {

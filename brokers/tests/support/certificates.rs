@@ -1,4 +1,5 @@
-//! Certificates for tests, made by openssl: two authorities, and a server's for 127.0.0.1 alone, of the first.
+//! Certificates for tests, made by openssl: two authorities, and a server's for 127.0.0.1 alone, of
+//! the first.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

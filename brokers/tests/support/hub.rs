@@ -188,7 +188,8 @@ impl Client {
         });
     }
 
-    /// P3, P4, P7: what was acknowledged was told, in order and once, or a gap stands where it is missing.
+    /// P3, P4, P7: what was acknowledged was told, in order and once, or a gap stands where it is
+    /// missing.
     pub fn knows_of(&self, acknowledged: &[(Position, String)]) {
         let told = self.told();
         let mut last = None;
@@ -203,7 +204,8 @@ impl Client {
                     }
                     last = Some(*position);
                 }
-                // What comes after it is after its cursor; what lies before it is what the gap announces.
+                // What comes after it is after its cursor; what lies before it is what the gap
+                // announces.
                 Told::Gap(_, cursor, _) => last = Some(last.unwrap_or(*cursor).max(*cursor)),
             }
         }

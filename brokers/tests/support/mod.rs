@@ -1,4 +1,5 @@
-//! A real `redis-server` for tests: of its own, on a free loopback port, in a temporary folder, ended by its process id.
+//! A real `redis-server` for tests: of its own, on a free loopback port, in a temporary folder,
+//! ended by its process id.
 
 #![allow(dead_code)] // each test file uses a part
 

@@ -1,4 +1,5 @@
-//! Real `nats-server`s for tests: on free loopback ports, in a temporary folder, ended by their process ids.
+//! Real `nats-server`s for tests: on free loopback ports, in a temporary folder, ended by their
+//! process ids.
 
 #![allow(dead_code)] // each test file uses a part
 
@@ -17,7 +18,8 @@ use serde_json::{Value, json};
 /// How long a server may take to start. Decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A `nats-server` by its age. Each is named by a variable in the environment; the current one may stand in the path.
+/// A `nats-server` by its age. Each is named by a variable in the environment; the current one may
+/// stand in the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Release {
     Current,
@@ -28,7 +30,8 @@ pub enum Release {
 }
 
 impl Release {
-    /// Where the program is; `None` after saying so. It is a failure where everything must be there.
+    /// Where the program is; `None` after saying so. It is a failure where everything must be
+    /// there.
     fn program(self) -> Option<PathBuf> {
         let (variable, version) = match self {
             Release::Current => ("AIRWAVE_TEST_NATS_SERVER", "2.11 or newer"),
@@ -88,7 +91,8 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Who may log in: anybody, into an account with JetStream; and `sys`, who may look after the server.
+/// Who may log in: anybody, into an account with JetStream; and `sys`, who may look after the
+/// server.
 const OPEN: &str = r#"
 accounts {
   SYS { users: [{ user: sys, password: sys }] }

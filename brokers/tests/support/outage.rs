@@ -16,8 +16,9 @@ use super::proxy::Proxy;
 /// How long a test waits for anything. It decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What an outage may take at most: promised, so asserted. By a time-out and not by a look at the clock: when this machine stood still for a moment, what
-/// is waited for is asked once more before the time-out counts.
+/// What an outage may take at most: promised, so asserted. By a time-out and not by a look at the
+/// clock: when this machine stood still for a moment, what is waited for is asked once more before
+/// the time-out counts.
 pub const UNAVAILABLE_WITHIN: Duration = Duration::from_secs(2);
 const FOUND_WITHIN: Duration = Duration::from_secs(5);
 
@@ -68,7 +69,8 @@ pub async fn unavailable<T>(call: impl Future<Output = Result<T, BrokerError>>) 
     error.to_string()
 }
 
-/// Nothing answers, no connection ends: the server stands still, or the line swallows everything. It is found, feeds end, and afterwards all is there.
+/// Nothing answers, no connection ends: the server stands still, or the line swallows everything.
+/// It is found, feeds end, and afterwards all is there.
 pub async fn silence_is_found_and_healed(broker: &dyn Broker, silent: impl Fn(bool)) {
     let mut feed = broker.follow(&name("a")).await.unwrap();
     let first = publish(broker, "a").await;
@@ -114,7 +116,8 @@ pub async fn nobody_misses_what_others_publish(near: Arc<dyn Broker>, far: Arc<d
     silent(true);
     let found = async {
         let mut n = 0;
-        // Not before: what the line has swallowed would be missing from the middle of a connection, which no network does.
+        // Not before: what the line has swallowed would be missing from the middle of a connection,
+        // which no network does.
         while timeout(Duration::from_millis(50), feed.next()).await.is_err() {
             say(format!("while {n}")).await;
             n += 1;
@@ -168,7 +171,8 @@ pub async fn calls_behind_others_are_not_late(broker: Arc<dyn Broker>, proxy: &P
     proxy.pace(0);
 }
 
-/// A server that takes connections and drops them at once is the worst case of a busy loop. `most` tries are what three seconds have room for.
+/// A server that takes connections and drops them at once is the worst case of a busy loop. `most`
+/// tries are what three seconds have room for.
 pub async fn an_outage_is_no_busy_loop(proxy: &Proxy, most: u64) {
     proxy.refuse();
     let before = proxy.connections();

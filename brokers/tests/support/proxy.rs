@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Stands between a broker and its server, and can break the line without closing it. Ends with the test's process.
+/// Stands between a broker and its server, and can break the line without closing it. Ends with the
+/// test's process.
 pub struct Proxy {
     pub port: u16,
     shared: Arc<Line>,

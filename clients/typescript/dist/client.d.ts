@@ -3,10 +3,11 @@ import { _ as Presence, a as Channel, b as StateChange, c as Code, d as Gap, f a
 /**
 * A client of the server at `url`: absolute, or relative to the page.
 *
-* Nothing is connected before the first channel. Where there is no page to be relative to (a server that renders one), the client is made all the same, and its
-* channels are refused.
+* Nothing is connected before the first channel. Where there is no page to be relative to (a server
+* that renders one), the client is made all the same, and its channels are refused.
 *
-* Throws an {@link AirwaveError} without a URL. The server's own `/client.js` has a default: the place that it was loaded from.
+* Throws an {@link AirwaveError} without a URL. The server's own `/client.js` has a default: the
+* place that it was loaded from.
 */
 declare function connect(url: string | URL, options?: Options): Airwave;
 //#endregion

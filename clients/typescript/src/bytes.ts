@@ -1,4 +1,5 @@
-// Bytes as the wire writes them: base64 in JSON, and the binary frame of docs/protocol.md, section 5.
+// Bytes as the wire writes them: base64 in JSON, and the binary frame of docs/protocol.md, section
+// 5.
 
 /** Base64 with the standard alphabet. In pieces, because a call takes only so many arguments. */
 export function toBase64(bytes: Uint8Array): string {

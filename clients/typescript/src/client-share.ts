@@ -1,4 +1,5 @@
-// One connection for all tabs of a browser: the tab that holds a Web Lock leads and has the connections, the others hear through a BroadcastChannel.
+// One connection for all tabs of a browser: the tab that holds a Web Lock leads and has the
+// connections, the others hear through a BroadcastChannel.
 //
 // Every tab keeps its own cursors, so the leader may change at any time without a loss. A tab that
 // begins to lead, or to follow another leader, goes on behind its own cursor. A tab that is not
@@ -12,7 +13,10 @@ import type { AirwaveError, AnyEvent, AnyEvents, Channel, ChannelEvent, Code, Ga
 
 /** How long a leader may take to answer, before this tab helps itself. */
 const ANSWER_MS = 2_000;
-/** How often a follower looks whether its leader is alive. A leader that dies gives up its lock at once; one that hangs does not. */
+/**
+ * How often a follower looks whether its leader is alive. A leader that dies gives up its lock at
+ * once; one that hangs does not.
+ */
 const LOOK_MS = 10_000;
 /** What is remembered of a channel while this tab catches up with the leader. */
 const KEPT = 1_000;
@@ -61,7 +65,10 @@ interface Borrowed {
 
 const at = (cursor: string | undefined): number => Number(cursor ?? -1);
 
-/** Carries this tab's channels over the connection of whichever tab leads. Rejects where the browser cannot do that. */
+/**
+ * Carries this tab's channels over the connection of whichever tab leads. Rejects where the browser
+ * cannot do that.
+ */
 export async function share(client: Client): Promise<Relay> {
   if (!globalThis.navigator?.locks || !globalThis.BroadcastChannel) throw new Error("Web Locks or BroadcastChannel are missing");
   const shared = new Shared(client);
@@ -139,7 +146,7 @@ class Shared implements Relay {
     this.#say({ do: "leave", from: this.#me, name: subscription.name });
   }
 
-  // ---- leading ------------------------------------------------------------------------------------------------------
+  // ---- leading -----------------------------------------------------------------------------
 
   #lead(): void {
     this.#leads = true;
@@ -154,7 +161,8 @@ class Shared implements Relay {
     let lent = this.#lent.get(name);
     const wantsMore = lent && presence && !lent.presence;
     const channel = lent?.channel ?? this.#client.channel(name, { presence, ...(cursor !== undefined && { after: cursor }) });
-    // Whether this tab's own application has it already is told by where it stands: nothing has been heard of one that was just made.
+    // Whether this tab's own application has it already is told by where it stands: nothing has
+    // been heard of one that was just made.
     const fresh = !lent && channel.state === "connecting" && channel.transport === undefined && channel.cursor === cursor;
     if (!lent) {
       // Of one that this tab's application has already, only the members are known here.
@@ -224,7 +232,7 @@ class Shared implements Relay {
     }
   }
 
-  // ---- following ----------------------------------------------------------------------------------------------------
+  // ---- following ---------------------------------------------------------------------------
 
   #borrow(subscription: Subscription): void {
     const { name, cursor, options } = subscription;
@@ -269,7 +277,10 @@ class Shared implements Relay {
     void this.#client.place(subscription, true);
   }
 
-  /** Where this tab's own connection has come to a place at which the leader was since we asked, the leader's events take over. */
+  /**
+   * Where this tab's own connection has come to a place at which the leader was since we asked, the
+   * leader's events take over.
+   */
   #catchUp(borrowed: Borrowed): void {
     const { subscription, base, since } = borrowed;
     const { cursor, live, connection } = subscription;

@@ -15,7 +15,10 @@ const ANSWER_MS = 15_000;
 /** How long the server may take to answer when the browser says that it is offline. */
 const OFFLINE_MS = 5_000;
 
-/** What must be known of a token: one to use again, a new one, or one in place of a token that was refused. */
+/**
+ * What must be known of a token: one to use again, a new one, or one in place of a token that was
+ * refused.
+ */
 export type TokenWanted = "same" | "new" | "refused";
 
 /** Carries channels over the connection of another tab (`share`). */
@@ -94,11 +97,12 @@ export class Client implements Airwave, Owner {
     globalThis.document?.removeEventListener("visibilitychange", this.#visible);
     for (const subscription of [...this.#subscriptions.values()]) subscription.shut();
     this.relay?.close();
-    // Not the connections: the answer to a ping would be waited for, and a process that has nothing else to do with it.
+    // Not the connections: the answer to a ping would be waited for, and a process that has nothing
+    // else to do with it.
     this.#wake();
   }
 
-  // ---- which connection ---------------------------------------------------------------------------------------------------
+  // ---- which connection --------------------------------------------------------------------
 
   /** Finds what carries this channel from now on. `alone`: not another tab. */
   async place(subscription: Subscription, alone = false): Promise<void> {
@@ -121,7 +125,9 @@ export class Client implements Airwave, Owner {
     connection.add(subscription);
   }
 
-  /** What the server says to use, as far as that is possible here. Tries until there is an answer. */
+  /**
+   * What the server says to use, as far as that is possible here. Tries until there is an answer.
+   */
   async #asked(subscription: Subscription): Promise<TransportName | undefined> {
     for (let tries = 0; !subscription.isOver; tries += 1) {
       try {
@@ -167,7 +173,10 @@ export class Client implements Airwave, Owner {
     );
   }
 
-  /** The JSON object of an answer. Rejects, as a connection that broke, where it is not one that Airwave gives. */
+  /**
+   * The JSON object of an answer. Rejects, as a connection that broke, where it is not one that
+   * Airwave gives.
+   */
   async json<T extends object>(response: Response, fits: (value: T) => boolean): Promise<T> {
     const value = object(await response.text().catch(() => "")) as T | undefined;
     if (value && fits(value)) return value;
@@ -202,7 +211,10 @@ export class Client implements Airwave, Owner {
     return true;
   }
 
-  /** Nothing comes over such a connection: its channels move, with their cursors, to what their rules allow and what may pass. */
+  /**
+   * Nothing comes over such a connection: its channels move, with their cursors, to what their
+   * rules allow and what may pass.
+   */
   fallBack(connection: Connection): void {
     if (connection.kind === "polling") return;
     for (const subscription of [...connection.members.values()]) {
@@ -232,14 +244,15 @@ export class Client implements Airwave, Owner {
     }
   }
 
-  // What `share` needs of this module: a second copy of it would make errors that are of another class.
+  // What `share` needs of this module: a second copy of it would make errors that are of another
+  // class.
   readonly lost: typeof lost = lost;
   readonly after: typeof after = after;
   error(code: Code, message: string): AirwaveError {
     return new AirwaveError(code, message);
   }
 
-  // ---- what connections need ----------------------------------------------------------------------------------------------
+  // ---- what connections need ---------------------------------------------------------------
 
   /** Waits so long, or until there is a reason to try at once. */
   pause(ms: number): Promise<void> {
@@ -351,7 +364,10 @@ export class Client implements Airwave, Owner {
   }
 }
 
-/** An answer that has not the shape of Airwave's is a proxy's, or a server's that is about to be replaced: never the last word. */
+/**
+ * An answer that has not the shape of Airwave's is a proxy's, or a server's that is about to be
+ * replaced: never the last word.
+ */
 function foreign({ status, headers }: Response): AirwaveError {
   return new AirwaveError("disconnected", `what answers is not Airwave: status ${status}, type ${headers.get("content-type")}`);
 }
@@ -359,10 +375,11 @@ function foreign({ status, headers }: Response): AirwaveError {
 /**
  * A client of the server at `url`: absolute, or relative to the page.
  *
- * Nothing is connected before the first channel. Where there is no page to be relative to (a server that renders one), the client is made all the same, and its
- * channels are refused.
+ * Nothing is connected before the first channel. Where there is no page to be relative to (a server
+ * that renders one), the client is made all the same, and its channels are refused.
  *
- * Throws an {@link AirwaveError} without a URL. The server's own `/client.js` has a default: the place that it was loaded from.
+ * Throws an {@link AirwaveError} without a URL. The server's own `/client.js` has a default: the
+ * place that it was loaded from.
  */
 export function connect(url: string | URL, options: Options = {}): Airwave {
   if (url === undefined) throw new AirwaveError("bad-request", "give the server's URL: connect(\"https://realtime.example\")");

@@ -1,4 +1,5 @@
-// One connection that carries several channels: comes back by itself, and notices when it is dead. What is said on it is its heirs' business.
+// One connection that carries several channels: comes back by itself, and notices when it is dead.
+// What is said on it is its heirs' business.
 
 import { fromBase64 } from "./bytes.js";
 import type { Client } from "./client.js";
@@ -32,7 +33,10 @@ export abstract class Connection implements Carrier {
   abstract readonly kind: TransportName;
   readonly members: Map<string, Subscription> = new Map();
   up = false;
-  /** Something has come over the present connection. A proxy may let it stand and hold back what it carries. */
+  /**
+   * Something has come over the present connection. A proxy may let it stand and hold back what it
+   * carries.
+   */
   protected proven = false;
   /** How often in a row nothing came over a connection although plain HTTP worked. */
   #unproven = 0;
@@ -66,7 +70,10 @@ export abstract class Connection implements Carrier {
   /** The browser has lost its network: is this connection still alive? */
   abstract offline(): void;
 
-  /** Ends the connection because the page goes into the back/forward cache. The connection comes back when the page does. */
+  /**
+   * Ends the connection because the page goes into the back/forward cache. The connection comes
+   * back when the page does.
+   */
   suspend(): void {
     this.cut(new AirwaveError("disconnected", "the page is in the back/forward cache"));
   }
@@ -131,7 +138,10 @@ export abstract class Connection implements Carrier {
     this.client.idle(this);
   }
 
-  /** Where plain HTTP works and this does not, twice in a row, something on the way does not let it pass. */
+  /**
+   * Where plain HTTP works and this does not, twice in a row, something on the way does not let it
+   * pass.
+   */
   async #doubt(): Promise<void> {
     const [first] = this.members.values();
     if (!first || !(await this.client.reaches(first))) return;

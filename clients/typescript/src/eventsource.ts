@@ -6,8 +6,8 @@ const CONTROL = ["subscribed", "gap", "end", "stale", "error", "heartbeat", "pre
 /**
  * A `fetch` that opens event streams with `EventSource`, and does everything else as ever.
  *
- * An `EventSource` sends no headers, so streams go without a token (cookies work), tells no status, so a refused stream is tried again, and hears only the events whose names it
- * was given: `names`.
+ * An `EventSource` sends no headers, so streams go without a token (cookies work), tells no status,
+ * so a refused stream is tried again, and hears only the events whose names it was given: `names`.
  */
 export function overEventSource(names: readonly string[], Source: typeof EventSource = EventSource): typeof fetch {
   return async (input, init) => {
@@ -19,7 +19,8 @@ export function overEventSource(names: readonly string[], Source: typeof EventSo
       start(controller) {
         const over = (): void => {
           source.close();
-          // It would come back by itself, but with the channels of now; the client comes back with those of then.
+          // It would come back by itself, but with the channels of now; the client comes back with
+          // those of then.
           try {
             controller.close();
           } catch {

@@ -13,7 +13,10 @@ export function checkChannel(name: string): AirwaveError | undefined {
   return fits ? undefined : wrong(`'${name}' is no channel name: 1 to 255 characters in segments between '/', each of A-Z a-z 0-9 - _ . ~ : @ = +, and none '.' or '..'`);
 }
 
-/** Returns why an event of that name, or with that idempotency key, cannot be sent; undefined if it can. */
+/**
+ * Returns why an event of that name, or with that idempotency key, cannot be sent; undefined if it
+ * can.
+ */
 export function checkSend(event: string, idempotencyKey: string): AirwaveError | undefined {
   if (typeof event !== "string" || event.length > 255 || !SEGMENT.test(event) || event.startsWith("airwave.")) {
     return wrong(`'${event}' is no event name: 1 to 255 characters of A-Z a-z 0-9 - _ . ~ : @ = +, not beginning with 'airwave.'`);
@@ -24,7 +27,8 @@ export function checkSend(event: string, idempotencyKey: string): AirwaveError |
 /**
  * Writes `data` as JSON.
  *
- * Throws an {@link AirwaveError} for what JSON cannot carry. `JSON.stringify` alone would write `{}` for a `Map` and for an `ArrayBuffer`.
+ * Throws an {@link AirwaveError} for what JSON cannot carry. `JSON.stringify` alone would write
+ * `{}` for a `Map` and for an `ArrayBuffer`.
  */
 export function toJson(data: unknown): string {
   const refuse = (value: unknown, more = ""): never => {

@@ -1,4 +1,5 @@
-// What a connection says over HTTP: messages of its channels go by POST (docs/protocol.md, section 6).
+// What a connection says over HTTP: messages of its channels go by POST (docs/protocol.md, section
+// 6).
 
 import { isTemporary, Connection } from "./connection.js";
 import { envelope } from "./socket.js";

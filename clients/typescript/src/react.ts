@@ -4,7 +4,10 @@
 import { useEffect, useReducer, useRef } from "react";
 import type { Airwave, AnyEvents, Channel, ChannelEvent, ChannelOptions, ControlEvents, EventsOf, Member, State, TransportName } from "./types.js";
 
-/** What a component listens to: its own events, and what the client tells (`gap`, `end`, `resumed`, `stale`, `error`). */
+/**
+ * What a component listens to: its own events, and what the client tells (`gap`, `end`, `resumed`,
+ * `stale`, `error`).
+ */
 export type Listeners<E> = {
   [K in Exclude<keyof EventsOf<E> & string, keyof ControlEvents>]?: (data: EventsOf<E>[K], event: ChannelEvent<K, EventsOf<E>[K]>) => void;
 } & { [K in keyof ControlEvents]?: (told: ControlEvents[K]) => void };
@@ -21,7 +24,8 @@ export interface UsedChannel<E, C> {
 }
 
 /**
- * Listens to `name` while the component is mounted. Listeners may be made anew at each render. Components that use the same name share one channel.
+ * Listens to `name` while the component is mounted. Listeners may be made anew at each render.
+ * Components that use the same name share one channel.
  *
  * @param name null: no channel for now.
  */

@@ -6,7 +6,10 @@ import { type Sending, Subscription } from "./subscription.js";
 import { after, now, type Timer } from "./timing.js";
 import { AirwaveError, type Code } from "./types.js";
 
-/** The server takes 100 frames per second and twice as many in a burst, and closes on more: stay below both. */
+/**
+ * The server takes 100 frames per second and twice as many in a burst, and closes on more: stay
+ * below both.
+ */
 const FRAMES_PER_MS = 0.09;
 const BURST = 150;
 /** How long a connection that is asked may take to answer. */
@@ -48,7 +51,8 @@ export class SocketConnection extends Connection {
     const Socket = client.WebSocket as typeof WebSocket;
     const socket = token ? new Socket(url, ["airwave", `airwave.bearer.${toBase64Url(token)}`]) : new Socket(url);
     socket.binaryType = "arraybuffer";
-    // What went wrong is told by the close that follows; but an error without a listener ends a Node process.
+    // What went wrong is told by the close that follows; but an error without a listener ends a
+    // Node process.
     socket.onerror = () => {};
     this.#socket = socket;
     let said: AirwaveError | undefined;
@@ -200,8 +204,8 @@ export class SocketConnection extends Connection {
   }
 
   /**
-   * A message was refused for now. The messages behind it wait, and then all that is unanswered is sent again, in order: those that were done meanwhile are known by
-   * their keys.
+   * A message was refused for now. The messages behind it wait, and then all that is unanswered is
+   * sent again, in order: those that were done meanwhile are known by their keys.
    */
   #hold(subscription: Subscription): void {
     if (subscription.held) return;

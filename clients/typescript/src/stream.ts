@@ -9,14 +9,19 @@ import type { Subscription } from "./subscription.js";
 import { after, now, type Timer } from "./timing.js";
 import { AirwaveError } from "./types.js";
 
-/** A stream is opened anew for a channel that comes or goes: several of them at once are one reason. */
+/**
+ * A stream is opened anew for a channel that comes or goes: several of them at once are one reason.
+ */
 const COMING_MS = 10;
 const GOING_MS = 250;
 /** The server gives a sign of life every 15 s. */
 const QUIET_MS = 20_000;
 /** A line of a request that every proxy takes: the shortest limit of those in use is 4 kB. */
 const REQUEST_BYTES = 3_500;
-/** What one channel adds to the request: its name, its cursor of 16 digits, and the names of the parameters. */
+/**
+ * What one channel adds to the request: its name, its cursor of 16 digits, and the names of the
+ * parameters.
+ */
 const bytesOf = ({ name }: Subscription): number => encodeURIComponent(name).length + 16 + "&channel=&after=".length;
 
 export class StreamConnection extends PostingConnection {
@@ -128,7 +133,10 @@ export class StreamConnection extends PostingConnection {
     return undefined;
   }
 
-  /** What a refused stream means for its channels: the refusal does not say which of them it is about. */
+  /**
+   * What a refused stream means for its channels: the refusal does not say which of them it is
+   * about.
+   */
   async #judge(error: AirwaveError): Promise<void> {
     if (isTemporary(error)) return;
     if (error.code === "unauthorized" && this.client.hasToken && !this.#refusedToken) {
@@ -149,7 +157,10 @@ export class StreamConnection extends PostingConnection {
     if (!this.again && error.code === "bad-request") for (const member of members) member.refused(error);
   }
 
-  /** Something on the way takes no request that long: half of the channels move to another connection, and both try at once. */
+  /**
+   * Something on the way takes no request that long: half of the channels move to another
+   * connection, and both try at once.
+   */
   #split(): void {
     const members = [...this.members.values()];
     this.again = members.length > 1;

@@ -1,4 +1,5 @@
-// One channel, whatever carries it: its cursor, its listeners, and the messages that wait to be said.
+// One channel, whatever carries it: its cursor, its listeners, and the messages that wait to be
+// said.
 
 import {
   AirwaveError,
@@ -108,10 +109,11 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     return this.state === "ended" || this.state === "refused" || this.state === "closed";
   }
 
-  // ---- listening ----------------------------------------------------------------------------------------------------
+  // ---- listening ---------------------------------------------------------------------------
 
   on(event: string, listener: (first: never, second: never) => void): Off {
-    // No event's name has a "!", so what the client tells cannot be mistaken for what was published.
+    // No event's name has a "!", so what the client tells cannot be mistaken for what was
+    // published.
     const name = Object.hasOwn(CONTROL, event) ? `!${event}` : event;
     let set = this.#listeners.get(name);
     if (!set) this.#listeners.set(name, (set = new Set()));
@@ -167,13 +169,14 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     }
   }
 
-  // ---- what the connection tells ------------------------------------------------------------------------------------------
+  // ---- what the connection tells -----------------------------------------------------------
 
   /** `resumed`: the cursor that was given is followed. */
   confirmed(cursor: string, resumed: boolean): void {
     this.live = true;
     this.retried = false;
-    // If the cursor could not be followed, the old one stays until the gap has been told: a connection that breaks in between must not make it silent.
+    // If the cursor could not be followed, the old one stays until the gap has been told: a
+    // connection that breaks in between must not make it silent.
     if (resumed || this.cursor === undefined) this.cursor = cursor;
     const back = this.#wasDown && resumed;
     this.#wasDown &&= !resumed;
@@ -242,7 +245,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     this.#tell("!state", { state, transport: this.transport, ...(error && { error }) });
   }
 
-  // ---- speaking -----------------------------------------------------------------------------------------------------
+  // ---- speaking ----------------------------------------------------------------------------
 
   // biome-ignore lint: the typed signature is the interface's
   send(event: string, data?: unknown, options: SendOptions = {}): Promise<any> {

@@ -1,9 +1,15 @@
 // What an application sees of the client. The wire behind it is docs/protocol.md.
 
-/** What a position, a gap's reason and a refusal's code are, is said in docs/protocol.md; the words are the same here. */
+/**
+ * What a position, a gap's reason and a refusal's code are, is said in docs/protocol.md; the words
+ * are the same here.
+ */
 export type GapReason = "unknown-position" | "history-expired" | "too-slow" | "broker-lost-data" | (string & {});
 
-/** Codes of the server (docs/protocol.md, section 3), and of this client: `closed`, `disconnected`, `timeout`, `overflow`. */
+/**
+ * Codes of the server (docs/protocol.md, section 3), and of this client: `closed`, `disconnected`,
+ * `timeout`, `overflow`.
+ */
 export type Code =
   | "bad-request"
   | "unauthorized"
@@ -37,8 +43,8 @@ export class AirwaveError extends Error {
 }
 
 /**
- * The events of a channel as a map of names to payloads, from what an application writes: that map itself, or the union of
- * `{ event, data }` that the generator makes from a Rust enum.
+ * The events of a channel as a map of names to payloads, from what an application writes: that map
+ * itself, or the union of `{ event, data }` that the generator makes from a Rust enum.
  */
 export type EventsOf<E> = [E] extends [{ event: string }]
   ? { [U in E as U["event"]]: U extends { data: infer D } ? D : null }
@@ -69,7 +75,10 @@ export interface Gap {
   readonly reason: GapReason;
 }
 
-/** A gap among the events of `for await`. The name is reserved, so no application's event can look like it. */
+/**
+ * A gap among the events of `for await`. The name is reserved, so no application's event can look
+ * like it.
+ */
 export interface GapEvent {
   readonly channel: string;
   readonly id: string;
@@ -116,9 +125,14 @@ export interface Presence {
   readonly updated?: Member;
 }
 
-/** What the client itself tells. These names win over an application's events of the same name, which `"*"` and `for await` still give. */
+/**
+ * What the client itself tells. These names win over an application's events of the same name,
+ * which `"*"` and `for await` still give.
+ */
 export interface ControlEvents {
-  /** Events were lost: load afresh. Never silent: without a listener for it, the console is told. */
+  /**
+   * Events were lost: load afresh. Never silent: without a listener for it, the console is told.
+   */
   gap: Gap;
   /** The channel has ended; no event follows. */
   end: { readonly channel: string; readonly cursor: string };
@@ -139,25 +153,38 @@ export interface SendOptions {
   key?: string;
   /** Keeps a repetition from being done twice. Made up if absent. */
   idempotencyKey?: string;
-  /** Milliseconds until the promise is rejected with `timeout`; whether it was done is unknown then. Default 30,000. */
+  /**
+   * Milliseconds until the promise is rejected with `timeout`; whether it was done is unknown then.
+   * Default 30,000.
+   */
   timeout?: number;
   /**
-   * False: said once, never repeated; rejected with `disconnected` if the connection is down or breaks before the answer. On a WebSocket, binary data then goes as
-   * a binary frame, which has no room for an idempotency key. Default true.
+   * False: said once, never repeated; rejected with `disconnected` if the connection is down or
+   * breaks before the answer. On a WebSocket, binary data then goes as a binary frame, which has no
+   * room for an idempotency key. Default true.
    */
   repeat?: boolean;
-  /** False: no answer is asked for; the promise resolves with null once the message is on its way. Only with `repeat: false` over a WebSocket. */
+  /**
+   * False: no answer is asked for; the promise resolves with null once the message is on its way.
+   * Only with `repeat: false` over a WebSocket.
+   */
   reply?: boolean;
 }
 
-/** The transports that this client speaks. `polling` asks for a channel's JSON page every 2 s: the last resort, where neither of the others passes. */
+/**
+ * The transports that this client speaks. `polling` asks for a channel's JSON page every 2 s: the
+ * last resort, where neither of the others passes.
+ */
 export type TransportName = "websocket" | "sse" | "polling";
 
 /** What is decided for one channel. */
 export interface ChannelOptions {
   /** `auto` asks the channel's URL. Default: that of `connect`. */
   transport?: TransportName | "auto";
-  /** A cursor (of a publish, of the JSON history, of an earlier visit) after which to begin. Default: as the channel's rule says. */
+  /**
+   * A cursor (of a publish, of the JSON history, of an earlier visit) after which to begin.
+   * Default: as the channel's rule says.
+   */
   after?: string;
   /** Asks for who is there, and for changes of it. */
   presence?: boolean;
@@ -166,24 +193,38 @@ export interface ChannelOptions {
 /** What is decided for a client. */
 export interface Options {
   /**
-   * `auto` (default) does as each channel's rule says. Where nothing comes over that transport, twice in a row, although the server answers plain HTTP, the channel
-   * moves to the other one that its rule allows, and else to `polling`.
+   * `auto` (default) does as each channel's rule says. Where nothing comes over that transport,
+   * twice in a row, although the server answers plain HTTP, the channel moves to the other one that
+   * its rule allows, and else to `polling`.
    */
   transport?: TransportName | "auto";
   /**
-   * Gives the token to show: asked at every new connection, and when the server refused the one before (then `refused` is true). Goes as
-   * `Authorization: Bearer` or, where a browser allows no headers, as a WebSocket subprotocol; never in a URL.
+   * Gives the token to show: asked at every new connection, and when the server refused the one
+   * before (then `refused` is true). Goes as `Authorization: Bearer` or, where a browser allows no
+   * headers, as a WebSocket subprotocol; never in a URL.
    */
   token?: (refused: boolean) => string | null | undefined | Promise<string | null | undefined>;
-  /** How many sends wait while there is no connection. 0: they are refused with `disconnected`. Default 100. */
+  /**
+   * How many sends wait while there is no connection. 0: they are refused with `disconnected`.
+   * Default 100.
+   */
   queue?: number;
-  /** One connection for all tabs of this browser. Needs Web Locks and BroadcastChannel; without them each tab has its own. */
+  /**
+   * One connection for all tabs of this browser. Needs Web Locks and BroadcastChannel; without them
+   * each tab has its own.
+   */
   share?: boolean;
   /** Sent with every request: `include` for cookies of another origin. Default `same-origin`. */
   credentials?: RequestCredentials;
-  /** The bounds of the wait before another try, in ms; the server's hint goes first. Default `[1000, 30000]`. */
+  /**
+   * The bounds of the wait before another try, in ms; the server's hint goes first. Default `[1000,
+   * 30000]`.
+   */
   backoff?: readonly [number, number];
-  /** After so many ms without a sign of life the connection counts as dead. The server gives one every 15 s. Default 40,000. */
+  /**
+   * After so many ms without a sign of life the connection counts as dead. The server gives one
+   * every 15 s. Default 40,000.
+   */
   silence?: number;
   /** In place of the platform's; `overEventSource` of `airwave-client/eventsource` is one. */
   fetch?: typeof fetch;
@@ -211,11 +252,15 @@ export interface Channel<E = AnyEvents, C = AnyEvents> extends AsyncIterable<Any
   /** Listens to events of a name. */
   on<K extends keyof EventsOf<E> & string>(event: K, listener: (data: EventsOf<E>[K], event: ChannelEvent<K, EventsOf<E>[K]>) => void): Off;
   /**
-   * Says something to the channel's handler and resolves with its answer. Messages of a channel keep their order. While the connection is down they wait, and what got no answer is
-   * repeated with the same idempotency key.
+   * Says something to the channel's handler and resolves with its answer. Messages of a channel
+   * keep their order. While the connection is down they wait, and what got no answer is repeated
+   * with the same idempotency key.
    */
   send<R = unknown, K extends keyof EventsOf<C> & string = keyof EventsOf<C> & string>(event: K, data?: EventsOf<C>[K], options?: SendOptions): Promise<R>;
-  /** Stops listening. A channel that was asked for several times closes when it has been closed as often. */
+  /**
+   * Stops listening. A channel that was asked for several times closes when it has been closed as
+   * often.
+   */
   close(): void;
 }
 
@@ -223,7 +268,10 @@ export interface Channel<E = AnyEvents, C = AnyEvents> extends AsyncIterable<Any
 export interface Airwave {
   /** The server's address, with a slash at its end. */
   readonly url: string;
-  /** Listens to a channel. The same name gives the same channel while it is open, with the options of the first. */
+  /**
+   * Listens to a channel. The same name gives the same channel while it is open, with the options
+   * of the first.
+   */
   channel<E = AnyEvents, C = AnyEvents>(name: string, options?: ChannelOptions): Channel<E, C>;
   /** Closes all channels and connections. */
   close(): void;

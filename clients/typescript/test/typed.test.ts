@@ -18,7 +18,10 @@ test("the types in this folder are those of the example", () => {
 
 for (const transport of ["websocket", "sse"] as const) {
   describe(transport, () => {
-    /** What an application does: keeps a token, and gets another when the server says that it is no good. */
+    /**
+     * What an application does: keeps a token, and gets another when the server says that it is no
+     * good.
+     */
     function signIn(url: string): Options & { asked: boolean[]; issued: number } {
       let token: string | undefined;
       const state = {

@@ -112,7 +112,8 @@ async fn who_has_had_the_end_is_over() {
                 let mut listener = stream(hub, &format);
                 let joined = listener.join("c", after(end)).await.unwrap();
                 assert!(joined.is_over(), "{what}, {kept} kept");
-                // If the transport says so all the same, the client is told once more, and that is all.
+                // If the transport says so all the same, the client is told once more, and that is
+                // all.
                 listener.session.add(joined, None);
                 let lines = listener.rest().await;
                 assert!(matches!(lines[0], Line::Subscribed { resumed: true, .. }));
@@ -129,7 +130,8 @@ async fn who_has_had_the_end_is_over() {
     }
 }
 
-/// A node that is behind is asked by a client that is ahead; then the node catches up and hears of the end.
+/// A node that is behind is asked by a client that is ahead; then the node catches up and hears of
+/// the end.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_waits_for_its_node_is_told_of_the_end_once() {
     for history in [usize::MAX, 0] {
@@ -156,7 +158,8 @@ async fn a_client_that_waits_for_its_node_is_told_of_the_end_once() {
     }
 }
 
-/// It was away for so long that the end itself has left history: a gap, and then the end, not a stream that never says anything again.
+/// It was away for so long that the end itself has left history: a gap, and then the end, not a
+/// stream that never says anything again.
 #[tokio::test(start_paused = true)]
 async fn who_comes_back_after_the_end_has_expired_is_told_of_both() {
     for node_saw_it in [false, true] {
@@ -194,7 +197,8 @@ async fn who_comes_back_after_the_end_has_expired_is_told_of_both() {
     }
 }
 
-/// The channel ended while this node's feed was broken, and history holds nothing: the listeners are told all the same.
+/// The channel ended while this node's feed was broken, and history holds nothing: the listeners
+/// are told all the same.
 #[tokio::test(start_paused = true)]
 async fn an_end_that_no_feed_showed_is_still_told() {
     let backbone = Backbone::new();

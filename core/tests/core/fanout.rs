@@ -27,7 +27,8 @@ async fn an_event_is_encoded_once_for_each_wire_however_many_listen() {
     for listener in &mut listeners {
         assert!(!listener.confirmation().await.1);
     }
-    // One by one, so that every listener reads every event alone; then a burst, which is read as one piece.
+    // One by one, so that every listener reads every event alone; then a burst, which is read as
+    // one piece.
     let mut sent = Vec::new();
     for i in 0..20 {
         sent.push(backbone.say("c", &format!("single-{i}")));

@@ -1,7 +1,8 @@
-//! Resume across a fork, step by step: a broker whose answers and feeds the test writes down, so that the order of things is exact.
+//! Resume across a fork, step by step: a broker whose answers and feeds the test writes down, so
+//! that the order of things is exact.
 //!
-//! Each of these was a shortest counterexample of the model once. Events are named by their positions: the confirmation is `S`, a gap `G after>cursor:reason`,
-//! an event `E`.
+//! Each of these was a shortest counterexample of the model once. Events are named by their
+//! positions: the confirmation is `S`, a gap `G after>cursor:reason`, an event `E`.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -290,8 +291,8 @@ async fn of_two_that_heal_at_once_one_appends() {
     assert_eq!(hear(&mut client).await, "G20>20:broker-lost-data E30 ");
 }
 
-/// The client saw 20 elsewhere; this node, and the broker, are back at 10. Then the broker starts with nothing: the log's gap begins at 10, the client's
-/// where the client stands.
+/// The client saw 20 elsewhere; this node, and the broker, are back at 10. Then the broker starts
+/// with nothing: the log's gap begins at 10, the client's where the client stands.
 #[tokio::test(start_paused = true)]
 async fn a_second_loss_is_told_to_each_from_where_it_stands() {
     let rig = rig();
@@ -306,7 +307,8 @@ async fn a_second_loss_is_told_to_each_from_where_it_stands() {
     assert_eq!(hear(&mut client).await, "G20>30:history-expired E40 ");
 }
 
-/// The node's log stands at 20, which is lost, and goes on from 10. Who comes now begins at 10, and so does the next gap as it is told.
+/// The node's log stands at 20, which is lost, and goes on from 10. Who comes now begins at 10, and
+/// so does the next gap as it is told.
 #[tokio::test(start_paused = true)]
 async fn a_loss_is_told_to_who_came_after_the_last_one_from_where_it_began() {
     let rig = rig();

@@ -8,7 +8,8 @@ use airwave_core::{Code, Cursor, Hub, Position};
 
 use crate::support::*;
 
-/// What a client is told that comes back: whether it is resumed, the gap if there is one, and the texts that follow.
+/// What a client is told that comes back: whether it is resumed, the gap if there is one, and the
+/// texts that follow.
 #[derive(Debug, PartialEq)]
 struct Told {
     resumed: bool,
@@ -43,7 +44,8 @@ async fn come_back(hub: &Hub, channel: &str, after: After) -> Told {
     Told { resumed, gap, texts }
 }
 
-/// A gap is final: who has been told of one and comes back from its new cursor is told of none, on this node and on a fresh one.
+/// A gap is final: who has been told of one and comes back from its new cursor is told of none, on
+/// this node and on a fresh one.
 async fn a_gap_is_final(backbone: &Arc<Backbone>, hub: &Hub, channel: &str, told: &Told) {
     let (_, cursor, _) = told.gap.unwrap();
     let again = Told {
@@ -74,7 +76,8 @@ async fn history_that_expired_is_a_gap_and_a_final_one() {
             backbone.forget_previous();
         }
         let hub = hub(&backbone.node(), rule());
-        // Event 9 is gone, but what follows it is all there; only a broker that knows the previous of its oldest can tell.
+        // Event 9 is gone, but what follows it is all there; only a broker that knows the previous
+        // of its oldest can tell.
         let edge = come_back(&hub, "c", after(positions[9])).await;
         // Between neighbouring positions nothing can stand.
         let provable = !forgets_previous || positions[9].0 + 1 == positions[10].0;
@@ -184,10 +187,12 @@ async fn a_lost_tail_is_announced_only_to_listeners_that_had_seen_it() {
     backbone.lose_tail("c", 3);
     let before = hub(&backbone.node(), rule());
     let told = come_back(&before, "c", after(positions[8])).await;
-    // The cursor does not go back to event 6: a node that does not know of the loss yet would send 7 and 8 once more.
+    // The cursor does not go back to event 6: a node that does not know of the loss yet would send
+    // 7 and 8 once more.
     assert_eq!(told.gap, Some((Some(positions[8]), positions[8], BrokerLostData)));
     assert!(told.texts.is_empty());
-    // Until something new is published there is nothing else to hold, and who comes back hears the same again.
+    // Until something new is published there is nothing else to hold, and who comes back hears the
+    // same again.
     assert_eq!(come_back(&before, "c", after(positions[8])).await, told);
     let told = come_back(&before, "c", after(positions[6])).await;
     assert_eq!((told.resumed, told.gap), (true, None));
@@ -207,7 +212,8 @@ async fn a_lost_tail_is_announced_only_to_listeners_that_had_seen_it() {
     }
 }
 
-/// The same while listeners are there: each is told once, in the stream, whether the feed ended or only the chain shows it.
+/// The same while listeners are there: each is told once, in the stream, whether the feed ended or
+/// only the chain shows it.
 #[tokio::test(start_paused = true)]
 async fn a_lost_tail_is_told_once_to_each_listener() {
     for feeds_end in [true, false] {
@@ -452,7 +458,8 @@ async fn a_gap_behind_a_superseded_event_comes_next_too() {
     assert_eq!(told.gap.unwrap().0, Some(first));
 }
 
-/// P5: the feed skipped events in silence, the broker holds them, so they come late, but they come, without a gap.
+/// P5: the feed skipped events in silence, the broker holds them, so they come late, but they come,
+/// without a gap.
 #[tokio::test(start_paused = true)]
 async fn a_broken_chain_is_healed_without_a_gap() {
     for lost in [1, 5, 2500] {
@@ -613,7 +620,8 @@ async fn a_broker_that_is_away_while_healing_costs_time_and_nothing_else() {
     }
 }
 
-/// The feed breaks once more while the loss of its first break is being looked into: one gap, nothing twice, nothing missing.
+/// The feed breaks once more while the loss of its first break is being looked into: one gap,
+/// nothing twice, nothing missing.
 #[tokio::test(start_paused = true)]
 async fn two_disturbances_at_once_are_one_gap() {
     for chain_breaks_first in [true, false] {
@@ -647,7 +655,8 @@ async fn two_disturbances_at_once_are_one_gap() {
     }
 }
 
-/// So much is said while the log heals that it cannot all wait: it is read from history instead, whatever `previous` says.
+/// So much is said while the log heals that it cannot all wait: it is read from history instead,
+/// whatever `previous` says.
 #[tokio::test(start_paused = true)]
 async fn more_than_can_wait_while_healing_is_read_from_history() {
     for forgets_previous in [false, true] {
@@ -675,7 +684,8 @@ async fn more_than_can_wait_while_healing_is_read_from_history() {
     }
 }
 
-/// The same where history holds nothing and no `previous` is known: then it is a gap, but not silence.
+/// The same where history holds nothing and no `previous` is known: then it is a gap, but not
+/// silence.
 #[tokio::test(start_paused = true)]
 async fn more_than_can_wait_while_healing_is_never_lost_in_silence() {
     let backbone = Backbone::new();
@@ -707,7 +717,8 @@ async fn more_than_can_wait_while_healing_is_never_lost_in_silence() {
     assert_eq!(heard, numbers(10_500 - heard.len()..10_500));
 }
 
-/// Cut off between the confirmation and the gap, or while another channel of the stream is told: the gap is told to who comes back.
+/// Cut off between the confirmation and the gap, or while another channel of the stream is told:
+/// the gap is told to who comes back.
 #[tokio::test(start_paused = true)]
 async fn a_gap_that_did_not_arrive_is_told_again() {
     let backbone = Backbone::new();
@@ -730,7 +741,8 @@ async fn a_gap_that_did_not_arrive_is_told_again() {
     let told = come_back(&hub, "a", After::parse(confirmed.cursor().as_deref())).await;
     assert_eq!(told.gap.map(|gap| gap.0), Some(Some(old[0])));
 
-    // Of a stream of several, the cursor of every line stands before each gap that has not been told.
+    // Of a stream of several, the cursor of every line stands before each gap that has not been
+    // told.
     let names = ["a", "b"].map(name);
     let mut listener = Listener::new(&hub, &stamped);
     let mut joined = Vec::new();

@@ -181,7 +181,8 @@ async fn a_handler_is_told_once_how_each_subscription_ended() {
     let end = scene.backbone.end("room/ended");
     ann.settled().await;
     assert_eq!(scene.rooms.take(), ["unsubscribe ann room/ended Ended"]);
-    // Subscribed, but nothing was ever delivered: over before it began, or given up by the transport.
+    // Subscribed, but nothing was ever delivered: over before it began, or given up by the
+    // transport.
     let joined = ann.join("room/ended", after(end)).await.unwrap();
     assert!(joined.is_over());
     ann.session.add(joined, None);
@@ -322,7 +323,8 @@ async fn what_a_message_does_is_the_rules_and_the_handlers_decision() {
     );
 }
 
-/// A client that repeats its message with the same key has it happen once, all that the handler publishes for it.
+/// A client that repeats its message with the same key has it happen once, all that the handler
+/// publishes for it.
 #[tokio::test(start_paused = true)]
 async fn a_messages_key_makes_what_the_handler_publishes_repeatable() {
     let scene = scene(limits());

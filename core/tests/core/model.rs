@@ -1,21 +1,27 @@
-//! A model of the resume protocol, checked by stateright in every interleaving of a few steps. It imports nothing of the core: what it
-//! tries is the rules, before and beside the code that follows them.
+//! A model of the resume protocol, checked by stateright in every interleaving of a few steps. It
+//! imports nothing of the core: what it tries is the rules, before and beside the code that follows
+//! them.
 //!
-//! **Modelled.** A broker's log: positions that strictly increase and are never reused, `previous` links, a birth position at the first
-//! touch, trimming from the old end, and a failover that loses events from the new end, so that later ones fork off. Two nodes that
-//! follow it through feeds that lag, end and are followed again, or (against their contract) skip an event; each heals by
-//! replaying after its head and keeps a small ring. One client that subscribes on either node, reads when it likes (so it may fall off
-//! the ring), drops at any step and resumes with the last cursor it was told, on either node. The transport does not matter, so there
-//! is none.
+//! **Modelled.** A broker's log: positions that strictly increase and are never reused, `previous`
+//! links, a birth position at the first touch, trimming from the old end, and a failover that loses
+//! events from the new end, so that later ones fork off. Two nodes that follow it through feeds
+//! that lag, end and are followed again, or (against their contract) skip an event; each heals by
+//! replaying after its head and keeps a small ring. One client that subscribes on either node,
+//! reads when it likes (so it may fall off the ring), drops at any step and resumes with the last
+//! cursor it was told, on either node. The transport does not matter, so there is none.
 //!
-//! **Judged** not by what the protocol believes but by the log as it really was ([`Promise`]): P3 to P7 in every state, and that a client
-//! that is left alone catches up. Each [`Fault`] is a mistake that an implementation could make; the checker must find every one.
+//! **Judged** not by what the protocol believes but by the log as it really was ([`Promise`]): P3
+//! to P7 in every state, and that a client that is left alone catches up. Each [`Fault`] is a
+//! mistake that an implementation could make; the checker must find every one.
 //!
-//! **Not modelled**: several channels in one cursor, conflation, limits of a replay, `end`, idempotency, time (a bounded wait is a step
-//! that may be taken at any moment), a broker that is out of reach, and a session's bytes on their way: a client that drops before it
-//! read them is one that dropped before they were sent. A follow and a replay are one step each: that they are is the broker's contract.
+//! **Not modelled**: several channels in one cursor, conflation, limits of a replay, `end`,
+//! idempotency, time (a bounded wait is a step that may be taken at any moment), a broker that is
+//! out of reach, and a session's bytes on their way: a client that drops before it read them is one
+//! that dropped before they were sent. A follow and a replay are one step each: that they are is
+//! the broker's contract.
 //!
-//! To see the shortest counterexample of each fault: `cargo test -p airwave-core --test core model -- --nocapture`.
+//! To see the shortest counterexample of each fault: `cargo test -p airwave-core --test core model
+//! -- --nocapture`.
 
 use std::fmt;
 use std::time::Instant;
@@ -71,13 +77,15 @@ impl fmt::Debug for Events {
     }
 }
 
-/// The highest position that any bound below can reach: publishes, births and the births after a wipe.
+/// The highest position that any bound below can reach: publishes, births and the births after a
+/// wipe.
 const POSITIONS: usize = 12;
 
 /// The backbone, and with it the truth: what was ever acknowledged, and what became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Broker {
-    /// The last position ever given, to an event or as a birth. Survives everything: that is what "never reused" means.
+    /// The last position ever given, to an event or as a birth. Survives everything: that is what
+    /// "never reused" means.
     clock: Position,
     /// The newest position of the log as it stands; [`NOWHERE`] if no publisher or listener has
     /// touched the channel.
@@ -174,7 +182,8 @@ impl Broker {
         self.previous[usize::from(position)]
     }
 
-    /// Whether `ancestor` is on the line that leads to `position`: the log as it was when `position` was appended.
+    /// Whether `ancestor` is on the line that leads to `position`: the log as it was when
+    /// `position` was appended.
     fn leads_to(&self, ancestor: Position, position: Position) -> bool {
         let mut at = position;
         while at > ancestor {
@@ -226,7 +235,8 @@ struct Node {
     head: Position,
     /// A broker's answer that has not arrived yet.
     answer: Option<Replay>,
-    /// The event of the feed that the last replay was to lead up to. What does not follow even then is lost.
+    /// The event of the feed that the last replay was to lead up to. What does not follow even then
+    /// is lost.
     healed_for: Position,
 }
 
@@ -264,7 +274,8 @@ impl Node {
         self.head = broker.head;
     }
 
-    /// Takes in what the broker says follows the node's head. What cannot be had leaves a log that begins later.
+    /// Takes in what the broker says follows the node's head. What cannot be had leaves a log that
+    /// begins later.
     fn heal(&mut self, answer: Replay, capacity: u32) {
         let events = match answer {
             Replay::Complete(events) => events,
@@ -285,10 +296,12 @@ impl Node {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Session {
     node: u8,
-    /// What the client was told last: the position of an event, a confirmation or a gap. It never goes back, or a node that does not know yet
-    /// what the broker lost would tell that again ([`Fault::GapCursorGoesBack`]).
+    /// What the client was told last: the position of an event, a confirmation or a gap. It never
+    /// goes back, or a node that does not know yet what the broker lost would tell that again
+    /// ([`Fault::GapCursorGoesBack`]).
     cursor: Position,
-    /// What the next event must follow. That is the cursor, but after a gap where the log has forked it lies before: at the fork.
+    /// What the next event must follow. That is the cursor, but after a gap where the log has
+    /// forked it lies before: at the fork.
     link: Position,
     /// Has read from the ring, so that it can be slow. Only kept if the rule is to skip.
     joined: bool,
@@ -310,7 +323,8 @@ enum Connection {
 struct Witness {
     /// Has ever had a subscription confirmed.
     subscribed: bool,
-    /// Up to here nothing is owed: it was delivered, announced as a gap, or acknowledged before the subscription was confirmed.
+    /// Up to here nothing is owed: it was delivered, announced as a gap, or acknowledged before the
+    /// subscription was confirmed.
     settled: Position,
     delivered: Events,
     /// A gap was announced after the last event.
@@ -363,7 +377,8 @@ enum Step {
     /// The same, with [`Fault::ReplaysFromALaggingReplica`].
     ReadFromReplica,
     Follow(u8),
-    /// The broker answers a node that heals. Only if answers travel; otherwise that is a part of the next step.
+    /// The broker answers a node that heals. Only if answers travel; otherwise that is a part of
+    /// the next step.
     Ask(u8),
     Heal(u8),
     /// The node looks at the next event of its feed.
@@ -421,7 +436,8 @@ impl Promise {
 enum Fault {
     /// A cursor ahead of the node is set back to the node's head.
     AheadStartsOver,
-    /// A cursor ahead of the node, once the broker has answered that nothing is missing, goes on with whatever the node gets next that is newer.
+    /// A cursor ahead of the node, once the broker has answered that nothing is missing, goes on
+    /// with whatever the node gets next that is newer.
     AheadIsCaughtUp,
     /// A node takes any cursor within the range of its ring, not only one that it holds.
     RingResumesByRange,
@@ -431,7 +447,8 @@ enum Fault {
     ResumesByRange,
     /// After an incomplete replay the stream goes on with what is left, and nothing is said.
     GapIsNotAnnounced,
-    /// A gap's cursor is the position that was asked for, not the one that the stream goes on after.
+    /// A gap's cursor is the position that was asked for, not the one that the stream goes on
+    /// after.
     GapCursorIsTheOldOne,
     /// A gap's cursor is the broker's head, and what is left before it is dropped.
     GapSwallowsWhatIsLeft,
@@ -442,7 +459,8 @@ enum Fault {
     /// The node appends an event without a `previous`; and the first event of an untouched channel
     /// has none.
     ZeroContinues,
-    /// A cursor that was never given out, because it lies in the future, is treated as one that was lost.
+    /// A cursor that was never given out, because it lies in the future, is treated as one that was
+    /// lost.
     FutureIsBelieved,
     /// A channel without events has no position.
     NoBirthPosition,
@@ -474,7 +492,8 @@ struct Resume {
     slow: Slow,
     /// Whether a node that opens a channel fills its ring from the broker's history.
     fills_ring: bool,
-    /// Whether a node asks only for the broker's head, and waits if that has reached the cursor, when a cursor is ahead of its own.
+    /// Whether a node asks only for the broker's head, and waits if that has reached the cursor,
+    /// when a cursor is ahead of its own.
     asks_for_head: bool,
     /// Whether anything may happen between a broker's answer and the moment that it is looked at.
     answers_travel: bool,
@@ -624,7 +643,8 @@ impl Resume {
         match state.client {
             Connection::Away { .. } => {
                 steps.push(Step::Connect(0));
-                // Which node is called 0 is decided by the client's first choice: the other half of the states is the same with the names swapped.
+                // Which node is called 0 is decided by the client's first choice: the other half of
+                // the states is the same with the names swapped.
                 if state.witness.subscribed {
                     steps.push(Step::Connect(1));
                 }
@@ -740,8 +760,9 @@ impl Resume {
         node.healed_for = NOWHERE;
     }
 
-    /// The node looks at the next event of its feed. What does not continue its log is healed by a replay. What the replay has brought
-    /// already, or does not hold any more, is dropped: since the replay is newer than the event, the broker has lost it.
+    /// The node looks at the next event of its feed. What does not continue its log is healed by a
+    /// replay. What the replay has brought already, or does not hold any more, is dropped: since
+    /// the replay is newer than the event, the broker has lost it.
     fn take(&self, state: &mut State, node: u8) {
         let node = &mut state.nodes[usize::from(node)];
         let Some(next) = node.feed.first() else { return };
@@ -843,7 +864,8 @@ impl Resume {
                     session.link = node.head;
                     state.client = Connection::Listening(session);
                 }
-                // Otherwise the node is behind and will get there; the client waits, and asks again.
+                // Otherwise the node is behind and will get there; the client waits, and asks
+                // again.
             }
             _ if self.answers_travel => {
                 session.answer = Some(answer);
@@ -853,7 +875,8 @@ impl Resume {
         }
     }
 
-    /// Tells the client the first of what the broker has answered. If answers travel, the others follow without asking again.
+    /// Tells the client the first of what the broker has answered. If answers travel, the others
+    /// follow without asking again.
     fn heed(&self, state: &mut State, mut session: Session, answer: Replay) {
         let keep = |left: Events| (self.answers_travel && !left.is_empty()).then_some(Replay::Complete(left));
         match answer {
@@ -914,7 +937,8 @@ impl Resume {
         });
     }
 
-    /// Tells the client that what lies between its cursor and `cursor` is gone, and judges that by the truth.
+    /// Tells the client that what lies between its cursor and `cursor` is gone, and judges that by
+    /// the truth.
     fn announce_gap(&self, state: &mut State, session: Session, link: Position, cursor: Position, too_slow: bool) {
         let State { broker, witness, .. } = state;
         let false_alarm = broker.can_continue(session.cursor);
@@ -968,7 +992,8 @@ const EVERYTHING: Resume = Resume {
     only: None,
 };
 
-/// The broker fails over without its newest events. Feeds end, each in its own time, and show nothing new until then.
+/// The broker fails over without its newest events. Feeds end, each in its own time, and show
+/// nothing new until then.
 const FAILOVER: Resume = Resume {
     bounds: Budget {
         trims: 0,
@@ -1129,7 +1154,8 @@ fn promises_hold_in_every_mixture() {
     });
 }
 
-/// Mistakes, each found. What keeps its promises in [`keeps_its_promises`] must break one as soon as the mistake is made.
+/// Mistakes, each found. What keeps its promises in [`keeps_its_promises`] must break one as soon
+/// as the mistake is made.
 mod mistakes {
     use super::*;
 

@@ -52,7 +52,8 @@ async fn ten_thousand_that_join_at_once_are_one_follow_and_one_replay() {
     assert_eq!(hub.channels(9)[0].listeners, [("a", 10_000)]);
 }
 
-/// Those whose cursors the ring does not hold ask the broker, but those that ask the same at once ask once.
+/// Those whose cursors the ring does not hold ask the broker, but those that ask the same at once
+/// ask once.
 #[tokio::test(start_paused = true)]
 async fn a_thousand_that_ask_the_same_at_once_are_one_replay() {
     let (backbone, node, hub) = listening_hub(Limits {
@@ -145,7 +146,8 @@ async fn an_unused_log_is_closed_and_opened_again() {
     }
 }
 
-/// Listeners come and go in the moment when logs are closed. None is refused, none misses anything, and no feed is left over.
+/// Listeners come and go in the moment when logs are closed. None is refused, none misses anything,
+/// and no feed is left over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn joining_in_the_moment_of_closing_works() {
     let (backbone, node, hub) = listening_hub(Limits {
@@ -334,7 +336,8 @@ async fn who_is_expected_to_answer_and_does_not_is_closed() {
     assert_eq!(listener.closed, None);
 }
 
-/// A loop that waits for its socket is woken when it has waited too long, though its flag is set all the time.
+/// A loop that waits for its socket is woken when it has waited too long, though its flag is set
+/// all the time.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_makes_no_progress_is_cut() {
     let (backbone, _, hub) = listening_hub(limits());

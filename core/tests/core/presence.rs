@@ -14,7 +14,8 @@ use tokio::time::{Instant, sleep};
 use crate::support::*;
 
 const ROOM: &str = "chat/lobby";
-/// Longer than the grace of a member whose connection broke, and shorter than anything else that is waited for.
+/// Longer than the grace of a member whose connection broke, and shorter than anything else that is
+/// waited for.
 const GRACE_OVER: Duration = Duration::from_secs(4);
 
 /// What the nodes of a test have in common, and what can happen to it.
@@ -625,7 +626,8 @@ async fn a_listener_that_falls_off_is_given_the_list_again() {
     assert_eq!(known.members.len(), 2001);
 }
 
-/// The events fill the listener's turn, the last of them just so, and nothing rings for the member again.
+/// The events fill the listener's turn, the last of them just so, and nothing rings for the member
+/// again.
 #[tokio::test(start_paused = true)]
 async fn who_comes_beside_large_events_is_told_behind_them() {
     let (_, [here]) = nodes();

@@ -11,12 +11,14 @@ use proptest::prelude::*;
 
 use crate::support::*;
 
-/// A client that listens, goes away at any moment and comes back with the last cursor it has read, and knows what it must be told.
+/// A client that listens, goes away at any moment and comes back with the last cursor it has read,
+/// and knows what it must be told.
 struct Client {
     channels: Vec<String>,
     stamped: bool,
     cursor: Option<String>,
-    /// The position of the last event of each channel that it has, or the cursor of its confirmation.
+    /// The position of the last event of each channel that it has, or the cursor of its
+    /// confirmation.
     has: HashMap<String, Position>,
     heard: HashMap<String, Vec<Position>>,
     listener: Option<Listener>,
@@ -225,8 +227,9 @@ fn paused<T>(work: impl Future<Output = T>) -> T {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// P3 to P8 over two nodes that lag, lose events in silence and lose their feeds, for a client that may go at any moment.
-    /// With a ring of four events most of it comes from the broker's history.
+    /// P3 to P8 over two nodes that lag, lose events in silence and lose their feeds, for a client
+    /// that may go at any moment. With a ring of four events most of it comes from the broker's
+    /// history.
     #[test]
     fn a_client_that_comes_back_has_missed_nothing(
         steps in prop::collection::vec(step(), 20..150),
@@ -257,7 +260,8 @@ proptest! {
     }
 }
 
-/// The same with real threads and real time: a publisher that does not pause, nodes whose lag changes, hundreds of resumes.
+/// The same with real threads and real time: a publisher that does not pause, nodes whose lag
+/// changes, hundreds of resumes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hundreds_of_resumes_while_publishing_goes_on() {
     let backbone = Backbone::new();
@@ -340,7 +344,8 @@ async fn hundreds_of_resumes_while_publishing_goes_on() {
     }
 }
 
-/// A client that is cut off between the confirmations of a stream of several channels comes back for all of them.
+/// A client that is cut off between the confirmations of a stream of several channels comes back
+/// for all of them.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_cut_off_after_its_first_line_is_resumed_whole() {
     let backbone = Backbone::new();

@@ -1,4 +1,5 @@
-//! What the tests of this binary share: a broker that does what it is told, a wire that can be read back, a client that listens.
+//! What the tests of this binary share: a broker that does what it is told, a wire that can be read
+//! back, a client that listens.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::{Display, Write};
@@ -153,7 +154,8 @@ pub enum Line {
         cursor: Position,
         stamp: Option<String>,
     },
-    /// Each member as `id*connections`, or with words about it `id*connections=words`; the anonymous as `?`.
+    /// Each member as `id*connections`, or with words about it `id*connections=words`; the
+    /// anonymous as `?`.
     Members {
         channel: String,
         members: Vec<String>,
@@ -352,7 +354,8 @@ impl Listener {
         self.read.drain(..count).collect()
     }
 
-    /// Everything that comes until nothing has come for longer than anybody in core waits before trying again. Only with paused time.
+    /// Everything that comes until nothing has come for longer than anybody in core waits before
+    /// trying again. Only with paused time.
     pub async fn settled(&mut self) -> Vec<Line> {
         let mut lines = self.ready();
         let mut quiet = 0;
@@ -413,7 +416,8 @@ impl Listener {
     }
 }
 
-/// With paused time: comes back when every task waits for something that is further away than a millisecond.
+/// With paused time: comes back when every task waits for something that is further away than a
+/// millisecond.
 pub async fn settle() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
@@ -455,7 +459,8 @@ pub enum Torn {
     InTheMiddle,
 }
 
-/// One node's way to the backbone: its feeds may lag, lose events in silence, end; its calls may fail or hang.
+/// One node's way to the backbone: its feeds may lag, lose events in silence, end; its calls may
+/// fail or hang.
 pub struct Node {
     backbone: Arc<Backbone>,
     me: Weak<Node>,
@@ -761,7 +766,8 @@ impl Broker for Node {
                     node.feeds.fetch_sub(1, SeqCst);
                     node.unsubscribed.fetch_add(1, SeqCst);
                 }
-                // Takes the backbone's lock, as a real broker's would: dropping a feed under it would hang.
+                // Takes the backbone's lock, as a real broker's would: dropping a feed under it
+                // would hang.
                 if let Some(backbone) = backbone.upgrade() {
                     backbone.with(&key, |channel| channel.feeds.retain(|feed| feed.id != id));
                 }
@@ -785,7 +791,8 @@ impl Broker for Node {
         let mut holding = self.holding.subscribe();
         let replay = self.backbone.with(channel.as_str(), |channel| {
             let kept = &channel.events;
-            // Where the broker does not know what came before its oldest event, only an event that it holds, or the head, proves anything.
+            // Where the broker does not know what came before its oldest event, only an event that
+            // it holds, or the head, proves anything.
             let oldest_previous = match kept.front() {
                 Some(_) if forgets => Position::ZERO,
                 Some(oldest) => oldest.previous,

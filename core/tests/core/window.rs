@@ -105,7 +105,8 @@ async fn nothing_is_lost_at_the_edges_of_a_window() {
     assert_eq!(texts(&listener.ready()), expected);
 }
 
-/// P6: what is published once the subscription is confirmed arrives, wherever in a window the subscription fell.
+/// P6: what is published once the subscription is confirmed arrives, wherever in a window the
+/// subscription fell.
 #[tokio::test(start_paused = true)]
 async fn a_confirmed_subscription_misses_nothing_for_the_window() {
     let backbone = Backbone::new();

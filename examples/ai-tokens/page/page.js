@@ -1,4 +1,5 @@
-// One answer is shown: the one that the address names (#id). It is a channel, so a reload gets all of it, and then what follows.
+// One answer is shown: the one that the address names (#id). It is a channel, so a reload gets all
+// of it, and then what follows.
 
 import { make, open, recent, toast } from "./frame.js";
 
@@ -18,7 +19,10 @@ function is(state) {
   if (state !== "running") $("said").textContent = `The answer is ${WORDS[state]}.`;
 }
 
-/** Attaches to an answer: to what there is of it, and to what follows. `asking`: this page asks for it now. */
+/**
+ * Attaches to an answer: to what there is of it, and to what follows. `asking`: this page asks for
+ * it now.
+ */
 function attach(id, asking = false) {
   channel?.close();
   const own = (channel = airwave.channel(`ai/${id}`));

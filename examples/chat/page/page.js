@@ -1,4 +1,5 @@
-// A room of the chat: its newest messages, what is said from now on, and what was said earlier as the page is scrolled up.
+// A room of the chat: its newest messages, what is said from now on, and what was said earlier as
+// the page is scrolled up.
 
 import { identity, make, open, recent, someone, toast } from "./frame.js";
 
@@ -51,7 +52,8 @@ class Room {
   }
 
   async open() {
-    // The newest messages, and the cursor that listening starts from: nothing is missed between the two.
+    // The newest messages, and the cursor that listening starts from: nothing is missed between the
+    // two.
     const { events, cursor } = await this.#newest();
     if (this.#left) return;
     for (const { id, data } of events) this.#show(id, data);

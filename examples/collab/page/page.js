@@ -67,7 +67,8 @@ shared.onchange = (remote) => {
 
 field.addEventListener("input", () => {
   const [before, after] = [shown, field.value];
-  // What stands in front of the caret is new, what stands behind it was there: that is how two equal letters are told apart.
+  // What stands in front of the caret is new, what stands behind it was there: that is how two
+  // equal letters are told apart.
   const caret = field.selectionEnd;
   let end = 0;
   while (end < after.length - caret && end < before.length && before[before.length - 1 - end] === after[after.length - 1 - end]) end += 1;

@@ -1,5 +1,5 @@
-// A Yjs text that follows a channel: what is written here goes out as binary updates, what others write comes in, and after every pause both
-// sides tell each other what they have.
+// A Yjs text that follows a channel: what is written here goes out as binary updates, what others
+// write comes in, and after every pause both sides tell each other what they have.
 
 import {
   applyUpdate, createAbsolutePositionFromRelativePosition, createRelativePositionFromTypeIndex, decodeRelativePosition, decodeStateVector, Doc,
@@ -93,7 +93,10 @@ export class SharedText {
     void this.#talk();
   }
 
-  /** One thing at a time: first the sync, then what waits. What is written meanwhile goes out together. */
+  /**
+   * One thing at a time: first the sync, then what waits. What is written meanwhile goes out
+   * together.
+   */
   async #talk() {
     const channel = this.#channel;
     if (this.#talking || channel?.state !== "open") return;

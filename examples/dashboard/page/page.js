@@ -1,4 +1,5 @@
-// The figures of this machine. The charts begin with what history holds; from its cursor on, the channel tells what is new.
+// The figures of this machine. The charts begin with what history holds; from its cursor on, the
+// channel tells what is new.
 
 import { animate, bytes, make, open, recent, toast } from "./frame.js";
 import { chart, Series } from "./preview.js";

@@ -12,7 +12,10 @@ export class Series {
   }
 }
 
-/** The clocks of server and browser need not agree: how far the server's is ahead, from the newest readings. */
+/**
+ * The clocks of server and browser need not agree: how far the server's is ahead, from the newest
+ * readings.
+ */
 const ahead = (lines) => Math.max(...lines.map(([{ points }]) => (points.length > 0 ? points.at(-1)[0] : 0))) - Date.now() / 1000;
 
 /** A drawing of series over the last `longest` seconds, or as many as there are, for `animate`. */

@@ -1,4 +1,5 @@
-// The feed. What this browser has seen, and how far it was marked as read, outlives the page: a cursor each.
+// The feed. What this browser has seen, and how far it was marked as read, outlives the page: a
+// cursor each.
 
 import { open, recent } from "./frame.js";
 import { line, note, words } from "./preview.js";
@@ -61,7 +62,8 @@ function notify(event, data) {
   new Notification(title, { body, tag: CHANNEL });
 }
 
-// What was there when this browser looked last is shown from history; what came since then is asked for by its cursor, and any loss is told.
+// What was there when this browser looked last is shown from history; what came since then is asked
+// for by its cursor, and any loss is told.
 const seen = localStorage.getItem(SEEN);
 const past = await recent(CHANNEL, KEPT);
 const old = seen === null ? past.events : past.events.filter(({ id }) => Number(id) <= Number(seen));

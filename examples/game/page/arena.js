@@ -1,4 +1,5 @@
-// The arena as it is seen: the newest state of each player, carried on by its speed until the next one comes.
+// The arena as it is seen: the newest state of each player, carried on by its speed until the next
+// one comes.
 
 /** A player whose state has not come for so long is gone. */
 const SILENT_MS = 1500;

@@ -43,7 +43,7 @@ byId("enter").addEventListener("submit", (event) => {
   void enter();
 });
 
-// ---- where to -------------------------------------------------------------------------------------------------------
+// ---- where to ------------------------------------------------------------------------------
 
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], KeyA: [-1, 0], KeyD: [1, 0], KeyW: [0, -1], KeyS: [0, 1] };
 const held = new Set();
@@ -101,7 +101,7 @@ function steer() {
   }, STEER_MS);
 }
 
-// ---- what is shown --------------------------------------------------------------------------------------------------
+// ---- what is shown -------------------------------------------------------------------------
 
 animate(canvas, (context, width, height) => arena.draw(context, width, height, me));
 setInterval(() => {

@@ -4,7 +4,10 @@ import { bytes, make, recent } from "./frame.js";
 
 const WORDS = { queued: "waiting", running: "running", done: "done", failed: "failed", cancelled: "cancelled", lost: "lost" };
 
-/** A job's card. `follow(channel)` lets it show what that channel tells; `cancel` is called by its button. */
+/**
+ * A job's card. `follow(channel)` lets it show what that channel tells; `cancel` is called by its
+ * button.
+ */
 export class Card {
   #seen = { bytes: 0, step: "" };
 

@@ -17,7 +17,8 @@ const prices = new Map();
 let selected;
 let statement;
 
-// A position is the time in microseconds at which its event was published. What is kept of the last minutes begins the charts.
+// A position is the time in microseconds at which its event was published. What is kept of the last
+// minutes begins the charts.
 const past = await recent("trading/quotes", 300, cost.fetch);
 const quoted = watch(airwave.channel("trading/quotes", { after: past.cursor }));
 const take = (quote, { id }) => {
@@ -51,7 +52,7 @@ async function ask() {
   }
 }
 
-// ---- orders ---------------------------------------------------------------------------------------------------------
+// ---- orders --------------------------------------------------------------------------------
 
 const ticket = byId("ticket");
 ticket.addEventListener("change", () => side(ticket.elements.side.value));
@@ -100,7 +101,7 @@ async function cancel(order) {
   }
 }
 
-// ---- what is shown --------------------------------------------------------------------------------------------------
+// ---- what is shown -------------------------------------------------------------------------
 
 const money = (cents) => (cents / 100).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 const middle = ({ bids, asks, last }) => (bids.length && asks.length ? (bids[0][0] + asks[0][0]) / 2 : last);

@@ -1,4 +1,5 @@
-// Chromium, and listeners inside a page of it: the browser's own EventSource and WebSocket, nothing in between.
+// Chromium, and listeners inside a page of it: the browser's own EventSource and WebSocket, nothing
+// in between.
 
 import { existsSync } from "node:fs";
 import { chromium } from "playwright-core";
@@ -6,7 +7,10 @@ import { Collector } from "./collector.mjs";
 
 const executablePath = process.env.AIRWAVE_TEST_CHROMIUM ?? "/usr/bin/chromium";
 
-/** For the `skip` option of a test: why it cannot run, or false. Where everything is required, it must run. */
+/**
+ * For the `skip` option of a test: why it cannot run, or false. Where everything is required, it
+ * must run.
+ */
 export function withoutChromium() {
   if (existsSync(executablePath)) return false;
   const why = `there is no Chromium at ${executablePath}: say where it is in AIRWAVE_TEST_CHROMIUM`;
@@ -32,8 +36,8 @@ export function launch() {
 }
 
 /**
- * A page at `url` (any document of the origin that the test wants to be) with listeners that tell this process what they hear. `options`: of the browser's
- * context.
+ * A page at `url` (any document of the origin that the test wants to be) with listeners that tell
+ * this process what they hear. `options`: of the browser's context.
  */
 export async function pageAt(t, browser, url, options) {
   const context = await browser.newContext(options);
@@ -90,7 +94,10 @@ export async function pageAt(t, browser, url, options) {
     send: (name, text) => page.evaluate(([n, s]) => window.listeners[n].send(s), [name, text]),
     close: (name) => page.evaluate((n) => window.listeners[n].close(), name),
     readyState: (name) => page.evaluate((n) => window.listeners[n].readyState, name),
-    /** The statuses with which requests to exactly this URL were answered, in order; null for one without an answer. */
+    /**
+     * The statuses with which requests to exactly this URL were answered, in order; null for one
+     * without an answer.
+     */
     async statuses(address) {
       const mine = requests.filter((request) => request.url() === address);
       return Promise.all(mine.map(async (request) => (await request.response())?.status() ?? null));

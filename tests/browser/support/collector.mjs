@@ -1,5 +1,6 @@
-// What one listener has heard so far, and waiting for more of it. Tests wait for events, never for time: the limit below
-// only turns a wait that would be endless into a failure that says what had come until then.
+// What one listener has heard so far, and waiting for more of it. Tests wait for events, never for
+// time: the limit below only turns a wait that would be endless into a failure that says what had
+// come until then.
 
 const LIMIT_MS = 30_000;
 
@@ -16,7 +17,10 @@ export class Collector {
     for (const wake of [...this.#waiting]) wake();
   }
 
-  /** Resolves with all entries as soon as `done(entries)` holds; `what` says in a failure what was waited for. */
+  /**
+   * Resolves with all entries as soon as `done(entries)` holds; `what` says in a failure what was
+   * waited for.
+   */
   until(done, what) {
     return new Promise((resolve, reject) => {
       const settle = (settled, value) => {

@@ -1,11 +1,15 @@
-// curl as a client: a child process, whose event stream is taken apart here, line by line, as docs/protocol.md writes it.
+// curl as a client: a child process, whose event stream is taken apart here, line by line, as
+// docs/protocol.md writes it.
 
 import { spawn, spawnSync } from "node:child_process";
 import { Collector } from "./collector.mjs";
 
 const curl = process.env.AIRWAVE_TEST_CURL ?? "curl";
 
-/** For the `skip` option of a test: why it cannot run, or false. Where everything is required, it must run. */
+/**
+ * For the `skip` option of a test: why it cannot run, or false. Where everything is required, it
+ * must run.
+ */
 export function withoutCurl() {
   if (spawnSync(curl, ["--version"]).status === 0) return false;
   const why = "there is no curl: install it, or say where it is in AIRWAVE_TEST_CURL";
@@ -23,8 +27,9 @@ export async function ask(t, ...args) {
 }
 
 /**
- * An event stream by curl: `blocks` collects `{id, event, data, retry, comment}` with the fields that each block had,
- * `head` resolves with status and headers, `exited` with curl's exit code once the server has ended the stream.
+ * An event stream by curl: `blocks` collects `{id, event, data, retry, comment}` with the fields
+ * that each block had, `head` resolves with status and headers, `exited` with curl's exit code once
+ * the server has ended the stream.
  */
 export function stream(t, ...args) {
   const blocks = new Collector("curl");

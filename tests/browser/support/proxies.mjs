@@ -1,4 +1,5 @@
-// The real nginx and HAProxy, with the configurations of docs/deploying.md: cut out of the document, with ports and files of the test put in.
+// The real nginx and HAProxy, with the configurations of docs/deploying.md: cut out of the
+// document, with ports and files of the test put in.
 
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
@@ -12,7 +13,10 @@ const nginxProgram = process.env.AIRWAVE_TEST_NGINX ?? "/usr/sbin/nginx";
 const haproxyProgram = process.env.AIRWAVE_TEST_HAPROXY ?? "/usr/sbin/haproxy";
 const root = resolve(dirname(fileURLToPath(import.meta.url)), "../../..");
 
-/** For the `skip` option of a test: why it cannot run, or false. Where everything is required, it must run. */
+/**
+ * For the `skip` option of a test: why it cannot run, or false. Where everything is required, it
+ * must run.
+ */
 export function withoutProxies() {
   const missing = [nginxProgram, haproxyProgram, "/etc/nginx/nginx.conf", "/etc/haproxy/haproxy.cfg"].filter((path) => !existsSync(path));
   if (missing.length === 0) return false;
@@ -31,7 +35,10 @@ export function documentedWords(pattern) {
   return found.slice(1);
 }
 
-/** The block of docs/deploying.md, or of another document, that begins with the comment `# PATH` (`// PATH`). */
+/**
+ * The block of docs/deploying.md, or of another document, that begins with the comment `# PATH`
+ * (`// PATH`).
+ */
 export function documented(path, of = "deploying.md") {
   const text = of === "deploying.md" ? document : readFileSync(join(root, "docs", of), "utf8");
   const found = [...text.matchAll(/^```\w*\n(.*?)^```$/gms)].map(([, block]) => block).filter((block) => block.replace(/^(#|\/\/) /, "").startsWith(path));
@@ -39,7 +46,10 @@ export function documented(path, of = "deploying.md") {
   return found[0];
 }
 
-/** Puts the test's own values in. Each `[from, to]` must be there: what is not is not what the document shows. */
+/**
+ * Puts the test's own values in. Each `[from, to]` must be there: what is not is not what the
+ * document shows.
+ */
 export function put(text, pairs) {
   for (const [from, to] of pairs) {
     if (!text.includes(from)) throw new Error(`'${from}' is not in:\n${text}`);
@@ -75,7 +85,8 @@ async function certificate(dir) {
 
 /** Starts a proxy and waits until it takes connections on `port`. It ends with the test. */
 async function run(t, program, args, port) {
-  // It goes with this process, however that ends: nginx writes over its environment, by which scripts/test.sh finds what is left.
+  // It goes with this process, however that ends: nginx writes over its environment, by which
+  // scripts/test.sh finds what is left.
   const child = spawn("setpriv", ["--pdeathsig", "TERM", program, ...args], { stdio: ["ignore", "pipe", "pipe"] });
   let log = "";
   for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (log += text));
@@ -100,14 +111,15 @@ async function run(t, program, args, port) {
 }
 
 /**
- * Debian's nginx.conf with `site` as its one site. `site` may be text or a function of the port to listen on; `http`: lines for its http section.
- * Resolves with the port.
+ * Debian's nginx.conf with `site` as its one site. `site` may be text or a function of the port to
+ * listen on; `http`: lines for its http section. Resolves with the port.
  */
 async function nginxWith(t, dir, site, http = "") {
   const port = await freePort();
   const file = join(dir, "site.conf");
   await writeFile(file, site(port));
-  // What needs root stays out, and what other sites this machine has. Without root nginx cannot write where Debian has its temporary files.
+  // What needs root stays out, and what other sites this machine has. Without root nginx cannot
+  // write where Debian has its temporary files.
   const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((of) => `${of}_temp_path ${dir}/${of};`).join("\n");
   const main = readFileSync("/etc/nginx/nginx.conf", "utf8")
     .split("\n")
@@ -120,7 +132,10 @@ async function nginxWith(t, dir, site, http = "") {
   return port;
 }
 
-/** nginx as documented, with TLS. `others`: more nodes; `http`: more lines for the http section; `edit`: pairs for `put`. */
+/**
+ * nginx as documented, with TLS. `others`: more nodes; `http`: more lines for the http section;
+ * `edit`: pairs for `put`.
+ */
 export async function nginx(t, server, { others = [], http = "", edit = [] } = {}) {
   const dir = await folder(t);
   const { crt, key } = await certificate(dir);
@@ -135,7 +150,10 @@ export async function nginx(t, server, { others = [], http = "", edit = [] } = {
   return { name: "nginx", url: `https://127.0.0.1:${await nginxWith(t, dir, site, http)}` };
 }
 
-/** nginx as docs/who-may-listen.md has it: it asks at `askPort` before it passes a request on. With TLS. */
+/**
+ * nginx as docs/who-may-listen.md has it: it asks at `askPort` before it passes a request on. With
+ * TLS.
+ */
 export async function askingNginx(t, server, askPort) {
   const dir = await folder(t);
   const { crt, key } = await certificate(dir);
@@ -158,7 +176,10 @@ export async function plainNginx(t, server, more = "") {
   return { name: "plain nginx", url: `http://127.0.0.1:${await nginxWith(t, dir, site)}` };
 }
 
-/** HAProxy as documented, behind the defaults of Debian's file. `others`: more nodes; `edit`: pairs for `put`, in all of it. */
+/**
+ * HAProxy as documented, behind the defaults of Debian's file. `others`: more nodes; `edit`: pairs
+ * for `put`, in all of it.
+ */
 export async function haproxy(t, server, { others = [], edit = [] } = {}) {
   const dir = await folder(t);
   const { pem } = await certificate(dir);

@@ -10,7 +10,10 @@ import { freePort } from "./proxies.mjs";
 
 const program = process.env.AIRWAVE_TEST_REDIS_SERVER ?? "/usr/bin/redis-server";
 
-/** For the `skip` option of a test: why it cannot run, or false. Where everything is required, it must run. */
+/**
+ * For the `skip` option of a test: why it cannot run, or false. Where everything is required, it
+ * must run.
+ */
 export function withoutRedis() {
   if (existsSync(program)) return false;
   const why = `there is no ${program}: install redis-server, or say where it is in AIRWAVE_TEST_REDIS_SERVER`;

@@ -42,13 +42,15 @@ history = { events = 2, age = "1h" }
 `;
 }
 
-// The server reads AIRWAVE_* variables as settings: a developer's own must not change what is tested. Those of tests stay.
+// The server reads AIRWAVE_* variables as settings: a developer's own must not change what is
+// tested. Those of tests stay.
 const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("AIRWAVE_") || name.startsWith("AIRWAVE_TEST_")));
 
 export class Server {
   /**
-   * Starts the server on a free port (or, for a restart, on `port`) and stops it when the test ends. `toml: null`: without a configuration file, in a
-   * folder of its own, which `prepare({ t, dir })` may fill; the `variables` that it returns are added to the environment.
+   * Starts the server on a free port (or, for a restart, on `port`) and stops it when the test
+   * ends. `toml: null`: without a configuration file, in a folder of its own, which `prepare({ t,
+   * dir })` may fill; the `variables` that it returns are added to the environment.
    */
   static async start(t, { toml = config(), port = 0, prepare } = {}) {
     if (!existsSync(binary)) throw new Error(`there is no ${binary}: run \`cargo build --bin airwave\` first, or say where it is in AIRWAVE_BIN`);
@@ -118,7 +120,9 @@ export class Server {
     return this.exited;
   }
 
-  /** Publishes one publication or an array of them and returns the answer, which must be a success. */
+  /**
+   * Publishes one publication or an array of them and returns the answer, which must be a success.
+   */
   async publish(publication) {
     const response = await fetch(`${this.url}/publish`, {
       method: "POST",

@@ -21,7 +21,8 @@ use tokio::task::JoinHandle;
 pub use http::Answer;
 pub use listener::{Event, Heard, Listener};
 
-/// No step of a test takes so long, however busy the machine is: this only turns a hang into a failure.
+/// No step of a test takes so long, however busy the machine is: this only turns a hang into a
+/// failure.
 pub const HANG: Duration = Duration::from_secs(30);
 
 /// How a client comes to its events. Whatever it is, it must hear the same.
@@ -89,7 +90,8 @@ macro_rules! each_way {
 
 pub(crate) use each_way;
 
-/// Runs a scenario on a runtime of its own, with two workers as on the smallest machine that we think of.
+/// Runs a scenario on a runtime of its own, with two workers as on the smallest machine that we
+/// think of.
 pub fn run(scenario: impl Future<Output = ()>) {
     static WATCH: Once = Once::new();
     WATCH.call_once(|| {

@@ -182,7 +182,8 @@ pub fn handshake(address: SocketAddr, path: &str) -> String {
     )
 }
 
-/// A client's frame: RFC 6455, section 5.2, written by hand. `first`: FIN, reserved bits and opcode.
+/// A client's frame: RFC 6455, section 5.2, written by hand. `first`: FIN, reserved bits and
+/// opcode.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
     let mut frame = vec![first];

@@ -1,8 +1,10 @@
-//! The memory broker as several nodes share it, with everything that can go wrong between a node and its broker, on demand.
+//! The memory broker as several nodes share it, with everything that can go wrong between a node
+//! and its broker, on demand.
 //!
-//! What it does wrong is what the contract allows (`airwave_core::Broker`): feeds lag and end, calls fail or hang, a failover loses the
-//! newest events, a restart loses all. One thing is against the contract, because a lost packet can do it: a feed skips an event in silence.
-//! And it can lie ([`Lie`]), so that a test can see the checker notice.
+//! What it does wrong is what the contract allows (`airwave_core::Broker`): feeds lag and end,
+//! calls fail or hang, a failover loses the newest events, a restart loses all. One thing is
+//! against the contract, because a lost packet can do it: a feed skips an event in silence. And it
+//! can lie ([`Lie`]), so that a test can see the checker notice.
 //!
 //! It also knows what really happened, see [`Truth`].
 
@@ -85,10 +87,12 @@ pub struct Backbone {
 
 struct Inner {
     memory: Memory,
-    /// Counts restarts, and restarts and failovers: a feed of an earlier time shows nothing that is newer.
+    /// Counts restarts, and restarts and failovers: a feed of an earlier time shows nothing that is
+    /// newer.
     restarts: u64,
     epoch: u64,
-    /// What failovers have lost, which the memory broker still holds. With the position before each.
+    /// What failovers have lost, which the memory broker still holds. With the position before
+    /// each.
     lost: BTreeMap<Position, Position>,
     truth: BTreeMap<ChannelName, Truth>,
     nodes: Vec<Weather>,
@@ -234,7 +238,8 @@ impl Backbone {
             .copied();
         // With clocks that differ, positions go on above the newest by themselves.
         while inner.clocks.are_right() && Position::now().0 <= newest.unwrap_or(0) {
-            // A restart takes longer than the microseconds by which a burst can be ahead of the clock.
+            // A restart takes longer than the microseconds by which a burst can be ahead of the
+            // clock.
             std::thread::yield_now();
         }
         inner.epoch += 1;
@@ -565,7 +570,8 @@ fn chained(events: &[Arc<Event>]) -> Vec<Arc<Event>> {
     chain
 }
 
-/// One feed of one node: carries events from the memory broker's feed to the node's, in the weather that there is.
+/// One feed of one node: carries events from the memory broker's feed to the node's, in the weather
+/// that there is.
 struct Pump {
     node: Node,
     name: ChannelName,
@@ -598,7 +604,8 @@ impl Pump {
                 return;
             }
             if epoch != self.epoch || matches!(next, Ok(None)) {
-                // It hung on a broker that is gone: it shows nothing more, and after a while that is noticed.
+                // It hung on a broker that is gone: it shows nothing more, and after a while that
+                // is noticed.
                 let random = self.node.backbone.lock().random.below(500);
                 sleep(Duration::from_millis(random)).await;
                 return;

@@ -1,4 +1,5 @@
-//! Judges a [`History`] by the promises of docs/guarantees.md, P1 to P8, and knows nothing of how they are kept.
+//! Judges a [`History`] by the promises of docs/guarantees.md, P1 to P8, and knows nothing of how
+//! they are kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -43,7 +44,8 @@ impl fmt::Display for Breach {
     }
 }
 
-/// Everything that was broken. Of what one listener was told only the first breach: what follows it means little.
+/// Everything that was broken. Of what one listener was told only the first breach: what follows it
+/// means little.
 pub fn check(history: &History) -> Vec<Breach> {
     let mut breaches = Vec::new();
     publications(history, &mut breaches);
@@ -104,7 +106,8 @@ fn publications(history: &History, breaches: &mut Vec<Breach>) {
         }
     }
     for (channel, mut list) in acknowledged {
-        // In the order in which they began; before each, the highest position that had been acknowledged by then.
+        // In the order in which they began; before each, the highest position that had been
+        // acknowledged by then.
         list.sort_unstable();
         let mut by_end: Vec<_> = list.iter().map(|(_, at, position)| (*at, *position)).collect();
         by_end.sort_unstable();
@@ -133,7 +136,8 @@ struct Standing {
     /// The newest event that it was ever given.
     newest: u64,
     delivered: BTreeSet<u64>,
-    /// A gap was announced after the last event; and how many on this connection that left it where it stood.
+    /// A gap was announced after the last event; and how many on this connection that left it where
+    /// it stood.
     gap: bool,
     unmoved: usize,
     /// The confirmation said that a gap to here comes next.
@@ -154,7 +158,8 @@ impl Standing {
             }
         }
         let stands = self.cursor.unwrap_or(0);
-        // Behind a fork, a listener may stand at what was lost: it has been told so, and there is nothing behind the fork yet.
+        // Behind a fork, a listener may stand at what was lost: it has been told so, and there is
+        // nothing behind the fork yet.
         let at_the_fork = self.gap && truth.leads_to(truth.head, stands);
         if self.announced.is_some() || (stands != truth.head && !at_the_fork) {
             return breach(
@@ -169,7 +174,8 @@ impl Standing {
         self.announced = None;
         self.unmoved = 0;
         self.asked = after;
-        // Before its first confirmation it may know where it stands from the cursor of a stream of several channels, or not.
+        // Before its first confirmation it may know where it stands from the cursor of a stream of
+        // several channels, or not.
         if self.cursor.is_some() && after != self.cursor {
             return breach(
                 Promise::SameEverywhere,
@@ -309,7 +315,8 @@ impl Standing {
     }
 }
 
-/// The same once more, without looking at `previous`: what was acknowledged came, or was announced as lost, or the broker lost it.
+/// The same once more, without looking at `previous`: what was acknowledged came, or was announced
+/// as lost, or the broker lost it.
 fn owed(history: &History, listener: &Listener, truth: &Truth) -> Option<Breach> {
     let confirmed = |(at, told): &(Moment, Told)| matches!(told, Told::Confirmed { .. }).then_some(*at);
     let Some(since) = listener.told.iter().find_map(confirmed) else {
@@ -347,8 +354,9 @@ mod tests {
     use super::*;
     use crate::history::{Clock, Publication};
 
-    /// A channel born at 10 with events at 20, 30, … 90; 20 to 40 are trimmed before anybody listens; 70 and 80 are lost, so that 90 follows 60.
-    /// One listener hears it until 70, and comes back.
+    /// A channel born at 10 with events at 20, 30, … 90; 20 to 40 are trimmed before anybody
+    /// listens; 70 and 80 are lost, so that 90 follows 60. One listener hears it until 70, and
+    /// comes back.
     fn story() -> History {
         let clock = Clock::default();
         let mut history = History::default();
@@ -435,12 +443,14 @@ mod tests {
         broken(&history)
     }
 
-    // Places in the story: 0 asked, 1 confirmed, 2 to 4 events 50 to 70, 5 asked, 6 confirmed, 7 gap, 8 event 90.
+    // Places in the story: 0 asked, 1 confirmed, 2 to 4 events 50 to 70, 5 asked, 6 confirmed, 7
+    // gap, 8 event 90.
 
     #[test]
     fn a_story_in_which_everything_is_announced_is_fine() {
         assert_eq!(broken(&story()), []);
-        // A gap may also leave the listener where it stands: what it saw is gone, and the stream goes on at the fork.
+        // A gap may also leave the listener where it stands: what it saw is gone, and the stream
+        // goes on at the fork.
         assert_eq!(
             wrong(|told| {
                 told[6].1 = Told::Confirmed {

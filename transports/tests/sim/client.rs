@@ -1,4 +1,5 @@
-//! Clients over the simulated network: one request, an SSE stream, a WebSocket. Written from docs/protocol.md, with none of the server's code.
+//! Clients over the simulated network: one request, an SSE stream, a WebSocket. Written from
+//! docs/protocol.md, with none of the server's code.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,6 +1,8 @@
-//! What really happened, written down by those who know: the backbone what became of events, listeners what they were told.
+//! What really happened, written down by those who know: the backbone what became of events,
+//! listeners what they were told.
 //!
-//! Everything carries a [`Moment`]. The simulation runs on one thread, so moments are one order of everything, on all hosts.
+//! Everything carries a [`Moment`]. The simulation runs on one thread, so moments are one order of
+//! everything, on all hosts.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,16 +1,19 @@
 //! The real hub, SSE and WebSocket code on a simulated network, by seed.
 //!
-//! Two nodes share one memory broker; six listeners come and go over SSE and WebSocket, to either node, each time with the cursor they have;
-//! two publishers try until they are answered. A seed decides what goes wrong: connections that stall or vanish, nodes that crash, drain and
-//! start again, feeds that lag, end or skip, a broker that is away, refuses writes, fails over or
-//! starts with nothing, nodes whose clocks differ, a node that opens a busy channel over a slow
-//! line. Then everything is put right, and a
-//! [`checker`] that knows what really happened judges by the promises P1 to P8.
+//! Two nodes share one memory broker; six listeners come and go over SSE and WebSocket, to either
+//! node, each time with the cursor they have; two publishers try until they are answered. A seed
+//! decides what goes wrong: connections that stall or vanish, nodes that crash, drain and start
+//! again, feeds that lag, end or skip, a broker that is away, refuses writes, fails over or starts
+//! with nothing, nodes whose clocks differ, a node that opens a busy channel over a slow line. Then
+//! everything is put right, and a [`checker`] that knows what really happened judges by the
+//! promises P1 to P8.
 //!
-//! `cargo test -p airwave-transports --test sim` tries a fixed list of seeds; `AIRWAVE_SIM_SEEDS=100..400` tries those instead. A seed that fails
-//! says how to repeat it; with `AIRWAVE_SIM_STORY=1` it is told from beginning to end.
+//! `cargo test -p airwave-transports --test sim` tries a fixed list of seeds;
+//! `AIRWAVE_SIM_SEEDS=100..400` tries those instead. A seed that fails says how to repeat it; with
+//! `AIRWAVE_SIM_STORY=1` it is told from beginning to end.
 //!
-//! **What a seed does not decide**: positions are the real clock's, so they differ from run to run, but not in their order, and nothing else does.
+//! **What a seed does not decide**: positions are the real clock's, so they differ from run to run,
+//! but not in their order, and nothing else does.
 #![allow(clippy::unwrap_used)]
 
 mod backbone;
@@ -135,7 +138,8 @@ fn a_seed_can_be_repeated() {
     }
 }
 
-/// A broker that breaks the contract makes the nodes break promises, and the checker sees it, on one of the first seeds.
+/// A broker that breaks the contract makes the nodes break promises, and the checker sees it, on
+/// one of the first seeds.
 #[test]
 fn a_broker_that_lies_is_noticed() {
     use Promise::*;

@@ -137,7 +137,8 @@ impl Plan {
     }
 }
 
-/// Not every seed has every kind of fault: a run in which the broker never loses anything shows false gaps that another would excuse.
+/// Not every seed has every kind of fault: a run in which the broker never loses anything shows
+/// false gaps that another would excuse.
 fn faults(random: &mut Random) -> Vec<(Duration, Fault)> {
     let mut faults = Vec::new();
     let clients: Vec<&'static str> = PLACES.into_iter().chain([CELLAR]).collect();

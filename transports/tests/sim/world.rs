@@ -1,4 +1,5 @@
-//! One run: two nodes, six listeners and two publishers on a simulated network, what a seed makes of them, and what they lived through.
+//! One run: two nodes, six listeners and two publishers on a simulated network, what a seed makes
+//! of them, and what they lived through.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -87,8 +88,9 @@ fn catch_panics() {
     PANICS.set(Some(Vec::new()));
 }
 
-/// tokio numbers tasks through the whole process, and a runtime that is dropped drops its tasks in an order that depends on their numbers. So a run must
-/// have the process to itself, and begin at a round number, or a crash would close connections in another order each time.
+/// tokio numbers tasks through the whole process, and a runtime that is dropped drops its tasks in
+/// an order that depends on their numbers. So a run must have the process to itself, and begin at a
+/// round number, or a crash would close connections in another order each time.
 fn from_a_round_task_number() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -326,7 +328,8 @@ impl Stage<'_> {
     }
 }
 
-/// One listener: comes, hears, drops, and comes back with its cursor, over whichever transport and to whichever node.
+/// One listener: comes, hears, drops, and comes back with its cursor, over whichever transport and
+/// to whichever node.
 struct Client {
     name: &'static str,
     channels: &'static [&'static str],
@@ -565,7 +568,8 @@ struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes so many messages with one request, and tries again, at whichever node, until it knows or has tried often enough.
+    /// Publishes so many messages with one request, and tries again, at whichever node, until it
+    /// knows or has tried often enough.
     async fn publish(&mut self, random: &mut Random, channel: &str, several: u64, tries: u32) {
         let began = self.shared.clock.now();
         let mut messages: Vec<(Value, Publication)> = Vec::new();

@@ -101,7 +101,8 @@ impl Broker {
                 ["--cluster-enabled", "yes"],
                 ["--cluster-port", &bus],
                 ["--cluster-node-timeout", "700"],
-                // A replica whose master was long out of reach may take over, too: it has lost more of the newest, and that is wanted here.
+                // A replica whose master was long out of reach may take over, too: it has lost more
+                // of the newest, and that is wanted here.
                 ["--cluster-replica-validity-factor", "0"],
                 ["--cluster-allow-replica-migration", "no"],
                 ["--cluster-preferred-endpoint-type", "unknown-endpoint"],

@@ -1,12 +1,16 @@
-// What the client must do wherever it runs: in Node, Deno, Bun, and in workers of a browser, which load this very file. It imports nothing, speaks no
-// TypeScript, and asks no one. The program that runs it does to the server what `say` tells.
+// What the client must do wherever it runs: in Node, Deno, Bun, and in workers of a browser, which
+// load this very file. It imports nothing, speaks no TypeScript, and asks no one. The program that
+// runs it does to the server what `say` tells.
 
 const same = (given, wanted, what) => {
   const [a, b] = [JSON.stringify(given), JSON.stringify(wanted)];
   if (a !== b) throw new Error(`${what}: ${a} in place of ${b}`);
 };
 
-/** Over one transport: connect, send, be cut off while something is published, resume, read to the end. */
+/**
+ * Over one transport: connect, send, be cut off while something is published, resume, read to the
+ * end.
+ */
 async function one(connect, url, name, transport, options, say) {
   // A token travels in a header or in a subprotocol, and neither is the same in every runtime.
   const airwave = connect(url, { backoff: [50, 300], token: () => "to.ken", ...options, transport });

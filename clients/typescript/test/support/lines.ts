@@ -82,7 +82,10 @@ export async function line(port: number): Promise<Line> {
   return made;
 }
 
-/** A proxy that passes plain HTTP, streams as well, and no upgrade. `upgrades` counts what it has refused. */
+/**
+ * A proxy that passes plain HTTP, streams as well, and no upgrade. `upgrades` counts what it has
+ * refused.
+ */
 export async function withoutUpgrades(port: number): Promise<{ url: string; upgrades: number; allow: boolean; breakSockets(): void }> {
   const sockets = new Set<net.Socket>();
   const state = {

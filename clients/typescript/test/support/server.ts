@@ -1,4 +1,5 @@
-// The real `airwave` binary, started for one test and ended by its pid. As tests/browser/support/server.mjs, and a broker of its own if asked.
+// The real `airwave` binary, started for one test and ended by its pid. As
+// tests/browser/support/server.mjs, and a broker of its own if asked.
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync } from "node:fs";
@@ -39,7 +40,8 @@ send = "refuse"
 `;
 }
 
-// The server reads AIRWAVE_* variables as settings: a developer's own must not change what is tested.
+// The server reads AIRWAVE_* variables as settings: a developer's own must not change what is
+// tested.
 const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("AIRWAVE_") || name.startsWith("AIRWAVE_TEST_")));
 
 export class Server {
@@ -126,7 +128,10 @@ export class Server {
   }
 }
 
-/** A Redis of this test's own, which keeps its data while the server in front of it dies. Gives its URL. */
+/**
+ * A Redis of this test's own, which keeps its data while the server in front of it dies. Gives its
+ * URL.
+ */
 export async function redis(): Promise<string> {
   if (!existsSync(redisServer)) throw new Error(`there is no ${redisServer}: say where it is in AIRWAVE_TEST_REDIS_SERVER`);
   const dir = await mkdtemp(join(tmpdir(), "airwave-client-redis-"));

@@ -14,7 +14,10 @@ export interface Said {
   failed?: string;
 }
 
-/** A server that forgets nothing when it dies, behind a line that can be cut; and what the script's words do to them. */
+/**
+ * A server that forgets nothing when it dies, behind a line that can be cut; and what the script's
+ * words do to them.
+ */
 export async function stage(): Promise<{ url: string; hear: (said: Said) => Promise<void> }> {
   const server = await Server.start(config(`[broker]\nurl = "${await redis()}"`));
   const wire = await line(server.port);
@@ -36,7 +39,10 @@ export async function stage(): Promise<{ url: string; hear: (said: Said) => Prom
   return { url: wire.url, hear };
 }
 
-/** The script and what starts it in a worker, as one module of the page's origin. The client comes from the server, as in any page. */
+/**
+ * The script and what starts it in a worker, as one module of the page's origin. The client comes
+ * from the server, as in any page.
+ */
 export const worker = (url: string, name: string): string => `import { connect } from "${url}/client.js";
 ${readFileSync(join(import.meta.dirname, "conformance.mjs"), "utf8")}
 const run = (port) => conform(connect, undefined, "${name}", {}, (said) => port.postMessage(said)).then(
