@@ -18,7 +18,7 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-ci_gates=(fmt clippy boundaries doc test outside brokers loom first-minutes browser client bundlers)
+ci_gates=(fmt clippy boundaries words doc test outside brokers loom first-minutes browser client bundlers)
 deep_gates=(chaos matrix simulation model figures fuzz firefox more-bundlers cost)
 tier=ci
 chosen=()
@@ -251,6 +251,7 @@ if [[ -n $prepared ]]; then
   gate fmt 60 cargo fmt --all --check
   gate clippy 1200 cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
   gate boundaries 120 scripts/check-boundaries.sh
+  gate words 60 scripts/check-words.sh
   gate doc 600 env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
   # What every broker made of every clause of the contract is written down, and docs/brokers.md must
   # say the same.

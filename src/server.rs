@@ -117,7 +117,7 @@ pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
         Some(token) => Publishers::Token(token.expose().into()),
         None if config.publish_open => Publishers::Anybody,
         None if !embedded && config.is_local() && !config.publish_is_closed() => Publishers::Local,
-        None => Publishers::Nobody,
+        None => Publishers::NoOne,
     };
     let origins = match &config.origins {
         AllowedOrigins::Any => Origins::Any,

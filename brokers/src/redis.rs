@@ -126,10 +126,9 @@ impl Redis {
     /// tokio runtime that it is awaited in.
     ///
     /// - `redis://[user:password@]host[:port][/database]`: one server;
-    /// -
-    ///   `redis+sentinel://[user:password@]host[:port],host…/MASTER-NAME[/database][?sentinel_user=…&sentinel_password=…]`:
-    ///   the server that these sentinels call the master. User and password are the server's;
-    ///   sentinels that want some have their own;
+    /// - `redis+sentinel://[user:password@]host[:port],host…/MASTER-NAME[/database]`: the server that
+    ///   these sentinels call the master. User and password are the server's; sentinels that want
+    ///   some have their own, `?sentinel_user=…&sentinel_password=…`;
     /// - `redis+cluster://[user:password@]host[:port],host…`: a cluster, of which some nodes are
     ///   named.
     ///

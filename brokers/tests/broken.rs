@@ -133,7 +133,7 @@ const NOTICED: &[(Flaw, &[&str])] = &[
         &[
             "concurrent_publishers_are_put_into_one_order_that_every_feed_shows",
             "an_acknowledged_event_stands_before_one_published_later",
-            "a_feed_that_nobody_reads_delays_nobody",
+            "a_feed_without_a_reader_delays_no_other",
         ],
     ),
     (
@@ -148,7 +148,7 @@ const NOTICED: &[(Flaw, &[&str])] = &[
         Flaw::OpensLate,
         &["an_opened_channel_has_every_event_in_its_page_or_its_feed"],
     ),
-    (Flaw::EndsAfterMany, &["a_feed_that_nobody_reads_delays_nobody"]),
+    (Flaw::EndsAfterMany, &["a_feed_without_a_reader_delays_no_other"]),
     (Flaw::OneDropSilencesAll, &["dropping_a_feed_unsubscribes"]),
     (Flaw::LeaksSubscriptions, &["dropping_a_feed_unsubscribes"]),
     (

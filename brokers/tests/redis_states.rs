@@ -51,7 +51,7 @@ fn heard(client: &Client, said: &[(airwave_core::Position, String)]) -> usize {
     said.iter().filter(|(position, _)| client.has(*position)).count()
 }
 
-async fn nobody_is_deaf(url: &str, kill_and_return: impl FnOnce()) {
+async fn every_listener_hears(url: &str, kill_and_return: impl FnOnce()) {
     let nodes = [node(url).await, node(url).await];
     let clients = [nodes[0].listen("a", None).await, nodes[1].listen("a", None).await];
     let mut said = say_many(&nodes, "a", "before", 20).await;
@@ -82,7 +82,7 @@ async fn nobody_is_deaf(url: &str, kill_and_return: impl FnOnce()) {
 async fn listeners_of_a_server_that_returns_behind_hear_everything() {
     for behind in [3, 600] {
         let Some(server) = Server::with_a_clock(&[]) else { return };
-        nobody_is_deaf(&server.url(), || {
+        every_listener_hears(&server.url(), || {
             server.kill();
             server.set_clock(-behind);
             assert!(server.run());
@@ -94,7 +94,7 @@ async fn listeners_of_a_server_that_returns_behind_hear_everything() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listeners_of_a_cluster_that_returns_behind_hear_everything() {
     let Some(cluster) = Cluster::with_clocks(60_000) else { return };
-    nobody_is_deaf(&cluster.url(), || {
+    every_listener_hears(&cluster.url(), || {
         for server in &cluster.0 {
             server.kill();
             server.set_clock(-600);

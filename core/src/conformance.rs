@@ -297,7 +297,7 @@ macro_rules! conformance_tests {
 
         a_feed_shows_every_event_after_its_head;
         an_opened_channel_has_every_event_in_its_page_or_its_feed;
-        a_feed_that_nobody_reads_delays_nobody;
+        a_feed_without_a_reader_delays_no_other;
         dropping_a_feed_unsubscribes;
         an_event_that_a_feed_has_shown_can_be_replayed;
         replay_is_what_the_feed_showed;
@@ -933,7 +933,7 @@ pub async fn an_opened_channel_has_every_event_in_its_page_or_its_feed(fixture: 
 }
 
 /// Neither publishers nor the feeds beside it; and what it did not read it still has.
-pub async fn a_feed_that_nobody_reads_delays_nobody(fixture: &dyn Fixture) {
+pub async fn a_feed_without_a_reader_delays_no_other(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
     let mut unread = follow(&*node, &channel).await;
     let mut read = follow(&*node, &channel).await;

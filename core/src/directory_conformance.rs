@@ -98,7 +98,7 @@ macro_rules! directory_conformance_tests {
         ten_thousand_members_are_listed;
 
         a_watch_that_was_cut_ends_or_misses_nothing: Cut;
-        after_a_wipe_nobody_is_known: Wipe;
+        after_a_wipe_no_member_is_known: Wipe;
     } };
     (@make [tests $fixture:path] $($name:ident $(: $fault:ident)?;)*) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -474,7 +474,7 @@ pub async fn a_watch_that_was_cut_ends_or_misses_nothing(fixture: &dyn Fixture) 
 }
 
 /// When everything is lost, nothing is listed and no node is known.
-pub async fn after_a_wipe_nobody_is_known(fixture: &dyn Fixture) {
+pub async fn after_a_wipe_no_member_is_known(fixture: &dyn Fixture) {
     let (one, channel) = (Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
     fixture.inflict(Fault::Wipe).await;

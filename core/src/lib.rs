@@ -13,10 +13,10 @@
 //! 7. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`]
 //!    ([`patience`]: how long one request waits for it)
 //! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
-//! 9. [`format`]: how events become bytes of a transport: [`Format`], [`Notice`]
+//! 9. [`mod@format`]: how events become bytes of a transport: [`Format`], [`Notice`]
 //! 10. [`metrics`]: what a node counts
-//! 11. `sync`, `wake`, `session_handle`, `registry`, `ring_memory`, `log`: one channel on this node: ring,
-//!     listeners, wake; what all rings take together
+//! 11. `sync`, `wake`, `session_handle`, `registry`, `ring_memory`, `log`: one channel on this
+//!     node: ring, listeners, wake; what all rings take together
 //! 12. `presence`: who is in a channel, as this node knows it
 //! 13. [`channel`]: the handle that applications publish with
 //! 14. [`handler`]: what the application says about clients

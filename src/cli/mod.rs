@@ -135,14 +135,14 @@ enum Stop {
     Failed(String),
     /// The reader of the output has closed it, as `head` does. There is no one left to tell: exit
     /// 0.
-    NobodyReads,
+    NoReader,
 }
 
 impl Stop {
     /// What a failed write to standard output means.
     fn of_output(error: std::io::Error) -> Self {
         match error.kind() {
-            ErrorKind::BrokenPipe => Stop::NobodyReads,
+            ErrorKind::BrokenPipe => Stop::NoReader,
             _ => Stop::Failed(format!("cannot write the output: {error}")),
         }
     }
@@ -173,7 +173,7 @@ pub fn run() -> ExitCode {
 /// The exit code; `tell` tells why, if there is anything to tell.
 fn exit(done: Result<(), Stop>, tell: impl FnOnce(&str)) -> ExitCode {
     match done {
-        Ok(()) | Err(Stop::NobodyReads) => ExitCode::SUCCESS,
+        Ok(()) | Err(Stop::NoReader) => ExitCode::SUCCESS,
         Err(Stop::Failed(message)) => {
             tell(&message);
             ExitCode::from(1)

@@ -403,7 +403,7 @@ fn authorize(publishers: &Publishers, parts: &Parts) -> Result<(), Refusal> {
         Publishers::Local => Err(Refusal::forbidden(
             "without a publish token this server takes publishes only at localhost or an IP address, and through no proxy: set publish.token in its configuration",
         )),
-        Publishers::Nobody => Err(Refusal::forbidden(
+        Publishers::NoOne => Err(Refusal::forbidden(
             "publishing over HTTP is off: set publish.token in the server's configuration and send 'Authorization: Bearer TOKEN'",
         )),
         Publishers::Token(token) => {
@@ -473,7 +473,7 @@ mod tests {
         ] {
             assert_eq!(with(wrong), Err(Code::Unauthorized), "{wrong:?}");
         }
-        assert_eq!(refused(&Publishers::Nobody, &request("/publish", &[])), Err(Code::Forbidden));
+        assert_eq!(refused(&Publishers::NoOne, &request("/publish", &[])), Err(Code::Forbidden));
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub enum Origins {
 pub enum Publishers {
     /// No client: the route answers `forbidden`.
     #[default]
-    Nobody,
+    NoOne,
     /// Every client that reaches the server.
     Anybody,
     /// Clients that address the server as `localhost` or by an IP address, and through no proxy
@@ -58,7 +58,7 @@ pub enum Publishers {
 impl std::fmt::Debug for Publishers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Publishers::Nobody => "Nobody",
+            Publishers::NoOne => "NoOne",
             Publishers::Anybody => "Anybody",
             Publishers::Local => "Local",
             Publishers::Token(_) => "Token(…)",

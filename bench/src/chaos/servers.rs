@@ -605,7 +605,7 @@ impl Node {
     }
 
     /// The end of what it said.
-    pub fn last_words(&self) -> String {
+    pub fn last_output(&self) -> String {
         last_lines(&self.log)
     }
 }

@@ -364,7 +364,7 @@ impl Keeper {
             let order = tokio::select! {
                 order = orders.recv() => order,
                 ended = node.wait() => {
-                    self.wrong(&format!("it ended by itself ({ended:?}): {}", node.last_words()));
+                    self.wrong(&format!("it ended by itself ({ended:?}): {}", node.last_output()));
                     return Duration::ZERO;
                 }
                 _ = look.tick() => {
@@ -382,7 +382,7 @@ impl Keeper {
                     // It promises ten seconds.
                     match timeout(HANG, node.wait()).await {
                         Ok(Ok(status)) if status.code() == Some(0) => {}
-                        ended => self.wrong(&format!("after SIGTERM it ended as {ended:?}: {}", node.last_words())),
+                        ended => self.wrong(&format!("after SIGTERM it ended as {ended:?}: {}", node.last_output())),
                     }
                     return down;
                 }

@@ -99,7 +99,7 @@ pub async fn silence_is_found_and_healed(broker: &dyn Broker, silent: impl Fn(bo
 
 /// A client listens at `near`, which has an outage of its own, while `far` publishes. The client
 /// hears everything in order, and of no gap.
-pub async fn nobody_misses_what_others_publish(near: Arc<dyn Broker>, far: Arc<dyn Broker>, silent: impl Fn(bool)) {
+pub async fn each_hears_what_others_publish(near: Arc<dyn Broker>, far: Arc<dyn Broker>, silent: impl Fn(bool)) {
     let (node, far) = (Node::new(near.clone()), Node::new(far));
     let client = node.listen("a", None).await;
     let mut said = Vec::new();

@@ -45,7 +45,7 @@ struct Shared {
     /// Publishers write to this channel without a pause, and not through this node.
     busy: Mutex<Option<(&'static str, usize)>>,
     /// The last events are acknowledged.
-    last_words: AtomicBool,
+    last_round: AtomicBool,
     publications: Mutex<Vec<Publication>>,
     told: Mutex<Stories>,
     /// What no network explains.
@@ -111,7 +111,7 @@ pub fn run(seed: u64, lie: Option<Lie>) -> Run {
         trouble: AtomicBool::new(true),
         publishing: AtomicUsize::new(PUBLISHERS.len()),
         busy: Mutex::default(),
-        last_words: AtomicBool::new(false),
+        last_round: AtomicBool::new(false),
         publications: Mutex::default(),
         told: Mutex::default(),
         wrong: Mutex::default(),
@@ -236,7 +236,7 @@ impl Stage<'_> {
         }
         self.put_right();
         self.shared.trouble.store(false, Ordering::Relaxed);
-        while !self.shared.last_words.load(Ordering::Relaxed) && self.sim.elapsed() < TROUBLE + SETTLE {
+        while !self.shared.last_round.load(Ordering::Relaxed) && self.sim.elapsed() < TROUBLE + SETTLE {
             self.step();
         }
         let settled = self.sim.elapsed();
@@ -557,7 +557,7 @@ async fn publish(name: &'static str, mut random: Random, shared: Arc<Shared>) {
         for channel in CHANNELS {
             publisher.publish(&mut random, channel, 1, 100).await;
         }
-        shared.last_words.store(true, Ordering::Relaxed);
+        shared.last_round.store(true, Ordering::Relaxed);
     }
 }
 
