@@ -65,7 +65,7 @@ use self::refresh::{Followed, Follows};
 use self::settings::Settings;
 pub use self::settings::Tuning;
 use self::stored::{Chain, Stored, token};
-use self::sweep::{Due, Generations, uptime};
+use self::sweep::{Generations, ToSweep, uptime};
 use crate::silence::while_heard;
 
 /// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its
@@ -143,7 +143,7 @@ pub struct Nats {
     known: Remembered,
     epochs: epoch::Epochs,
     /// What is to be taken from the stream.
-    due: mpsc::Sender<Due>,
+    due: mpsc::Sender<ToSweep>,
     members: members::Members,
     followed: Followed,
     task: AbortHandle,
@@ -158,7 +158,7 @@ pub fn check(url: &str) -> Result<(), String> {
 }
 
 /// Where a message may be stored.
-enum Behind {
+enum Expected {
     /// Only if the channel's newest message is that one; zero: only if it has none.
     At(u64),
     /// Nowhere; its key may be known, though.
@@ -261,20 +261,20 @@ impl Nats {
         &self,
         link: &Link,
         channel: &ChannelName,
-        behind: Behind,
+        behind: Expected,
         payload: Bytes,
         ids: &[(&'static str, String)],
     ) -> Result<Outcome, BrokerError> {
         let mut headers = HeaderMap::new();
         match behind {
-            Behind::At(sequence) => headers.insert(EXPECTED, sequence.to_string()),
+            Expected::At(sequence) => headers.insert(EXPECTED, sequence.to_string()),
             // No roll-up is called so, and that is looked at after the key. Expecting something
             // impossible is not as good: a single server looks at that before the key, and a stream
             // with replicas that refuses a message for the id before it never answers again
             // (nats-server 2.15).
-            Behind::Nothing => headers.insert("Nats-Rollup", "none"),
+            Expected::Nothing => headers.insert("Nats-Rollup", "none"),
         }
-        let nowhere = matches!(behind, Behind::Nothing);
+        let nowhere = matches!(behind, Expected::Nothing);
         for (header, id) in ids {
             headers.insert(*header, id.as_str());
         }
@@ -321,7 +321,7 @@ impl Nats {
             // Only a question what the newest is, to a stream that stores nothing: the leader can
             // be asked in another way.
             Answer::Refused { code, .. }
-                if matches!(behind, Behind::At(NEVER)) && (code == code::SEALED || code::FULL.contains(&code)) =>
+                if matches!(behind, Expected::At(NEVER)) && (code == code::SEALED || code::FULL.contains(&code)) =>
             {
                 Ok(Outcome::Overtaken(None))
             }
@@ -337,7 +337,7 @@ impl Nats {
     /// that has subscribed before hears all later messages: this request goes to the leader the
     /// same way as messages do, and so behind the subscription.
     async fn newest(&self, link: &Link, channel: &ChannelName) -> Result<Option<Stored>, BrokerError> {
-        match self.store(link, channel, Behind::At(NEVER), Bytes::new(), &[]).await? {
+        match self.store(link, channel, Expected::At(NEVER), Bytes::new(), &[]).await? {
             Outcome::Overtaken(Some(0)) => return Ok(None),
             Outcome::Overtaken(Some(sequence)) => {
                 if let Some(stored) = self.at(link, channel, sequence).await? {
@@ -422,9 +422,9 @@ impl Nats {
             }
             // After an end it must be refused, unless its key is known: that is looked at first.
             let behind = if chain.ended {
-                Behind::Nothing
+                Expected::Nothing
             } else {
-                Behind::At(chain.newest)
+                Expected::At(chain.newest)
             };
             let payload = stored::event(&chain, &publish.message, and_end, self.connection.now());
             match self.store(&link, channel, behind, payload.clone(), &ids).await? {

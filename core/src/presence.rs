@@ -108,7 +108,7 @@ struct State {
     node: NodeId,
     closed: bool,
     /// By id; the anonymous have an empty one.
-    members: HashMap<Arc<str>, Seen>,
+    members: HashMap<Arc<str>, MemberState>,
     /// Departures that do not count yet, in the order of their times.
     leaving: VecDeque<(Instant, Arc<str>)>,
     /// Whether a task waits for the first of them.
@@ -134,7 +134,7 @@ struct State {
     /// Whether a task waits to show what is dirty.
     showing: bool,
     shown_at: Option<Instant>,
-    ring: VecDeque<Arc<Told>>,
+    ring: VecDeque<Arc<PresenceChange>>,
     /// The place of `ring[0]`. Places are counted from one, and never reused.
     first: u64,
     weight: usize,
@@ -144,43 +144,43 @@ struct State {
 
 /// A member, as far as this node knows.
 #[derive(Default)]
-struct Seen {
-    local: Local,
-    remote: Vec<Remote>,
+struct MemberState {
+    local: OwnConnections,
+    remote: Vec<OtherNode>,
     shown: Option<Arc<Member>>,
     dirty: bool,
 }
 
 /// A member's connections to this node.
 #[derive(Default)]
-struct Local {
+struct OwnConnections {
     live: u32,
     leaving: u32,
     /// How many of those that leave have come back: so many departures do not count.
     back: u32,
-    said: Said,
+    metadata: Metadata,
     queued: bool,
     /// What the directory was told; `None`: nothing, or that there are none.
     told: Option<(u32, u64)>,
 }
 
 /// What another node says.
-struct Remote {
+struct OtherNode {
     node: NodeId,
     stamp: u64,
     connections: u32,
-    said: Said,
+    metadata: Metadata,
 }
 
-/// The words about a user, and when they were said, in microseconds since 1970; zero: never.
+/// Metadata of a user, and when it was set, in microseconds since 1970; zero: never.
 #[derive(Clone, Default)]
-struct Said {
+struct Metadata {
     at: u64,
     meta: Option<JsonText>,
 }
 
 /// A change that listeners are told.
-struct Told {
+struct PresenceChange {
     change: Change,
     member: Arc<Member>,
     encoded: Encoded,
@@ -202,7 +202,7 @@ struct Page {
 }
 
 /// What a listener finds.
-enum Found {
+enum NextRead {
     Nothing,
     Changes(Bytes, u64),
     List(Arc<List>),
@@ -547,20 +547,20 @@ impl PresenceSet {
             if state.closed {
                 return false;
             }
-            let local = &mut state.seen(member).local;
-            let before = (local.count(), local.said.at);
+            let local = &mut state.state_of(member).local;
+            let before = (local.count(), local.metadata.at);
             local.live = local.live.saturating_add(1);
             if local.leaving > 0 {
                 local.leaving -= 1;
                 local.back += 1;
             }
-            if meta.is_some() && meta != local.said.meta.as_ref() {
-                local.said = Said {
-                    at: Position(local.said.at).next().0,
+            if meta.is_some() && meta != local.metadata.meta.as_ref() {
+                local.metadata = Metadata {
+                    at: Position(local.metadata.at).next().0,
                     meta: meta.cloned(),
                 };
             }
-            if before == (local.count(), local.said.at) {
+            if before == (local.count(), local.metadata.at) {
                 return true;
             }
             self.changed(&mut state, member)
@@ -575,7 +575,7 @@ impl PresenceSet {
     fn exit(&self, member: &Arc<str>, at_once: bool) {
         let show = {
             let mut state = lock(&self.state);
-            let local = &mut state.seen(member).local;
+            let local = &mut state.state_of(member).local;
             local.live = local.live.saturating_sub(1);
             if at_once {
                 self.changed(&mut state, member)
@@ -611,7 +611,7 @@ impl PresenceSet {
             let Some((_, member)) = state.leaving.pop_front() else {
                 continue;
             };
-            let local = &mut state.seen(&member).local;
+            let local = &mut state.state_of(&member).local;
             if local.back > 0 {
                 local.back -= 1;
                 continue;
@@ -633,7 +633,7 @@ impl PresenceSet {
     }
 
     fn announce(&self, state: &mut State, member: &Arc<str>) {
-        let local = &mut state.seen(member).local;
+        let local = &mut state.state_of(member).local;
         if !local.queued {
             local.queued = true;
             state.unannounced.push_back(member.clone());
@@ -697,10 +697,10 @@ impl PresenceSet {
             && let Some(member) = state.unannounced.pop_front()
         {
             let node = state.node;
-            let local = &mut state.seen(&member).local;
+            let local = &mut state.state_of(&member).local;
             local.queued = false;
             let count = local.count();
-            let words = (count, local.said.at);
+            let words = (count, local.metadata.at);
             let unchanged = if count == 0 {
                 local.told.is_none()
             } else {
@@ -712,7 +712,7 @@ impl PresenceSet {
                     node,
                     member: member.clone(),
                     stamp: presence.stamp(),
-                    value: (count > 0).then(|| encode(count, &local.said)),
+                    value: (count > 0).then(|| encode(count, &local.metadata)),
                 });
             }
             state.tidy(&member);
@@ -726,7 +726,7 @@ impl PresenceSet {
     fn announced(&self, entries: &[Entry]) {
         let mut state = lock(&self.state);
         for entry in entries.iter().filter(|entry| entry.value.is_none()) {
-            let local = &mut state.seen(&entry.member).local;
+            let local = &mut state.state_of(&entry.member).local;
             if local.told.is_some_and(|(count, _)| count == 0) {
                 local.told = None;
             }
@@ -738,7 +738,7 @@ impl PresenceSet {
     fn not_announced(&self, entries: &[Entry]) {
         let mut state = lock(&self.state);
         for entry in entries {
-            let local = &mut state.seen(&entry.member).local;
+            let local = &mut state.state_of(&entry.member).local;
             local.told = Some(UNKNOWN);
             if !local.queued {
                 local.queued = true;
@@ -753,7 +753,7 @@ impl PresenceSet {
         state.node = node;
         let members: Vec<Arc<str>> = state.members.keys().cloned().collect();
         for member in members {
-            let local = &mut state.seen(&member).local;
+            let local = &mut state.state_of(&member).local;
             local.told = None;
             if local.count() > 0 {
                 self.announce(&mut state, &member);
@@ -945,7 +945,7 @@ impl PresenceSet {
         let known: HashSet<Arc<str>> = state.members.keys().chain(listed.keys()).cloned().collect();
         for member in known {
             let listed = listed.get(&member).copied();
-            let local = &mut state.seen(&member).local;
+            let local = &mut state.state_of(&member).local;
             let agree = match (local.told, listed) {
                 (None, None) => true,
                 (Some(told), Some(listed)) => Some(told) == listed,
@@ -961,33 +961,33 @@ impl PresenceSet {
 
     /// What a listener at `next` has not been told, as one piece of bytes; or if that is no longer
     /// known, everything.
-    fn read(&self, next: u64, slot: &FormatSlot) -> Found {
+    fn read(&self, next: u64, slot: &FormatSlot) -> NextRead {
         let version = self.version.load(Ordering::Acquire);
         if version == next || version == 0 {
-            return Found::Nothing;
+            return NextRead::Nothing;
         }
         let (told, end) = {
             let state = lock(&self.state);
             // Between the look and the lock the last listener's linger may have let go of all of
             // it.
             if !state.whole {
-                return Found::Nothing;
+                return NextRead::Nothing;
             }
             let end = state.end();
             if let Some((from, to, bytes)) = &state.batches[slot.index]
                 && (*from, *to) == (next, end)
             {
-                return Found::Changes(bytes.clone(), end);
+                return NextRead::Changes(bytes.clone(), end);
             }
             let behind = next.checked_sub(state.first).and_then(|index| usize::try_from(index).ok());
             let Some(behind) = behind else {
                 drop(state);
-                return self.list().map_or(Found::Nothing, Found::List);
+                return self.list().map_or(NextRead::Nothing, NextRead::List);
             };
-            let told: Vec<Arc<Told>> = state.ring.iter().skip(behind).cloned().collect();
+            let told: Vec<Arc<PresenceChange>> = state.ring.iter().skip(behind).cloned().collect();
             (told, end)
         };
-        let encode = |told: &Told| {
+        let encode = |told: &PresenceChange| {
             let bytes = told.encoded[slot.index].get_or_init(|| {
                 slot.format.notice(&Notice::Change {
                     channel: &self.name,
@@ -1006,7 +1006,7 @@ impl PresenceSet {
             }
         };
         lock(&self.state).batches[slot.index] = Some((next, end, bytes.clone()));
-        Found::Changes(bytes, end)
+        NextRead::Changes(bytes, end)
     }
 
     /// Returns all members that were told, for a listener that knows none. Listeners share the list
@@ -1072,10 +1072,10 @@ impl State {
         }
     }
 
-    fn seen(&mut self, member: &Arc<str>) -> &mut Seen {
+    fn state_of(&mut self, member: &Arc<str>) -> &mut MemberState {
         // Looked up first: the key is cloned only for one who is new.
         if !self.members.contains_key(member) {
-            self.members.insert(member.clone(), Seen::default());
+            self.members.insert(member.clone(), MemberState::default());
         }
         self.members.entry(member.clone()).or_default()
     }
@@ -1087,7 +1087,7 @@ impl State {
 
     /// Removes a member without any state.
     fn tidy(&mut self, member: &Arc<str>) {
-        if self.members.get(member).is_some_and(Seen::is_nothing) {
+        if self.members.get(member).is_some_and(MemberState::is_nothing) {
             self.members.remove(member);
         }
     }
@@ -1096,7 +1096,7 @@ impl State {
         if !self.whole {
             return;
         }
-        let seen = self.seen(member);
+        let seen = self.state_of(member);
         if !seen.dirty {
             seen.dirty = true;
             self.dirty.push(member.clone());
@@ -1122,9 +1122,9 @@ impl State {
         if words.is_none() && !self.members.contains_key(&entry.member) {
             return;
         }
-        let seen = self.seen(&entry.member);
+        let seen = self.state_of(&entry.member);
         let newer = (node.incarnation, entry.stamp);
-        let known = |remote: &Remote| remote.node.process == node.process && (remote.node.incarnation, remote.stamp) >= newer;
+        let known = |remote: &OtherNode| remote.node.process == node.process && (remote.node.incarnation, remote.stamp) >= newer;
         if seen.remote.iter().any(known) {
             return;
         }
@@ -1132,11 +1132,11 @@ impl State {
         // before the first life is known to be dead.
         seen.remote.retain(|remote| remote.node.process != node.process);
         if let Some((connections, said)) = words {
-            seen.remote.push(Remote {
+            seen.remote.push(OtherNode {
                 node,
                 stamp: entry.stamp,
                 connections,
-                said,
+                metadata: said,
             });
         }
         self.mark(&entry.member);
@@ -1187,7 +1187,7 @@ impl State {
             if let Some((change, member)) = told {
                 seen.shown = (change != Change::Leave).then(|| member.clone());
                 self.weight += weight(&member);
-                self.ring.push_back(Arc::new(Told {
+                self.ring.push_back(Arc::new(PresenceChange {
                     change,
                     member,
                     encoded: Encoded::default(),
@@ -1236,13 +1236,13 @@ impl State {
 
     fn copy_local(&self, table: &mut State) {
         for (id, seen) in self.members.iter().filter(|(_, seen)| seen.local.count() > 0) {
-            let local = &mut table.seen(id).local;
-            (local.live, local.said) = (seen.local.count(), seen.local.said.clone());
+            let local = &mut table.state_of(id).local;
+            (local.live, local.metadata) = (seen.local.count(), seen.local.metadata.clone());
         }
     }
 }
 
-impl Seen {
+impl MemberState {
     fn is_nothing(&self) -> bool {
         let Self {
             local,
@@ -1262,8 +1262,8 @@ impl Seen {
             return None;
         }
         // The newest words count. Where two are as new, all nodes choose the same.
-        let remote = self.remote.iter().map(|remote| &remote.said);
-        let said = remote.chain((self.local.count() > 0).then_some(&self.local.said));
+        let remote = self.remote.iter().map(|remote| &remote.metadata);
+        let said = remote.chain((self.local.count() > 0).then_some(&self.local.metadata));
         let said = said.max_by_key(|said| (said.at, said.meta.as_ref().map(|meta| meta.as_str())))?;
         Some(Member {
             user: (!id.is_empty()).then(|| id.clone()),
@@ -1273,7 +1273,7 @@ impl Seen {
     }
 }
 
-impl Local {
+impl OwnConnections {
     fn count(&self) -> u32 {
         self.live.saturating_add(self.leaving)
     }
@@ -1281,7 +1281,7 @@ impl Local {
 
 /// What a node says about a member: a byte for the format, the number of connections, when the
 /// words about the user were said, and these as JSON.
-fn encode(connections: u32, said: &Said) -> Bytes {
+fn encode(connections: u32, said: &Metadata) -> Bytes {
     let meta = said.meta.as_ref().map_or("", |meta| meta.as_str());
     let mut bytes = BytesMut::with_capacity(13 + meta.len());
     bytes.put_u8(1);
@@ -1291,7 +1291,7 @@ fn encode(connections: u32, said: &Said) -> Bytes {
     bytes.freeze()
 }
 
-fn decode(bytes: &Bytes) -> Option<(u32, Said)> {
+fn decode(bytes: &Bytes) -> Option<(u32, Metadata)> {
     let (&format, rest) = bytes.split_first()?;
     let (connections, rest) = rest.split_first_chunk()?;
     let (at, meta) = rest.split_first_chunk()?;
@@ -1306,7 +1306,7 @@ fn decode(bytes: &Bytes) -> Option<(u32, Said)> {
         },
     };
     let at = u64::from_be_bytes(*at);
-    Some((u32::from_be_bytes(*connections), Said { at, meta }))
+    Some((u32::from_be_bytes(*connections), Metadata { at, meta }))
 }
 
 fn weight(member: &Member) -> usize {
@@ -1369,9 +1369,9 @@ impl Membership {
                 continue;
             }
             match self.set.read(listening.next, slot) {
-                Found::Nothing => return false,
-                Found::List(list) => listening.list = Some((list, 0)),
-                Found::Changes(bytes, next) => {
+                NextRead::Nothing => return false,
+                NextRead::List(list) => listening.list = Some((list, 0)),
+                NextRead::Changes(bytes, next) => {
                     listening.next = next;
                     written += bytes.len();
                     out.push(bytes);

@@ -76,11 +76,11 @@ pub(super) struct Members {
 }
 
 /// One call at a time: each builds on what the one before said.
-type Account = Arc<tokio::sync::Mutex<Said>>;
+type Account = Arc<tokio::sync::Mutex<Stored>>;
 
 /// What one node has said of one channel.
 #[derive(Default)]
-struct Said {
+struct Stored {
     buckets: BTreeMap<u64, Bucket>,
     /// How often something was told.
     told: u64,
@@ -342,7 +342,7 @@ impl Nats {
     }
 
     /// Tells and stores some entries, which are few enough for it.
-    async fn say(&self, way: &Way, channel: &ChannelName, said: &mut Said, entries: &[Entry]) -> Result<(), BrokerError> {
+    async fn say(&self, way: &Way, channel: &ChannelName, said: &mut Stored, entries: &[Entry]) -> Result<(), BrokerError> {
         let Some(first) = entries.first() else { return Ok(()) };
         let mut touched = Vec::new();
         for entry in entries {

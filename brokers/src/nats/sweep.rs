@@ -148,14 +148,14 @@ impl Generations {
 }
 
 /// A channel and a position before which nothing of it is needed.
-pub(super) type Due = (ChannelName, Position);
+pub(super) type ToSweep = (ChannelName, Position);
 
-pub(super) fn queue() -> (mpsc::Sender<Due>, mpsc::Receiver<Due>) {
+pub(super) fn queue() -> (mpsc::Sender<ToSweep>, mpsc::Receiver<ToSweep>) {
     mpsc::channel(WAITING)
 }
 
 /// Purges what is due, for ever.
-pub(super) async fn sweep(connection: &Connection, rules: Rules, known: Remembered, mut due: mpsc::Receiver<Due>) {
+pub(super) async fn sweep(connection: &Connection, rules: Rules, known: Remembered, mut due: mpsc::Receiver<ToSweep>) {
     let shortest = rules.iter().map(|rule| rule.history.age).min().unwrap_or(LOOK.1);
     let every = (shortest / 2).clamp(LOOK.0, LOOK.1);
     let mut look = Instant::now() + every;
@@ -195,7 +195,7 @@ async fn what_others_keep(connection: &Connection) -> Result<bool, BrokerError> 
     connection.learn_what_others_keep(&link).await
 }
 
-fn quiet_ones(connection: &Connection, known: &Remembered) -> VecDeque<Due> {
+fn quiet_ones(connection: &Connection, known: &Remembered) -> VecDeque<ToSweep> {
     // Copies the list, so that no publish waits while all of them are looked at.
     let all: Vec<_> = remembered(known)
         .iter()
@@ -219,7 +219,7 @@ fn quiet_ones(connection: &Connection, known: &Remembered) -> VecDeque<Due> {
 
 /// What is stored past its rule's age, of channels with so many events at least. The largest come
 /// first.
-async fn aged(connection: &Connection, rules: &Rules, worth: u64) -> VecDeque<Due> {
+async fn aged(connection: &Connection, rules: &Rules, worth: u64) -> VecDeque<ToSweep> {
     let found = async {
         let link = connection.link().await?;
         let (now, last, mut channels) = all_stored(connection, &link).await?;
