@@ -127,8 +127,8 @@ struct Channel {
 
 struct State {
     /// The position that stands for "no event yet"; the first event's previous.
-    birth: Position,
-    /// The newest event's position, or the birth. It stays when history is trimmed, so the chain
+    base: Position,
+    /// The newest event's position, or the base. It stays when history is trimmed, so the chain
     /// never breaks.
     head: Position,
     kept: VecDeque<Kept>,
@@ -248,8 +248,8 @@ impl Broker for Memory {
             state.expire(channel.history.age, now, usize::MAX);
             // Another epoch than the one that this channel began with stands for the same: nothing
             // was there yet.
-            let first = after.filter(|after| *after < state.birth && self.shared.epochs.honours(*after));
-            let mut replay = state.replay(first.map_or(after, |_| Some(state.birth)), limit);
+            let first = after.filter(|after| *after < state.base && self.shared.epochs.honours(*after));
+            let mut replay = state.replay(first.map_or(after, |_| Some(state.base)), limit);
             if let (Some(first), true, [event, ..]) = (first, replay.complete, &mut replay.events[..]) {
                 let previous = first;
                 *event = Arc::new(Event {
@@ -267,10 +267,10 @@ impl Broker for Memory {
 }
 
 impl State {
-    fn born(birth: Position, now: Instant) -> Self {
+    fn born(base: Position, now: Instant) -> Self {
         State {
-            birth,
-            head: birth,
+            base,
+            head: base,
             kept: VecDeque::new(),
             bytes: 0,
             ended: false,
@@ -332,7 +332,7 @@ impl State {
             }
             None => {
                 let first = self.kept.len() - limit.fitting(self.kept.iter().rev().map(|kept| &*kept.event));
-                (first..self.kept.len(), first == 0 && begin == self.birth)
+                (first..self.kept.len(), first == 0 && begin == self.base)
             }
         };
         Replay {
@@ -381,8 +381,8 @@ impl State {
             return false;
         }
         let unused_for = now.duration_since(self.touched);
-        if self.head == self.birth {
-            return self.keys.is_empty() && (epochs.honours(self.birth) || unused_for >= FORGET_SILENT_AFTER);
+        if self.head == self.base {
+            return self.keys.is_empty() && (epochs.honours(self.base) || unused_for >= FORGET_SILENT_AFTER);
         }
         let after = age.max(FORGET_AFTER);
         // The epochs move on in time for it.

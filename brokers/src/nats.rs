@@ -389,7 +389,7 @@ impl Nats {
         let epoch = self.epochs.newest(&self.connection, link).await?;
         let chain = Chain {
             head: epoch,
-            birth: epoch,
+            base: epoch,
             ..Chain::NONE
         };
         Ok((chain, None))
@@ -564,8 +564,8 @@ impl Nats {
             events: limit.events.min(MOST_AT_ONCE),
             ..limit
         };
-        if page.history.events == 0 || page.chain.head == page.chain.birth {
-            let complete = after.unwrap_or(page.chain.birth) == page.chain.head;
+        if page.history.events == 0 || page.chain.head == page.chain.base {
+            let complete = after.unwrap_or(page.chain.base) == page.chain.head;
             let replay = page.replay(Vec::new(), complete, false);
             return self.with_epochs(&link, &page, after, replay).await;
         }
@@ -612,7 +612,7 @@ impl Nats {
         mut replay: Replay,
     ) -> Result<Replay, BrokerError> {
         let follows = replay.events.first().map_or(replay.head, |first| first.previous);
-        let Some(after) = after.filter(|_| !replay.complete && follows == page.chain.birth) else {
+        let Some(after) = after.filter(|_| !replay.complete && follows == page.chain.base) else {
             return Ok(replay);
         };
         if self.epochs.honours(&self.connection, link, after).await? {
@@ -668,7 +668,7 @@ impl Nats {
     ) -> Result<Option<Vec<Arc<Event>>>, BrokerError> {
         let mut newest: VecDeque<Arc<Event>> = VecDeque::new();
         let mut bytes = 0_usize;
-        let begin = Position(page.chain.birth.0.saturating_sub(1));
+        let begin = Position(page.chain.base.0.saturating_sub(1));
         let scanned = self.scan(link, channel, page, begin, usize::MAX, |met| {
             match met {
                 Met::Event(event) => {
@@ -702,7 +702,7 @@ impl Nats {
     ) -> Result<Option<Vec<Arc<Event>>>, BrokerError> {
         let (mut found, mut bytes) = (Vec::new(), 0_usize);
         let mut at = page.chain.head;
-        while found.len() < limit.events && at > page.chain.birth {
+        while found.len() < limit.events && at > page.chain.base {
             let sequence = if at == page.chain.head {
                 page.chain.head_message()
             } else {
@@ -1018,7 +1018,7 @@ impl Page {
 
     fn newest(&self, events: Vec<Arc<Event>>) -> Replay {
         let begin = events.first().map_or(self.chain.head, |oldest| oldest.previous);
-        self.replay(events, begin == self.chain.birth, false)
+        self.replay(events, begin == self.chain.base, false)
     }
 }
 

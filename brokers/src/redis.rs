@@ -1,7 +1,7 @@
 //! Redis, version 7 or newer, as the backbone of several nodes.
 //!
 //! **Truth is the store, pub/sub is speed.** Each channel has a *head* (a hash: its newest
-//! position, its birth, whether it has ended) and a *stream* (its history, each entry's id is the
+//! position, its base, whether it has ended) and a *stream* (its history, each entry's id is the
 //! event's position). Publishing is one script, `append.lua`, which does all of it or nothing and
 //! then tells the live subscribers; reading is one script, `read.lua`, so head and history always
 //! fit together. A channel without events has no key of its own: `epoch.lua` tells how a listener

@@ -48,7 +48,7 @@ async fn begins_above(broker: &Nats, old: &[Position]) {
     }
 }
 
-/// Ten events and the birth before them, each heard.
+/// Ten events and the base before them, each heard.
 async fn ten(broker: &Nats, feed: &mut Feed) -> Vec<Position> {
     let mut given = vec![feed.head];
     for _ in 0..10 {
@@ -421,11 +421,11 @@ async fn limits_of_the_stream_only_grow_by_themselves() {
 async fn events_are_as_old_as_the_server_says_whatever_their_writer_wrote() {
     let Some(server) = Server::start() else { return };
     let broker = connect(&server).await;
-    let birth = broker.replay(&name("a"), None, PageLimit::events(0)).await.unwrap().head;
+    let base = broker.replay(&name("a"), None, PageLimit::events(0)).await.unwrap().head;
     let client = server.client().await;
-    let mut previous = birth.0;
+    let mut previous = base.0;
     for (n, written) in ["1", "1700000000000000", "9999999999999999999", "0"].iter().enumerate() {
-        let payload = format!("{previous}:{birth}:{}:{n}:{written}:t0400said{n}", 5 * n);
+        let payload = format!("{previous}:{base}:{}:{n}:{written}:t0400said{n}", 5 * n);
         let answer = client.request("airwave.log.c.a", payload.into()).await.unwrap();
         let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
         previous = answer["seq"].as_u64().unwrap();
@@ -438,7 +438,7 @@ async fn events_are_as_old_as_the_server_says_whatever_their_writer_wrote() {
             "{page:?}"
         );
     }
-    let page = broker.replay(&name("a"), Some(birth), PageLimit::events(100)).await.unwrap();
+    let page = broker.replay(&name("a"), Some(base), PageLimit::events(100)).await.unwrap();
     assert!(page.events.len() == 4 && page.complete, "{page:?}");
     let next = publish(&broker, "a").await;
     let page = broker
@@ -616,7 +616,7 @@ async fn a_node_sweeps_nothing_that_the_rules_of_another_keep() {
     let new = Nats::connect(&server.url(), Rules::new([swept(), rule("kept/{*rest}", 5000, 3600)]))
         .await
         .unwrap();
-    let birth = new.replay(&name("kept/a"), None, PageLimit::events(0)).await.unwrap().head;
+    let base = new.replay(&name("kept/a"), None, PageLimit::events(0)).await.unwrap().head;
     for _ in 0..2100 {
         publish(&old, "kept/a").await;
     }
@@ -635,7 +635,7 @@ async fn a_node_sweeps_nothing_that_the_rules_of_another_keep() {
         }
     };
     timeout(PATIENCE, others_are_swept).await.expect("nothing is swept");
-    let mut after = birth;
+    let mut after = base;
     let mut events = 0;
     loop {
         let page = new

@@ -557,16 +557,16 @@ async fn an_epoch_is_good_until_it_is_forgotten() {
 async fn a_birth_of_the_first_version_is_still_good() {
     let Some(server) = Server::start(&[]) else { return };
     let broker = connect(&server).await;
-    let birth = Position(Position::now().0 - 1000);
-    let text = birth.to_string();
+    let base = Position(Position::now().0 - 1000);
+    let text = base.to_string();
     let _: i64 = server.ask(&["HSET", "airwave:{a}:head", "position", &text, "birth", &text]);
     let mut feed = broker.follow(&name("a")).await.unwrap();
-    assert_eq!(feed.head, birth);
+    assert_eq!(feed.head, base);
     let position = publish(&broker, "a").await;
     let event = feed.next().await.unwrap();
-    assert_eq!((event.position, event.previous), (position, birth));
+    assert_eq!((event.position, event.previous), (position, base));
     let epoch = broker.replay(&name("b"), None, PageLimit::events(0)).await.unwrap().head;
-    for after in [birth, epoch] {
+    for after in [base, epoch] {
         assert!(
             broker
                 .replay(&name("a"), Some(after), PageLimit::events(10))

@@ -272,7 +272,7 @@ pub struct Replay {
     pub complete: bool,
     /// Whether the limit cut the page short: ask again after the last of `events`.
     pub more: bool,
-    /// The channel's newest position. Never zero: a channel without events has a birth position.
+    /// The channel's newest position. Never zero: a channel without events has a base position.
     pub head: Position,
     /// Whether the channel has ended.
     pub ended: bool,

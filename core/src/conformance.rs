@@ -542,12 +542,12 @@ async fn give_up(times: usize, future: impl Future) {
     }
 }
 
-/// What a channel's chain is known to be: the birth, then every event's position.
+/// What a channel's chain is known to be: the base, then every event's position.
 #[derive(Clone)]
 struct Chain(Vec<Position>);
 
 impl Chain {
-    async fn birth(node: &dyn Broker, channel: &ChannelName) -> Chain {
+    async fn base(node: &dyn Broker, channel: &ChannelName) -> Chain {
         Chain(vec![replay(node, channel, None, 0).await.head])
     }
 
@@ -708,12 +708,12 @@ pub async fn positions_strictly_increase_and_name_their_previous(fixture: &dyn F
 /// number.
 pub async fn positions_come_from_the_clock(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
-    let birth = follow(&*node, &channel).await.head;
+    let base = follow(&*node, &channel).await.head;
     let first = publish(&*node, &channel, text("first")).await;
     // A store may count on from the clock at which it was made; none may run ahead of the clock for
     // long.
     let (made, soon) = (Position(1_577_836_800_000_000), Position(Position::now().0 + 60_000_000));
-    for position in [birth, first] {
+    for position in [base, first] {
         assert!(position > made && position < soon, "{position} is not from the clock");
         assert!(position.0 < 1 << 53, "{position} does not fit a JavaScript number");
     }
@@ -799,7 +799,7 @@ pub async fn concurrent_publishers_are_put_into_one_order_that_every_feed_shows(
     for n in 0..4 {
         feeds.push(follow(&*nodes[n % 2], &channel).await);
     }
-    let birth = feeds[0].head;
+    let base = feeds[0].head;
     let given = at_once((0..4).map(|publisher| {
         let (node, channel) = (nodes[publisher % 2].clone(), channel.clone());
         async move {
@@ -822,14 +822,14 @@ pub async fn concurrent_publishers_are_put_into_one_order_that_every_feed_shows(
     let mut given: Vec<_> = given.concat();
     given.sort();
     let chain = Chain(
-        [birth]
+        [base]
             .into_iter()
             .chain(given.iter().map(|(position, _)| *position))
             .collect(),
     );
     assert!(chain.0.is_sorted_by(|a, b| a < b), "a position was given twice");
-    let replayed = replay(&*nodes[0], &channel, Some(birth), 1000).await;
-    chain.allows(Some(birth), 1000, 4 * EACH, &replayed);
+    let replayed = replay(&*nodes[0], &channel, Some(base), 1000).await;
+    chain.allows(Some(base), 1000, 4 * EACH, &replayed);
     for feed in &mut feeds {
         let shown = take(feed, 4 * EACH).await;
         let told: Vec<_> = shown.iter().map(|event| (event.position, said(event).to_owned())).collect();
@@ -863,7 +863,7 @@ pub async fn a_feed_shows_every_event_after_its_head(fixture: &dyn Fixture) {
     const EVENTS: usize = 300;
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
-    let mut chain = Chain::birth(&*nodes[0], &channel).await;
+    let mut chain = Chain::base(&*nodes[0], &channel).await;
     let publisher = tokio::spawn({
         let (node, channel) = (nodes[0].clone(), channel.clone());
         async move {
@@ -895,7 +895,7 @@ pub async fn an_opened_channel_has_every_event_in_its_page_or_its_feed(fixture: 
     const PAGE: usize = 5;
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
-    let mut chain = Chain::birth(&*nodes[0], &channel).await;
+    let mut chain = Chain::base(&*nodes[0], &channel).await;
     let publisher = tokio::spawn({
         let (node, channel) = (nodes[0].clone(), channel.clone());
         async move {
@@ -1065,7 +1065,7 @@ pub async fn replay_after_the_head_is_complete_and_empty(fixture: &dyn Fixture) 
     let node = fixture.node().await;
     for kept in [Kept::Ample, Kept::Ten, Kept::None, Kept::FewBytes] {
         let channel = channel(kept);
-        let mut chain = Chain::birth(&*node, &channel).await;
+        let mut chain = Chain::base(&*node, &channel).await;
         for n in 0..15 {
             let replay = replay(&*node, &channel, Some(chain.head()), 10).await;
             assert_eq!((replay.events.len(), replay.complete, replay.more), (0, true, false));
@@ -1080,7 +1080,7 @@ pub async fn replay_without_a_position_gives_the_newest(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     for (kept, promised) in [(Kept::Ample, 10_000), (Kept::Ten, TEN)] {
         let channel = channel(kept);
-        let mut chain = Chain::birth(&*node, &channel).await;
+        let mut chain = Chain::base(&*node, &channel).await;
         for n in 0..12 {
             chain.publish(&*node, &channel, text(n)).await;
             for limit in 0..15 {
@@ -1097,7 +1097,7 @@ pub async fn replay_without_a_position_gives_the_newest(fixture: &dyn Fixture) {
 /// For its listener has missed nothing.
 pub async fn replay_after_the_previous_of_the_oldest_is_complete(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ten));
-    let mut chain = Chain::birth(&*node, &channel).await;
+    let mut chain = Chain::base(&*node, &channel).await;
     for round in 0..50 {
         chain.publish_many(&*node, &channel, 10).await;
         let before_the_promised = chain.0[round * 10];
@@ -1119,7 +1119,7 @@ pub async fn replay_after_the_previous_of_the_oldest_is_complete(fixture: &dyn F
 /// And gives what is left after it, without a hole.
 pub async fn replay_after_a_position_that_was_trimmed_is_incomplete(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ten));
-    let mut chain = Chain::birth(&*node, &channel).await;
+    let mut chain = Chain::base(&*node, &channel).await;
     chain.publish_many(&*node, &channel, 2 * at_most(TEN)).await;
     let left = replay(&*node, &channel, None, 10_000).await;
     assert!(!left.complete, "the oldest events are gone");
@@ -1147,7 +1147,7 @@ pub async fn replay_after_a_position_that_was_trimmed_is_incomplete(fixture: &dy
 /// Such a position was lost in a failover, and its listener must be told: equality, not `<=`.
 pub async fn replay_inside_the_range_but_not_there_is_incomplete(fixture: &dyn Fixture) {
     let (node, channel, other) = (fixture.node().await, channel(Kept::Ample), channel(Kept::Ample));
-    let mut chain = Chain::birth(&*node, &channel).await;
+    let mut chain = Chain::base(&*node, &channel).await;
     chain.publish(&*node, &channel, text("first")).await;
     let mut holes = Vec::new();
     for n in 0..1000 {
@@ -1178,7 +1178,7 @@ pub async fn replay_after_a_position_that_was_never_given_is_incomplete(fixture:
     let node = fixture.node().await;
     for (kept, promised) in [(Kept::Ample, 3), (Kept::Ten, 3), (Kept::None, 0)] {
         let channel = channel(kept);
-        let mut chain = Chain::birth(&*node, &channel).await;
+        let mut chain = Chain::base(&*node, &channel).await;
         for _ in 0..2 {
             let ahead = [
                 chain.head().0 + 1,
@@ -1207,7 +1207,7 @@ pub async fn replay_after_a_position_that_was_never_given_is_incomplete(fixture:
 pub async fn large_histories_come_in_pages(fixture: &dyn Fixture) {
     const EVENTS: usize = 2500;
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
-    let mut chain = Chain::birth(&*node, &channel).await;
+    let mut chain = Chain::base(&*node, &channel).await;
     let given = at_once((0..EVENTS).map(|n| {
         let (node, channel) = (node.clone(), channel.clone());
         async move { publish(&*node, &channel, text(n)).await }
@@ -1239,7 +1239,7 @@ pub async fn a_page_ends_at_its_bytes(fixture: &dyn Fixture) {
     const EVENTS: usize = 40;
     const LARGE: usize = 25;
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
-    let mut chain = Chain::birth(&*node, &channel).await;
+    let mut chain = Chain::base(&*node, &channel).await;
     for n in 0..EVENTS {
         let length = if n == LARGE { 50_000 } else { 1000 };
         chain.publish(&*node, &channel, text("x".repeat(length))).await;
@@ -1302,7 +1302,7 @@ pub async fn a_page_leads_to_the_head_or_says_that_there_is_more(fixture: &dyn F
     const EVENTS: usize = 400;
     let (writer, reader) = (fixture.node().await, fixture.node().await);
     let channel = channel(Kept::Ten);
-    let begin = Chain::birth(&*reader, &channel).await.head();
+    let begin = Chain::base(&*reader, &channel).await.head();
     let writing = {
         let channel = channel.clone();
         tokio::spawn(async move {
@@ -1348,7 +1348,7 @@ pub async fn a_page_leads_to_the_head_or_says_that_there_is_more(fixture: &dyn F
 /// It holds what the rule promises, and not much more.
 pub async fn history_is_trimmed_by_count(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ten));
-    let mut chain = Chain::birth(&*node, &channel).await;
+    let mut chain = Chain::base(&*node, &channel).await;
     for n in 0..2 * at_most(TEN) {
         chain.publish(&*node, &channel, text(n)).await;
         if n % 50 == 0 || n < 2 * TEN {
@@ -1371,7 +1371,7 @@ pub async fn history_is_trimmed_by_count(fixture: &dyn Fixture) {
 /// It holds what fits, and not much more.
 pub async fn history_is_trimmed_by_bytes(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::FewBytes));
-    let mut chain = Chain::birth(&*node, &channel).await;
+    let mut chain = Chain::base(&*node, &channel).await;
     let payload = "x".repeat(2000);
     let fitting = FEW_BYTES / text(&payload).message.weight();
     for n in 0..200 {
@@ -1425,7 +1425,7 @@ pub async fn nodes_with_different_clocks_see_the_same_history(fixture: &dyn Fixt
         fixture.node_with_clock(MINUTES).await,
     ];
     let young = channel(Kept::Minute);
-    let mut chain = Chain::birth(&*nodes[0], &young).await;
+    let mut chain = Chain::base(&*nodes[0], &young).await;
     for n in 0..12 {
         chain.publish(&*nodes[n % 3], &young, text(n)).await;
     }
@@ -1440,7 +1440,7 @@ pub async fn nodes_with_different_clocks_see_the_same_history(fixture: &dyn Fixt
     let nodes = [fixture.node_with_clock(-MOMENT).await, fixture.node_with_clock(MOMENT).await];
     let reader = fixture.node().await;
     let old = channel(Kept::Briefly);
-    let mut chain = Chain::birth(&*reader, &old).await;
+    let mut chain = Chain::base(&*reader, &old).await;
     let mut trimmed = 0;
     while trimmed < 20 {
         for node in nodes.iter().chain(&nodes) {
@@ -1545,7 +1545,7 @@ pub async fn a_repeated_key_is_recognised_after_its_event_was_trimmed(fixture: &
     let node = fixture.node().await;
     for kept in [Kept::None, Kept::Ten] {
         let channel = channel(kept);
-        let mut chain = Chain::birth(&*node, &channel).await;
+        let mut chain = Chain::base(&*node, &channel).await;
         let first = chain
             .publish(&*node, &channel, text("one").with_idempotency_key(key("k")))
             .await;
@@ -1583,7 +1583,7 @@ pub async fn a_key_counts_for_its_channel_alone(fixture: &dyn Fixture) {
 pub async fn a_key_with_another_payload_is_refused(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
-    let mut chain = Chain::birth(&*nodes[0], &channel).await;
+    let mut chain = Chain::base(&*nodes[0], &channel).await;
     let keyed = |publish: Publish| publish.with_idempotency_key(key("k"));
     let first = chain.publish(&*nodes[0], &channel, keyed(text("one"))).await;
     let with_key = Message::new(EventName::new("said").unwrap(), Data::text("one")).with_key(Key::new("a").unwrap());
@@ -1625,7 +1625,7 @@ pub async fn a_key_with_another_payload_is_refused(fixture: &dyn Fixture) {
 pub async fn keys_of_different_sources_do_not_meet(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
-    let mut chain = Chain::birth(&*nodes[0], &channel).await;
+    let mut chain = Chain::base(&*nodes[0], &channel).await;
     let print = |text: &str| Fingerprint::of_message(&Message::new(EventName::new("say").unwrap(), Data::text(text)), false);
     let mut keys = Vec::new();
     for caller in ["k", "k~1", "k~end", &"k".repeat(255)] {
@@ -1739,7 +1739,7 @@ pub async fn an_ended_channel_can_still_be_followed_and_replayed(fixture: &dyn F
     let nodes = [fixture.node().await, fixture.node().await];
     for kept in [Kept::Ample, Kept::None] {
         let channel = channel(kept);
-        let mut chain = Chain::birth(&*nodes[0], &channel).await;
+        let mut chain = Chain::base(&*nodes[0], &channel).await;
         let promised = if matches!(kept, Kept::None) { 0 } else { 3 };
         chain.publish_many(&*nodes[0], &channel, 2).await;
         chain.publish(&*nodes[0], &channel, Publish::end()).await;
@@ -1761,7 +1761,7 @@ pub async fn an_ended_channel_can_still_be_followed_and_replayed(fixture: &dyn F
 pub async fn a_repeated_end_with_its_key_gives_its_position(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
-    let mut chain = Chain::birth(&*nodes[0], &channel).await;
+    let mut chain = Chain::base(&*nodes[0], &channel).await;
     let first = chain
         .publish(&*nodes[0], &channel, text("one").with_idempotency_key(key("one")))
         .await;
@@ -1830,10 +1830,10 @@ pub async fn an_event_with_its_end_that_was_given_up_happened_whole_or_not(fixtu
     let nodes = [fixture.node().await, fixture.node().await];
     for n in 0..24 {
         let channel = channel(Kept::Ample);
-        let birth = replay(&*nodes[0], &channel, None, 0).await.head;
+        let base = replay(&*nodes[0], &channel, None, 0).await.head;
         give_up(n % 8, nodes[0].publish(&channel, text("last").and_end())).await;
         for node in &nodes {
-            let replayed = replay(&**node, &channel, Some(birth), 10).await;
+            let replayed = replay(&**node, &channel, Some(base), 10).await;
             match &replayed.events[..] {
                 [] => assert!(!replayed.ended),
                 [event, end] => assert!(said(event) == "last" && end.is_end() && replayed.ended),
@@ -2009,7 +2009,7 @@ pub async fn any_sequence_of_calls_agrees_with_a_list(fixture: &dyn Fixture) {
     ] {
         let mut dice = Dice(seed);
         let channel = channel(kept);
-        let mut chain = Chain::birth(&*nodes[0], &channel).await;
+        let mut chain = Chain::base(&*nodes[0], &channel).await;
         let mut keys: Vec<(Publish, Position)> = Vec::new();
         let mut feeds: Vec<(Feed, Position)> = Vec::new();
         for step in 0..300 {
@@ -2222,7 +2222,7 @@ pub async fn a_feed_that_was_cut_ends_or_misses_nothing(fixture: &dyn Fixture) {
 /// Nor an end, a key or the chain.
 pub async fn a_restart_loses_no_acknowledged_event(fixture: &dyn Fixture) {
     let (node, channel, ended) = (fixture.node().await, channel(Kept::Ample), channel(Kept::Ample));
-    let mut chain = Chain::birth(&*node, &channel).await;
+    let mut chain = Chain::base(&*node, &channel).await;
     publish(&*node, &ended, Publish::end()).await;
     chain.publish_many(&*node, &channel, 100).await;
     let keyed = chain

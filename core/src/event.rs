@@ -653,7 +653,7 @@ pub struct Event {
     pub position: Position,
     /// The place of the event before it in this channel; zero: none is known.
     ///
-    /// For example: events 10, 20, 30 have previous 10's birth, 10 and 20. A reader that has 20 and
+    /// For example: events 10, 20, 30 have previous 10's base, 10 and 20. A reader that has 20 and
     /// gets 30 has missed nothing; a reader that has 10 and gets 30 asks the broker for what lies
     /// between.
     pub previous: Position,

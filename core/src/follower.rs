@@ -349,13 +349,13 @@ impl Follower {
         let Some(pending) = &mut state.healing else {
             return Healed::Superseded;
         };
-        let link = self.log.link();
-        if link != after {
+        let expected_previous = self.log.expected_previous();
+        if expected_previous != after {
             return Healed::NotYet;
         }
         let mut goes_on_live = false;
-        if !is_whole(link, replay) {
-            let reason = lost_reason(link, replay, self.log.head());
+        if !is_whole(expected_previous, replay) {
+            let reason = lost_reason(expected_previous, replay, self.log.head());
             pending.gaps += 1;
             let shown = pending.events.front().map(|event| match event.previous {
                 Position::ZERO => Position(event.position.0.saturating_sub(1)),
@@ -368,11 +368,11 @@ impl Follower {
             goes_on_live = live.is_some();
             let heard = live.or_else(|| pending.goes_on_after(replay));
             let goes_on = heard.unwrap_or_else(|| goes_on_after(replay));
-            tracing::warn!(channel = %self.log.name, after = %link, %goes_on, reason = reason.as_str(), "events are lost");
+            tracing::warn!(channel = %self.log.name, after = %expected_previous, %goes_on, reason = reason.as_str(), "events are lost");
             self.log.append_gap(goes_on, reason);
         }
         // Behind a gap that took events back: those that are there again, which listeners have had.
-        let again = (self.log.link() < self.log.head())
+        let again = (self.log.expected_previous() < self.log.head())
             .then(|| replay.events.iter().rposition(|event| self.log.has(event)))
             .flatten();
         let again = again.map_or(0, |last| last + 1);
@@ -503,7 +503,7 @@ impl Heal {
             follower.attach(feed, self.generation);
             self.follow_again = false;
         }
-        let after = log.link();
+        let after = log.expected_previous();
         let Some(follower) = self.follower.upgrade() else {
             return Ok(None);
         };

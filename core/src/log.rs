@@ -65,7 +65,7 @@ pub(crate) enum Item {
     /// once more.
     Gap {
         gap: Gap,
-        link: Position,
+        expected_previous: Position,
     },
 }
 
@@ -87,31 +87,31 @@ impl Entry {
         }
     }
 
-    /// A gap that `after` stands before, in a stream that goes on after `link`.
-    pub(crate) fn gap(after: Option<Position>, link: Position, reason: GapReason) -> Arc<Self> {
+    /// A gap that `after` stands before, in a stream that goes on after `expected_previous`.
+    pub(crate) fn gap(after: Option<Position>, expected_previous: Position, reason: GapReason) -> Arc<Self> {
         let cursor = match reason {
             // A position that was never given: nothing has been seen up to there.
-            GapReason::UnknownPosition => link,
-            _ => after.map_or(link, |after| after.max(link)),
+            GapReason::UnknownPosition => expected_previous,
+            _ => after.map_or(expected_previous, |after| after.max(expected_previous)),
         };
         Self::new(Item::Gap {
             gap: Gap { after, cursor, reason },
-            link,
+            expected_previous,
         })
     }
 
     /// The position that the next event names as its previous.
-    pub(crate) fn link(&self) -> Position {
+    pub(crate) fn expected_previous(&self) -> Position {
         match &self.item {
             Item::Event(event) => event.position,
-            Item::Gap { link, .. } => *link,
+            Item::Gap { expected_previous, .. } => *expected_previous,
         }
     }
 
     /// Whether a listener with this cursor goes on behind this entry. Not behind a gap whose cursor
     /// stands for lost events: a listener with that cursor may not have been told.
     fn is_at(&self, cursor: Position) -> bool {
-        self.position() == cursor && self.link() == cursor
+        self.position() == cursor && self.expected_previous() == cursor
     }
 
     pub(crate) fn is_end(&self) -> bool {
@@ -172,10 +172,10 @@ struct Ring {
     /// The place of `entries[0]`.
     first: u64,
     /// The position before `entries[0]`: a cursor that equals it has missed nothing of the ring.
-    floor: Position,
+    log_start: Position,
     head: Position,
     /// What the next event must name as its previous: the head, except after a lost tail.
-    link: Position,
+    expected_previous: Position,
     bytes: usize,
     /// What the node's memory of rings knows of this one.
     counted: usize,
@@ -225,7 +225,7 @@ pub(crate) struct Batch {
     /// The place after the last one looked at.
     pub(crate) next: u64,
     pub(crate) cursor: Position,
-    pub(crate) link: Position,
+    pub(crate) expected_previous: Position,
     pub(crate) events: u64,
     pub(crate) oldest: Instant,
     pub(crate) ended: bool,
@@ -357,7 +357,7 @@ impl Log {
         if history.more || is_torn(&history) {
             return None;
         }
-        let floor = goes_on_after(&history);
+        let log_start = goes_on_after(&history);
         let unpublished = history.complete && history.events.is_empty() && !history.ended;
         let end = lost_end(&history);
         let keeps_latest = rule.delivery == Delivery::Latest || rule.replay == ReplayOnSubscribe::Last;
@@ -366,9 +366,9 @@ impl Log {
             ring: Mutex::new(Ring {
                 entries: VecDeque::new(),
                 first: 0,
-                floor,
-                head: floor,
-                link: floor,
+                log_start,
+                head: log_start,
+                expected_previous: log_start,
                 bytes: 0,
                 counted: 0,
                 gaps: 0,
@@ -395,7 +395,7 @@ impl Log {
             for event in history.events.into_iter().chain(end) {
                 log.push(&mut ring, Entry::new(Item::Event(event)));
             }
-            (ring.head, ring.link) = (history.head, history.head);
+            (ring.head, ring.expected_previous) = (history.head, history.head);
             log.visible.store(ring.end_place(), Ordering::Release);
         }
         memory.make_room();
@@ -412,7 +412,7 @@ impl Log {
     fn push(&self, ring: &mut Ring, entry: Arc<Entry>) {
         let place = ring.end_place();
         ring.unpublished = false;
-        (ring.head, ring.link) = (entry.position(), entry.link());
+        (ring.head, ring.expected_previous) = (entry.position(), entry.expected_previous());
         ring.bytes += entry.cost();
         // A broker that has forgotten the channel, end and all, begins it anew.
         ring.end = entry.is_end().then_some(place);
@@ -441,11 +441,11 @@ impl Log {
         // The chain decides, not the head: a store that came back behind goes on below what
         // listeners have had. After a gap the head may be above the chain, and what was lost may
         // come again: that stands in the ring.
-        if event.position <= ring.link || (event.position <= ring.head && ring.has(&event)) {
+        if event.position <= ring.expected_previous || (event.position <= ring.head && ring.has(&event)) {
             return Appended::Known;
         }
         // Zero: the feed is whole, but the broker has forgotten what came before.
-        if event.previous != ring.link && event.previous != Position::ZERO {
+        if event.previous != ring.expected_previous && event.previous != Position::ZERO {
             return Appended::Broken;
         }
         self.push(&mut ring, Entry::new(Item::Event(event)));
@@ -460,10 +460,10 @@ impl Log {
     }
 
     /// Announces to all listeners that events after the head are lost, or the head itself. The log
-    /// goes on after `link`.
-    pub(crate) fn append_gap(&self, link: Position, reason: GapReason) {
+    /// goes on after `expected_previous`.
+    pub(crate) fn append_gap(&self, expected_previous: Position, reason: GapReason) {
         let mut ring = lock(&self.ring);
-        let gap = Entry::gap(Some(ring.head), link, reason);
+        let gap = Entry::gap(Some(ring.head), expected_previous, reason);
         self.push(&mut ring, gap);
         let end = ring.end_place();
         if let Some(latest) = &mut ring.latest {
@@ -478,8 +478,8 @@ impl Log {
     }
 
     /// The position after which the broker is asked for what is missing.
-    pub(crate) fn link(&self) -> Position {
-        lock(&self.ring).link
+    pub(crate) fn expected_previous(&self) -> Position {
+        lock(&self.ring).expected_previous
     }
 
     /// Lets listeners see everything that was appended, and wakes those that sleep.
@@ -641,7 +641,7 @@ impl Log {
             ReplayOnSubscribe::All if ring.cut_short && ring.entries.len() < self.rule.history.events => return None,
             ReplayOnSubscribe::All => Place {
                 next: ring.first,
-                cursor: ring.floor,
+                cursor: ring.log_start,
                 first: Vec::new(),
             },
             ReplayOnSubscribe::Last if ring.latest.as_ref().is_some_and(|latest| latest.cut_short) => return None,
@@ -730,7 +730,7 @@ impl Log {
     /// The beginning of the ring, if that is behind this position, and the position before it.
     pub(crate) fn begin_behind(&self, position: Position) -> Option<(u64, Position)> {
         let ring = lock(&self.ring);
-        (ring.floor > position).then_some((ring.first, ring.floor))
+        (ring.log_start > position).then_some((ring.first, ring.log_start))
     }
 
     /// For conflated channels: the newest of each key that a listener at `cursor` and `place` has
@@ -785,7 +785,7 @@ impl Log {
                 bytes: Bytes::new(),
                 next,
                 cursor: Position::ZERO,
-                link: Position::ZERO,
+                expected_previous: Position::ZERO,
                 events: 0,
                 oldest: Instant::now(),
                 ended: false,
@@ -814,7 +814,7 @@ impl Log {
             bytes,
             next,
             cursor: last.position(),
-            link: last.link(),
+            expected_previous: last.expected_previous(),
             events: entries.len() as u64,
             oldest: first.at,
             ended: last.is_end(),
@@ -851,7 +851,7 @@ impl Ring {
 
     fn pop(&mut self) {
         if let Some(entry) = self.entries.pop_front() {
-            self.floor = entry.link();
+            self.log_start = entry.expected_previous();
             self.first += 1;
             self.bytes -= entry.cost();
             self.gaps -= usize::from(matches!(entry.item, Item::Gap { .. }));
@@ -877,14 +877,17 @@ impl Ring {
     /// Where a listener stands that has had everything before `place`.
     fn position_before(&self, place: u64) -> Position {
         match self.index(place) {
-            None | Some(0) => self.floor,
-            Some(index) => self.entries.get(index - 1).map_or(self.link, |entry| entry.link()),
+            None | Some(0) => self.log_start,
+            Some(index) => self
+                .entries
+                .get(index - 1)
+                .map_or(self.expected_previous, |entry| entry.expected_previous()),
         }
     }
 
     /// Equality, not a range: a position that lies within the ring and is not there was lost.
     fn place_after(&self, cursor: Position) -> Option<u64> {
-        if cursor == self.head && cursor == self.link {
+        if cursor == self.head && cursor == self.expected_previous {
             return Some(self.end_place());
         }
         let found = if self.gaps == 0 {
@@ -894,7 +897,7 @@ impl Ring {
         };
         match found {
             Some(index) => Some(self.first + index as u64 + 1),
-            None => (cursor == self.floor).then_some(self.first),
+            None => (cursor == self.log_start).then_some(self.first),
         }
     }
 
@@ -1088,7 +1091,7 @@ mod tests {
         Arc::new(rule)
     }
 
-    const BIRTH: u64 = 100;
+    const BASE: u64 = 100;
 
     fn log(rule: Arc<Rule>, ring_events: usize, ring_bytes: usize) -> Arc<Log> {
         let limits = Limits {
@@ -1100,7 +1103,7 @@ mod tests {
             events: Vec::new(),
             complete: true,
             more: false,
-            head: Position(BIRTH),
+            head: Position(BASE),
             ended: false,
         };
         let memory = RingMemory::new(limits.memory);
@@ -1125,7 +1128,7 @@ mod tests {
             let log = log(rule(delivery, replay), 4, 10_000);
             let memory = log.memory.clone();
             for n in 0..200u64 {
-                let offered = event(BIRTH + n + 1, BIRTH + n, (n % 7) as u8, 900);
+                let offered = event(BASE + n + 1, BASE + n, (n % 7) as u8, 900);
                 assert_eq!(log.append(offered), Appended::Yes);
                 if n % 50 == 49 {
                     log.shrink();
@@ -1156,14 +1159,14 @@ mod tests {
         let registration = log.register(listener.clone(), 0);
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         for n in 0..3 {
-            assert_eq!(log.append(event(BIRTH + n + 1, BIRTH + n, 0, 10)), Appended::Yes);
+            assert_eq!(log.append(event(BASE + n + 1, BASE + n, 0, 10)), Appended::Yes);
             log.show();
             assert!(listener.wake.poll(&mut cx).is_ready(), "an event");
             listener.wake.reset();
             log.show();
             assert!(listener.wake.poll(&mut cx).is_pending(), "nothing new");
         }
-        log.append_gap(Position(BIRTH + 1), GapReason::BrokerLostData);
+        log.append_gap(Position(BASE + 1), GapReason::BrokerLostData);
         log.show();
         assert!(listener.wake.poll(&mut cx).is_ready(), "a gap");
         drop(registration);
@@ -1205,7 +1208,7 @@ mod tests {
         first: usize,
         visible: usize,
         head: u64,
-        link: u64,
+        expected_previous: u64,
         /// The highest position so far.
         given: u64,
         latest: bool,
@@ -1216,7 +1219,7 @@ mod tests {
     struct NaiveEntry {
         position: u64,
         /// What comes next names this as its previous.
-        link: u64,
+        expected_previous: u64,
         /// `None`: a gap.
         key: Option<u8>,
         weight: usize,
@@ -1233,18 +1236,18 @@ mod tests {
     }
 
     impl Naive {
-        fn push(&mut self, position: u64, link: u64, key: Option<u8>, weight: usize) {
+        fn push(&mut self, position: u64, expected_previous: u64, key: Option<u8>, weight: usize) {
             let cost = ENTRY_COST + if key.is_some() { 3 * weight } else { 0 };
             let at = Instant::now();
             self.all.push(NaiveEntry {
                 position,
-                link,
+                expected_previous,
                 key,
                 weight,
                 cost,
                 at,
             });
-            (self.head, self.link) = (position, link);
+            (self.head, self.expected_previous) = (position, expected_previous);
             self.given = self.given.max(position);
             while self.all.len() - self.first > self.max_events
                 || (self.all.len() - self.first > 1
@@ -1284,12 +1287,15 @@ mod tests {
         /// are the same, the later counts. That of a gap behind which the stream goes back is none,
         /// because it stands for events that are lost.
         fn find(&self, cursor: u64) -> Found {
-            let floor = self.first.checked_sub(1).map_or(BIRTH, |before| self.all[before].link);
-            let is_at = |place: &usize| (self.all[*place].position, self.all[*place].link) == (cursor, cursor);
+            let log_start = self
+                .first
+                .checked_sub(1)
+                .map_or(BASE, |before| self.all[before].expected_previous);
+            let is_at = |place: &usize| (self.all[*place].position, self.all[*place].expected_previous) == (cursor, cursor);
             match (self.first..self.all.len()).rev().find(is_at) {
-                _ if (cursor, cursor) == (self.head, self.link) => Found::At(self.all.len() as u64),
+                _ if (cursor, cursor) == (self.head, self.expected_previous) => Found::At(self.all.len() as u64),
                 Some(place) => Found::At(place as u64 + 1),
-                None if cursor == floor => Found::At(self.first as u64),
+                None if cursor == log_start => Found::At(self.first as u64),
                 None if cursor > self.head => Found::Ahead,
                 None => Found::Unknown,
             }
@@ -1297,7 +1303,7 @@ mod tests {
 
         fn position_before(&self, place: u64) -> u64 {
             let before = usize::try_from(place).unwrap().checked_sub(1);
-            before.map_or(BIRTH, |before| self.all[before].link)
+            before.map_or(BASE, |before| self.all[before].expected_previous)
         }
 
         /// The newest event of each key from `place` on, unless it is still to be shown.
@@ -1344,40 +1350,40 @@ mod tests {
             all: Vec::new(),
             first: 0,
             visible: 0,
-            head: BIRTH,
-            link: BIRTH,
-            given: BIRTH,
+            head: BASE,
+            expected_previous: BASE,
+            given: BASE,
             latest: delivery == Delivery::Latest,
             max_events,
             max_bytes,
         };
         // Where each listener stands: place and cursor.
-        let mut listeners = [(0u64, Position(BIRTH)); 3];
+        let mut listeners = [(0u64, Position(BASE)); 3];
         let mut last_gap = 0;
         for step in steps {
             match step {
                 Step::Append(key, size, far, known) => {
                     // Never given twice, not even where the head went back.
                     let position = naive.given + far;
-                    let previous = if known { naive.link } else { 0 };
+                    let previous = if known { naive.expected_previous } else { 0 };
                     let event = event(position, previous, key, size);
                     let weight = event.message.weight();
                     assert_eq!(log.append(event), Appended::Yes);
                     naive.push(position, position, Some(key), weight);
                 }
                 Step::Offer(known) => {
-                    let link = naive.link;
+                    let expected_previous = naive.expected_previous;
                     let (offered, answer) = if known {
-                        (event(link, link - 1, 0, 0), Appended::Known)
+                        (event(expected_previous, expected_previous - 1, 0, 0), Appended::Known)
                     } else {
                         (event(naive.given + 10, naive.given + 5, 0, 0), Appended::Broken)
                     };
                     assert_eq!(log.append(offered), answer);
                 }
                 Step::Gap(far) => {
-                    let link = naive.link.saturating_add_signed(far).max(BIRTH);
-                    log.append_gap(Position(link), GapReason::HistoryExpired);
-                    naive.push(naive.head.max(link), link, None, 0);
+                    let expected_previous = naive.expected_previous.saturating_add_signed(far).max(BASE);
+                    log.append_gap(Position(expected_previous), GapReason::HistoryExpired);
+                    naive.push(naive.head.max(expected_previous), expected_previous, None, 0);
                     last_gap = naive.all.len() as u64;
                 }
                 Step::Show => {
@@ -1537,7 +1543,7 @@ mod loom_tests {
     use super::*;
     use crate::{Data, EventName, Message};
 
-    const BIRTH: Position = Position(100);
+    const BASE: Position = Position(100);
 
     fn log() -> Arc<Log> {
         let mut rule = Rule::new("c".parse().unwrap(), vec![]);
@@ -1550,7 +1556,7 @@ mod loom_tests {
             events: Vec::new(),
             complete: true,
             more: false,
-            head: BIRTH,
+            head: BASE,
             ended: false,
         };
         let memory = RingMemory::new(limits.memory);

@@ -169,7 +169,7 @@ struct Subscription {
     cursor: Position,
     /// What the next event must name as its previous: the cursor, except after a lost tail that the
     /// listener had seen.
-    link: Position,
+    expected_previous: Position,
     /// Events up to here are left out: the listener had them before they were lost, and this node
     /// may not know that they are.
     skip_through: Position,
@@ -354,9 +354,9 @@ impl PendingSubscription {
     /// stands there.
     fn resume_in_ring(&mut self, log: &Log, next: u64, position: Position) {
         if let Some((place, entry)) = log.next_sent(next)
-            && let Item::Gap { gap, link } = &entry.item
+            && let Item::Gap { gap, expected_previous } = &entry.item
         {
-            let gap = Entry::gap(Some(position), *link, gap.reason);
+            let gap = Entry::gap(Some(position), *expected_previous, gap.reason);
             self.cursor = gap.position();
             self.catch_up = Some(CatchUp::of(VecDeque::from([gap]), place + 1));
             return;
@@ -553,7 +553,7 @@ impl Session {
             registration,
             next,
             cursor: stands_at,
-            link: cursor,
+            expected_previous: cursor,
             skip_through: Position::ZERO,
             ahead: false,
             catch_up,
@@ -846,7 +846,7 @@ impl Subscription {
             }
             let log = &self.registration.log;
             if self.ahead {
-                match log.find(self.link) {
+                match log.find(self.expected_previous) {
                     Found::Ahead => return Ok(()),
                     Found::At(next) => {
                         self.next = next;
@@ -878,7 +878,7 @@ impl Subscription {
                         if batch.events == 0 {
                             continue;
                         }
-                        (self.cursor, self.link) = (batch.cursor, batch.link);
+                        (self.cursor, self.expected_previous) = (batch.cursor, batch.expected_previous);
                         self.ended = batch.ended;
                         reading.count(log, batch.events, batch.bytes.len(), batch.oldest);
                         if let Some(reason) = batch.gap {
@@ -919,23 +919,23 @@ impl Subscription {
             let entry = match &entry.item {
                 // The log's own words begin where the log stood. Past a fork a listener may stand
                 // elsewhere: it was ahead, or it is new.
-                Item::Gap { gap, link } if gap.after.is_some_and(|after| after != self.cursor) => {
-                    mine = Entry::gap(Some(self.cursor), *link, gap.reason);
+                Item::Gap { gap, expected_previous } if gap.after.is_some_and(|after| after != self.cursor) => {
+                    mine = Entry::gap(Some(self.cursor), *expected_previous, gap.reason);
                     &mine
                 }
                 _ => entry,
             };
-            self.link = entry.link();
+            self.expected_previous = entry.expected_previous();
             if entry.position() <= self.skip_through {
                 continue;
             }
             self.cursor = entry.position();
             self.skip_through = Position::ZERO;
             self.ended |= entry.is_end();
-            if let Item::Gap { gap, link } = &entry.item {
+            if let Item::Gap { gap, expected_previous } = &entry.item {
                 log.figures.gap(gap.reason);
                 // Of the ring's own gaps the ring has only what comes behind them.
-                if gap.cursor > *link && self.catch_up.is_some() {
+                if gap.cursor > *expected_previous && self.catch_up.is_some() {
                     self.skip_through = gap.cursor;
                 }
             }
@@ -988,8 +988,8 @@ impl Subscription {
         match log.rule.slow {
             SlowPolicy::Close => return Err(TooSlow),
             SlowPolicy::Skip => {
-                let (next, link) = log.skip();
-                let gap = Entry::gap(Some(self.cursor), link, GapReason::TooSlow);
+                let (next, expected_previous) = log.skip();
+                let gap = Entry::gap(Some(self.cursor), expected_previous, GapReason::TooSlow);
                 self.next = next;
                 self.catch_up = Some(CatchUp::of(VecDeque::from([gap]), next));
             }
@@ -1017,14 +1017,19 @@ impl Subscription {
         // needed.
         if catch_up.more
             && catch_up.fetch.is_none()
-            && let Found::At(next) = log.find(self.link)
+            && let Found::At(next) = log.find(self.expected_previous)
         {
             self.next = next;
             self.catch_up = None;
             return Poll::Ready(());
         }
         if catch_up.more || catch_up.fetch.is_some() {
-            let (hub, name, after, pause) = (reading.hub.clone(), log.name.clone(), self.link, catch_up.backoff);
+            let (hub, name, after, pause) = (
+                reading.hub.clone(),
+                log.name.clone(),
+                self.expected_previous,
+                catch_up.backoff,
+            );
             let fetch = catch_up
                 .fetch
                 .get_or_insert_with(|| Box::pin(fetch_page(hub, name, after, pause)));
@@ -1033,7 +1038,7 @@ impl Subscription {
             };
             catch_up.fetch = None;
             let too_slow = catch_up.too_slow;
-            catch_up.take_in(&log, self.cursor, self.link, &replay, too_slow);
+            catch_up.take_in(&log, self.cursor, self.expected_previous, &replay, too_slow);
             return Poll::Ready(());
         }
         match catch_up.lands_at {
@@ -1041,7 +1046,7 @@ impl Subscription {
                 self.next = next;
                 self.catch_up = None;
             }
-            None => match log.find(self.link) {
+            None => match log.find(self.expected_previous) {
                 Found::At(next) => {
                     self.next = next;
                     self.catch_up = None;
@@ -1106,14 +1111,14 @@ impl CatchUp {
         piece
     }
 
-    /// `replay`: what history holds after `link`, for a listener that holds `cursor`.
-    fn take_in(&mut self, log: &Log, cursor: Position, link: Position, replay: &Replay, too_slow: bool) {
+    /// `replay`: what history holds after `expected_previous`, for a listener that holds `cursor`.
+    fn take_in(&mut self, log: &Log, cursor: Position, expected_previous: Position, replay: &Replay, too_slow: bool) {
         self.more = replay.more;
-        if !is_whole(link, replay) {
+        if !is_whole(expected_previous, replay) {
             let reason = if too_slow {
                 GapReason::TooSlow
             } else {
-                lost_reason(link, replay, log.head())
+                lost_reason(expected_previous, replay, log.head())
             };
             let goes_on = goes_on_after(replay);
             self.gaps += 1;

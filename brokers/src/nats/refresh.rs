@@ -149,7 +149,7 @@ async fn refresh_one(
             };
             let chain = Chain {
                 head: followed_from,
-                birth: followed_from,
+                base: followed_from,
                 ..Chain::NONE
             };
             (chain, stored_at)

@@ -15,9 +15,9 @@ use bytes::Bytes;
 pub(super) struct Chain {
     /// The newest message's sequence, on which the next one must build; zero: there is none.
     pub(super) newest: u64,
-    /// The newest event's position, or the birth.
+    /// The newest event's position, or the base.
     pub(super) head: Position,
-    pub(super) birth: Position,
+    pub(super) base: Position,
     pub(super) ended: bool,
     /// Whether the end stands in the message of the event before it, whose sequence is one below
     /// the head.
@@ -32,7 +32,7 @@ impl Chain {
     pub(super) const NONE: Chain = Chain {
         newest: 0,
         head: Position::ZERO,
-        birth: Position::ZERO,
+        base: Position::ZERO,
         ended: false,
         end_in_event: false,
         events: 0,
@@ -146,7 +146,7 @@ pub(super) fn channel_of(token: &str) -> Option<ChannelName> {
 /// for none of its own.
 const AND_END: &[u8] = b"+";
 
-/// Five numbers (previous or head, birth, bytes, events, clock), each before a colon; then, of an
+/// Five numbers (previous or head, base, bytes, events, clock), each before a colon; then, of an
 /// event, its message as brokers store it. The chain is the one before the event. `and_end`: the
 /// channel ends behind it. The clock is the writer's own. Only version 0.1 reads it: age is judged
 /// by the time at which the server stored the message.
@@ -159,7 +159,7 @@ pub(super) fn event(before: &Chain, message: &Message, and_end: bool, now: u64) 
     bytes.into()
 }
 
-/// A mark: of the birth, if the chain has no head, or of a head whose event may not be kept.
+/// A mark: of the base, if the chain has no head, or of a head whose event may not be kept.
 /// Version 0.1 wrote one wherever a channel was asked for.
 pub(super) fn mark(chain: &Chain, now: u64) -> Bytes {
     let kind = match chain {
@@ -171,21 +171,21 @@ pub(super) fn mark(chain: &Chain, now: u64) -> Bytes {
 }
 
 fn numbers(chain: &Chain, now: u64) -> String {
-    format!("{}:{}:{}:{}:{now}:", chain.head, chain.birth, chain.bytes, chain.events)
+    format!("{}:{}:{}:{}:{now}:", chain.head, chain.base, chain.bytes, chain.events)
 }
 
 /// A message of the stream. `None`: it is not one of ours.
 pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     let mut parts = bytes.splitn(6, |byte| *byte == b':');
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
-    let (head, birth, bytes_before, events, _written) = (number()?, number()?, number()?, number()?, number()?);
+    let (head, base, bytes_before, events, _written) = (number()?, number()?, number()?, number()?, number()?);
     let rest = bytes.slice_ref(parts.next()?);
     if matches!(&rest[..], b"M" | b"E" | b"+E") {
         let place = |given: u64| Position(if given == 0 { sequence } else { given });
         let chain = Chain {
             newest: sequence,
             head: place(head),
-            birth: place(birth),
+            base: place(base),
             ended: *rest != b"M"[..],
             end_in_event: *rest == b"+E"[..],
             events,
@@ -199,7 +199,7 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
             end: None,
         });
     }
-    // A first event without a mark before it stands right behind its birth.
+    // A first event without a mark before it stands right behind its base.
     let place = |given: u64| Position(if given == 0 { sequence - 1 } else { given });
     let and_end = rest.starts_with(AND_END);
     let event = Event {
@@ -220,7 +220,7 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     let chain = Chain {
         newest: sequence,
         head: last.position,
-        birth: place(birth),
+        base: place(base),
         ended: last.is_end(),
         end_in_event: and_end,
         events: events.checked_add(1 + u64::from(and_end))?,
@@ -245,7 +245,7 @@ mod tests {
     const BEFORE: Chain = Chain {
         newest: 40,
         head: Position(30),
-        birth: Position(10),
+        base: Position(10),
         ended: false,
         end_in_event: false,
         events: 2,
@@ -328,9 +328,9 @@ mod tests {
     fn a_first_event_and_a_birth_find_their_places() {
         let said = Message::new(EventName::new("said").unwrap(), Data::text(""));
         let first = read(50, event(&Chain::NONE, &said, false, 7)).unwrap();
-        assert_eq!((first.chain.birth.0, first.event.unwrap().previous.0), (49, 49));
-        let birth = read(50, mark(&Chain::NONE, 7)).unwrap().chain;
-        assert_eq!((birth.newest, birth.head.0, birth.birth.0, birth.ended), (50, 50, 50, false));
+        assert_eq!((first.chain.base.0, first.event.unwrap().previous.0), (49, 49));
+        let base = read(50, mark(&Chain::NONE, 7)).unwrap().chain;
+        assert_eq!((base.newest, base.head.0, base.base.0, base.ended), (50, 50, 50, false));
         let ended = Chain { ended: true, ..BEFORE };
         assert_eq!(read(50, mark(&ended, 7)).unwrap().chain, Chain { newest: 50, ..ended });
     }

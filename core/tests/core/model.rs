@@ -3,7 +3,7 @@
 //! them.
 //!
 //! **Modelled.** A broker's log: positions that strictly increase and are never reused, `previous`
-//! links, a birth position at the first touch, trimming from the old end, and a failover that loses
+//! links, a base position at the first touch, trimming from the old end, and a failover that loses
 //! events from the new end, so that later ones fork off. Two nodes that follow it through feeds
 //! that lag, end and are followed again, or (against their contract) skip an event; each heals by
 //! replaying after its head and keeps a small ring. One client that subscribes on either node,
@@ -84,7 +84,7 @@ const POSITIONS: usize = 12;
 /// The backbone, and with it the truth: what was ever acknowledged, and what became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Broker {
-    /// The last position ever given, to an event or as a birth. Survives everything: that is what
+    /// The last position ever given, to an event or as a base. Survives everything: that is what
     /// "never reused" means.
     clock: Position,
     /// The newest position of the log as it stands; [`NOWHERE`] if no publisher or listener has
@@ -136,7 +136,7 @@ impl Broker {
         }
     }
 
-    /// Steps back by one: to the event before the head, or, from a birth, to an untouched channel.
+    /// Steps back by one: to the event before the head, or, from a base, to an untouched channel.
     fn lose_head(&mut self) {
         let head = self.head;
         if self.acknowledged.contains(head) {

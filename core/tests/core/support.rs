@@ -433,7 +433,7 @@ pub struct Backbone {
 struct Channel {
     /// The highest position ever given.
     given: Position,
-    birth: Position,
+    base: Position,
     head: Position,
     events: VecDeque<Arc<Event>>,
     ended: bool,
@@ -531,11 +531,11 @@ impl Backbone {
     fn with<T>(&self, channel: &str, act: impl FnOnce(&mut Channel) -> T) -> T {
         let mut channels = lock(&self.channels);
         let channel = channels.entry(name(channel)).or_insert_with(|| {
-            let birth = Position::ZERO.next();
+            let base = Position::ZERO.next();
             Channel {
-                given: birth,
-                birth,
-                head: birth,
+                given: base,
+                base,
+                head: base,
                 events: VecDeque::new(),
                 ended: false,
                 keys: HashMap::new(),
@@ -635,7 +635,7 @@ impl Backbone {
             channel.keys.clear();
             channel.ended = false;
             channel.given = channel.given.next();
-            (channel.birth, channel.head) = (channel.given, channel.given);
+            (channel.base, channel.head) = (channel.given, channel.given);
         });
     }
 
@@ -808,7 +808,7 @@ impl Broker for Node {
                 }
                 None => {
                     let first = kept.len() - limit.fitting(kept.iter().rev().map(|event| &**event));
-                    (first..kept.len(), first == 0 && oldest_previous == channel.birth)
+                    (first..kept.len(), first == 0 && oldest_previous == channel.base)
                 }
             };
             let more = range.end < kept.len();

@@ -260,7 +260,7 @@ impl Backbone {
 }
 
 impl Inner {
-    /// Records the birth of a channel at its first use since the broker started.
+    /// Records the base of a channel at its first use since the broker started.
     fn touch(&mut self, name: &ChannelName, clock: &Clock) {
         let known = self
             .truth
@@ -271,7 +271,7 @@ impl Inner {
             self.clocks.give(name, all.head, None);
             let (_, head, _) = self.log(name);
             let truth = self.truth.entry(name.clone()).or_default();
-            truth.birth(head.0, clock.now());
+            truth.base(head.0, clock.now());
         }
     }
 

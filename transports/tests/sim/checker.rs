@@ -361,7 +361,7 @@ mod tests {
         let clock = Clock::default();
         let mut history = History::default();
         let mut truth = Truth::default();
-        truth.birth(10, clock.now());
+        truth.base(10, clock.now());
         let publish = |truth: &mut Truth, history: &mut History, position: u64, previous: u64| {
             let began = clock.now();
             let body = format!("m{position}");

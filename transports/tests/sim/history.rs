@@ -45,12 +45,12 @@ pub struct Truth {
     pub busy: bool,
 }
 
-/// What stands at a position: an event, or the birth of a channel.
+/// What stands at a position: an event, or the base of a channel.
 #[derive(Clone)]
 pub struct Place {
-    /// The place before it; zero for a birth.
+    /// The place before it; zero for a base.
     pub previous: u64,
-    /// `None`: a birth.
+    /// `None`: a base.
     pub body: Option<String>,
     pub since: Moment,
     /// A failover or a restart threw it away.
@@ -60,7 +60,7 @@ pub struct Place {
 }
 
 impl Truth {
-    pub fn birth(&mut self, position: u64, since: Moment) {
+    pub fn base(&mut self, position: u64, since: Moment) {
         self.place(position, 0, None, since);
     }
 
