@@ -2119,8 +2119,8 @@ async fn insist_on_following(node: &dyn Broker, channel: &ChannelName) -> Feed {
     .await
 }
 
-/// No position is given again, no cursor from before is called complete, and no feed takes an event
-/// of the new chain for the next of the old one.
+/// The broker gives no position again and calls no cursor from before the wipe complete. No feed
+/// takes an event of the new chain for the next of the old one.
 pub async fn after_a_wipe_nothing_old_goes_on(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
     let mut feed = follow(&*node, &channel).await;

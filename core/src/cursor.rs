@@ -35,7 +35,7 @@ pub enum Cursor {
     Many(Positions),
 }
 
-/// The positions of several channels, each of which is named by a short hash.
+/// Holds the positions of several channels. A short hash names each channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Positions {
     naming: Naming,

@@ -355,8 +355,8 @@ pub async fn channels_do_not_hear_each_other(fixture: &dyn Fixture) {
     assert_eq!(shown_value(&mut watch).await, ("ann".to_owned(), Some("here".to_owned())));
 }
 
-/// No id of a member means anything to the directory: not a pattern, not a separator, not the end
-/// of anything.
+/// The directory gives the id of a member no meaning: an id may hold patterns, separators and line
+/// ends.
 pub async fn a_member_may_be_any_text(fixture: &dyn Fixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut ids: Vec<String> = [

@@ -74,8 +74,8 @@ struct Pending {
     dropped: Position,
     /// How often history did not reach back to the log's head.
     gaps: usize,
-    /// An event has come, since history was asked last, with which the feed does not go on from
-    /// where it was.
+    /// The feed has shown an event, since history was asked last, that does not follow the one
+    /// before it.
     went_back: bool,
 }
 
@@ -125,8 +125,8 @@ impl FeedSink<Arc<Event>> for LiveFeed {
 }
 
 impl Follower {
-    /// Follows the channel, reads its recent history, and has a log that is up to date: from then
-    /// on every event reaches it.
+    /// Follows the channel and fills a log with its recent history. From then on every event reaches
+    /// the log.
     pub(crate) async fn open(backbone: Arc<Backbone>, name: ChannelName, rule: Arc<Rule>) -> Result<Arc<Self>, BrokerError> {
         let want = rule.history.events.max(backbone.limits.ring_events);
         let history = if rule.history.events == 0 { 1 } else { want };
@@ -167,9 +167,9 @@ impl Follower {
         self.lock().healing.is_some()
     }
 
-    /// A page of history from the log. The broker is asked only where its channel ends, so that the
-    /// page holds every event that was acknowledged before the call. `None`: the log does not hold
-    /// what is asked for.
+    /// Returns a page of history from the log. The broker tells only where the channel ends, so that
+    /// the page holds every event that was acknowledged before the call. `None`: the log does not
+    /// hold all of the page.
     pub(crate) async fn page(&self, after: Position, limit: PageLimit) -> Result<Option<Replay>, BrokerError> {
         if self.is_healing() || !matches!(self.log.find(after), Found::At(_)) || self.log.head() == after {
             return Ok(None);
@@ -378,9 +378,9 @@ impl Follower {
         let again = again.map_or(0, |last| last + 1);
         for event in replay.events.iter().skip(again).cloned().chain(lost_end(replay)) {
             if self.log.append(event.clone()) == Appended::Broken {
-                // History is whole, and its beginning has been judged: what was announced as lost
-                // is there again, as after a failover and one back. Some listeners have had it, and
-                // those that came behind its gap have not: both are told.
+                // History is whole. So it holds events again that were announced as lost, as after
+                // a failover and one back. Some listeners had them before the gap, and those that
+                // came behind it did not: a new gap tells both.
                 tracing::warn!(channel = %self.log.name, after = %event.previous, "events that were announced as lost are there again");
                 self.log.append_gap(event.previous, GapReason::BrokerLostData);
                 self.log.append(event);
@@ -477,7 +477,7 @@ impl Heal {
         log.show();
         match healed {
             Healed::NotYet if replay.more => Try::Again(None),
-            // What waits does not follow yet: history is still behind what the feed has shown.
+            // The waiting events do not follow yet: history is behind what the feed has shown.
             Healed::NotYet => Try::Again(Some(self.next_pause(backbone))),
             Healed::Yes | Healed::Superseded => Try::Done,
         }

@@ -1,4 +1,4 @@
-//! The seam between core and transports: how events and notices become bytes.
+//! Connects core and transports: a format turns events and notices into bytes.
 
 use std::sync::Arc;
 

@@ -408,8 +408,8 @@ impl Hub {
         lock(&self.0.sessions).len()
     }
 
-    /// How many milliseconds a client should wait before it connects again: jittered, and longer
-    /// where many would come at once.
+    /// Returns how many milliseconds a client should wait before it connects again: jittered, and
+    /// longer where many would come at once.
     pub fn retry_hint(&self) -> u32 {
         let crowd = self.0.connections.load(Ordering::Relaxed).min(30_000) as f64;
         (1000.0 + self.0.backbone.jitter.unit() * (2000.0 + crowd)) as u32

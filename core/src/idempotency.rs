@@ -56,7 +56,7 @@ impl std::hash::Hash for ScopedKey {
 }
 
 impl ScopedKey {
-    /// The key of a publish by the application: `POST /publish`, or
+    /// Makes the key of a publish by the application: `POST /publish`, or
     /// [`Channel::publish_with`](crate::Channel::publish_with) with a key.
     pub fn backend(key: &IdempotencyKey) -> Self {
         Self {
@@ -110,7 +110,7 @@ impl fmt::Debug for ScopedKey {
     }
 }
 
-/// What tells two payloads apart: the first half of a SHA-256. The same on every node and in every
+/// Tells two payloads apart: the first half of a SHA-256, the same on every node and in every
 /// build.
 ///
 /// A hash that an attacker cannot make collide, because user ids are told apart by it too.

@@ -333,7 +333,7 @@ impl Metrics {
         self.encode_as(TextFormat::Prometheus)
     }
 
-    /// All figures in one of the text formats.
+    /// Writes all metrics in one of the text formats.
     pub fn encode_as(&self, format: TextFormat) -> String {
         let mut text = MetricsText {
             format,

@@ -87,7 +87,7 @@ pub(crate) struct Presence {
 
 struct Life {
     node: NodeId,
-    /// Whether the last heartbeat failed.
+    /// The last heartbeat failed.
     missed: bool,
     settles: Instant,
     over: bool,
@@ -1518,8 +1518,8 @@ async fn follow(me: Weak<PresenceSet>, mut pause: Duration) {
                     (false, Some(watch))
                 } else if state.listeners == 0 && !state.lingering {
                     set.version.store(0, Ordering::Release);
-                    // What was watched before has ended: only its shell is left, and that is
-                    // dropped outside the lock, too.
+                    // The watch before this one has ended. Its shell is dropped outside the lock,
+                    // too.
                     old = state.stop_watching();
                     (false, Some(watch))
                 } else {

@@ -10,7 +10,7 @@ use crate::event::{Invalid, quoted};
 /// part of the protocol (docs/protocol.md, section 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// Malformed: JSON, name, field, frame.
+    /// The request is malformed: its JSON, a name, a field or a frame.
     BadRequest,
     /// Say who you are.
     Unauthorized,

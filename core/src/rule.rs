@@ -311,7 +311,7 @@ impl Pattern {
         rest.is_none().then_some(params)
     }
 
-    /// Whether every channel that `other` matches is matched by this pattern too.
+    /// Returns whether this pattern matches every channel that `other` matches.
     pub fn covers(&self, other: &Pattern) -> bool {
         let (mut mine, mut others) = (self.segments.iter(), other.segments.iter());
         loop {

@@ -671,7 +671,7 @@ impl Session {
         self.cursor.as_ref().map(|cursor| cursor.snapshot())
     }
 
-    /// [`Session::poll_turn`] as a future.
+    /// Awaits [`Session::poll_turn`].
     pub async fn turn(&mut self, out: &mut Vec<Bytes>) -> Turn {
         std::future::poll_fn(|cx| self.poll_turn(cx, out)).await
     }

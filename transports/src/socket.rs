@@ -95,7 +95,7 @@ impl FirstBytes {
     /// the other end is done.
     ///
     /// # Errors
-    /// The socket's.
+    /// Returns the errors of the socket.
     pub async fn read_from(&mut self, socket: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
         let count = socket.read(&mut self.bytes[self.to.into()..]).await?;
         // At most `ENOUGH`.

@@ -558,8 +558,8 @@ impl<S: Socket> WebSocketTask<S> {
         }
         let (websocket, unfinished) = (&mut self.websocket, &mut self.unfinished);
         let next = |cx: &mut Context<'_>| next_message(websocket, unfinished, cx);
-        // What is done with a message is apart: an event that goes out passes here twice, and
-        // nothing was read.
+        // Functions of their own handle messages: an event that goes out passes here twice, and
+        // mostly no message came.
         match self.session.poll_readable(cx, next) {
             Poll::Ready(message) => Poll::Ready(self.read(message, cx)),
             Poll::Pending if self.unfinished.is_some() => self.poll_unfinished(cx),
