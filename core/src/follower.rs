@@ -125,8 +125,8 @@ impl FeedSink<Arc<Event>> for LiveFeed {
 }
 
 impl Follower {
-    /// Follows the channel and fills a log with its recent history. From then on every event reaches
-    /// the log.
+    /// Follows the channel and fills a log with its recent history. From then on every event
+    /// reaches the log.
     pub(crate) async fn open(backbone: Arc<Backbone>, name: ChannelName, rule: Arc<Rule>) -> Result<Arc<Self>, BrokerError> {
         let want = rule.history.events.max(backbone.limits.ring_events);
         let history = if rule.history.events == 0 { 1 } else { want };
@@ -167,9 +167,9 @@ impl Follower {
         self.lock().healing.is_some()
     }
 
-    /// Returns a page of history from the log. The broker tells only where the channel ends, so that
-    /// the page holds every event that was acknowledged before the call. `None`: the log does not
-    /// hold all of the page.
+    /// Returns a page of history from the log. The broker tells only where the channel ends, so
+    /// that the page holds every event that was acknowledged before the call. `None`: the log does
+    /// not hold all of the page.
     pub(crate) async fn page(&self, after: Position, limit: PageLimit) -> Result<Option<Replay>, BrokerError> {
         if self.is_healing() || !matches!(self.log.find(after), Found::At(_)) || self.log.head() == after {
             return Ok(None);

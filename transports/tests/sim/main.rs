@@ -105,8 +105,8 @@ fn promises_are_kept_on_all_seeds() {
     if asked.is_none() {
         assert!(seen.events > 5000 && seen.resumed > 500, "{seen:?}");
         assert_eq!(seen.hows.len(), 4, "{seen:?}");
-        // No client makes up a cursor, and a lost position of a clock that is ahead was given: so none
-        // is unknown.
+        // No client makes up a cursor, and a lost position of a clock that is ahead was given: so
+        // none is unknown.
         assert_eq!(
             seen.reasons.iter().map(String::as_str).collect::<Vec<_>>(),
             ["broker-lost-data", "history-expired", "too-slow"],
