@@ -936,7 +936,12 @@ impl Subscription {
                 log.figures.gap(gap.reason);
                 // Of the ring's own gaps the ring has only what comes behind them.
                 if gap.cursor > *expected_previous && self.catch_up.is_some() {
-                    self.skip_through = gap.cursor;
+                    // What is published from now on may stand before a cursor that is ahead of the
+                    // clock, so only what this node holds already is left out then.
+                    self.skip_through = match gap.cursor > Position::now() {
+                        true => gap.cursor.min(log.head()),
+                        false => gap.cursor,
+                    };
                 }
             }
             events += 1;

@@ -149,15 +149,33 @@ async fn a_position_that_was_never_given_is_a_gap() {
 async fn a_lost_position_of_a_clock_that_is_ahead_brings_nothing_back() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let mut other = Listener::at(&hub, &hub.register_format(Lines::plain("b")), "c", After::Nothing).await;
+    let wire = hub.register_format(Lines::plain("b"));
+    let mut other = Listener::at(&hub, &wire, "c", After::Nothing).await;
     let positions = say_all(&backbone, 0..5);
     other.settled().await;
     backbone.lose_tail("c", 3);
+    let mut listeners = Vec::new();
     for ahead_s in [1, 120, 500] {
         let lost = Position(positions[4].0 + ahead_s * 1_000_000);
         let told = come_back(&hub, "c", after(lost)).await;
         assert_eq!(told.gap, Some((Some(lost), lost, BrokerLostData)), "{ahead_s} s");
         assert!(told.texts.is_empty(), "{:?}", told.texts);
+        let mut listener = Listener::at(&hub, &wire, "c", after(lost)).await;
+        listener.settled().await;
+        listeners.push(listener);
+    }
+    // What comes now has positions before that one, and is new to them.
+    say_all(&backbone, 5..8);
+    for listener in &mut listeners {
+        let lines = listener.settled().await;
+        let texts: Vec<_> = lines
+            .iter()
+            .filter_map(|line| match line {
+                Line::Event { text, .. } => Some(text.as_str()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(texts, ["5", "6", "7"], "{lines:?}");
     }
 }
 
