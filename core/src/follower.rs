@@ -174,9 +174,10 @@ impl Follower {
         if self.is_healing() || !matches!(self.log.find(after), Found::At(_)) || self.log.head() == after {
             return Ok(None);
         }
+        // With one event: a broker need not tell of an empty page whether it is complete.
         let newest = self
             .backbone
-            .replay(&self.log.name, Some(after), PageLimit::events(0))
+            .replay(&self.log.name, Some(after), PageLimit::events(1))
             .await?;
         let held = match newest.complete && newest.head > after && !self.is_healing() {
             true => self.log.page(after, newest.head, limit),
