@@ -3,7 +3,8 @@
 #
 #   1. no text has a word that hides who acts (whoever, nobody, somebody, whom, oftener);
 #   2. no code has a name of version 0.1 that has a plain one now (CHANGELOG.md lists old and new);
-#   3. no comment line is longer than 100 columns, tables and addresses excepted.
+#   3. no comment line is longer than 100 columns, tables and addresses excepted;
+#   4. no line of Markdown is, but for tables, code and words that cannot be broken.
 #
 #   scripts/check-words.sh              the repository; first it makes sure that it would notice each
 #   scripts/check-words.sh --self-test  only that
@@ -39,6 +40,20 @@ long_comments() {
     close ARGV if eof' "$@"
 }
 
+# The same of Markdown. What stands in backquotes or is a link's address is one word with what touches
+# it, and a line that begins with a word which reaches beyond the limit cannot be wrapped.
+long_markdown() {
+  perl -CSD -lne '
+    $code = !$code if m{^\s*```};
+    if (length > 100 && !$code && !m{^\s*[|<]} && !m{^\#} && !m{^\[[^\]]+\]: }) {
+      my $line = $_;
+      $line =~ s{(`[^`]*`|\]\([^)]*\))}{ (my $one = $1) =~ tr/ /_/; $one }ge;
+      $line =~ s{^\s*(?:(?:[-*+>]|\d+[.)])\s+)?}{};
+      print "$ARGV:$.: $_" if index($line, " ") >= 0 && index($line, " ") < 100;
+    }
+    if (eof) { close ARGV; $code = 0 }' "$@"
+}
+
 words() { git grep -IniwE "$hidden" -- "${sources[@]}" "${not_ours[@]}"; }
 names() { git grep -InwE "$old" -- "${sources[@]}" "${not_ours[@]}"; }
 types() { git grep -InE "\b(struct|enum|trait|type|class|interface) ($old_types)\b" -- "${old_homes[@]}"; }
@@ -46,6 +61,12 @@ comments() {
   local files
   mapfile -t files < <(git ls-files -- '*.rs' '*.ts' '*.tsx' '*.js' '*.mjs' '*.lua' "${not_ours[@]}")
   long_comments "${files[@]}"
+}
+
+markdown() {
+  local files
+  mapfile -t files < <(git ls-files -- '*.md')
+  long_markdown "${files[@]}"
 }
 
 self_test() {
@@ -62,6 +83,10 @@ self_test() {
   [[ -n $(long_comments "$text") ]] || { rm "$text"; echo "a long comment would pass" >&2; return 1; }
   printf '    /// short\n| %s |\n' "$(printf 'word %.0s' {1..25})" >"$text"
   [[ -z $(long_comments "$text") ]] || { rm "$text"; echo "what is no long comment would be found" >&2; return 1; }
+  printf -- '- %s\n' "$(printf 'word %.0s' {1..25})" >"$text"
+  [[ -n $(long_markdown "$text") ]] || { rm "$text"; echo "a long line of Markdown would pass" >&2; return 1; }
+  printf '`%s`.\n```\n%s\n```\n' "$(printf 'word %.0s' {1..25})" "$(printf 'word %.0s' {1..25})" >"$text"
+  [[ -z $(long_markdown "$text") ]] || { rm "$text"; echo "code that is no text would be found" >&2; return 1; }
   rm "$text"
   echo "ok      this script notices each of them"
 }
@@ -73,4 +98,5 @@ found "words that hide who acts" words || status=1
 found "names of version 0.1" names || status=1
 found "types of version 0.1" types || status=1
 found "comments over 100 columns" comments || status=1
+found "lines of Markdown over 100 columns" markdown || status=1
 exit "$status"

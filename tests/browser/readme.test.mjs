@@ -58,7 +58,7 @@ test("README's pages hear and send, from an origin of their own", { skip: withou
 
 test("a page whose origin is not allowed is told of in the log, in README's words", { skip: withoutChromium() }, async (t) => {
   const [toml] = blocks("README.md", "toml").filter((block) => block.startsWith("# airwave.toml"));
-  const [, words] = /what to write: `([^`]+)`/.exec(readFileSync(join(root, "README.md"), "utf8"));
+  const [, words] = /what to write:\s`([^`]+)`/.exec(readFileSync(join(root, "README.md"), "utf8"));
   const server = await Server.start(t, { toml });
   const logged = new Collector("log");
   createInterface({ input: server.child.stderr }).on("line", (line) => logged.push(line));
