@@ -78,6 +78,11 @@ need_cc() {
   first_command cc gcc clang >/dev/null || apt_install gcc libc6-dev
 }
 
+# For the gates that are written in it. Only its standard library.
+need_python3() {
+  first_command python3 >/dev/null || apt_install python3
+}
+
 need_valgrind() {
   first_command valgrind >/dev/null || apt_install valgrind
 }

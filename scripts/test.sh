@@ -160,6 +160,10 @@ else
 fi
 need_cc || lacks "missing: a C compiler, as rustc's linker"
 
+if is_chosen boundaries; then
+  need_python3 || lacks "missing: python3"
+fi
+
 # What `cargo test` starts itself. A test of a broker says here what it needs.
 needs=()
 if is_chosen test || is_chosen browser || is_chosen client || is_chosen chaos || is_chosen matrix; then
