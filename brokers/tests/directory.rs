@@ -13,7 +13,7 @@ use airwave_core::directory_conformance::{CLAUSES, Fixture};
 use async_trait::async_trait;
 
 mod memory {
-    use airwave_core::directory::{Entry, Heartbeat, NodeId, Watch};
+    use airwave_core::directory::{Heartbeat, MemberEntry, NodeId, Watch};
     use airwave_core::{BrokerError, ChannelName};
 
     use super::*;
@@ -59,11 +59,11 @@ mod memory {
 
     #[async_trait]
     impl Directory for Replaced {
-        async fn set(&self, channel: &ChannelName, entries: &[Entry]) -> Result<(), BrokerError> {
+        async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
             self.now().set(channel, entries).await
         }
 
-        async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
+        async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
             self.now().list(channel).await
         }
 
@@ -220,7 +220,7 @@ mod redis_server {
     use std::time::Duration;
 
     use airwave_brokers::Redis;
-    use airwave_core::directory::{Entry, NodeId};
+    use airwave_core::directory::{MemberEntry, NodeId};
     use airwave_core::directory_conformance::PATIENCE;
     use airwave_core::{ChannelName, Hub};
 
@@ -291,7 +291,7 @@ mod redis_server {
         for node in [killed, left] {
             redis.heartbeat(node).await.unwrap();
             for n in 0..300 {
-                let entry = Entry {
+                let entry = MemberEntry {
                     node,
                     member: "ann".into(),
                     stamp: 1,
@@ -413,7 +413,7 @@ mod nats {
     use std::time::Duration;
 
     use airwave_brokers::Nats;
-    use airwave_core::directory::{Entry, NodeId};
+    use airwave_core::directory::{MemberEntry, NodeId};
     use airwave_core::directory_conformance::PATIENCE;
     use airwave_core::{Broker, ChannelName, Data, EventName, Hub, Message, PageLimit, Publish};
     use serde_json::{Value, json};
@@ -565,8 +565,8 @@ mod nats {
         }
     }
 
-    fn here(node: NodeId, member: &str, stamp: u64, value: Option<&str>) -> Entry {
-        Entry {
+    fn here(node: NodeId, member: &str, stamp: u64, value: Option<&str>) -> MemberEntry {
+        MemberEntry {
             node,
             member: member.into(),
             stamp,

@@ -46,13 +46,13 @@ pub trait Directory: Send + Sync + 'static {
     ///
     /// # Errors
     /// `Unavailable`: some or all of it may have happened. It is repeated with newer stamps.
-    async fn set(&self, channel: &ChannelName, entries: &[Entry]) -> Result<(), BrokerError>;
+    async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError>;
 
     /// What living nodes have set in the channel and not cleared, in any order.
     ///
     /// # Errors
     /// `Unavailable`.
-    async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError>;
+    async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError>;
 
     /// Watches the channel: every [`Directory::set`] that begins after this has come back is shown,
     /// in the order of its node. Those before may be shown, too. A watch that may have missed
@@ -133,7 +133,7 @@ impl FromStr for NodeId {
 
 /// What one node says about one member of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct MemberEntry {
     /// Whose it is.
     pub node: NodeId,
     /// The member's id: 0 to [`MAX_MEMBER`] bytes of any text.
@@ -156,10 +156,10 @@ pub struct Heartbeat {
 }
 
 /// One node's live stream of the entries of one channel.
-pub struct Watch(Inbox<Entry>);
+pub struct Watch(Inbox<MemberEntry>);
 
 /// The broker's end of a [`Watch`]. Dropping it ends the watch.
-pub struct WatchSender(InboxSender<Entry>);
+pub struct WatchSender(InboxSender<MemberEntry>);
 
 impl Watch {
     /// A watch and the broker's end of it. `unsubscribe` is called once, when the watch is dropped.
@@ -169,11 +169,11 @@ impl Watch {
     }
 
     /// The next entry that was set or cleared; `None` when the watch has ended.
-    pub async fn next(&mut self) -> Option<Entry> {
+    pub async fn next(&mut self) -> Option<MemberEntry> {
         std::future::poll_fn(|cx| self.0.poll_next(cx)).await
     }
 
-    pub(crate) fn attach(&self, sink: Arc<dyn FeedSink<Entry>>) {
+    pub(crate) fn attach(&self, sink: Arc<dyn FeedSink<MemberEntry>>) {
         self.0.attach(sink);
     }
 }
@@ -181,7 +181,7 @@ impl Watch {
 impl WatchSender {
     /// Shows the watch an entry. Returns false if the watch was dropped, or had to end because its
     /// reader took no entries.
-    pub fn push(&self, entry: Entry) -> bool {
+    pub fn push(&self, entry: MemberEntry) -> bool {
         self.0.push(entry)
     }
 

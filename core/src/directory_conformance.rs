@@ -19,7 +19,7 @@ use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 
 use crate::conformance::{Fault, Run};
-use crate::directory::{Directory, Entry, MAX_MEMBER, NodeId, Watch};
+use crate::directory::{Directory, MAX_MEMBER, MemberEntry, NodeId, Watch};
 use crate::event::{ChannelName, Position};
 
 /// How long a clause waits for anything. It decides nothing but when a hang is called one.
@@ -147,8 +147,8 @@ impl Living {
         living
     }
 
-    fn entry(&self, member: &str, value: Option<&str>) -> Entry {
-        Entry {
+    fn entry(&self, member: &str, value: Option<&str>) -> MemberEntry {
+        MemberEntry {
             node: self.node,
             member: member.into(),
             stamp: self.stamp.fetch_add(1, Ordering::Relaxed),
@@ -188,7 +188,7 @@ impl Living {
     }
 }
 
-async fn shown(watch: &mut Watch) -> Option<Entry> {
+async fn shown(watch: &mut Watch) -> Option<MemberEntry> {
     let next = timeout(PATIENCE, watch.next()).await;
     next.unwrap_or_else(|_| panic!("nothing was shown within {PATIENCE:?}"))
 }
@@ -398,7 +398,7 @@ pub async fn a_member_may_be_any_text(fixture: &dyn Fixture) {
     ids.push("\0".repeat(MAX_MEMBER));
     ids.push(one.node.to_string());
     let mut watch = other.directory.watch(&channel).await.unwrap();
-    let entries: Vec<Entry> = ids.iter().map(|id| one.entry(id, Some(id))).collect();
+    let entries: Vec<MemberEntry> = ids.iter().map(|id| one.entry(id, Some(id))).collect();
     one.directory.set(&channel, &entries).await.unwrap();
     for id in &ids {
         assert_eq!(shown_value(&mut watch).await, (id.clone(), Some(id.clone())));
@@ -414,7 +414,7 @@ pub async fn a_member_may_be_any_text(fixture: &dyn Fixture) {
     assert_eq!(other.list(&channel).await, all);
     // A value may be anything, too, and two kibibytes of it.
     let value = Bytes::from((0..2048).map(|n| n as u8).collect::<Vec<_>>());
-    let entry = Entry {
+    let entry = MemberEntry {
         value: Some(value),
         ..one.entry("bytes", None)
     };
@@ -429,7 +429,7 @@ pub async fn ten_thousand_members_are_listed(fixture: &dyn Fixture) {
     let mut watch = other.directory.watch(&channel).await.unwrap();
     let ids: Vec<String> = (0..10_000).map(|n| format!("user-{n}")).collect();
     for ids in ids.chunks(500) {
-        let entries: Vec<Entry> = ids.iter().map(|id| one.entry(id, Some("here"))).collect();
+        let entries: Vec<MemberEntry> = ids.iter().map(|id| one.entry(id, Some("here"))).collect();
         one.directory.set(&channel, &entries).await.unwrap();
         one.directory.heartbeat(one.node).await.unwrap();
     }

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::broker::BrokerError;
-use crate::directory::{Directory, Entry, HEARTBEAT_EVERY, Heartbeat, MAX_MEMBER, NODE_EXPIRES, NodeId, Watch};
+use crate::directory::{Directory, HEARTBEAT_EVERY, Heartbeat, MAX_MEMBER, MemberEntry, NODE_EXPIRES, NodeId, Watch};
 use crate::event::{ChannelName, Data, JsonText, Position};
 use crate::format::{Change, MAX_FORMATS, Member, Notice};
 use crate::inbox::FeedSink;
@@ -690,7 +690,7 @@ impl PresenceSet {
     }
 
     /// What is to be announced next; empty: nothing is.
-    fn next_words(&self, presence: &Presence) -> Vec<Entry> {
+    fn next_words(&self, presence: &Presence) -> Vec<MemberEntry> {
         let mut state = lock(&self.state);
         let mut entries = Vec::new();
         while entries.len() < BATCH
@@ -708,7 +708,7 @@ impl PresenceSet {
             };
             if !unchanged {
                 local.told = Some(words);
-                entries.push(Entry {
+                entries.push(MemberEntry {
                     node,
                     member: member.clone(),
                     stamp: presence.stamp(),
@@ -723,7 +723,7 @@ impl PresenceSet {
     }
 
     /// The directory has it.
-    fn announced(&self, entries: &[Entry]) {
+    fn announced(&self, entries: &[MemberEntry]) {
         let mut state = lock(&self.state);
         for entry in entries.iter().filter(|entry| entry.value.is_none()) {
             let local = &mut state.state_of(&entry.member).local;
@@ -735,7 +735,7 @@ impl PresenceSet {
     }
 
     /// The directory may have it or not.
-    fn not_announced(&self, entries: &[Entry]) {
+    fn not_announced(&self, entries: &[MemberEntry]) {
         let mut state = lock(&self.state);
         for entry in entries {
             let local = &mut state.state_of(&entry.member).local;
@@ -764,13 +764,13 @@ impl PresenceSet {
     }
 
     /// Clears all that was announced.
-    fn removals(&self, presence: &Presence) -> Vec<Vec<Entry>> {
+    fn removals(&self, presence: &Presence) -> Vec<Vec<MemberEntry>> {
         let mut state = lock(&self.state);
         let node = state.node;
         let mut entries = Vec::new();
         for (member, seen) in &mut state.members {
             if seen.local.told.take().is_some() {
-                entries.push(Entry {
+                entries.push(MemberEntry {
                     node,
                     member: member.clone(),
                     stamp: presence.stamp(),
@@ -778,7 +778,7 @@ impl PresenceSet {
                 });
             }
         }
-        entries.chunks(BATCH).map(<[Entry]>::to_vec).collect()
+        entries.chunks(BATCH).map(<[MemberEntry]>::to_vec).collect()
     }
 
     fn register(&self, listener: Arc<SessionHandle>) -> u64 {
@@ -816,7 +816,7 @@ impl PresenceSet {
     }
 
     /// Other nodes' words, while a watch is open.
-    fn heard(&self, generation: u64, entry: &Entry) {
+    fn heard(&self, generation: u64, entry: &MemberEntry) {
         let show = {
             let mut state = lock(&self.state);
             if state.generation != generation || entry.node.process == state.node.process {
@@ -865,7 +865,7 @@ impl PresenceSet {
 
     /// The directory's list, asked for while what was heard was written down. False: the watch has
     /// ended meanwhile.
-    fn take_in(&self, generation: u64, entries: &[Entry], misses: bool) -> bool {
+    fn take_in(&self, generation: u64, entries: &[MemberEntry], misses: bool) -> bool {
         let (show, first) = {
             let mut state = lock(&self.state);
             if state.generation != generation {
@@ -931,7 +931,7 @@ impl PresenceSet {
     }
 
     /// What the directory holds of this node, if nothing was being said meanwhile.
-    fn correct(&self, words: u64, entries: &[Entry]) {
+    fn correct(&self, words: u64, entries: &[MemberEntry]) {
         let mut state = lock(&self.state);
         if state.announcing || state.words != words {
             return;
@@ -1104,7 +1104,7 @@ impl State {
     }
 
     /// Takes in what another node says, unless it is older than what is known.
-    fn hear(&mut self, entry: &Entry) {
+    fn hear(&mut self, entry: &MemberEntry) {
         let node = entry.node;
         if node.process == self.node.process {
             return;
@@ -1397,8 +1397,8 @@ struct LiveWatch {
     generation: u64,
 }
 
-impl FeedSink<Entry> for LiveWatch {
-    fn take(&self, entry: Entry) {
+impl FeedSink<MemberEntry> for LiveWatch {
+    fn take(&self, entry: MemberEntry) {
         if let Some(set) = self.set.upgrade() {
             set.heard(self.generation, &entry);
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use airwave_core::directory::{Entry, Heartbeat, NODE_EXPIRES, NodeId, Watch, WatchSender};
+use airwave_core::directory::{Heartbeat, MemberEntry, NODE_EXPIRES, NodeId, Watch, WatchSender};
 use airwave_core::{BrokerError, ChannelName, Directory};
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -22,7 +22,7 @@ pub(super) struct Members {
 
 #[derive(Default)]
 struct Present {
-    entries: HashMap<(NodeId, Arc<str>), Entry>,
+    entries: HashMap<(NodeId, Arc<str>), MemberEntry>,
     watches: Vec<(u64, WatchSender)>,
 }
 
@@ -66,7 +66,7 @@ impl Present {
 
 #[async_trait]
 impl Directory for Memory {
-    async fn set(&self, channel: &ChannelName, entries: &[Entry]) -> Result<(), BrokerError> {
+    async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
         let mut members = lock(&self.members);
         members.expire(Instant::now());
         // What the dead say counts for nothing.
@@ -88,7 +88,7 @@ impl Directory for Memory {
         Ok(())
     }
 
-    async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
+    async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
         let mut members = lock(&self.members);
         members.expire(Instant::now());
         let present = members.channels.get(channel);

@@ -25,7 +25,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use airwave_core::directory::{Entry, Heartbeat, NODE_EXPIRES, NodeId, Watch, WatchSender};
+use airwave_core::directory::{Heartbeat, MemberEntry, NODE_EXPIRES, NodeId, Watch, WatchSender};
 use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Directory};
 use async_nats::{HeaderMap, Message, Subscriber};
@@ -342,7 +342,7 @@ impl Nats {
     }
 
     /// Tells and stores some entries, which are few enough for it.
-    async fn say(&self, way: &Way, channel: &ChannelName, said: &mut Stored, entries: &[Entry]) -> Result<(), BrokerError> {
+    async fn say(&self, way: &Way, channel: &ChannelName, said: &mut Stored, entries: &[MemberEntry]) -> Result<(), BrokerError> {
         let Some(first) = entries.first() else { return Ok(()) };
         let mut touched = Vec::new();
         for entry in entries {
@@ -444,7 +444,7 @@ impl Nats {
         }
     }
 
-    async fn list_once(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
+    async fn list_once(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
         let filter = self.connection.members(&format!("c.{}.>", token(channel)));
         let (way, now, subjects) = self.survey(&filter).await?;
         if subjects.is_empty() {
@@ -465,7 +465,7 @@ impl Nats {
             };
             decode(node, &bytes).ok_or_else(wrong_roll)
         });
-        let buckets: Vec<Vec<Entry>> = buckets.buffer_unordered(AT_ONCE).try_collect().await?;
+        let buckets: Vec<Vec<MemberEntry>> = buckets.buffer_unordered(AT_ONCE).try_collect().await?;
         Ok(buckets.into_iter().flatten().collect())
     }
 
@@ -542,7 +542,7 @@ async fn put(way: &Way, subject: String, headers: Option<HeaderMap>, bucket: Byt
 }
 
 /// What a message tells: how often its node had told of the channel, with this; and the entries.
-fn told(message: &Message) -> Option<(u64, Vec<Entry>)> {
+fn told(message: &Message) -> Option<(u64, Vec<MemberEntry>)> {
     let header = message.headers.as_ref()?.get(TELLS)?;
     let bytes = BASE64_STANDARD.decode(header.as_str()).ok()?;
     let (number, entries) = bytes.split_first_chunk::<8>()?;
@@ -551,7 +551,7 @@ fn told(message: &Message) -> Option<(u64, Vec<Entry>)> {
 
 #[async_trait]
 impl Directory for Nats {
-    async fn set(&self, channel: &ChannelName, entries: &[Entry]) -> Result<(), BrokerError> {
+    async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
         let Some(first) = entries.first() else { return Ok(()) };
         let answered = lock(&self.members.answered).get(&first.node).copied();
         if answered.is_some_and(|at| at.is_none_or(|at| at.elapsed() > NODE_EXPIRES)) {
@@ -574,7 +574,7 @@ impl Directory for Nats {
         self.within(set).await
     }
 
-    async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
+    async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
         self.within(self.list_once(channel)).await
     }
 
@@ -700,7 +700,7 @@ fn node_of(subject: &str) -> Option<NodeId> {
 }
 
 /// The entries in parts that can each be told at once.
-fn parts(entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
+fn parts(entries: &[MemberEntry]) -> impl Iterator<Item = &[MemberEntry]> {
     let mut rest = entries;
     std::iter::from_fn(move || {
         let mut size = 0;
@@ -732,7 +732,7 @@ fn encode<'a>(entries: impl Iterator<Item = (&'a str, u64, Option<&'a Bytes>)>) 
 }
 
 /// `None`: it is not one of ours.
-fn decode(node: NodeId, mut rest: &[u8]) -> Option<Vec<Entry>> {
+fn decode(node: NodeId, mut rest: &[u8]) -> Option<Vec<MemberEntry>> {
     let mut entries = Vec::new();
     while !rest.is_empty() {
         let mut take = |count: usize| {
@@ -747,7 +747,7 @@ fn decode(node: NodeId, mut rest: &[u8]) -> Option<Vec<Entry>> {
             CLEARED => None,
             length => Some(Bytes::copy_from_slice(take(length.into())?)),
         };
-        entries.push(Entry {
+        entries.push(MemberEntry {
             node,
             member,
             stamp,
@@ -782,7 +782,7 @@ mod tests {
     #[test]
     fn entries_come_back_as_they_were_and_in_parts_that_fit() {
         let node = NodeId::draw().next();
-        let entry = |member: &str, value: Option<&[u8]>| Entry {
+        let entry = |member: &str, value: Option<&[u8]>| MemberEntry {
             node,
             member: member.into(),
             stamp: u64::MAX - 1,
@@ -791,7 +791,7 @@ mod tests {
         let long = "\0".repeat(255);
         let mut entries = vec![entry("", Some(b"")), entry("é*?[a]{}", None)];
         entries.extend((0..100).map(|_| entry(&long, Some(&[255; 2048]))));
-        let bytes = |entries: &[Entry]| {
+        let bytes = |entries: &[MemberEntry]| {
             encode(
                 entries
                     .iter()
@@ -804,7 +804,7 @@ mod tests {
             let whole = decode(node, &short[..length]).is_none_or(|part| entries.starts_with(&part));
             assert!(whole, "the first {length} bytes of it");
         }
-        let parts: Vec<&[Entry]> = parts(&entries).collect();
+        let parts: Vec<&[MemberEntry]> = parts(&entries).collect();
         assert!(parts.iter().all(|part| bytes(part).len() <= TELL_AT_MOST));
         assert_eq!(parts.concat(), entries);
         assert!(parts.len() < 10);

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use airwave_core::broker::{BrokerStats, FeedSender};
-use airwave_core::directory::{Entry, Watch, WatchSender};
+use airwave_core::directory::{MemberEntry, Watch, WatchSender};
 use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Event, Feed, Position};
 use redis::aio::MultiplexedConnection;
@@ -162,7 +162,7 @@ impl Ear {
     }
 
     /// Returns false if the watch has been dropped.
-    fn hear_of_members(&mut self, entries: &[Entry]) -> bool {
+    fn hear_of_members(&mut self, entries: &[MemberEntry]) -> bool {
         match self {
             Ear::Watching(watch) => entries.iter().all(|entry| watch.push(entry.clone())),
             Ear::Opening(_) | Ear::Open { .. } => true,

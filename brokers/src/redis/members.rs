@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use airwave_core::directory::{Entry, Heartbeat, NODE_EXPIRES, NodeId, Watch};
+use airwave_core::directory::{Heartbeat, MemberEntry, NODE_EXPIRES, NodeId, Watch};
 use airwave_core::shrink::shrink;
 use airwave_core::{BrokerError, ChannelName, Directory};
 use async_trait::async_trait;
@@ -169,7 +169,7 @@ impl Redis {
 
 #[async_trait]
 impl Directory for Redis {
-    async fn set(&self, channel: &ChannelName, entries: &[Entry]) -> Result<(), BrokerError> {
+    async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
         let Some(first) = entries.first() else { return Ok(()) };
         let set = async {
             self.enter(first.node, channel).await?;
@@ -190,7 +190,7 @@ impl Directory for Redis {
         timeout(LONGEST, set).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
+    async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
         let list = async {
             let listed = self
                 .script(channel, LEASES_SCRIPT, |call, _| {
@@ -311,22 +311,22 @@ fn nodes(answer: Value) -> Option<Vec<NodeId>> {
     texts(answer)?.iter().map(|text| text.parse().ok()).collect()
 }
 
-fn field(entry: &Entry) -> Vec<u8> {
+fn field(entry: &MemberEntry) -> Vec<u8> {
     let mut field = entry.node.to_string().into_bytes();
     field.extend_from_slice(entry.member.as_bytes());
     field
 }
 
-fn stored(entry: &Entry) -> Vec<u8> {
+fn stored(entry: &MemberEntry) -> Vec<u8> {
     let mut stored = entry.stamp.to_be_bytes().to_vec();
     stored.extend_from_slice(entry.value.as_deref().unwrap_or_default());
     stored
 }
 
-fn listed_entry(field: &[u8], value: &[u8]) -> Option<Entry> {
+fn listed_entry(field: &[u8], value: &[u8]) -> Option<MemberEntry> {
     let (node, member) = field.split_at_checked(NODE)?;
     let (stamp, value) = value.split_first_chunk::<8>()?;
-    Some(Entry {
+    Some(MemberEntry {
         node: std::str::from_utf8(node).ok()?.parse().ok()?,
         member: std::str::from_utf8(member).ok()?.into(),
         stamp: u64::from_be_bytes(*stamp),
@@ -336,7 +336,7 @@ fn listed_entry(field: &[u8], value: &[u8]) -> Option<Entry> {
 
 /// Entries as one message: `m`, and for each its node, stamp, member and value, with their lengths
 /// before them.
-fn encode(entries: &[Entry]) -> Vec<u8> {
+fn encode(entries: &[MemberEntry]) -> Vec<u8> {
     let mut message = vec![TELLS_OF_MEMBERS];
     for entry in entries {
         message.extend_from_slice(entry.node.to_string().as_bytes());
@@ -352,7 +352,7 @@ fn encode(entries: &[Entry]) -> Vec<u8> {
 }
 
 /// `None`: it is not one of ours.
-pub(super) fn decode(message: &[u8]) -> Option<Vec<Entry>> {
+pub(super) fn decode(message: &[u8]) -> Option<Vec<MemberEntry>> {
     let (&TELLS_OF_MEMBERS, mut rest) = message.split_first()? else {
         return None;
     };
@@ -371,7 +371,7 @@ pub(super) fn decode(message: &[u8]) -> Option<Vec<Entry>> {
             CLEARED => None,
             length => Some(Bytes::copy_from_slice(take(length.into())?)),
         };
-        entries.push(Entry {
+        entries.push(MemberEntry {
             node,
             member,
             stamp,
@@ -388,7 +388,7 @@ mod tests {
     #[test]
     fn entries_come_back_as_they_were() {
         let node = NodeId::draw().next();
-        let entry = |member: &str, value: Option<&[u8]>| Entry {
+        let entry = |member: &str, value: Option<&[u8]>| MemberEntry {
             node,
             member: member.into(),
             stamp: u64::MAX - 1,

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use airwave_core::directory::{Directory, Entry, HEARTBEAT_EVERY, Heartbeat, NODE_EXPIRES, NodeId, Watch, WatchSender};
+use airwave_core::directory::{Directory, HEARTBEAT_EVERY, Heartbeat, MemberEntry, NODE_EXPIRES, NodeId, Watch, WatchSender};
 use airwave_core::handler::{Handler, Identity};
 use airwave_core::hub::FormatHandle;
 use airwave_core::session::After;
@@ -32,7 +32,7 @@ struct Desk {
 #[derive(Default)]
 struct Told {
     beats: HashMap<NodeId, Instant>,
-    entries: HashMap<(ChannelName, NodeId, Arc<str>), Entry>,
+    entries: HashMap<(ChannelName, NodeId, Arc<str>), MemberEntry>,
     watches: Vec<(ChannelName, WatchSender)>,
 }
 
@@ -76,7 +76,7 @@ impl Desk {
 
 #[async_trait]
 impl Directory for Desk {
-    async fn set(&self, channel: &ChannelName, entries: &[Entry]) -> Result<(), BrokerError> {
+    async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
         self.sets.fetch_add(1, SeqCst);
         assert!(!entries.is_empty() && entries.len() <= 500);
         self.reach().await?;
@@ -94,7 +94,7 @@ impl Directory for Desk {
         Ok(())
     }
 
-    async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
+    async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
         self.lists.fetch_add(1, SeqCst);
         self.reach().await?;
         let entries = {
@@ -153,11 +153,11 @@ impl Way {
 
 #[async_trait]
 impl Directory for Way {
-    async fn set(&self, channel: &ChannelName, entries: &[Entry]) -> Result<(), BrokerError> {
+    async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
         self.desk().await?.set(channel, entries).await
     }
 
-    async fn list(&self, channel: &ChannelName) -> Result<Vec<Entry>, BrokerError> {
+    async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
         self.desk().await?.list(channel).await
     }
 
