@@ -18,7 +18,7 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-ci_gates=(fmt clippy boundaries words doc test outside brokers loom first-minutes browser client bundlers)
+ci_gates=(fmt clippy boundaries words doc api test outside brokers loom first-minutes browser client bundlers)
 deep_gates=(chaos matrix simulation model figures fuzz firefox more-bundlers cost)
 tier=ci
 chosen=()
@@ -160,7 +160,7 @@ else
 fi
 need_cc || lacks "missing: a C compiler, as rustc's linker"
 
-if is_chosen boundaries; then
+if is_chosen boundaries || is_chosen api; then
   need_python3 || lacks "missing: python3"
 fi
 
@@ -257,6 +257,8 @@ if [[ -n $prepared ]]; then
   gate boundaries 120 scripts/check-boundaries.sh
   gate words 60 scripts/check-words.sh
   gate doc 600 env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+  # What is public, compared with public-api/ and with what CHANGELOG.md says of it.
+  gate api 600 scripts/public-api.sh
   # What every broker made of every clause of the contract is written down, and docs/brokers.md must
   # say the same.
   export AIRWAVE_CONFORMANCE_RECORD=$work/conformance
