@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use crate::event::{ChannelName, Event, EventName, Message, Position};
+use crate::event::{ChannelName, Event, Message, Position};
 use crate::idempotency::{Fingerprint, ScopedKey};
 use crate::inbox::{FeedSink, Inbox, InboxSender};
+pub use crate::replay::{PageLimit, Replay};
 
 /// How long a repeated publish with the same [`IdempotencyKey`](crate::event::IdempotencyKey) is
 /// recognised.
@@ -177,7 +178,7 @@ impl Publish {
 
     /// Ends the channel.
     pub fn end() -> Self {
-        Self::new(Message::new(EventName::end(), crate::Data::text("")))
+        Self::new(Message::end())
     }
 
     /// The same with an idempotency key of the application's.
@@ -222,60 +223,6 @@ pub struct Published {
     pub position: Position,
     /// Whether an earlier publish with the same idempotency key got it.
     pub duplicate: bool,
-}
-
-/// How much one page of history may hold: it ends at the bound that comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PageLimit {
-    /// At most this many events.
-    pub events: usize,
-    /// At most this many bytes, by [`Message::weight`]. A broker may count what it stores, which is
-    /// slightly more. A page holds one event even if that event alone is larger.
-    pub bytes: usize,
-}
-
-impl PageLimit {
-    /// At most `events` events, whatever their size.
-    pub const fn events(events: usize) -> Self {
-        Self {
-            events,
-            bytes: usize::MAX,
-        }
-    }
-
-    /// The same limit with a bound in bytes.
-    pub const fn with_bytes(self, bytes: usize) -> Self {
-        Self { bytes, ..self }
-    }
-
-    /// How many of `events` fit one page, in the order given.
-    pub fn fitting<'a>(self, events: impl IntoIterator<Item = &'a Event>) -> usize {
-        let mut bytes = 0_usize;
-        let fits = |(n, event): &(usize, &Event)| {
-            bytes = bytes.saturating_add(event.message.weight());
-            *n == 0 || bytes <= self.bytes
-        };
-        events.into_iter().take(self.events).enumerate().take_while(fits).count()
-    }
-}
-
-/// A page of a channel's history.
-///
-/// For example, a channel was trimmed to 30, 40, 50 (30's previous is 20). After 30 or 20:
-/// complete, from 40 or 30 on. After 10 or 35: not complete, and `events` are those that are left
-/// after it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Replay {
-    /// Oldest first, each once, all after the position asked for.
-    pub events: Vec<Arc<Event>>,
-    /// Whether nothing is missing between the position asked for and the first of `events`.
-    pub complete: bool,
-    /// Whether the limit cut the page short: ask again after the last of `events`.
-    pub more: bool,
-    /// The channel's newest position. Never zero: a channel without events has a base position.
-    pub head: Position,
-    /// Whether the channel has ended.
-    pub ended: bool,
 }
 
 /// What a failed call leaves open.

@@ -15,7 +15,6 @@ use crate::format::Member;
 use crate::idempotency::{Fingerprint, KeySource, ScopedKey};
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
-use crate::log::{believed, is_torn};
 use crate::metrics::Metrics;
 use crate::patience;
 use crate::presence::Presence;
@@ -299,7 +298,7 @@ impl Backbone {
         self.metrics.replays.inc();
         let (feed, replay) = patience::call(self.limits.broker_timeout, self.broker.open(channel, limit)).await?;
         self.unanswered.answered();
-        if !is_torn(&replay) {
+        if !replay.is_torn() {
             return Ok((feed, replay));
         }
         tracing::debug!(%channel, head = %replay.head, "events are missing in a page of history: reading it again");
@@ -328,8 +327,8 @@ impl Backbone {
         for pause in TORN_PAUSES {
             let replay = self.broker.replay(channel, after, limit).await?;
             match after {
-                Some(_) => return Ok(believed(replay)),
-                None if !is_torn(&replay) => return Ok(replay),
+                Some(_) => return Ok(replay.up_to_hole()),
+                None if !replay.is_torn() => return Ok(replay),
                 None => {
                     tracing::debug!(%channel, head = %replay.head, "events are missing in a page of history: reading it again")
                 }

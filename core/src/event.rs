@@ -502,6 +502,11 @@ impl Message {
         Self { event, data, key: None }
     }
 
+    /// The message that ends a channel.
+    pub(crate) fn end() -> Self {
+        Self::new(EventName::end(), Data::text(""))
+    }
+
     /// A message whose data is `value` as JSON.
     pub fn json_of<T: Serialize + ?Sized>(event: &str, value: &T) -> Result<Self, Invalid> {
         Ok(Self::new(EventName::new(event)?, Data::json(value)?))

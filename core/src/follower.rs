@@ -19,8 +19,9 @@ use crate::channel::{Backbone, Unhealed, torn};
 use crate::event::{ChannelName, Event, Position};
 use crate::format::GapReason;
 use crate::inbox::FeedSink;
-use crate::log::{Appended, Found, Log, goes_on_after, is_whole, lost_end};
+use crate::log::{Appended, Found, Log};
 use crate::patience;
+use crate::replay::position_before;
 use crate::rule::Rule;
 
 /// How many events wait at most while a log heals. Beyond it they are dropped and read from history
@@ -92,11 +93,7 @@ impl Pending {
             first -= 1;
         }
         self.events.drain(..first);
-        let first = self.events.front()?;
-        Some(match first.previous {
-            Position::ZERO => Position(first.position.0.saturating_sub(1)),
-            previous => previous,
-        })
+        self.events.front().map(|first| position_before(first))
     }
 }
 
@@ -355,20 +352,17 @@ impl Follower {
             return Healed::NotYet;
         }
         let mut goes_on_live = false;
-        if !is_whole(expected_previous, replay) {
-            let reason = lost_reason(expected_previous, replay, self.log.head());
+        if !replay.is_whole(expected_previous) {
+            let reason = replay.lost_reason(expected_previous, self.log.head());
             pending.gaps += 1;
-            let shown = pending.events.front().map(|event| match event.previous {
-                Position::ZERO => Position(event.position.0.saturating_sub(1)),
-                previous => previous,
-            });
+            let shown = pending.events.front().map(|event| position_before(event));
             let live = shown.filter(|_| pending.gaps > PATIENT_GAPS);
             // A page that reaches what the feed shows leaves nothing out.
             let reaches = |live: Position| replay.events.iter().any(|event| event.position == live);
-            let live = live.filter(|live| *live > goes_on_after(replay) && !reaches(*live));
+            let live = live.filter(|live| *live > replay.goes_on_after() && !reaches(*live));
             goes_on_live = live.is_some();
             let heard = live.or_else(|| pending.goes_on_after(replay));
-            let goes_on = heard.unwrap_or_else(|| goes_on_after(replay));
+            let goes_on = heard.unwrap_or_else(|| replay.goes_on_after());
             tracing::warn!(channel = %self.log.name, after = %expected_previous, %goes_on, reason = reason.as_str(), "events are lost");
             self.log.append_gap(goes_on, reason);
         }
@@ -377,7 +371,7 @@ impl Follower {
             .then(|| replay.events.iter().rposition(|event| self.log.has(event)))
             .flatten();
         let again = again.map_or(0, |last| last + 1);
-        for event in replay.events.iter().skip(again).cloned().chain(lost_end(replay)) {
+        for event in replay.events.iter().skip(again).cloned().chain(replay.lost_end()) {
             if self.log.append(event.clone()) == Appended::Broken {
                 // History is whole. So it holds events again that were announced as lost, as after
                 // a failover and one back. Some listeners had them before the gap, and those that
@@ -515,7 +509,7 @@ impl Heal {
         // Most channels are quiet: the new feed begins where the log ends, so there is nothing to
         // read.
         let replay = match whole_at == Some(after) && log.head() == after {
-            true => nothing_after(after),
+            true => Replay::nothing_after(after),
             false => backbone.replay(&log.name, Some(after), HEAL_PAGE).await?,
         };
         Ok(Some((after, replay)))
@@ -555,41 +549,8 @@ async fn in_turn<T>(turn: Option<SemaphorePermit<'_>>, step: impl Future<Output 
     }
 }
 
-/// What the broker says after its head.
-fn nothing_after(head: Position) -> Replay {
-    Replay {
-        events: Vec::new(),
-        complete: true,
-        more: false,
-        head,
-        ended: false,
-    }
-}
-
 async fn follow(backbone: &Backbone, name: &ChannelName) -> Result<Feed, BrokerError> {
     patience::call(backbone.limits.broker_timeout, backbone.broker.follow(name)).await
-}
-
-/// By how much clocks of nodes and brokers may differ. Up to there a position that is ahead of
-/// this node's clock was given, by a clock that is ahead. Taking it for one that was never given
-/// would take its listener back to events that it has had.
-const CLOCKS_DIFFER: Duration = Duration::from_secs(600);
-
-/// Why a replay after `after` is not complete. `seen`: the newest position that this node has seen
-/// of the channel. Up to there a position was given, whatever this node's clock says of it.
-pub(crate) fn lost_reason(after: Position, replay: &Replay, seen: Position) -> GapReason {
-    if after > Position::now().plus(CLOCKS_DIFFER).max(replay.head).max(seen) {
-        GapReason::UnknownPosition
-    } else if after > replay.head {
-        GapReason::BrokerLostData
-    } else {
-        match replay.events.first() {
-            // Events stand on both sides of `after`, and it is not among them: it was in a tail
-            // that the broker lost.
-            Some(first) if first.previous > Position::ZERO && first.previous < after => GapReason::BrokerLostData,
-            _ => GapReason::HistoryExpired,
-        }
-    }
 }
 
 #[cfg(test)]

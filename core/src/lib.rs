@@ -10,8 +10,8 @@
 //! 4. [`rule`]: the decision matrix and its settings as types
 //! 5. [`refusal`]: the few error codes that clients see
 //! 6. [`idempotency`]: keys that make a repeated publish harmless, as brokers see them
-//! 7. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`]
-//!    ([`patience`]: how long one request waits for it)
+//! 7. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`] (`replay`: what a page
+//!    of history tells; [`patience`]: how long one request waits for a broker)
 //! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
 //! 9. [`mod@format`]: how events become bytes of a transport: [`Format`], [`Notice`]
 //! 10. [`metrics`]: what a node counts
@@ -55,6 +55,7 @@ mod presence;
 mod rate;
 pub mod refusal;
 mod registry;
+mod replay;
 #[cfg(feature = "axum")]
 pub mod response;
 mod ring_memory;

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::broker::{PageLimit, Publish, Replay};
+use crate::broker::{PageLimit, Replay};
 use crate::event::{ChannelName, Event, Position};
 use crate::format::{Format, Gap, GapReason, MAX_FORMATS, Notice};
 use crate::metrics::{FormatMetrics, RuleMetrics};
@@ -273,70 +273,6 @@ pub(crate) enum Appended {
     Broken,
 }
 
-/// The position after which a stream goes on that this replay continues.
-pub(crate) fn goes_on_after(replay: &Replay) -> Position {
-    let first = match replay.events.first() {
-        Some(first) => (first.position, first.previous),
-        None if replay.ended => (replay.head, Position::ZERO),
-        None => return replay.head,
-    };
-    match first {
-        // The broker has forgotten what came before: the nearest position below is as good, because
-        // nothing can stand between.
-        (position, Position::ZERO) => Position(position.0.saturating_sub(1)),
-        (_, previous) => previous,
-    }
-}
-
-/// Whether nothing is missing between `after` and this replay, which was asked for with it. The
-/// broker cannot know the positions that [`goes_on_after`] gives for want of better ones, so those
-/// are recognised here: a gap is final.
-pub(crate) fn is_whole(after: Position, replay: &Replay) -> bool {
-    replay.complete || goes_on_after(replay) == after
-}
-
-/// How many events of this page follow each other, from its first one on.
-fn unbroken(replay: &Replay) -> usize {
-    let follows = |pair: &[Arc<Event>]| {
-        pair[0].position < pair[1].position && [pair[0].position, Position::ZERO].contains(&pair[1].previous)
-    };
-    match replay.events.windows(2).position(|pair| !follows(pair)) {
-        Some(at) => at + 1,
-        None => replay.events.len(),
-    }
-}
-
-/// Whether events are missing in this page: between two of them, or between the last one and the
-/// head, although there is no more. A broker that reads in several steps gives such a page when
-/// trimming overtakes it.
-pub(crate) fn is_torn(replay: &Replay) -> bool {
-    let reaches_head = replay.events.last().is_none_or(|last| last.position == replay.head);
-    !(replay.more || reaches_head) || unbroken(replay) < replay.events.len()
-}
-
-/// What can be believed of a page. One that is torn is as good as a shorter one with more behind
-/// it: a caller that asks for that hears of the hole.
-pub(crate) fn believed(mut replay: Replay) -> Replay {
-    if is_torn(&replay) {
-        let unbroken = unbroken(&replay);
-        replay.events.truncate(unbroken);
-        replay.more = true;
-    }
-    replay
-}
-
-/// Returns the end of a channel that has left history: a new listener must still be told.
-pub(crate) fn lost_end(replay: &Replay) -> Option<Arc<Event>> {
-    let lost = replay.ended && !replay.more && !replay.events.last().is_some_and(|event| event.is_end());
-    lost.then(|| {
-        Arc::new(Event {
-            position: replay.head,
-            previous: Position::ZERO,
-            message: Publish::end().message,
-        })
-    })
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing here panics half-way through a change that matters; a log must outlive a listener's
     // panic.
@@ -354,12 +290,12 @@ impl Log {
         memory: &Arc<RingMemory>,
         history: Replay,
     ) -> Option<Arc<Self>> {
-        if history.more || is_torn(&history) {
+        if history.more || history.is_torn() {
             return None;
         }
-        let log_start = goes_on_after(&history);
+        let log_start = history.goes_on_after();
         let unpublished = history.complete && history.events.is_empty() && !history.ended;
-        let end = lost_end(&history);
+        let end = history.lost_end();
         let keeps_latest = rule.delivery == Delivery::Latest || rule.replay == ReplayOnSubscribe::Last;
         let log = Arc::new_cyclic(|me: &Weak<Self>| Self {
             visible: AtomicU64::new(0),
@@ -1099,13 +1035,7 @@ mod tests {
             ring_bytes,
             ..Limits::default()
         };
-        let history = Replay {
-            events: Vec::new(),
-            complete: true,
-            more: false,
-            head: Position(BASE),
-            ended: false,
-        };
+        let history = Replay::nothing_after(Position(BASE));
         let memory = RingMemory::new(limits.memory);
         Log::open(
             ChannelName::new("c").unwrap(),
@@ -1552,13 +1482,7 @@ mod loom_tests {
             ring_events: 8,
             ..Limits::default()
         };
-        let history = Replay {
-            events: Vec::new(),
-            complete: true,
-            more: false,
-            head: BASE,
-            ended: false,
-        };
+        let history = Replay::nothing_after(BASE);
         let memory = RingMemory::new(limits.memory);
         Log::open(
             ChannelName::new("c").unwrap(),

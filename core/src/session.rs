@@ -20,11 +20,11 @@ use crate::broker::{PageLimit, Replay};
 use crate::channel::Channel;
 use crate::cursor::{Cursor, StreamCursor};
 use crate::event::{ChannelName, Position};
-use crate::follower::{Follower, lost_reason};
+use crate::follower::Follower;
 use crate::format::{GapReason, Notice, Stamp};
 use crate::handler::{Client, Handler, LeaveReason};
 use crate::hub::{Connection, FormatHandle, Hub};
-use crate::log::{Batch, Entry, FormatSlot, Found, Item, Log, READ_BYTES, Read, Registration, goes_on_after, is_whole, lost_end};
+use crate::log::{Batch, Entry, FormatSlot, Found, Item, Log, READ_BYTES, Read, Registration};
 pub use crate::metrics::CloseCause;
 use crate::presence::{Membership, Presence};
 use crate::refusal::Refusal;
@@ -279,7 +279,7 @@ impl Subscriber {
                             .ask(name, Position::ZERO, PAGE)
                             .await
                             .map_err(|error| hub.refusal(&error))?;
-                        pending.cursor = goes_on_after(&replay);
+                        pending.cursor = replay.goes_on_after();
                         let mut catch_up = CatchUp::empty();
                         catch_up.take_in(&log, pending.cursor, pending.cursor, &replay, false);
                         if log.rule.replay == ReplayOnSubscribe::Last {
@@ -313,7 +313,7 @@ impl Subscriber {
             (Err(_), Found::At(next)) if pending.resume_without_broker(&log, next, position) => return Ok(pending),
             (Err(error), _) => return Err(hub.refusal(&error)),
         };
-        pending.resumed = is_whole(position, &replay);
+        pending.resumed = replay.is_whole(position);
         // This node may not have heard of the end yet that the listener was told by another.
         pending.over = pending.resumed && replay.ended && replay.head == position;
         let mut catch_up = CatchUp::empty();
@@ -1119,13 +1119,13 @@ impl CatchUp {
     /// `replay`: what history holds after `expected_previous`, for a listener that holds `cursor`.
     fn take_in(&mut self, log: &Log, cursor: Position, expected_previous: Position, replay: &Replay, too_slow: bool) {
         self.more = replay.more;
-        if !is_whole(expected_previous, replay) {
+        if !replay.is_whole(expected_previous) {
             let reason = if too_slow {
                 GapReason::TooSlow
             } else {
-                lost_reason(expected_previous, replay, log.head())
+                replay.lost_reason(expected_previous, log.head())
             };
-            let goes_on = goes_on_after(replay);
+            let goes_on = replay.goes_on_after();
             self.gaps += 1;
             // History is trimmed faster than it can be read, so the next page would begin with a
             // gap, too, and so on for ever. The ring goes on instead, behind this page if that
@@ -1146,7 +1146,7 @@ impl CatchUp {
         if !replay.events.is_empty() {
             self.backoff = Duration::ZERO;
         }
-        self.wait_for(log, replay.events.iter().cloned().chain(lost_end(replay)));
+        self.wait_for(log, replay.events.iter().cloned().chain(replay.lost_end()));
     }
 
     /// Has events wait to be sent: all of them, or the newest of each key, as the rule says.

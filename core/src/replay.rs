@@ -1,0 +1,293 @@
+//! A page of a channel's history, and what it tells the node that asked for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::event::{Event, Message, Position};
+use crate::format::GapReason;
+
+/// By how much clocks of nodes and brokers may differ. Up to there a position that is ahead of
+/// this node's clock was given, by a clock that is ahead. Taking it for one that was never given
+/// would take its listener back to events that it has had.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(600);
+
+/// How much one page of history may hold: it ends at the bound that comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PageLimit {
+    /// At most this many events.
+    pub events: usize,
+    /// At most this many bytes, by [`Message::weight`]. A broker may count what it stores, which is
+    /// slightly more. A page holds one event even if that event alone is larger.
+    pub bytes: usize,
+}
+
+impl PageLimit {
+    /// At most `events` events, whatever their size.
+    pub const fn events(events: usize) -> Self {
+        Self {
+            events,
+            bytes: usize::MAX,
+        }
+    }
+
+    /// The same limit with a bound in bytes.
+    pub const fn with_bytes(self, bytes: usize) -> Self {
+        Self { bytes, ..self }
+    }
+
+    /// How many of `events` fit one page, in the order given.
+    pub fn fitting<'a>(self, events: impl IntoIterator<Item = &'a Event>) -> usize {
+        let mut bytes = 0_usize;
+        let fits = |(n, event): &(usize, &Event)| {
+            bytes = bytes.saturating_add(event.message.weight());
+            *n == 0 || bytes <= self.bytes
+        };
+        events.into_iter().take(self.events).enumerate().take_while(fits).count()
+    }
+}
+
+/// A page of a channel's history.
+///
+/// For example, a channel was trimmed to 30, 40, 50 (30's previous is 20). After 30 or 20:
+/// complete, from 40 or 30 on. After 10 or 35: not complete, and `events` are those that are left
+/// after it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replay {
+    /// Oldest first, each once, all after the position asked for.
+    pub events: Vec<Arc<Event>>,
+    /// Whether nothing is missing between the position asked for and the first of `events`.
+    pub complete: bool,
+    /// Whether the limit cut the page short: ask again after the last of `events`.
+    pub more: bool,
+    /// The channel's newest position. Never zero: a channel without events has a base position.
+    pub head: Position,
+    /// Whether the channel has ended.
+    pub ended: bool,
+}
+
+impl Replay {
+    /// The page that a broker gives to a caller that has everything up to `head`.
+    pub(crate) fn nothing_after(head: Position) -> Self {
+        Self {
+            events: Vec::new(),
+            complete: true,
+            more: false,
+            head,
+            ended: false,
+        }
+    }
+
+    /// Returns the position after which a stream goes on that this page continues.
+    pub(crate) fn goes_on_after(&self) -> Position {
+        match self.events.first() {
+            Some(first) => position_before(first),
+            // The end has left history, and `lost_end` stands for it.
+            None if self.ended => just_below(self.head),
+            None => self.head,
+        }
+    }
+
+    /// Whether nothing is missing between `after` and this page, which was asked for with it.
+    ///
+    /// The broker cannot know the positions that [`position_before`] makes up, so those are
+    /// recognised here: the client has been told of that gap, and is told once.
+    pub(crate) fn is_whole(&self, after: Position) -> bool {
+        self.complete || self.goes_on_after() == after
+    }
+
+    /// Whether events are missing in this page: between two of them, or between the last one and
+    /// the head, although there is no more. A broker that reads in several steps gives such a page
+    /// when trimming overtakes it.
+    pub(crate) fn is_torn(&self) -> bool {
+        let reaches_head = self.events.last().is_none_or(|last| last.position == self.head);
+        !(self.more || reaches_head) || self.unbroken() < self.events.len()
+    }
+
+    /// Returns what can be believed of the page. One that is torn is as good as a shorter one with
+    /// more behind it: a caller that asks for that hears of the hole.
+    pub(crate) fn up_to_hole(mut self) -> Self {
+        if self.is_torn() {
+            self.events.truncate(self.unbroken());
+            self.more = true;
+        }
+        self
+    }
+
+    /// Returns how many events of this page follow each other, from its first one on.
+    fn unbroken(&self) -> usize {
+        let follows = |pair: &[Arc<Event>]| {
+            pair[0].position < pair[1].position && [pair[0].position, Position::ZERO].contains(&pair[1].previous)
+        };
+        match self.events.windows(2).position(|pair| !follows(pair)) {
+            Some(at) => at + 1,
+            None => self.events.len(),
+        }
+    }
+
+    /// Returns the end of a channel that has left history: a new listener must still be told.
+    pub(crate) fn lost_end(&self) -> Option<Arc<Event>> {
+        let lost = self.ended && !self.more && !self.events.last().is_some_and(|event| event.is_end());
+        lost.then(|| {
+            Arc::new(Event {
+                position: self.head,
+                previous: Position::ZERO,
+                message: Message::end(),
+            })
+        })
+    }
+
+    /// Returns why a page that was asked for with `after` is not whole.
+    ///
+    /// `seen` is the newest position that this node has seen of the channel. Up to there a position
+    /// was given, whatever this node's clock says of it.
+    pub(crate) fn lost_reason(&self, after: Position, seen: Position) -> GapReason {
+        if after > Position::now().plus(CLOCKS_DIFFER).max(self.head).max(seen) {
+            GapReason::UnknownPosition
+        } else if after > self.head {
+            GapReason::BrokerLostData
+        } else {
+            match self.events.first() {
+                // Events stand on both sides of `after`, and it is not among them: it was in a tail
+                // that the broker lost.
+                Some(first) if first.previous > Position::ZERO && first.previous < after => GapReason::BrokerLostData,
+                _ => GapReason::HistoryExpired,
+            }
+        }
+    }
+}
+
+/// Returns the position after which a stream goes on that `event` continues.
+///
+/// If the broker has forgotten what came before, the nearest position below is as good, because
+/// nothing can stand between.
+pub(crate) fn position_before(event: &Event) -> Position {
+    match event.previous {
+        Position::ZERO => just_below(event.position),
+        previous => previous,
+    }
+}
+
+fn just_below(position: Position) -> Position {
+    Position(position.0.saturating_sub(1))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{Data, EventName};
+
+    fn event(position: u64, previous: u64) -> Arc<Event> {
+        Arc::new(Event {
+            position: Position(position),
+            previous: Position(previous),
+            message: Message::new(EventName::new("x").unwrap(), Data::text("")),
+        })
+    }
+
+    fn end(position: u64, previous: u64) -> Arc<Event> {
+        Arc::new(Event {
+            position: Position(position),
+            previous: Position(previous),
+            message: Message::end(),
+        })
+    }
+
+    /// A page that was cut off on the left: the broker does not hold the position asked for.
+    fn incomplete(events: Vec<Arc<Event>>, head: u64) -> Replay {
+        Replay {
+            events,
+            complete: false,
+            ..Replay::nothing_after(Position(head))
+        }
+    }
+
+    #[test]
+    fn a_page_continues_the_previous_of_its_first_event() {
+        let page = incomplete(vec![event(30, 20), event(40, 30)], 40);
+        assert_eq!(page.goes_on_after(), Position(20));
+        assert!(page.is_whole(Position(20)) && !page.is_whole(Position(10)));
+    }
+
+    #[test]
+    fn a_page_whose_past_is_forgotten_continues_the_position_just_below() {
+        let page = incomplete(vec![event(30, 0)], 30);
+        assert_eq!(page.goes_on_after(), Position(29));
+        assert!(page.is_whole(Position(29)), "the cursor of a gap that was announced before");
+        assert!(!page.is_whole(Position(28)));
+    }
+
+    #[test]
+    fn an_empty_page_continues_the_head_and_an_end_that_left_history_stands_behind_it() {
+        let mut page = incomplete(Vec::new(), 30);
+        assert_eq!((page.goes_on_after(), page.lost_end()), (Position(30), None));
+        page.ended = true;
+        assert_eq!(page.goes_on_after(), Position(29));
+        assert_eq!(page.lost_end(), Some(end(30, 0)));
+    }
+
+    #[test]
+    fn the_end_of_a_channel_is_added_only_where_history_has_lost_it() {
+        let with = |events: Vec<_>, more| Replay {
+            more,
+            ended: true,
+            ..incomplete(events, 40)
+        };
+        assert_eq!(with(vec![event(30, 20), end(40, 30)], false).lost_end(), None, "it is there");
+        assert_eq!(with(vec![event(30, 20)], true).lost_end(), None, "a later page has it");
+        assert!(with(vec![event(30, 20)], false).lost_end().is_some());
+    }
+
+    #[test]
+    fn a_page_with_a_hole_is_cut_before_the_hole_and_has_more_behind_it() {
+        for (events, head, kept) in [
+            (vec![event(30, 20), event(50, 40)], 50, 1),
+            (vec![event(30, 20), event(40, 30)], 50, 2),
+            (vec![event(30, 20), event(30, 20)], 30, 1),
+        ] {
+            let page = incomplete(events, head);
+            assert!(page.is_torn());
+            let cut = page.up_to_hole();
+            assert!(cut.more && !cut.is_torn());
+            assert_eq!(cut.events.len(), kept);
+        }
+    }
+
+    #[test]
+    fn a_page_without_a_hole_stays_as_it_is() {
+        for (events, head, more) in [
+            (vec![event(30, 20), event(40, 30)], 40, false),
+            (vec![event(30, 20), event(40, 0)], 40, false),
+            (vec![event(30, 20)], 90, true),
+            (Vec::new(), 90, false),
+        ] {
+            let page = Replay {
+                more,
+                ..incomplete(events, head)
+            };
+            assert!(!page.is_torn(), "{page:?}");
+            assert_eq!(page.clone().up_to_hole(), page);
+        }
+    }
+
+    #[test]
+    fn the_reason_of_a_loss_is_told_from_where_the_lost_position_stands() {
+        let now = Position::now();
+        let page = incomplete(vec![event(30, 20), event(40, 30)], 40);
+        for (after, seen, reason) in [
+            (Position(10), Position(40), GapReason::HistoryExpired),
+            (Position(25), Position(40), GapReason::BrokerLostData),
+            (Position(50), Position(40), GapReason::BrokerLostData),
+            (now.plus(CLOCKS_DIFFER / 2), Position(40), GapReason::BrokerLostData),
+            (now.plus(CLOCKS_DIFFER * 2), Position(40), GapReason::UnknownPosition),
+            (
+                now.plus(CLOCKS_DIFFER * 2),
+                now.plus(CLOCKS_DIFFER * 3),
+                GapReason::BrokerLostData,
+            ),
+        ] {
+            assert_eq!(page.lost_reason(after, seen), reason, "after {after}, seen {seen}");
+        }
+        let forgotten = incomplete(vec![event(30, 0)], 30);
+        assert_eq!(forgotten.lost_reason(Position(25), Position(30)), GapReason::HistoryExpired);
+    }
+}
