@@ -1,0 +1,219 @@
+//! Payloads.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::json::one_line;
+use super::names::Invalid;
+
+/// A payload. JSON and text are kept apart, because JSON is embedded in envelopes as it stands.
+///
+/// JSON is valid, on one line, and free of C0 and C1 controls, U+0085, U+2028 and U+2029 (they are
+/// escaped), whichever way it came in.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Data {
+    /// JSON text, normalised.
+    Json(JsonText),
+    /// Any text.
+    Text(Arc<str>),
+    /// Any bytes.
+    Binary(Bytes),
+}
+
+/// JSON text that is known to be valid and normalised; only [`Data`] makes one. Like a payload it
+/// never reaches a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JsonText(Arc<str>);
+
+impl JsonText {
+    /// The JSON text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for JsonText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JsonText({} bytes)", self.0.len())
+    }
+}
+
+impl Data {
+    /// Serialises a value as JSON.
+    pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self, Invalid> {
+        let text = serde_json::to_string(value).map_err(|e| Invalid::new(format!("the value cannot be written as JSON: {e}")))?;
+        Ok(Data::Json(JsonText(one_line(text)?)))
+    }
+
+    /// Takes text that should be JSON: checks and normalises it.
+    pub fn json_text(text: &str) -> Result<Self, Invalid> {
+        let raw: &serde_json::value::RawValue =
+            serde_json::from_str(text).map_err(|e| Invalid::new(format!("the data is not valid JSON: {e}")))?;
+        Self::raw_json(raw)
+    }
+
+    /// Takes JSON that serde_json has checked already.
+    ///
+    /// # Errors
+    /// A string in it holds half of a surrogate pair (`\ud800`), which serde_json lets pass.
+    pub fn raw_json(raw: &serde_json::value::RawValue) -> Result<Self, Invalid> {
+        Ok(Data::Json(JsonText(one_line(raw.get())?)))
+    }
+
+    /// Takes any text.
+    pub fn text(text: impl Into<Arc<str>>) -> Self {
+        Data::Text(text.into())
+    }
+
+    /// Takes any bytes.
+    pub fn binary(bytes: impl Into<Bytes>) -> Self {
+        Data::Binary(bytes.into())
+    }
+
+    /// The payload's size in bytes.
+    pub fn len(&self) -> usize {
+        self.as_bytes().len()
+    }
+
+    /// Whether the payload has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The payload's bytes, whatever its kind.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Data::Json(text) => text.0.as_bytes(),
+            Data::Text(text) => text.as_bytes(),
+            Data::Binary(bytes) => bytes,
+        }
+    }
+
+    /// One byte that names the kind in a broker's store: `j`, `t` or `b`.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Data::Json(_) => b'j',
+            Data::Text(_) => b't',
+            Data::Binary(_) => b'b',
+        }
+    }
+
+    /// Takes a payload back from a broker's store: what [`Data::kind`] and [`Data::as_bytes`] gave.
+    /// JSON is not parsed again: it was checked when it was published.
+    pub fn from_stored(kind: u8, bytes: Bytes) -> Result<Self, Invalid> {
+        let text = |bytes: &Bytes| match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(Arc::<str>::from(text)),
+            Err(_) => Err(Invalid::new("a stored text is not UTF-8")),
+        };
+        match kind {
+            b'j' => Ok(Data::Json(JsonText(text(&bytes)?))),
+            b't' => Ok(Data::Text(text(&bytes)?)),
+            b'b' => Ok(Data::Binary(bytes)),
+            other => Err(Invalid::new(format!("a stored payload has the unknown kind {other}"))),
+        }
+    }
+}
+
+impl fmt::Debug for Data {
+    // Payloads never reach a log: only kind and size are shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({} bytes)", char::from(self.kind()), self.len())
+    }
+}
+
+/// Text as a JSON string on one line, without raw controls or separators.
+pub fn quoted(text: &str) -> String {
+    match Data::json(text) {
+        Ok(Data::Json(json)) => json.as_str().to_owned(),
+        // A string can always be written as JSON.
+        _ => "\"\"".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_surrogate_pair_is_refused() {
+        for json in [
+            r#""\ud800""#,
+            r#""\uDBFF""#,
+            r#""\udc00""#,
+            r#""\ud83d\u0041""#,
+            r#""\ud83d\ud83d\ude00""#,
+            r#""\ude00\ud83d""#,
+            r#""\\\ud800""#,
+            r#""é\n\ud800x""#,
+            r#"{"\ud800":1}"#,
+            r#"[1,{"a":["\udfff"]}]"#,
+        ] {
+            let refused = Data::json_text(json).unwrap_err().to_string();
+            assert!(refused.contains("surrogate"), "{json}: {refused}");
+            let raw: Box<serde_json::value::RawValue> = serde_json::from_str(json).unwrap();
+            assert!(Data::raw_json(&raw).is_err(), "{json}");
+            assert!(Data::json(&raw).is_err(), "{json}");
+        }
+        for json in [
+            r#""\ud83d\ude00""#,
+            r#""\uD83D\uDE00\uD83D\uDE00""#,
+            r#""\\ud800""#,
+            r#""\\\\udc00 \" \n""#,
+            r#""\u0041\ue000\ud7ff""#,
+            r#""\u0000""#,
+            "\"😀\"",
+        ] {
+            assert!(Data::json_text(json).is_ok(), "{json}");
+        }
+    }
+
+    #[test]
+    fn json_becomes_one_line_and_keeps_its_value() {
+        let text = "{\n\t\"a\":\r\n [1, \"x\u{2028}y\u{85}z\u{7f}\u{9f} \u{e9} \u{1F600}\"]}";
+        let Data::Json(line) = Data::json_text(text).unwrap() else {
+            panic!("not JSON")
+        };
+        assert!(!line.as_str().chars().any(|c| c.is_control() || c == '\u{2028}'));
+        let before: serde_json::Value = serde_json::from_str(text).unwrap();
+        let after: serde_json::Value = serde_json::from_str(line.as_str()).unwrap();
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn numbers_that_no_double_holds_are_refused() {
+        let digits = |count: usize| format!("[{}]", "9".repeat(count));
+        for bad in ["1e309", "-1E+400", r#"{"a":["\\",2e308]}"#, &digits(310)] {
+            let told = Data::json_text(bad).unwrap_err().to_string();
+            assert!(told.contains("too large for a double") && told.len() < 200, "{told}");
+            assert!(serde_json::from_str::<serde_json::Value>(bad).is_err(), "{bad}");
+        }
+        let text = format!(r#"["1e400\"1e400", 1e308, 1e-400, 0e999, 1.5E3, {}]"#, "1".repeat(300));
+        for good in [&text, &digits(300), r#"{"1e400":1}"#, r#"["0e1e400"]"#] {
+            assert!(Data::json_text(good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn bad_json_is_refused_and_payloads_are_not_shown() {
+        assert!(Data::json_text("{").is_err());
+        assert!(Data::json_text("{} {}").is_err());
+        assert_eq!(format!("{:?}", Data::text("secret")), "t(6 bytes)");
+    }
+
+    #[test]
+    fn a_payload_survives_the_store() {
+        for data in [
+            Data::json(&[1, 2]).unwrap(),
+            Data::text("a\r\nb"),
+            Data::binary(vec![0u8, 255]),
+        ] {
+            let stored = Bytes::copy_from_slice(data.as_bytes());
+            assert_eq!(Data::from_stored(data.kind(), stored).unwrap(), data);
+        }
+        assert!(Data::from_stored(b't', Bytes::from_static(&[0xff])).is_err());
+        assert!(Data::from_stored(b'?', Bytes::new()).is_err());
+    }
+}
