@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::backbone::{Backbone, torn};
 use crate::broker::{BrokerError, Feed, PageLimit, Replay};
-use crate::channel::{Backbone, Unhealed, torn};
 use crate::event::{ChannelName, Event, Position};
 use crate::format::GapReason;
 use crate::inbox::FeedSink;
@@ -23,6 +23,7 @@ use crate::log::{Appended, Found, Log};
 use crate::patience;
 use crate::replay::position_before;
 use crate::rule::Rule;
+use crate::unhealed::Unhealed;
 
 /// How many events wait at most while a log heals. Beyond it they are dropped and read from history
 /// instead, which holds what a feed has shown.

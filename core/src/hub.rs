@@ -14,9 +14,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::address::{AddressCounts, AddressKey, AddressPlace};
+use crate::backbone::Backbone;
 use crate::broker::{Broker, BrokerError, IDEMPOTENCY_WINDOW, PageLimit, Replay};
 use crate::caught::Call;
-use crate::channel::{Backbone, Channel, HealTurns, Outage, Unanswered};
+use crate::channel::Channel;
 use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::follower::Follower;
@@ -27,6 +28,7 @@ use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
 use crate::log::FormatSlot;
 use crate::metrics::Metrics;
+use crate::outage::{HealTurns, Outage, Unanswered};
 use crate::patience::{self, Patience};
 use crate::presence::Presence;
 use crate::rate::Rates;
@@ -313,7 +315,7 @@ impl Hub {
     /// # Errors
     /// `bad-request`: not a name; `unknown-channel`: no rule matches.
     pub fn channel(&self, name: &str) -> Result<Channel, Refusal> {
-        self.0.backbone.channel(name)
+        Channel::find(&self.0.backbone, name)
     }
 
     /// The node's figures.

@@ -18,10 +18,12 @@
 //! 11. `sync`, `wake`, `session_handle`, `registry`, `ring_memory`, `log`: one channel on this
 //!     node: ring, listeners, wake; what all rings take together
 //! 12. `presence`: who is in a channel, as this node knows it
-//! 13. [`channel`]: the handle that applications publish with
-//! 14. [`handler`]: what the application says about clients
-//! 15. [`hub`]: one node: opens logs, heals them, drains
-//! 16. [`session`]: one connected client, as every transport uses it
+//! 13. `outage`, `backbone`: what every part of a node shares, and its calls of the broker
+//! 14. [`channel`]: the handle that applications publish with
+//! 15. [`handler`]: what the application says about clients
+//! 16. `unhealed`, `follower`: fills a channel's log from the broker, and heals it
+//! 17. [`hub`]: one node: opens logs, takes in clients, drains
+//! 18. [`session`]: one connected client, as every transport uses it
 //!
 //! `response` (feature `axum`) makes a refusal an HTTP response. `conformance` and
 //! `directory_conformance` (feature `conformance`) are the two contracts as suites of tests.
@@ -30,6 +32,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod address;
+mod backbone;
 pub mod broker;
 mod caught;
 pub mod channel;
@@ -50,6 +53,7 @@ mod jitter;
 mod key_counts;
 mod log;
 pub mod metrics;
+mod outage;
 pub mod patience;
 mod presence;
 mod rate;
@@ -65,6 +69,7 @@ mod session_handle;
 pub mod shrink;
 mod singleflight;
 mod sync;
+mod unhealed;
 mod wake;
 pub mod warnings;
 

@@ -1,0 +1,186 @@
+//! What every part of a node shares, and its calls of the broker.
+//!
+//! Each call has the time that `limits.broker_timeout` gives it, is counted, and fails with an error
+//! as clients see it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::broker::{Broker, BrokerError, BrokerErrorKind, Feed, IDEMPOTENCY_WINDOW, PageLimit, Publish, Published, Replay};
+use crate::event::{ChannelName, Position};
+use crate::jitter::Jitter;
+use crate::key_counts::KeyCounts;
+use crate::metrics::Metrics;
+use crate::outage::{HealTurns, Outage, Unanswered};
+use crate::patience;
+use crate::presence::Presence;
+use crate::refusal::{Code, Refusal};
+use crate::ring_memory::RingMemory;
+use crate::rule::{Limits, Params, Rule, Rules};
+
+/// What every part of a node shares: the broker, the rules, the limits, the figures.
+pub(crate) struct Backbone {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) rules: Rules,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+    pub(crate) jitter: Jitter,
+    pub(crate) outage: Outage,
+    pub(crate) unanswered: Unanswered,
+    pub(crate) turns: HealTurns,
+    /// What the rings of all open channels take.
+    pub(crate) ring_memory: Arc<RingMemory>,
+    /// Idempotency keys that this node has used, by channel.
+    pub(crate) keys: KeyCounts<ChannelName>,
+    /// Where there is a directory and a rule that asks for it.
+    pub(crate) presence: Option<Arc<Presence>>,
+}
+
+impl Backbone {
+    /// The rule of a channel, and what the parameters of its pattern stand for.
+    pub(crate) fn rule(&self, name: &ChannelName) -> Result<(Arc<Rule>, Params), Refusal> {
+        self.rules.find(name).ok_or_else(|| {
+            Refusal::new(
+                Code::UnknownChannel,
+                format!("no rule matches the channel '{name}': check the name, or add a [[channels]] entry to the configuration"),
+            )
+        })
+    }
+
+    /// What a client is told of a broker's error. Details of an outage are for the operator, who
+    /// finds them in the log.
+    pub(crate) fn refusal(&self, error: &BrokerError) -> Refusal {
+        match error.kind {
+            BrokerErrorKind::Unavailable => {
+                self.unanswered.refused(error);
+                let cause = match error.public {
+                    true => &error.message,
+                    false => "the broker is out of reach",
+                };
+                Refusal::unavailable(format!("{cause}: try again, with the same idempotency key if you publish"))
+            }
+            BrokerErrorKind::Rejected => Refusal::bad_request(error.message.clone()),
+            BrokerErrorKind::Ended => Refusal::new(Code::Ended, "the channel has ended; publish to a new one"),
+        }
+    }
+
+    /// Publishes within the broker's time. `rule`: where the figures of the channel's rule stand.
+    pub(crate) async fn publish(&self, channel: &ChannelName, rule: usize, publish: Publish) -> Result<Published, Refusal> {
+        let weight = publish.message.weight();
+        let events = 1 + u64::from(publish.end_behind().is_some());
+        if weight > self.limits.message_bytes {
+            self.metrics.publish_error(Code::TooLarge);
+            return Err(Refusal::new(
+                Code::TooLarge,
+                format!(
+                    "the message has {weight} bytes; at most {} are allowed (limits.message_bytes)",
+                    self.limits.message_bytes
+                ),
+            ));
+        }
+        let limit = self.limits.idempotency_keys_per_channel;
+        if publish.idempotency_key.is_some() && !self.keys.take(channel.clone(), limit) {
+            self.metrics.publish_error(Code::TooMany);
+            return Err(Refusal::new(
+                Code::TooMany,
+                format!(
+                    "this channel has used {limit} idempotency keys within {} seconds (limits.idempotency_keys_per_channel): publish it later",
+                    IDEMPOTENCY_WINDOW.as_secs()
+                ),
+            ));
+        }
+        let begin = Instant::now();
+        let result = patience::call(self.limits.broker_timeout, self.broker.publish(channel, publish)).await;
+        match result {
+            Ok(published) => {
+                self.unanswered.answered();
+                self.metrics.publish_seconds.observe(begin.elapsed());
+                if !published.duplicate {
+                    self.metrics.by_rule(rule).published(events);
+                }
+                Ok(published)
+            }
+            Err(error) => {
+                let refusal = self.refusal(&error);
+                self.metrics.publish_error(refusal.code);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Presence of a channel with this rule.
+    ///
+    /// # Errors
+    /// `bad-request`: there is none.
+    pub(crate) fn presence(&self, channel: &ChannelName, rule: &Rule) -> Result<&Arc<Presence>, Refusal> {
+        match &self.presence {
+            Some(presence) if rule.presence => Ok(presence),
+            _ if rule.presence => Err(Refusal::bad_request(format!(
+                "the channel '{channel}' cannot tell who is in it, because this server was built without a directory of members"
+            ))),
+            _ => Err(Refusal::bad_request(format!(
+                "the channel '{channel}' does not tell who is in it: set presence = true in its rule"
+            ))),
+        }
+    }
+
+    /// Follows the channel and reads its newest events, within the broker's time.
+    pub(crate) async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        self.metrics.replays.inc();
+        let (feed, replay) = patience::call(self.limits.broker_timeout, self.broker.open(channel, limit)).await?;
+        self.unanswered.answered();
+        if !replay.is_torn() {
+            return Ok((feed, replay));
+        }
+        tracing::debug!(%channel, head = %replay.head, "events are missing in a page of history: reading it again");
+        Ok((feed, self.replay(channel, None, limit).await?))
+    }
+
+    /// Reads history within the broker's time.
+    pub(crate) async fn replay(
+        &self,
+        channel: &ChannelName,
+        after: Option<Position>,
+        limit: PageLimit,
+    ) -> Result<Replay, BrokerError> {
+        self.metrics.replays.inc();
+        let result = patience::call(self.limits.broker_timeout, self.page(channel, after, limit)).await;
+        if result.is_ok() {
+            self.unanswered.answered();
+        }
+        result
+    }
+}
+
+impl Backbone {
+    /// A page without a hole, from a broker that may have been overtaken while it read.
+    async fn page(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
+        for pause in TORN_PAUSES {
+            let replay = self.broker.replay(channel, after, limit).await?;
+            match after {
+                Some(_) => return Ok(replay.up_to_hole()),
+                None if !replay.is_torn() => return Ok(replay),
+                None => {
+                    tracing::debug!(%channel, head = %replay.head, "events are missing in a page of history: reading it again")
+                }
+            }
+            sleep(self.jitter.spread(pause)).await;
+        }
+        Err(torn())
+    }
+}
+
+/// How long to wait before a page with a hole is read again. As many tries as there are pauses.
+const TORN_PAUSES: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+];
+
+/// The broker gives no page without a hole.
+pub(crate) fn torn() -> BrokerError {
+    BrokerError::unavailable("events are missing in the page of history that the broker gives, again and again")
+}
