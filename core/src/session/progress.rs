@@ -1,0 +1,125 @@
+//! How far a listener has come in its channel.
+
+use crate::event::Position;
+use crate::log::Entry;
+
+/// Where a listener stands.
+///
+/// In the order of its fields, like the subscription that holds it.
+#[derive(Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct Progress {
+    /// What the listener holds.
+    pub(super) cursor: Position,
+    /// What the next event must name as its previous: the cursor, except after a lost tail that the
+    /// listener had seen.
+    pub(super) expected_previous: Position,
+    /// Events up to here are left out: the listener had them before they were lost, and this node
+    /// may not know that they are.
+    skip_through: Position,
+}
+
+impl Progress {
+    /// A listener that holds `cursor`, in a stream that goes on after `expected_previous`.
+    pub(super) fn new(cursor: Position, expected_previous: Position) -> Self {
+        Self {
+            cursor,
+            expected_previous,
+            skip_through: Position::ZERO,
+        }
+    }
+
+    /// Whether the listener needs every entry that comes next.
+    pub(super) fn skips_nothing(&self) -> bool {
+        self.skip_through == Position::ZERO
+    }
+
+    /// Moves behind `entry`. False: the listener had it before, and it is left out.
+    pub(super) fn advance(&mut self, entry: &Entry) -> bool {
+        self.expected_previous = entry.expected_previous();
+        if entry.position() <= self.skip_through {
+            return false;
+        }
+        self.cursor = entry.position();
+        self.skip_through = Position::ZERO;
+        true
+    }
+
+    /// Behind a gap that went back: leaves out the events up to the cursor. `head` is the newest
+    /// position that the log of this node has.
+    ///
+    /// What is published from now on may stand before a cursor that is ahead of the clock, so only
+    /// what this node holds already is left out then.
+    pub(super) fn skip_what_was_lost(&mut self, head: impl FnOnce() -> Position) {
+        if self.cursor > self.expected_previous {
+            self.skip_through = match self.cursor > Position::now() {
+                true => self.cursor.min(head()),
+                false => self.cursor,
+            };
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::format::GapReason;
+    use crate::log::Item;
+    use crate::{Data, Event, EventName, Message};
+
+    fn event(position: Position) -> Arc<Entry> {
+        Entry::new(Item::Event(Arc::new(Event {
+            position,
+            previous: Position::ZERO,
+            message: Message::new(EventName::new("x").unwrap(), Data::text("")),
+        })))
+    }
+
+    fn at(position: u64) -> Progress {
+        Progress::new(Position(position), Position(position))
+    }
+
+    #[test]
+    fn a_listener_stands_where_its_last_event_stands() {
+        let mut progress = at(10);
+        assert!(progress.advance(&event(Position(20))));
+        assert_eq!(progress, at(20));
+    }
+
+    #[test]
+    fn behind_a_gap_that_went_back_the_events_that_were_lost_are_left_out() {
+        let mut progress = at(50);
+        let gap = Entry::gap(Some(Position(50)), Position(20), GapReason::BrokerLostData);
+        assert!(progress.advance(&gap));
+        progress.skip_what_was_lost(|| panic!("the cursor is not ahead of the clock"));
+        assert_eq!((progress.cursor, progress.expected_previous), (Position(50), Position(20)));
+        assert!(!progress.skips_nothing());
+        assert!(!progress.advance(&event(Position(30))), "had it");
+        assert_eq!((progress.cursor, progress.expected_previous), (Position(50), Position(30)));
+        assert!(progress.advance(&event(Position(60))));
+        assert_eq!(progress, at(60));
+        assert!(progress.advance(&event(Position(70))) && progress.skips_nothing());
+    }
+
+    #[test]
+    fn behind_a_cursor_that_is_ahead_of_the_clock_only_what_the_node_holds_is_left_out() {
+        let ahead = Position::now().plus(std::time::Duration::from_secs(60));
+        let head = Position(30);
+        let mut progress = Progress::new(ahead, Position(20));
+        progress.skip_what_was_lost(|| head);
+        assert!(!progress.advance(&event(head)));
+        assert!(progress.advance(&event(Position(31))), "it is new");
+    }
+
+    #[test]
+    fn behind_a_gap_that_went_forward_nothing_is_left_out() {
+        let mut progress = at(10);
+        let gap = Entry::gap(Some(Position(10)), Position(20), GapReason::HistoryExpired);
+        assert!(progress.advance(&gap));
+        progress.skip_what_was_lost(|| Position(20));
+        assert!(progress.skips_nothing());
+        assert_eq!(progress, at(20));
+    }
+}

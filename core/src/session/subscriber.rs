@@ -1,0 +1,310 @@
+//! Subscribing: asks permission, opens the channel, and decides where the listener begins.
+//!
+//! This is the one place where resume is decided, for every transport.
+
+use std::sync::Arc;
+
+use super::catch_up::{CatchUp, PAGE};
+use super::progress::Progress;
+use super::subscription::{OnUnsubscribe, Reader, Subscription};
+use crate::broker::Replay;
+use crate::cursor::Cursor;
+use crate::event::{ChannelName, Position};
+use crate::follower::Follower;
+use crate::format::GapReason;
+use crate::handler::{Client, LeaveReason};
+use crate::hub::{Connection, Hub};
+use crate::log::{Entry, Found, Item, Log, Registration};
+use crate::presence::{Membership, Presence};
+use crate::refusal::Refusal;
+use crate::rule::{ReplayOnSubscribe, Rule};
+use crate::session_handle::SessionHandle;
+
+/// Where a listener wants to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It has no cursor: a fresh subscription.
+    Nothing,
+    /// It has everything up to here. [`Position::ZERO`] is the same as no cursor.
+    Position(Position),
+    /// It gave a cursor that cannot be read: it is told of a gap.
+    Unreadable,
+}
+
+impl After {
+    /// A cursor as one channel's listener gave it; an empty text is none.
+    pub fn parse(text: Option<&str>) -> Self {
+        match text {
+            None | Some("") => After::Nothing,
+            Some(text) => text.parse().map_or(After::Unreadable, After::Position),
+        }
+    }
+
+    /// What a cursor of several channels says of `channel`. A cursor that does not know the channel
+    /// begins it afresh.
+    pub fn of(cursor: &Cursor, channel: &ChannelName) -> Self {
+        if cursor.is_one() {
+            return After::Unreadable;
+        }
+        match cursor.find(channel) {
+            Ok(position) => position.map_or(After::Nothing, After::Position),
+            Err(_) => After::Unreadable,
+        }
+    }
+}
+
+/// Subscribes for a session while the session goes on delivering.
+#[derive(Clone)]
+pub struct Subscriber {
+    pub(super) connection: Arc<Connection>,
+    pub(super) handle: Arc<SessionHandle>,
+    /// The index of its format.
+    pub(super) format: usize,
+    pub(super) presence: bool,
+}
+
+/// A subscription that is granted and not begun: its channel, and where it begins. Give it to
+/// [`Session::add`](super::Session::add).
+pub struct PendingSubscription {
+    registration: Registration,
+    pub(super) beginning: Beginning,
+    pub(super) on_unsubscribe: Option<Box<OnUnsubscribe>>,
+    /// Where the channel has presence: who comes, and whether they want to hear who else is there.
+    pub(super) membership: Option<(Arc<Client>, bool)>,
+}
+
+/// Where a subscription begins.
+pub(super) struct Beginning {
+    reader: Reader,
+    /// The cursor that the listener is given with its confirmation.
+    pub(super) cursor: Position,
+    /// Where the listener stands as long as it has not been told more: before a gap that it has not
+    /// heard of.
+    pub(super) stands_at: Position,
+    pub(super) resumed: bool,
+}
+
+impl Subscriber {
+    /// The listener also wants to hear who is in the channel: first all, then who comes and goes.
+    pub fn with_presence(mut self, presence: bool) -> Self {
+        self.presence = presence;
+        self
+    }
+
+    /// Asks permission, opens the channel, and finds where the listener begins. The subscription
+    /// misses nothing that is published after this returns.
+    ///
+    /// # Errors
+    /// What the handler refuses, and `unknown-channel`, `wrong-transport`, `too-many`,
+    /// `unavailable`; `bad-request`: it wants to hear who is in a channel whose rule says nothing
+    /// of presence.
+    pub async fn subscribe(&self, name: &ChannelName, after: After) -> Result<PendingSubscription, Refusal> {
+        let hub = &self.connection.hub;
+        let admission = hub.admit_listener(&self.connection, name).await?;
+        let client = admission.client.clone();
+        // From here on the handler is told when it is over, also if we fail.
+        let on_unsubscribe = admission.handler.map(|handler| {
+            Box::new(OnUnsubscribe {
+                hub: hub.clone(),
+                handler,
+                client: admission.client,
+                channel: admission.channel,
+                reason: LeaveReason::Disconnected,
+            })
+        });
+        let membership = self.membership(name, &admission.rule, client)?;
+        let (registration, follower) = self.register(hub, name, &admission.rule).await?;
+        let beginning = match after {
+            After::Position(position) if position != Position::ZERO => Beginning::resumed(hub, &follower, position).await?,
+            After::Unreadable | After::Nothing | After::Position(_) => {
+                let unreadable = after == After::Unreadable;
+                Beginning::fresh(hub, &follower.log, unreadable).await?
+            }
+        };
+        Ok(PendingSubscription {
+            registration,
+            beginning,
+            on_unsubscribe,
+            membership,
+        })
+    }
+
+    /// What the channel's presence is to know of the listener, where there is any.
+    fn membership(&self, name: &ChannelName, rule: &Rule, client: Arc<Client>) -> Result<Option<(Arc<Client>, bool)>, Refusal> {
+        match self.connection.hub.0.backbone.presence(name, rule) {
+            Ok(_) => {
+                Presence::check(client.user())?;
+                Ok(Some((client, self.presence)))
+            }
+            Err(refusal) if self.presence => Err(refusal),
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn register(&self, hub: &Hub, name: &ChannelName, rule: &Arc<Rule>) -> Result<(Registration, Arc<Follower>), Refusal> {
+        // A log that is closed in the moment between is simply opened again.
+        for _ in 0..10 {
+            let follower = hub.open(name, rule).await?;
+            if let Some(registration) = follower.log.register(self.handle.clone(), self.format) {
+                return Ok((registration, follower));
+            }
+            tokio::task::yield_now().await;
+        }
+        Err(Refusal::unavailable("the channel could not be opened: try again"))
+    }
+
+    /// The connection that subscribes.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+}
+
+impl Beginning {
+    /// For a listener without a cursor, or with one that is `unreadable`.
+    async fn fresh(hub: &Hub, log: &Log, unreadable: bool) -> Result<Self, Refusal> {
+        let unknown = |cursor| unreadable.then(|| Entry::gap(None, cursor, GapReason::UnknownPosition));
+        let (reader, cursor) = match log.begin_fresh() {
+            Some(place) => {
+                let mut first = place.first;
+                if let Some(gap) = unknown(place.cursor) {
+                    first.insert(0, gap);
+                }
+                (Reader::before_ring(first, place.next), place.cursor)
+            }
+            None => {
+                let replay = hub
+                    .ask(&log.name, Position::ZERO, PAGE)
+                    .await
+                    .map_err(|error| hub.refusal(&error))?;
+                let cursor = replay.goes_on_after();
+                let mut catch_up = CatchUp::with_page(log, &Progress::new(cursor, cursor), &replay);
+                if log.rule.replay == ReplayOnSubscribe::Last {
+                    catch_up.conflate();
+                }
+                if let Some(gap) = unknown(cursor) {
+                    catch_up.announce(gap);
+                }
+                (Reader::CatchUp(catch_up), cursor)
+            }
+        };
+        Ok(Self {
+            reader,
+            cursor,
+            stands_at: cursor,
+            resumed: false,
+        })
+    }
+
+    /// For a listener that has everything up to `position`.
+    async fn resumed(hub: &Hub, follower: &Follower, position: Position) -> Result<Self, Refusal> {
+        let log = &follower.log;
+        // Asked before the ring is looked at: a log that has healed by then shows its gaps.
+        let healing = follower.is_healing();
+        let found = log.find(position);
+        if let (Found::At(next), false) = (&found, healing) {
+            return Ok(Self::in_ring(log, *next, position));
+        }
+        // A log that heals does not know what comes next, and the broker does. While the broker is
+        // away, the log's own events come next, if there are any.
+        match (hub.ask(&log.name, position, PAGE).await, found) {
+            (Ok(replay), _) => Ok(Self::in_history(log, &replay, position)),
+            (Err(error), Found::At(next)) => Self::without_broker(log, next, position).ok_or_else(|| hub.refusal(&error)),
+            (Err(error), _) => Err(hub.refusal(&error)),
+        }
+    }
+
+    /// The listener holds `position` and goes on at `next` in the ring. It is resumed, unless a gap
+    /// stands there.
+    fn in_ring(log: &Log, next: u64, position: Position) -> Self {
+        if let Some((index, entry)) = log.next_sent(next)
+            && let Item::Gap { gap, expected_previous } = &entry.item
+        {
+            let gap = Entry::gap(Some(position), *expected_previous, gap.reason);
+            return Self {
+                cursor: gap.position(),
+                stands_at: position,
+                resumed: false,
+                reader: Reader::before_ring([gap], index + 1),
+            };
+        }
+        let reader = match log.is_over(next) {
+            true => Reader::Ended,
+            false => Reader::Ring { next },
+        };
+        Self {
+            reader,
+            cursor: position,
+            stands_at: position,
+            resumed: true,
+        }
+    }
+
+    /// [`Beginning::in_ring`] for a log that is healing while the broker does not answer. `None`:
+    /// the listener has all that the ring holds, so no node knows whether an event or a gap comes
+    /// next, and it cannot be told.
+    fn without_broker(log: &Log, next: u64, position: Position) -> Option<Self> {
+        let first = log.next_sent(next);
+        if first.is_none() && !log.is_over(next) {
+            return None;
+        }
+        let mut beginning = Self::in_ring(log, next, position);
+        // What comes next stays the same, whatever the log appends until the listener reads.
+        if beginning.resumed
+            && let Some((index, event)) = first
+        {
+            beginning.reader = Reader::before_ring([event], index + 1);
+        }
+        Some(beginning)
+    }
+
+    /// The listener holds `position` and is given `replay`, which was asked for with it.
+    fn in_history(log: &Log, replay: &Replay, position: Position) -> Self {
+        let resumed = replay.is_whole(position);
+        let catch_up = CatchUp::with_page(log, &Progress::new(position, position), replay);
+        let cursor = match catch_up.first() {
+            Some(gap) if !resumed => gap.position(),
+            _ => position,
+        };
+        // This node may not have heard of the end yet that the listener was told by another.
+        let over = resumed && replay.ended && replay.head == position;
+        Self {
+            reader: match over {
+                true => Reader::Ended,
+                false => Reader::CatchUp(catch_up),
+            },
+            cursor,
+            stands_at: position,
+            resumed,
+        }
+    }
+}
+
+impl PendingSubscription {
+    /// Whether the channel has ended and the listener has all of it: nothing will ever come.
+    pub fn is_over(&self) -> bool {
+        matches!(self.beginning.reader, Reader::Ended)
+    }
+
+    /// The channel.
+    pub fn channel(&self) -> &ChannelName {
+        &self.registration.log.name
+    }
+
+    /// Begins the subscription, for the session that has confirmed it.
+    pub(super) fn begin(self, membership: Option<Box<Membership>>, stamp_index: usize) -> Subscription {
+        let Beginning {
+            reader,
+            cursor,
+            stands_at,
+            ..
+        } = self.beginning;
+        Subscription::new(
+            self.registration,
+            reader,
+            Progress::new(stands_at, cursor),
+            membership,
+            stamp_index,
+            self.on_unsubscribe,
+        )
+    }
+}

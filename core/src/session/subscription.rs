@@ -1,0 +1,360 @@
+//! One channel of a session: a state machine that reads it, and the bytes that it writes down.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+
+use super::catch_up::{CatchUp, CatchUpStep};
+use super::progress::Progress;
+use crate::channel::Channel;
+use crate::cursor::StreamCursor;
+use crate::event::{ChannelName, Position};
+use crate::format::{GapReason, Notice, Stamp};
+use crate::handler::{Client, Handler, LeaveReason};
+use crate::hub::Hub;
+use crate::log::{Batch, Entry, FormatSlot, Found, Item, Log, Read, Registration};
+use crate::presence::Membership;
+use crate::rule::SlowPolicy;
+
+/// In the order of its fields, like the session.
+#[repr(C)]
+pub(super) struct Subscription {
+    registration: Registration,
+    reader: Reader,
+    progress: Progress,
+    pub(super) membership: Option<Box<Membership>>,
+    /// Index into the session's stream cursor, as [`StreamCursor::set`] gave it.
+    pub(super) stamp_index: usize,
+    on_unsubscribe: Option<Box<OnUnsubscribe>>,
+}
+
+/// From where a listener gets what comes next.
+pub(super) enum Reader {
+    /// From the ring.
+    Ring {
+        /// The index of the next entry.
+        next: u64,
+    },
+    /// From history, or from what the ring has remembered, and then from the ring.
+    CatchUp(Box<CatchUp>),
+    /// The listener comes from a node that was ahead: it waits until this one has its position,
+    /// too.
+    Ahead,
+    /// The channel has ended, and the listener has been told.
+    Ended,
+}
+
+impl Reader {
+    /// Some entries first, then the ring from `next`.
+    pub(super) fn before_ring(first: impl Into<VecDeque<Arc<Entry>>>, next: u64) -> Self {
+        let first = first.into();
+        match first.is_empty() {
+            true => Reader::Ring { next },
+            false => Reader::CatchUp(CatchUp::before_ring(first, next)),
+        }
+    }
+}
+
+/// Tells the handler that a subscription is over, when it is dropped.
+pub(super) struct OnUnsubscribe {
+    pub(super) hub: Hub,
+    pub(super) handler: Arc<dyn Handler>,
+    pub(super) client: Arc<Client>,
+    pub(super) channel: Channel,
+    pub(super) reason: LeaveReason,
+}
+
+impl Drop for OnUnsubscribe {
+    fn drop(&mut self) {
+        self.hub
+            .unsubscribed(self.handler.clone(), self.client.clone(), self.channel.clone(), self.reason);
+    }
+}
+
+/// What a subscription needs to write down what it reads.
+pub(super) struct Reading<'a> {
+    pub(super) slot: &'a FormatSlot,
+    /// For formats whose events carry the cursor of the whole stream.
+    pub(super) stream: Option<StampedStream<'a>>,
+    pub(super) hub: &'a Hub,
+    pub(super) sample: bool,
+    pub(super) out: &'a mut Vec<Bytes>,
+}
+
+/// The cursor of a session's stream, of which a subscription is one channel.
+pub(super) struct StampedStream<'a> {
+    pub(super) stamp: Stamp,
+    pub(super) cursor: &'a mut StreamCursor,
+    /// The channel's index in the cursor.
+    pub(super) index: usize,
+}
+
+/// The listener was too slow for a channel whose rule says close.
+pub(super) struct TooSlow;
+
+/// Where entries that are written one by one come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EntrySource {
+    Ring,
+    CatchUp,
+}
+
+/// Whether a subscription takes another step: not if it has written enough, or nothing waits.
+type Flow = ControlFlow<()>;
+
+impl Subscription {
+    pub(super) fn new(
+        registration: Registration,
+        reader: Reader,
+        progress: Progress,
+        membership: Option<Box<Membership>>,
+        stamp_index: usize,
+        on_unsubscribe: Option<Box<OnUnsubscribe>>,
+    ) -> Self {
+        Self {
+            registration,
+            reader,
+            progress,
+            membership,
+            stamp_index,
+            on_unsubscribe,
+        }
+    }
+
+    pub(super) fn channel(&self) -> &ChannelName {
+        &self.registration.log.name
+    }
+
+    /// The channel has ended, and the listener has been told.
+    pub(super) fn is_ended(&self) -> bool {
+        matches!(self.reader, Reader::Ended)
+    }
+
+    /// Only a wake by its log brings more: it is at the ring's end, and no answer is awaited.
+    pub(super) fn is_drained(&self) -> bool {
+        matches!(self.reader, Reader::Ring { next } if self.registration.log.is_read(next))
+    }
+
+    /// Ends the subscription, for this reason.
+    pub(super) fn leave(mut self, reason: LeaveReason) {
+        if let Some(on_unsubscribe) = &mut self.on_unsubscribe {
+            on_unsubscribe.reason = reason;
+        }
+        if let Some(membership) = &mut self.membership {
+            membership.at_once = true;
+        }
+    }
+
+    /// Writes what waits, as much as one read gives.
+    pub(super) fn read(&mut self, reading: &mut Reading<'_>, cx: &mut Context<'_>) -> Result<(), TooSlow> {
+        loop {
+            let step = match &mut self.reader {
+                Reader::Ring { next } => {
+                    let next = *next;
+                    self.read_ring(next, reading)?
+                }
+                Reader::CatchUp(catch_up) => {
+                    let step = catch_up.poll_step(&self.registration.log, &self.progress, reading.hub, cx);
+                    self.caught_up(step, reading)
+                }
+                Reader::Ahead => self.look_for_position(),
+                Reader::Ended => Flow::Break(()),
+            };
+            if step.is_break() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads the ring from `next` on: as bytes that are shared, or one by one where this listener
+    /// needs bytes of its own.
+    fn read_ring(&mut self, next: u64, reading: &mut Reading<'_>) -> Result<Flow, TooSlow> {
+        let log = &self.registration.log;
+        if reading.stream.is_none() && self.progress.skips_nothing() {
+            match log.read_batch(next, reading.slot) {
+                Read::Nothing => return Ok(Flow::Break(())),
+                Read::FellOff => return self.fell_off(next, reading),
+                Read::Some(batch) if batch.opens_after.is_none_or(|after| after == self.progress.cursor) => {
+                    return Ok(self.take_batch(batch, reading));
+                }
+                Read::Some(_) => {}
+            }
+        }
+        match log.read_entries(next) {
+            Read::Nothing => Ok(Flow::Break(())),
+            Read::FellOff => self.fell_off(next, reading),
+            Read::Some((entries, next)) => {
+                let ended = reading.write(log, &mut self.progress, &entries, EntrySource::Ring);
+                Ok(self.move_to(next, ended, !reading.out.is_empty()))
+            }
+        }
+    }
+
+    /// Writes a piece of bytes that listeners at the same index share.
+    fn take_batch(&mut self, batch: Batch, reading: &mut Reading<'_>) -> Flow {
+        if batch.events == 0 {
+            return self.move_to(batch.next, false, false);
+        }
+        (self.progress.cursor, self.progress.expected_previous) = (batch.cursor, batch.expected_previous);
+        let log = &self.registration.log;
+        reading.count(log, batch.events, batch.bytes.len(), batch.oldest);
+        if let Some(reason) = batch.gap {
+            log.figures.gap(reason);
+        }
+        reading.out.push(batch.bytes);
+        self.move_to(batch.next, batch.ended, true)
+    }
+
+    /// The listener has everything of the ring before `next`.
+    fn move_to(&mut self, next: u64, ended: bool, wrote: bool) -> Flow {
+        self.reader = match ended {
+            true => Reader::Ended,
+            false => Reader::Ring { next },
+        };
+        match wrote || ended {
+            true => Flow::Break(()),
+            false => Flow::Continue(()),
+        }
+    }
+
+    fn caught_up(&mut self, step: Poll<CatchUpStep>, reading: &mut Reading<'_>) -> Flow {
+        let Poll::Ready(step) = step else {
+            return Flow::Break(());
+        };
+        match step {
+            CatchUpStep::Send(entries) => {
+                if reading.write(&self.registration.log, &mut self.progress, &entries, EntrySource::CatchUp) {
+                    self.reader = Reader::Ended;
+                }
+            }
+            CatchUpStep::Again => {}
+            CatchUpStep::Ring(next) => self.reader = Reader::Ring { next },
+            CatchUpStep::Ahead => self.reader = Reader::Ahead,
+        }
+        match reading.out.is_empty() {
+            true => Flow::Continue(()),
+            false => Flow::Break(()),
+        }
+    }
+
+    /// Looks whether this node has come as far as the listener.
+    fn look_for_position(&mut self) -> Flow {
+        let log = &self.registration.log;
+        self.reader = match log.find(self.progress.expected_previous) {
+            Found::Ahead => return Flow::Break(()),
+            // It has had the end from the other node.
+            Found::At(next) if log.is_over(next) => Reader::Ended,
+            Found::At(next) => Reader::Ring { next },
+            // This node has come past the position without having it. The broker knows whether it
+            // was lost.
+            Found::Unknown => Reader::CatchUp(CatchUp::from_history()),
+        };
+        Flow::Continue(())
+    }
+
+    /// The ring has moved on without this listener, which stands at `next`.
+    fn fell_off(&mut self, next: u64, reading: &Reading<'_>) -> Result<Flow, TooSlow> {
+        let log = &self.registration.log;
+        reading.hub.metrics().slow(log.rule.slow);
+        // Of a conflated channel only the newest of each key counts, and as long as the log
+        // remembers those, nothing is lost.
+        if let Some(place) = log.catch_up_latest(self.progress.cursor, next) {
+            self.reader = Reader::before_ring(place.first, place.next);
+            return Ok(Flow::Continue(()));
+        }
+        self.reader = match log.rule.slow {
+            SlowPolicy::Close => return Err(TooSlow),
+            SlowPolicy::Skip => {
+                let (next, expected_previous) = log.skip();
+                let gap = Entry::gap(Some(self.progress.cursor), expected_previous, GapReason::TooSlow);
+                Reader::before_ring([gap], next)
+            }
+            SlowPolicy::Refill => Reader::CatchUp(CatchUp::too_slow()),
+        };
+        Ok(Flow::Continue(()))
+    }
+}
+
+impl Reading<'_> {
+    /// Writes entries one by one, each with the stream's cursor where the format has one. Returns
+    /// whether the channel's end is among them.
+    fn write(&mut self, log: &Log, progress: &mut Progress, entries: &[Arc<Entry>], source: EntrySource) -> bool {
+        let mut bytes = BytesMut::new();
+        let (mut events, mut ended) = (0, false);
+        for entry in entries {
+            let own = own_gap(entry, progress.cursor);
+            let entry = own.as_ref().unwrap_or(entry);
+            if !progress.advance(entry) {
+                continue;
+            }
+            ended |= entry.is_end();
+            if let Item::Gap { gap, .. } = &entry.item {
+                log.figures.gap(gap.reason);
+                // Of the ring's own gaps the ring has only what comes behind them.
+                if source == EntrySource::CatchUp {
+                    progress.skip_what_was_lost(|| log.head());
+                }
+            }
+            events += 1;
+            self.encode(log, entry, &mut bytes);
+        }
+        if let (Some(first), false) = (entries.first(), bytes.is_empty()) {
+            self.count(log, events, bytes.len(), first.at);
+            self.out.push(bytes.freeze());
+        }
+        ended
+    }
+
+    fn encode(&mut self, log: &Log, entry: &Entry, bytes: &mut BytesMut) {
+        let Some(StampedStream { stamp, cursor, index }) = &mut self.stream else {
+            bytes.extend_from_slice(entry.bytes(&log.name, self.slot));
+            return;
+        };
+        cursor.advance(*index, entry.position());
+        match &entry.item {
+            Item::Event(event) if event.is_end() => {
+                let notice = Notice::End {
+                    channel: &log.name,
+                    cursor: event.position,
+                    stamp: Some(&cursor.snapshot()),
+                };
+                bytes.extend_from_slice(&self.slot.format.notice(&notice));
+            }
+            Item::Event(_) => {
+                bytes.extend_from_slice(entry.bytes(&log.name, self.slot));
+                stamp(&**cursor, bytes);
+            }
+            Item::Gap { gap, .. } => {
+                let notice = Notice::Gap {
+                    channel: &log.name,
+                    gap,
+                    stamp: Some(&cursor.snapshot()),
+                };
+                bytes.extend_from_slice(&self.slot.format.notice(&notice));
+            }
+        }
+    }
+
+    fn count(&self, log: &Log, events: u64, bytes: usize, oldest: Instant) {
+        log.figures.delivered(self.slot.index, events, bytes);
+        if self.sample {
+            let metrics = self.hub.metrics();
+            metrics.publish_to_write_seconds.observe(oldest.elapsed());
+        }
+    }
+}
+
+/// The log's own gaps begin where the log stood. Past a fork a listener may stand elsewhere, because
+/// it was ahead or is new: it is told of a gap of its own.
+fn own_gap(entry: &Entry, cursor: Position) -> Option<Arc<Entry>> {
+    match &entry.item {
+        Item::Gap { gap, expected_previous } if gap.after.is_some_and(|after| after != cursor) => {
+            Some(Entry::gap(Some(cursor), *expected_previous, gap.reason))
+        }
+        _ => None,
+    }
+}
