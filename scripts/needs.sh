@@ -107,6 +107,30 @@ need_cargo_fuzz() {
   fi
 }
 
+# The oldest Rust that Cargo.toml promises to build with. Exports its name.
+need_oldest_rust() {
+  AIRWAVE_TEST_OLDEST_RUST=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+  export AIRWAVE_TEST_OLDEST_RUST
+  if ! cargo "+$AIRWAVE_TEST_OLDEST_RUST" --version >/dev/null 2>&1; then
+    say "installing Rust $AIRWAVE_TEST_OLDEST_RUST"
+    timeout -k 10 600 rustup toolchain install "$AIRWAVE_TEST_OLDEST_RUST" --profile minimal </dev/null \
+      || { say "missing: Rust $AIRWAVE_TEST_OLDEST_RUST. rustup toolchain install $AIRWAVE_TEST_OLDEST_RUST"; return 1; }
+  fi
+}
+
+# cargo-deny from crates.io, into $work/tools.
+cargo_deny_version=0.20.2
+need_cargo_deny() {
+  PATH=$work/tools/bin:$PATH
+  export PATH
+  if ! command -v cargo-deny >/dev/null; then
+    say "installing cargo-deny $cargo_deny_version"
+    CARGO_TARGET_DIR=$work/tools/target timeout -k 10 1500 cargo install --quiet --locked --root "$work/tools" \
+      "cargo-deny@$cargo_deny_version" </dev/null || return 1
+    rm -rf "$work/tools/target"
+  fi
+}
+
 need_curl() {
   first_command curl >/dev/null || apt_install curl ca-certificates || return 1
   AIRWAVE_TEST_CURL=${AIRWAVE_TEST_CURL:-$(command -v curl)}

@@ -18,8 +18,8 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-ci_gates=(fmt clippy boundaries words doc api test outside brokers loom first-minutes browser client bundlers)
-deep_gates=(chaos matrix simulation model figures fuzz firefox more-bundlers cost)
+ci_gates=(fmt clippy boundaries words doc api package test outside brokers loom first-minutes browser client bundlers)
+deep_gates=(chaos matrix simulation model figures fuzz firefox more-bundlers cost msrv deny verify)
 tier=ci
 chosen=()
 case ${1:-} in
@@ -182,6 +182,17 @@ fi
 if is_chosen cost; then
   needs+=(valgrind)
 fi
+if is_chosen package || is_chosen verify; then
+  if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    lacks "missing: node and npm, 20 or newer"
+  fi
+fi
+if is_chosen msrv; then
+  needs+=(oldest_rust)
+fi
+if is_chosen deny; then
+  needs+=(cargo_deny)
+fi
 if is_chosen first-minutes; then
   needs+=(curl)
   command -v node >/dev/null || lacks "missing: node, 20 or newer"
@@ -259,6 +270,7 @@ if [[ -n $prepared ]]; then
   gate doc 600 env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
   # What is public, compared with public-api/ and with what CHANGELOG.md says of it.
   gate api 600 scripts/public-api.sh
+  gate package 120 scripts/package.sh
   # What every broker made of every clause of the contract is written down, and docs/brokers.md must
   # say the same.
   export AIRWAVE_CONFORMANCE_RECORD=$work/conformance
@@ -350,6 +362,15 @@ if [[ -n $prepared ]]; then
 
   gate fuzz 1200 "${kept[@]}" "$TMPDIR/fuzz" scripts/fuzz.sh 600
   [[ ! -s $TMPDIR/fuzz ]] || remarks+=("fuzz: $(tail -n 1 "$TMPDIR/fuzz")")
+
+  # The Rust that Cargo.toml promises, and dependencies that may be shipped. What is known against
+  # them is read from a database that changes by itself: it is shown, and decides nothing.
+  if is_chosen msrv; then
+    gate msrv 1200 env CARGO_TARGET_DIR="$target/msrv" cargo "+$AIRWAVE_TEST_OLDEST_RUST" check --locked --workspace --lib --bins --all-features
+    rm -rf "$target/msrv"
+  fi
+  gate deny 300 cargo deny --offline --locked --workspace check bans licenses sources
+  gate verify 1500 scripts/package.sh --verify
 
   # A test that leaves a process behind is a fault of that test. Browsers take a moment to go.
   for _ in 1 2 3 4 5 6 7 8 9 10; do
