@@ -47,7 +47,7 @@ use axum::Router;
 
 pub use airwave_core::event::{IdempotencyKey, Invalid};
 pub use airwave_core::{
-    Broker, Channel, ChannelName, Client, Code, ConnectRequest, Cursor, Data, Directory, Event, EventName, Handler, Hub,
+    Append, Broker, Channel, ChannelName, Client, Code, ConnectRequest, Cursor, Data, Directory, Event, EventName, Handler, Hub,
     Identity, Key, LeaveReason, Member, Message, Position, Publish, Published, Refusal, Replay, Reply, Rule, Rules, UseCase,
 };
 pub use airwave_transports::Transport;

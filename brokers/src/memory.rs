@@ -18,7 +18,7 @@ use airwave_core::idempotency::{Fingerprint, ScopedKey};
 use airwave_core::rule::History;
 use airwave_core::shrink::shrink;
 use airwave_core::{
-    Broker, BrokerError, ChannelName, Event, Feed, Message, PageLimit, Position, Publish, Published, Replay, Rules,
+    Append, Broker, BrokerError, ChannelName, Event, Feed, Message, PageLimit, Position, Published, Replay, Rules,
 };
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -196,7 +196,7 @@ impl Broker for Memory {
         "memory"
     }
 
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
         if !self.shared.has_room() {
             return Err(BrokerError::unavailable(
                 "the memory broker is full of channels and idempotency keys (limits.memory): raise it, or try again later",
@@ -204,8 +204,8 @@ impl Broker for Memory {
         }
         self.shared.with(channel, |channel, state, now| {
             state.expire(channel.history.age, now, usize::MAX);
-            if let Some(&(position, first)) = publish.idempotency_key.as_ref().and_then(|key| state.keys.get(key)) {
-                if first != publish.fingerprint() {
+            if let Some(&(position, first)) = append.idempotency_key.as_ref().and_then(|key| state.keys.get(key)) {
+                if first != append.fingerprint() {
                     return Err(BrokerError::another_payload());
                 }
                 return Ok(Published {
@@ -216,7 +216,7 @@ impl Broker for Memory {
             if state.ended {
                 return Err(BrokerError::ended());
             }
-            let position = state.append(&channel.history, now, publish);
+            let position = state.append(&channel.history, now, append);
             Ok(Published {
                 position,
                 duplicate: false,
@@ -284,11 +284,11 @@ impl State {
         }
     }
 
-    fn append(&mut self, history: &History, now: Instant, publish: Publish) -> Position {
-        let end = publish.end_behind();
-        let key = publish.idempotency_key.clone().map(|key| (key, publish.fingerprint()));
-        self.ended = publish.ends_channel();
-        self.append_one(history, now, publish.message);
+    fn append(&mut self, history: &History, now: Instant, append: Append) -> Position {
+        let end = append.end_behind();
+        let key = append.idempotency_key.clone().map(|key| (key, append.fingerprint()));
+        self.ended = append.ends_channel();
+        self.append_one(history, now, append.message);
         if let Some(end) = end {
             self.append_one(history, now, end);
         }
@@ -652,8 +652,8 @@ mod tests {
         ChannelName::new(text).unwrap()
     }
 
-    fn say(text: impl ToString) -> Publish {
-        Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
+    fn say(text: impl ToString) -> Append {
+        Append::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
     }
 
     fn key(text: &str) -> airwave_core::event::IdempotencyKey {
@@ -674,8 +674,8 @@ mod tests {
         turns
     }
 
-    async fn publish(broker: &Memory, channel: &str, publish: Publish) -> Position {
-        broker.publish(&name(channel), publish).await.unwrap().position
+    async fn publish(broker: &Memory, channel: &str, append: Append) -> Position {
+        broker.publish(&name(channel), append).await.unwrap().position
     }
 
     async fn replay(broker: &Memory, channel: &str, after: Option<Position>) -> Replay {
@@ -766,7 +766,7 @@ mod tests {
         for (age, after) in [(MINUTE, FORGET_AFTER), (2 * FORGET_AFTER, 2 * FORGET_AFTER)] {
             let broker = keeping(10, age, usize::MAX);
             publish(&broker, "published", say("one").with_idempotency_key(key("k"))).await;
-            publish(&broker, "ended", Publish::end()).await;
+            publish(&broker, "ended", Append::end()).await;
             tokio::time::sleep(after - 2 * SWEEP_EVERY).await;
             assert_eq!(remembered(&broker), 2);
             let last = replay(&broker, "published", None).await.head;

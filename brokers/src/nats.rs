@@ -45,7 +45,7 @@ use airwave_core::idempotency::Fingerprint;
 use airwave_core::rule::History;
 use airwave_core::shrink::shrink;
 use airwave_core::{
-    Broker, BrokerError, BrokerErrorKind, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules,
+    Append, Broker, BrokerError, BrokerErrorKind, ChannelName, Event, Feed, PageLimit, Position, Published, Replay, Rules,
 };
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use async_trait::async_trait;
@@ -395,20 +395,20 @@ impl Nats {
         Ok((chain, None))
     }
 
-    async fn append(&self, channel: &ChannelName, publish: &Publish) -> Result<Published, BrokerError> {
+    async fn append(&self, channel: &ChannelName, append: &Append) -> Result<Published, BrokerError> {
         let memory = self.known(channel);
         let mut known = memory.lock().await;
         let link = self.connection.link().await?;
         // The name's token holds no slash, so no two names and keys make one text.
-        let ids = match &publish.idempotency_key {
+        let ids = match &append.idempotency_key {
             Some(key) => vec![
                 (KEY, format!("{}/{}", token(channel), key.as_str())),
-                (FINGERPRINT, publish.fingerprint().to_string()),
+                (FINGERPRINT, append.fingerprint().to_string()),
             ],
             None if self.connection.settings.are_several() => vec![(MADE_BY, self.connection.number())],
             None => Vec::new(),
         };
-        let and_end = publish.end_behind().is_some();
+        let and_end = append.end_behind().is_some();
         let last = |sequence| Position(sequence + u64::from(and_end));
         loop {
             // Takes the chain out, so that a publish that is dropped on the way leaves no old chain
@@ -417,7 +417,7 @@ impl Nats {
                 Some(chain) => chain,
                 None => self.chain(&link, channel).await?,
             };
-            if chain.ended && publish.idempotency_key.is_none() {
+            if chain.ended && append.idempotency_key.is_none() {
                 return Err(BrokerError::ended());
             }
             // After an end it must be refused, unless its key is known: that is looked at first.
@@ -426,7 +426,7 @@ impl Nats {
             } else {
                 Expected::At(chain.newest)
             };
-            let payload = stored::event(&chain, &publish.message, and_end, self.connection.now());
+            let payload = stored::event(&chain, &append.message, and_end, self.connection.now());
             match self.store(&link, channel, behind, payload.clone(), &ids).await? {
                 Outcome::At(sequence) => {
                     // An end is asked for each time: a channel that was forgotten may begin anew.
@@ -446,9 +446,9 @@ impl Nats {
                 Outcome::Known(sequence) => {
                     drop(known);
                     let position = match self.fingerprint_at(&link, sequence).await? {
-                        First::Is(first) if first != publish.fingerprint() => return Err(BrokerError::another_payload()),
+                        First::Is(first) if first != append.fingerprint() => return Err(BrokerError::another_payload()),
                         // Its end was a publish of its own, and may be missing.
-                        First::Old if and_end => match Box::pin(self.append(channel, &Publish::end())).await {
+                        First::Old if and_end => match Box::pin(self.append(channel, &Append::end())).await {
                             Ok(end) => end.position,
                             Err(error) if error.kind == BrokerErrorKind::Ended => Position(sequence),
                             Err(error) => return Err(error),
@@ -1172,8 +1172,8 @@ impl Broker for Nats {
         "nats"
     }
 
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
-        self.within(self.append(channel, &publish)).await
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
+        self.within(self.append(channel, &append)).await
     }
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {

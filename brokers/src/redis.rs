@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use airwave_core::broker::{BrokerStats, IDEMPOTENCY_WINDOW};
 use airwave_core::{
-    Broker, BrokerError, BrokerErrorKind, ChannelName, Event, Feed, Message, PageLimit, Position, Publish, Published, Replay,
+    Append, Broker, BrokerError, BrokerErrorKind, ChannelName, Event, Feed, Message, PageLimit, Position, Published, Replay,
     Rules,
 };
 use async_trait::async_trait;
@@ -366,33 +366,33 @@ impl Broker for Redis {
         "redis"
     }
 
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
         let history = self.rules.history(channel);
         let partition = partition(channel);
         let known = self.marks.of(partition);
         let mut event = Vec::new();
-        publish.message.store(&mut event);
+        append.message.store(&mut event);
         let (mut end, mut end_weight) = (Vec::new(), 0);
-        if let Some(message) = publish.end_behind() {
+        if let Some(message) = append.end_behind() {
             message.store(&mut end);
             end_weight = message.weight();
         }
-        let fingerprint = match publish.idempotency_key {
-            Some(_) => publish.fingerprint().to_string(),
+        let fingerprint = match append.idempotency_key {
+            Some(_) => append.fingerprint().to_string(),
             None => String::new(),
         };
-        let append = self.script(channel, APPEND_SCRIPT, |call, keys| {
+        let appended = self.script(channel, APPEND_SCRIPT, |call, keys| {
             let count = if keys == Keys::All { 5 } else { 2 };
-            call.arg(count + usize::from(publish.idempotency_key.is_some()));
+            call.arg(count + usize::from(append.idempotency_key.is_some()));
             call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
             if keys == Keys::All {
                 call.arg(&self.naming.epochs(channel)).arg(self.naming.floor(channel));
             }
-            if let Some(idempotency_key) = &publish.idempotency_key {
+            if let Some(idempotency_key) = &append.idempotency_key {
                 call.arg(self.key(channel, &format!("key:{}", idempotency_key.as_str())));
             }
-            call.arg(&event[..]).arg(publish.message.weight());
-            call.arg(self.naming.wire(channel)).arg(u8::from(publish.ends_channel()));
+            call.arg(&event[..]).arg(append.message.weight());
+            call.arg(self.naming.wire(channel)).arg(u8::from(append.ends_channel()));
             call.arg(counted(history.events as u64))
                 .arg(micros(history.age))
                 .arg(counted(history.bytes as u64));
@@ -400,7 +400,7 @@ impl Broker for Redis {
             call.arg(millis(IDEMPOTENCY_WINDOW)).arg(self.naming.publish());
             call.arg(known.0).arg(&fingerprint).arg(&end[..]).arg(end_weight);
         });
-        let Ok(answer) = timeout(LONGEST, append).await else {
+        let Ok(answer) = timeout(LONGEST, appended).await else {
             return Err(late());
         };
         let answer = strings(answer?).ok_or_else(|| not_ours(channel))?;
@@ -410,16 +410,14 @@ impl Broker for Redis {
             (Some("ended"), _) => Err(BrokerError::ended()),
             (Some("other"), _) => Err(BrokerError::another_payload()),
             // Its end was a publish of its own, and may be missing.
-            (Some("old"), Some(position)) if publish.end_behind().is_some() => {
-                match self.publish(channel, Publish::end()).await {
-                    Ok(end) => Ok(Published { duplicate: true, ..end }),
-                    Err(error) if error.kind == BrokerErrorKind::Ended => Ok(Published {
-                        position,
-                        duplicate: true,
-                    }),
-                    Err(error) => Err(error),
-                }
-            }
+            (Some("old"), Some(position)) if append.end_behind().is_some() => match self.publish(channel, Append::end()).await {
+                Ok(end) => Ok(Published { duplicate: true, ..end }),
+                Err(error) if error.kind == BrokerErrorKind::Ended => Ok(Published {
+                    position,
+                    duplicate: true,
+                }),
+                Err(error) => Err(error),
+            },
             (Some(outcome @ ("new" | "known" | "old")), Some(position)) => {
                 self.marks.note(partition, position);
                 Ok(Published {
@@ -590,7 +588,7 @@ mod tests {
             assert_eq!((event.position.0, event.previous.0), (1748123004217002, 1748123004217001));
             assert_eq!(event.message, message);
         }
-        let end = Publish::end().message;
+        let end = Append::end().message;
         assert!(decode(stored(&end)).unwrap().is_end());
     }
 

@@ -13,7 +13,7 @@ use airwave_core::conformance::{CLAUSES, Fault, Fixture, Verdict, clause, rules,
 use airwave_core::event::IdempotencyKey;
 use airwave_core::idempotency::ScopedKey;
 use airwave_core::{
-    Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, PageLimit, Position, Publish, Published, Replay,
+    Append, Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, PageLimit, Position, Published, Replay,
     Rules,
 };
 use async_trait::async_trait;
@@ -521,16 +521,16 @@ impl Broker for Node {
         "broken"
     }
 
-    async fn publish(&self, channel: &ChannelName, mut publish: Publish) -> Result<Published, BrokerError> {
+    async fn publish(&self, channel: &ChannelName, mut append: Append) -> Result<Published, BrokerError> {
         let channel = &self.renamed(channel);
-        let (memory, key, ends) = (self.memory(), publish.idempotency_key.clone(), publish.ends_channel());
-        let and_end = publish.and_end;
-        match (self.flaw, &mut publish.message.data) {
+        let (memory, key, ends) = (self.memory(), append.idempotency_key.clone(), append.ends_channel());
+        let and_end = append.and_end;
+        match (self.flaw, &mut append.message.data) {
             (Flaw::ChangesLineBreaks, Data::Text(text)) => *text = text.replace("\r\n", "\n").into(),
             (Flaw::CutsLargePayloads, Data::Binary(bytes)) => bytes.truncate(64 << 10),
-            (Flaw::IgnoresKeys, _) => publish.idempotency_key = None,
+            (Flaw::IgnoresKeys, _) => append.idempotency_key = None,
             (Flaw::GoesOnAfterTheEnd, _) if ends => {
-                publish.message = Message::new(EventName::new("over").unwrap(), Data::text(""));
+                append.message = Message::new(EventName::new("over").unwrap(), Data::text(""));
             }
             (Flaw::KeysAreForAllChannels, _) => {
                 if let Some(position) = key.as_ref().and_then(|key| self.keys.lock().unwrap().get(key).copied()) {
@@ -541,7 +541,7 @@ impl Broker for Node {
                 }
             }
             (Flaw::TakesAnyPayload, _) if key.is_some() => {
-                publish.idempotency_key = None;
+                append.idempotency_key = None;
                 let known = key.as_ref().and_then(|key| self.keys.lock().unwrap().get(key).copied());
                 if let Some(position) = known {
                     return Ok(Published {
@@ -551,17 +551,17 @@ impl Broker for Node {
                 }
             }
             (Flaw::KeysAreForAllSources, _) => {
-                let callers = publish.idempotency_key.take().map(|key| {
+                let callers = append.idempotency_key.take().map(|key| {
                     let callers = key.as_str().split(' ').next().unwrap_or_default();
                     IdempotencyKey::new(callers).unwrap()
                 });
-                publish.idempotency_key = callers.map(Into::into);
+                append.idempotency_key = callers.map(Into::into);
             }
-            (Flaw::EndsInASecondStep, _) if publish.and_end => {
-                publish.and_end = false;
-                memory.publish(channel, publish).await?;
+            (Flaw::EndsInASecondStep, _) if append.and_end => {
+                append.and_end = false;
+                memory.publish(channel, append).await?;
                 yield_now().await;
-                return memory.publish(channel, Publish::end()).await;
+                return memory.publish(channel, Append::end()).await;
             }
             (Flaw::EndRefusesOldKeys, _) if memory.replay(channel, None, PageLimit::events(0)).await?.ended => {
                 return Err(BrokerError::ended());
@@ -569,11 +569,11 @@ impl Broker for Node {
             _ => {}
         }
         let secret =
-            (self.flaw == Flaw::RetriesInSecret).then(|| RetriesInSecret(memory.clone(), channel.clone(), publish.clone()));
+            (self.flaw == Flaw::RetriesInSecret).then(|| RetriesInSecret(memory.clone(), channel.clone(), append.clone()));
         yield_now().await;
         std::mem::forget(secret);
-        let again = Publish::new(publish.message.clone());
-        let mut published = memory.publish(channel, publish).await?;
+        let again = Append::new(append.message.clone());
+        let mut published = memory.publish(channel, append).await?;
         if self.flaw == Flaw::KeysGoWithHistory && published.duplicate {
             let replay = memory.replay(channel, None, PageLimit::events(usize::MAX)).await?;
             if replay.events.iter().all(|event| event.position != published.position) {
@@ -773,7 +773,7 @@ impl Broker for Node {
 }
 
 /// Publishes what its caller has given up, twice.
-struct RetriesInSecret(Arc<Memory>, ChannelName, Publish);
+struct RetriesInSecret(Arc<Memory>, ChannelName, Append);
 
 impl Drop for RetriesInSecret {
     fn drop(&mut self) {

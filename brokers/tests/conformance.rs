@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 
 use airwave_brokers::Memory;
 use airwave_core::conformance::{CLAUSES, Fault, Fixture, rules};
-use airwave_core::{Broker, BrokerError, ChannelName, Feed, PageLimit, Position, Publish, Published, Replay};
+use airwave_core::{Append, Broker, BrokerError, ChannelName, Feed, PageLimit, Position, Published, Replay};
 use async_trait::async_trait;
 
 mod memory {
@@ -62,8 +62,8 @@ impl Broker for Replaced {
         "memory"
     }
 
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
-        self.now().publish(channel, publish).await
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
+        self.now().publish(channel, append).await
     }
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {

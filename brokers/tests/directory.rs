@@ -415,7 +415,7 @@ mod nats {
     use airwave_brokers::Nats;
     use airwave_core::directory::{MemberEntry, NodeId};
     use airwave_core::directory_conformance::PATIENCE;
-    use airwave_core::{Broker, ChannelName, Data, EventName, Hub, Message, PageLimit, Publish};
+    use airwave_core::{Append, Broker, ChannelName, Data, EventName, Hub, Message, PageLimit};
     use serde_json::{Value, json};
 
     use super::*;
@@ -635,7 +635,7 @@ mod nats {
         let entry = here(node, "ann", 2, Some("here"));
         nats.set(&channel, std::slice::from_ref(&entry)).await.unwrap();
         assert_eq!(watch.next().await, Some(entry));
-        let publish = Publish::new(Message::new(EventName::new("said").unwrap(), Data::text("it goes on")));
+        let publish = Append::new(Message::new(EventName::new("said").unwrap(), Data::text("it goes on")));
         let published = nats.publish(&channel, publish).await.unwrap();
         let heard = tokio::time::timeout(PATIENCE, feed.next()).await.unwrap();
         assert_eq!(heard.unwrap().position, published.position);

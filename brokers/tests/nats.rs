@@ -20,7 +20,7 @@ use std::time::Duration;
 use airwave_brokers::Nats;
 use airwave_brokers::nats::{ConnectError, Tuning};
 use airwave_core::rule::TransportName;
-use airwave_core::{Broker, Data, EventName, Feed, Message, PageLimit, Position, Publish, Rule, Rules};
+use airwave_core::{Append, Broker, Data, EventName, Feed, Message, PageLimit, Position, Rule, Rules};
 use futures_util::StreamExt;
 use outage::{ended, found, insist, name, publish, say, unavailable};
 use proxy::Proxy;
@@ -771,8 +771,8 @@ async fn a_full_server_starts_nodes_and_serves_what_it_holds() {
             "sealed" => changed(|config| config["sealed"] = true.into()).await,
             _ => {}
         }
-        let large = Publish::new(Message::new(EventName::new("said").unwrap(), Data::text("x".repeat(20_000))));
-        let small = Publish::new(Message::new(EventName::new("said").unwrap(), Data::text("x")));
+        let large = Append::new(Message::new(EventName::new("said").unwrap(), Data::text("x".repeat(20_000))));
+        let small = Append::new(Message::new(EventName::new("said").unwrap(), Data::text("x")));
         let mut told = String::new();
         for publish in [large, small] {
             told = loop {
@@ -833,7 +833,7 @@ async fn a_node_that_starts_on_a_full_server_sweeps_what_is_too_old() {
         Rules::new([rule])
     };
     let old = Nats::connect(&server.url(), rules(3600)).await.unwrap();
-    let large = Publish::new(Message::new(EventName::new("said").unwrap(), Data::text("x".repeat(20_000))));
+    let large = Append::new(Message::new(EventName::new("said").unwrap(), Data::text("x".repeat(20_000))));
     let mut newest = Position::ZERO;
     while let Ok(published) = old.publish(&name("a/b"), large.clone()).await {
         newest = published.position;

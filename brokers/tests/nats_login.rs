@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use airwave_brokers::Nats;
 use airwave_brokers::nats::ConnectError;
-use airwave_core::{Broker, ChannelName, Data, EventName, Message, PageLimit, Position, Publish, Rules};
+use airwave_core::{Append, Broker, ChannelName, Data, EventName, Message, PageLimit, Position, Rules};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use certificates::Certificates;
@@ -30,8 +30,8 @@ fn name(text: &str) -> ChannelName {
     ChannelName::new(text).unwrap()
 }
 
-fn say(text: &str) -> Publish {
-    Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text)))
+fn say(text: &str) -> Append {
+    Append::new(Message::new(EventName::new("said").unwrap(), Data::text(text)))
 }
 
 async fn publish(broker: &Nats, channel: &str) -> Position {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use airwave_brokers::Nats;
-use airwave_core::{Broker, ChannelName, Data, EventName, Message, PageLimit, Position, Publish, Replay, Rules};
+use airwave_core::{Append, Broker, ChannelName, Data, EventName, Message, PageLimit, Position, Replay, Rules};
 use support::Server;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::OwnedWriteHalf;
@@ -27,8 +27,8 @@ fn name(text: &str) -> ChannelName {
     ChannelName::new(text).unwrap()
 }
 
-fn say(text: &str) -> Publish {
-    Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_owned())))
+fn say(text: &str) -> Append {
+    Append::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_owned())))
 }
 
 /// What is answered before the server is asked, if it is asked at all.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use airwave_brokers::Redis;
 use airwave_brokers::redis::ConnectError;
 use airwave_core::event::IdempotencyKey;
-use airwave_core::{Broker, ChannelName, Data, EventName, Feed, Message, PageLimit, Position, Publish, Rules};
+use airwave_core::{Append, Broker, ChannelName, Data, EventName, Feed, Message, PageLimit, Position, Rules};
 use support::hub::{Node, Told, rules};
 use support::many::{Cluster, Watched, cut_off, until};
 use support::outage::{UNAVAILABLE_WITHIN, found};
@@ -122,7 +122,7 @@ async fn one_publish_reaches_one_master_and_no_other() {
             airwave_core::Data::text(n.to_string()),
         );
         let published = nodes[0]
-            .publish(&name(&channel), airwave_core::Publish::new(message))
+            .publish(&name(&channel), airwave_core::Append::new(message))
             .await
             .unwrap();
         for feed in feeds.iter_mut().step_by(2) {
@@ -198,7 +198,7 @@ async fn thousands_of_subscriptions_share_a_connection_and_end_with_their_own_ma
             let message =
                 airwave_core::Message::new(airwave_core::EventName::new("said").unwrap(), airwave_core::Data::text("x"));
             let published = broker
-                .publish(&name(&format!("a/{n}")), airwave_core::Publish::new(message))
+                .publish(&name(&format!("a/{n}")), airwave_core::Append::new(message))
                 .await
                 .unwrap();
             assert_eq!(next(feed).await, published.position, "undisturbed");
@@ -356,7 +356,7 @@ async fn a_slot_moves_under_publishing_and_no_listener_misses_an_event() {
     let broker = connect(&cluster.url()).await;
     let keyed = || {
         let (event, key) = (EventName::new("said").unwrap(), IdempotencyKey::new("k").unwrap());
-        Publish::new(Message::new(event, Data::text("once"))).with_idempotency_key(key)
+        Append::new(Message::new(event, Data::text("once"))).with_idempotency_key(key)
     };
     let once = broker.publish(&name(&channel), keyed()).await.unwrap().position;
     sleep(Duration::from_millis(100)).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::broker::{Broker, BrokerError, BrokerErrorKind, Feed, IDEMPOTENCY_WINDOW, PageLimit, Publish, Published, Replay};
+use crate::broker::{Append, Broker, BrokerError, BrokerErrorKind, Feed, IDEMPOTENCY_WINDOW, PageLimit, Published, Replay};
 use crate::event::{ChannelName, Position};
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
@@ -67,9 +67,9 @@ impl Backbone {
     }
 
     /// Publishes within the broker's time. `rule`: where the figures of the channel's rule stand.
-    pub(crate) async fn publish(&self, channel: &ChannelName, rule: usize, publish: Publish) -> Result<Published, Refusal> {
-        let weight = publish.message.weight();
-        let events = 1 + u64::from(publish.end_behind().is_some());
+    pub(crate) async fn publish(&self, channel: &ChannelName, rule: usize, append: Append) -> Result<Published, Refusal> {
+        let weight = append.message.weight();
+        let events = 1 + u64::from(append.end_behind().is_some());
         if weight > self.limits.message_bytes {
             self.metrics.publish_error(Code::TooLarge);
             return Err(Refusal::new(
@@ -81,7 +81,7 @@ impl Backbone {
             ));
         }
         let limit = self.limits.idempotency_keys_per_channel;
-        if publish.idempotency_key.is_some() && !self.keys.take(channel.clone(), limit) {
+        if append.idempotency_key.is_some() && !self.keys.take(channel.clone(), limit) {
             self.metrics.publish_error(Code::TooMany);
             return Err(Refusal::new(
                 Code::TooMany,
@@ -92,7 +92,7 @@ impl Backbone {
             ));
         }
         let begin = Instant::now();
-        let result = patience::call(self.limits.broker_timeout, self.broker.publish(channel, publish)).await;
+        let result = patience::call(self.limits.broker_timeout, self.broker.publish(channel, append)).await;
         match result {
             Ok(published) => {
                 self.unanswered.answered();

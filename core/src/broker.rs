@@ -33,12 +33,12 @@ pub trait Broker: Send + Sync + 'static {
     /// Appends `publish` as the channel's next event and carries it to every feed, this node's too.
     ///
     /// One step: an event that a feed has shown can be replayed. Positions follow
-    /// [`Position::next`] and are never given twice. With [`Publish::and_end`] the event and
-    /// [`Publish::end_behind`] are appended together, or neither is; the end's position is given.
+    /// [`Position::next`] and are never given twice. With [`Append::and_end`] the event and
+    /// [`Append::end_behind`] are appended together, or neither is; the end's position is given.
     ///
     /// With an idempotency key that this channel has seen within [`IDEMPOTENCY_WINDOW`], from
     /// whichever node, nothing is appended and the first position is given again. If the first
-    /// publish under the key had another [`Publish::fingerprint`], the answer is
+    /// publish under the key had another [`Append::fingerprint`], the answer is
     /// [`BrokerError::another_payload`] instead; a broker whose store has trimmed the first event
     /// may not know that any more. After an end the channel takes no more events until the broker
     /// has forgotten it.
@@ -46,7 +46,7 @@ pub trait Broker: Send + Sync + 'static {
     /// # Errors
     /// `Rejected`: it did not and will not happen. `Ended`: the channel has ended. `Unavailable`:
     /// unknown; the caller may repeat it with the same idempotency key.
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError>;
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError>;
 
     /// Opens this node's feed: every event after [`Feed::head`], in order. A feed that may have
     /// missed something MUST end; the hub then follows again and heals. Dropping the feed
@@ -155,10 +155,11 @@ impl BrokerStats {
     }
 }
 
-/// What is to be published.
+/// One append to a channel, as a broker is asked for it. An application says it with
+/// [`Publish`](crate::Publish).
 #[derive(Debug, Clone)]
-pub struct Publish {
-    /// What is said. For a bare end of the channel: [`Publish::end`].
+pub struct Append {
+    /// The event to append. For a bare end of the channel: [`Append::end`].
     pub message: Message,
     /// Makes repeating it harmless.
     pub idempotency_key: Option<ScopedKey>,
@@ -166,8 +167,8 @@ pub struct Publish {
     pub and_end: bool,
 }
 
-impl Publish {
-    /// Publishes `message` once.
+impl Append {
+    /// Appends `message`.
     pub fn new(message: Message) -> Self {
         Self {
             message,
@@ -205,7 +206,7 @@ impl Publish {
 
     /// The end to append right behind the message, if there is one to append.
     pub fn end_behind(&self) -> Option<Message> {
-        (self.and_end && !self.is_end()).then(|| Publish::end().message)
+        (self.and_end && !self.is_end()).then(|| Append::end().message)
     }
 
     /// What must be the same when this is repeated under its key: what the key's source said, or
@@ -219,7 +220,7 @@ impl Publish {
 /// Where a publish got its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
-    /// The event's position; with [`Publish::and_end`], the end's, which is the channel's last.
+    /// The event's position; with [`Append::and_end`], the end's, which is the channel's last.
     pub position: Position,
     /// Whether an earlier publish with the same idempotency key got it.
     pub duplicate: bool,

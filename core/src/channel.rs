@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use serde::Serialize;
 
 use crate::backbone::Backbone;
-use crate::broker::{PageLimit, Publish, Published, Replay};
-use crate::event::{ChannelName, EventName, IdempotencyKey, Key, Message, Position};
+use crate::broker::{Append, PageLimit, Published, Replay};
+use crate::event::{ChannelName, EventName, IdempotencyKey, Message, Position};
 use crate::format::Member;
 use crate::idempotency::{Fingerprint, KeySource, ScopedKey};
+use crate::publish::Publish;
 use crate::refusal::Refusal;
 use crate::rule::{Params, Rule};
 
@@ -130,44 +131,77 @@ impl Channel {
         self.params.get(name)
     }
 
-    /// Publishes `value` as JSON and waits for the broker's word. The position that comes back is a
-    /// cursor of this channel.
+    /// Publishes `value` as JSON and waits for the broker's answer. The position that comes back is
+    /// a cursor of this channel.
     ///
     /// # Errors
     /// `bad-request`: the name or value is not acceptable; `too-large`; `ended`: the channel takes
-    /// no more; `unavailable`: it may or may not have happened.
+    /// no more; `too-many`: a limit; `unavailable`: it may or may not have happened.
+    ///
+    /// # Examples
+    /// ```
+    /// # async fn example(channel: airwave_core::Channel) -> Result<(), airwave_core::Refusal> {
+    /// let published = channel.publish("status", "shipped").await?;
+    /// println!("listeners behind {} have it", published.position);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn publish<T: Serialize + ?Sized>(&self, event: &str, value: &T) -> Result<Published, Refusal> {
-        self.publish_message(Message::json_of(event, value)?).await
+        self.append(Message::json_of(event, value).map(Append::new)?).await
     }
 
-    /// [`Channel::publish`] under a key: where the rule delivers the `latest`, a listener that has
-    /// not got the key's earlier events gets only the newest.
-    pub async fn publish_keyed<T: Serialize + ?Sized>(&self, event: &str, key: &str, value: &T) -> Result<Published, Refusal> {
-        let key = Key::new(key)?;
-        self.publish_message(Message::json_of(event, value)?.with_key(key)).await
+    /// Publishes with options: under a key, once under an idempotency key, as text or as bytes,
+    /// with the end of the channel behind it.
+    ///
+    /// # Errors
+    /// As for [`Channel::publish`]; `bad-request` as well for a key that is not acceptable.
+    ///
+    /// # Examples
+    /// ```
+    /// use airwave_core::{Channel, Publish, Refusal};
+    ///
+    /// async fn quote(prices: &Channel, symbol: &str, cents: u32) -> Result<(), Refusal> {
+    ///     prices.publish_with(Publish::json("quote", &cents).key(symbol)).await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    pub async fn publish_with(&self, publish: Publish) -> Result<Published, Refusal> {
+        self.append(publish.build()?).await
     }
 
     /// Publishes a value of an enum that has a variant for each event, `#[serde(tag = "event",
-    /// content = "data")]`. Errors as for [`Channel::publish`].
+    /// content = "data")]`.
+    ///
+    /// # Errors
+    /// As for [`Channel::publish`].
+    ///
+    /// # Examples
+    /// ```
+    /// use airwave_core::{Channel, Refusal};
+    ///
+    /// #[derive(serde::Serialize)]
+    /// #[serde(tag = "event", content = "data", rename_all = "kebab-case")]
+    /// enum OrderEvent {
+    ///     Shipped { parcels: u32 },
+    /// }
+    ///
+    /// async fn ship(order: &Channel) -> Result<(), Refusal> {
+    ///     order.publish_typed(&OrderEvent::Shipped { parcels: 2 }).await?;
+    ///     Ok(())
+    /// }
+    /// ```
     pub async fn publish_typed<E: Serialize + ?Sized>(&self, event: &E) -> Result<Published, Refusal> {
-        self.publish_message(Message::of_typed(event)?).await
+        self.append(Message::of_typed(event).map(Append::new)?).await
     }
 
-    /// Publishes a message of any kind. Errors as for [`Channel::publish`].
-    pub async fn publish_message(&self, message: Message) -> Result<Published, Refusal> {
-        self.publish_with(Publish::new(message)).await
-    }
-
-    /// Publishes with options: an idempotency key, an end behind the event. Errors as for
-    /// [`Channel::publish`].
-    pub async fn publish_with(&self, mut publish: Publish) -> Result<Published, Refusal> {
-        if publish.message.event.is_fired_by_event_source() {
-            warn_of_name(&self.name, &publish.message.event);
+    async fn append(&self, mut append: Append) -> Result<Published, Refusal> {
+        if append.message.event.is_fired_by_event_source() {
+            warn_of_name(&self.name, &append.message.event);
         }
-        if let (None, Some(key)) = (&publish.idempotency_key, &self.key) {
-            publish.idempotency_key = Some(key.next());
+        if let (None, Some(key)) = (&append.idempotency_key, &self.key) {
+            append.idempotency_key = Some(key.next());
         }
-        self.backbone.publish(&self.name, self.figures, publish).await
+        self.backbone.publish(&self.name, self.figures, append).await
     }
 
     /// Ends the channel: its listeners are told and let go, and it takes no more events.
@@ -175,7 +209,7 @@ impl Channel {
     /// # Errors
     /// `ended` if it has ended already; `unavailable`.
     pub async fn end(&self) -> Result<Published, Refusal> {
-        self.publish_with(Publish::end()).await
+        self.append(Append::end()).await
     }
 
     /// What the broker keeps after `after`, or without it the newest events; at most `limit`,

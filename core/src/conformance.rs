@@ -59,7 +59,7 @@ use async_trait::async_trait;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::broker::{Broker, BrokerError, BrokerErrorKind, Feed, PageLimit, Publish, Published, Replay};
+use crate::broker::{Append, Broker, BrokerError, BrokerErrorKind, Feed, PageLimit, Published, Replay};
 use crate::event::{ChannelName, Data, Event, EventName, IdempotencyKey, Key, Message, Position};
 use crate::idempotency::{Fingerprint, KeySource, ScopedKey};
 use crate::rule::{History, Rule, Rules, TransportName};
@@ -447,8 +447,8 @@ fn named(kept: Kept, rest: &str) -> ChannelName {
     ChannelName::new(&format!("conformance/{}/{rest}", kept.as_str())).unwrap()
 }
 
-fn text(text: impl ToString) -> Publish {
-    Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
+fn text(text: impl ToString) -> Append {
+    Append::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
 }
 
 fn key(text: &str) -> IdempotencyKey {
@@ -467,8 +467,8 @@ async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-async fn publish(node: &dyn Broker, channel: &ChannelName, publish: Publish) -> Position {
-    let published = patiently("publish", node.publish(channel, publish)).await;
+async fn publish(node: &dyn Broker, channel: &ChannelName, append: Append) -> Position {
+    let published = patiently("publish", node.publish(channel, append)).await;
     let published = published.unwrap_or_else(|error| panic!("publish: {error}"));
     assert!(!published.duplicate, "a first publish was called a duplicate");
     published.position
@@ -564,7 +564,7 @@ impl Chain {
         self.0[at - 1]
     }
 
-    async fn publish(&mut self, node: &dyn Broker, channel: &ChannelName, message: Publish) -> Position {
+    async fn publish(&mut self, node: &dyn Broker, channel: &ChannelName, message: Append) -> Position {
         let position = publish(node, channel, message).await;
         assert!(position > self.head(), "{position} was given after {}", self.head());
         self.0.push(position);
@@ -1024,7 +1024,7 @@ pub async fn replay_is_what_the_feed_showed(fixture: &dyn Fixture) {
         let mut message = Message::new(EventName::new(&format!("event-{n}")).unwrap(), data);
         message.key = (n % 2 == 0).then(|| Key::new(&format!("key {n}")).unwrap());
         chain
-            .publish(&*nodes[usize::from(n) % 2], &channel, Publish::new(message))
+            .publish(&*nodes[usize::from(n) % 2], &channel, Append::new(message))
             .await;
     }
     let shown = take(&mut feed, 30).await;
@@ -1584,16 +1584,16 @@ pub async fn a_key_with_another_payload_is_refused(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
     let mut chain = Chain::base(&*nodes[0], &channel).await;
-    let keyed = |publish: Publish| publish.with_idempotency_key(key("k"));
+    let keyed = |append: Append| append.with_idempotency_key(key("k"));
     let first = chain.publish(&*nodes[0], &channel, keyed(text("one"))).await;
     let with_key = Message::new(EventName::new("said").unwrap(), Data::text("one")).with_key(Key::new("a").unwrap());
     let others = [
         text("two"),
         text("one").and_end(),
-        Publish::end(),
-        Publish::new(Message::new(EventName::new("heard").unwrap(), Data::text("one"))),
-        Publish::new(Message::new(EventName::new("said").unwrap(), Data::binary("one"))),
-        Publish::new(with_key),
+        Append::end(),
+        Append::new(Message::new(EventName::new("heard").unwrap(), Data::text("one"))),
+        Append::new(Message::new(EventName::new("said").unwrap(), Data::binary("one"))),
+        Append::new(with_key),
     ];
     for ended in [false, true] {
         for node in &nodes {
@@ -1616,7 +1616,7 @@ pub async fn a_key_with_another_payload_is_refused(fixture: &dyn Fixture) {
             );
         }
         if !ended {
-            chain.publish(&*nodes[1], &channel, Publish::end()).await;
+            chain.publish(&*nodes[1], &channel, Append::end()).await;
         }
     }
 }
@@ -1715,7 +1715,7 @@ pub async fn an_ended_channel_takes_no_more_events(fixture: &dyn Fixture) {
     let mut chain = Chain(vec![feed.head]);
     chain.publish(&*nodes[0], &channel, text("one")).await;
     assert!(!replay(&*nodes[0], &channel, None, 10).await.ended);
-    chain.publish(&*nodes[0], &channel, Publish::end()).await;
+    chain.publish(&*nodes[0], &channel, Append::end()).await;
     for node in &nodes {
         assert_ended(patiently("publish", node.publish(&channel, text("late"))).await);
         assert_ended(
@@ -1725,7 +1725,7 @@ pub async fn an_ended_channel_takes_no_more_events(fixture: &dyn Fixture) {
             )
             .await,
         );
-        assert_ended(patiently("publish", node.publish(&channel, Publish::end())).await);
+        assert_ended(patiently("publish", node.publish(&channel, Append::end())).await);
         let replayed = replay(&**node, &channel, None, 10).await;
         chain.allows(None, 10, 2, &replayed);
         assert!(replayed.ended && replayed.events[1].is_end());
@@ -1742,7 +1742,7 @@ pub async fn an_ended_channel_can_still_be_followed_and_replayed(fixture: &dyn F
         let mut chain = Chain::base(&*nodes[0], &channel).await;
         let promised = if matches!(kept, Kept::None) { 0 } else { 3 };
         chain.publish_many(&*nodes[0], &channel, 2).await;
-        chain.publish(&*nodes[0], &channel, Publish::end()).await;
+        chain.publish(&*nodes[0], &channel, Append::end()).await;
         for node in &nodes {
             assert_eq!(follow(&**node, &channel).await.head, chain.head());
             for after in chain.0.iter().copied().map(Some).chain([None]) {
@@ -1766,11 +1766,11 @@ pub async fn a_repeated_end_with_its_key_gives_its_position(fixture: &dyn Fixtur
         .publish(&*nodes[0], &channel, text("one").with_idempotency_key(key("one")))
         .await;
     let end = chain
-        .publish(&*nodes[0], &channel, Publish::end().with_idempotency_key(key("end")))
+        .publish(&*nodes[0], &channel, Append::end().with_idempotency_key(key("end")))
         .await;
     for node in &nodes {
         for (repeated, position) in [
-            (Publish::end().with_idempotency_key(key("end")), end),
+            (Append::end().with_idempotency_key(key("end")), end),
             (text("one").with_idempotency_key(key("one")), first),
         ] {
             let published = patiently("publish", node.publish(&channel, repeated)).await.unwrap();
@@ -1779,7 +1779,7 @@ pub async fn a_repeated_end_with_its_key_gives_its_position(fixture: &dyn Fixtur
         assert_ended(
             patiently(
                 "publish",
-                node.publish(&channel, Publish::end().with_idempotency_key(key("other"))),
+                node.publish(&channel, Append::end().with_idempotency_key(key("other"))),
             )
             .await,
         );
@@ -1887,9 +1887,9 @@ pub async fn any_valid_name_and_payload_survives(fixture: &dyn Fixture) {
             });
         }
         for (n, message) in messages.iter().enumerate() {
-            let mut publish = Publish::new(message.clone());
-            publish.idempotency_key = idempotency_keys.get(n).map(|text| key(text).into());
-            chain.publish(&*nodes[0], &channel, publish).await;
+            let mut append = Append::new(message.clone());
+            append.idempotency_key = idempotency_keys.get(n).map(|text| key(text).into());
+            chain.publish(&*nodes[0], &channel, append).await;
         }
         let shown = take(&mut feed, messages.len()).await;
         let replayed = replay(&*nodes[1], &channel, None, 100).await.events;
@@ -1909,7 +1909,7 @@ pub async fn binary_payloads_of_one_mebibyte_survive(fixture: &dyn Fixture) {
     for n in 0..3u32 {
         let bytes: Vec<u8> = (0..1u32 << 20).map(|i| (i ^ (i >> 8) ^ n).to_le_bytes()[0]).collect();
         let message = Message::new(EventName::new("large").unwrap(), Data::binary(bytes.clone()));
-        publish(&*nodes[0], &channel, Publish::new(message)).await;
+        publish(&*nodes[0], &channel, Append::new(message)).await;
         let shown = next(&mut feed).await;
         let replayed = replay(&*nodes[1], &channel, None, 1).await.events;
         for event in [&shown, &replayed[0]] {
@@ -1933,7 +1933,7 @@ pub async fn channels_do_not_hear_each_other(fixture: &dyn Fixture) {
             chain.publish(&*node, channel, text(format!("{channel} {n}"))).await;
         }
     }
-    publish(&*node, &channels[2], Publish::end()).await;
+    publish(&*node, &channels[2], Append::end()).await;
     for (channel, chain, feed) in &mut open[..2] {
         chain.publish(&*node, channel, text(format!("{channel} 20"))).await;
         let shown = take(feed, 21).await;
@@ -2010,7 +2010,7 @@ pub async fn any_sequence_of_calls_agrees_with_a_list(fixture: &dyn Fixture) {
         let mut dice = Dice(seed);
         let channel = channel(kept);
         let mut chain = Chain::base(&*nodes[0], &channel).await;
-        let mut keys: Vec<(Publish, Position)> = Vec::new();
+        let mut keys: Vec<(Append, Position)> = Vec::new();
         let mut feeds: Vec<(Feed, Position)> = Vec::new();
         for step in 0..300 {
             let node = &*nodes[dice.roll(2)];
@@ -2059,7 +2059,7 @@ pub async fn any_sequence_of_calls_agrees_with_a_list(fixture: &dyn Fixture) {
                 }
             }
         }
-        chain.publish(&*nodes[0], &channel, Publish::end()).await;
+        chain.publish(&*nodes[0], &channel, Append::end()).await;
         assert_ended(patiently("publish", nodes[1].publish(&channel, text("late"))).await);
     }
 }
@@ -2078,7 +2078,7 @@ impl Dice {
 }
 
 /// Publishes until it is acknowledged, as a caller with a key may.
-async fn insist(node: &dyn Broker, channel: &ChannelName, message: Publish) -> Position {
+async fn insist(node: &dyn Broker, channel: &ChannelName, message: Append) -> Position {
     assert!(message.idempotency_key.is_some(), "only a publish with a key may be repeated");
     patiently("publishing after a fault", async {
         loop {
@@ -2223,7 +2223,7 @@ pub async fn a_feed_that_was_cut_ends_or_misses_nothing(fixture: &dyn Fixture) {
 pub async fn a_restart_loses_no_acknowledged_event(fixture: &dyn Fixture) {
     let (node, channel, ended) = (fixture.node().await, channel(Kept::Ample), channel(Kept::Ample));
     let mut chain = Chain::base(&*node, &channel).await;
-    publish(&*node, &ended, Publish::end()).await;
+    publish(&*node, &ended, Append::end()).await;
     chain.publish_many(&*node, &channel, 100).await;
     let keyed = chain
         .publish(&*node, &channel, text("keyed").with_idempotency_key(key("k")))

@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::outage::{HealTurns, Outage, Unanswered};
 use crate::patience::{self, Patience};
 use crate::presence::Presence;
+use crate::publish::Publish;
 use crate::rate::Rates;
 use crate::refusal::{Code, Refusal};
 use crate::registry::Registry;
@@ -759,7 +760,7 @@ impl Hub {
                 let call = self.call("message", channel.name(), Some(event.as_str()));
                 call.answer(call.wait(|| handler.message(&admission.client, &channel, message)).await?)
             }
-            None => channel.publish_message(message).await.map(|_| Reply::done()),
+            None => channel.publish_with(Publish::message(message)).await.map(|_| Reply::done()),
         }
     }
 

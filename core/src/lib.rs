@@ -19,7 +19,7 @@
 //!     node: ring, listeners, wake; what all rings take together
 //! 12. `presence`: who is in a channel, as this node knows it
 //! 13. `outage`, `backbone`: what every part of a node shares, and its calls of the broker
-//! 14. [`channel`]: the handle that applications publish with
+//! 14. [`publish`], [`channel`]: what applications publish, and the handle that they publish with
 //! 15. [`handler`]: what the application says about clients
 //! 16. `unhealed`, `follower`: fills a channel's log from the broker, and heals it
 //! 17. [`hub`]: one node: opens logs, takes in clients, drains
@@ -56,6 +56,7 @@ pub mod metrics;
 mod outage;
 pub mod patience;
 mod presence;
+pub mod publish;
 mod rate;
 pub mod refusal;
 mod registry;
@@ -73,7 +74,7 @@ mod unhealed;
 mod wake;
 pub mod warnings;
 
-pub use broker::{Broker, BrokerError, BrokerErrorKind, Feed, PageLimit, Publish, Published, Replay};
+pub use broker::{Append, Broker, BrokerError, BrokerErrorKind, Feed, PageLimit, Published, Replay};
 pub use channel::Channel;
 pub use cursor::Cursor;
 pub use directory::Directory;
@@ -82,6 +83,7 @@ pub use format::{Format, Member, Notice};
 pub use handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
 pub use hub::{Connection, Hub};
 pub use idempotency::ScopedKey;
+pub use publish::Publish;
 pub use refusal::{Code, Refusal};
 pub use rule::{Rule, Rules, UseCase};
 pub use session::Session;

@@ -6,7 +6,9 @@ mod shared;
 mod words;
 
 use airwave::config::Sources;
-use airwave::{Airwave, Builder, Channel, Client, Code, Config, ConnectRequest, Handler, Identity, Message, Refusal, Reply};
+use airwave::{
+    Airwave, Builder, Channel, Client, Code, Config, ConnectRequest, Handler, Identity, Message, Publish, Refusal, Reply,
+};
 use axum::Router;
 use words::{Earlier, Said, Say};
 
@@ -80,9 +82,8 @@ impl Handler for Typing {
     async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
         exists(channel)?;
         let (on, from) = (message.json::<bool>()?, name(client)?);
-        channel
-            .publish_keyed("typing", from, &serde_json::json!({"from": from, "on": on}))
-            .await?;
+        let typing = serde_json::json!({"from": from, "on": on});
+        channel.publish_with(Publish::json("typing", &typing).key(from)).await?;
         Ok(Reply::done())
     }
 }

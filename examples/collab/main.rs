@@ -7,7 +7,7 @@ mod shared;
 
 use airwave::config::Sources;
 use airwave::{
-    Airwave, Builder, Channel, Client, Config, ConnectRequest, Data, EventName, Handler, Identity, LeaveReason, Message, Refusal,
+    Airwave, Builder, Channel, Client, Config, ConnectRequest, Data, Handler, Identity, LeaveReason, Message, Publish, Refusal,
     Reply,
 };
 use axum::Router;
@@ -47,9 +47,7 @@ impl Handler for Texts {
                     // Publishes under the lock, so no other task can merge or sync. A client that
                     // subscribes and then syncs either hears this update or gets it with the sync.
                     let update = document.news_of(update.to_vec());
-                    let told = channel
-                        .publish_message(Message::new(EventName::new("update")?, Data::binary(update)))
-                        .await;
+                    let told = channel.publish_with(Publish::binary("update", update)).await;
                     document.told(told.is_ok());
                     told.map(|_| Reply::done())
                 });
@@ -112,9 +110,8 @@ impl Handler for Cursors {
 }
 
 async fn show(channel: &Channel, who: &str, cursor: Option<Cursor>) -> Result<(), Refusal> {
-    channel
-        .publish_keyed("cursor", who, &serde_json::json!({"who": who, "cursor": cursor}))
-        .await?;
+    let shown = serde_json::json!({"who": who, "cursor": cursor});
+    channel.publish_with(Publish::json("cursor", &shown).key(who)).await?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ mod shared;
 use std::time::Duration;
 
 use airwave::config::Sources;
-use airwave::{Airwave, Builder, Config};
+use airwave::{Airwave, Builder, Config, Publish};
 use axum::Router;
 use machine::Machine;
 
@@ -38,7 +38,7 @@ pub fn start(airwave: &Airwave) {
             };
             machine = back;
             for (key, value) in figures {
-                if let Err(error) = channel.publish_keyed(key, key, &value).await {
+                if let Err(error) = channel.publish_with(Publish::json(key, &value).key(key)).await {
                     tracing::warn!(%error, key, "a figure was not published");
                 }
             }

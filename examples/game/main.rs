@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use airwave::config::Sources;
 use airwave::{
-    Airwave, Builder, Channel, Client, Code, Config, ConnectRequest, Handler, Identity, LeaveReason, Message, Refusal, Reply,
+    Airwave, Builder, Channel, Client, Code, Config, ConnectRequest, Handler, Identity, LeaveReason, Message, Publish, Refusal,
+    Reply,
 };
 use axum::Router;
 use serde::Deserialize;
@@ -92,7 +93,8 @@ impl Handler for Players {
             return;
         }
         // In an outage no page hears of it. Each page lets silent players fade.
-        drop(channel.publish_keyed("left", id, &serde_json::json!({"id": id})).await);
+        let left = Publish::json("left", &serde_json::json!({"id": id})).key(id);
+        drop(channel.publish_with(left).await);
     }
 }
 
@@ -121,10 +123,11 @@ pub fn start(airwave: &Airwave) {
             };
             // What cannot be told now is told anew in a moment.
             for player in &players {
-                drop(channel.publish_keyed("player", &player.id, player).await);
+                drop(channel.publish_with(Publish::json("player", player).key(&player.id)).await);
             }
             for spark in &sparks {
-                drop(channel.publish_keyed("spark", &format!("spark-{}", spark.id), spark).await);
+                let key = format!("spark-{}", spark.id);
+                drop(channel.publish_with(Publish::json("spark", spark).key(&key)).await);
             }
         }
     });

@@ -11,7 +11,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use airwave::config::Sources;
-use airwave::{Airwave, Builder, Channel, Client, Config, ConnectRequest, Handler, Identity, Message, Refusal, Reply};
+use airwave::{Airwave, Builder, Channel, Client, Config, ConnectRequest, Handler, Identity, Message, Publish, Refusal, Reply};
 use axum::Router;
 use crowd::Crowd;
 use exchange::{Exchange, NewOrder};
@@ -100,11 +100,11 @@ pub fn start(airwave: &Airwave) {
             // Of each key only the newest counts, so what cannot be told in an outage is told by
             // what comes after it.
             for quote in &quotes {
-                drop(quoted.publish_keyed("quote", quote.symbol, quote).await);
+                drop(quoted.publish_with(Publish::json("quote", quote).key(quote.symbol)).await);
             }
             for (owner, statement) in statements.iter().filter(|(owner, _)| !owner.starts_with('@')) {
                 if let Ok(account) = airwave.channel(&format!("trading/accounts/{owner}")) {
-                    drop(account.publish_keyed("statement", owner, statement).await);
+                    drop(account.publish_with(Publish::json("statement", statement).key(owner)).await);
                 }
             }
         }

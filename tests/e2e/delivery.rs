@@ -3,7 +3,7 @@
 
 use std::num::NonZeroU32;
 
-use airwave::{Data, EventName, Message};
+use airwave::{Data, EventName, Message, Publish};
 use airwave_core::rule::{Delivery, ReplayOnSubscribe};
 
 use crate::support::{Heard, Listener, Node, Way, each_way, rule, within};
@@ -137,7 +137,7 @@ async fn payloads_of_every_kind_arrive_as_they_were(way: Way) {
     ];
     for (data, _) in &payloads {
         let message = Message::new(EventName::new("said").unwrap(), data.clone());
-        node.channel("a").publish_message(message).await.unwrap();
+        node.channel("a").publish_with(Publish::message(message)).await.unwrap();
     }
     for (data, shown) in &payloads {
         let event = listener.event().await;
@@ -147,7 +147,7 @@ async fn payloads_of_every_kind_arrive_as_they_were(way: Way) {
     }
     // The one thing that SSE changes, and says so: line breaks of text become LF.
     let message = Message::new(EventName::new("said").unwrap(), Data::text("a\r\nb\rc\nd\r\n"));
-    node.channel("a").publish_message(message).await.unwrap();
+    node.channel("a").publish_with(Publish::message(message)).await.unwrap();
     let wanted = if way.is_sse() { "a\nb\nc\nd\n" } else { "a\r\nb\rc\nd\r\n" };
     assert_eq!(listener.event().await.text(), wanted);
 }

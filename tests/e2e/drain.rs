@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use airwave::{Airwave, Broker, ChannelName, Position, Publish, Published, Replay};
+use airwave::{Airwave, Append, Broker, ChannelName, Position, Published, Replay};
 use airwave_brokers::memory::Memory;
 use airwave_core::rule::SendPolicy;
 use airwave_core::{BrokerError, Feed, PageLimit};
@@ -274,10 +274,10 @@ impl Broker for Gated {
         "gated"
     }
 
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
         self.asked.notify_one();
         self.leave.notified().await;
-        self.memory.publish(channel, publish).await
+        self.memory.publish(channel, append).await
     }
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
@@ -362,7 +362,7 @@ impl airwave::Handler for Letterbox {
         channel: &airwave::Channel,
         message: airwave::Message,
     ) -> Result<airwave::Reply, airwave::Refusal> {
-        channel.publish_message(message).await?;
+        channel.publish_with(airwave::Publish::message(message)).await?;
         Ok(airwave::Reply::done())
     }
 }

@@ -196,7 +196,7 @@ fn names_that_an_eventsource_fires_itself_are_refused_from_clients() {
             channel: &airwave::Channel,
             message: airwave::Message,
         ) -> Result<airwave::Reply, airwave::Refusal> {
-            channel.publish_message(message).await?;
+            channel.publish_with(airwave::Publish::message(message)).await?;
             Ok(airwave::Reply::done())
         }
     }

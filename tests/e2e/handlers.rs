@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use airwave::{Airwave, Channel, Client, ConnectRequest, Data, Handler, Identity, LeaveReason, Message, Refusal, Reply};
+use airwave::{Airwave, Channel, Client, ConnectRequest, Data, Handler, Identity, LeaveReason, Message, Publish, Refusal, Reply};
 use airwave_core::rule::{SendPolicy, TransportName};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -73,7 +73,7 @@ impl Handler for Room {
                 Ok(Reply::json(&json!({"cursor": published.position.to_string()}))?)
             }
             "raw" => {
-                channel.publish_message(message).await?;
+                channel.publish_with(Publish::message(message)).await?;
                 Ok(Reply::done())
             }
             "kind" => Ok(Reply::json(match message.data {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use airwave::{Airwave, Broker, ChannelName, Config, Position, Publish, Published, Replay};
+use airwave::{Airwave, Append, Broker, ChannelName, Config, Position, Published, Replay};
 use airwave_brokers::memory::Memory;
 use airwave_core::rule::SendPolicy;
 use airwave_core::{BrokerError, Feed, PageLimit};
@@ -47,9 +47,9 @@ impl Broker for Handle {
         "frozen"
     }
 
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
         self.0.thawed(channel).await;
-        self.0.memory.publish(channel, publish).await
+        self.0.memory.publish(channel, append).await
     }
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {

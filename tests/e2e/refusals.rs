@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use airwave::config::{AllowedOrigins, Secret};
 use airwave::{
-    Airwave, Broker, Channel, ChannelName, Client, Code, Handler, Message, Position, Publish, Published, Refusal, Replay, Reply,
+    Airwave, Append, Broker, Channel, ChannelName, Client, Code, Handler, Message, Position, Published, Refusal, Replay, Reply,
 };
 use airwave_brokers::memory::Memory;
 use airwave_core::rule::TransportName;
@@ -473,9 +473,9 @@ impl Broker for Switch {
         "switch"
     }
 
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
         self.gone()?;
-        self.memory.publish(channel, publish).await
+        self.memory.publish(channel, append).await
     }
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {

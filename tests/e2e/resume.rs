@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use airwave::{Airwave, Broker, ChannelName, Position, Publish, Published, Replay};
+use airwave::{Airwave, Append, Broker, ChannelName, Position, Published, Replay};
 use airwave_brokers::memory::Memory;
 use airwave_core::{BrokerError, Feed, PageLimit};
 use tokio::sync::Semaphore;
@@ -373,8 +373,8 @@ impl Broker for Handle {
         "wiped"
     }
 
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
-        self.0.memory().publish(channel, publish).await
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
+        self.0.memory().publish(channel, append).await
     }
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {

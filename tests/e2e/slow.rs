@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use airwave::{Data, EventName, Message};
+use airwave::{Data, EventName, Message, Publish};
 use airwave_core::rule::SlowPolicy;
 
 use crate::support::{Event, Heard, Listener, Node, Way, config, each_way, rule, run, until, within};
@@ -34,7 +34,7 @@ async fn node(policy: SlowPolicy) -> Node {
 async fn publish(node: &Node, number: u64) {
     static PAYLOAD: LazyLock<Data> = LazyLock::new(|| Data::json(&"x".repeat(EVENT_BYTES)).unwrap());
     let message = Message::new(EventName::new(&format!("n{number}")).unwrap(), PAYLOAD.clone());
-    node.channel("a").publish_message(message).await.unwrap();
+    node.channel("a").publish_with(Publish::message(message)).await.unwrap();
 }
 
 async fn number(listener: &mut Listener) -> u64 {

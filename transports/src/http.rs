@@ -381,11 +381,15 @@ async fn publish_in_order(hub: &Hub, group: Vec<(usize, Publication<'_>)>) -> Ve
 async fn publish_one(hub: &Hub, mut publication: Publication<'_>) -> Result<String, Refusal> {
     let channel = hub.channel(&publication.channel)?;
     let mut publish = match publication.take_message()? {
-        Some(message) => Publish::new(message),
+        Some(message) => Publish::message(message),
         None => Publish::end(),
     };
-    publish.and_end = publication.ends();
-    publish.idempotency_key = publication.idempotency_key.map(Into::into);
+    if publication.ends() {
+        publish = publish.and_end();
+    }
+    if let Some(key) = &publication.idempotency_key {
+        publish = publish.idempotency_key(key.as_str());
+    }
     // One append: what is refused has not happened, not even in part.
     let published = channel.publish_with(publish).await?;
     Ok(format!(

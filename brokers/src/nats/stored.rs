@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use airwave_core::{ChannelName, Event, Message, Position, Publish};
+use airwave_core::{Append, ChannelName, Event, Message, Position};
 use bytes::Bytes;
 
 /// What is known of a channel from its newest message.
@@ -210,7 +210,7 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     let end = and_end.then(|| Event {
         position: Position(sequence + 1),
         previous: event.position,
-        message: Publish::end().message,
+        message: Append::end().message,
     });
     if and_end && event.is_end() {
         return None;
@@ -281,7 +281,7 @@ mod tests {
             };
             assert_eq!((stored.chain, stored.bytes_before), (chain, 100));
         }
-        let end = read(50, event(&BEFORE, &Publish::end().message, false, 7)).unwrap();
+        let end = read(50, event(&BEFORE, &Append::end().message, false, 7)).unwrap();
         assert!(end.chain.ended);
     }
 
@@ -311,7 +311,7 @@ mod tests {
             newest: 50,
             ..parts[0].chain
         };
-        let end = read(51, event(&before, &Publish::end().message, false, 7)).unwrap();
+        let end = read(51, event(&before, &Append::end().message, false, 7)).unwrap();
         assert_eq!(
             (&parts[1].event, parts[1].bytes_before, parts.len()),
             (&end.event, end.bytes_before, 2)
@@ -321,7 +321,7 @@ mod tests {
         // What version 0.1 does with it: it reads a message behind the numbers, and this is none.
         let behind_numbers = bytes.iter().enumerate().filter(|(_, byte)| **byte == b':').nth(4).unwrap().0 + 1;
         assert_eq!(Message::from_stored(&bytes.slice(behind_numbers..)), None);
-        assert_eq!(read(50, event(&BEFORE, &Publish::end().message, true, 7)), None, "two ends");
+        assert_eq!(read(50, event(&BEFORE, &Append::end().message, true, 7)), None, "two ends");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use airwave_core::hub::FormatHandle;
 use airwave_core::rule::{Limits, TransportName};
 use airwave_core::session::{After, Turn};
 use airwave_core::{
-    Broker, ChannelName, ConnectRequest, Event, Format, Hub, Message, Notice, Position, Refusal, Rule, Rules, Session,
+    Broker, ChannelName, ConnectRequest, Event, Format, Hub, Message, Notice, Position, Publish, Refusal, Rule, Rules, Session,
 };
 use airwave_core::{Data, EventName};
 use bytes::Bytes;
@@ -139,7 +139,12 @@ impl Node {
     /// Publishes once. `None`: the outcome is unknown.
     pub async fn say(&self, channel: &str, text: &str) -> Option<Position> {
         let message = Message::new(EventName::new("said").unwrap(), Data::text(text));
-        let said = self.hub.channel(channel).unwrap().publish_message(message).await;
+        let said = self
+            .hub
+            .channel(channel)
+            .unwrap()
+            .publish_with(Publish::message(message))
+            .await;
         said.ok().map(|published| published.position)
     }
 

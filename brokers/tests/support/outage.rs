@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use airwave_core::{
-    Broker, BrokerError, BrokerErrorKind, ChannelName, Data, EventName, Feed, Message, PageLimit, Position, Publish,
+    Append, Broker, BrokerError, BrokerErrorKind, ChannelName, Data, EventName, Feed, Message, PageLimit, Position,
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -26,8 +26,8 @@ pub fn name(text: &str) -> ChannelName {
     ChannelName::new(text).unwrap()
 }
 
-pub fn say(text: impl ToString) -> Publish {
-    Publish::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
+pub fn say(text: impl ToString) -> Append {
+    Append::new(Message::new(EventName::new("said").unwrap(), Data::text(text.to_string())))
 }
 
 pub async fn publish(broker: &dyn Broker, channel: &str) -> Position {

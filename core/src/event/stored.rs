@@ -63,8 +63,8 @@ mod tests {
             assert_eq!(Message::from_stored(&bytes.into()), Some(message));
         }
         let mut end = Vec::new();
-        crate::Publish::end().message.store(&mut end);
-        assert_eq!(Message::from_stored(&end.into()), Some(crate::Publish::end().message));
+        crate::Append::end().message.store(&mut end);
+        assert_eq!(Message::from_stored(&end.into()), Some(crate::Append::end().message));
     }
 
     #[test]

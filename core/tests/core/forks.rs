@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use airwave_core::broker::{Broker, BrokerError, Feed, FeedSender, Publish, Published, Replay};
+use airwave_core::broker::{Append, Broker, BrokerError, Feed, FeedSender, Published, Replay};
 use airwave_core::format::{Format, Notice, Stamp};
 use airwave_core::hub::FormatHandle;
 use airwave_core::session::{After, Session, Turn};
@@ -43,7 +43,7 @@ impl Broker for Lab {
     fn name(&self) -> &'static str {
         "lab"
     }
-    async fn publish(&self, _: &ChannelName, _: Publish) -> Result<Published, BrokerError> {
+    async fn publish(&self, _: &ChannelName, _: Append) -> Result<Published, BrokerError> {
         Err(BrokerError::rejected("this broker only tells"))
     }
     async fn follow(&self, _: &ChannelName) -> Result<Feed, BrokerError> {

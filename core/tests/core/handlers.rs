@@ -6,7 +6,7 @@ use airwave_core::event::IdempotencyKey;
 use airwave_core::handler::{Handler, Identity, LeaveReason, Reply};
 use airwave_core::rule::{Limits, SendPolicy, SlowPolicy, TransportName};
 use airwave_core::session::After;
-use airwave_core::{Channel, Client, Code, ConnectRequest, Hub, Message, PageLimit, Refusal, Rules, Session};
+use airwave_core::{Channel, Client, Code, ConnectRequest, Hub, Message, PageLimit, Publish, Refusal, Rules, Session};
 use async_trait::async_trait;
 
 use crate::support::*;
@@ -53,7 +53,7 @@ impl Handler for Notes {
         self.note(format!("message {} {}", client.user().unwrap(), channel.name()));
         for n in 0..2 {
             let text = format!("{}-{n}", std::str::from_utf8(message.data.as_bytes()).unwrap());
-            channel.publish_message(say(&text)).await?;
+            channel.publish_with(Publish::message(say(&text))).await?;
         }
         Ok(Reply::json(&"said")?)
     }
@@ -359,8 +359,7 @@ async fn a_messages_key_makes_what_the_handler_publishes_repeatable() {
     // Another user's key, and the application's, are other keys.
     send("eve", "room/1", "k-of-ann", "e").await.unwrap();
     let channel = scene.hub.channel("room/1").unwrap();
-    let key = IdempotencyKey::new("k-of-ann").unwrap();
-    let publish = airwave_core::Publish::new(say("b")).with_idempotency_key(key);
+    let publish = Publish::message(say("b")).idempotency_key("k-of-ann");
     assert!(!channel.publish_with(publish).await.unwrap().duplicate);
     let lines = listener.settled().await;
     let mut heard = texts(&lines);
@@ -533,8 +532,8 @@ impl Handler for Elsewhere {
             }
             "no such channel" => Ok(channel.other("a b").map(|_| Reply::done())?),
             text => {
-                channel.publish_message(say(text)).await?;
-                channel.other("free/list")?.publish_message(say(text)).await?;
+                channel.publish_with(Publish::message(say(text))).await?;
+                channel.other("free/list")?.publish_with(Publish::message(say(text))).await?;
                 Ok(Reply::done())
             }
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use airwave_core::broker::{BrokerStats, FeedSender, Publish};
+use airwave_core::broker::{Append, BrokerStats, FeedSender};
 use airwave_core::format::{GapReason, Stamp};
 use airwave_core::hub::FormatHandle;
 use airwave_core::idempotency::{Fingerprint, ScopedKey};
@@ -548,10 +548,10 @@ impl Backbone {
     }
 
     /// Publishes, past all nodes.
-    pub fn publish(&self, channel: &str, publish: Publish) -> Result<Published, BrokerError> {
+    pub fn publish(&self, channel: &str, append: Append) -> Result<Published, BrokerError> {
         self.with(channel, |channel| {
-            let fingerprint = publish.fingerprint();
-            if let Some(&(position, first)) = publish.idempotency_key.as_ref().and_then(|key| channel.keys.get(key)) {
+            let fingerprint = append.fingerprint();
+            if let Some(&(position, first)) = append.idempotency_key.as_ref().and_then(|key| channel.keys.get(key)) {
                 if first != fingerprint {
                     return Err(BrokerError::another_payload());
                 }
@@ -563,9 +563,9 @@ impl Backbone {
             if channel.ended {
                 return Err(BrokerError::ended());
             }
-            channel.ended = publish.ends_channel();
-            let end = publish.end_behind();
-            for message in [publish.message].into_iter().chain(end) {
+            channel.ended = append.ends_channel();
+            let end = append.end_behind();
+            for message in [append.message].into_iter().chain(end) {
                 let position = channel.given.next();
                 let forgotten = self.forgets_previous.load(SeqCst) && channel.events.is_empty();
                 let event = Arc::new(Event {
@@ -580,7 +580,7 @@ impl Backbone {
                 }
                 channel.feeds.retain_mut(|feed| feed.show(&event));
             }
-            if let Some(key) = publish.idempotency_key {
+            if let Some(key) = append.idempotency_key {
                 channel.keys.insert(key, (channel.head, fingerprint));
             }
             Ok(Published {
@@ -592,15 +592,15 @@ impl Backbone {
 
     /// Says something, past all nodes.
     pub fn say(&self, channel: &str, text: &str) -> Position {
-        self.publish(channel, Publish::new(say(text))).unwrap().position
+        self.publish(channel, Append::new(say(text))).unwrap().position
     }
 
     pub fn say_keyed(&self, channel: &str, key: &str, text: &str) -> Position {
-        self.publish(channel, Publish::new(keyed(key, text))).unwrap().position
+        self.publish(channel, Append::new(keyed(key, text))).unwrap().position
     }
 
     pub fn end(&self, channel: &str) -> Position {
-        self.publish(channel, Publish::end()).unwrap().position
+        self.publish(channel, Append::end()).unwrap().position
     }
 
     pub fn head(&self, channel: &str) -> Position {
@@ -746,10 +746,10 @@ impl Broker for Node {
         self.stats.clone()
     }
 
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
         self.publishes.fetch_add(1, SeqCst);
         self.reach().await?;
-        self.backbone.publish(channel.as_str(), publish)
+        self.backbone.publish(channel.as_str(), append)
     }
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
-use airwave::{Airwave, Channel, Config, Rule, Rules};
+use airwave::{Airwave, Channel, Config, Publish, Rule, Rules};
 use airwave_core::rule::TransportName;
 use axum::Router;
 use tokio::net::TcpListener;
@@ -246,7 +246,8 @@ impl Node {
 
     /// Publishes a number under a key.
     pub async fn publish_keyed(&self, channel: &str, key: &str, number: u64) -> String {
-        let published = self.channel(channel).publish_keyed("n", key, &number).await.unwrap();
+        let publish = Publish::json("n", &number).key(key);
+        let published = self.channel(channel).publish_with(publish).await.unwrap();
         published.position.to_string()
     }
 

@@ -17,7 +17,7 @@ use airwave_brokers::memory::Memory;
 use airwave_core::broker::FeedSender;
 use airwave_core::event::IdempotencyKey;
 use airwave_core::idempotency::ScopedKey;
-use airwave_core::{Broker, BrokerError, ChannelName, Event, Feed, PageLimit, Position, Publish, Published, Replay, Rules};
+use airwave_core::{Append, Broker, BrokerError, ChannelName, Event, Feed, PageLimit, Position, Published, Replay, Rules};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, timeout};
@@ -332,8 +332,8 @@ impl Inner {
         }
     }
 
-    fn append(&mut self, name: &ChannelName, publish: Publish, node: usize) -> Result<Published, BrokerError> {
-        let mut published = at_once(self.memory.publish(name, publish))?;
+    fn append(&mut self, name: &ChannelName, append: Append, node: usize) -> Result<Published, BrokerError> {
+        let mut published = at_once(self.memory.publish(name, append))?;
         if !published.duplicate {
             self.clocks.give(name, published.position, Some(node));
         }
@@ -344,12 +344,12 @@ impl Inner {
     fn publish(
         &mut self,
         name: &ChannelName,
-        publish: &Publish,
+        append: &Append,
         node: usize,
         lie: Option<Lie>,
         clock: &Clock,
     ) -> Result<Published, BrokerError> {
-        let mut attempt = publish.clone();
+        let mut attempt = append.clone();
         if lie == Some(Lie::ForgetsKeys) {
             attempt.idempotency_key = None;
         }
@@ -360,12 +360,12 @@ impl Inner {
             }
             // A failover lost the key with its event; the memory broker still has both. So a
             // publisher that tries again uses another key.
-            let key = publish
+            let key = append
                 .idempotency_key
                 .as_ref()
                 .map_or("", ScopedKey::as_str)
                 .replace(' ', "_");
-            let mut attempt = publish.clone();
+            let mut attempt = append.clone();
             attempt.idempotency_key = IdempotencyKey::new(&format!("{key}~{again}")).ok().map(Into::into);
             published = self.append(name, attempt, node)?;
         }
@@ -374,7 +374,7 @@ impl Inner {
             assert_eq!(head, published.position);
             let previous = kept.last().map_or(self.truth[name].head, |event| event.previous.0);
             let truth = self.truth.get_mut(name).unwrap();
-            let body = String::from_utf8_lossy(publish.message.data.as_bytes());
+            let body = String::from_utf8_lossy(append.message.data.as_bytes());
             truth.event(published.position.0, previous, &body, clock.now());
             let oldest = kept.first().map_or(head, |event| event.position);
             for (_, place) in truth
@@ -441,7 +441,7 @@ impl Broker for Node {
         "simulated"
     }
 
-    async fn publish(&self, channel: &ChannelName, publish: Publish) -> Result<Published, BrokerError> {
+    async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
         let Backbone { clock, lie, .. } = &*self.backbone;
         self.call(|inner| {
             inner.touch(channel, clock);
@@ -451,7 +451,7 @@ impl Broker for Node {
                     let event = Event {
                         position: previous.next(),
                         previous,
-                        message: publish.message.clone(),
+                        message: append.message.clone(),
                     };
                     inner.refused.push((channel.clone(), Arc::new(event)));
                 }
@@ -464,7 +464,7 @@ impl Broker for Node {
                     duplicate: false,
                 });
             }
-            inner.publish(channel, &publish, self.index, *lie, clock)
+            inner.publish(channel, &append, self.index, *lie, clock)
         })
         .await
     }
