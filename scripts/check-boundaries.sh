@@ -2,7 +2,7 @@
 # The house's boundaries (ARCHITECTURE.md), checked by a machine:
 #
 #   1. core names no HTTP framework, no socket protocol, no broker client, and no crate of this
-#      workspace;
+#      workspace but protocol; protocol names no crate of the workspace, no runtime and no I/O;
 #   2. transports do not know brokers, brokers do not know transports, and neither knows the facade;
 #   3. siblings (one transport and another, one broker and another) never import each other, nor do
 #      the modules that they share;
@@ -23,7 +23,9 @@ shared_of() {
   esac
 }
 
-foreign_to_core='airwave(-.*)?|axum.*|actix.*|warp|rocket|poem|salvo.*|tower.*|http|http-.*|hyper.*|h2|h3|quinn.*|httparse|reqwest|ureq|curl|.*tungstenite.*|fastwebsockets|wtransport|web-transport.*|redis.*|fred|deadpool.*|async-nats|nats|nkeys|lapin|rdkafka|rustls|native-tls|openssl'
+foreign_to_core='airwave|airwave-(brokers|transports|bench)|axum.*|actix.*|warp|rocket|poem|salvo.*|tower.*|http|http-.*|hyper.*|h2|h3|quinn.*|httparse|reqwest|ureq|curl|.*tungstenite.*|fastwebsockets|wtransport|web-transport.*|redis.*|fred|deadpool.*|async-nats|nats|nkeys|lapin|rdkafka|rustls|native-tls|openssl'
+
+foreign_to_protocol='airwave.*|tokio.*|async-.*|mio|futures.*|rustix|libc|socket2|tracing.*|bytes|'$foreign_to_core
 
 # named ALLOWED_OWN PATTERN: reads `cargo tree --prefix none` and fails if a crate of it matches
 # PATTERN.
@@ -150,6 +152,12 @@ self_test() {
     ! names_none_of airwave-core "$foreign_to_core" <<<"$tree"$'\n'"$line v1.0.0" 2>/dev/null ||
       { echo "self-test: not noticed: $line" >&2; return 1; }
   done
+  tree=$'airwave-protocol v0.1.0 (/x/protocol)\nbase64 v0.22.1\nmemchr v2.7.0\nserde v1.0.0 (*)\nserde_json v1.0.0'
+  names_none_of airwave-protocol "$foreign_to_protocol" <<<"$tree" || { echo 'self-test: a clean tree was refused' >&2; return 1; }
+  for line in airwave-core airwave tokio tokio-util mio futures-util bytes hyper; do
+    ! names_none_of airwave-protocol "$foreign_to_protocol" <<<"$tree"$'\n'"$line v1.0.0" 2>/dev/null ||
+      { echo "self-test: not noticed: $line" >&2; return 1; }
+  done
   echo 'self-test: every violation was noticed'
 }
 
@@ -166,9 +174,14 @@ check() { # check WHAT COMMAND...
 # Each tree in a variable of its own: in a pipe, a cargo that fails would look like a crate without
 # dependencies. Core's feature `axum` implements one trait for one type, which no other crate may
 # do. Only core/src/response.rs uses it.
+protocol_tree=$(tree_of airwave-protocol)
 core_tree=$(tree_of airwave-core --features=conformance)
 transports_tree=$(tree_of airwave-transports)
 brokers_tree=$(tree_of airwave-brokers)
+check 'protocol names no other crate of the workspace, no runtime and no I/O' \
+  names_none_of airwave-protocol "$foreign_to_protocol" <<<"$protocol_tree"
+check 'protocol reads no clock, no file and no socket' \
+  test -z "$(grep -rlE '\bstd::(net|fs|io|time|thread|process|env)\b' protocol/src)"
 check 'core names no HTTP framework and no broker client' names_none_of airwave-core "$foreign_to_core" <<<"$core_tree"
 check 'transports know neither brokers nor the facade' names_none_of airwave-transports 'airwave|airwave-brokers' <<<"$transports_tree"
 check 'brokers know neither transports nor the facade' names_none_of airwave-brokers 'airwave|airwave-transports|axum.*' <<<"$brokers_tree"
@@ -183,6 +196,6 @@ for crate in transports brokers; do
   check "no sibling in $crate imports another" siblings "$crate" "airwave_$crate" $(shared_of "$crate")
 done
 check 'no files use each other in a circle' scripts/circles.py --known scripts/known-circles.txt \
-  core/src=airwave_core transports/src=airwave_transports brokers/src=airwave_brokers src=airwave \
+  protocol/src=airwave_protocol core/src=airwave_core transports/src=airwave_transports brokers/src=airwave_brokers src=airwave \
   bench/src=airwave_bench clients/typescript/src
 exit "$failed"

@@ -13,7 +13,7 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-crates=(airwave-core airwave-transports airwave-brokers airwave)
+crates=(airwave-protocol airwave-core airwave-transports airwave-brokers airwave)
 
 lists=$(mktemp -d "${TMPDIR:-/tmp}/airwave-api.XXXXXX")
 trap 'rm -rf "$lists"' EXIT

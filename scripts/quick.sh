@@ -23,9 +23,9 @@ esac
 base=$(git merge-base HEAD main 2>/dev/null || git rev-parse HEAD)
 [[ $base != "$(git rev-parse HEAD)" ]] || base=HEAD
 changed=$({ git diff --name-only "$base"; git ls-files --others --exclude-standard; } | sort -u)
-declare -A crate_of=([core]=airwave-core [transports]=airwave-transports [brokers]=airwave-brokers [bench]=airwave-bench [src]=airwave)
+declare -A crate_of=([protocol]=airwave-protocol [core]=airwave-core [transports]=airwave-transports [brokers]=airwave-brokers [bench]=airwave-bench [src]=airwave)
 packages=()
-for folder in core transports brokers bench src; do
+for folder in protocol core transports brokers bench src; do
   if grep -qE "^$folder/.*\.(rs|lua|toml|html|css|js)$" <<<"$changed"; then packages+=(-p "${crate_of[$folder]}"); fi
 done
 
