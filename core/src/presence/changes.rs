@@ -1,0 +1,204 @@
+//! What listeners are told of a channel's members: a ring of the last changes, and the whole list
+//! in pages. Both are encoded once per format.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+
+use bytes::{Bytes, BytesMut};
+
+use super::member::in_order;
+use crate::event::ChannelName;
+use crate::format::{Change, MAX_FORMATS, Member, Notice};
+use crate::log::FormatSlot;
+
+/// How many changes the ring holds, and how many bytes of ids and metadata.
+const RING: (usize, usize) = (1024, 1 << 20);
+/// How much of the list stands on a page. Bounds a frame, and what a connection holds.
+const PAGE: (usize, usize) = (500, 32 << 10);
+
+/// Made once per format, on first need.
+type EncodedOnce = [OnceLock<Bytes>; MAX_FORMATS];
+
+/// A change that listeners are told.
+pub(super) struct PresenceChange {
+    change: Change,
+    member: Arc<Member>,
+    encoded: EncodedOnce,
+}
+
+/// The last changes of a channel, in order.
+pub(super) struct ChangeRing {
+    changes: VecDeque<Arc<PresenceChange>>,
+    /// The place of `changes[0]`. Places are counted from one: zero is the place of a listener that
+    /// has been told nothing.
+    first: u64,
+    weight: usize,
+    list: Option<Arc<MemberList>>,
+    /// The bytes that the last reader of each format was given, with the places between which they
+    /// stand: the next reader mostly wants the same.
+    batches: [Option<(u64, u64, Bytes)>; MAX_FORMATS],
+}
+
+/// What a listener at some place has not been told.
+pub(super) enum Unread {
+    /// Changes whose bytes are made already.
+    Encoded(Bytes),
+    Changes(Vec<Arc<PresenceChange>>),
+    /// The place is not in the ring: the listener needs the list.
+    Everything,
+}
+
+/// All members, as they were before the change at place `version`.
+pub(super) struct MemberList {
+    pub(super) version: u64,
+    pub(super) pages: Vec<MemberPage>,
+}
+
+/// A part of the list that fits into a frame.
+pub(super) struct MemberPage {
+    members: Vec<Arc<Member>>,
+    more: bool,
+    encoded: EncodedOnce,
+}
+
+impl ChangeRing {
+    pub(super) fn new() -> Self {
+        Self {
+            changes: VecDeque::new(),
+            first: 1,
+            weight: 0,
+            list: None,
+            batches: Default::default(),
+        }
+    }
+
+    /// One past the last place.
+    pub(super) fn end(&self) -> u64 {
+        self.first + self.changes.len() as u64
+    }
+
+    pub(super) fn push(&mut self, change: Change, member: Arc<Member>) {
+        self.weight += weight(&member);
+        self.changes.push_back(Arc::new(PresenceChange {
+            change,
+            member,
+            encoded: EncodedOnce::default(),
+        }));
+        self.batches = Default::default();
+    }
+
+    /// Lets go of the oldest changes until the ring is within its bounds.
+    pub(super) fn trim(&mut self) {
+        while self.changes.len() > RING.0 || (self.weight > RING.1 && self.changes.len() > 1) {
+            if let Some(oldest) = self.changes.pop_front() {
+                self.weight -= weight(&oldest.member);
+                self.first += 1;
+            }
+        }
+    }
+
+    /// What a listener at `place` has not been told, for the format with this index.
+    pub(super) fn unread(&self, place: u64, format: usize) -> Unread {
+        if let Some((from, to, bytes)) = &self.batches[format]
+            && (*from, *to) == (place, self.end())
+        {
+            return Unread::Encoded(bytes.clone());
+        }
+        let index = place.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        match index {
+            Some(index) => Unread::Changes(self.changes.iter().skip(index).cloned().collect()),
+            None => Unread::Everything,
+        }
+    }
+
+    /// Keeps the bytes of the changes between two places for the next reader.
+    pub(super) fn keep_batch(&mut self, format: usize, from: u64, to: u64, bytes: Bytes) {
+        self.batches[format] = Some((from, to, bytes));
+    }
+
+    /// The list that was made last, if few changes have come since. In a large channel, making it
+    /// anew for each new listener would cost more than telling the listener the last changes.
+    pub(super) fn list(&self, members: usize) -> Option<Arc<MemberList>> {
+        let list = self.list.as_ref()?;
+        let fresh = list.version >= self.first && (self.end() - list.version) as usize <= members / 8;
+        fresh.then(|| list.clone())
+    }
+
+    pub(super) fn keep_list(&mut self, list: Arc<MemberList>) {
+        self.list = Some(list);
+    }
+}
+
+/// The bytes of `changes` in one piece.
+pub(super) fn encode_all(channel: &ChannelName, changes: &[Arc<PresenceChange>], slot: &FormatSlot) -> Bytes {
+    match changes {
+        [only] => only.encode(channel, slot),
+        all => {
+            let mut joined = BytesMut::new();
+            for change in all {
+                joined.extend_from_slice(&change.encode(channel, slot));
+            }
+            joined.freeze()
+        }
+    }
+}
+
+impl PresenceChange {
+    fn encode(&self, channel: &ChannelName, slot: &FormatSlot) -> Bytes {
+        let bytes = self.encoded[slot.index].get_or_init(|| {
+            slot.format.notice(&Notice::Change {
+                channel,
+                change: self.change,
+                member: &self.member,
+            })
+        });
+        bytes.clone()
+    }
+}
+
+impl MemberList {
+    /// At least one page, so that an empty list is told, too.
+    pub(super) fn new(version: u64, members: Vec<Arc<Member>>) -> Self {
+        let mut pages = Vec::new();
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        for member in in_order(members) {
+            let weight = weight(&member);
+            if page.len() >= PAGE.0 || (bytes + weight > PAGE.1 && !page.is_empty()) {
+                pages.push(std::mem::take(&mut page));
+                bytes = 0;
+            }
+            bytes += weight;
+            page.push(member);
+        }
+        pages.push(page);
+        let last = pages.len() - 1;
+        let page = |(index, members)| MemberPage {
+            members,
+            more: index < last,
+            encoded: EncodedOnce::default(),
+        };
+        Self {
+            version,
+            pages: pages.into_iter().enumerate().map(page).collect(),
+        }
+    }
+}
+
+impl MemberPage {
+    pub(super) fn encode(&self, channel: &ChannelName, slot: &FormatSlot) -> Bytes {
+        let bytes = self.encoded[slot.index].get_or_init(|| {
+            slot.format.notice(&Notice::Members {
+                channel,
+                members: &self.members,
+                more: self.more,
+            })
+        });
+        bytes.clone()
+    }
+}
+
+fn weight(member: &Member) -> usize {
+    let user = member.user.as_ref().map_or(0, |user| user.len());
+    // Ids are written as JSON, where a character may take six; and there are braces and names.
+    64 + 2 * user + member.meta.as_ref().map_or(0, |meta| meta.as_str().len())
+}

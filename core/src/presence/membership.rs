@@ -1,0 +1,96 @@
+//! One connection in one channel.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::changes::MemberList;
+use super::set::{NextRead, PresenceSet};
+use super::state::PresenceState;
+use super::sync;
+use crate::log::{FormatSlot, READ_BYTES};
+use crate::session_handle::SessionHandle;
+
+/// One connection in one channel: a member, who may also listen. Dropping it leaves.
+pub(crate) struct Membership {
+    set: Arc<PresenceSet>,
+    member: Arc<str>,
+    reader: Option<MemberReader>,
+    /// Whether it leaves without grace: the connection is there and wants no more of this channel.
+    pub(crate) at_once: bool,
+}
+
+/// Where a listener stands in the changes of a channel.
+struct MemberReader {
+    registration: u64,
+    /// The place of the next change; zero: the listener has been told nothing.
+    place: u64,
+    /// The list that it is being given, and the next page.
+    list: Option<(Arc<MemberList>, usize)>,
+}
+
+impl Membership {
+    /// Of a member that was taken into the set. With a `listener` it listens as well.
+    pub(super) fn new(set: Arc<PresenceSet>, member: Arc<str>, listener: Option<Arc<SessionHandle>>) -> Self {
+        let reader = listener.map(|listener| {
+            let (registration, work) = set.register(listener);
+            sync::carry_out(&set, work);
+            MemberReader {
+                registration,
+                place: 0,
+                list: None,
+            }
+        });
+        Self {
+            set,
+            member,
+            reader,
+            at_once: false,
+        }
+    }
+
+    /// Puts what the listener has not been told into `out`, up to about `room` bytes. True: there
+    /// is more.
+    pub(crate) fn read(&mut self, slot: &FormatSlot, room: usize, out: &mut Vec<Bytes>) -> bool {
+        let Some(reader) = &mut self.reader else { return false };
+        let mut written = 0;
+        while written < room.min(READ_BYTES) {
+            let bytes = match &mut reader.list {
+                Some((list, index)) => {
+                    let Some(page) = list.pages.get(*index) else {
+                        reader.place = list.version;
+                        reader.list = None;
+                        continue;
+                    };
+                    *index += 1;
+                    page.encode(&self.set.name, slot)
+                }
+                None => match self.set.read(reader.place, slot) {
+                    NextRead::Nothing => return false,
+                    NextRead::List(list) => {
+                        reader.list = Some((list, 0));
+                        continue;
+                    }
+                    NextRead::Changes(bytes, place) => {
+                        reader.place = place;
+                        bytes
+                    }
+                },
+            };
+            written += bytes.len();
+            out.push(bytes);
+        }
+        true
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            let work = self.set.deregister(reader.registration);
+            sync::carry_out(&self.set, work);
+        }
+        let leave = |state: &mut PresenceState| state.exit(&self.member, self.at_once);
+        sync::change(&self.set, leave);
+    }
+}
