@@ -15,8 +15,8 @@
 //! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
 //! 9. [`mod@format`]: how events become bytes of a transport: [`Format`], [`Notice`]
 //! 10. [`metrics`]: what a node counts
-//! 11. `sync`, `wake`, `session_handle`, `registry`, `ring_memory`, `log`: one channel on this
-//!     node: ring, listeners, wake; what all rings take together
+//! 11. `sync`, `wake`, `session_handle`, `registry`, `format_slot`, `ring_memory`, `log`: one
+//!     channel on this node: ring, listeners, wake; what all rings take together
 //! 12. `presence`: who is in a channel, as this node knows it
 //! 13. `outage`, `backbone`: what every part of a node shares, and its calls of the broker
 //! 14. [`publish`], [`channel`]: what applications publish, and the handle that they publish with
@@ -45,6 +45,7 @@ pub mod directory_conformance;
 pub mod event;
 mod follower;
 pub mod format;
+mod format_slot;
 pub mod handler;
 pub mod hub;
 pub mod idempotency;

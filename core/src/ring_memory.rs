@@ -3,16 +3,66 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::log::Log;
+use tokio::time::Instant;
+
 use crate::registry::Registry;
+
+/// A ring that gives room when the rings of its node take too much. Called with no ring locked.
+pub(crate) trait CountedRing: Send + Sync {
+    /// Whether there is no listener.
+    fn is_unused(&self) -> bool;
+
+    /// Estimated bytes.
+    fn held(&self) -> usize;
+
+    /// When the newest entry came.
+    fn newest_at(&self) -> Option<Instant>;
+
+    /// Drops the older half. One event stays. Listeners that stand before it fall off.
+    fn shrink(&self);
+
+    /// Drops everything, but for the end of the channel.
+    fn empty(&self);
+}
 
 /// The bound of all rings of a node, and what they take.
 pub(crate) struct RingMemory {
     used: AtomicUsize,
     limit: usize,
-    logs: Mutex<Registry<Weak<Log>>>,
+    rings: Mutex<Registry<Weak<dyn CountedRing>>>,
     /// Held while room is made. Others that need room wait for it.
     making_room: Mutex<()>,
+}
+
+/// What one ring takes. Its drop gives that back.
+pub(crate) struct MemoryShare {
+    memory: Arc<RingMemory>,
+    /// The ring's number.
+    number: u64,
+    counted: usize,
+}
+
+impl MemoryShare {
+    /// The ring takes so much now.
+    pub(crate) fn set(&mut self, now: usize) {
+        let before = std::mem::replace(&mut self.counted, now);
+        if now > before {
+            self.memory.used.fetch_add(now - before, Ordering::Relaxed);
+        } else if now < before {
+            self.memory.used.fetch_sub(before - now, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn counted(&self) -> usize {
+        self.counted
+    }
+}
+
+impl Drop for MemoryShare {
+    fn drop(&mut self) {
+        lock(&self.memory.rings).remove(self.number);
+        self.set(0);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -21,12 +71,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl RingMemory {
-    /// `limit` in bytes, as [`Log`] estimates them.
+    /// `limit` in bytes, as the rings estimate them.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             used: AtomicUsize::new(0),
             limit,
-            logs: Mutex::default(),
+            rings: Mutex::default(),
             making_room: Mutex::default(),
         })
     }
@@ -35,21 +85,12 @@ impl RingMemory {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// From now on this log gives room when the rings need it.
-    pub(crate) fn register(&self, log: Weak<Log>) -> u64 {
-        lock(&self.logs).insert(log)
-    }
-
-    pub(crate) fn deregister(&self, number: u64) {
-        lock(&self.logs).remove(number);
-    }
-
-    /// A ring that took `before` takes `now`.
-    pub(crate) fn change(&self, before: usize, now: usize) {
-        if now > before {
-            self.used.fetch_add(now - before, Ordering::Relaxed);
-        } else if now < before {
-            self.used.fetch_sub(before - now, Ordering::Relaxed);
+    /// From now on this ring gives room when the rings need it.
+    pub(crate) fn share(self: &Arc<Self>, ring: Weak<dyn CountedRing>) -> MemoryShare {
+        MemoryShare {
+            memory: self.clone(),
+            number: lock(&self.rings).insert(ring),
+            counted: 0,
         }
     }
 
@@ -67,29 +108,29 @@ impl RingMemory {
         }
         let _alone = lock(&self.making_room);
         if is_full() {
-            let logs: Vec<Arc<Log>> = lock(&self.logs).iter().filter_map(Weak::upgrade).collect();
+            let rings: Vec<Arc<dyn CountedRing>> = lock(&self.rings).iter().filter_map(Weak::upgrade).collect();
             tracing::debug!(
                 used = self.used(),
-                logs = logs.len(),
+                rings = rings.len(),
                 "the rings exceed half of limits.memory: they shrink"
             );
-            self.free(logs, self.limit - self.limit / 8);
+            self.free(rings, self.limit - self.limit / 8);
         }
     }
 
-    fn free(&self, mut logs: Vec<Arc<Log>>, down_to: usize) {
+    fn free(&self, mut rings: Vec<Arc<dyn CountedRing>>, down_to: usize) {
         let is_enough = || self.used() <= down_to;
-        for log in logs.iter().filter(|log| log.is_unused()) {
-            log.empty();
+        for ring in rings.iter().filter(|ring| ring.is_unused()) {
+            ring.empty();
             if is_enough() {
                 return;
             }
         }
-        logs.sort_by_cached_key(|log| std::cmp::Reverse(log.held()));
+        rings.sort_by_cached_key(|ring| std::cmp::Reverse(ring.held()));
         loop {
             let before = self.used();
-            for log in &logs {
-                log.shrink();
+            for ring in &rings {
+                ring.shrink();
                 if is_enough() {
                     return;
                 }
@@ -98,9 +139,9 @@ impl RingMemory {
                 break;
             }
         }
-        logs.sort_by_cached_key(|log| log.newest_at());
-        for log in &logs {
-            log.empty();
+        rings.sort_by_cached_key(|ring| ring.newest_at());
+        for ring in &rings {
+            ring.empty();
             if is_enough() {
                 return;
             }

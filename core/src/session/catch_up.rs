@@ -135,7 +135,7 @@ impl CatchUp {
         Poll::Ready(step)
     }
 
-    /// Looks for the listener's place in the ring.
+    /// Looks for the index from which on the listener reads the ring.
     fn search(&mut self, log: &Log, after: Position) -> CatchUpStep {
         match log.find(after) {
             Found::At(next) => CatchUpStep::Ring(next),

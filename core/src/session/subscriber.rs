@@ -164,12 +164,12 @@ impl Beginning {
     async fn fresh(hub: &Hub, log: &Log, unreadable: bool) -> Result<Self, Refusal> {
         let unknown = |cursor| unreadable.then(|| Entry::gap(None, cursor, GapReason::UnknownPosition));
         let (reader, cursor) = match log.begin_fresh() {
-            Some(place) => {
-                let mut first = place.first;
-                if let Some(gap) = unknown(place.cursor) {
+            Some(start) => {
+                let mut first = start.first;
+                if let Some(gap) = unknown(start.cursor) {
                     first.insert(0, gap);
                 }
-                (Reader::before_ring(first, place.next), place.cursor)
+                (Reader::before_ring(first, start.next), start.cursor)
             }
             None => {
                 let replay = hub

@@ -262,8 +262,8 @@ impl Subscription {
         reading.hub.metrics().slow(log.rule.slow);
         // Of a conflated channel only the newest of each key counts, and as long as the log
         // remembers those, nothing is lost.
-        if let Some(place) = log.catch_up_latest(self.progress.cursor, next) {
-            self.reader = Reader::before_ring(place.first, place.next);
+        if let Some(start) = log.catch_up_latest(self.progress.cursor, next) {
+            self.reader = Reader::before_ring(start.first, start.next);
             return Ok(Flow::Continue(()));
         }
         self.reader = match log.rule.slow {
@@ -348,8 +348,10 @@ impl Reading<'_> {
     }
 }
 
-/// The log's own gaps begin where the log stood. Past a fork a listener may stand elsewhere, because
-/// it was ahead or is new: it is told of a gap of its own.
+/// Returns the gap that a listener at `cursor` is told instead of this one of the log's.
+///
+/// The log's own gaps begin where the log stood. Past a fork a listener may stand elsewhere,
+/// because it was ahead or is new.
 fn own_gap(entry: &Entry, cursor: Position) -> Option<Arc<Entry>> {
     match &entry.item {
         Item::Gap { gap, expected_previous } if gap.after.is_some_and(|after| after != cursor) => {

@@ -1,0 +1,108 @@
+//! Several entries as one piece of bytes, which listeners at the same index share.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+
+use super::entry::{Entry, Item};
+use crate::event::{ChannelName, Position};
+use crate::format::{GapReason, MAX_FORMATS};
+use crate::format_slot::FormatSlot;
+
+/// Several events as one piece of bytes.
+#[derive(Clone)]
+pub(crate) struct Batch {
+    pub(crate) bytes: Bytes,
+    /// The index after the last entry that was looked at.
+    pub(crate) next: u64,
+    pub(crate) cursor: Position,
+    pub(crate) expected_previous: Position,
+    pub(crate) events: u64,
+    pub(crate) oldest: Instant,
+    pub(crate) ended: bool,
+    /// The last gap that stands in it.
+    pub(crate) gap: Option<GapReason>,
+    /// Where a gap says that it begins which is the first thing in it. A listener that stands
+    /// elsewhere needs words of its own.
+    pub(crate) opens_after: Option<Position>,
+}
+
+impl Batch {
+    /// Joins the bytes of `entries`, behind which a listener goes on at `next`.
+    pub(super) fn join(entries: &[Arc<Entry>], next: u64, channel: &ChannelName, slot: &FormatSlot) -> Self {
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
+            return Self::nothing(next);
+        };
+        let bytes = match entries {
+            [only] => only.bytes(channel, slot).clone(),
+            _ => {
+                let total = entries.iter().map(|entry| entry.bytes(channel, slot).len()).sum();
+                let mut joined = BytesMut::with_capacity(total);
+                for entry in entries {
+                    joined.extend_from_slice(entry.bytes(channel, slot));
+                }
+                joined.freeze()
+            }
+        };
+        Self {
+            bytes,
+            next,
+            cursor: last.position(),
+            expected_previous: last.expected_previous(),
+            events: entries.len() as u64,
+            oldest: first.at,
+            ended: last.is_end(),
+            gap: entries.iter().rev().find_map(|entry| match &entry.item {
+                Item::Gap { gap, .. } => Some(gap.reason),
+                Item::Event(_) => None,
+            }),
+            opens_after: match &first.item {
+                Item::Gap { gap, .. } => gap.after,
+                Item::Event(_) => None,
+            },
+        }
+    }
+
+    /// Everything was superseded by events that are still to come.
+    fn nothing(next: u64) -> Self {
+        Self {
+            bytes: Bytes::new(),
+            next,
+            cursor: Position::ZERO,
+            expected_previous: Position::ZERO,
+            events: 0,
+            oldest: Instant::now(),
+            ended: false,
+            gap: None,
+            opens_after: None,
+        }
+    }
+}
+
+/// The last run of entries that was joined for each format: listeners stand at the same index most
+/// of the time.
+#[derive(Default)]
+pub(super) struct Batches([Option<Run>; MAX_FORMATS]);
+
+struct Run {
+    from: u64,
+    /// How far listeners could read when it was joined.
+    visible: u64,
+    batch: Batch,
+}
+
+impl Batches {
+    pub(super) fn get(&self, format: usize, from: u64, visible: u64) -> Option<Batch> {
+        let run = self.0[format].as_ref()?;
+        ((run.from, run.visible) == (from, visible)).then(|| run.batch.clone())
+    }
+
+    pub(super) fn put(&mut self, format: usize, from: u64, visible: u64, batch: Batch) {
+        self.0[format] = Some(Run { from, visible, batch });
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}

@@ -1,0 +1,455 @@
+//! The newest entries of a channel, in their order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::batch::Batches;
+use super::entry::{Entry, Item};
+use super::latest::Latest;
+use crate::broker::{PageLimit, Replay};
+use crate::event::{Event, Position};
+use crate::format::GapReason;
+use crate::ring_memory::MemoryShare;
+use crate::rule::{Delivery, Limits, ReplayOnSubscribe, Rule};
+use crate::shrink::shrink;
+
+/// How much one read takes at most, unless a single event is larger. Bounds what a connection
+/// holds.
+pub(crate) const READ_BYTES: usize = 64 << 10;
+
+/// Entries and what is known of them together.
+///
+/// An index is counted from zero for as long as the log is open, and never reused; positions are
+/// the broker's.
+pub(super) struct Ring {
+    entries: VecDeque<Arc<Entry>>,
+    /// The index of `entries[0]`.
+    first: u64,
+    /// The position before `entries[0]`: a cursor that equals it has missed nothing of the ring.
+    log_start: Position,
+    head: Position,
+    /// What the next event must name as its previous: the head, except after a lost tail.
+    expected_previous: Position,
+    bytes: usize,
+    /// Gap entries in the ring. While there are none, positions increase along the ring.
+    gaps: usize,
+    /// The index of the end event.
+    end: Option<u64>,
+    /// The newest event of each key, where the rule needs it.
+    latest: Option<Latest>,
+    /// Whether listeners are given only the newest event of each key.
+    conflates: bool,
+    /// Whether the bound of bytes has taken away what history may still hold.
+    cut_short: bool,
+    /// The channel has never had an event, as far as this node knows.
+    unpublished: bool,
+    pub(super) batches: Batches,
+    max_events: usize,
+    max_bytes: usize,
+    /// What the node's memory of rings knows of this one.
+    share: MemoryShare,
+}
+
+/// Where a listener begins, or goes on.
+pub(crate) struct Start {
+    /// To be sent first.
+    pub(crate) first: Vec<Arc<Entry>>,
+    /// The index from which on it then reads the ring.
+    pub(crate) next: u64,
+    pub(crate) cursor: Position,
+}
+
+/// What a log knows of a cursor.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Its listener goes on at this index.
+    At(u64),
+    /// It is beyond the head.
+    Ahead,
+    /// This node cannot tell: ask the broker.
+    Unknown,
+}
+
+/// What became of an event that was offered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Appended {
+    Yes,
+    /// The log has it, or stands behind it.
+    Known,
+    /// Its `previous` is not where the log stands.
+    Broken,
+}
+
+impl Ring {
+    /// A ring that begins with the newest page of the channel's history.
+    pub(super) fn new(rule: &Rule, limits: &Limits, share: MemoryShare, history: Replay) -> Self {
+        let keeps_latest = rule.delivery == Delivery::Latest || rule.replay == ReplayOnSubscribe::Last;
+        let log_start = history.goes_on_after();
+        let mut ring = Self {
+            entries: VecDeque::new(),
+            first: 0,
+            log_start,
+            head: log_start,
+            expected_previous: log_start,
+            bytes: 0,
+            gaps: 0,
+            end: None,
+            latest: keeps_latest.then(Latest::default),
+            conflates: rule.delivery == Delivery::Latest,
+            cut_short: false,
+            unpublished: true,
+            batches: Batches::default(),
+            max_events: rule.history.events.max(limits.ring_events).max(1),
+            max_bytes: limits.ring_bytes,
+            share,
+        };
+        let end = history.lost_end();
+        for event in history.events.into_iter().chain(end) {
+            ring.push(Entry::new(Item::Event(event)));
+        }
+        ring.unpublished &= history.complete;
+        (ring.head, ring.expected_previous) = (history.head, history.head);
+        ring
+    }
+
+    fn push(&mut self, entry: Arc<Entry>) {
+        let index = self.end_index();
+        self.unpublished = false;
+        (self.head, self.expected_previous) = (entry.position(), entry.expected_previous());
+        self.bytes += entry.cost();
+        // A broker that has forgotten the channel, end and all, begins it anew.
+        self.end = entry.is_end().then_some(index);
+        match &entry.item {
+            Item::Event(event) if event.is_end() => {}
+            Item::Event(event) => {
+                if let Some(latest) = &mut self.latest {
+                    latest.put(event.message.conflation_key(), index, &entry, self.first, self.max_bytes);
+                }
+            }
+            Item::Gap { .. } => self.gaps += 1,
+        }
+        self.entries.push_back(entry);
+        // No listener stands before this run any more, unless it is slow.
+        self.batches.clear();
+        while self.entries.len() > self.max_events || (self.bytes > self.max_bytes && self.entries.len() > 1) {
+            self.cut_short |= self.entries.len() <= self.max_events;
+            self.pop();
+        }
+        self.count();
+    }
+
+    fn pop(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.log_start = entry.expected_previous();
+            self.first += 1;
+            self.bytes -= entry.cost();
+            self.gaps -= usize::from(entry.is_gap());
+            if let Some(latest) = &mut self.latest {
+                latest.left_ring(&entry);
+            }
+        }
+    }
+
+    /// Tells the node's memory of rings what this one takes.
+    fn count(&mut self) {
+        let beyond_ring = self.latest.as_ref().map_or(0, Latest::bytes_beyond_ring);
+        self.share.set(self.bytes + beyond_ring);
+    }
+
+    /// Puts an event at the end.
+    pub(super) fn append(&mut self, event: Arc<Event>) -> Appended {
+        // The chain decides, not the head: a store that came back behind goes on below what
+        // listeners have had. After a gap the head may be above the chain, and what was lost may
+        // come again: that stands in the ring.
+        if event.position <= self.expected_previous || (event.position <= self.head && self.has(&event)) {
+            return Appended::Known;
+        }
+        // Zero: the feed is whole, but the broker has forgotten what came before.
+        if event.previous != self.expected_previous && event.previous != Position::ZERO {
+            return Appended::Broken;
+        }
+        self.push(Entry::new(Item::Event(event)));
+        Appended::Yes
+    }
+
+    /// Announces that events after the head are lost, or the head itself. The log goes on after
+    /// `expected_previous`.
+    pub(super) fn append_gap(&mut self, expected_previous: Position, reason: GapReason) {
+        self.push(Entry::gap(Some(self.head), expected_previous, reason));
+        let end = self.end_index();
+        if let Some(latest) = &mut self.latest {
+            // What was lost may have been newer than what is remembered.
+            latest.lost_before(end);
+        }
+    }
+
+    /// Drops what is older than `age`, and what only sped up reading.
+    pub(super) fn trim(&mut self, age: Duration) {
+        self.batches.clear();
+        let is_old = |entry: &Arc<Entry>| entry.at.elapsed() > age;
+        // The end stays: a new listener must be told.
+        while self.entries.front().is_some_and(|entry| is_old(entry) && !entry.is_end()) {
+            self.pop();
+        }
+        self.shrink();
+        self.count();
+    }
+
+    /// Drops the older half. One event stays.
+    pub(super) fn drop_older_half(&mut self) {
+        let keys = self.latest.as_ref().map_or(0, Latest::bytes);
+        self.drop_oldest(self.bytes / 2, 1, keys / 2);
+    }
+
+    /// Drops everything, but for the end of the channel.
+    pub(super) fn drop_all(&mut self) {
+        self.drop_oldest(0, 0, 0);
+    }
+
+    fn drop_oldest(&mut self, bytes: usize, count: usize, bytes_of_keys: usize) {
+        self.batches.clear();
+        // The end stays: a listener that comes later must be told.
+        while self.bytes > bytes && self.entries.len() > count && self.entries.front().is_some_and(|entry| !entry.is_end()) {
+            self.cut_short = true;
+            self.pop();
+        }
+        if let Some(latest) = &mut self.latest {
+            latest.drop_oldest(bytes_of_keys, count, self.first);
+        }
+        self.shrink();
+        self.count();
+    }
+
+    /// Gives back memory that a crowd of events needed.
+    fn shrink(&mut self) {
+        shrink(&mut self.entries);
+        if let Some(latest) = &mut self.latest {
+            latest.shrink();
+        }
+    }
+
+    pub(super) fn head(&self) -> Position {
+        self.head
+    }
+
+    pub(super) fn expected_previous(&self) -> Position {
+        self.expected_previous
+    }
+
+    pub(super) fn is_unpublished(&self) -> bool {
+        self.unpublished
+    }
+
+    /// When the newest entry came.
+    pub(super) fn newest_at(&self) -> Option<Instant> {
+        self.entries.back().map(|entry| entry.at)
+    }
+
+    /// Entries and estimated bytes, and whether the channel has ended.
+    pub(super) fn size(&self) -> (usize, usize, bool) {
+        (self.entries.len(), self.bytes, self.end.is_some())
+    }
+
+    /// Estimated bytes, also of the newest event of each key where that is kept longer.
+    pub(super) fn held(&self) -> usize {
+        self.share.counted()
+    }
+
+    /// One past the last index.
+    pub(super) fn end_index(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    /// How far a new listener is taken, of what is `visible`: the end of a channel is news for each
+    /// of them, however late.
+    fn before_end(&self, visible: u64) -> u64 {
+        self.end.unwrap_or(u64::MAX).min(visible).max(self.first)
+    }
+
+    fn offset(&self, index: u64) -> Option<usize> {
+        usize::try_from(index.checked_sub(self.first)?).ok()
+    }
+
+    /// Where a listener stands that has had everything before `index`.
+    fn position_before(&self, index: u64) -> Position {
+        match self.offset(index) {
+            None | Some(0) => self.log_start,
+            Some(offset) => self
+                .entries
+                .get(offset - 1)
+                .map_or(self.expected_previous, |entry| entry.expected_previous()),
+        }
+    }
+
+    /// Equality, not a range: a position that lies within the ring and is not there was lost.
+    fn index_after(&self, cursor: Position) -> Option<u64> {
+        if cursor == self.head && cursor == self.expected_previous {
+            return Some(self.end_index());
+        }
+        let found = if self.gaps == 0 {
+            self.entries.binary_search_by_key(&cursor, |entry| entry.position()).ok()
+        } else {
+            self.entries.iter().rposition(|entry| entry.is_at(cursor))
+        };
+        match found {
+            Some(offset) => Some(self.first + offset as u64 + 1),
+            None => (cursor == self.log_start).then_some(self.first),
+        }
+    }
+
+    /// Whether this very event stands here.
+    pub(super) fn has(&self, event: &Event) -> bool {
+        let is = |entry: &Arc<Entry>| {
+            matches!(&entry.item, Item::Event(other)
+                if other.position == event.position && other.previous == event.previous)
+        };
+        if self.gaps > 0 {
+            return self.entries.iter().any(is);
+        }
+        let found = self.entries.binary_search_by_key(&event.position, |entry| entry.position());
+        found.is_ok_and(|offset| self.entries.get(offset).is_some_and(is))
+    }
+
+    /// Where a listener begins that has everything up to `cursor`.
+    pub(super) fn find(&self, cursor: Position) -> Found {
+        match self.index_after(cursor) {
+            Some(index) => Found::At(index),
+            None if cursor > self.head => Found::Ahead,
+            None => Found::Unknown,
+        }
+    }
+
+    /// Where a listener without a cursor begins, of what is `visible`. `None`: the ring holds less
+    /// than it is sent, and history must be asked.
+    pub(super) fn begin_fresh(&self, rule: &Rule, visible: u64) -> Option<Start> {
+        let next = self.before_end(visible);
+        Some(match rule.replay {
+            ReplayOnSubscribe::None => Start {
+                first: Vec::new(),
+                next,
+                cursor: self.position_before(next),
+            },
+            ReplayOnSubscribe::All if self.cut_short && self.entries.len() < rule.history.events => return None,
+            ReplayOnSubscribe::All => Start {
+                first: Vec::new(),
+                next: self.first,
+                cursor: self.log_start,
+            },
+            ReplayOnSubscribe::Last => {
+                let latest = self.latest.as_ref();
+                if latest.is_some_and(Latest::is_cut_short) {
+                    return None;
+                }
+                let first = latest.map(|latest| latest.between(0, next)).unwrap_or_default();
+                // A listener that is cut off before it has the last of these must get them again:
+                // it has nothing yet.
+                let cursor = match first.is_empty() {
+                    true => self.position_before(next),
+                    false => Position::ZERO,
+                };
+                Start { first, next, cursor }
+            }
+        })
+    }
+
+    /// For conflated channels: the newest of each key that a listener at `cursor` and `index` has
+    /// not had, if all of them are remembered.
+    pub(super) fn catch_up_latest(&self, cursor: Position, index: u64, visible: u64) -> Option<Start> {
+        let latest = self.latest.as_ref();
+        let latest = latest.filter(|latest| self.conflates && latest.is_whole_from(index))?;
+        let next = self.before_end(visible);
+        Some(Start {
+            first: latest.between(index, next),
+            next,
+            cursor,
+        })
+    }
+
+    /// The index where a listener goes on that gives up what it missed, and the position it then
+    /// stands at.
+    pub(super) fn skip(&self, visible: u64) -> (u64, Position) {
+        let index = visible.max(self.first);
+        (index, self.position_before(index))
+    }
+
+    /// The beginning of the ring, if that is behind this position, and the position before it.
+    pub(super) fn begin_behind(&self, position: Position) -> Option<(u64, Position)> {
+        (self.log_start > position).then_some((self.first, self.log_start))
+    }
+
+    /// A page of the events after `after` up to `through`, and whether the limit cuts it short.
+    /// `None`: the ring does not hold all of these, without a hole.
+    pub(super) fn page(&self, after: Position, through: Position, limit: PageLimit) -> Option<(Vec<Arc<Event>>, bool)> {
+        let (start, end) = (self.index_after(after)?, self.index_after(through)?);
+        let wanted = self.entries.range(self.offset(start)?..self.offset(end)?);
+        let mut previous = after;
+        let mut events = Vec::new();
+        let mut rest = limit.bytes;
+        for entry in wanted {
+            let Item::Event(event) = &entry.item else { return None };
+            if event.previous != previous {
+                return None;
+            }
+            let weight = event.message.weight();
+            if events.len() >= limit.events || (weight > rest && !events.is_empty()) {
+                return Some((events, true));
+            }
+            rest = rest.saturating_sub(weight);
+            previous = event.position;
+            events.push(event.clone());
+        }
+        Some((events, false))
+    }
+
+    /// What a listener at `index` is sent first, and its index.
+    pub(super) fn next_sent(&self, index: u64) -> Option<(u64, Arc<Entry>)> {
+        let rest = self.entries.range(self.offset(index)?.min(self.entries.len())..);
+        // Where a newer event of the same key stands behind a gap, the older one is not sent.
+        let sent = |entry: &Entry| !(self.conflates && entry.is_superseded_before(u64::MAX));
+        let (index, entry) = (index..).zip(rest).find(|(_, entry)| sent(entry))?;
+        Some((index, entry.clone()))
+    }
+
+    /// Whether the channel has ended, and a listener at `index` has had all of it.
+    pub(super) fn is_over(&self, index: u64) -> bool {
+        self.end.is_some() && index >= self.end_index()
+    }
+
+    /// The entries from `from` that are to be sent, up to `visible` or [`READ_BYTES`], and the
+    /// index after them. `None`: `from` is gone.
+    pub(super) fn collect(&self, from: u64, visible: u64) -> Option<(Vec<Arc<Entry>>, u64)> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let mut next = from;
+        for entry in self.entries.range(self.offset(from)?..) {
+            if next >= visible || bytes >= READ_BYTES {
+                break;
+            }
+            next += 1;
+            // Only what is visible supersedes: otherwise a key that changes faster than the rate
+            // would never be sent.
+            if self.conflates && entry.is_superseded_before(visible) {
+                continue;
+            }
+            bytes += entry.weight();
+            entries.push(entry.clone());
+        }
+        Some((entries, next))
+    }
+
+    /// What all that it holds costs, counted anew.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn recount(&self) -> usize {
+        let latest = self.latest.iter().flat_map(Latest::entries);
+        let held: std::collections::HashMap<_, _> = self
+            .entries
+            .iter()
+            .chain(latest)
+            .map(|entry| (Arc::as_ptr(entry), entry.cost()))
+            .collect();
+        held.values().sum()
+    }
+}
