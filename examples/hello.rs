@@ -16,7 +16,6 @@ struct Say {
 
 struct Chat;
 
-#[airwave::async_trait]
 impl Handler for Chat {
     async fn message(&self, _client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
         let say: Say = message.json()?;

@@ -74,7 +74,6 @@ impl Tokens {
 
 struct Orders(Tokens);
 
-#[airwave::async_trait]
 impl Handler for Orders {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         match request.bearer_token() {

@@ -9,7 +9,6 @@
 //!
 //! struct Chat;
 //!
-//! #[airwave::async_trait]
 //! impl Handler for Chat {
 //!     async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
 //!         let say: Say = message.json()?;
@@ -51,7 +50,7 @@ pub use airwave_core::{
     Identity, Key, LeaveReason, Member, Message, Position, Publish, Published, Refusal, Replay, Reply, Rule, Rules, UseCase,
 };
 pub use airwave_transports::Transport;
-/// For implementing [`Handler`], [`Broker`] and [`Directory`].
+/// For implementing [`Broker`], [`Directory`] and [`Transport`].
 pub use async_trait::async_trait;
 pub use config::Config;
 pub use pages::pages;
@@ -71,7 +70,7 @@ pub struct Airwave {
 pub struct Builder {
     config: Config,
     broker: Option<server::Backbone>,
-    handlers: Vec<(String, Arc<dyn Handler>)>,
+    handlers: Vec<(String, server::Register)>,
 }
 
 impl Airwave {
@@ -176,10 +175,10 @@ impl Airwave {
 }
 
 impl Builder {
-    /// The application's say about the channels that match `pattern` (`chat/{room}`). The first
-    /// that matches is asked.
+    /// Adds the application's code for the channels that match `pattern` (`chat/{room}`). The first
+    /// handler whose pattern matches is asked.
     pub fn handle(mut self, pattern: &str, handler: impl Handler) -> Self {
-        self.handlers.push((pattern.to_owned(), Arc::new(handler)));
+        self.handlers.push((pattern.to_owned(), server::register(handler)));
         self
     }
 

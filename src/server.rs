@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use airwave_brokers::memory::Memory;
+use airwave_core::hub::HubBuilder;
 use airwave_core::rule::Pattern;
 use airwave_core::{Broker, Directory, Handler, Hub, Refusal};
 use airwave_transports::request::{addressed_host, came_through_a_proxy, is_local, refusal_response};
@@ -86,12 +87,16 @@ async fn broker(config: &Config) -> Result<Backbone, Error> {
     }
 }
 
+/// Gives one handler to a node that is being built.
+pub(crate) type Register = Box<dyn FnOnce(HubBuilder, Pattern) -> HubBuilder + Send + Sync>;
+
+/// Keeps a handler until the node is built.
+pub(crate) fn register(handler: impl Handler) -> Register {
+    Box::new(|builder, pattern| builder.handle(pattern, handler))
+}
+
 /// A hub as the configuration describes it, with the application's handlers.
-pub(crate) async fn hub(
-    config: &Config,
-    own_broker: Option<Backbone>,
-    handlers: Vec<(Pattern, Arc<dyn Handler>)>,
-) -> Result<Hub, Error> {
+pub(crate) async fn hub(config: &Config, own_broker: Option<Backbone>, handlers: Vec<(Pattern, Register)>) -> Result<Hub, Error> {
     let (broker, directory) = match own_broker {
         Some(backbone) => backbone,
         None => broker(config).await?,
@@ -102,8 +107,8 @@ pub(crate) async fn hub(
         (None, None) => {}
         (None, Some(rule)) => return Err(Error::NoDirectory(rule.pattern.to_string())),
     }
-    for (pattern, handler) in handlers {
-        builder = builder.handle(pattern, handler);
+    for (pattern, register) in handlers {
+        builder = register(builder, pattern);
     }
     let hub = builder.build();
     process::add_to(hub.metrics());
@@ -315,11 +320,8 @@ mod tests {
             rule("{*rest}")
         );
         let config = Config::load(&crate::config::Sources::of_file("airwave.toml", file)).unwrap();
-        let handlers: Vec<(Pattern, Arc<dyn Handler>)> = ["a/{any}", "b/7"]
-            .into_iter()
-            .map(|pattern| (pattern.parse().unwrap(), Arc::new(Asks) as Arc<dyn Handler>))
-            .collect();
-        let hub = hub(&config, None, handlers).await.unwrap();
+        let handlers = ["a/{any}", "b/7"].map(|pattern| (pattern.parse().unwrap(), register(Asks)));
+        let hub = hub(&config, None, handlers.into()).await.unwrap();
         let warnings = config.warnings_beside(|pattern| hub.has_handler(pattern));
         assert_eq!(warnings.len(), 1);
         // The handler of "b/7" is asked about one channel of its rule.

@@ -122,7 +122,6 @@ mod nodes {
 
     struct ByQuery;
 
-    #[async_trait]
     impl Handler for ByQuery {
         async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
             Ok(Identity::user(request.query.clone()))
@@ -138,7 +137,7 @@ mod nodes {
 
     pub fn hub(broker: Arc<impl Broker + Directory>) -> Hub {
         let hub = Hub::builder(broker.clone(), everywhere()).directory(broker);
-        hub.handle("{*all}".parse().unwrap(), Arc::new(ByQuery)).build()
+        hub.handle("{*all}".parse().unwrap(), ByQuery).build()
     }
 
     /// A server, and what can be done to it.

@@ -98,7 +98,6 @@ impl Channel {
     ///
     /// struct Jobs;
     ///
-    /// #[async_trait::async_trait]
     /// impl Handler for Jobs {
     ///     async fn message(&self, _: &Client, job: &Channel, _: Message) -> Result<Reply, Refusal> {
     ///         job.publish("started", &true).await?;

@@ -1,10 +1,11 @@
-//! What the application says: who may connect, listen and send, and what a sent message does.
+//! The application's code: who may connect, listen and send, and what a sent message does.
 
 use std::any::Any;
+use std::future::{Future, ready};
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use serde::Serialize;
 
 use crate::caught::Details;
@@ -16,67 +17,262 @@ use crate::rule::TransportName;
 /// How much may be said about a user, in bytes of JSON.
 const MAX_META: usize = 1024;
 
-/// The application's say about the channels that match the pattern it was registered with. The same
-/// handler serves every transport: a message that a WebSocket client sends and one that an SSE
-/// client POSTs are the same call.
+/// The application's code for the channels that match a pattern: who may connect, listen and send.
 ///
-/// Every method has a default: implement what you need. Calls for one connection come one after the
-/// other; different connections call at the same time. A slow method delays only further commands
-/// of its own connection, never deliveries. A call that is under way when its connection breaks may
-/// be dropped at its next `await`: what must not stop half-way belongs in a task of its own. A
-/// drain waits for it.
+/// The same handler serves every transport: a message that a WebSocket client sends and one that an
+/// SSE client POSTs are the same call.
+///
+/// Every method has a default, so an application implements what it needs. Calls for one connection
+/// come one after the other; different connections call at the same time. A slow method delays only
+/// further commands of its own connection, never deliveries. A call that is under way when its
+/// connection breaks may be dropped at its next `await`: what must not stop half-way belongs in a
+/// task of its own. A drain waits for it.
 ///
 /// A method that panics is caught: the client is answered `internal`, the connection and its other
 /// channels go on, the log says in which channel and at which event it was, and
 /// `airwave_handler_panics_total` counts it.
-#[async_trait]
+///
+/// A handler that is shared with other parts of the application is given as an `Arc`.
+///
+/// # Examples
+/// The methods are written with `async fn`. Their futures must be `Send`.
+///
+/// ```
+/// use airwave_core::{Channel, Client, ConnectRequest, Handler, Identity, Message, Refusal, Reply};
+///
+/// struct Chat;
+///
+/// impl Handler for Chat {
+///     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
+///         match request.bearer_token() {
+///             Some("secret-of-anna") => Ok(Identity::user("anna")),
+///             _ => Err(Refusal::unauthorized("sign in first")),
+///         }
+///     }
+///
+///     async fn message(&self, _: &Client, room: &Channel, message: Message) -> Result<Reply, Refusal> {
+///         room.publish("said", &message.json::<String>()?).await?;
+///         Ok(Reply::done())
+///     }
+/// }
+/// ```
 pub trait Handler: Send + Sync + 'static {
-    /// Who is this? Called once for each connection (an SSE stream, a WebSocket, a single POST)
-    /// that turns to a channel of this handler, before anything else. What it returns is the
-    /// client's identity in the other methods. Default: anybody, anonymous.
-    async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
+    /// Returns who the client is. Called once for each connection (an SSE stream, a WebSocket, a
+    /// single POST) that turns to a channel of this handler, before anything else. What it returns
+    /// is the client's identity in the other methods. Default: every client, anonymous.
+    ///
+    /// # Errors
+    /// The refusal that the client is answered with.
+    ///
+    /// # Examples
+    /// ```
+    /// # use airwave_core::{ConnectRequest, Handler, Identity, Refusal};
+    /// # struct Orders;
+    /// # fn user_of(session: &str) -> Option<String> { None }
+    /// impl Handler for Orders {
+    ///     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
+    ///         let user = request.cookie("session").and_then(user_of);
+    ///         user.map(Identity::user).ok_or_else(|| Refusal::unauthorized("sign in first"))
+    ///     }
+    /// }
+    /// ```
+    fn connect(&self, request: &ConnectRequest) -> impl Future<Output = Result<Identity, Refusal>> + Send {
         let _ = request;
-        Ok(Identity::anonymous())
+        ready(Ok(Identity::anonymous()))
     }
 
-    /// The names of the query parameters that [`Handler::connect`] reads: `&["token"]`. A request
-    /// with a parameter that neither Airwave nor a handler knows is refused, so that a misspelt one
-    /// is noticed. `&["*"]` accepts every parameter. Default: none.
+    /// Returns the names of the query parameters that [`Handler::connect`] reads. A request with a
+    /// parameter that neither Airwave nor a handler knows is refused, so that a misspelt one is
+    /// noticed. `&["*"]` accepts every parameter. Default: none.
+    ///
+    /// # Examples
+    /// ```
+    /// # use airwave_core::Handler;
+    /// # struct Orders;
+    /// impl Handler for Orders {
+    ///     fn query_parameters(&self) -> &[&str] {
+    ///         &["token"]
+    ///     }
+    /// }
+    /// ```
     fn query_parameters(&self) -> &[&str] {
         &[]
     }
 
-    /// May this client listen to this channel? Called for each subscription and each history
-    /// request, and, unless [`Handler::requires_subscription`] says otherwise, for each message
-    /// that does not come over a subscription. Default: yes.
-    async fn subscribe(&self, client: &Client, channel: &Channel) -> Result<(), Refusal> {
+    /// Admits a client that wants to listen to a channel, or refuses it. Called for each
+    /// subscription and each history request, and, unless [`Handler::requires_subscription`] says
+    /// otherwise, for each message that does not come over a subscription. Default: admits it.
+    ///
+    /// # Errors
+    /// The refusal that the client is answered with.
+    ///
+    /// # Examples
+    /// ```
+    /// # use airwave_core::{Channel, Client, Handler, Refusal};
+    /// # struct Inbox;
+    /// impl Handler for Inbox {
+    ///     async fn subscribe(&self, client: &Client, channel: &Channel) -> Result<(), Refusal> {
+    ///         match client.user() {
+    ///             Some(user) if channel.param("user") == Some(user) => Ok(()),
+    ///             _ => Err(Refusal::forbidden("this inbox is another user's")),
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    fn subscribe(&self, client: &Client, channel: &Channel) -> impl Future<Output = Result<(), Refusal>> + Send {
         let _ = (client, channel);
-        Ok(())
+        ready(Ok(()))
     }
 
-    /// A client said something. Publish it, act on it, answer it, or refuse it. Called for each
-    /// `send` frame and each POST of a client that [`Handler::subscribe`] admitted. Default:
-    /// refused as `forbidden`.
-    async fn message(&self, client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
+    /// Handles a message of a client: publishes it, acts on it, answers it, or refuses it. Called
+    /// for each `send` frame and each POST of a client that [`Handler::subscribe`] admitted.
+    /// Default: refused as `forbidden`.
+    ///
+    /// # Errors
+    /// The refusal that the client is answered with.
+    ///
+    /// # Examples
+    /// ```
+    /// # use airwave_core::{Channel, Client, Handler, Message, Refusal, Reply};
+    /// # struct Chat;
+    /// impl Handler for Chat {
+    ///     async fn message(&self, _: &Client, room: &Channel, message: Message) -> Result<Reply, Refusal> {
+    ///         if message.event.as_str() != "say" {
+    ///             return Err(Refusal::bad_request("a room knows 'say'"));
+    ///         }
+    ///         // Data of another type are refused, with the path of the wrong field.
+    ///         let text: String = message.json()?;
+    ///         let published = room.publish("said", &text).await?;
+    ///         Ok(Reply::json(&published.position.to_string())?)
+    ///     }
+    /// }
+    /// ```
+    fn message(
+        &self,
+        client: &Client,
+        channel: &Channel,
+        message: Message,
+    ) -> impl Future<Output = Result<Reply, Refusal>> + Send {
         let _ = (client, channel, message);
-        Err(Refusal::forbidden("this channel takes no messages from clients"))
+        ready(Err(Refusal::forbidden("this channel takes no messages from clients")))
     }
 
-    /// Whether only those may send who may listen. Default: yes.
+    /// Returns whether only those clients may send that may listen. Default: yes.
     ///
     /// Then a message over a WebSocket needs an open subscription of that connection to the
     /// channel, and for a POST, [`Handler::subscribe`] is asked first, each time; if it refuses,
     /// the message is refused with the same code. Without it, [`Handler::message`] runs for every
     /// client that [`Handler::connect`] knows, and has to check by itself whatever must hold: for
     /// channels to which clients write and that they never read.
+    ///
+    /// # Examples
+    /// ```
+    /// # use airwave_core::Handler;
+    /// # struct Letterbox;
+    /// impl Handler for Letterbox {
+    ///     fn requires_subscription(&self) -> bool {
+    ///         false
+    ///     }
+    /// }
+    /// ```
     fn requires_subscription(&self) -> bool {
         true
     }
 
-    /// A subscription is over. Called once for each subscription that `subscribe` admitted, in its
-    /// own task. Default: nothing.
-    async fn unsubscribe(&self, client: &Client, channel: &Channel, reason: LeaveReason) {
+    /// Is told that a subscription is over. Called once for each subscription that `subscribe`
+    /// admitted, in its own task. Default: nothing.
+    ///
+    /// # Examples
+    /// ```
+    /// # use airwave_core::{Channel, Client, Handler, LeaveReason};
+    /// # struct Game;
+    /// impl Handler for Game {
+    ///     async fn unsubscribe(&self, client: &Client, arena: &Channel, reason: LeaveReason) {
+    ///         if reason == LeaveReason::Disconnected {
+    ///             // The listeners that are left hear of it, unless the broker is out of reach.
+    ///             let _ = arena.publish("left", &client.user()).await;
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    fn unsubscribe(&self, client: &Client, channel: &Channel, reason: LeaveReason) -> impl Future<Output = ()> + Send {
         let _ = (client, channel, reason);
+        ready(())
+    }
+}
+
+impl<H: Handler> Handler for Arc<H> {
+    fn connect(&self, request: &ConnectRequest) -> impl Future<Output = Result<Identity, Refusal>> + Send {
+        (**self).connect(request)
+    }
+
+    fn query_parameters(&self) -> &[&str] {
+        (**self).query_parameters()
+    }
+
+    fn subscribe(&self, client: &Client, channel: &Channel) -> impl Future<Output = Result<(), Refusal>> + Send {
+        (**self).subscribe(client, channel)
+    }
+
+    fn message(
+        &self,
+        client: &Client,
+        channel: &Channel,
+        message: Message,
+    ) -> impl Future<Output = Result<Reply, Refusal>> + Send {
+        (**self).message(client, channel, message)
+    }
+
+    fn requires_subscription(&self) -> bool {
+        (**self).requires_subscription()
+    }
+
+    fn unsubscribe(&self, client: &Client, channel: &Channel, reason: LeaveReason) -> impl Future<Output = ()> + Send {
+        (**self).unsubscribe(client, channel, reason)
+    }
+}
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A [`Handler`] whose type a node does not know: the same methods, with boxed futures.
+pub(crate) trait DynHandler: Send + Sync + 'static {
+    fn connect<'a>(&'a self, request: &'a ConnectRequest) -> BoxFuture<'a, Result<Identity, Refusal>>;
+    fn query_parameters(&self) -> &[&str];
+    fn subscribe<'a>(&'a self, client: &'a Client, channel: &'a Channel) -> BoxFuture<'a, Result<(), Refusal>>;
+    fn message<'a>(&'a self, client: &'a Client, channel: &'a Channel, message: Message)
+    -> BoxFuture<'a, Result<Reply, Refusal>>;
+    fn requires_subscription(&self) -> bool;
+    fn unsubscribe<'a>(&'a self, client: &'a Client, channel: &'a Channel, reason: LeaveReason) -> BoxFuture<'a, ()>;
+}
+
+impl<H: Handler> DynHandler for H {
+    fn connect<'a>(&'a self, request: &'a ConnectRequest) -> BoxFuture<'a, Result<Identity, Refusal>> {
+        Box::pin(Handler::connect(self, request))
+    }
+
+    fn query_parameters(&self) -> &[&str] {
+        Handler::query_parameters(self)
+    }
+
+    fn subscribe<'a>(&'a self, client: &'a Client, channel: &'a Channel) -> BoxFuture<'a, Result<(), Refusal>> {
+        Box::pin(Handler::subscribe(self, client, channel))
+    }
+
+    fn message<'a>(
+        &'a self,
+        client: &'a Client,
+        channel: &'a Channel,
+        message: Message,
+    ) -> BoxFuture<'a, Result<Reply, Refusal>> {
+        Box::pin(Handler::message(self, client, channel, message))
+    }
+
+    fn requires_subscription(&self) -> bool {
+        Handler::requires_subscription(self)
+    }
+
+    fn unsubscribe<'a>(&'a self, client: &'a Client, channel: &'a Channel, reason: LeaveReason) -> BoxFuture<'a, ()> {
+        Box::pin(Handler::unsubscribe(self, client, channel, reason))
     }
 }
 

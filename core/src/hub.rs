@@ -22,7 +22,7 @@ use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::follower::Follower;
 use crate::format::{Format, MAX_FORMATS};
-use crate::handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
+use crate::handler::{Client, ConnectRequest, DynHandler, Handler, Identity, LeaveReason, Reply};
 use crate::idempotency::KeySource;
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
@@ -63,14 +63,14 @@ pub struct HubBuilder {
     broker: Arc<dyn Broker>,
     rules: Rules,
     limits: Limits,
-    handlers: Vec<(Pattern, Arc<dyn Handler>)>,
+    handlers: Vec<(Pattern, Arc<dyn DynHandler>)>,
     jitter: Jitter,
     directory: Option<Arc<dyn Directory>>,
 }
 
 pub(crate) struct Inner {
     pub(crate) backbone: Arc<Backbone>,
-    handlers: Vec<(Pattern, Arc<dyn Handler>)>,
+    handlers: Vec<(Pattern, Arc<dyn DynHandler>)>,
     formats: RwLock<Vec<Arc<FormatSlot>>>,
     logs: Mutex<HashMap<ChannelName, Arc<Follower>>>,
     opening: Singleflight<ChannelName, Result<Arc<Follower>, BrokerError>>,
@@ -134,7 +134,7 @@ pub struct Connection {
 pub(crate) struct Admission {
     pub(crate) channel: Channel,
     pub(crate) client: Arc<Client>,
-    pub(crate) handler: Option<Arc<dyn Handler>>,
+    pub(crate) handler: Option<Arc<dyn DynHandler>>,
     pub(crate) rule: Arc<Rule>,
 }
 
@@ -204,10 +204,10 @@ impl HubBuilder {
         self
     }
 
-    /// The application's say about the channels that match `pattern`. The first that matches is
-    /// asked.
-    pub fn handle(mut self, pattern: Pattern, handler: Arc<dyn Handler>) -> Self {
-        self.handlers.push((pattern, handler));
+    /// Adds the application's code for the channels that match `pattern`. The first handler whose
+    /// pattern matches is asked.
+    pub fn handle(mut self, pattern: Pattern, handler: impl Handler) -> Self {
+        self.handlers.push((pattern, Arc::new(handler)));
         self
     }
 
@@ -877,7 +877,7 @@ impl Hub {
     }
 
     /// Tells the handler that a subscription is over, in a task of its own.
-    pub(crate) fn unsubscribed(&self, handler: Arc<dyn Handler>, client: Arc<Client>, channel: Channel, reason: LeaveReason) {
+    pub(crate) fn unsubscribed(&self, handler: Arc<dyn DynHandler>, client: Arc<Client>, channel: Channel, reason: LeaveReason) {
         let backbone = self.0.backbone.clone();
         self.0.runtime.spawn(async move {
             let call = Call {

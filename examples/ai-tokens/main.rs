@@ -28,7 +28,6 @@ static RUNNING: LazyLock<Mutex<HashMap<String, watch::Sender<bool>>>> = LazyLock
 
 struct Answers;
 
-#[airwave::async_trait]
 impl Handler for Answers {
     async fn message(&self, _client: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
         let id = channel.param("id").unwrap_or_default().to_owned();

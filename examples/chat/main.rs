@@ -20,7 +20,6 @@ const MAX_PAGE: usize = 50;
 /// One room.
 struct Room;
 
-#[airwave::async_trait]
 impl Handler for Room {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         shared::who(request)
@@ -69,7 +68,6 @@ impl Handler for Room {
 /// Who is typing in a room.
 struct Typing;
 
-#[airwave::async_trait]
 impl Handler for Typing {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         shared::who(request)

@@ -28,7 +28,6 @@ struct Sync {
     vector: String,
 }
 
-#[airwave::async_trait]
 impl Handler for Texts {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         shared::who(request)
@@ -83,7 +82,6 @@ struct Cursor {
     head: String,
 }
 
-#[airwave::async_trait]
 impl Handler for Cursors {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         shared::who(request)

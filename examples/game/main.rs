@@ -38,7 +38,6 @@ struct Enter {
     name: String,
 }
 
-#[airwave::async_trait]
 impl Handler for Players {
     /// Each tab is a player, by an id of its own making. Without one it may watch.
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {

@@ -37,7 +37,6 @@ struct Cancel {
     order: u64,
 }
 
-#[airwave::async_trait]
 impl Handler for Accounts {
     /// Takes the account that the client names, without a check.
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {

@@ -297,7 +297,6 @@ fn the_clients_address_is_the_proxys_word_only_where_it_is_trusted() {
     #[derive(Clone, Default)]
     struct Peers(Arc<Mutex<Vec<String>>>);
 
-    #[airwave::async_trait]
     impl Handler for Peers {
         async fn subscribe(&self, client: &Client, _: &Channel) -> Result<(), Refusal> {
             self.0.lock().unwrap().push(client.peer.unwrap().to_string());

@@ -350,7 +350,6 @@ fn publishes_under_way_finish() {
 /// Publishes what clients who do not listen say.
 struct Letterbox;
 
-#[airwave::async_trait]
 impl airwave::Handler for Letterbox {
     fn requires_subscription(&self) -> bool {
         false

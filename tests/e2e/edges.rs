@@ -188,7 +188,6 @@ fn names_that_an_eventsource_fires_itself_are_refused_from_clients() {
     /// Says what it hears back under the same name.
     struct Echo;
 
-    #[airwave::async_trait]
     impl Handler for Echo {
         async fn message(
             &self,

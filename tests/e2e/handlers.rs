@@ -34,7 +34,6 @@ impl Room {
     }
 }
 
-#[airwave::async_trait]
 impl Handler for Room {
     fn query_parameters(&self) -> &[&str] {
         &["token"]
@@ -370,7 +369,6 @@ fn only_who_may_listen_may_send() {
     #[derive(Clone)]
     struct Letterbox(Room);
 
-    #[airwave::async_trait]
     impl Handler for Letterbox {
         async fn subscribe(&self, _: &Client, _: &Channel) -> Result<(), Refusal> {
             self.0.note("asked".into());

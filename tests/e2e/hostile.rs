@@ -744,7 +744,6 @@ fn a_panic_in_a_handler_is_an_answer() {
         assert!(!query.split('&').any(|part| part == method), "on purpose");
     }
 
-    #[airwave::async_trait]
     impl Handler for Broken {
         fn query_parameters(&self) -> &[&str] {
             &["*"]

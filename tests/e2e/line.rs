@@ -166,7 +166,6 @@ fn a_pong_is_enough() {
 fn a_slow_command_is_not_silence() {
     struct Slow;
 
-    #[airwave::async_trait]
     impl airwave::Handler for Slow {
         async fn message(
             &self,

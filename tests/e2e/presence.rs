@@ -18,7 +18,6 @@ each_way!(
 /// `?user=…` and `?colour=…`.
 struct ByQuery;
 
-#[airwave::async_trait]
 impl Handler for ByQuery {
     fn query_parameters(&self) -> &[&str] {
         &["user", "colour"]

@@ -99,7 +99,6 @@ impl Refuser {
     }
 }
 
-#[airwave::async_trait]
 impl Handler for Refuser {
     async fn subscribe(&self, _: &Client, channel: &Channel) -> Result<(), Refusal> {
         Err(Self::no(channel))

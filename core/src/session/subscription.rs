@@ -14,7 +14,7 @@ use crate::channel::Channel;
 use crate::cursor::StreamCursor;
 use crate::event::{ChannelName, Position};
 use crate::format::{GapReason, Notice, Stamp};
-use crate::handler::{Client, Handler, LeaveReason};
+use crate::handler::{Client, DynHandler, LeaveReason};
 use crate::hub::Hub;
 use crate::log::{Batch, Entry, FormatSlot, Found, Item, Log, Read, Registration};
 use crate::presence::Membership;
@@ -62,7 +62,7 @@ impl Reader {
 /// Tells the handler that a subscription is over, when it is dropped.
 pub(super) struct OnUnsubscribe {
     pub(super) hub: Hub,
-    pub(super) handler: Arc<dyn Handler>,
+    pub(super) handler: Arc<dyn DynHandler>,
     pub(super) client: Arc<Client>,
     pub(super) channel: Channel,
     pub(super) reason: LeaveReason,

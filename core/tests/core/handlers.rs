@@ -7,7 +7,6 @@ use airwave_core::handler::{Handler, Identity, LeaveReason, Reply};
 use airwave_core::rule::{Limits, SendPolicy, SlowPolicy, TransportName};
 use airwave_core::session::After;
 use airwave_core::{Channel, Client, Code, ConnectRequest, Hub, Message, PageLimit, Publish, Refusal, Rules, Session};
-use async_trait::async_trait;
 
 use crate::support::*;
 
@@ -30,7 +29,6 @@ impl Notes {
     }
 }
 
-#[async_trait]
 impl Handler for Notes {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         self.note(format!("connect {}", request.query));
@@ -420,23 +418,15 @@ async fn a_panic_is_caught_wherever_it_happens() {
     struct Broken;
 
     impl Handler for Broken {
-        // Written without the attribute: this is before any future is there.
-        fn message<'s, 'c, 'h, 'f>(
-            &'s self,
-            _: &'c Client,
-            _: &'h Channel,
-            message: Message,
-        ) -> std::pin::Pin<Box<dyn Future<Output = Result<Reply, Refusal>> + Send + 'f>>
-        where
-            's: 'f,
-            'c: 'f,
-            'h: 'f,
-        {
+        // Not an `async fn`: this panics before any future is there.
+        fn message(&self, _: &Client, _: &Channel, message: Message) -> impl Future<Output = Result<Reply, Refusal>> + Send {
             match message.event.as_str() {
-                "pending" => Box::pin(async {
-                    let _bomb = Bomb;
-                    std::future::pending().await
-                }),
+                "pending" => {
+                    async {
+                        let _bomb = Bomb;
+                        std::future::pending().await
+                    }
+                }
                 _ => panic!("on purpose"),
             }
         }
@@ -449,7 +439,7 @@ async fn a_panic_is_caught_wherever_it_happens() {
     let backbone = Backbone::new();
     let hub = Hub::builder(backbone.node(), Rules::new([rule()]))
         .limits(limits())
-        .handle("{*all}".parse().unwrap(), Arc::new(Broken))
+        .handle("{*all}".parse().unwrap(), Broken)
         .build();
     let connection = hub.connect(who("ann"), true).unwrap();
     let sent = hub.send(&connection, &name("a"), say("x"), None).await;
@@ -520,7 +510,6 @@ struct Elsewhere;
 #[error("the disk of host db-7 is full")]
 struct Full;
 
-#[async_trait]
 impl Handler for Elsewhere {
     async fn message(&self, _: &Client, channel: &Channel, message: Message) -> Result<Reply, Refusal> {
         match std::str::from_utf8(message.data.as_bytes()).unwrap() {
@@ -543,7 +532,7 @@ impl Handler for Elsewhere {
 fn with_elsewhere() -> (Arc<Backbone>, Hub) {
     let backbone = Backbone::new();
     let hub = Hub::builder(backbone.node(), Rules::new([rule()]))
-        .handle("jobs/{id}".parse().unwrap(), Arc::new(Elsewhere))
+        .handle("jobs/{id}".parse().unwrap(), Elsewhere)
         .build();
     (backbone, hub)
 }

@@ -177,7 +177,6 @@ impl Directory for Way {
 /// `?USER` or `?USER&META`; without either, an anonymous client.
 struct ByQuery;
 
-#[async_trait]
 impl Handler for ByQuery {
     async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
         Ok(match request.query.split_once('&') {
@@ -211,7 +210,7 @@ impl Place {
         let hub = Hub::builder(backbone.node(), Rules::new([with_presence()]))
             .limits(limits())
             .directory(way.clone())
-            .handle("{*all}".parse().unwrap(), Arc::new(ByQuery))
+            .handle("{*all}".parse().unwrap(), ByQuery)
             .build();
         let format = hub.register_format(Lines::plain("lines"));
         Self { way, hub, format }
