@@ -18,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # sibling until it is named here.
 shared_of() {
   case $1 in
-    transports) echo request envelope socket heads pages accept ;;
+    transports) echo request envelope socket heads pages accept prometheus ;;
     brokers) echo silence ;;
   esac
 }

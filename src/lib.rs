@@ -56,6 +56,26 @@ pub use config::Config;
 pub use pages::pages;
 pub use server::{Error, local_only};
 
+/// What a node counts, and the text formats of `/metrics`.
+///
+/// # Examples
+///
+/// ```no_run
+/// # fn show(airwave: airwave::Airwave) {
+/// use airwave::metrics::TextFormat;
+///
+/// let metrics = airwave.hub().metrics();
+/// metrics.add_source(|snapshot| {
+///     snapshot.gauge("shop_open_carts", "Carts that hold something").add(&[], 3_u64);
+/// });
+/// println!("{}", TextFormat::Prometheus.encode(&metrics.read()));
+/// # }
+/// ```
+pub mod metrics {
+    pub use airwave_core::observe::{Family, Histogram, Kind, Metrics, Sample, Snapshot, Value};
+    pub use airwave_transports::prometheus::TextFormat;
+}
+
 /// What building and serving a node give.
 pub type Result<T> = std::result::Result<T, Error>;
 

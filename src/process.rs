@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use airwave_core::metrics::{Metrics, MetricsText};
+use airwave_core::observe::{Metrics, Snapshot};
 
 /// The kernel tells times of processes in hundredths of a second, whatever its own clock is
 /// (proc(5), `USER_HZ`).
@@ -11,10 +11,11 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Adds the figures to those of a node.
 pub(crate) fn add_to(metrics: &Metrics) {
-    metrics.add_source(|text| {
-        text.info("airwave_build_info", "The version of this server")
+    metrics.add_source(|snapshot| {
+        snapshot
+            .info("airwave_build_info", "The version of this server")
             .add(&[("version", env!("CARGO_PKG_VERSION"))], 1);
-        write(text, &Figures::read());
+        add(snapshot, &Figures::read());
     });
 }
 
@@ -81,14 +82,15 @@ fn open_files() -> Option<u64> {
     }
 }
 
-fn write(text: &mut MetricsText, figures: &Figures) {
+fn add(snapshot: &mut Snapshot, figures: &Figures) {
     if let Some(seconds) = figures.cpu_seconds {
-        text.counter("process_cpu_seconds_total", "Processor time that the process has used")
+        snapshot
+            .counter("process_cpu_seconds_total", "Processor time that the process has used")
             .add(&[], seconds);
     }
     let mut gauge = |name, help, value: Option<u64>| {
         if let Some(value) = value {
-            text.gauge(name, help).add(&[], value);
+            snapshot.gauge(name, help).add(&[], value);
         }
     };
     gauge("process_open_fds", "Files that the process has open", figures.open_files);
@@ -105,7 +107,8 @@ fn write(text: &mut MetricsText, figures: &Figures) {
     );
     gauge("process_threads", "Threads of the process", figures.threads);
     if let Some(start) = figures.start {
-        text.gauge("process_start_time_seconds", "When the process began, since 1970")
+        snapshot
+            .gauge("process_start_time_seconds", "When the process began, since 1970")
             .add(&[], start.as_secs_f64());
     }
 }

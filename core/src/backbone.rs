@@ -12,7 +12,7 @@ use crate::broker::{Append, Broker, BrokerError, BrokerErrorKind, Feed, IDEMPOTE
 use crate::event::{ChannelName, Position};
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
-use crate::metrics::Metrics;
+use crate::observe::Metrics;
 use crate::outage::{HealTurns, Outage, Unanswered};
 use crate::patience;
 use crate::presence::Presence;

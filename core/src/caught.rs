@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::event::ChannelName;
-use crate::metrics::Metrics;
+use crate::observe::Metrics;
 use crate::refusal::Refusal;
 
 /// Which call of a handler it is. Payloads never reach a log, so none is here.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::format::Format;
-use crate::metrics::FormatMetrics;
+use crate::observe::FormatMetrics;
 
 /// A registered format, with its index among those of the node and its figures.
 pub(crate) struct FormatSlot {

@@ -27,7 +27,7 @@ use crate::idempotency::KeySource;
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
 use crate::log::FormatSlot;
-use crate::metrics::Metrics;
+use crate::observe::Metrics;
 use crate::outage::{HealTurns, Outage, Unanswered};
 use crate::patience::{self, Patience};
 use crate::presence::Presence;

@@ -14,7 +14,7 @@
 //!    of history tells; [`patience`]: how long one request waits for a broker)
 //! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
 //! 9. [`mod@format`]: how events become bytes of a transport: [`Format`], [`Notice`]
-//! 10. [`metrics`]: what a node counts
+//! 10. [`observe`]: what a node counts, and what its metrics say now
 //! 11. `sync`, `wake`, `session_handle`, `registry`, `format_slot`, `ring_memory`, `log`: one
 //!     channel on this node: ring, listeners, wake; what all rings take together
 //! 12. `presence`: who is in a channel, as this node knows it
@@ -53,7 +53,7 @@ mod inbox;
 mod jitter;
 mod key_counts;
 mod log;
-pub mod metrics;
+pub mod observe;
 mod outage;
 pub mod patience;
 mod presence;

@@ -28,7 +28,7 @@ use crate::broker::{PageLimit, Replay};
 use crate::event::{ChannelName, Event, Position};
 use crate::format::{GapReason, MAX_FORMATS};
 pub(crate) use crate::format_slot::FormatSlot;
-use crate::metrics::RuleMetrics;
+use crate::observe::RuleMetrics;
 use crate::ring_memory::{CountedRing, RingMemory};
 use crate::rule::{Limits, Rule};
 use crate::session_handle::SessionHandle;

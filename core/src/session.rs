@@ -25,7 +25,7 @@ use crate::format::{Notice, Stamp};
 use crate::handler::LeaveReason;
 use crate::hub::{Connection, FormatHandle, Hub};
 use crate::log::{FormatSlot, READ_BYTES};
-pub use crate::metrics::CloseCause;
+pub use crate::observe::CloseCause;
 use crate::session_handle::{HEARTBEAT, SILENT, STALLED, SessionHandle};
 use crate::warnings::Warning;
 

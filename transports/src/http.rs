@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use airwave_core::event::{IdempotencyKey, quoted};
 use airwave_core::format::Member;
-use airwave_core::metrics::TextFormat;
 use airwave_core::rule::TransportName;
 use airwave_core::warnings::Warning;
 use airwave_core::{ChannelName, Code, Hub, PageLimit, Position, Publish, Refusal};
@@ -25,6 +24,7 @@ use tokio::time::timeout;
 use crate::accept;
 use crate::envelope::{self, Publication, envelope};
 use crate::pages::{self, PAGE_BYTES, Pages};
+use crate::prometheus::TextFormat;
 use crate::request::{
     Options, Publishers, check_query, connect_request, header_text, is_local, json_response, only, path_as_seen, peer,
     query_value, refusal_response, wants_presence,
@@ -89,7 +89,7 @@ async fn metrics(State(http): State<Http>, request: Request) -> Response {
     if let Err(refusal) = without_query(&http, request) {
         return refusal_response(&refusal, None);
     }
-    let mut response = Response::new(Body::from(http.hub.metrics().encode_as(format)));
+    let mut response = Response::new(Body::from(format.encode(&http.hub.metrics().read())));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     headers.insert(VARY, HeaderValue::from_static("accept"));

@@ -3,6 +3,7 @@
 //! - [`sse`]: the server tells, the client listens
 //! - [`websocket`]: client and server converse
 //! - [`http`]: publish, send, history, health
+//! - [`prometheus`]: metrics as text
 //! - [`request`], [`accept`], [`envelope`]: what they have in common; [`socket`]: taking a
 //!   connection back from hyper
 //!
@@ -17,6 +18,7 @@ pub mod envelope;
 mod heads;
 pub mod http;
 mod pages;
+pub mod prometheus;
 pub mod request;
 pub mod socket;
 pub mod sse;

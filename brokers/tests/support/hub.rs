@@ -150,11 +150,9 @@ impl Node {
 
     /// One figure of `/metrics`.
     pub fn figure(&self, name: &str) -> f64 {
-        let text = self.hub.metrics().encode();
-        let found = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        found.unwrap_or_else(|| panic!("no {name} in {text}"))
+        let snapshot = self.hub.metrics().read();
+        let total = snapshot.total(name, &[]);
+        total.unwrap_or_else(|| panic!("no {name} in {snapshot:?}"))
     }
 }
 

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::format::MAX_FORMATS;
-use crate::metrics::RuleMetrics;
+use crate::observe::RuleMetrics;
 use crate::registry::Registry;
 use crate::session_handle::SessionHandle;
 use crate::sync::{Mutex, lock};

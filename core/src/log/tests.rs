@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::format::{Format, Notice, Stamp};
-use crate::metrics::Metrics;
+use crate::observe::Metrics;
 use crate::rule::{Delivery, ReplayOnSubscribe};
 use crate::{Data, EventName, Key, Message};
 

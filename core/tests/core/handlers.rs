@@ -452,7 +452,7 @@ async fn a_panic_is_caught_wherever_it_happens() {
             .await
             .is_err()
     );
-    assert!(hub.metrics().encode().contains("airwave_handler_panics_total 2"));
+    assert_eq!(metric(&hub, "airwave_handler_panics_total", &[]), 2.0);
 }
 
 #[tokio::test(start_paused = true)]

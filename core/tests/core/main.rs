@@ -33,7 +33,7 @@ mod handlers;
 /// What operators see of an outage.
 mod outage;
 
-/// What else operators see: figures, warnings, readiness.
+/// What else operators see: metrics, warnings, readiness.
 mod operators;
 
 /// A page of history: the log has it, or the broker is asked.

@@ -56,19 +56,8 @@ impl Subscriber for Kept {
     }
 }
 
-fn figure(hub: &Hub, series: &str) -> u64 {
-    let text = hub.metrics().encode();
-    let found = text
-        .lines()
-        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
-    found.unwrap_or_else(|| panic!("no {series} in {text}"))
-}
-
-fn closed(hub: &Hub, cause: CloseCause) -> u64 {
-    figure(
-        hub,
-        &format!("airwave_connections_closed_total{{cause=\"{}\"}}", cause.as_str()),
-    )
+fn closed(hub: &Hub, cause: CloseCause) -> f64 {
+    metric(hub, "airwave_connections_closed_total", &[("cause", cause.as_str())])
 }
 
 /// However the broker hangs, the answer is there at once, and it is right a moment later.
@@ -88,12 +77,12 @@ async fn readiness_is_what_the_node_knows_of_its_broker() {
         let since = Instant::now();
         assert!(hub.ready().await.is_err());
         assert_eq!(since.elapsed(), Duration::ZERO);
-        assert_eq!(figure(&hub, "airwave_broker_up"), 0);
+        assert_eq!(metric(&hub, "airwave_broker_up", &[]), 0.0);
         node.hang(false);
         node.unavailable(false);
         sleep(Duration::from_secs(4)).await;
         assert_eq!(hub.ready().await, Ok(()));
-        assert_eq!(figure(&hub, "airwave_broker_up"), 1);
+        assert_eq!(metric(&hub, "airwave_broker_up", &[]), 1.0);
     }
 }
 
@@ -104,7 +93,7 @@ async fn every_close_is_counted_by_its_cause_and_told() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
     let format = hub.register_format(Lines::plain("a"));
-    let mut expected = [0_u64; CloseCause::ALL.len()];
+    let mut expected = [0.0; CloseCause::ALL.len()];
     for cause in [
         CloseCause::Client,
         CloseCause::Refused,
@@ -127,7 +116,7 @@ async fn every_close_is_counted_by_its_cause_and_told() {
             _ => {}
         }
         drop(listener);
-        expected[cause as usize] += 1;
+        expected[cause as usize] += 1.0;
         for (other, count) in CloseCause::ALL.iter().zip(expected) {
             assert_eq!(closed(&hub, *other), count, "{cause:?}: {other:?}");
         }
@@ -137,7 +126,7 @@ async fn every_close_is_counted_by_its_cause_and_told() {
         assert!(told.iter().any(|line| line.contains("message=connected")), "{told:?}");
         let subscribed = |line: &String| line.contains("message=subscribed") && line.contains("channel=c ");
         assert!(told.iter().any(subscribed), "{told:?}");
-        assert_eq!(figure(&hub, "airwave_connections{format=\"a\"}"), 0);
+        assert_eq!(metric(&hub, "airwave_connections", &[("format", "a")]), 0.0);
     }
 }
 
@@ -153,12 +142,12 @@ async fn what_is_cut_at_the_end_of_a_drain_has_a_cause_of_its_own() {
     hub.cut();
     std::future::poll_fn(|cx| listener.session.poll_cut(cx)).await;
     drop(listener);
-    assert_eq!(closed(&hub, CloseCause::DrainTimeout), 1);
-    assert_eq!(closed(&hub, CloseCause::Stalled), 0);
+    assert_eq!(closed(&hub, CloseCause::DrainTimeout), 1.0);
+    assert_eq!(closed(&hub, CloseCause::Stalled), 0.0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn figures_of_events_are_by_rule() {
+async fn metrics_of_events_are_by_rule() {
     let backbone = Backbone::new();
     let mut rules = Vec::new();
     for pattern in ["orders/{id}", "{*rest}"] {
@@ -175,8 +164,8 @@ async fn figures_of_events_are_by_rule() {
     let format = hub.register_format(Lines::plain("a"));
     let mut order = Listener::at(&hub, &format, "orders/1", After::Nothing).await;
     let mut other = Listener::at(&hub, &format, "x", After::Nothing).await;
-    let subscriptions = |rule: &str| figure(&hub, &format!("airwave_subscriptions{{rule=\"{rule}\",format=\"a\"}}"));
-    assert_eq!((subscriptions("orders/{id}"), subscriptions("{*rest}")), (1, 1));
+    let subscriptions = |rule: &str| metric(&hub, "airwave_subscriptions", &[("rule", rule), ("format", "a")]);
+    assert_eq!((subscriptions("orders/{id}"), subscriptions("{*rest}")), (1.0, 1.0));
     for listener in [&mut order, &mut other] {
         listener.confirmation().await;
     }
@@ -185,24 +174,28 @@ async fn figures_of_events_are_by_rule() {
         channel.publish("said", &n).await.unwrap();
     }
     assert_eq!(order.lines(2).await.len(), 2);
-    let of = |name: &str, rule: &str, more: &str| figure(&hub, &format!("airwave_{name}{{rule=\"{rule}\"{more}}}"));
-    assert_eq!(of("events_published_total", "orders/{id}", ""), 2);
-    assert_eq!(of("events_published_total", "{*rest}", ""), 0);
-    assert_eq!(of("events_delivered_total", "orders/{id}", ",format=\"a\""), 2);
-    assert_eq!(of("events_delivered_total", "{*rest}", ",format=\"a\""), 0);
-    assert!(of("delivered_bytes_total", "orders/{id}", ",format=\"a\"") > 0);
+    let format_a = [("format", "a")];
+    let of = |name: &str, rule: &str, more: &[(&str, &str)]| {
+        let labels = [&[("rule", rule)], more].concat();
+        metric(&hub, &format!("airwave_{name}"), &labels)
+    };
+    assert_eq!(of("events_published_total", "orders/{id}", &[]), 2.0);
+    assert_eq!(of("events_published_total", "{*rest}", &[]), 0.0);
+    assert_eq!(of("events_delivered_total", "orders/{id}", &format_a), 2.0);
+    assert_eq!(of("events_delivered_total", "{*rest}", &format_a), 0.0);
+    assert!(of("delivered_bytes_total", "orders/{id}", &format_a) > 0.0);
     // A cursor that nothing is known of: a gap of this rule.
     let mut late = Listener::at(&hub, &format, "orders/1", After::Unreadable).await;
     late.confirmation().await;
     assert!(matches!(late.line().await, Line::Gap { .. }));
     let reasons = airwave_core::format::GapReason::ALL;
     let gaps = |rule| {
-        let counts = reasons.map(|reason| of("gaps_total", rule, &format!(",reason=\"{}\"", reason.as_str())));
-        counts.iter().sum::<u64>()
+        let counts = reasons.map(|reason| of("gaps_total", rule, &[("reason", reason.as_str())]));
+        counts.iter().sum::<f64>()
     };
-    assert_eq!((gaps("orders/{id}"), gaps("{*rest}")), (1, 0));
+    assert_eq!((gaps("orders/{id}"), gaps("{*rest}")), (1.0, 0.0));
     drop((order, late));
-    assert_eq!((subscriptions("orders/{id}"), subscriptions("{*rest}")), (0, 1));
+    assert_eq!((subscriptions("orders/{id}"), subscriptions("{*rest}")), (0.0, 1.0));
 }
 
 /// 10,000 refused clients are a few lines, and one that says how many they were.

@@ -3,7 +3,6 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use airwave_core::Hub;
 use airwave_core::session::After;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -56,12 +55,6 @@ impl Heard {
     }
 }
 
-fn figure(hub: &Hub, name: &str) -> f64 {
-    let text = hub.metrics().encode();
-    let found = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    found.unwrap_or_else(|| panic!("no {name} in {text}"))
-}
-
 /// One line when it begins and one when it is over, and not one for each channel and try.
 #[tokio::test(start_paused = true)]
 async fn an_outage_with_many_channels_does_not_flood_the_log() {
@@ -82,13 +75,13 @@ async fn an_outage_with_many_channels_does_not_flood_the_log() {
         node.unavailable(true);
         node.cut();
         tokio::time::sleep(Duration::from_secs(8)).await;
-        assert_eq!(figure(&hub, "airwave_healing"), CHANNELS as f64);
+        assert_eq!(metric(&hub, "airwave_healing", &[]), CHANNELS as f64);
         assert_eq!(heard.at(Level::WARN).len(), outage, "{:?}", heard.at(Level::WARN));
         assert_eq!(heard.at(Level::INFO).len(), outage - 1, "it is not over yet");
 
         node.unavailable(false);
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(figure(&hub, "airwave_healing"), 0.0);
+        assert_eq!(metric(&hub, "airwave_healing", &[]), 0.0);
         assert_eq!(heard.at(Level::WARN).len(), outage);
         let over = heard.at(Level::INFO);
         assert_eq!(over.len(), outage);
@@ -132,7 +125,7 @@ async fn refused_publishes_are_logged_once_for_each_outage() {
 
 /// Whatever the broker, events are signs of life; what it notes itself is shown too.
 #[tokio::test(start_paused = true)]
-async fn the_figures_show_what_the_broker_notes() {
+async fn metrics_show_what_the_broker_notes() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let stats = &node.stats;
@@ -140,19 +133,19 @@ async fn the_figures_show_what_the_broker_notes() {
     stats.reconnected();
     assert_eq!(stats.reconnects(), 2);
     let hub = hub(&node, rule());
-    assert_eq!(figure(&hub, "airwave_broker_reconnects_total"), 2.0);
+    assert_eq!(metric(&hub, "airwave_broker_reconnects_total", &[]), 2.0);
     stats.reconnected();
-    assert_eq!(figure(&hub, "airwave_broker_reconnects_total"), 3.0);
+    assert_eq!(metric(&hub, "airwave_broker_reconnects_total", &[]), 3.0);
 
     let format = hub.register_format(Lines::plain("a"));
     let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     let quiet = Duration::from_millis(30);
     for sign_of_life in [true, false] {
-        // The real clock: this figure is for people.
+        // The real clock: this metric is for people.
         std::thread::sleep(quiet);
         assert!(stats.silent_for() >= quiet);
-        assert!(figure(&hub, "airwave_broker_silent_seconds") >= quiet.as_secs_f64());
+        assert!(metric(&hub, "airwave_broker_silent_seconds", &[]) >= quiet.as_secs_f64());
         let before = std::time::Instant::now();
         if sign_of_life {
             stats.heard();

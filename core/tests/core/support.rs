@@ -875,6 +875,13 @@ pub fn hub_with(node: &Arc<Node>, rule: Rule, limits: Limits) -> Hub {
 }
 
 /// A cursor as a client of a single channel sends it back.
+/// Returns the sum of the samples of a metric that have these labels.
+pub fn metric(hub: &Hub, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let snapshot = hub.metrics().read();
+    let total = snapshot.total(name, labels);
+    total.unwrap_or_else(|| panic!("no {name} {labels:?} in {snapshot:?}"))
+}
+
 pub fn after(position: Position) -> After {
     After::Position(position)
 }

@@ -289,26 +289,18 @@ impl Node {
         http::request(self.own, "POST", path, &headers, body.into()).await
     }
 
-    /// The value of a counter or gauge at `/metrics`, such as
-    /// `airwave_gaps_total{reason="too-slow"}`: the sum of the series that have these labels,
-    /// whatever else they have.
+    /// Returns the value of a counter or gauge, such as `airwave_gaps_total{reason="too-slow"}`:
+    /// the sum of the samples that have these labels, whatever else they have.
     pub fn metric(&self, series: &str) -> u64 {
-        let text = self.airwave.hub().metrics().encode();
-        let parts = |series: &str| {
-            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-            let labels = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty());
-            (name.to_owned(), labels.map(str::to_owned).collect::<Vec<_>>())
-        };
-        let (name, wanted) = parts(series);
-        let values = text.lines().filter_map(|line| {
-            let (series, value) = line.rsplit_once(' ')?;
-            let (other, labels) = parts(series);
-            let fits = other == name && wanted.iter().all(|label| labels.contains(label));
-            fits.then(|| value.parse::<u64>().unwrap())
-        });
-        values
-            .reduce(|sum, value| sum + value)
-            .unwrap_or_else(|| panic!("no {series} in {text}"))
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let labels = labels
+            .trim_end_matches('}')
+            .split(',')
+            .filter_map(|label| label.split_once('='));
+        let labels: Vec<_> = labels.map(|(label, value)| (label, value.trim_matches('"'))).collect();
+        let snapshot = self.airwave.hub().metrics().read();
+        let total = snapshot.total(name, &labels);
+        total.unwrap_or_else(|| panic!("no {series} in {snapshot:?}")) as u64
     }
 }
 
