@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use airwave_core::broker::{FeedSender, IDEMPOTENCY_WINDOW};
+use airwave_core::broker::{BrokerStats, FeedSender, IDEMPOTENCY_WINDOW, follow_and_replay};
 use airwave_core::idempotency::{Fingerprint, ScopedKey};
 use airwave_core::rule::History;
 use airwave_core::shrink::shrink;
@@ -261,8 +261,16 @@ impl Broker for Memory {
         }))
     }
 
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        follow_and_replay(self, channel, limit).await
+    }
+
     async fn ping(&self) -> Result<(), BrokerError> {
         Ok(())
+    }
+
+    fn stats(&self) -> BrokerStats {
+        BrokerStats::in_process()
     }
 }
 

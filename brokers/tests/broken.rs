@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use airwave_brokers::Memory;
+use airwave_core::broker::BrokerStats;
 use airwave_core::conformance::{CLAUSES, Fault, Fixture, Verdict, clause, rules, table};
 use airwave_core::event::IdempotencyKey;
 use airwave_core::idempotency::ScopedKey;
@@ -516,6 +517,7 @@ impl Node {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Broker for Node {
     fn name(&self) -> &'static str {
         "broken"
@@ -769,6 +771,10 @@ impl Broker for Node {
             Flaw::PingFails => Err(BrokerError::unavailable("no")),
             _ => self.memory().ping().await,
         }
+    }
+
+    fn stats(&self) -> BrokerStats {
+        BrokerStats::in_process()
     }
 }
 

@@ -5,6 +5,7 @@
 use std::sync::{Arc, RwLock};
 
 use airwave_brokers::Memory;
+use airwave_core::broker::BrokerStats;
 use airwave_core::conformance::{CLAUSES, Fault, Fixture, rules};
 use airwave_core::{Append, Broker, BrokerError, ChannelName, Feed, PageLimit, Position, Published, Replay};
 use async_trait::async_trait;
@@ -57,6 +58,7 @@ impl Fixture for OneMemory {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Broker for Replaced {
     fn name(&self) -> &'static str {
         "memory"
@@ -74,8 +76,16 @@ impl Broker for Replaced {
         self.now().replay(channel, after, limit).await
     }
 
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        self.now().open(channel, limit).await
+    }
+
     async fn ping(&self) -> Result<(), BrokerError> {
         self.now().ping().await
+    }
+
+    fn stats(&self) -> BrokerStats {
+        self.now().stats()
     }
 }
 

@@ -58,6 +58,7 @@ mod memory {
     }
 
     #[async_trait]
+    #[deny(clippy::missing_trait_methods)]
     impl Directory for Replaced {
         async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
             self.now().set(channel, entries).await

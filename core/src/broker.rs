@@ -70,23 +70,32 @@ pub trait Broker: Send + Sync + 'static {
     /// [`Broker::replay`] without a position.
     ///
     /// The page MUST be read once the feed is open, so that every event stands in the page or is
-    /// shown by the feed. [`Feed::head`] is at most [`Replay::head`]. A broker that answers both in
-    /// one question overrides this: a node opens every channel in this way, so one that comes back
-    /// with very many listeners asks half as much.
-    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
-        let feed = self.follow(channel).await?;
-        let replay = self.replay(channel, None, limit).await?;
-        Ok((feed, replay))
-    }
+    /// shown by the feed. [`Feed::head`] is at most [`Replay::head`]. A node opens every channel in
+    /// this way, so a broker that answers both in one question halves what a node asks when it
+    /// comes back with very many listeners. Any other calls [`follow_and_replay`].
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError>;
 
     /// Can this broker deliver now, end to end? Asked by the readiness probe.
     async fn ping(&self) -> Result<(), BrokerError>;
 
-    /// Where this broker notes what the node's metrics tell of it; asked once, when the node
-    /// starts. A broker that has no connection to lose has nothing to note.
-    fn stats(&self) -> BrokerStats {
-        BrokerStats::in_process()
-    }
+    /// Returns where this broker notes what the node's metrics tell of it. Asked once, when the node
+    /// starts. A broker without a connection returns [`BrokerStats::in_process`].
+    fn stats(&self) -> BrokerStats;
+}
+
+/// Follows a channel and then reads its newest events, in two questions: [`Broker::open`] of a
+/// broker that cannot answer both in one.
+///
+/// # Errors
+/// As for [`Broker::follow`] and [`Broker::replay`].
+pub async fn follow_and_replay<B: Broker + ?Sized>(
+    broker: &B,
+    channel: &ChannelName,
+    limit: PageLimit,
+) -> Result<(Feed, Replay), BrokerError> {
+    let feed = broker.follow(channel).await?;
+    let replay = broker.replay(channel, None, limit).await?;
+    Ok((feed, replay))
 }
 
 /// What a broker notes of its servers while it works. Cheap to clone; all clones note into one.

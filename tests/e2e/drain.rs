@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use airwave::{Airwave, Append, Broker, ChannelName, Position, Published, Replay};
 use airwave_brokers::memory::Memory;
+use airwave_core::broker::{BrokerStats, follow_and_replay};
 use airwave_core::rule::SendPolicy;
 use airwave_core::{BrokerError, Feed, PageLimit};
 use serde_json::json;
@@ -269,6 +270,7 @@ struct Gated {
 }
 
 #[airwave::async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Broker for Gated {
     fn name(&self) -> &'static str {
         "gated"
@@ -288,8 +290,16 @@ impl Broker for Gated {
         self.memory.replay(channel, after, limit).await
     }
 
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        follow_and_replay(self, channel, limit).await
+    }
+
     async fn ping(&self) -> Result<(), BrokerError> {
         Ok(())
+    }
+
+    fn stats(&self) -> BrokerStats {
+        self.memory.stats()
     }
 }
 

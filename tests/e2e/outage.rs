@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use airwave::{Airwave, Append, Broker, ChannelName, Config, Position, Published, Replay};
 use airwave_brokers::memory::Memory;
+use airwave_core::broker::{BrokerStats, follow_and_replay};
 use airwave_core::rule::SendPolicy;
 use airwave_core::{BrokerError, Feed, PageLimit};
 use serde_json::{Value, json};
@@ -42,6 +43,7 @@ impl Frozen {
 struct Handle(Arc<Frozen>);
 
 #[airwave::async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Broker for Handle {
     fn name(&self) -> &'static str {
         "frozen"
@@ -62,8 +64,16 @@ impl Broker for Handle {
         self.0.memory.replay(channel, after, limit).await
     }
 
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        follow_and_replay(self, channel, limit).await
+    }
+
     async fn ping(&self) -> Result<(), BrokerError> {
         Ok(())
+    }
+
+    fn stats(&self) -> BrokerStats {
+        self.0.memory.stats()
     }
 }
 

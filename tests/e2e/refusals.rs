@@ -10,6 +10,7 @@ use airwave::{
     Airwave, Append, Broker, Channel, ChannelName, Client, Code, Handler, Message, Position, Published, Refusal, Replay, Reply,
 };
 use airwave_brokers::memory::Memory;
+use airwave_core::broker::{BrokerStats, follow_and_replay};
 use airwave_core::rule::TransportName;
 use airwave_core::{BrokerError, Feed, PageLimit};
 use axum::Router;
@@ -467,6 +468,7 @@ impl Switch {
 }
 
 #[airwave::async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Broker for Switch {
     fn name(&self) -> &'static str {
         "switch"
@@ -487,8 +489,16 @@ impl Broker for Switch {
         self.memory.replay(channel, after, limit).await
     }
 
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        follow_and_replay(self, channel, limit).await
+    }
+
     async fn ping(&self) -> Result<(), BrokerError> {
         self.gone()
+    }
+
+    fn stats(&self) -> BrokerStats {
+        self.memory.stats()
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use airwave::{Airwave, Append, Broker, ChannelName, Position, Published, Replay};
 use airwave_brokers::memory::Memory;
+use airwave_core::broker::{BrokerStats, follow_and_replay};
 use airwave_core::{BrokerError, Feed, PageLimit};
 use tokio::sync::Semaphore;
 
@@ -368,6 +369,7 @@ impl Wiped {
 struct Handle(Arc<Wiped>);
 
 #[airwave::async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Broker for Handle {
     fn name(&self) -> &'static str {
         "wiped"
@@ -385,8 +387,16 @@ impl Broker for Handle {
         self.0.memory().replay(channel, after, limit).await
     }
 
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        follow_and_replay(self, channel, limit).await
+    }
+
     async fn ping(&self) -> Result<(), BrokerError> {
         Ok(())
+    }
+
+    fn stats(&self) -> BrokerStats {
+        self.0.memory().stats()
     }
 }
 

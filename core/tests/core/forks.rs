@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use airwave_core::broker::{Append, Broker, BrokerError, Feed, FeedSender, Published, Replay};
+use airwave_core::broker::{Append, Broker, BrokerError, BrokerStats, Feed, FeedSender, Published, Replay, follow_and_replay};
 use airwave_core::format::{Format, Notice, Stamp};
 use airwave_core::hub::FormatHandle;
 use airwave_core::session::{After, Session, Turn};
@@ -75,8 +75,16 @@ impl Broker for Lab {
         }
         Ok(answer)
     }
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        follow_and_replay(self, channel, limit).await
+    }
+
     async fn ping(&self) -> Result<(), BrokerError> {
         Ok(())
+    }
+
+    fn stats(&self) -> BrokerStats {
+        BrokerStats::in_process()
     }
 }
 struct Plain;

@@ -152,6 +152,7 @@ impl Way {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Directory for Way {
     async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
         self.desk().await?.set(channel, entries).await

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use airwave_core::broker::{Append, BrokerStats, FeedSender};
+use airwave_core::broker::{Append, BrokerStats, FeedSender, follow_and_replay};
 use airwave_core::format::{GapReason, Stamp};
 use airwave_core::hub::FormatHandle;
 use airwave_core::idempotency::{Fingerprint, ScopedKey};
@@ -846,6 +846,10 @@ impl Broker for Node {
         }
         self.events_read.fetch_add(replay.events.len(), SeqCst);
         Ok(replay)
+    }
+
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        follow_and_replay(self, channel, limit).await
     }
 
     async fn ping(&self) -> Result<(), BrokerError> {

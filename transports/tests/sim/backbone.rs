@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use airwave_brokers::memory::Memory;
-use airwave_core::broker::FeedSender;
+use airwave_core::broker::{BrokerStats, FeedSender, follow_and_replay};
 use airwave_core::event::IdempotencyKey;
 use airwave_core::idempotency::ScopedKey;
 use airwave_core::{Append, Broker, BrokerError, ChannelName, Event, Feed, PageLimit, Position, Published, Replay, Rules};
@@ -436,6 +436,7 @@ impl Node {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Broker for Node {
     fn name(&self) -> &'static str {
         "simulated"
@@ -543,8 +544,16 @@ impl Broker for Node {
         }
     }
 
+    async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+        follow_and_replay(self, channel, limit).await
+    }
+
     async fn ping(&self) -> Result<(), BrokerError> {
         self.call(|inner| self.writes(inner)).await
+    }
+
+    fn stats(&self) -> BrokerStats {
+        BrokerStats::in_process()
     }
 }
 
