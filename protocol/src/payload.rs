@@ -50,6 +50,15 @@ impl<'a> Payload<'a> {
         }
     }
 
+    /// Returns the payload as one text: the JSON, the text, or the bytes in base64.
+    pub fn as_text(&self) -> Cow<'_, str> {
+        match self {
+            Payload::Json(json) => Cow::Borrowed(json.get()),
+            Payload::Text(text) => Cow::Borrowed(text),
+            Payload::Binary(bytes) => Cow::Owned(STANDARD.encode(&bytes.0)),
+        }
+    }
+
     /// Returns the same payload, borrowed from nothing.
     pub fn into_owned(self) -> Payload<'static> {
         match self {

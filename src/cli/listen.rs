@@ -7,22 +7,18 @@ use std::io::Write;
 use std::time::Duration;
 
 use airwave_core::ChannelName;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use airwave_protocol::sse::Parser;
+use airwave_protocol::{ClientFrame, Code, Envelope, ErrorBody, Failure, ServerFrame, Subscribe, binary, close_code};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::client::{Backoff, CredentialArgs, Server, ServerArgs, channel_name, query_value};
-use super::sse::{Block, Parser};
 use super::{Stop, block_on, say};
 
 pub(super) const HELP: &str = "\
@@ -132,170 +128,6 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
     }
 }
 
-/// What either transport has to tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Heard {
-    Event {
-        channel: String,
-        position: String,
-        event: String,
-        data: Payload,
-    },
-    Subscribed {
-        channel: String,
-        cursor: String,
-        resumed: bool,
-    },
-    Gap {
-        channel: String,
-        after: Option<String>,
-        cursor: String,
-        reason: String,
-    },
-    End {
-        channel: String,
-        cursor: String,
-    },
-    Stale,
-    Error {
-        code: String,
-        message: String,
-        transport: Option<String>,
-    },
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Payload {
-    /// JSON, or text: SSE does not say which.
-    Data(String),
-    Text(String),
-    Binary(Vec<u8>),
-}
-
-/// Everything that an object on the wire may have, of either transport.
-#[derive(Deserialize)]
-struct Wire<'a> {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    channel: Option<String>,
-    id: Option<Value>,
-    event: Option<String>,
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-    text: Option<String>,
-    base64: Option<String>,
-    cursor: Option<Value>,
-    after: Option<Value>,
-    resumed: Option<bool>,
-    reason: Option<String>,
-    code: Option<String>,
-    message: Option<String>,
-    transport: Option<String>,
-}
-
-/// Cursors are text, but a number means the same.
-fn text_of(value: Option<Value>) -> Option<String> {
-    match value? {
-        Value::String(text) => Some(text),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    }
-}
-
-impl Wire<'_> {
-    /// An event with its envelope. `None` if it has none.
-    fn event(self) -> Option<Heard> {
-        let data = match (self.data, self.text, self.base64) {
-            (Some(data), _, _) => Payload::Data(data.get().to_owned()),
-            (_, Some(text), _) => Payload::Text(text),
-            (_, _, Some(base64)) => Payload::Binary(STANDARD.decode(base64).ok()?),
-            _ => return None,
-        };
-        Some(Heard::Event {
-            channel: self.channel?,
-            position: text_of(self.id)?,
-            event: self.event?,
-            data,
-        })
-    }
-
-    /// What is no event, by its kind. `None`: nothing that anybody must know.
-    fn notice(self, kind: &str) -> Option<Heard> {
-        Some(match kind {
-            "subscribed" => Heard::Subscribed {
-                channel: self.channel?,
-                cursor: text_of(self.cursor)?,
-                resumed: self.resumed.unwrap_or(false),
-            },
-            "gap" => Heard::Gap {
-                channel: self.channel?,
-                after: text_of(self.after),
-                cursor: text_of(self.cursor)?,
-                reason: self.reason.unwrap_or_default(),
-            },
-            "end" => Heard::End {
-                channel: self.channel?,
-                cursor: text_of(self.cursor)?,
-            },
-            "stale" => Heard::Stale,
-            "error" => Heard::Error {
-                code: self.code.unwrap_or_default(),
-                message: self.message.unwrap_or_default(),
-                transport: self.transport,
-            },
-            _ => return None,
-        })
-    }
-}
-
-/// What a block of an SSE stream says; `only` is the channel of a stream of one.
-fn of_block(block: Block, only: Option<&ChannelName>) -> Option<Heard> {
-    if let Some(kind) = block.event.strip_prefix("airwave.") {
-        return serde_json::from_str::<Wire<'_>>(&block.data).ok()?.notice(kind);
-    }
-    let Some(channel) = only else {
-        return serde_json::from_str::<Wire<'_>>(&block.data).ok()?.event();
-    };
-    let (event, data) = match block.event.strip_suffix(";base64") {
-        Some(event) => (event.to_owned(), Payload::Binary(STANDARD.decode(&block.data).ok()?)),
-        None => (block.event, Payload::Data(block.data)),
-    };
-    Some(Heard::Event {
-        channel: channel.to_string(),
-        position: block.id,
-        event,
-        data,
-    })
-}
-
-/// What a text frame says.
-fn of_text(frame: &str) -> Option<Heard> {
-    let wire: Wire<'_> = serde_json::from_str(frame).ok()?;
-    match wire.kind.clone() {
-        Some(kind) => wire.notice(&kind),
-        None => wire.event(),
-    }
-}
-
-/// What a binary frame says: format, channel, event, position, payload.
-fn of_binary(frame: &[u8]) -> Option<Heard> {
-    fn name(bytes: &[u8]) -> Option<(String, &[u8])> {
-        let (&length, rest) = bytes.split_first()?;
-        let (name, rest) = rest.split_at_checked(length.into())?;
-        Some((String::from_utf8(name.to_vec()).ok()?, rest))
-    }
-    let rest = frame.strip_prefix(&[1])?;
-    let (channel, rest) = name(rest)?;
-    let (event, rest) = name(rest)?;
-    let (position, payload) = rest.split_first_chunk::<8>()?;
-    Some(Heard::Event {
-        channel,
-        position: u64::from_be_bytes(*position).to_string(),
-        event,
-        data: Payload::Binary(payload.to_vec()),
-    })
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Line,
@@ -316,46 +148,29 @@ impl Printer {
         self.left == Some(0)
     }
 
-    fn event(&self, out: &mut Vec<u8>, channel: &str, position: &str, event: &str, data: &Payload) {
+    fn event(&self, out: &mut Vec<u8>, event: &Envelope<'_>) {
+        let Envelope {
+            channel,
+            id,
+            event: name,
+            payload,
+            ..
+        } = event;
         match self.format {
-            Format::Raw => {
-                match data {
-                    Payload::Data(text) | Payload::Text(text) => out.extend_from_slice(text.as_bytes()),
-                    Payload::Binary(bytes) => out.extend_from_slice(bytes),
-                }
-                out.push(b'\n');
-            }
+            Format::Raw => out.extend_from_slice(payload.as_bytes()),
             Format::Json => {
-                let (name, value) = match data {
-                    Payload::Data(text) => match serde_json::from_str::<Box<RawValue>>(text) {
-                        // As it came, not read and written anew: numbers keep their digits.
-                        Ok(raw) => ("data", raw.get().to_owned()),
-                        Err(_) => ("text", json!(text).to_string()),
-                    },
-                    Payload::Text(text) => ("text", json!(text).to_string()),
-                    Payload::Binary(bytes) => ("base64", json!(STANDARD.encode(bytes)).to_string()),
-                };
-                let line = format!(
-                    "{{\"channel\":{},\"id\":{},\"event\":{},\"{name}\":{value}}}\n",
-                    json!(channel),
-                    json!(position),
-                    json!(event)
-                );
-                out.extend_from_slice(line.as_bytes());
+                let line = Envelope::new(&**channel, &**id, &**name, payload.clone());
+                out.extend_from_slice(ServerFrame::Event(line).to_json().as_bytes());
             }
             Format::Line => {
-                let mut line = String::new();
                 if self.name_channel {
-                    let _ = write!(line, "{channel} ");
+                    out.extend_from_slice(format!("{channel} ").as_bytes());
                 }
-                let data: &str = match data {
-                    Payload::Data(text) | Payload::Text(text) => text,
-                    Payload::Binary(bytes) => &STANDARD.encode(bytes),
-                };
-                let _ = writeln!(line, "{position} {event} {}", printable(data));
+                let line = format!("{id} {name} {}", printable(&payload.as_text()));
                 out.extend_from_slice(line.as_bytes());
             }
         }
+        out.push(b'\n');
     }
 }
 
@@ -395,6 +210,10 @@ impl Place {
         self.channels.iter().all(|channel| self.ended.contains(channel.as_str()))
     }
 
+    fn goes_on(&mut self, channel: &str, cursor: &str) {
+        self.cursors.insert(channel.to_owned(), cursor.to_owned());
+    }
+
     /// The path of the stream of all channels.
     fn path(&self) -> String {
         let mut path = match self.only() {
@@ -418,11 +237,10 @@ impl Place {
             .filter(|channel| !self.ended.contains(channel.as_str()))
             .enumerate()
             .map(|(i, channel)| {
-                let mut command = json!({"type": "subscribe", "id": i + 1, "channel": channel.as_str()});
-                if let Some(after) = self.cursors.get(channel.as_str()).or(self.given.as_ref()) {
-                    command["after"] = json!(after);
-                }
-                command.to_string()
+                let mut command = Subscribe::new(channel.as_str()).with_id(i as u64 + 1);
+                let after = self.cursors.get(channel.as_str()).or(self.given.as_ref());
+                command.after = after.map(|after| after.as_str().into());
+                ClientFrame::Subscribe(command).to_json()
             })
             .collect()
     }
@@ -450,11 +268,12 @@ impl Over {
     }
 
     /// What an error of the protocol means.
-    fn refused(code: &str, message: &str, transport: Option<&str>) -> Self {
-        let text = printable(&format!("{message} ({code})"));
-        match (code, transport.and_then(Transport::of)) {
-            ("wrong-transport", Some(transport)) => Over::Elsewhere(transport),
-            ("unavailable" | "internal" | "too-many" | "too-slow", _) => Over::lost(text),
+    fn refused(error: &Failure<'_>) -> Self {
+        let text = printable(&error.to_string());
+        match (error.known_code(), error.transport.as_deref().and_then(Transport::of)) {
+            (Some(Code::WrongTransport), Some(transport)) => Over::Elsewhere(transport),
+            (Some(code), _) if code.is_temporary() => Over::lost(text),
+            _ if error.code == "too-slow" => Over::lost(text),
             _ => Over::Stop(Stop::Failed(text)),
         }
     }
@@ -464,6 +283,8 @@ impl Over {
 /// after three missed ones.
 const SILENCE: Duration = Duration::from_secs(50);
 const LARGEST_ERROR: usize = 1 << 20;
+/// The longest wait that a server may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 struct Listener<W> {
     server: Server,
@@ -515,76 +336,56 @@ impl<W: Write> Listener<W> {
     }
 
     /// Takes in what came, prints, and remembers the place. `Some`: the connection is over.
-    fn take(&mut self, heard: impl IntoIterator<Item = Heard>) -> Option<Over> {
+    fn take<'a>(&mut self, frames: impl IntoIterator<Item = ServerFrame<'a>>) -> Option<Over> {
         let mut out = Vec::new();
-        let mut over = None;
-        for heard in heard {
-            over = self.take_one(heard, &mut out);
-            if over.is_some() {
-                break;
-            }
-        }
+        let over = frames.into_iter().find_map(|frame| self.take_one(&frame, &mut out));
         match self.out.write_all(&out).and_then(|()| self.out.flush()) {
             Ok(()) => over,
             Err(error) => Some(Over::Stop(Stop::of_output(error))),
         }
     }
 
-    fn take_one(&mut self, heard: Heard, out: &mut Vec<u8>) -> Option<Over> {
-        match heard {
-            Heard::Event {
-                channel,
-                position,
-                event,
-                data,
-            } => {
-                self.printer.event(out, &channel, &position, &event, &data);
-                self.place.cursors.insert(channel, position);
+    fn take_one(&mut self, frame: &ServerFrame<'_>, out: &mut Vec<u8>) -> Option<Over> {
+        match frame {
+            ServerFrame::Event(event) => {
+                self.printer.event(out, event);
+                self.place.goes_on(&event.channel, &event.id);
                 if let Some(left) = &mut self.printer.left {
                     *left -= 1;
                 }
                 self.printer.is_done().then_some(Over::Done)
             }
-            Heard::Subscribed {
-                channel,
-                cursor,
-                resumed,
-            } => {
+            ServerFrame::Subscribed(subscribed) => {
                 self.backoff.reset();
                 self.told.clear();
-                let how = if resumed { "resumed" } else { "listening" };
+                let (channel, cursor) = (&subscribed.channel, &subscribed.cursor);
+                let how = if subscribed.resumed { "resumed" } else { "listening" };
                 say(&printable(&format!("{channel}: {how} after {cursor}")));
-                self.place.cursors.insert(channel, cursor);
+                self.place.goes_on(channel, cursor);
                 None
             }
-            Heard::Gap {
-                channel,
-                after,
-                cursor,
-                reason,
-            } => {
-                let after = after.unwrap_or_else(|| "the cursor that was given".into());
+            ServerFrame::Gap(gap) => {
+                let (channel, cursor, reason) = (&gap.channel, &gap.cursor, &gap.reason);
+                let after = gap.after.as_deref().unwrap_or("the cursor that was given");
                 say(&printable(&format!(
                     "{channel}: gap: events after {after} are lost ({reason}); goes on after {cursor}"
                 )));
-                self.place.cursors.insert(channel, cursor);
+                self.place.goes_on(channel, cursor);
                 None
             }
-            Heard::End { channel, cursor } => {
-                say(&printable(&format!("{channel}: has ended")));
-                self.place.cursors.insert(channel.clone(), cursor);
-                self.place.ended.insert(channel);
+            ServerFrame::End(end) => {
+                say(&printable(&format!("{}: has ended", end.channel)));
+                self.place.goes_on(&end.channel, &end.cursor);
+                self.place.ended.insert(end.channel.to_string());
                 self.place.has_ended().then_some(Over::Done)
             }
-            Heard::Stale => {
+            ServerFrame::Stale(_) => {
                 say("the server does not reach its broker; waiting");
                 None
             }
-            Heard::Error {
-                code,
-                message,
-                transport,
-            } => Some(Over::refused(&code, &message, transport.as_deref())),
+            ServerFrame::Error(refused) => Some(Over::refused(&refused.error)),
+            // Nothing that the listener must know.
+            _ => None,
         }
     }
 
@@ -627,21 +428,19 @@ impl<W: Write> Listener<W> {
         }
         let mut body = response.into_body();
         let mut parser = Parser::default();
-        let wait = |parser: &Parser| parser.retry().map(Duration::from_millis);
+        let wait = |parser: &Parser| parser.retry().map(|millis| Duration::from_millis(millis).min(LONGEST_WAIT));
         loop {
             let why = match timeout(SILENCE, body.frame()).await {
                 Ok(Some(Ok(frame))) => {
                     let Ok(bytes) = frame.into_data() else { continue };
-                    let mut blocks = Vec::new();
-                    if parser.push(&bytes, &mut blocks).is_err() {
+                    let mut events = Vec::new();
+                    if parser.push(&bytes, &mut events).is_err() {
                         return Over::Stop(Stop::Failed("the stream is not one of Airwave's".into()));
                     }
                     let only = self.place.only().cloned();
-                    let heard: Vec<Heard> = blocks
-                        .into_iter()
-                        .filter_map(|block| of_block(block, only.as_ref()))
-                        .collect();
-                    let over = self.take(heard);
+                    let only = only.as_ref().map(ChannelName::as_str);
+                    let frames = events.iter().filter_map(|event| ServerFrame::from_sse(event, only).ok());
+                    let over = self.take(frames);
                     if !parser.last_id().is_empty() {
                         self.place.last_id = Some(parser.last_id().to_owned());
                     }
@@ -695,16 +494,16 @@ impl<W: Write> Listener<W> {
             return Over::lost(error.to_string());
         }
         loop {
-            let heard = match timeout(SILENCE, socket.next()).await {
-                Ok(Some(Ok(Message::Text(text)))) => of_text(&text),
-                Ok(Some(Ok(Message::Binary(bytes)))) => of_binary(&bytes),
+            let over = match timeout(SILENCE, socket.next()).await {
+                Ok(Some(Ok(Message::Text(text)))) => self.take(ServerFrame::parse(&text).ok()),
+                Ok(Some(Ok(Message::Binary(bytes)))) => self.take(of_binary(&bytes)),
                 Ok(Some(Ok(Message::Close(frame)))) => return of_close(frame.as_ref()),
                 Ok(Some(Ok(_))) => None,
                 Ok(Some(Err(error))) => return Over::lost(error.to_string()),
                 Ok(None) => return Over::lost("the connection ended"),
                 Err(_) => return Over::lost("the server has fallen silent"),
             };
-            if let Some(over) = self.take(heard) {
+            if let Some(over) = over {
                 // A close frame. Its fate changes nothing.
                 let _ = timeout(Duration::from_secs(1), socket.close(None)).await;
                 return over;
@@ -718,24 +517,16 @@ fn is_stream(headers: &http::HeaderMap) -> bool {
     kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream"))
 }
 
+/// The event of a binary frame.
+fn of_binary(frame: &[u8]) -> Option<ServerFrame<'_>> {
+    let frame = binary::Frame::decode(frame).ok()?;
+    Some(ServerFrame::Event(frame.into_event()))
+}
+
 /// An answer that is no stream.
 fn of_status(status: StatusCode, body: &[u8]) -> Over {
-    #[derive(Deserialize)]
-    struct Body {
-        error: Error,
-        transport: Option<String>,
-    }
-    #[derive(Deserialize)]
-    struct Error {
-        code: String,
-        message: String,
-        transport: Option<String>,
-    }
-    match serde_json::from_slice::<Body>(body) {
-        Ok(body) => {
-            let transport = body.error.transport.or(body.transport);
-            Over::refused(&body.error.code, &body.error.message, transport.as_deref())
-        }
+    match ErrorBody::parse(body) {
+        Ok(body) => Over::refused(&body.error),
         Err(_) if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
             Over::lost(format!("the server answered {status}"))
         }
@@ -751,15 +542,12 @@ fn of_close(frame: Option<&CloseFrame>) -> Over {
         return Over::lost("the connection was closed");
     };
     let code = u16::from(frame.code);
-    let wait = frame
-        .reason
-        .strip_prefix("retry=")
-        .and_then(|millis| millis.parse().ok())
-        .map(Duration::from_millis);
+    let wait = close_code::retry_of(&frame.reason).map(|millis| Duration::from_millis(millis).min(LONGEST_WAIT));
     let why = printable(&format!("closed ({code} {})", frame.reason));
+    let is_final = Code::from_close_code(code).map_or((4400..=4499).contains(&code), |code| !code.is_temporary());
     match code {
-        4408 | 4429 => Over::Lost { why, wait },
-        1009 | 4400..=4499 => Over::Stop(Stop::Failed(why)),
+        close_code::TOO_SLOW => Over::Lost { why, wait },
+        _ if is_final => Over::Stop(Stop::Failed(why)),
         _ => Over::Lost { why, wait },
     }
 }
@@ -769,27 +557,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::fake::{Act, play};
     use super::*;
+    use airwave_protocol::sse::Event;
+    use airwave_protocol::{Json, Payload};
     use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     fn name(text: &str) -> ChannelName {
         ChannelName::new(text).unwrap()
-    }
-
-    fn event(channel: &str, position: &str, event: &str, data: Payload) -> Heard {
-        Heard::Event {
-            channel: channel.into(),
-            position: position.into(),
-            event: event.into(),
-            data,
-        }
-    }
-
-    fn block(id: &str, event: &str, data: &str) -> Block {
-        Block {
-            id: id.into(),
-            event: event.into(),
-            data: data.into(),
-        }
     }
 
     fn place(channels: &[&str]) -> Place {
@@ -804,51 +578,41 @@ mod tests {
 
     #[test]
     fn both_transports_say_the_same() {
-        let one = name("chat/lobby");
-        let data = Payload::Data("{\"text\":\"hi\"}".into());
-        let expected = Some(event("chat/lobby", "17", "say", data));
-        assert_eq!(of_block(block("17", "say", "{\"text\":\"hi\"}"), Some(&one)), expected);
+        let data = Payload::Json(Json::parse("{\"text\":\"hi\"}").unwrap());
+        let expected = ServerFrame::Event(Envelope::new("chat/lobby", "17", "say", data));
         let envelope = "{\"channel\":\"chat/lobby\",\"id\":\"17\",\"event\":\"say\",\"data\":{\"text\":\"hi\"}}";
-        assert_eq!(of_block(block("AQtoken", "say", envelope), None), expected);
-        assert_eq!(of_text(envelope), expected);
+        let one = Event::new("17", "say", "{\"text\":\"hi\"}");
+        assert_eq!(ServerFrame::from_sse(&one, Some("chat/lobby")).unwrap(), expected);
+        let many = Event::new("AQtoken", "say", envelope);
+        assert_eq!(ServerFrame::from_sse(&many, None).unwrap(), expected);
+        assert_eq!(ServerFrame::parse(envelope).unwrap(), expected);
 
-        let binary = Some(event("a", "17", "e", Payload::Binary(vec![0, 255])));
-        assert_eq!(of_block(block("17", "e;base64", "AP8="), Some(&name("a"))), binary);
+        let binary = Envelope::new("a", "17", "e", Payload::binary(vec![0, 255]));
+        let block = Event::new("17", "e;base64", "AP8=");
         assert_eq!(
-            of_text("{\"channel\":\"a\",\"id\":17,\"event\":\"e\",\"base64\":\"AP8=\"}"),
-            binary
+            ServerFrame::from_sse(&block, Some("a")).unwrap(),
+            ServerFrame::Event(binary.clone())
         );
-        assert_eq!(of_binary(b"\x01\x01a\x01e\0\0\0\0\0\0\0\x11\0\xff"), binary);
-
-        let gap = Some(Heard::Gap {
-            channel: "a".into(),
-            after: None,
-            cursor: "9".into(),
-            reason: "history-expired".into(),
-        });
-        let body = "\"channel\":\"a\",\"after\":null,\"cursor\":\"9\",\"reason\":\"history-expired\"}";
-        assert_eq!(of_block(block("9", "airwave.gap", &format!("{{{body}")), None), gap);
-        assert_eq!(of_text(&format!("{{\"type\":\"gap\",{body}")), gap);
-
-        let subscribed = Some(Heard::Subscribed {
-            channel: "a".into(),
-            cursor: "9".into(),
-            resumed: true,
-        });
-        let body = "\"channel\":\"a\",\"cursor\":\"9\",\"resumed\":true}";
+        let text = "{\"channel\":\"a\",\"id\":17,\"event\":\"e\",\"base64\":\"AP8=\"}";
+        assert_eq!(ServerFrame::parse(text).unwrap(), ServerFrame::Event(binary.clone()));
         assert_eq!(
-            of_block(block("9", "airwave.subscribed", &format!("{{{body}")), Some(&name("a"))),
-            subscribed
+            of_binary(b"\x01\x01a\x01e\0\0\0\0\0\0\0\x11\0\xff"),
+            Some(ServerFrame::Event(binary))
         );
-        assert_eq!(of_text(&format!("{{\"type\":\"subscribed\",\"id\":1,{body}")), subscribed);
-        assert_eq!(of_block(block("", "airwave.stale", "{}"), None), Some(Heard::Stale));
-        assert_eq!(of_text("{\"type\":\"heartbeat\"}"), None);
+    }
+
+    #[test]
+    fn null_is_printed_like_other_data() {
+        let mut listener = listener(Server::parse("http://127.0.0.1:1").unwrap(), &["a"]);
+        let frame = ServerFrame::parse("{\"channel\":\"a\",\"id\":\"17\",\"event\":\"e\",\"data\":null}").unwrap();
+        assert!(listener.take([frame]).is_none());
+        assert_eq!(printed(&listener), "17 e null\n");
     }
 
     proptest! {
         #[test]
-        fn no_frame_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..40), text in "\\PC{0,60}", kind in "(airwave\\.)?[a-z]{0,6}") {
-            let _ = (of_binary(&bytes), of_text(&text), of_block(block("1", &kind, &text), None), of_status(StatusCode::OK, &bytes));
+        fn no_answer_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            let _ = (of_binary(&bytes), of_status(StatusCode::OK, &bytes));
         }
 
         #[test]
@@ -859,17 +623,17 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line() {
-        let print = |format, name_channel, data: Payload| {
+        let print = |format, name_channel, payload: Payload<'_>| {
             let mut out = Vec::new();
             Printer {
                 format,
                 name_channel,
                 left: None,
             }
-            .event(&mut out, "a/b", "17", "e", &data);
+            .event(&mut out, &Envelope::new("a/b", "17", "e", payload));
             String::from_utf8_lossy(&out).into_owned()
         };
-        let text = || Payload::Text("x\ny\x1b[2J".into());
+        let text = || Payload::text("x\ny\x1b[2J");
         assert_eq!(print(Format::Line, false, text()), "17 e x\\ny\\u{1b}[2J\n");
         assert_eq!(print(Format::Line, true, text()), "a/b 17 e x\\ny\\u{1b}[2J\n");
         assert_eq!(print(Format::Raw, false, text()), "x\ny\x1b[2J\n");
@@ -878,10 +642,10 @@ mod tests {
             "{\"channel\":\"a/b\",\"id\":\"17\",\"event\":\"e\",\"text\":\"x\\ny\\u001b[2J\"}\n"
         );
         assert_eq!(
-            print(Format::Json, false, Payload::Data("{\"n\": 1.50}".into())),
+            print(Format::Json, false, Payload::Json(Json::parse("{\"n\": 1.50}").unwrap())),
             "{\"channel\":\"a/b\",\"id\":\"17\",\"event\":\"e\",\"data\":{\"n\": 1.50}}\n"
         );
-        assert_eq!(print(Format::Line, false, Payload::Binary(vec![0, 255])), "17 e AP8=\n");
+        assert_eq!(print(Format::Line, false, Payload::binary(vec![0, 255])), "17 e AP8=\n");
     }
 
     #[test]
@@ -906,8 +670,8 @@ mod tests {
         assert_eq!(
             two.subscriptions(),
             [
-                "{\"after\":\"5\",\"channel\":\"a\",\"id\":1,\"type\":\"subscribe\"}",
-                "{\"after\":\"9\",\"channel\":\"b\",\"id\":2,\"type\":\"subscribe\"}"
+                "{\"type\":\"subscribe\",\"id\":1,\"channel\":\"a\",\"after\":\"5\"}",
+                "{\"type\":\"subscribe\",\"id\":2,\"channel\":\"b\",\"after\":\"9\"}"
             ]
         );
         assert!(!two.has_ended());

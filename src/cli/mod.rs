@@ -10,7 +10,6 @@ mod log;
 mod publish;
 mod send;
 mod serve;
-mod sse;
 
 use std::io::{ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};

@@ -7,13 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use airwave_core::{ChannelName, EventName, Key};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use airwave_protocol::{Code, ErrorBody, Failure, Payload, Publication, PublishAnswer};
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
-use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -103,23 +101,21 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
     }
 }
 
-/// The data of one publication.
-#[derive(Debug)]
-pub(super) enum Data {
-    Json(Box<RawValue>),
-    Text(String),
-    Binary(Vec<u8>),
-}
-
 /// More than any server takes; a file that was not meant is not read to its end.
 const MOST_INPUT: u64 = 64 << 20;
 
 /// What is to be published; `None`: only the end.
-pub(super) fn one(data: Option<&str>, binary: Option<&Path>, json: bool, text: bool, end: bool) -> Result<Option<Data>, Stop> {
+pub(super) fn one(
+    data: Option<&str>,
+    binary: Option<&Path>,
+    json: bool,
+    text: bool,
+    end: bool,
+) -> Result<Option<Payload<'static>>, Stop> {
     if let Some(path) = binary {
         let wrong = |error: std::io::Error| Stop::Wrong(format!("cannot read {}: {error}", path.display()));
         let file = std::fs::File::open(path).map_err(wrong)?;
-        return Ok(Some(Data::Binary(all_of(file).map_err(wrong)?)));
+        return Ok(Some(Payload::binary(all_of(file).map_err(wrong)?)));
     }
     let words = match data {
         None if end => return Ok(None),
@@ -140,14 +136,14 @@ pub(super) fn one(data: Option<&str>, binary: Option<&Path>, json: bool, text: b
         Some(words) => words.to_owned(),
     };
     match (json, text) {
-        (_, true) => Ok(Some(Data::Text(words))),
+        (_, true) => Ok(Some(Payload::text(words))),
         (true, _) => match RawValue::from_string(words) {
-            Ok(raw) => Ok(Some(Data::Json(raw))),
+            Ok(raw) => Ok(Some(Payload::Json(raw.into()))),
             Err(error) => Err(Stop::Wrong(format!("the data is not JSON: {error}"))),
         },
         _ => Ok(Some(match serde_json::from_str::<Box<RawValue>>(&words) {
-            Ok(raw) => Data::Json(raw),
-            Err(_) => Data::Text(words),
+            Ok(raw) => Payload::Json(raw.into()),
+            Err(_) => Payload::text(words),
         })),
     }
 }
@@ -170,82 +166,20 @@ struct Template {
     run: String,
 }
 
-#[derive(Serialize)]
-struct Publication<'a> {
-    channel: &'a ChannelName,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    event: Option<&'a EventName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    base64: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<&'a Key>,
-    idempotency_key: String,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    end: bool,
-}
-
 impl Template {
     /// The JSON of the publication with this number.
-    fn fill(&self, number: u64, data: Option<&Data>, end: bool) -> String {
-        let publication = Publication {
-            channel: &self.channel,
-            event: self.event.as_ref().filter(|_| data.is_some()),
-            data: match data {
-                Some(Data::Json(raw)) => Some(raw),
-                _ => None,
-            },
-            text: match data {
-                Some(Data::Text(text)) => Some(text),
-                _ => None,
-            },
-            base64: match data {
-                Some(Data::Binary(bytes)) => Some(STANDARD.encode(bytes)),
-                _ => None,
-            },
-            key: self.key.as_ref().filter(|_| data.is_some()),
-            idempotency_key: format!("{}-{number}", self.run),
-            end,
+    fn fill(&self, number: u64, payload: Option<&Payload<'_>>, end: bool) -> String {
+        let channel = self.channel.as_str();
+        let mut publication = match payload {
+            Some(payload) => Publication::new(channel, payload.clone()).and_end(end),
+            None => Publication::end_of(channel),
         };
-        // Only maps with keys that are no text cannot be written.
-        #[allow(clippy::expect_used)]
-        serde_json::to_string(&publication).expect("a publication is JSON")
+        if payload.is_some() {
+            publication.event = self.event.as_ref().map(|event| event.as_str().into());
+            publication.key = self.key.as_ref().map(|key| key.as_str().into());
+        }
+        publication.with_idempotency_key(format!("{}-{number}", self.run)).to_json()
     }
-}
-
-/// The JSON of a client's message.
-pub(super) fn message_json(event: &EventName, data: Option<&Data>, key: Option<&Key>) -> String {
-    #[derive(Serialize)]
-    struct Said<'a> {
-        event: &'a EventName,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        data: Option<&'a RawValue>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        text: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        base64: Option<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        key: Option<&'a Key>,
-    }
-    let mut said = Said {
-        event,
-        data: None,
-        text: None,
-        base64: None,
-        key,
-    };
-    match data {
-        Some(Data::Json(raw)) => said.data = Some(raw),
-        Some(Data::Text(text)) => said.text = Some(text),
-        Some(Data::Binary(bytes)) => said.base64 = Some(STANDARD.encode(bytes)),
-        None => {}
-    }
-    // Only maps with keys that are no text cannot be written.
-    #[allow(clippy::expect_used)]
-    serde_json::to_string(&said).expect("a message is JSON")
 }
 
 /// One line on its way: its number in the input, and the JSON of its publication.
@@ -280,50 +214,24 @@ fn array(items: &[Item]) -> Bytes {
     format!("[{}]", all.join(",")).into()
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct Refusal {
-    code: String,
-    message: String,
+/// Whether it may go differently another time, with nothing changed.
+pub(super) fn passes(refusal: &Failure<'_>) -> bool {
+    refusal.known_code().is_some_and(Code::is_temporary)
 }
 
-/// The answer to one publication.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Answer {
-    Done { cursor: String },
-    Refused { error: Refusal },
-}
-
-impl Refusal {
-    /// May go differently another time, with nothing changed.
-    pub(super) fn passes(&self) -> bool {
-        matches!(self.code.as_str(), "unavailable" | "internal" | "too-many")
-    }
-
-    /// Is about this one publication: the next one may be well.
-    fn is_of_one(&self) -> bool {
-        matches!(self.code.as_str(), "bad-request" | "too-large")
-    }
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({})", self.message, self.code)
-    }
+/// Whether it is about this one publication: the next one may be well.
+fn is_of_one(refusal: &Failure<'_>) -> bool {
+    matches!(refusal.known_code(), Some(Code::BadRequest | Code::TooLarge))
 }
 
 /// A whole request's error, from its body or from its status alone.
-pub(super) fn refusal(status: StatusCode, body: &[u8]) -> Refusal {
-    #[derive(Deserialize)]
-    struct Whole {
-        error: Refusal,
-    }
-    match serde_json::from_slice::<Whole>(body) {
-        Ok(whole) => whole.error,
-        Err(_) => Refusal {
-            code: status.as_u16().to_string(),
-            message: format!("the server answered {status}; is this Airwave, and the URL where it is mounted?"),
-        },
+pub(super) fn refusal(status: StatusCode, body: &[u8]) -> Failure<'_> {
+    match ErrorBody::parse(body) {
+        Ok(body) => body.error,
+        Err(_) => Failure::new(
+            status.as_u16().to_string(),
+            format!("the server answered {status}; is this Airwave, and the URL where it is mounted?"),
+        ),
     }
 }
 
@@ -345,14 +253,14 @@ struct Outcome {
 /// Reads the answer to `items`.
 fn outcome(items: Vec<Item>, status: StatusCode, body: &[u8]) -> Outcome {
     let mut outcome = Outcome::default();
-    let answers: Vec<Answer> = serde_json::from_slice(body).unwrap_or_default();
+    let answers: Vec<PublishAnswer<'_>> = serde_json::from_slice(body).unwrap_or_default();
     if answers.len() != items.len() {
         // The request as a whole was refused, or this is no answer of Airwave's.
         let refusal = refusal(status, body);
-        if status.is_server_error() || refusal.passes() {
+        if status.is_server_error() || passes(&refusal) {
             outcome.why = refusal.to_string();
             outcome.again = items;
-        } else if let ([item], true) = (&items[..], refusal.is_of_one()) {
+        } else if let ([item], true) = (&items[..], is_of_one(&refusal)) {
             outcome.refused.push((item.line, refusal.to_string()));
         } else {
             outcome.stop = Some(refusal.to_string());
@@ -361,15 +269,19 @@ fn outcome(items: Vec<Item>, status: StatusCode, body: &[u8]) -> Outcome {
     }
     for (item, answer) in items.into_iter().zip(answers) {
         match answer {
-            Answer::Done { cursor } => outcome.cursor = Some(cursor),
-            Answer::Refused { error } if error.passes() => {
+            PublishAnswer::Published(published) => outcome.cursor = Some(published.cursor.into_owned()),
+            PublishAnswer::Refused(ErrorBody { error, .. }) if passes(&error) => {
                 outcome.why = error.to_string();
                 outcome.again.push(item);
             }
-            Answer::Refused { error } if error.is_of_one() => outcome.refused.push((item.line, error.to_string())),
-            Answer::Refused { error } => {
+            PublishAnswer::Refused(ErrorBody { error, .. }) if is_of_one(&error) => {
+                outcome.refused.push((item.line, error.to_string()));
+            }
+            PublishAnswer::Refused(ErrorBody { error, .. }) => {
                 outcome.stop.get_or_insert(format!("line {}: {error}", item.line));
             }
+            // Nothing else is in the protocol.
+            _ => {}
         }
     }
     outcome
@@ -473,18 +385,18 @@ impl Publisher {
             .unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs())))
     }
 
-    async fn one(&mut self, template: &Template, data: Option<Data>, end: bool) -> Result<String, Stop> {
+    async fn one(&mut self, template: &Template, data: Option<Payload<'static>>, end: bool) -> Result<String, Stop> {
         let body = Bytes::from(template.fill(0, data.as_ref(), end));
         let mut patience = self.patience();
         loop {
             let why = match self.attempt(body.clone()).await {
                 Ok((status, answer)) if status.is_success() => match serde_json::from_slice(&answer) {
-                    Ok(Answer::Done { cursor }) => return Ok(cursor),
+                    Ok(PublishAnswer::Published(published)) => return Ok(published.cursor.into_owned()),
                     _ => return Err(Stop::Failed(refusal(status, &answer).to_string())),
                 },
                 Ok((status, answer)) => {
                     let refusal = refusal(status, &answer);
-                    if !(status.is_server_error() || refusal.passes()) {
+                    if !(status.is_server_error() || passes(&refusal)) {
                         return Err(Stop::Failed(refusal.to_string()));
                     }
                     refusal.to_string()
@@ -521,7 +433,7 @@ impl Publisher {
                 number += 1;
                 let data = if json {
                     match RawValue::from_string(text) {
-                        Ok(raw) => Data::Json(raw),
+                        Ok(raw) => Payload::Json(raw.into()),
                         Err(error) => {
                             say(&format!("line {number} is not JSON and was left out: {error}"));
                             failed += 1;
@@ -529,7 +441,7 @@ impl Publisher {
                         }
                     }
                 } else {
-                    Data::Text(text)
+                    Payload::text(text)
                 };
                 items.push(Item {
                     line: number,
@@ -654,10 +566,10 @@ mod tests {
     #[test]
     fn data_is_json_if_it_is_json() {
         let read = |words: &str, json, text| one(Some(words), None, json, text, false);
-        assert!(matches!(read("{\"a\": 1}", false, false), Ok(Some(Data::Json(raw))) if raw.get() == "{\"a\": 1}"));
-        assert!(matches!(read("17", false, false), Ok(Some(Data::Json(_)))));
-        assert!(matches!(read("17", false, true), Ok(Some(Data::Text(text))) if text == "17"));
-        assert!(matches!(read("hello", false, false), Ok(Some(Data::Text(text))) if text == "hello"));
+        assert!(matches!(read("{\"a\": 1}", false, false), Ok(Some(Payload::Json(raw))) if raw.get() == "{\"a\": 1}"));
+        assert!(matches!(read("17", false, false), Ok(Some(Payload::Json(_)))));
+        assert!(matches!(read("17", false, true), Ok(Some(Payload::Text(text))) if text == "17"));
+        assert!(matches!(read("hello", false, false), Ok(Some(Payload::Text(text))) if text == "hello"));
         assert!(matches!(read("hello", true, false), Err(Stop::Wrong(_))));
         assert!(
             matches!(one(None, None, false, false, true), Ok(None)),
@@ -671,19 +583,19 @@ mod tests {
 
     #[test]
     fn a_publication_is_as_the_protocol_has_it() {
-        let fill = |data: Option<&Data>, end| serde_json::from_str::<Value>(&template().fill(7, data, end)).unwrap();
+        let fill = |data: Option<&Payload<'_>>, end| serde_json::from_str::<Value>(&template().fill(7, data, end)).unwrap();
         assert_eq!(
-            fill(Some(&Data::Text("a\nb".into())), false),
+            fill(Some(&Payload::text("a\nb")), false),
             json!({"channel": "logs/app", "event": "line", "text": "a\nb", "idempotency_key": "run-7"})
         );
         assert_eq!(
-            fill(Some(&Data::Binary(vec![0, 255])), true),
+            fill(Some(&Payload::binary(vec![0, 255])), true),
             json!({"channel": "logs/app", "event": "line", "base64": "AP8=", "idempotency_key": "run-7", "end": true})
         );
         let raw = RawValue::from_string("{\"n\":1.50}".into()).unwrap();
         assert!(
             template()
-                .fill(1, Some(&Data::Json(raw)), false)
+                .fill(1, Some(&Payload::Json(raw.into())), false)
                 .contains("\"data\":{\"n\":1.50}"),
             "as it was typed"
         );
@@ -801,7 +713,7 @@ mod tests {
         .await;
         let mut publisher = publisher(server, PATIENT);
         publisher.authorization = Some(HeaderValue::from_static("Bearer t0ken"));
-        let cursor = publisher.one(&template(), Some(Data::Text("x".into())), false).await.unwrap();
+        let cursor = publisher.one(&template(), Some(Payload::text("x")), false).await.unwrap();
         assert_eq!(cursor, "17");
         let requests = requests.await.unwrap();
         assert_eq!(requests.len(), 4);

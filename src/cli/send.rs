@@ -5,16 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use airwave_core::{ChannelName, EventName, Key};
+use airwave_protocol::{Answer, ClientMessage};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, Method, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 
 use super::client::{Backoff, CredentialArgs, Server, ServerArgs, chance, channel_name};
-use super::publish::{message_json, one, refusal};
+use super::publish::{one, passes, refusal};
 use super::{Stop, block_on, say};
 
 pub(super) const HELP: &str = "\
@@ -68,12 +67,16 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<(), Stop> {
     let server = args.server.server()?.with_headers(args.credentials.headers()?);
     let data = one(args.data.as_deref(), args.binary.as_deref(), args.json, args.text, false)?;
-    let body = message_json(&args.event, data.as_ref(), args.key.as_ref());
+    let Some(payload) = data else {
+        return Err(Stop::Wrong("there is nothing to send".into()));
+    };
+    let mut message = ClientMessage::new(args.event.as_str(), payload);
+    message.key = args.key.as_ref().map(|key| key.as_str().into());
     let sender = Sender {
         server,
         path: format!("/channels/{}", args.channel),
         key: format!("cli-{:016x}{:016x}", chance(), chance()),
-        body: body.into(),
+        body: message.to_json().into(),
     };
     let reply = block_on(sender.send(args.retry_for))?;
     match reply {
@@ -101,7 +104,7 @@ impl Sender {
                     Ok((status, answer)) if status.is_success() => return reply(&answer),
                     Ok((status, answer)) => {
                         let refusal = refusal(status, &answer);
-                        if !(status.is_server_error() || refusal.passes()) {
+                        if !(status.is_server_error() || passes(&refusal)) {
                             return Err(Stop::Failed(refusal.to_string()));
                         }
                         refusal.to_string()
@@ -147,14 +150,9 @@ impl Sender {
 
 /// What the handler says, as JSON.
 fn reply(answer: &[u8]) -> Result<Option<String>, Stop> {
-    #[derive(Deserialize)]
-    struct Reply<'a> {
-        #[serde(borrow)]
-        data: Option<&'a RawValue>,
-    }
-    let reply: Reply<'_> = serde_json::from_slice(answer)
+    let answer: Answer<'_> = serde_json::from_slice(answer)
         .map_err(|_| Stop::Failed("the answer is none of Airwave's; is this Airwave, and the URL where it is mounted?".into()))?;
-    let data = reply.data.map(RawValue::get).filter(|data| *data != "null");
+    let data = Some(answer.data.get()).filter(|data| *data != "null");
     Ok(data.map(str::to_owned))
 }
 
