@@ -19,7 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 shared_of() {
   case $1 in
     transports) echo request envelope socket heads pages accept prometheus ;;
-    brokers) echo silence ;;
+    brokers) echo reconnect silence ;;
   esac
 }
 

@@ -15,6 +15,8 @@
 pub mod memory;
 #[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod reconnect;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(any(feature = "nats", feature = "redis"))]

@@ -65,7 +65,7 @@ const SLICES: usize = 256;
 /// times the publishers' rate.
 pub struct Memory {
     shared: Arc<Shared>,
-    members: members::Shared,
+    members: members::SharedMembers,
 }
 
 struct Shared {
@@ -76,7 +76,7 @@ struct Shared {
     /// Held by the one that makes room.
     pressure: Mutex<()>,
     channels: RwLock<Channels>,
-    epochs: Epochs,
+    epochs: EpochPair,
     sweep: Mutex<Sweep>,
 }
 
@@ -85,14 +85,14 @@ struct Shared {
 ///
 /// A channel is forgotten only if its newest event is older than both, so an epoch that is honoured
 /// proves that a channel of which nothing is known had no event since.
-struct Epochs {
+struct EpochPair {
     /// Written under the lock of the sweep alone. Read under a channel's lock: a channel that
     /// begins anew after it was forgotten sees what the sweeper wrote before that.
     current: AtomicU64,
     before: AtomicU64,
 }
 
-impl Epochs {
+impl EpochPair {
     fn current(&self) -> Position {
         Position(self.current.load(Ordering::Acquire))
     }
@@ -122,10 +122,10 @@ struct Sweep {
 struct Channel {
     name: ChannelName,
     history: History,
-    state: Mutex<State>,
+    state: Mutex<ChannelState>,
 }
 
-struct State {
+struct ChannelState {
     /// The position that stands for "no event yet"; the first event's previous.
     base: Position,
     /// The newest event's position, or the base. It stays when history is trimmed, so the chain
@@ -172,7 +172,7 @@ impl Memory {
             used: AtomicUsize::new(0),
             pressure: Mutex::default(),
             channels: RwLock::default(),
-            epochs: Epochs {
+            epochs: EpochPair {
                 current: AtomicU64::new(epoch),
                 before: AtomicU64::new(epoch),
             },
@@ -185,7 +185,7 @@ impl Memory {
         };
         Memory {
             shared: Arc::new(shared),
-            members: members::Shared::default(),
+            members: members::SharedMembers::default(),
         }
     }
 }
@@ -274,9 +274,9 @@ impl Broker for Memory {
     }
 }
 
-impl State {
+impl ChannelState {
     fn born(base: Position, now: Instant) -> Self {
-        State {
+        ChannelState {
             base,
             head: base,
             kept: VecDeque::new(),
@@ -384,7 +384,7 @@ impl State {
 
     /// Whether nothing needs the channel. If only the epochs do, `waits_for` learns of its newest
     /// position.
-    fn unused(&self, age: Duration, now: Instant, epochs: &Epochs, waits_for: &mut Position) -> bool {
+    fn unused(&self, age: Duration, now: Instant, epochs: &EpochPair, waits_for: &mut Position) -> bool {
         if !self.feeds.is_empty() {
             return false;
         }
@@ -406,7 +406,7 @@ impl State {
 
 impl Shared {
     /// Does `act` under the channel's lock. The channel begins here if it is new.
-    fn with<T>(self: &Arc<Self>, name: &ChannelName, act: impl FnOnce(&Arc<Channel>, &mut State, Instant) -> T) -> T {
+    fn with<T>(self: &Arc<Self>, name: &ChannelName, act: impl FnOnce(&Arc<Channel>, &mut ChannelState, Instant) -> T) -> T {
         loop {
             let channel = self.open(name);
             let mut state = lock(&channel.state);
@@ -436,7 +436,7 @@ impl Shared {
         let channel = Arc::new(Channel {
             name: name.clone(),
             history,
-            state: Mutex::new(State::born(self.epochs.current(), Instant::now())),
+            state: Mutex::new(ChannelState::born(self.epochs.current(), Instant::now())),
         });
         channels.insert(name.clone(), channel.clone());
         drop(channels);
@@ -516,14 +516,14 @@ impl Shared {
         true
     }
 
-    fn forget_locked(&self, channel: &Channel, channels: &mut Channels, state: &mut State) {
+    fn forget_locked(&self, channel: &Channel, channels: &mut Channels, state: &mut ChannelState) {
         state.forgotten = true;
         self.used.fetch_sub(std::mem::take(&mut state.counted), Ordering::Relaxed);
         channels.remove(&channel.name);
     }
 
     /// Brings what is counted of a channel up to date.
-    fn count(&self, channel: &Channel, state: &mut State) {
+    fn count(&self, channel: &Channel, state: &mut ChannelState) {
         let cost = CHANNEL_COST
             + 2 * channel.name.as_str().len()
             + state.bytes
@@ -965,7 +965,7 @@ mod tests {
         publish(&broker, "a", say("one").with_idempotency_key(key("k"))).await;
         let channel = broker.shared.open(&name("a"));
         tokio::time::sleep(MINUTE + 2 * SWEEP_EVERY).await;
-        let sizes = |state: MutexGuard<State>| (state.kept.len(), state.bytes, state.keys.len());
+        let sizes = |state: MutexGuard<ChannelState>| (state.kept.len(), state.bytes, state.keys.len());
         assert_eq!(sizes(lock(&channel.state)), (0, 0, 1));
         tokio::time::sleep(IDEMPOTENCY_WINDOW).await;
         assert_eq!(sizes(lock(&channel.state)), (0, 0, 0));

@@ -58,8 +58,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-pub use self::connection::ConnectError;
-use self::connection::{Answer, Connection, Link, Watched, code, is_status, lost, stored_at, unstored};
+pub use self::connection::NatsConnectError;
+use self::connection::{Answer, Connection, Link, PermissionWatch, code, is_status, lost, stored_at, unstored};
 use self::in_turn::answer_to_the_first;
 use self::refresh::{Followed, Follows};
 use self::settings::Settings;
@@ -121,18 +121,18 @@ const MADE_BY: &str = "Airwave-Publish";
 
 /// What this node knows of a channel.
 #[derive(Default)]
-struct Known {
+struct KnownChannel {
     /// What the next publish builds on. It may be old: the server knows better.
     chain: Option<Chain>,
     generations: Generations,
 }
 
 /// Locked while a publish is under way: they go one after the other.
-type Memory = Arc<tokio::sync::Mutex<Known>>;
+type LockedChannel = Arc<tokio::sync::Mutex<KnownChannel>>;
 
-type Remembered = Arc<Mutex<HashMap<ChannelName, Memory>>>;
+type Remembered = Arc<Mutex<HashMap<ChannelName, LockedChannel>>>;
 
-fn remembered(known: &Remembered) -> MutexGuard<'_, HashMap<ChannelName, Memory>> {
+fn remembered(known: &Remembered) -> MutexGuard<'_, HashMap<ChannelName, LockedChannel>> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -144,7 +144,7 @@ pub struct Nats {
     epochs: epoch::Epochs,
     /// What is to be taken from the stream.
     due: mpsc::Sender<ToSweep>,
-    members: members::Members,
+    members: members::MemberAccounts,
     followed: Followed,
     task: AbortHandle,
 }
@@ -177,7 +177,7 @@ enum First {
 /// What became of a message that was to be stored.
 enum Outcome {
     At(u64),
-    Known(u64),
+    KnownChannel(u64),
     /// Something else was stored meanwhile.
     Overtaken(Option<u64>),
 }
@@ -196,19 +196,19 @@ impl Nats {
     /// # Errors
     /// The URL is wrong, or no server can be reached, or refuses us, or is one that we can use; the
     /// text says what to do. Later outages are no errors of this kind: they are waited for.
-    pub async fn connect(url: &str, rules: Rules) -> Result<Nats, ConnectError> {
-        Self::with(Settings::new(url).map_err(ConnectError::Url)?, rules).await
+    pub async fn connect(url: &str, rules: Rules) -> Result<Nats, NatsConnectError> {
+        Self::with(Settings::new(url).map_err(NatsConnectError::Url)?, rules).await
     }
 
     /// For tests: one with other sizes and another clock.
     #[doc(hidden)]
-    pub async fn connect_tuned(url: &str, rules: Rules, tuning: Tuning) -> Result<Nats, ConnectError> {
-        let mut settings = Settings::new(url).map_err(ConnectError::Url)?;
+    pub async fn connect_tuned(url: &str, rules: Rules, tuning: Tuning) -> Result<Nats, NatsConnectError> {
+        let mut settings = Settings::new(url).map_err(NatsConnectError::Url)?;
         settings.tuning = tuning;
         Self::with(settings, rules).await
     }
 
-    async fn with(settings: Settings, rules: Rules) -> Result<Nats, ConnectError> {
+    async fn with(settings: Settings, rules: Rules) -> Result<Nats, NatsConnectError> {
         let (connection, keep) = Connection::connect(settings, rules.clone()).await?;
         let known = Remembered::default();
         let (due, sweeping) = sweep::queue();
@@ -230,7 +230,7 @@ impl Nats {
             known,
             epochs: epoch::Epochs::default(),
             due,
-            members: members::Members::default(),
+            members: members::MemberAccounts::default(),
             followed,
             task: tokio::spawn(task).abort_handle(),
         })
@@ -246,7 +246,7 @@ impl Nats {
         }
     }
 
-    fn known(&self, channel: &ChannelName) -> Memory {
+    fn known(&self, channel: &ChannelName) -> LockedChannel {
         let mut known = remembered(&self.known);
         if known.len() >= REMEMBERED && !known.contains_key(channel) {
             // Those under way must stay: their publishes wait for each other there.
@@ -296,7 +296,7 @@ impl Nats {
                     return Err(lost("an answer names no sequence"));
                 };
                 if ack["duplicate"] == true {
-                    Ok(Outcome::Known(sequence))
+                    Ok(Outcome::KnownChannel(sequence))
                 } else if self.connection.went_up(link, before, sequence) {
                     Ok(Outcome::At(sequence))
                 } else {
@@ -443,7 +443,7 @@ impl Nats {
                         duplicate: false,
                     });
                 }
-                Outcome::Known(sequence) => {
+                Outcome::KnownChannel(sequence) => {
                     drop(known);
                     let position = match self.fingerprint_at(&link, sequence).await? {
                         First::Is(first) if first != append.fingerprint() => return Err(BrokerError::another_payload()),
@@ -946,7 +946,7 @@ impl Nats {
 async fn carry(
     link: Arc<Link>,
     mut live: Subscriber,
-    mut forbidden: Watched,
+    mut forbidden: PermissionWatch,
     stopped: oneshot::Receiver<()>,
     (feed, feed_head): (FeedSender, Position),
     _follows: Follows,

@@ -44,7 +44,7 @@ use tokio::time::timeout;
 
 use self::address::Address;
 use self::cluster::{Cluster, Shard};
-pub use self::connection::ConnectError;
+pub use self::connection::RedisConnectError;
 use self::connection::{Server, lost};
 use self::listening::Listener;
 use self::marks::Marks;
@@ -116,7 +116,7 @@ enum Servers {
 pub fn check(url: &str) -> Result<(), String> {
     match Address::parse(url) {
         Ok(_) => Ok(()),
-        Err(ConnectError::Url(wrong)) => Err(wrong),
+        Err(RedisConnectError::Url(wrong)) => Err(wrong),
         Err(other) => Err(other.to_string()),
     }
 }
@@ -138,7 +138,7 @@ impl Redis {
     /// The URL is wrong, or the server cannot be reached, refuses us, or is not one that we can
     /// use; the text says what to do. Later outages are no errors of this kind: they are waited
     /// for.
-    pub async fn connect(url: &str, rules: Rules) -> Result<Redis, ConnectError> {
+    pub async fn connect(url: &str, rules: Rules) -> Result<Redis, RedisConnectError> {
         let stats = BrokerStats::default();
         let marks = Arc::new(Marks::default());
         let (naming, servers) = match Address::parse(url)? {
@@ -271,7 +271,12 @@ impl Redis {
 }
 
 /// One server, or the one that sentinels name.
-async fn one(server: Server, database: i64, stats: &BrokerStats, marks: &Arc<Marks>) -> Result<(Naming, Shard), ConnectError> {
+async fn one(
+    server: Server,
+    database: i64,
+    stats: &BrokerStats,
+    marks: &Arc<Marks>,
+) -> Result<(Naming, Shard), RedisConnectError> {
     let naming = Naming::Database(database);
     // There is no map that could be wrong.
     let astray = Arc::new(Notify::new());
@@ -620,7 +625,7 @@ mod tests {
             }
             assert_eq!(own.matches("'ZADD', key, 'XX'").count(), own.matches("'ZADD'").count());
         }
-        assert_eq!(counted, 2, "READ and ROLL");
+        assert_eq!(counted, 2, "the scripts that read, and that read leases");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use airwave_brokers::Nats;
-use airwave_brokers::nats::{ConnectError, Tuning};
+use airwave_brokers::nats::{NatsConnectError, Tuning};
 use airwave_core::rule::TransportName;
 use airwave_core::{Append, Broker, Data, EventName, Feed, Message, PageLimit, Position, Rule, Rules};
 use futures_util::StreamExt;
@@ -330,7 +330,7 @@ async fn a_cluster_that_loses_its_leader_goes_on_with_all_that_was_acknowledged(
     }
 }
 
-async fn refused(url: &str) -> ConnectError {
+async fn refused(url: &str) -> NatsConnectError {
     match timeout(PATIENCE, Nats::connect(url, Rules::default())).await.unwrap() {
         Ok(_) => panic!("connected to {url}"),
         Err(error) => error,
@@ -345,7 +345,7 @@ async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
     let address = format!("127.0.0.1:{}", server.port);
     server.kill();
     let error = refused(&format!("nats://me:s3cret@{address}")).await;
-    assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
+    assert!(matches!(error, NatsConnectError::Unreachable { .. }), "{error}");
     let error = format!("{error} {error:?}");
     assert!(
         error.contains(&address) && error.contains("start it") && !error.contains("s3cret"),

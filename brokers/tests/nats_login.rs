@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use airwave_brokers::Nats;
-use airwave_brokers::nats::ConnectError;
+use airwave_brokers::nats::NatsConnectError;
 use airwave_core::{Append, Broker, ChannelName, Data, EventName, Message, PageLimit, Position, Rules};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -56,7 +56,7 @@ async fn refused(url: &str, secrets: &[&str]) -> String {
     let told = match timeout(PATIENCE, Nats::connect(url, Rules::default())).await.unwrap() {
         Ok(_) => panic!("connected to {url}"),
         Err(error) => {
-            assert!(matches!(error, ConnectError::Unusable { .. }), "{error}");
+            assert!(matches!(error, NatsConnectError::Unusable { .. }), "{error}");
             format!("{error} {error:?}")
         }
     };

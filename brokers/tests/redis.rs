@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use airwave_brokers::Redis;
-use airwave_brokers::redis::ConnectError;
+use airwave_brokers::redis::RedisConnectError;
 use airwave_core::rule::TransportName;
 use airwave_core::{Broker, BrokerErrorKind, Feed, PageLimit, Position, Rule, Rules};
 use support::Server;
@@ -601,7 +601,7 @@ async fn a_rule_that_stops_keeping_history_leaves_no_part_of_it() {
     assert!(!replay.complete && replay.events.is_empty(), "{replay:?}");
 }
 
-async fn refused(url: &str) -> ConnectError {
+async fn refused(url: &str) -> RedisConnectError {
     match timeout(PATIENCE, Redis::connect(url, Rules::default())).await.unwrap() {
         Ok(_) => panic!("connected to {url}"),
         Err(error) => error,
@@ -628,7 +628,7 @@ async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
         format!("redis://me:wr0ng@{at}"),
     ] {
         let error = refused(&url).await;
-        assert!(matches!(error, ConnectError::Unusable { .. }), "{error}");
+        assert!(matches!(error, RedisConnectError::Unusable { .. }), "{error}");
         let error = format!("{error} {error:?}");
         assert!(
             error.contains("password") && !error.contains("wr0ng") && !error.contains("s3cret"),
@@ -637,7 +637,7 @@ async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
     }
     let error = refused(&format!("redis://:s3cret@{at}/99")).await;
     assert!(
-        matches!(error, ConnectError::Unusable { .. }) && error.to_string().contains("database"),
+        matches!(error, RedisConnectError::Unusable { .. }) && error.to_string().contains("database"),
         "{error}"
     );
 
@@ -654,7 +654,7 @@ async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
 
     server.kill();
     let error = refused(&format!("redis://:s3cret@{at}")).await;
-    assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
+    assert!(matches!(error, RedisConnectError::Unreachable { .. }), "{error}");
     let error = format!("{error} {error:?}");
     assert!(
         error.contains(&at) && error.contains("start it") && !error.contains("s3cret"),

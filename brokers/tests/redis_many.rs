@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use airwave_brokers::Redis;
-use airwave_brokers::redis::ConnectError;
+use airwave_brokers::redis::RedisConnectError;
 use airwave_core::event::IdempotencyKey;
 use airwave_core::{Append, Broker, ChannelName, Data, EventName, Feed, Message, PageLimit, Position, Rules};
 use support::hub::{Node, Told, rules};
@@ -419,7 +419,7 @@ async fn a_cluster_is_known_by_any_of_its_nodes() {
     let error = refused(format!("redis://127.0.0.1:{}", cluster.0[0].port)).await;
     assert!(error.to_string().contains("redis+cluster://"), "{error}");
     let error = refused("redis+cluster://127.0.0.1:1".to_owned()).await;
-    assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
+    assert!(matches!(error, RedisConnectError::Unreachable { .. }), "{error}");
     let Some(alone) = support::Server::start(&[]) else { return };
     let error = refused(format!("redis+cluster://127.0.0.1:{}", alone.port)).await;
     assert!(error.to_string().contains("it is no cluster"), "{error}");

@@ -13,7 +13,7 @@ use super::{Memory, lock};
 /// All that is known of members. Entries, and the watches that are shown them, behind one lock,
 /// which alone puts them into order.
 #[derive(Default)]
-pub(super) struct Members {
+pub(super) struct MemberTable {
     /// When each node sent its last heartbeat.
     beats: HashMap<NodeId, Instant>,
     channels: HashMap<ChannelName, Present>,
@@ -26,7 +26,7 @@ struct Present {
     watches: Vec<(u64, WatchSender)>,
 }
 
-impl Members {
+impl MemberTable {
     /// Forgets nodes that are dead, and what they said.
     fn expire(&mut self, now: Instant) {
         let before = self.beats.len();
@@ -103,7 +103,7 @@ impl Directory for Memory {
         let (shared, name) = (Arc::downgrade(&self.members), channel.clone());
         let (sender, watch) = Watch::new(move || {
             if let Some(members) = shared.upgrade() {
-                let mut members: std::sync::MutexGuard<'_, Members> = lock(&members);
+                let mut members: std::sync::MutexGuard<'_, MemberTable> = lock(&members);
                 members.unwatch(&name, id);
             }
         });
@@ -130,4 +130,4 @@ impl Directory for Memory {
 }
 
 /// The type of the field in [`Memory`].
-pub(super) type Shared = Arc<Mutex<Members>>;
+pub(super) type SharedMembers = Arc<Mutex<MemberTable>>;

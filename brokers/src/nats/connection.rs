@@ -27,6 +27,7 @@ use super::kept::{self, KeptByOthers};
 use super::settings::{Login, Settings};
 use super::stored;
 use super::{DEADLINE, HEAD_LIVES, LONGEST, late};
+use crate::reconnect::{Backoff, Disconnected, random_bits};
 use crate::silence::while_heard;
 
 /// For the way to one server and its greeting.
@@ -38,15 +39,6 @@ const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
 
 /// How long it waits while the last try to connect has failed.
 const WAIT_WHILE_GONE: Duration = Duration::from_millis(400);
-
-/// How soon after the last try a call that finds no connection brings the next one forward.
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(250);
-
-/// Between tries to connect: from the first to the last, for ever, jittered.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-/// A connection that lived so long was a good one.
-const GOOD_AFTER: Duration = Duration::from_secs(5);
 
 /// How often this node publishes to itself, through the stream.
 const PROBE_EVERY: Duration = Duration::from_millis(750);
@@ -87,7 +79,7 @@ pub(super) mod code {
 /// Why no broker could be made. The text says what to do, and holds no credentials.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
-pub enum ConnectError {
+pub enum NatsConnectError {
     /// The URL is not one.
     #[error("the broker's URL {0}")]
     Url(String),
@@ -128,34 +120,6 @@ pub(super) fn unstored(code: u64, text: &str) -> BrokerError {
     }
 }
 
-/// Says once that a connection is of no use any more.
-#[derive(Default)]
-pub(super) struct Dead {
-    is: AtomicBool,
-    told: Notify,
-}
-
-impl Dead {
-    pub(super) fn tell(&self) {
-        self.is.store(true, Ordering::Release);
-        self.told.notify_waiters();
-    }
-
-    pub(super) fn is(&self) -> bool {
-        self.is.load(Ordering::Acquire)
-    }
-
-    pub(super) async fn wait(&self) {
-        let told = self.told.notified();
-        let mut told = std::pin::pin!(told);
-        // Listening before looking, or the word is lost between the two.
-        told.as_mut().enable();
-        if !self.is() {
-            told.await;
-        }
-    }
-}
-
 /// What the server forbids, in its own words. It says so beside the answers, and answers nothing.
 #[derive(Clone)]
 pub(super) struct Forbidden(broadcast::Sender<Arc<str>>);
@@ -172,8 +136,8 @@ impl Forbidden {
     }
 
     /// From now on.
-    pub(super) fn watch(&self, doing: &str, subject: &str) -> Watched {
-        Watched {
+    pub(super) fn watch(&self, doing: &str, subject: &str) -> PermissionWatch {
+        PermissionWatch {
             told: self.0.subscribe(),
             what: format!("{doing} to \"{subject}\""),
         }
@@ -181,12 +145,12 @@ impl Forbidden {
 }
 
 /// Whether one thing is forbidden.
-pub(super) struct Watched {
+pub(super) struct PermissionWatch {
     told: broadcast::Receiver<Arc<str>>,
     what: String,
 }
 
-impl Watched {
+impl PermissionWatch {
     /// Comes back when it is.
     pub(super) async fn wait(&mut self) -> BrokerError {
         loop {
@@ -219,14 +183,14 @@ fn forbidden(text: &str) -> BrokerError {
 /// One connection.
 pub(super) struct Link {
     pub(super) client: Client,
-    pub(super) dead: Arc<Dead>,
+    pub(super) dead: Arc<Disconnected>,
     pub(super) forbidden: Forbidden,
     /// The server is of version 2.10: it gives one message for a question, and refuses some things
     /// without a word.
     pub(super) is_2_10: bool,
     /// There once the stream of members was seen; dead when it is gone or has no leader, which is
     /// no matter of the events.
-    pub(super) members: Mutex<Option<Arc<Dead>>>,
+    pub(super) members: Mutex<Option<Arc<Disconnected>>>,
     heard: watch::Sender<u64>,
     /// How much was heard of the stream's leader: its answers, and what it tells of events.
     pub(super) told: Arc<AtomicU64>,
@@ -258,7 +222,7 @@ impl Link {
     /// Tells `gone` if no server answers there.
     async fn ask_of(
         &self,
-        gone: &Dead,
+        gone: &Disconnected,
         subject: String,
         headers: Option<HeaderMap>,
         payload: Bytes,
@@ -298,7 +262,7 @@ impl Link {
     /// for it.
     pub(super) async fn call_of(
         &self,
-        gone: &Dead,
+        gone: &Disconnected,
         subject: String,
         headers: Option<HeaderMap>,
         payload: Bytes,
@@ -354,7 +318,7 @@ impl Connection {
     pub(super) async fn connect(
         settings: Settings,
         rules: Rules,
-    ) -> Result<(Arc<Connection>, impl Future<Output = ()>), ConnectError> {
+    ) -> Result<(Arc<Connection>, impl Future<Output = ()>), NatsConnectError> {
         let connection = Arc::new(Connection {
             settings,
             rules,
@@ -463,7 +427,7 @@ impl Connection {
         self.highest.load(Ordering::Acquire)
     }
 
-    async fn open(self: &Arc<Self>, first: bool) -> Result<Arc<Link>, ConnectError> {
+    async fn open(self: &Arc<Self>, first: bool) -> Result<Arc<Link>, NatsConnectError> {
         let mut servers = self.settings.servers.clone();
         // So that not all nodes go to the same one.
         let turn = random_bits() % servers.len() as u64;
@@ -473,15 +437,15 @@ impl Connection {
             match self.open_at(server, first).await {
                 Ok(link) => return Ok(link),
                 // What a server says of itself is worth more than that another one does not answer.
-                Err(error @ ConnectError::Unusable { .. }) => failure = Some(error),
+                Err(error @ NatsConnectError::Unusable { .. }) => failure = Some(error),
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
         Err(failure.unwrap_or_else(|| self.unreachable("no server is named")))
     }
 
-    async fn open_at(self: &Arc<Self>, server: &str, first: bool) -> Result<Arc<Link>, ConnectError> {
-        let (dead, forbidden) = (Arc::new(Dead::default()), Forbidden::new());
+    async fn open_at(self: &Arc<Self>, server: &str, first: bool) -> Result<Arc<Link>, NatsConnectError> {
+        let (dead, forbidden) = (Arc::new(Disconnected::default()), Forbidden::new());
         let mut complaints = forbidden.0.subscribe();
         let options = self.options(dead.clone(), forbidden.clone()).await?;
         let scheme = if self.settings.tls { "tls" } else { "nats" };
@@ -540,7 +504,7 @@ impl Connection {
         }
     }
 
-    async fn options(&self, dead: Arc<Dead>, forbidden: Forbidden) -> Result<ConnectOptions, ConnectError> {
+    async fn options(&self, dead: Arc<Disconnected>, forbidden: Forbidden) -> Result<ConnectOptions, NatsConnectError> {
         let settings = &self.settings;
         // Rustls wants one provider for the process. An application that has chosen its own keeps
         // it.
@@ -606,7 +570,7 @@ impl Connection {
     }
 
     /// Whether JetStream is there and our stream is what it must be; makes it if it is missing.
-    async fn examine(&self, link: &Link) -> Result<(), ConnectError> {
+    async fn examine(&self, link: &Link) -> Result<(), NatsConnectError> {
         match link.api("INFO".into(), &Value::Null).await {
             Ok(Answer::Done(_)) => {}
             Ok(Answer::Refused { code, text }) if code::NOT_ENABLED.contains(&code) => {
@@ -653,7 +617,7 @@ impl Connection {
         Err(self.unreachable("the stream comes and goes"))
     }
 
-    async fn info(&self, link: &Link) -> Result<Option<Value>, ConnectError> {
+    async fn info(&self, link: &Link) -> Result<Option<Value>, NatsConnectError> {
         match self.reached(link.api(format!("STREAM.INFO.{}", self.settings.prefix), &Value::Null).await)? {
             Answer::Done(info) => Ok(Some(info)),
             Answer::Refused {
@@ -664,7 +628,7 @@ impl Connection {
         }
     }
 
-    fn not_made(&self, text: &str) -> ConnectError {
+    fn not_made(&self, text: &str) -> NatsConnectError {
         let (name, replicas, storage) = (&self.settings.prefix, self.settings.replicas, self.settings.storage);
         self.unusable(format!(
             "it does not make or change the stream {name} with replicas={replicas} and storage={storage} ({text}); give it as many servers \
@@ -713,7 +677,7 @@ impl Connection {
         })
     }
 
-    async fn judge(&self, link: &Link, info: &Value) -> Result<(), ConnectError> {
+    async fn judge(&self, link: &Link, info: &Value) -> Result<(), NatsConnectError> {
         let (name, config, wanted) = (&self.settings.prefix, &info["config"], self.wanted());
         self.keeps.store(config["max_age"].as_u64().unwrap_or(0), Ordering::Release);
         let other_format = config["metadata"]["airwave-format"] != wanted["metadata"]["airwave-format"];
@@ -768,7 +732,7 @@ impl Connection {
     /// file stream that still begins where it was made as an empty one, and lose all that it held.
     /// Every node that finds it new does so, to the same number: nothing can have been stored below
     /// it.
-    async fn set_forward(&self, link: &Link, info: &Value) -> Result<(), ConnectError> {
+    async fn set_forward(&self, link: &Link, info: &Value) -> Result<(), NatsConnectError> {
         let (first, last) = (
             info["config"]["first_seq"].as_u64().unwrap_or(0),
             info["state"]["last_seq"].as_u64().unwrap_or(0),
@@ -798,7 +762,7 @@ impl Connection {
     /// server that was cut off from the others, or has just been chosen to lead, tells of an older
     /// state than was acknowledged; and to purge the stream then is to lose all that it holds. What
     /// is stored now is stored by most of them, and has its place behind all the rest.
-    async fn goes_on(&self, link: &Link) -> Result<bool, ConnectError> {
+    async fn goes_on(&self, link: &Link) -> Result<bool, NatsConnectError> {
         let before = self.highest();
         if before == 0 {
             return Ok(false);
@@ -823,25 +787,25 @@ impl Connection {
         }
     }
 
-    pub(super) fn reached<T>(&self, answer: Result<T, BrokerError>) -> Result<T, ConnectError> {
+    pub(super) fn reached<T>(&self, answer: Result<T, BrokerError>) -> Result<T, NatsConnectError> {
         answer.map_err(|error| self.unreachable(error.message))
     }
 
-    pub(super) fn unreachable(&self, reason: impl Into<String>) -> ConnectError {
-        ConnectError::Unreachable {
+    pub(super) fn unreachable(&self, reason: impl Into<String>) -> NatsConnectError {
+        NatsConnectError::Unreachable {
             address: self.settings.to_string(),
             reason: reason.into(),
         }
     }
 
-    pub(super) fn unusable(&self, reason: String) -> ConnectError {
-        ConnectError::Unusable {
+    pub(super) fn unusable(&self, reason: String) -> NatsConnectError {
+        NatsConnectError::Unusable {
             address: self.settings.to_string(),
             reason,
         }
     }
 
-    fn explain(&self, error: &async_nats::ConnectError) -> ConnectError {
+    fn explain(&self, error: &async_nats::ConnectError) -> NatsConnectError {
         let text = format!("{error:?}").to_lowercase();
         match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => self.unusable(
@@ -862,7 +826,7 @@ impl Connection {
     }
 
     /// Subscribes to this node's own probes.
-    async fn listen_to_itself(&self, link: &Arc<Link>) -> Result<(), ConnectError> {
+    async fn listen_to_itself(&self, link: &Arc<Link>) -> Result<(), NatsConnectError> {
         let subscribing = link.client.subscribe(self.live(&format!("probe.{}", self.node)));
         let Ok(Ok(mut probes)) = timeout(CONNECT_WITHIN, subscribing).await else {
             return Err(self.unreachable("the connection broke"));
@@ -1004,66 +968,6 @@ impl Connection {
     }
 }
 
-/// When to try again: soon, then less and less often, for ever. One that breaks at once does not
-/// begin anew.
-struct Backoff {
-    wait: Duration,
-    opened: Instant,
-    failed: u64,
-}
-
-impl Backoff {
-    fn new() -> Self {
-        Self {
-            wait: BACKOFF.0,
-            opened: Instant::now(),
-            failed: 0,
-        }
-    }
-
-    /// The first failure of an outage is worth a warning, and then every minute or so.
-    fn failed(&mut self, error: &ConnectError) {
-        if self.failed.is_multiple_of(60) {
-            tracing::warn!(%error, tries = self.failed + 1, "cannot connect yet");
-        } else {
-            tracing::debug!(%error, tries = self.failed + 1, "cannot connect yet");
-        }
-        self.failed += 1;
-    }
-
-    fn opened(&mut self) {
-        self.opened = Instant::now();
-        self.failed = 0;
-    }
-
-    fn broke(&mut self) {
-        if self.opened.elapsed() >= GOOD_AFTER {
-            self.wait = BACKOFF.0;
-        }
-    }
-
-    /// Cut short when a caller wants the connection.
-    async fn pause(&mut self, wanted: &Notify) {
-        // Half to all of it, so that nodes which lost the same server do not come back together.
-        let random = random_bits() >> 11;
-        let pause = self.wait.mul_f64(0.5 + random as f64 / (1u64 << 54) as f64);
-        let at_least = pause.min(TRY_AGAIN_AFTER);
-        sleep(at_least).await;
-        tokio::select! {
-            () = sleep(pause - at_least) => {}
-            () = wanted.notified() => {}
-        }
-        self.wait = (self.wait * 2).min(BACKOFF.1);
-    }
-}
-
-/// Not for secrets: the standard library's hasher keys are random enough to spread things and to
-/// tell nodes apart.
-fn random_bits() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
-}
-
 /// The stream's configuration with room for what this node wants, too. `None`: it has that. Limits
 /// only grow by themselves: a node with older rules must not take away what newer ones promise. To
 /// make them smaller is the operator's part.
@@ -1096,7 +1000,7 @@ const SERVER_TIME: &str = "$SYS.REQ.USER.INFO";
 /// may not ask.
 async fn server_time(link: &Link) -> Option<u64> {
     // Not to be answered is no sign of a dead connection here.
-    let gone = Dead::default();
+    let gone = Disconnected::default();
     let asked = link.ask_of(&gone, SERVER_TIME.into(), None, Bytes::new());
     let answer: Value = serde_json::from_slice(&asked.await.ok()?.payload).ok()?;
     time_of(answer["server"]["time"].as_str()?)

@@ -38,9 +38,10 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Answer, ConnectError, Connection, Dead, Link, Watched, code, lost, unstored};
+use super::connection::{Answer, Connection, Link, NatsConnectError, PermissionWatch, code, lost, unstored};
 use super::stored::token;
 use super::{EXPECTED, NEVER, Nats};
+use crate::reconnect::Disconnected;
 
 /// In so many messages a node's members of a channel are divided. A bucket of 10,000 members holds
 /// 156: some 10 KB.
@@ -54,7 +55,7 @@ const AT_ONCE: usize = 32;
 
 /// How long a dead node stays in the list of leases. What it was still saying when it was found
 /// dead has come by then.
-const GRAVE: Duration = Duration::from_secs(60);
+const DEAD_ARE_KEPT: Duration = Duration::from_secs(60);
 
 /// How much a node does for the dead, and for channels that it has left, with each heartbeat.
 const TIDY_FOR: Duration = Duration::from_millis(700);
@@ -66,7 +67,7 @@ const CLEARED: u16 = u16::MAX;
 
 /// What this broker said about members.
 #[derive(Default)]
-pub(super) struct Members {
+pub(super) struct MemberAccounts {
     said: Mutex<HashMap<(NodeId, ChannelName), Account>>,
     /// Channels without members, of which only empty messages are left.
     empty: Mutex<HashSet<(NodeId, ChannelName)>>,
@@ -76,11 +77,11 @@ pub(super) struct Members {
 }
 
 /// One call at a time: each builds on what the one before said.
-type Account = Arc<tokio::sync::Mutex<Stored>>;
+type Account = Arc<tokio::sync::Mutex<ChannelEntries>>;
 
 /// What one node has said of one channel.
 #[derive(Default)]
-struct Stored {
+struct ChannelEntries {
     buckets: BTreeMap<u64, Bucket>,
     /// How often something was told.
     told: u64,
@@ -93,14 +94,14 @@ type Bucket = BTreeMap<Arc<str>, (u64, Bytes)>;
 
 /// The nodes, and how they stand at times of the server, in µs.
 #[derive(Debug, Default, PartialEq)]
-struct Roll {
+struct Leases {
     /// The message that it was read from; zero: there is none.
     sequence: u64,
-    nodes: BTreeMap<NodeId, Stands>,
+    nodes: BTreeMap<NodeId, LeaseState>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Stands {
+enum LeaseState {
     /// Its heartbeat was then.
     Heartbeat(u64),
     /// It was found dead or has left then.
@@ -111,7 +112,7 @@ enum Stands {
 struct Way {
     link: Arc<Link>,
     /// The stream is gone, or has no leader.
-    gone: Arc<Dead>,
+    gone: Arc<Disconnected>,
 }
 
 impl Way {
@@ -144,7 +145,7 @@ impl Connection {
     }
 
     /// Makes the stream of members if it is missing, and judges one that is there.
-    pub(super) async fn examine_members(&self, link: &Link, first: bool) -> Result<(), ConnectError> {
+    pub(super) async fn examine_members(&self, link: &Link, first: bool) -> Result<(), NatsConnectError> {
         let (name, settings) = (self.members_stream(), &self.settings);
         let wanted = json!({
             "name": name,
@@ -289,7 +290,7 @@ impl Nats {
             info = self.ask_members(&way, "STREAM.INFO", &question).await;
         }
         let info = info?.unwrap_or_default();
-        let time = info["ts"].as_str().and_then(time).ok_or_else(wrong_roll)?;
+        let time = info["ts"].as_str().and_then(time).ok_or_else(wrong_leases)?;
         // The server names 100,000 at most: those of 1,500 nodes.
         let subjects = info["state"]["subjects"].as_object();
         let subjects = subjects.map(|subjects| subjects.keys().cloned().collect());
@@ -306,18 +307,18 @@ impl Nats {
         let message = &answer["message"];
         let data = BASE64_STANDARD.decode(message["data"].as_str().unwrap_or_default()).ok();
         let read = || Some((message["seq"].as_u64()?, time(message["time"].as_str()?)?, data?));
-        read().map(Some).ok_or_else(wrong_roll)
+        read().map(Some).ok_or_else(wrong_leases)
     }
 
-    async fn leases(&self, way: &Way) -> Result<Roll, BrokerError> {
+    async fn leases(&self, way: &Way) -> Result<Leases, BrokerError> {
         match self.newest_of(way, &self.connection.members("roll")).await? {
-            Some((sequence, written, bytes)) => Roll::read(sequence, written, &bytes).ok_or_else(wrong_roll),
-            None => Ok(Roll::default()),
+            Some((sequence, written, bytes)) => Leases::read(sequence, written, &bytes).ok_or_else(wrong_leases),
+            None => Ok(Leases::default()),
         }
     }
 
     /// Replaces the list of leases that was read. Returns false if another node was faster.
-    async fn replace_roll(&self, way: &Way, leases: &Roll, by: Option<NodeId>) -> Result<bool, BrokerError> {
+    async fn replace_leases(&self, way: &Way, leases: &Leases, by: Option<NodeId>) -> Result<bool, BrokerError> {
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED, leases.sequence.to_string());
         match way
@@ -342,7 +343,13 @@ impl Nats {
     }
 
     /// Tells and stores some entries, which are few enough for it.
-    async fn say(&self, way: &Way, channel: &ChannelName, said: &mut Stored, entries: &[MemberEntry]) -> Result<(), BrokerError> {
+    async fn say(
+        &self,
+        way: &Way,
+        channel: &ChannelName,
+        said: &mut ChannelEntries,
+        entries: &[MemberEntry],
+    ) -> Result<(), BrokerError> {
         let Some(first) = entries.first() else { return Ok(()) };
         let mut touched = Vec::new();
         for entry in entries {
@@ -420,8 +427,8 @@ impl Nats {
             let (way, now, _) = self.survey(&self.connection.members("roll")).await?;
             let mut leases = self.leases(&way).await?;
             let dead = leases.judge(now);
-            let known = matches!(leases.nodes.get(&node), Some(Stands::Heartbeat(_)));
-            let gone = matches!(leases.nodes.get(&node), Some(Stands::Gone(_)));
+            let known = matches!(leases.nodes.get(&node), Some(LeaseState::Heartbeat(_)));
+            let gone = matches!(leases.nodes.get(&node), Some(LeaseState::Gone(_)));
             // Whatever was left under that name must not come back with it.
             if !known && !gone && buried.insert(node) {
                 self.forget_life(node);
@@ -435,9 +442,9 @@ impl Nats {
             }
             let by = (!gone).then_some(node);
             if let Some(node) = by {
-                leases.nodes.insert(node, Stands::Heartbeat(now));
+                leases.nodes.insert(node, LeaseState::Heartbeat(now));
             }
-            if self.replace_roll(&way, &leases, by).await? {
+            if self.replace_leases(&way, &leases, by).await? {
                 let living = leases.living();
                 return Ok((way, Heartbeat { known, living }, dead));
             }
@@ -463,7 +470,7 @@ impl Nats {
             let Some((_, _, bytes)) = self.newest_of(way, &subject).await? else {
                 return Ok(Vec::new());
             };
-            decode(node, &bytes).ok_or_else(wrong_roll)
+            decode(node, &bytes).ok_or_else(wrong_leases)
         });
         let buckets: Vec<Vec<MemberEntry>> = buckets.buffer_unordered(AT_ONCE).try_collect().await?;
         Ok(buckets.into_iter().flatten().collect())
@@ -482,7 +489,7 @@ impl Nats {
         match way.call(self.connection.members("none"), Some(headers), Bytes::new()).await? {
             Answer::Refused { code, .. } if code::WRONG_LAST.contains(&code) => {}
             Answer::Refused { text, .. } => return Err(lost(&text)),
-            Answer::Done(_) => return Err(wrong_roll()),
+            Answer::Done(_) => return Err(wrong_leases()),
         }
         forbidden.look()?;
         let (stop, stopped) = oneshot::channel();
@@ -494,7 +501,13 @@ impl Nats {
 
 /// Shows a watch what the stream tells, until something is missing, the connection or the stream is
 /// lost, the server takes the subscription away, or the watch is dropped.
-async fn show(way: Way, mut live: Subscriber, mut forbidden: Watched, stopped: oneshot::Receiver<()>, watch: WatchSender) {
+async fn show(
+    way: Way,
+    mut live: Subscriber,
+    mut forbidden: PermissionWatch,
+    stopped: oneshot::Receiver<()>,
+    watch: WatchSender,
+) {
     let (dead, gone) = (way.link.dead.clone(), way.gone.clone());
     // Held by a quiet watch, it would keep a dead connection's client.
     drop(way);
@@ -555,7 +568,7 @@ impl Directory for Nats {
         let Some(first) = entries.first() else { return Ok(()) };
         let answered = lock(&self.members.answered).get(&first.node).copied();
         if answered.is_some_and(|at| at.is_none_or(|at| at.elapsed() > NODE_EXPIRES)) {
-            return Err(lost("this node is not in the roll of those that live: it beats first"));
+            return Err(lost("this node has no lease: it sends a heartbeat first"));
         }
         let set = async {
             let way = self.way().await?;
@@ -609,11 +622,11 @@ impl Directory for Nats {
             let way = loop {
                 let (way, now, _) = self.survey(&self.connection.members("roll")).await?;
                 let mut leases = self.leases(&way).await?;
-                if !matches!(leases.nodes.get(&node), Some(Stands::Heartbeat(_))) {
+                if !matches!(leases.nodes.get(&node), Some(LeaseState::Heartbeat(_))) {
                     break way;
                 }
-                leases.nodes.insert(node, Stands::Gone(now));
-                if self.replace_roll(&way, &leases, None).await? {
+                leases.nodes.insert(node, LeaseState::Gone(now));
+                if self.replace_leases(&way, &leases, None).await? {
                     break way;
                 }
             };
@@ -623,7 +636,7 @@ impl Directory for Nats {
     }
 }
 
-impl Roll {
+impl Leases {
     /// `written`: when the server stored it, which is its heartbeat.
     fn read(sequence: u64, written: u64, bytes: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(bytes).ok()?;
@@ -631,14 +644,14 @@ impl Roll {
         for (node, stands) in value["nodes"].as_object()? {
             let at = stands[1].as_u64()?;
             let stands = match stands[0].as_str()? {
-                "beat" => Stands::Heartbeat(at),
-                "gone" => Stands::Gone(at),
+                "beat" => LeaseState::Heartbeat(at),
+                "gone" => LeaseState::Gone(at),
                 _ => return None,
             };
             nodes.insert(node.parse().ok()?, stands);
         }
         if let Some(by) = value["by"].as_str() {
-            nodes.insert(by.parse().ok()?, Stands::Heartbeat(written));
+            nodes.insert(by.parse().ok()?, LeaseState::Heartbeat(written));
         }
         Some(Self { sequence, nodes })
     }
@@ -646,8 +659,8 @@ impl Roll {
     fn text(&self, by: Option<NodeId>) -> Bytes {
         let nodes = self.nodes.iter().map(|(node, stands)| {
             let (what, at) = match stands {
-                Stands::Heartbeat(at) => ("beat", at),
-                Stands::Gone(at) => ("gone", at),
+                LeaseState::Heartbeat(at) => ("beat", at),
+                LeaseState::Gone(at) => ("gone", at),
             };
             (node.to_string(), json!([what, at]))
         });
@@ -661,8 +674,8 @@ impl Roll {
     fn judge(&mut self, now: u64) -> Vec<NodeId> {
         let mut dead = Vec::new();
         for (node, stands) in &mut self.nodes {
-            if matches!(stands, Stands::Heartbeat(at) if now.saturating_sub(*at) > micros(NODE_EXPIRES)) {
-                *stands = Stands::Gone(now);
+            if matches!(stands, LeaseState::Heartbeat(at) if now.saturating_sub(*at) > micros(NODE_EXPIRES)) {
+                *stands = LeaseState::Gone(now);
                 dead.push(*node);
             }
         }
@@ -670,20 +683,24 @@ impl Roll {
     }
 
     fn living(&self) -> Vec<NodeId> {
-        let living = self.nodes.iter().filter(|(_, stands)| matches!(stands, Stands::Heartbeat(_)));
+        let living = self
+            .nodes
+            .iter()
+            .filter(|(_, stands)| matches!(stands, LeaseState::Heartbeat(_)));
         living.map(|(node, _)| *node).collect()
     }
 
     /// Those that were gone long ago.
     fn forgotten(&self, now: u64) -> Vec<NodeId> {
-        let long_gone = |stands: &Stands| matches!(stands, Stands::Gone(at) if now.saturating_sub(*at) > micros(GRAVE));
+        let long_gone =
+            |stands: &LeaseState| matches!(stands, LeaseState::Gone(at) if now.saturating_sub(*at) > micros(DEAD_ARE_KEPT));
         let forgotten = self.nodes.iter().filter(|(_, stands)| long_gone(stands));
         forgotten.map(|(node, _)| *node).collect()
     }
 }
 
 /// Something else writes to our subjects, or a later version of this program did.
-fn wrong_roll() -> BrokerError {
+fn wrong_leases() -> BrokerError {
     lost("the stream of members holds what Airwave did not write there: give it a prefix or an account of its own")
 }
 
@@ -830,19 +847,19 @@ mod tests {
     #[test]
     fn a_node_that_has_not_beaten_is_gone_and_in_the_end_forgotten() {
         let (one, other) = (NodeId::draw(), NodeId::draw());
-        let mut leases = Roll::default();
-        leases.nodes.insert(one, Stands::Heartbeat(1));
-        leases.nodes.insert(other, Stands::Heartbeat(2));
+        let mut leases = Leases::default();
+        leases.nodes.insert(one, LeaseState::Heartbeat(1));
+        leases.nodes.insert(other, LeaseState::Heartbeat(2));
         // The heartbeat of the writer was when the server stored it.
-        let mut leases = Roll::read(7, 5_000_000, &leases.text(Some(other))).unwrap();
+        let mut leases = Leases::read(7, 5_000_000, &leases.text(Some(other))).unwrap();
         assert_eq!((leases.sequence, leases.judge(micros(NODE_EXPIRES) + 1).len()), (7, 0));
         let at = micros(NODE_EXPIRES) + 2;
         assert_eq!(leases.judge(at), [one]);
         assert_eq!((leases.living(), leases.judge(at)), (vec![other], vec![]));
-        let again = Roll::read(8, 0, &leases.text(None)).unwrap();
+        let again = Leases::read(8, 0, &leases.text(None)).unwrap();
         assert_eq!(again.nodes, leases.nodes);
-        assert_eq!(again.forgotten(at + micros(GRAVE)), []);
-        assert_eq!(again.forgotten(at + micros(GRAVE) + 1), [one]);
-        assert_eq!(Roll::read(1, 1, b"{}"), None);
+        assert_eq!(again.forgotten(at + micros(DEAD_ARE_KEPT)), []);
+        assert_eq!(again.forgotten(at + micros(DEAD_ARE_KEPT) + 1), [one]);
+        assert_eq!(Leases::read(1, 1, b"{}"), None);
     }
 }

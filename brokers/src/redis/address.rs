@@ -3,7 +3,7 @@
 use redis::io::tcp::TcpSettings;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 
-use super::connection::ConnectError;
+use super::connection::RedisConnectError;
 
 /// Where to connect to, and how to log in there.
 pub(super) enum Address {
@@ -23,14 +23,14 @@ const SENTINELS: &str = "redis+sentinel://user:password@host:26379,host2:26379/M
 const CLUSTER: &str = "redis+cluster://user:password@host:6379,host2:6379";
 
 /// The library's own errors might quote the URL.
-fn malformed(form: &str) -> ConnectError {
-    ConnectError::Url(format!(
+fn malformed(form: &str) -> RedisConnectError {
+    RedisConnectError::Url(format!(
         "cannot be read; write {form}, with %40 for '@', %2F for '/', %3A for ':' and %2C for ',' in the password"
     ))
 }
 
 impl Address {
-    pub(super) fn parse(url: &str) -> Result<Address, ConnectError> {
+    pub(super) fn parse(url: &str) -> Result<Address, RedisConnectError> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| malformed(ONE))?;
         let (plain, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
         let form = match (plain, kind) {
@@ -42,10 +42,10 @@ impl Address {
         let (rest, parameters) = match rest.split_once('?') {
             Some((rest, parameters)) if kind == "sentinel" && !parameters.contains(['@', '/', '?', '#']) => (rest, parameters),
             None => (rest, ""),
-            Some(_) => return Err(ConnectError::Url(unknown_parameters(kind))),
+            Some(_) => return Err(RedisConnectError::Url(unknown_parameters(kind))),
         };
         if rest.contains('#') {
-            return Err(ConnectError::Url(unknown_parameters(kind)));
+            return Err(RedisConnectError::Url(unknown_parameters(kind)));
         }
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
@@ -67,7 +67,7 @@ impl Address {
         match kind {
             "cluster" => {
                 if !matches!(path, "" | "0") {
-                    return Err(ConnectError::Url(format!(
+                    return Err(RedisConnectError::Url(format!(
                         "names a database, and a cluster has only one; write {CLUSTER}"
                     )));
                 }
@@ -78,7 +78,7 @@ impl Address {
                 let (master, database) = path.split_once('/').unwrap_or((path, ""));
                 let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
                 if master.is_empty() || !master.chars().all(known) {
-                    return Err(ConnectError::Url(format!(
+                    return Err(RedisConnectError::Url(format!(
                         "does not say which master the sentinels are to be asked for; write {SENTINELS}"
                     )));
                 }
@@ -113,19 +113,19 @@ fn unknown_parameters(kind: &str) -> String {
 }
 
 /// What the sentinels themselves want to hear, which is not what the server wants.
-fn sentinel_login(parameters: &str) -> Result<String, ConnectError> {
+fn sentinel_login(parameters: &str) -> Result<String, RedisConnectError> {
     let (mut user, mut password) = ("", "");
     for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
         match parameter.split_once('=') {
             Some(("sentinel_user", value)) => user = value,
             Some(("sentinel_password", value)) => password = value,
-            _ => return Err(ConnectError::Url(unknown_parameters("sentinel"))),
+            _ => return Err(RedisConnectError::Url(unknown_parameters("sentinel"))),
         }
     }
     Ok(match (user, password) {
         ("", "") => String::new(),
         (_, "") => {
-            return Err(ConnectError::Url(
+            return Err(RedisConnectError::Url(
                 "has a sentinel_user without a sentinel_password; write both".into(),
             ));
         }

@@ -21,12 +21,13 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::address::Place;
-use super::connection::{Commands, ConnectError, Connected, Loading, Server, lost, random_bits, text_of};
+use super::connection::{Commands, Connected, Loading, RedisConnectError, Server, lost, text_of};
 use super::listening::{LOOK, Listener, Listening};
 use super::marks::Marks;
 use super::naming::{Naming, PARTITIONS, partition, slot};
 use super::sentinel::gather;
 use super::{Keys, Script};
+use crate::reconnect::random_bits;
 
 /// How often the map is asked for although nothing contradicts it.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -80,7 +81,7 @@ impl Shard {
         marks: Arc<Marks>,
         home: u16,
         astray: Arc<Notify>,
-    ) -> Result<Shard, ConnectError> {
+    ) -> Result<Shard, RedisConnectError> {
         let shard = Self::new(server, naming, stats, marks, home, astray);
         let mut loading = Loading::default();
         while loading.judge(shard.commands.first().await).await.transpose()?.is_none() {}
@@ -164,9 +165,9 @@ impl Cluster {
         seeds: Vec<ConnectionInfo>,
         stats: BrokerStats,
         marks: Arc<Marks>,
-    ) -> Result<Arc<Cluster>, ConnectError> {
+    ) -> Result<Arc<Cluster>, RedisConnectError> {
         let Some(first) = seeds.first().cloned() else {
-            return Err(ConnectError::Url("names no host".into()));
+            return Err(RedisConnectError::Url("names no host".into()));
         };
         let login = Server::clustered(first);
         let seeds: Vec<Place> = seeds.iter().map(Place::of).collect();
@@ -175,10 +176,10 @@ impl Cluster {
             let (views, mut errors) = gather(ask_seeds(&login, &seeds), OTHERS_WITHIN).await;
             let newest = views.into_iter().max_by_key(|view| view.epoch);
             // While one loads its data, what others say of the cluster is not the last word.
-            errors.sort_by_key(|error| matches!(error, ConnectError::Loading { .. }));
+            errors.sort_by_key(|error| matches!(error, RedisConnectError::Loading { .. }));
             let addresses = || seeds.iter().map(Place::to_string).collect::<Vec<_>>().join(", ");
             let found = newest.ok_or_else(|| {
-                errors.pop().unwrap_or_else(|| ConnectError::Unreachable {
+                errors.pop().unwrap_or_else(|| RedisConnectError::Unreachable {
                     address: addresses(),
                     reason: "no answer".into(),
                 })
@@ -192,7 +193,7 @@ impl Cluster {
         let mut shards = HashMap::new();
         for (n, place) in owners.iter().enumerate() {
             let Some(place) = place else {
-                return Err(ConnectError::Unusable {
+                return Err(RedisConnectError::Unusable {
                     address: login.to_string(),
                     reason: format!("slot {} has no master; see CLUSTER INFO", slot(n as u16)),
                 });
@@ -480,7 +481,7 @@ fn question() -> Pipeline {
     both
 }
 
-fn ask_seeds(login: &Server, seeds: &[Place]) -> JoinSet<Result<View, ConnectError>> {
+fn ask_seeds(login: &Server, seeds: &[Place]) -> JoinSet<Result<View, RedisConnectError>> {
     let mut asked = JoinSet::new();
     for place in seeds {
         let server = login.at(place);
@@ -496,7 +497,7 @@ fn ask_seeds(login: &Server, seeds: &[Place]) -> JoinSet<Result<View, ConnectErr
             }
             // A cluster whose nodes load their data is not whole yet.
             if server.is_loading(&mut connection).await {
-                return Err(ConnectError::Loading {
+                return Err(RedisConnectError::Loading {
                     address: server.to_string(),
                 });
             }

@@ -20,6 +20,7 @@ use super::address::Place;
 use super::members::{ENTER, LEASES, MEMBERS};
 use super::sentinel::Sentinels;
 use super::{APPEND, DEADLINE, FLOOR, FOUND, READ, READ_DEADLINE, REMEMBER, Script, late};
+use crate::reconnect::{Backoff, Disconnected};
 use crate::silence::while_heard;
 
 /// For the way to the server and its greeting.
@@ -31,15 +32,6 @@ const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(1);
 
 /// How long it waits while the last try to connect has failed.
 const WAIT_WHILE_GONE: Duration = Duration::from_millis(400);
-
-/// How soon after the last try a call that finds no connection brings the next one forward.
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(250);
-
-/// Between tries to connect: from the first to the last, for ever, jittered.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-/// A connection that lived so long was a good one.
-const GOOD_AFTER: Duration = Duration::from_secs(5);
 
 /// How often the connection for pages is tried out. The others carry the node's own probe.
 const PAGES_PROBED_EVERY: Duration = Duration::from_secs(1);
@@ -56,7 +48,7 @@ const QUEUE: usize = 4096;
 /// Why no broker could be made. The text says what to do, and holds no credentials.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
-pub enum ConnectError {
+pub enum RedisConnectError {
     /// The URL is not one.
     #[error("the broker's URL {0}")]
     Url(String),
@@ -110,39 +102,11 @@ enum Mode {
 }
 
 /// A connection, until it is found to be dead.
-pub(super) struct Wire {
+pub(super) struct ServerConnection {
     pub(super) connection: MultiplexedConnection,
-    pub(super) dead: Arc<Dead>,
+    pub(super) dead: Arc<Disconnected>,
     /// Where it leads.
     pub(super) place: Place,
-}
-
-/// Says once that a connection is of no use any more.
-#[derive(Default)]
-pub(super) struct Dead {
-    is: AtomicBool,
-    told: Notify,
-}
-
-impl Dead {
-    pub(super) fn tell(&self) {
-        self.is.store(true, Ordering::Release);
-        self.told.notify_waiters();
-    }
-
-    pub(super) fn is(&self) -> bool {
-        self.is.load(Ordering::Acquire)
-    }
-
-    pub(super) async fn wait(&self) {
-        let told = self.told.notified();
-        let mut told = std::pin::pin!(told);
-        // Listening before looking, or the word is lost between the two.
-        told.as_mut().enable();
-        if !self.is() {
-            told.await;
-        }
-    }
 }
 
 impl fmt::Display for Server {
@@ -203,7 +167,10 @@ impl Server {
 
     /// Opens a connection to a server that can be used. `told` is called with what a subscription
     /// brings, in order.
-    pub(super) async fn open(&self, told: impl Fn(PushKind, Vec<Value>) + Send + Sync + 'static) -> Result<Wire, ConnectError> {
+    pub(super) async fn open(
+        &self,
+        told: impl Fn(PushKind, Vec<Value>) + Send + Sync + 'static,
+    ) -> Result<ServerConnection, RedisConnectError> {
         match &self.mode {
             Mode::Watched(sentinels) => {
                 let place = sentinels.master().await?;
@@ -214,7 +181,7 @@ impl Server {
     }
 
     /// A connection only to ask what the cluster looks like, which a replica may answer too.
-    pub(super) async fn open_to_ask(&self) -> Result<Wire, ConnectError> {
+    pub(super) async fn open_to_ask(&self) -> Result<ServerConnection, RedisConnectError> {
         self.open_here(|_, _| {}, false).await
     }
 
@@ -222,7 +189,7 @@ impl Server {
         &self,
         told: impl Fn(PushKind, Vec<Value>) + Send + Sync + 'static,
         master: bool,
-    ) -> Result<Wire, ConnectError> {
+    ) -> Result<ServerConnection, RedisConnectError> {
         let client = Client::open(self.info.clone()).map_err(|error| self.explain(&error))?;
         let tls = matches!(self.info.addr(), ConnectionAddr::TcpTls { .. });
         // Rustls wants one provider for the process. An application that has chosen its own keeps
@@ -231,7 +198,7 @@ impl Server {
             // Fails only if other code has installed one first, which is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        let dead = Arc::new(Dead::default());
+        let dead = Arc::new(Disconnected::default());
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             // The library's own is half a second; our calls have deadlines of their own.
@@ -257,14 +224,14 @@ impl Server {
             Ok(connection) => connection?,
             Err(_) => return Err(self.unreachable("no answer in time")),
         };
-        Ok(Wire {
+        Ok(ServerConnection {
             connection,
             dead,
             place: self.place(),
         })
     }
 
-    async fn examine(&self, connection: &mut MultiplexedConnection, master: bool) -> Result<(), ConnectError> {
+    async fn examine(&self, connection: &mut MultiplexedConnection, master: bool) -> Result<(), RedisConnectError> {
         let greeting = connection.send_packed_command(&cmd("HELLO")).await;
         let greeting = greeting
             .and_then(Value::extract_error)
@@ -326,8 +293,8 @@ impl Server {
         }
     }
 
-    pub(super) fn unreachable(&self, reason: impl Into<String>) -> ConnectError {
-        ConnectError::Unreachable {
+    pub(super) fn unreachable(&self, reason: impl Into<String>) -> RedisConnectError {
+        RedisConnectError::Unreachable {
             address: self.name.to_string(),
             reason: reason.into(),
         }
@@ -342,14 +309,14 @@ impl Server {
         text_of(&told).is_some_and(|told| told.lines().any(|line| line.trim() == "loading:1"))
     }
 
-    fn unusable(&self, reason: String) -> ConnectError {
-        ConnectError::Unusable {
+    fn unusable(&self, reason: String) -> RedisConnectError {
+        RedisConnectError::Unusable {
             address: self.name.to_string(),
             reason,
         }
     }
 
-    pub(super) fn explain(&self, error: &RedisError) -> ConnectError {
+    pub(super) fn explain(&self, error: &RedisError) -> RedisConnectError {
         let advice = match error.code() {
             Some("NOAUTH") => {
                 "it wants a password; write it into the broker's URL, redis://:PASSWORD@host or redis://USER:PASSWORD@host"
@@ -357,7 +324,7 @@ impl Server {
             Some("WRONGPASS") => "it does not accept this user and password; correct them in the broker's URL",
             Some("NOPERM") => "this user may not do what Airwave needs; docs/deploying.md has the ACL rule",
             Some("LOADING") => {
-                return ConnectError::Loading {
+                return RedisConnectError::Loading {
                     address: self.name.to_string(),
                 };
             }
@@ -394,9 +361,9 @@ pub(super) struct Loading {
 
 impl Loading {
     /// What to do with the outcome of a try to connect. `None`, after a pause: try again.
-    pub(super) async fn judge<T>(&mut self, opened: Result<T, ConnectError>) -> Option<Result<T, ConnectError>> {
+    pub(super) async fn judge<T>(&mut self, opened: Result<T, RedisConnectError>) -> Option<Result<T, RedisConnectError>> {
         match opened {
-            Err(ConnectError::Loading { address }) => {
+            Err(RedisConnectError::Loading { address }) => {
                 if self.since.is_none() {
                     tracing::info!(server = address, "Redis is loading its data: waiting for it");
                 }
@@ -422,70 +389,6 @@ impl Loading {
     }
 }
 
-/// When to try again: soon, then less and less often, for ever. One that breaks at once does not
-/// begin anew.
-pub(super) struct Backoff {
-    wait: Duration,
-    opened: Instant,
-    failed: u64,
-}
-
-impl Backoff {
-    pub(super) fn new() -> Self {
-        Self {
-            wait: BACKOFF.0,
-            opened: Instant::now(),
-            failed: 0,
-        }
-    }
-
-    /// The first failure of an outage is worth a warning, and then every minute or so.
-    pub(super) fn failed(&mut self, error: &ConnectError) {
-        if self.failed.is_multiple_of(60) {
-            tracing::warn!(%error, tries = self.failed + 1, "cannot connect yet");
-        } else {
-            tracing::debug!(%error, tries = self.failed + 1, "cannot connect yet");
-        }
-        self.failed += 1;
-    }
-
-    pub(super) fn opened(&mut self) {
-        self.opened = Instant::now();
-        self.failed = 0;
-    }
-
-    pub(super) fn broke(&mut self) {
-        if self.opened.elapsed() >= GOOD_AFTER {
-            self.wait = BACKOFF.0;
-        }
-    }
-
-    pub(super) async fn pause(&mut self) {
-        self.pause_until_wanted(&Notify::new()).await;
-    }
-
-    /// The same, cut short when a caller wants the connection.
-    pub(super) async fn pause_until_wanted(&mut self, wanted: &Notify) {
-        // Half to all of it, so that nodes which lost the same server do not come back together.
-        let random = random_bits() >> 11;
-        let pause = self.wait.mul_f64(0.5 + random as f64 / (1u64 << 54) as f64);
-        let at_least = pause.min(TRY_AGAIN_AFTER);
-        sleep(at_least).await;
-        tokio::select! {
-            () = sleep(pause - at_least) => {}
-            () = wanted.notified() => {}
-        }
-        self.wait = (self.wait * 2).min(BACKOFF.1);
-    }
-}
-
-/// Not for secrets: the standard library's hasher keys are random enough to spread things and to
-/// tell nodes apart.
-pub(super) fn random_bits() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
-}
-
 /// The connection for commands. Kept open by [`Commands::keep`].
 pub(super) struct Commands {
     server: Server,
@@ -501,7 +404,7 @@ pub(super) struct Commands {
 #[derive(Clone)]
 pub(super) struct Connected {
     connection: MultiplexedConnection,
-    dead: Arc<Dead>,
+    dead: Arc<Disconnected>,
     place: Place,
     pub(super) append: Arc<str>,
     pub(super) found: Arc<str>,
@@ -621,20 +524,20 @@ impl Commands {
 
     /// The first connection, made before [`Commands::keep`] is begun where it is to be seen whether
     /// it can be.
-    pub(super) async fn first(&self) -> Result<(), ConnectError> {
+    pub(super) async fn first(&self) -> Result<(), RedisConnectError> {
         let mut first = Self::open(&self.server).await?;
         self.server.warn_of_eviction(&mut first.connection).await;
         self.current.send_replace(Some(first));
         Ok(())
     }
 
-    async fn open(server: &Server) -> Result<Connected, ConnectError> {
-        let Wire {
+    async fn open(server: &Server) -> Result<Connected, RedisConnectError> {
+        let ServerConnection {
             mut connection,
             dead,
             place,
         } = server.open(|_, _| {}).await?;
-        let mut load = async |text: &str| -> Result<Arc<str>, ConnectError> {
+        let mut load = async |text: &str| -> Result<Arc<str>, RedisConnectError> {
             let loaded = timeout(
                 CONNECT_WITHIN,
                 connection.send_packed_command(cmd("SCRIPT").arg("LOAD").arg(text)),
@@ -700,7 +603,7 @@ impl Commands {
                 lost = true;
                 self.current.send_replace(None);
             }
-            backoff.pause_until_wanted(&self.wanted).await;
+            backoff.pause(&self.wanted).await;
             match Self::open(&self.server).await {
                 Ok(connected) => {
                     self.gone.store(false, Ordering::Relaxed);

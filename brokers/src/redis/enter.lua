@@ -1,6 +1,6 @@
 #!lua
--- Writes a node into the roll, or down in which channel it has members. It adds keys, so a full
--- server refuses it.
+-- Writes a node's lease, or in which channel it has members. It adds keys, so a full server
+-- refuses it.
 --
 -- ARGV  what; then
 -- 'register' KEYS beats; ARGV node

@@ -1,13 +1,14 @@
 #!lua flags=allow-oom
--- Reads members, and keeps the roll of the nodes: which lives, and in which channels it has
+-- Reads members, and keeps the nodes' leases: which node lives, and in which channels it has
 -- members. It adds no key and takes things away, so it works on a full server, too. What adds keys
 -- is in enter.lua.
 --
 -- ARGV  what; then
 -- 'list'     KEYS members; ARGV how long they are remembered in ms: gives field, value, ...
--- 'bury'     KEYS members; ARGV node: removes all of the node's
--- 'beat'     KEYS beats; ARGV node, how long it lives in ms: gives whether it lived, the living, some of the dead, whether it is in the
---            roll at all
+-- 'expire'   KEYS members; ARGV node: removes all of the node's
+-- 'heartbeat'
+--            KEYS beats; ARGV node, how long it lives in ms: gives whether it lived, the living,
+--            some of the dead, whether it has a lease at all
 -- 'living'   KEYS beats; ARGV -, how long a node lives in ms: gives the living
 -- 'leave'    KEYS beats; ARGV node
 -- 'exit'     KEYS the node's channels; ARGV channel
@@ -21,7 +22,7 @@ if what == 'list' then
   return redis.call('HGETALL', key)
 end
 
-if what == 'bury' then
+if what == 'expire' then
   local gone = 0
   -- Compared, not matched: a member's id may hold anything.
   for _, field in ipairs(redis.call('HKEYS', key)) do
@@ -41,8 +42,8 @@ local function text(number) return string.format('%.0f', number) end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local dead = text(now - ARGV[3])
--- The clock has been set back. Who has beaten later than now has done so now: it lives on if it
--- beats on.
+-- The clock has been set back. A heartbeat later than now counts as one of now: the node lives on
+-- if it sends more.
 for _, node in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. text(now), '+inf')) do
   redis.call('ZADD', key, 'XX', text(now), node)
 end

@@ -26,11 +26,12 @@ use redis::{Cmd, Pipeline, PushKind, RedisError, Value, cmd};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::connection::{Backoff, Commands, ConnectError, Server, Wire, lost, random_bits};
+use super::connection::{Commands, RedisConnectError, Server, ServerConnection, lost};
 use super::marks::Marks;
 use super::members::{TELLS_OF_MEMBERS, decode as decode_members};
 use super::naming::{Naming, partition};
 use super::{DEADLINE, HEAD_LIVES, LONGEST, REMEMBER_SCRIPT, bounded, decode, late, millis};
+use crate::reconnect::{Backoff, random_bits};
 use crate::silence::while_heard;
 
 /// How often this node publishes to itself.
@@ -89,7 +90,7 @@ pub(super) struct Listening {
     probe_left: Notify,
     /// The connection lives, and the server does not tell this node what it publishes.
     deaf: Notify,
-    state: Mutex<State>,
+    state: Mutex<ListeningState>,
     /// Which connection listens; zero: none.
     connection: watch::Sender<u64>,
     /// Some channel's subscription must be made or ended.
@@ -102,7 +103,7 @@ pub(super) struct Listening {
 }
 
 #[derive(Default)]
-struct State {
+struct ListeningState {
     /// Which connection the feeds belong to; zero: none, and there are none.
     connection: u64,
     channels: HashMap<ChannelName, Arc<Mutex<Subscription>>>,
@@ -119,10 +120,10 @@ struct Subscription {
     waiting: Vec<oneshot::Sender<()>>,
     /// Its feeds are about to end, see [`LOOK_AFTER`].
     looks: bool,
-    ears: Vec<(u64, Ear)>,
+    followers: Vec<(u64, Follower)>,
 }
 
-enum Ear {
+enum Follower {
     /// The head is not known yet, so events wait.
     Opening(Vec<Arc<Event>>),
     Open {
@@ -138,34 +139,34 @@ enum Ear {
     Watching(WatchSender),
 }
 
-impl Ear {
+impl Follower {
     /// False: something is missing, or there is no listener any more. `heard`: the latest probe
     /// that was heard.
     fn hear(&mut self, event: &Arc<Event>, heard: u64) -> bool {
         match self {
-            Ear::Opening(waiting) => {
+            Follower::Opening(waiting) => {
                 waiting.push(event.clone());
                 waiting.len() <= OPENING_BOUND
             }
             // Subscriptions may lag behind the commands that read the head. Later it is an event of
             // a server that has lost the head and goes on below it.
-            Ear::Open {
+            Follower::Open {
                 head, last, settled_by, ..
             } if event.position <= *head => *last == *head && heard < *settled_by,
-            Ear::Open { feed, last, .. } => {
+            Follower::Open { feed, last, .. } => {
                 let follows = event.previous == *last;
                 *last = event.position;
                 follows && feed.push(event.clone())
             }
-            Ear::Watching(watch) => !watch.is_closed(),
+            Follower::Watching(watch) => !watch.is_closed(),
         }
     }
 
     /// Returns false if the watch has been dropped.
     fn hear_of_members(&mut self, entries: &[MemberEntry]) -> bool {
         match self {
-            Ear::Watching(watch) => entries.iter().all(|entry| watch.push(entry.clone())),
-            Ear::Opening(_) | Ear::Open { .. } => true,
+            Follower::Watching(watch) => entries.iter().all(|entry| watch.push(entry.clone())),
+            Follower::Opening(_) | Follower::Open { .. } => true,
         }
     }
 }
@@ -206,10 +207,10 @@ impl Listener {
         let subscription = lock(&self.listening.state).channels.get(&self.channel).cloned();
         let opened = subscription.is_some_and(|subscription| {
             let mut subscription = lock(&subscription);
-            let mine = subscription.ears.iter_mut().find(|(other, _)| *other == id);
+            let mine = subscription.followers.iter_mut().find(|(other, _)| *other == id);
             let there = mine.is_some();
             if let Some((_, mine)) = mine {
-                *mine = Ear::Watching(sender);
+                *mine = Follower::Watching(sender);
             }
             there
         });
@@ -227,7 +228,7 @@ impl Listener {
         });
         // From here on the feed leaves when it is dropped, also below.
         self.opened = true;
-        let mut ear = Ear::Open {
+        let mut follower = Follower::Open {
             feed: sender,
             head,
             last: head,
@@ -237,11 +238,11 @@ impl Listener {
         let subscription = lock(&self.listening.state).channels.get(&self.channel).cloned();
         let opened = subscription.is_some_and(|subscription| {
             let mut subscription = lock(&subscription);
-            let mine = subscription.ears.iter_mut().find(|(other, _)| *other == id);
+            let mine = subscription.followers.iter_mut().find(|(other, _)| *other == id);
             let Some((_, mine)) = mine else { return false };
-            let whole = matches!(mine, Ear::Opening(waiting) if waiting.iter().all(|event| ear.hear(event, 0)));
+            let whole = matches!(mine, Follower::Opening(waiting) if waiting.iter().all(|event| follower.hear(event, 0)));
             if whole {
-                *mine = ear;
+                *mine = follower;
             }
             whole
         });
@@ -309,7 +310,7 @@ impl Listening {
             });
             let subscription = subscription.clone();
             let mut subscription = lock(&subscription);
-            subscription.ears.push((id, Ear::Opening(Vec::new())));
+            subscription.followers.push((id, Follower::Opening(Vec::new())));
             let confirmed = if subscription.confirmed {
                 None
             } else {
@@ -345,9 +346,9 @@ impl Listening {
                 return;
             };
             let mut subscription = lock(&subscription);
-            let left = subscription.ears.iter().position(|(other, _)| *other == id);
-            let left = left.map(|at| subscription.ears.swap_remove(at));
-            if subscription.ears.is_empty() {
+            let left = subscription.followers.iter().position(|(other, _)| *other == id);
+            let left = left.map(|at| subscription.followers.swap_remove(at));
+            if subscription.followers.is_empty() {
                 state.changed.push_back(channel.clone());
                 self.changed.notify_one();
             }
@@ -405,7 +406,7 @@ impl Listening {
         self.end_feeds();
     }
 
-    async fn open(self: Arc<Self>, number: u64) -> Result<Wire, ConnectError> {
+    async fn open(self: Arc<Self>, number: u64) -> Result<ServerConnection, RedisConnectError> {
         let me = Arc::downgrade(&self);
         let wire = self
             .server
@@ -434,12 +435,12 @@ impl Listening {
 
     /// The first connection, made before [`Listening::keep`] is begun where it is to be seen
     /// whether it can be.
-    pub(super) async fn first(self: &Arc<Self>) -> Result<Wire, ConnectError> {
+    pub(super) async fn first(self: &Arc<Self>) -> Result<ServerConnection, RedisConnectError> {
         self.clone().open(1).await
     }
 
     /// Keeps a connection open, for ever.
-    pub(super) async fn keep(self: Arc<Self>, first: Option<Wire>) {
+    pub(super) async fn keep(self: Arc<Self>, first: Option<ServerConnection>) {
         let mut backoff = Backoff::new();
         let mut number = 1;
         let mut wire = first;
@@ -453,7 +454,7 @@ impl Listening {
                 lost = true;
                 tracing::warn!(server = %self.server, at = %wire.place, why, "the connection for subscriptions is lost");
             }
-            backoff.pause().await;
+            backoff.pause(&Notify::new()).await;
             number += 1;
             match self.clone().open(number).await {
                 Ok(opened) => {
@@ -474,7 +475,7 @@ impl Listening {
     }
 
     /// Makes and ends subscriptions until the connection is dead; says why.
-    async fn serve(self: &Arc<Self>, wire: &Wire) -> &'static str {
+    async fn serve(self: &Arc<Self>, wire: &ServerConnection) -> &'static str {
         let mut connection = wire.connection.clone();
         let mut probes = interval(PROBE_EVERY);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -639,7 +640,7 @@ impl Listening {
                 continue;
             };
             let mut subscription = lock(&subscription);
-            if subscription.ears.is_empty() {
+            if subscription.followers.is_empty() {
                 state.channels.remove(&name);
                 if subscription.wanted {
                     unsubscribe.push(name);
@@ -653,7 +654,7 @@ impl Listening {
             self.changed.notify_one();
         }
         // A crowd that has gone gives its memory back.
-        let State { channels, changed, .. } = &mut *state;
+        let ListeningState { channels, changed, .. } = &mut *state;
         shrink(channels);
         shrink(changed);
         (subscribe, unsubscribe)
@@ -769,8 +770,12 @@ impl Listening {
             let entries = decode_members(&payload);
             let mut subscription = lock(&subscription);
             match entries {
-                Some(entries) => subscription.ears.retain_mut(|(_, ear)| ear.hear_of_members(&entries)),
-                None => subscription.ears.retain(|(_, ear)| !matches!(ear, Ear::Watching(_))),
+                Some(entries) => subscription
+                    .followers
+                    .retain_mut(|(_, follower)| follower.hear_of_members(&entries)),
+                None => subscription
+                    .followers
+                    .retain(|(_, follower)| !matches!(follower, Follower::Watching(_))),
             }
             return;
         }
@@ -789,7 +794,7 @@ impl Listening {
                     let ended = {
                         let mut subscription = lock(&there);
                         subscription.looks = false;
-                        std::mem::take(&mut subscription.ears)
+                        std::mem::take(&mut subscription.followers)
                     };
                     drop(ended);
                 });
@@ -797,11 +802,13 @@ impl Listening {
             Some(event) => {
                 self.marks.note(subscription.partition, event.position);
                 let heard = *self.heard.borrow();
-                subscription.ears.retain_mut(|(_, ear)| ear.hear(&event, heard));
+                subscription
+                    .followers
+                    .retain_mut(|(_, follower)| follower.hear(&event, heard));
             }
             None => {
                 tracing::warn!(channel = name, "a message in pub/sub is not an event of ours: its feeds end");
-                subscription.ears.clear();
+                subscription.followers.clear();
             }
         }
     }
@@ -818,8 +825,8 @@ impl Listening {
                 return;
             };
             for (channel, subscription) in channels {
-                let at = lock(subscription).ears.iter().find_map(|(_, ear)| match ear {
-                    Ear::Open { last, since, .. } if since.elapsed() >= FOLLOWED_LONG => Some(last.to_string()),
+                let at = lock(subscription).followers.iter().find_map(|(_, follower)| match follower {
+                    Follower::Open { last, since, .. } if since.elapsed() >= FOLLOWED_LONG => Some(last.to_string()),
                     _ => None,
                 });
                 let [one, other] = self.naming.epochs(channel);
@@ -847,7 +854,7 @@ fn end(subscription: &Mutex<Subscription>) {
     let ended = {
         let mut subscription = lock(subscription);
         (
-            std::mem::take(&mut subscription.ears),
+            std::mem::take(&mut subscription.followers),
             std::mem::take(&mut subscription.waiting),
         )
     };

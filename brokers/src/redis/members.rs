@@ -73,10 +73,10 @@ impl Redis {
     }
 
     async fn ask_leases(&self, what: &str, key: &str, arguments: impl Fn(&mut Cmd) + Send + Sync) -> Result<Value, BrokerError> {
-        self.ask_beside_roll(LEASES_SCRIPT, what, key, arguments).await
+        self.ask_beside_leases(LEASES_SCRIPT, what, key, arguments).await
     }
 
-    async fn ask_beside_roll(
+    async fn ask_beside_leases(
         &self,
         script: Script,
         what: &str,
@@ -100,7 +100,7 @@ impl Redis {
         if known {
             return Ok(());
         }
-        self.ask_beside_roll(ENTER_SCRIPT, "enter", &format!("of:{node}"), |call| {
+        self.ask_beside_leases(ENTER_SCRIPT, "enter", &format!("of:{node}"), |call| {
             call.arg(channel.as_str()).arg(millis(HEAD_LIVES));
         })
         .await?;
@@ -140,7 +140,7 @@ impl Redis {
                     call.arg(BURY_AT_ONCE);
                 })
                 .await?;
-            let channels = texts(some).ok_or_else(wrong_roll)?;
+            let channels = texts(some).ok_or_else(wrong_leases)?;
             if channels.is_empty() {
                 self.ask_leases("forget", "beats", |call| {
                     call.arg(node);
@@ -153,7 +153,7 @@ impl Redis {
                 // list.
                 if let Ok(channel) = ChannelName::new(&channel) {
                     let expire = self.script(&channel, LEASES_SCRIPT, |call, _| {
-                        call.arg(1).arg(self.key(&channel, "members")).arg("bury").arg(node);
+                        call.arg(1).arg(self.key(&channel, "members")).arg("expire").arg(node);
                     });
                     timeout(LONGEST, expire).await.unwrap_or_else(|_| Err(late()))?;
                 }
@@ -210,7 +210,7 @@ impl Directory for Redis {
                     call.arg("").arg(millis(NODE_EXPIRES));
                 })
                 .await?;
-            let living = nodes(living).ok_or_else(wrong_roll)?;
+            let living = nodes(living).ok_or_else(wrong_leases)?;
             let mut entries = Vec::with_capacity(listed.len() / 2);
             for pair in listed.chunks_exact(2) {
                 let [Value::BulkString(field), Value::BulkString(value)] = pair else {
@@ -243,24 +243,24 @@ impl Directory for Redis {
         let until = Instant::now() + EXPIRE_FOR;
         let ask = async || {
             let answer = self
-                .ask_leases("beat", "beats", |call| {
+                .ask_leases("heartbeat", "beats", |call| {
                     call.arg(node.to_string()).arg(millis(NODE_EXPIRES));
                 })
                 .await?;
             let Value::Array(answer) = answer else {
-                return Err(wrong_roll());
+                return Err(wrong_leases());
             };
             let mut answer = answer.into_iter();
             match (answer.next(), answer.next(), answer.next(), answer.next()) {
                 (Some(Value::Int(known)), Some(living), Some(dead), Some(Value::Int(there))) => {
                     Ok((known == 1, living, dead, there == 1))
                 }
-                _ => Err(wrong_roll()),
+                _ => Err(wrong_leases()),
             }
         };
         let (known, mut living, mut dead, there) = ask().await?;
         if !there {
-            self.ask_beside_roll(ENTER_SCRIPT, "register", "beats", |call| {
+            self.ask_beside_leases(ENTER_SCRIPT, "register", "beats", |call| {
                 call.arg(node.to_string());
             })
             .await?;
@@ -268,9 +268,9 @@ impl Directory for Redis {
         }
         let heartbeat = Heartbeat {
             known,
-            living: nodes(living).ok_or_else(wrong_roll)?,
+            living: nodes(living).ok_or_else(wrong_leases)?,
         };
-        for dead in texts(dead).ok_or_else(wrong_roll)? {
+        for dead in texts(dead).ok_or_else(wrong_leases)? {
             match timeout(EXPIRE_FOR, self.expire(&dead, until)).await {
                 Ok(Ok(true)) => tracing::debug!(node = dead, "what a dead node had said is removed"),
                 // The next heartbeat goes on with it, this node's or another's.
@@ -296,8 +296,8 @@ impl Directory for Redis {
 }
 
 /// Something else writes to our keys, or a later version of this program did.
-fn wrong_roll() -> BrokerError {
-    BrokerError::unavailable("the keys of the nodes' roll hold what Airwave did not write there: give it a database of its own")
+fn wrong_leases() -> BrokerError {
+    BrokerError::unavailable("the keys of the nodes' leases hold what Airwave did not write there: give it a database of its own")
 }
 
 fn texts(answer: Value) -> Option<Vec<String>> {

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::address::Place;
-use super::connection::{ConnectError, text_of};
+use super::connection::{RedisConnectError, text_of};
 
 /// How long one sentinel may take, connecting included.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(1200);
@@ -25,12 +25,12 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Sentinels {
     master: String,
     all: Vec<Sentinel>,
-    known: watch::Sender<Option<Known>>,
+    known: watch::Sender<Option<KnownMaster>>,
 }
 
 /// Where a master is, and the number of the failover that made it one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Known {
+struct KnownMaster {
     place: Place,
     epoch: u64,
 }
@@ -64,7 +64,7 @@ impl Sentinels {
     }
 
     /// Asks them all.
-    pub(super) async fn master(self: &Arc<Self>) -> Result<Place, ConnectError> {
+    pub(super) async fn master(self: &Arc<Self>) -> Result<Place, RedisConnectError> {
         let mut asked = JoinSet::new();
         for n in 0..self.all.len() {
             let me = self.clone();
@@ -76,9 +76,9 @@ impl Sentinels {
         let Some(newest) = newest else {
             let address = self.to_string();
             return Err(match useless.pop() {
-                Some(Useless::Refuses(reason)) => ConnectError::Unusable { address, reason },
-                Some(Useless::Silent(reason)) => ConnectError::Unreachable { address, reason },
-                None => ConnectError::Unreachable {
+                Some(Useless::Refuses(reason)) => RedisConnectError::Unusable { address, reason },
+                Some(Useless::Silent(reason)) => RedisConnectError::Unreachable { address, reason },
+                None => RedisConnectError::Unreachable {
                     address,
                     reason: "no sentinel answers".into(),
                 },
@@ -88,7 +88,7 @@ impl Sentinels {
         // may have been set up anew.
         let agreed = answers.iter().filter(|known| known.place == newest.place).count();
         if before.is_some_and(|before| newest.epoch < before.epoch) && agreed * 2 <= self.all.len() {
-            return Err(ConnectError::Unreachable {
+            return Err(RedisConnectError::Unreachable {
                 address: self.to_string(),
                 reason: "only sentinels answer that have missed a failover".into(),
             });
@@ -132,7 +132,7 @@ impl std::fmt::Display for Sentinels {
 }
 
 impl Sentinel {
-    async fn ask(&self, master: &str) -> Result<Known, Useless> {
+    async fn ask(&self, master: &str) -> Result<KnownMaster, Useless> {
         let mut kept = self.connection.lock().await;
         let asking = async {
             if let Some(connection) = &*kept
@@ -168,7 +168,7 @@ impl Sentinel {
             pairs.find_map(|(name, value)| (text_of(name)? == what).then(|| text_of(value)).flatten())
         };
         let known = || {
-            Some(Known {
+            Some(KnownMaster {
                 place: Place {
                     host: told("ip")?.to_owned(),
                     port: told("port")?.parse().ok()?,
