@@ -4,7 +4,9 @@
 //! This is the one place where `previous` is checked, for every broker. A healthy log costs no
 //! task: the broker's feed calls in here directly.
 
-use std::collections::VecDeque;
+mod pending;
+mod rate_window;
+
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,28 +16,22 @@ use tokio::runtime::Handle;
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use self::pending::Pending;
+use self::rate_window::{RateWindow, Show};
 use crate::backbone::{Backbone, torn};
 use crate::broker::{BrokerError, Feed, PageLimit, Replay};
 use crate::event::{ChannelName, Event, Position};
-use crate::format::GapReason;
 use crate::inbox::FeedSink;
 use crate::log::{Appended, Found, Log};
 use crate::patience;
-use crate::replay::position_before;
 use crate::rule::Rule;
 use crate::unhealed::Unhealed;
 
-/// How many events wait at most while a log heals. Beyond it they are dropped and read from history
-/// instead, which holds what a feed has shown.
-const PENDING_BOUND: usize = 10_000;
 /// How much one history read asks for while healing.
 const HEAL_PAGE: PageLimit = PageLimit::events(1000).with_bytes(4 << 20);
 /// How many fruitless history reads it takes until a chain that nothing closes is called a loss:
 /// about ten seconds.
 const HEAL_TRIES: u32 = 12;
-/// After so many gaps the log goes on with what the feed has shown: history is trimmed faster than
-/// it can be read.
-const PATIENT_GAPS: usize = 1;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// A feed that ends sooner than this is not followed again at once, so that a broker whose feeds do
 /// not last is not called in a busy loop.
@@ -50,12 +46,12 @@ pub(crate) struct Follower {
     pub(crate) log: Arc<Log>,
     backbone: Arc<Backbone>,
     runtime: Handle,
-    state: Mutex<State>,
-    window: Mutex<Window>,
+    state: Mutex<FollowerState>,
+    rate: RateWindow,
     me: Weak<Follower>,
 }
 
-struct State {
+struct FollowerState {
     /// Tells the feed that is in use from one that was given up.
     generation: u64,
     feed: Option<Feed>,
@@ -66,41 +62,6 @@ struct State {
     /// While the log heals, its events wait here.
     healing: Option<Pending>,
     closed: bool,
-}
-
-#[derive(Default)]
-struct Pending {
-    events: VecDeque<Arc<Event>>,
-    /// The newest event that did not find room. The log is not whole before it has come this far:
-    /// `previous` need not show it, it may be zero.
-    dropped: Position,
-    /// How often history did not reach back to the log's head.
-    gaps: usize,
-    /// The feed has shown an event, since history was asked last, that does not follow the one
-    /// before it.
-    went_back: bool,
-}
-
-impl Pending {
-    /// Where the stream goes on when the store has lost everything up to the head and stands at an
-    /// event that waits here: before the first of those that lead to it. They are told then, and
-    /// not counted among the lost.
-    fn goes_on_after(&mut self, replay: &Replay) -> Option<Position> {
-        if !replay.events.is_empty() || self.dropped != Position::ZERO {
-            return None;
-        }
-        let mut first = self.events.iter().rposition(|event| event.position == replay.head)?;
-        while first > 0 && self.events[first - 1].position == self.events[first].previous {
-            first -= 1;
-        }
-        self.events.drain(..first);
-        self.events.front().map(|first| position_before(first))
-    }
-}
-
-struct Window {
-    last: Instant,
-    scheduled: bool,
 }
 
 struct LiveFeed {
@@ -138,7 +99,7 @@ impl Follower {
             log,
             backbone,
             runtime: Handle::current(),
-            state: Mutex::new(State {
+            state: Mutex::new(FollowerState {
                 generation: 1,
                 feed: None,
                 fed: feed.head,
@@ -146,17 +107,14 @@ impl Follower {
                 healing: None,
                 closed: false,
             }),
-            window: Mutex::new(Window {
-                last: Instant::now(),
-                scheduled: false,
-            }),
+            rate: RateWindow::new(),
             me: me.clone(),
         });
         follower.attach(feed, 1);
         Ok(follower)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FollowerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -233,12 +191,7 @@ impl Follower {
             let goes_on = event.position > state.fed && (event.previous == state.fed || event.previous == Position::ZERO);
             state.fed = event.position;
             if let Some(pending) = &mut state.healing {
-                pending.went_back |= !goes_on;
-                if pending.events.len() >= PENDING_BOUND {
-                    pending.dropped = pending.events.back().map_or(pending.dropped, |last| last.position);
-                    pending.events.clear();
-                }
-                pending.events.push_back(event);
+                pending.push(event, goes_on);
                 return;
             }
             match self.log.append(event.clone()) {
@@ -249,10 +202,7 @@ impl Follower {
                 // A feed that goes back is one of a store that does: history tells.
                 Appended::Known | Appended::Broken => {
                     tracing::debug!(channel = %self.log.name, position = %event.position, previous = %event.previous, "the chain is broken: healing");
-                    state.healing = Some(Pending {
-                        events: VecDeque::from([event]),
-                        ..Pending::default()
-                    });
+                    state.healing = Some(Pending::since(event));
                     drop(state);
                     self.heal(generation, None);
                     return;
@@ -283,39 +233,17 @@ impl Follower {
             self.log.show();
             return;
         };
-        let due = {
-            let mut state = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-            if state.scheduled {
-                return;
-            }
-            let due = state.last + window;
-            if due <= Instant::now() {
-                state.last = Instant::now();
-                None
-            } else {
-                state.scheduled = true;
-                Some(due)
-            }
-        };
-        let Some(due) = due else {
-            self.log.show();
-            return;
+        let due = match self.rate.appended(window) {
+            Show::Now => return self.log.show(),
+            Show::Scheduled => return,
+            Show::At(due) => due,
         };
         let me = self.me.clone();
         // One timer for the log, whatever the number of its listeners.
         self.runtime.spawn(async move {
             sleep_until(due).await;
             if let Some(follower) = me.upgrade() {
-                {
-                    let mut state = follower.window.lock().unwrap_or_else(PoisonError::into_inner);
-                    // When it was due: a timer is late by a millisecond or two, which would make
-                    // sixty a second fifty-six. One that is very late is made up for once, and no
-                    // more.
-                    *state = Window {
-                        last: due,
-                        scheduled: false,
-                    };
-                }
+                follower.rate.shown(due);
                 follower.log.show();
             }
         });
@@ -337,7 +265,8 @@ impl Follower {
         self.runtime.spawn(heal.until_whole(self.backbone.clone(), pause));
     }
 
-    /// `give_up`: history will not close the hole before what the feed has shown; announce it.
+    /// Appends a page of history that was asked for with `after`; `give_up` as in
+    /// [`Pending::take_in`].
     fn take_in(&self, generation: u64, after: Position, replay: &Replay, give_up: bool) -> Healed {
         // Under the lock from the first look: of two that heal at once, one for the feed that ended
         // meanwhile, only one may append.
@@ -348,60 +277,8 @@ impl Follower {
         let Some(pending) = &mut state.healing else {
             return Healed::Superseded;
         };
-        let expected_previous = self.log.expected_previous();
-        if expected_previous != after {
+        if !pending.take_in(&self.log, after, replay, give_up) {
             return Healed::NotYet;
-        }
-        let mut goes_on_live = false;
-        if !replay.is_whole(expected_previous) {
-            let reason = replay.lost_reason(expected_previous, self.log.head());
-            pending.gaps += 1;
-            let shown = pending.events.front().map(|event| position_before(event));
-            let live = shown.filter(|_| pending.gaps > PATIENT_GAPS);
-            // A page that reaches what the feed shows leaves nothing out.
-            let reaches = |live: Position| replay.events.iter().any(|event| event.position == live);
-            let live = live.filter(|live| *live > replay.goes_on_after() && !reaches(*live));
-            goes_on_live = live.is_some();
-            let heard = live.or_else(|| pending.goes_on_after(replay));
-            let goes_on = heard.unwrap_or_else(|| replay.goes_on_after());
-            tracing::warn!(channel = %self.log.name, after = %expected_previous, %goes_on, reason = reason.as_str(), "events are lost");
-            self.log.append_gap(goes_on, reason);
-        }
-        // Behind a gap that took events back: those that are there again, which listeners have had.
-        let again = (self.log.expected_previous() < self.log.head())
-            .then(|| replay.events.iter().rposition(|event| self.log.has(event)))
-            .flatten();
-        let again = again.map_or(0, |last| last + 1);
-        for event in replay.events.iter().skip(again).cloned().chain(replay.lost_end()) {
-            if self.log.append(event.clone()) == Appended::Broken {
-                // History is whole. So it holds events again that were announced as lost, as after
-                // a failover and one back. Some listeners had them before the gap, and those that
-                // came behind it did not: a new gap tells both.
-                tracing::warn!(channel = %self.log.name, after = %event.previous, "events that were announced as lost are there again");
-                self.log.append_gap(event.previous, GapReason::BrokerLostData);
-                self.log.append(event);
-            }
-        }
-        if replay.more && !goes_on_live {
-            return Healed::NotYet;
-        }
-        if self.log.head() < pending.dropped {
-            if !give_up {
-                return Healed::NotYet;
-            }
-            self.log.append_gap(pending.dropped, GapReason::BrokerLostData);
-        }
-        if pending.went_back {
-            return Healed::NotYet;
-        }
-        while let Some(event) = pending.events.front() {
-            match self.log.append(event.clone()) {
-                Appended::Yes | Appended::Known => {
-                    pending.events.pop_front();
-                }
-                Appended::Broken if give_up => self.log.append_gap(event.previous, GapReason::BrokerLostData),
-                Appended::Broken => return Healed::NotYet,
-            }
         }
         state.healing = None;
         Healed::Yes
@@ -504,7 +381,7 @@ impl Heal {
             return Ok(None);
         };
         if let Some(pending) = &mut follower.lock().healing {
-            pending.went_back = false;
+            pending.asks_history();
         }
         drop(follower);
         // Most channels are quiet: the new feed begins where the log ends, so there is nothing to
