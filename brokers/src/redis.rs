@@ -523,7 +523,7 @@ fn decode(bytes: Vec<u8>) -> Option<Event> {
     Some(Event {
         position,
         previous,
-        message: Message::from_stored(&message)?,
+        message: Message::from_stored(&message),
     })
 }
 
@@ -584,11 +584,8 @@ mod tests {
             (&long[..], Some(&long[..]), Data::binary(vec![0, 255, b':'])),
             ("s", Some("é"), Data::json_text("[1]").unwrap()),
         ] {
-            let message = Message {
-                event: EventName::new(name).unwrap(),
-                data,
-                key: key.map(|key| Key::new(key).unwrap()),
-            };
+            let mut message = Message::new(EventName::new(name).unwrap(), data);
+            message.key = key.map(|key| Key::new(key).unwrap());
             let event = decode(stored(&message)).unwrap();
             assert_eq!((event.position.0, event.previous.0), (1748123004217002, 1748123004217001));
             assert_eq!(event.message, message);
@@ -631,20 +628,24 @@ mod tests {
     #[test]
     fn what_is_not_an_event_is_not_read_as_one() {
         let whole = stored(&Message::new(EventName::new("said").unwrap(), Data::text("text")));
-        let header = whole.len() - 4;
-        for length in 0..header {
+        let numbers = b"1748123004217002:1748123004217001:".len();
+        for length in 0..numbers {
             assert_eq!(decode(whole[..length].to_vec()), None, "the first {length} bytes of one");
         }
-        for forged in [
-            "x:1:t0000",
-            "1:x:t0000",
-            "1:1:x0100a",
-            "1:1:t0100\n",
-            "-1:1:t0100a",
-            "1:1:tzz00a",
-            "1:1:t0101a\n",
-        ] {
+        for forged in ["x:1:t0000", "1:x:t0000", "-1:1:t0100a"] {
             assert_eq!(decode(forged.as_bytes().to_vec()), None, "{forged}");
+        }
+        for (newer, is_hidden) in [
+            ("1:0:", true),
+            ("1:0:t0100\n", true),
+            ("1:0:tzz00a", true),
+            ("1:0:t0101a\n", true),
+            ("1:0:t0b00airwave.run{}", true),
+            ("1:0:x0100a", false),
+            ("1:0:3j01000000a", false),
+        ] {
+            let event = decode(newer.as_bytes().to_vec()).unwrap();
+            assert_eq!((event.position.0, event.is_hidden()), (1, is_hidden), "{newer}");
         }
     }
 }

@@ -9,9 +9,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::broker::{Append, Broker, BrokerError, BrokerErrorKind, Feed, IDEMPOTENCY_WINDOW, PageLimit, Published, Replay};
-use crate::event::{ChannelName, Position};
+use crate::event::{ChannelName, EventName, Position};
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
+use crate::newer::Newer;
 use crate::observe::Metrics;
 use crate::outage::{HealTurns, Outage, Unanswered};
 use crate::patience;
@@ -30,6 +31,8 @@ pub(crate) struct Backbone {
     pub(crate) outage: Outage,
     pub(crate) unanswered: Unanswered,
     pub(crate) turns: HealTurns,
+    /// What later versions have stored.
+    pub(crate) newer: Newer,
     /// What the rings of all open channels take.
     pub(crate) ring_memory: Arc<RingMemory>,
     /// Idempotency keys that this node has used, by channel.
@@ -67,7 +70,13 @@ impl Backbone {
     }
 
     /// Publishes within the broker's time. `rule`: where the figures of the channel's rule stand.
-    pub(crate) async fn publish(&self, channel: &ChannelName, rule: usize, append: Append) -> Result<Published, Refusal> {
+    pub(crate) async fn publish(&self, channel: &ChannelName, rule: usize, mut append: Append) -> Result<Published, Refusal> {
+        if append.message.is_hidden() {
+            self.metrics.publish_error(Code::BadRequest);
+            return Err(EventName::reserved().into());
+        }
+        // A handler may publish again what it has read, and sees none of them.
+        append.message.attributes = std::mem::take(&mut append.message.attributes).without_reserved();
         let weight = append.message.weight();
         let events = 1 + u64::from(append.end_behind().is_some());
         if weight > self.limits.message_bytes {
@@ -131,6 +140,7 @@ impl Backbone {
         self.metrics.replays.inc();
         let (feed, replay) = patience::call(self.limits.broker_timeout, self.broker.open(channel, limit)).await?;
         self.unanswered.answered();
+        self.look(&replay);
         if !replay.is_torn() {
             return Ok((feed, replay));
         }
@@ -155,10 +165,15 @@ impl Backbone {
 }
 
 impl Backbone {
+    fn look(&self, replay: &Replay) {
+        replay.events.iter().for_each(|event| self.newer.look(&event.message));
+    }
+
     /// A page without a hole, from a broker that may have been overtaken while it read.
     async fn page(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         for pause in TORN_PAUSES {
             let replay = self.broker.replay(channel, after, limit).await?;
+            self.look(&replay);
             match after {
                 Some(_) => return Ok(replay.up_to_hole()),
                 None if !replay.is_torn() => return Ok(replay),

@@ -225,6 +225,21 @@ impl Channel {
     /// # Errors
     /// `unavailable`.
     pub async fn page(&self, after: Option<Position>, limit: PageLimit) -> Result<Replay, Refusal> {
+        let mut page = self.whole_page(after, limit).await?;
+        let complete = page.complete;
+        // Hidden events are left out. The last event of a page is where the caller goes on, so a
+        // page of hidden events alone is followed by the next.
+        while after.is_some() && page.more && page.events.iter().all(|event| event.is_hidden()) {
+            let Some(last) = page.events.last() else { break };
+            page = self.whole_page(Some(last.position), limit).await?;
+        }
+        page.complete &= complete;
+        page.events.retain(|event| !event.is_hidden());
+        Ok(page)
+    }
+
+    /// A page with the events that no listener is shown.
+    pub(crate) async fn whole_page(&self, after: Option<Position>, limit: PageLimit) -> Result<Replay, Refusal> {
         self.backbone
             .replay(&self.name, after, limit)
             .await

@@ -1880,11 +1880,10 @@ pub async fn any_valid_name_and_payload_survives(fixture: &dyn Fixture) {
         let mut chain = Chain(vec![feed.head]);
         let mut messages = Vec::new();
         for n in 0..30 {
-            messages.push(Message {
-                event: EventName::new(event_names[n % event_names.len()]).unwrap(),
-                data: payloads[n % payloads.len()].clone(),
-                key: (n % 4 != 0).then(|| Key::new(keys[n % keys.len()]).unwrap()),
-            });
+            let event = EventName::new(event_names[n % event_names.len()]).unwrap();
+            let mut message = Message::new(event, payloads[n % payloads.len()].clone());
+            message.key = (n % 4 != 0).then(|| Key::new(keys[n % keys.len()]).unwrap());
+            messages.push(message);
         }
         for (n, message) in messages.iter().enumerate() {
             let mut append = Append::new(message.clone());

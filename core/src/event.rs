@@ -3,6 +3,7 @@
 //! Parse at the door: a [`ChannelName`] or [`EventName`] exists only if it is valid, so no format
 //! has to check again and no line break can ever forge a field of an SSE stream.
 
+mod attributes;
 mod data;
 mod json;
 mod message;
@@ -10,6 +11,7 @@ mod names;
 mod position;
 mod stored;
 
+pub use self::attributes::{Attributes, MAX_ATTRIBUTE_NAME, MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES};
 pub use self::data::{Data, JsonText, quoted};
 pub use self::message::Message;
 pub use self::names::{ChannelName, EventName, IdempotencyKey, Invalid, Key, MAX_NAME, RESERVED_PREFIX};
@@ -34,5 +36,11 @@ impl Event {
     /// Whether this is the event that ends its channel.
     pub fn is_end(&self) -> bool {
         self.message.event.as_str() == "airwave.end"
+    }
+
+    /// Whether no listener is shown this event. It has its position, and cursors pass it: a later
+    /// version of Airwave has stored it for itself.
+    pub fn is_hidden(&self) -> bool {
+        self.message.is_hidden()
     }
 }

@@ -183,6 +183,7 @@ impl Follower {
 
     fn event(&self, generation: u64, event: Arc<Event>) {
         self.backbone.metrics.stats.heard();
+        self.backbone.newer.look(&event.message);
         {
             let mut state = self.lock();
             if state.generation != generation {

@@ -27,6 +27,7 @@ use crate::idempotency::KeySource;
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
 use crate::log::FormatSlot;
+use crate::newer::Newer;
 use crate::observe::Metrics;
 use crate::outage::{HealTurns, Outage, Unanswered};
 use crate::patience::{self, Patience};
@@ -243,6 +244,7 @@ impl HubBuilder {
             outage: Outage::default(),
             unanswered: Unanswered::default(),
             turns: HealTurns::default(),
+            newer: Newer::default(),
             keys: KeyCounts::default(),
             jitter: self.jitter,
         });
@@ -775,6 +777,9 @@ impl Hub {
 
     /// A page of a channel's history for a client, with the channel it is allowed to see.
     ///
+    /// The page holds [hidden events](crate::Event::is_hidden), too, so that the last one says
+    /// where the next page begins. A transport leaves them out of what it writes.
+    ///
     /// # Errors
     /// What the handler's `subscribe` refuses, and `unknown-channel`, `unavailable`.
     pub async fn history(
@@ -790,7 +795,7 @@ impl Hub {
         {
             return Ok((admission.channel, replay));
         }
-        let replay = admission.channel.page(after, limit).await?;
+        let replay = admission.channel.whole_page(after, limit).await?;
         Ok((admission.channel, replay))
     }
 

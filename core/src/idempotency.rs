@@ -120,12 +120,16 @@ pub struct Fingerprint([u8; 16]);
 impl Fingerprint {
     /// Of a message, and of whether the channel ends behind it.
     pub fn of_message(message: &Message, and_end: bool) -> Self {
-        Self::of(&[
+        let attributes = message.attributes.print();
+        let parts = [
             &[message.data.kind(), u8::from(and_end), u8::from(message.key.is_some())],
             message.event.as_str().as_bytes(),
             message.key.as_ref().map_or("", |key| key.as_str()).as_bytes(),
             message.data.as_bytes(),
-        ])
+            attributes.as_bytes(),
+        ];
+        // Nodes of version 0.1 know the parts before the attributes alone, and must agree.
+        Self::of(if attributes.is_empty() { &parts[..4] } else { &parts })
     }
 
     fn of(parts: &[&[u8]]) -> Self {
@@ -166,7 +170,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::event::{Data, EventName, Key};
+    use crate::event::{Attributes, Data, EventName, Key};
 
     fn key(text: &str) -> IdempotencyKey {
         IdempotencyKey::new(text).unwrap()
@@ -227,9 +231,12 @@ mod tests {
         let other_name = Message::new(EventName::new("sai").unwrap(), Data::text("dx"));
         let other_kind = Message::new(EventName::new("said").unwrap(), Data::binary(&b"x"[..]));
         let with_key = said("x").with_key(Key::new("k").unwrap());
-        for other in [&said("y"), &other_name, &other_kind, &with_key] {
+        let with = |name, value| said("x").with_attributes(Attributes::new().with(name, value).unwrap());
+        let (tagged, elsewhere) = (with("a", "1"), with("a1", ""));
+        for other in [&said("y"), &other_name, &other_kind, &with_key, &tagged, &elsewhere] {
             assert_ne!(print(&message), print(other));
         }
+        assert_ne!(print(&tagged), print(&elsewhere));
         assert_ne!(Fingerprint::of_message(&message, true), print(&message));
         // Nodes of other builds must agree.
         assert_eq!(print(&message).to_string(), FIXED);

@@ -53,6 +53,7 @@ mod inbox;
 mod jitter;
 mod key_counts;
 mod log;
+mod newer;
 pub mod observe;
 mod outage;
 pub mod patience;
@@ -79,7 +80,7 @@ pub use broker::{Append, Broker, BrokerError, BrokerErrorKind, Feed, PageLimit, 
 pub use channel::Channel;
 pub use cursor::Cursor;
 pub use directory::Directory;
-pub use event::{ChannelName, Data, Event, EventName, Key, Message, Position};
+pub use event::{Attributes, ChannelName, Data, Event, EventName, Key, Message, Position};
 pub use format::{Format, Member, Notice};
 pub use handler::{Client, ConnectRequest, Handler, Identity, LeaveReason, Reply};
 pub use hub::{Connection, Hub};

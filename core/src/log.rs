@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(crate) use self::batch::Batch;
-pub(crate) use self::entry::{Entry, Item};
+pub(crate) use self::entry::{Collected, Entry, Item};
 use self::listeners::Listeners;
 use self::ring::Ring;
 pub(crate) use self::ring::{Appended, Found, READ_BYTES, Start};
@@ -250,7 +250,7 @@ impl Log {
         if from >= visible {
             return Read::Nothing;
         }
-        let (entries, next) = {
+        let collected = {
             let ring = lock(&self.ring);
             if let Some(batch) = ring.batches.get(slot.index, from, visible) {
                 return Read::Some(batch);
@@ -262,15 +262,15 @@ impl Log {
         };
         // Encoding and joining happen outside the lock: a large event must not hold up the
         // publisher.
-        let batch = Batch::join(&entries, next, &self.name, slot);
+        let batch = Batch::join(&collected, &self.name, slot);
         if batch.events > 0 {
             lock(&self.ring).batches.put(slot.index, from, visible, batch.clone());
         }
         Read::Some(batch)
     }
 
-    /// What a listener at `from` has not had, one by one, and the index after it.
-    pub(crate) fn read_entries(&self, from: u64) -> Read<(Vec<Arc<Entry>>, u64)> {
+    /// What a listener at `from` has not had, one by one.
+    pub(crate) fn read_entries(&self, from: u64) -> Read<Collected> {
         let visible = self.visible();
         if from >= visible {
             return Read::Nothing;

@@ -79,6 +79,7 @@ impl Handler for Room {
                 Data::Json(_) => "json",
                 Data::Text(_) => "text",
                 Data::Binary(_) => "binary",
+                _ => "opaque",
             })?),
             "who" => Ok(Reply::json(&json!([
                 user,

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use airwave_core::event::{IdempotencyKey, quoted};
-use airwave_core::{ChannelName, Code, Data, Event, EventName, Key, Member, Message, Refusal};
+use airwave_core::{Attributes, ChannelName, Code, Data, Event, EventName, Key, Member, Message, Refusal};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -32,6 +32,7 @@ pub fn envelope(channel: &ChannelName, event: &Event) -> String {
         json.push_str(",\"key\":");
         json.push_str(&quoted(key.as_str()));
     }
+    attributes_field(&message.attributes, &mut json);
     match &message.data {
         Data::Json(text) => {
             json.push_str(",\"data\":");
@@ -41,7 +42,7 @@ pub fn envelope(channel: &ChannelName, event: &Event) -> String {
             json.push_str(",\"text\":");
             json.push_str(&quoted(text));
         }
-        Data::Binary(bytes) => {
+        Data::Binary(bytes) | Data::Opaque { bytes, .. } => {
             json.push_str(",\"base64\":\"");
             STANDARD.encode_string(bytes, &mut json);
             json.push('"');
@@ -49,6 +50,20 @@ pub fn envelope(channel: &ChannelName, event: &Event) -> String {
     }
     json.push('}');
     json
+}
+
+/// The attributes of an event as a further field; nothing, if it has none.
+fn attributes_field(attributes: &Attributes, json: &mut String) {
+    for (at, (name, value)) in attributes.iter().enumerate() {
+        json.push_str(if at == 0 { ",\"attributes\":{\"" } else { ",\"" });
+        // Names are made of characters that JSON does not escape.
+        json.push_str(name);
+        json.push_str("\":");
+        json.push_str(&quoted(value));
+    }
+    if !attributes.is_empty() {
+        json.push('}');
+    }
 }
 
 /// A member of a channel as one JSON object.
@@ -81,7 +96,7 @@ pub fn data_as_json(data: Option<&Data>) -> Cow<'_, str> {
         None => Cow::Borrowed("null"),
         Some(Data::Json(text)) => Cow::Borrowed(text.as_str()),
         Some(Data::Text(text)) => Cow::Owned(quoted(text)),
-        Some(Data::Binary(bytes)) => Cow::Owned(format!("\"{}\"", STANDARD.encode(bytes))),
+        Some(Data::Binary(bytes) | Data::Opaque { bytes, .. }) => Cow::Owned(format!("\"{}\"", STANDARD.encode(bytes))),
     }
 }
 
@@ -175,6 +190,7 @@ struct Sent<'a> {
     #[serde(borrow)]
     base64: Option<Cow<'a, str>>,
     key: Option<Key>,
+    attributes: Option<Attributes>,
 }
 
 /// `"data": null` is data, unlike an absent field.
@@ -196,6 +212,7 @@ pub fn read_sent(body: &[u8]) -> Result<Message, Refusal> {
             base64: sent.base64,
         },
         sent.key,
+        sent.attributes,
     )
 }
 
@@ -203,15 +220,13 @@ pub fn read_sent(body: &[u8]) -> Result<Message, Refusal> {
 ///
 /// # Errors
 /// `bad-request`: a name or payload that is not acceptable, or no payload.
-pub fn message(event: &str, payload: Payload<'_>, key: Option<Key>) -> Result<Message, Refusal> {
+pub fn message(event: &str, payload: Payload<'_>, key: Option<Key>, attributes: Option<Attributes>) -> Result<Message, Refusal> {
     let data = payload
         .read()?
         .ok_or_else(|| Refusal::bad_request("there is no 'data', 'text' or 'base64' in this message"))?;
-    Ok(Message {
-        event: EventName::new(event)?,
-        data,
-        key,
-    })
+    let mut message = Message::new(EventName::new(event)?, data);
+    (message.key, message.attributes) = (key, attributes.unwrap_or_default());
+    Ok(message)
 }
 
 /// One publication of `POST /publish`.
@@ -230,6 +245,7 @@ pub struct Publication<'a> {
     #[serde(borrow)]
     base64: Option<Cow<'a, str>>,
     key: Option<Key>,
+    attributes: Option<Attributes>,
     /// Makes repeating it harmless.
     pub idempotency_key: Option<IdempotencyKey>,
     #[serde(rename = "end")]
@@ -256,11 +272,9 @@ impl Publication<'_> {
         match (data, &self.event) {
             (Some(data), event) => {
                 let event = EventName::new(event.as_deref().unwrap_or("message"))?;
-                Ok(Some(Message {
-                    event,
-                    data,
-                    key: self.key.take(),
-                }))
+                let mut message = Message::new(event, data);
+                (message.key, message.attributes) = (self.key.take(), self.attributes.take().unwrap_or_default());
+                Ok(Some(message))
             }
             (None, None) if self.ends() => Ok(None),
             (None, _) => Err(Refusal::bad_request(

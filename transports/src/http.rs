@@ -8,7 +8,7 @@ use airwave_core::event::{IdempotencyKey, quoted};
 use airwave_core::format::Member;
 use airwave_core::rule::TransportName;
 use airwave_core::warnings::Warning;
-use airwave_core::{ChannelName, Code, Hub, PageLimit, Position, Publish, Refusal};
+use airwave_core::{ChannelName, Code, Event, Hub, PageLimit, Position, Publish, Refusal};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -219,7 +219,8 @@ pub(crate) async fn history(
         Ok::<_, Refusal>((channel, page, members))
     };
     let (channel, page, members) = hub.request(reading).await?;
-    let events: Vec<_> = page.events.iter().filter(|event| !event.is_end()).collect();
+    let shown = |event: &&Arc<Event>| !event.is_end() && !event.is_hidden();
+    let events: Vec<_> = page.events.iter().filter(shown).collect();
     let events: Vec<String> = events[events.len().saturating_sub(limit)..]
         .iter()
         .map(|event| envelope(channel.name(), event))

@@ -444,7 +444,7 @@ impl Format for OneChannel {
     fn event(&self, _channel: &ChannelName, event: &Event) -> Bytes {
         let message = &event.message;
         let mut text = String::with_capacity(48 + message.event.as_str().len() + message.data.len());
-        let suffix = if matches!(message.data, Data::Binary(_)) {
+        let suffix = if matches!(message.data, Data::Binary(_) | Data::Opaque { .. }) {
             ";base64"
         } else {
             ""
@@ -454,7 +454,7 @@ impl Format for OneChannel {
         match &message.data {
             Data::Json(json) => data_line(&mut text, json.as_str()),
             Data::Text(lines) => data_lines(&mut text, lines),
-            Data::Binary(bytes) => {
+            Data::Binary(bytes) | Data::Opaque { bytes, .. } => {
                 text.push_str("data: ");
                 STANDARD.encode_string(bytes, &mut text);
                 text.push('\n');

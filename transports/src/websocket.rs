@@ -20,7 +20,7 @@ use airwave_core::hub::FormatHandle;
 use airwave_core::patience::Patience;
 use airwave_core::rule::TransportName;
 use airwave_core::session::{After, CloseCause, CloseReason, PendingSubscription, Turn};
-use airwave_core::{ChannelName, Code, Connection, Data, Event, Format, Hub, Key, Message, Refusal, Reply, Session};
+use airwave_core::{Attributes, ChannelName, Code, Connection, Data, Event, Format, Hub, Key, Message, Refusal, Reply, Session};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
@@ -478,6 +478,7 @@ struct Command<'a> {
     #[serde(borrow)]
     base64: Option<Cow<'a, str>>,
     key: Option<Key>,
+    attributes: Option<Attributes>,
     idempotency_key: Option<IdempotencyKey>,
 }
 
@@ -693,7 +694,7 @@ impl<S: Socket> WebSocketTask<S> {
                     text: command.text,
                     base64: command.base64,
                 };
-                let message = envelope::message(&event, payload, command.key)?;
+                let message = envelope::message(&event, payload, command.key, command.attributes)?;
                 self.send(id, channel, message, command.idempotency_key);
                 Ok(())
             }
@@ -1049,7 +1050,7 @@ impl Format for Frames {
 
     fn event(&self, channel: &ChannelName, event: &Event) -> Bytes {
         match &event.message.data {
-            Data::Binary(payload) => frame(
+            Data::Binary(payload) | Data::Opaque { bytes: payload, .. } => frame(
                 0x2,
                 &envelope::binary(channel, &event.message.event, event.position.0, payload),
             ),

@@ -10,7 +10,9 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use airwave_core::format::{Change, Gap, GapReason, Notice};
-use airwave_core::{ChannelName, Code, Cursor, Data, Event, EventName, Format, Key, Member, Message, Position, Refusal};
+use airwave_core::{
+    Attributes, ChannelName, Code, Cursor, Data, Event, EventName, Format, Key, Member, Message, Position, Refusal,
+};
 use airwave_transports::sse::{ManyChannels, OneChannel};
 use airwave_transports::websocket::Frames;
 use base64::Engine;
@@ -88,10 +90,15 @@ fn data() -> impl Strategy<Value = Data> {
 fn message() -> impl Strategy<Value = Message> {
     let name = "[A-Za-z0-9_.~:@=+-]{1,30}".prop_filter("reserved", |name| !name.starts_with("airwave."));
     let key = prop::option::of("[^\\p{Cc}]{1,20}");
-    (name, data(), key).prop_map(|(name, data, key)| Message {
-        event: EventName::new(&name).unwrap(),
-        data,
-        key: key.map(|key| Key::new(&key).unwrap()),
+    let pairs = prop::collection::btree_map("[A-Za-z0-9_.~:@+-]{1,7}", "[^\\p{Cc}]{0,20}", 0..4);
+    (name, data(), key, pairs).prop_map(|(name, data, key, pairs)| {
+        let mut message = Message::new(EventName::new(&name).unwrap(), data);
+        message.key = key.map(|key| Key::new(&key).unwrap());
+        message.attributes = pairs
+            .iter()
+            .try_fold(Attributes::new(), |all, (name, value)| all.with(name, value))
+            .unwrap();
+        message
     })
 }
 
@@ -144,11 +151,20 @@ fn check_envelope(text: &str, channel: &ChannelName, event: &Event) -> Result<()
     prop_assert_eq!(&value["id"], &Value::from(event.position.to_string()));
     prop_assert_eq!(value["event"].as_str(), Some(event.message.event.as_str()));
     prop_assert_eq!(value["key"].as_str(), event.message.key.as_ref().map(Key::as_str));
-    let mut fields = 3 + usize::from(event.message.key.is_some());
+    let attributes = &event.message.attributes;
+    prop_assert_eq!(value.get("attributes").is_some(), !attributes.is_empty());
+    for (name, text) in attributes.iter() {
+        prop_assert_eq!(value["attributes"][name].as_str(), Some(text));
+    }
+    if !attributes.is_empty() {
+        prop_assert_eq!(value["attributes"].as_object().unwrap().len(), attributes.iter().count());
+    }
+    let mut fields = 3 + usize::from(event.message.key.is_some()) + usize::from(!attributes.is_empty());
     match &event.message.data {
         Data::Json(json) => prop_assert_eq!(&value["data"], &serde_json::from_str::<Value>(json.as_str()).unwrap()),
         Data::Text(text) => prop_assert_eq!(value["text"].as_str(), Some(&**text)),
         Data::Binary(bytes) => prop_assert_eq!(&STANDARD.decode(value["base64"].as_str().unwrap()).unwrap()[..], &bytes[..]),
+        other => panic!("{other:?} is not published"),
     }
     fields += 1;
     prop_assert_eq!(value.as_object().unwrap().len(), fields);
@@ -252,6 +268,7 @@ proptest! {
                     prop_assert_eq!(heard.event.strip_suffix(";base64"), Some(name));
                     prop_assert_eq!(&STANDARD.decode(&heard.data).unwrap()[..], &bytes[..]);
                 }
+                other => panic!("{other:?} is not published"),
             }
         }
     }

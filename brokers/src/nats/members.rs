@@ -98,6 +98,9 @@ struct Leases {
     /// The message that it was read from; zero: there is none.
     sequence: u64,
     nodes: BTreeMap<NodeId, LeaseState>,
+    /// Leases of a later version that this one does not understand. They are written back as they
+    /// are: every node writes the whole list.
+    others: serde_json::Map<String, Value>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -470,7 +473,8 @@ impl Nats {
             let Some((_, _, bytes)) = self.newest_of(way, &subject).await? else {
                 return Ok(Vec::new());
             };
-            decode(node, &bytes).ok_or_else(wrong_leases)
+            // What cannot be read is of a later version, whose members are not told here.
+            Ok(decode(node, &bytes).unwrap_or_default())
         });
         let buckets: Vec<Vec<MemberEntry>> = buckets.buffer_unordered(AT_ONCE).try_collect().await?;
         Ok(buckets.into_iter().flatten().collect())
@@ -640,20 +644,21 @@ impl Leases {
     /// `written`: when the server stored it, which is its heartbeat.
     fn read(sequence: u64, written: u64, bytes: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(bytes).ok()?;
-        let mut nodes = BTreeMap::new();
+        let (mut nodes, mut others) = (BTreeMap::new(), serde_json::Map::new());
         for (node, stands) in value["nodes"].as_object()? {
-            let at = stands[1].as_u64()?;
-            let stands = match stands[0].as_str()? {
-                "beat" => LeaseState::Heartbeat(at),
-                "gone" => LeaseState::Gone(at),
-                _ => return None,
+            let known = match (node.parse(), stands[0].as_str(), stands[1].as_u64()) {
+                (Ok(node), Some("beat"), Some(at)) => nodes.insert(node, LeaseState::Heartbeat(at)).is_none(),
+                (Ok(node), Some("gone"), Some(at)) => nodes.insert(node, LeaseState::Gone(at)).is_none(),
+                _ => false,
             };
-            nodes.insert(node.parse().ok()?, stands);
+            if !known {
+                others.insert(node.clone(), stands.clone());
+            }
         }
-        if let Some(by) = value["by"].as_str() {
-            nodes.insert(by.parse().ok()?, LeaseState::Heartbeat(written));
+        if let Some(Ok(by)) = value["by"].as_str().map(str::parse) {
+            nodes.insert(by, LeaseState::Heartbeat(written));
         }
-        Some(Self { sequence, nodes })
+        Some(Self { sequence, nodes, others })
     }
 
     fn text(&self, by: Option<NodeId>) -> Bytes {
@@ -664,7 +669,7 @@ impl Leases {
             };
             (node.to_string(), json!([what, at]))
         });
-        let nodes: serde_json::Map<String, Value> = nodes.collect();
+        let nodes: serde_json::Map<String, Value> = nodes.chain(self.others.clone()).collect();
         json!({ "by": by.map(|by| by.to_string()), "nodes": nodes })
             .to_string()
             .into()
@@ -861,5 +866,18 @@ mod tests {
         assert_eq!(again.forgotten(at + micros(DEAD_ARE_KEPT)), []);
         assert_eq!(again.forgotten(at + micros(DEAD_ARE_KEPT) + 1), [one]);
         assert_eq!(Leases::read(1, 1, b"{}"), None);
+    }
+
+    #[test]
+    fn leases_of_a_later_version_are_kept_as_they_are() {
+        let node = NodeId::draw();
+        let written = json!({
+            "by": "another form",
+            "nodes": { node.to_string(): ["beat", 7], "n2": ["beat", 8], NodeId::draw().to_string(): ["paused", 9, "x"] },
+        });
+        let leases = Leases::read(7, 5, written.to_string().as_bytes()).unwrap();
+        assert_eq!(leases.living(), [node]);
+        let again: Value = serde_json::from_slice(&leases.text(None)).unwrap();
+        assert_eq!(again["nodes"], written["nodes"]);
     }
 }

@@ -174,20 +174,34 @@ fn numbers(chain: &Chain, now: u64) -> String {
     format!("{}:{}:{}:{}:{now}:", chain.head, chain.base, chain.bytes, chain.events)
 }
 
-/// A message of the stream. `None`: it is not one of ours.
+/// What a mark says behind its numbers: whether the channel has ended, and whether its end stands
+/// in the message of the event before it. `None`: this is no mark.
+///
+/// A mark begins with a capital letter, behind a `+` where the end stands with its event. Of a mark
+/// of a later version only the numbers are taken, so that the chain goes on.
+fn kind_of_mark(rest: &[u8]) -> Option<(bool, bool)> {
+    match rest {
+        [b'+', b'A'..=b'Z', ..] => Some((true, true)),
+        [kind @ b'A'..=b'Z', ..] => Some((*kind == b'E', false)),
+        _ => None,
+    }
+}
+
+/// A message of the stream. `None`: it is not one of ours. Behind the five numbers may stand what a
+/// later version wrote: an event that is opaque or hidden, or a mark.
 pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     let mut parts = bytes.splitn(6, |byte| *byte == b':');
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
     let (head, base, bytes_before, events, _written) = (number()?, number()?, number()?, number()?, number()?);
     let rest = bytes.slice_ref(parts.next()?);
-    if matches!(&rest[..], b"M" | b"E" | b"+E") {
+    if let Some((ended, end_in_event)) = kind_of_mark(&rest) {
         let place = |given: u64| Position(if given == 0 { sequence } else { given });
         let chain = Chain {
             newest: sequence,
             head: place(head),
             base: place(base),
-            ended: *rest != b"M"[..],
-            end_in_event: *rest == b"+E"[..],
+            ended,
+            end_in_event,
             events,
             bytes: bytes_before,
         };
@@ -205,7 +219,7 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     let event = Event {
         position: Position(sequence),
         previous: place(head),
-        message: Message::from_stored(&rest.slice(if and_end { AND_END.len() } else { 0 }..))?,
+        message: Message::from_stored(&rest.slice(if and_end { AND_END.len() } else { 0 }..)),
     };
     let end = and_end.then(|| Event {
         position: Position(sequence + 1),
@@ -262,11 +276,8 @@ mod tests {
             ("s", Some("é"), Data::json_text("[1]").unwrap()),
             ("M", None, Data::text("M")),
         ] {
-            let message = Message {
-                event: EventName::new(name).unwrap(),
-                data,
-                key: key.map(|key| Key::new(key).unwrap()),
-            };
+            let mut message = Message::new(EventName::new(name).unwrap(), data);
+            message.key = key.map(|key| Key::new(key).unwrap());
             let stored = read(50, event(&BEFORE, &message, false, 7)).unwrap();
             let shown = stored.event.unwrap();
             assert_eq!((shown.position.0, shown.previous.0), (50, 30));
@@ -320,7 +331,7 @@ mod tests {
         assert_eq!(read(60, mark(&chain, 7)).unwrap().chain, Chain { newest: 60, ..chain });
         // What version 0.1 does with it: it reads a message behind the numbers, and this is none.
         let behind_numbers = bytes.iter().enumerate().filter(|(_, byte)| **byte == b':').nth(4).unwrap().0 + 1;
-        assert_eq!(Message::from_stored(&bytes.slice(behind_numbers..)), None);
+        assert!(Message::from_stored(&bytes.slice(behind_numbers..)).is_hidden());
         assert_eq!(read(50, event(&BEFORE, &Append::end().message, true, 7)), None, "two ends");
     }
 
@@ -343,20 +354,58 @@ mod tests {
             false,
             7,
         );
-        for length in 0..whole.len() - 4 {
+        let numbers = numbers(&BEFORE, 7).len();
+        for length in 0..numbers {
             assert_eq!(read(50, whole.slice(..length)), None, "the first {length} bytes of one");
         }
-        for forged in [
-            "",
-            "M",
-            "1:1:1:1:1:",
-            "1:1:1:1:x:M",
-            "1:1:1:1:1:MM",
-            "1:1:1:1:1:x0100a",
-            "-1:1:1:1:1:M",
-            "1:1:1:1:1:t0101a\n",
-        ] {
+        for forged in ["", "M", "1:1:1:1:x:M", "1:1:1:1:1", "-1:1:1:1:1:M"] {
             assert_eq!(read(50, Bytes::copy_from_slice(forged.as_bytes())), None, "{forged}");
+        }
+    }
+
+    #[test]
+    fn behind_the_numbers_a_later_version_may_have_written_anything() {
+        let read = |rest: &str| read(50, (numbers(&BEFORE, 7) + rest).into()).unwrap();
+        for (rest, is_hidden) in [
+            ("", true),
+            ("t0401", true),
+            ("t0101a\n", true),
+            ("?", true),
+            ("t0b00airwave.run{}", true),
+            ("z0400saidhi", false),
+            ("3j04000000saidhi", false),
+            ("+3j04000000saidhi", false),
+        ] {
+            let stored = read(rest);
+            let event = stored.event.clone().unwrap();
+            assert_eq!(
+                (event.position.0, event.previous.0, event.is_hidden()),
+                (50, 30, is_hidden),
+                "{rest}"
+            );
+            assert_eq!(stored.end.is_some(), rest.starts_with('+'));
+            let bytes = stored.events().map(|event| event.message.weight() as u64).sum::<u64>();
+            assert_eq!(
+                (stored.chain.events, stored.chain.bytes),
+                (2 + stored.events().count() as u64, 100 + bytes)
+            );
+        }
+        // A mark of a later version keeps the chain. What ends a channel still begins as it does.
+        for (rest, ended, end_in_event) in [
+            ("MM", false, false),
+            ("X:1", false, false),
+            ("E2", true, false),
+            ("+E2", true, true),
+        ] {
+            let stored = read(rest);
+            assert_eq!(stored.event, None);
+            let chain = Chain {
+                newest: 50,
+                ended,
+                end_in_event,
+                ..BEFORE
+            };
+            assert_eq!(stored.chain, chain, "{rest}");
         }
     }
 

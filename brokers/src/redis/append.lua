@@ -20,7 +20,8 @@ local idempotency_key = KEYS[all and 6 or 3]
 if idempotency_key then
   local first = redis.call('GET', idempotency_key)
   if first then
-    local position, fingerprint = string.match(first, '^(%d+):(%x+)$')
+    -- A later version may have more to say behind another colon.
+    local position, fingerprint = string.match(first .. ':', '^(%d+):(%x+):')
     if not position then return {'old', first} end
     if fingerprint ~= ARGV[13] then return {'other'} end
     return {'known', position}

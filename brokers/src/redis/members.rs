@@ -216,10 +216,8 @@ impl Directory for Redis {
                 let [Value::BulkString(field), Value::BulkString(value)] = pair else {
                     return Err(not_ours(channel));
                 };
-                let entry = listed_entry(field, value).ok_or_else(|| not_ours(channel))?;
-                if living.contains(&entry.node) {
-                    entries.push(entry);
-                }
+                // What cannot be read is of a later version, whose members are not told here.
+                entries.extend(listed_entry(field, value).filter(|entry| living.contains(&entry.node)));
             }
             Ok(entries)
         };
@@ -308,7 +306,8 @@ fn texts(answer: Value) -> Option<Vec<String>> {
 }
 
 fn nodes(answer: Value) -> Option<Vec<NodeId>> {
-    texts(answer)?.iter().map(|text| text.parse().ok()).collect()
+    // A name in another form is a node of a later version.
+    Some(texts(answer)?.iter().filter_map(|text| text.parse().ok()).collect())
 }
 
 fn field(entry: &MemberEntry) -> Vec<u8> {

@@ -21,6 +21,17 @@ pub enum Data {
     Text(Arc<str>),
     /// Any bytes.
     Binary(Bytes),
+    /// What a later version of Airwave has stored and this one does not understand. Listeners get
+    /// its bytes as they get [`Data::Binary`].
+    #[non_exhaustive]
+    Opaque {
+        /// The version of the stored message, as its digit.
+        version: u8,
+        /// The byte that names the kind.
+        kind: u8,
+        /// The payload as it is stored.
+        bytes: Bytes,
+    },
 }
 
 /// JSON text that is known to be valid and normalised; only [`Data`] makes one. Like a payload it
@@ -88,39 +99,45 @@ impl Data {
         match self {
             Data::Json(text) => text.0.as_bytes(),
             Data::Text(text) => text.as_bytes(),
-            Data::Binary(bytes) => bytes,
+            Data::Binary(bytes) | Data::Opaque { bytes, .. } => bytes,
         }
     }
 
-    /// One byte that names the kind in a broker's store: `j`, `t` or `b`.
+    /// One byte that names the kind in a broker's store: `j`, `t` or `b`, or what a later version
+    /// wrote there.
     pub fn kind(&self) -> u8 {
         match self {
             Data::Json(_) => b'j',
             Data::Text(_) => b't',
             Data::Binary(_) => b'b',
+            Data::Opaque { kind, .. } => *kind,
         }
     }
 
     /// Takes a payload back from a broker's store: what [`Data::kind`] and [`Data::as_bytes`] gave.
-    /// JSON is not parsed again: it was checked when it was published.
-    pub fn from_stored(kind: u8, bytes: Bytes) -> Result<Self, Invalid> {
-        let text = |bytes: &Bytes| match std::str::from_utf8(bytes) {
-            Ok(text) => Ok(Arc::<str>::from(text)),
-            Err(_) => Err(Invalid::new("a stored text is not UTF-8")),
+    /// JSON is not parsed again: it was checked when it was published. What is of no known kind, or
+    /// not of the kind that it names, is [`Data::Opaque`].
+    pub fn from_stored(kind: u8, bytes: Bytes) -> Self {
+        Self::from_stored_as(b'1', kind, bytes)
+    }
+
+    /// The same for a message of that version, whose kinds are those of version 1.
+    pub(super) fn from_stored_as(version: u8, kind: u8, bytes: Bytes) -> Self {
+        let text = || std::str::from_utf8(&bytes).ok().map(Arc::<str>::from);
+        let known = match kind {
+            b'j' => text().map(|text| Data::Json(JsonText(text))),
+            b't' => text().map(Data::Text),
+            b'b' => Some(Data::Binary(bytes.clone())),
+            _ => None,
         };
-        match kind {
-            b'j' => Ok(Data::Json(JsonText(text(&bytes)?))),
-            b't' => Ok(Data::Text(text(&bytes)?)),
-            b'b' => Ok(Data::Binary(bytes)),
-            other => Err(Invalid::new(format!("a stored payload has the unknown kind {other}"))),
-        }
+        known.unwrap_or(Data::Opaque { version, kind, bytes })
     }
 }
 
 impl fmt::Debug for Data {
     // Payloads never reach a log: only kind and size are shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}({} bytes)", char::from(self.kind()), self.len())
+        write!(f, "{}({} bytes)", self.kind().escape_ascii(), self.len())
     }
 }
 
@@ -211,9 +228,22 @@ mod tests {
             Data::binary(vec![0u8, 255]),
         ] {
             let stored = Bytes::copy_from_slice(data.as_bytes());
-            assert_eq!(Data::from_stored(data.kind(), stored).unwrap(), data);
+            assert_eq!(Data::from_stored(data.kind(), stored), data);
         }
-        assert!(Data::from_stored(b't', Bytes::from_static(&[0xff])).is_err());
-        assert!(Data::from_stored(b'?', Bytes::new()).is_err());
+    }
+
+    #[test]
+    fn a_payload_that_is_not_understood_is_opaque() {
+        for (kind, bytes) in [(b't', &b"\xff"[..]), (b'j', b"\xff"), (b'?', b""), (b'z', b"zip")] {
+            let data = Data::from_stored(kind, Bytes::copy_from_slice(bytes));
+            assert!(matches!(data, Data::Opaque { .. }), "{data:?}");
+            assert_eq!((data.kind(), data.as_bytes()), (kind, bytes));
+        }
+        assert_eq!(format!("{:?}", Data::from_stored(b'\n', Bytes::new())), "\\n(0 bytes)");
+    }
+
+    #[test]
+    fn opaque_payloads_make_the_others_no_larger() {
+        assert_eq!(size_of::<Data>(), 5 * size_of::<usize>());
     }
 }

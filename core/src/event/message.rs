@@ -6,10 +6,11 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::attributes::Attributes;
 use super::data::Data;
 use super::names::{EventName, Invalid, Key};
 
-/// A message to publish: event name, data, optional key.
+/// A message to publish: event name, data, an optional key, attributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// The event's name.
@@ -18,12 +19,19 @@ pub struct Message {
     pub data: Data,
     /// What it is about; `None`: its event name stands for the key.
     pub key: Option<Key>,
+    /// What it says about itself, beside its payload.
+    pub attributes: Attributes,
 }
 
 impl Message {
-    /// A message without a key.
+    /// A message without a key and without attributes.
     pub fn new(event: EventName, data: Data) -> Self {
-        Self { event, data, key: None }
+        Self {
+            event,
+            data,
+            key: None,
+            attributes: Attributes::new(),
+        }
     }
 
     /// The message that ends a channel.
@@ -40,6 +48,18 @@ impl Message {
     pub fn with_key(mut self, key: Key) -> Self {
         self.key = Some(key);
         self
+    }
+
+    /// The same message with these attributes, and no others.
+    pub fn with_attributes(mut self, attributes: Attributes) -> Self {
+        self.attributes = attributes;
+        self
+    }
+
+    /// Whether no listener is shown this message: its name is reserved and not the end of a
+    /// channel. Only a later version of Airwave stores such messages.
+    pub fn is_hidden(&self) -> bool {
+        self.event.is_reserved() && self.event.as_str() != "airwave.end"
     }
 
     /// The unit of conflation: the key, or the event name where there is none.
@@ -119,7 +139,9 @@ impl Message {
         match &self.data {
             Data::Json(text) => Ok(Cow::Borrowed(text.as_str())),
             Data::Text(text) => Ok(Cow::Owned(serde_json::Value::String(text.to_string()).to_string())),
-            Data::Binary(_) => Err(Invalid::new(format!("the data of '{}' is binary, not JSON", self.event))),
+            Data::Binary(_) | Data::Opaque { .. } => {
+                Err(Invalid::new(format!("the data of '{}' is binary, not JSON", self.event)))
+            }
         }
     }
 
@@ -136,9 +158,11 @@ impl Message {
         }
     }
 
-    /// What this message weighs in memory and against limits, in bytes: payload and names.
+    /// What this message weighs in memory and against limits, in bytes: payload,
+    /// names and attributes.
     pub fn weight(&self) -> usize {
-        self.data.len() + self.event.0.len() + self.key.as_ref().map_or(0, |k| k.0.len())
+        let names = self.event.0.len() + self.key.as_ref().map_or(0, |k| k.0.len());
+        self.data.len() + names + self.attributes.weight()
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The longest name and key, in bytes.
 pub const MAX_NAME: usize = 255;
 
-/// Event names with this prefix belong to the protocol.
+/// Names of events and attributes with this prefix belong to the protocol.
 pub const RESERVED_PREFIX: &str = "airwave.";
 
 /// Why a name, a key or a payload was not accepted. The text says what to write instead.
@@ -76,32 +76,43 @@ pub struct EventName(pub(super) Arc<str>);
 impl EventName {
     /// Checks `text` and takes it as an event name.
     pub fn new(text: &str) -> Result<Self, Invalid> {
+        let name = Self::from_stored(text)?;
+        match name.is_reserved() {
+            true => Err(Self::reserved()),
+            false => Ok(name),
+        }
+    }
+
+    /// The name of the event that ends a channel. The only reserved name that this version stores.
+    pub fn end() -> Self {
+        Self("airwave.end".into())
+    }
+
+    /// The name of what a store holds and this version cannot read.
+    pub(super) fn unreadable() -> Self {
+        Self("airwave.unreadable".into())
+    }
+
+    /// Takes a name back from a broker's store, where a later version may have reserved names that
+    /// this one does not know. They can be read, and not published.
+    pub fn from_stored(text: &str) -> Result<Self, Invalid> {
         check_length("an event name", text)?;
         if !text.bytes().all(name_byte) {
             return Err(Invalid(
                 "an event name is made of letters, digits, '-', '_', '.', '~', ':', '@', '=' and '+'".into(),
             ));
         }
-        if text.starts_with(RESERVED_PREFIX) {
-            return Err(Invalid(format!(
-                "event names that begin with '{RESERVED_PREFIX}' are reserved"
-            )));
-        }
         Ok(Self(text.into()))
     }
 
-    /// The name of the event that ends a channel. The only reserved name that a broker ever stores.
-    pub fn end() -> Self {
-        Self("airwave.end".into())
+    /// Whether the name begins with [`RESERVED_PREFIX`].
+    pub fn is_reserved(&self) -> bool {
+        self.0.starts_with(RESERVED_PREFIX)
     }
 
-    /// Takes a name back from a broker's store, where [`EventName::end`] is allowed too.
-    pub fn from_stored(text: &str) -> Result<Self, Invalid> {
-        if text == "airwave.end" {
-            Ok(Self::end())
-        } else {
-            Self::new(text)
-        }
+    /// What is said to a caller that publishes under such a name.
+    pub(crate) fn reserved() -> Invalid {
+        Invalid(format!("event names that begin with '{RESERVED_PREFIX}' are reserved"))
     }
 
     /// Whether a browser's `EventSource` fires events of this name itself: a page that hears one
@@ -239,5 +250,9 @@ mod tests {
         for bad in ["", "a/b", "airwave.gap", "a b", "a\rb", ";base64"] {
             assert!(EventName::new(bad).is_err(), "{bad:?}");
         }
+        for (text, is_reserved) in [("airwave.gap", true), ("airwave.", true), ("airwave", false)] {
+            assert_eq!(EventName::from_stored(text).unwrap().is_reserved(), is_reserved, "{text}");
+        }
+        assert!(EventName::from_stored("airwave.a/b").is_err());
     }
 }

@@ -1,11 +1,9 @@
 //! Several entries as one piece of bytes, which listeners at the same index share.
 
-use std::sync::Arc;
-
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::entry::{Entry, Item};
+use super::entry::{Collected, Item};
 use crate::event::{ChannelName, Position};
 use crate::format::{GapReason, MAX_FORMATS};
 use crate::format_slot::FormatSlot;
@@ -29,12 +27,18 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Joins the bytes of `entries`, behind which a listener goes on at `next`.
-    pub(super) fn join(entries: &[Arc<Entry>], next: u64, channel: &ChannelName, slot: &FormatSlot) -> Self {
+    /// Joins the bytes of what was collected.
+    pub(super) fn join(collected: &Collected, channel: &ChannelName, slot: &FormatSlot) -> Self {
+        let Collected {
+            entries,
+            next,
+            expected_previous,
+        } = collected;
+        let (next, expected_previous) = (*next, *expected_previous);
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
-            return Self::nothing(next);
+            return Self::nothing(next, expected_previous);
         };
-        let bytes = match entries {
+        let bytes = match &entries[..] {
             [only] => only.bytes(channel, slot).clone(),
             _ => {
                 let total = entries.iter().map(|entry| entry.bytes(channel, slot).len()).sum();
@@ -49,28 +53,28 @@ impl Batch {
             bytes,
             next,
             cursor: last.position(),
-            expected_previous: last.expected_previous(),
+            expected_previous,
             events: entries.len() as u64,
             oldest: first.at,
             ended: last.is_end(),
             gap: entries.iter().rev().find_map(|entry| match &entry.item {
                 Item::Gap { gap, .. } => Some(gap.reason),
-                Item::Event(_) => None,
+                Item::Event(_) | Item::Hidden(_) => None,
             }),
             opens_after: match &first.item {
                 Item::Gap { gap, .. } => gap.after,
-                Item::Event(_) => None,
+                Item::Event(_) | Item::Hidden(_) => None,
             },
         }
     }
 
-    /// Everything was superseded by events that are still to come.
-    fn nothing(next: u64) -> Self {
+    /// Everything is hidden, or superseded by events that are still to come.
+    fn nothing(next: u64, expected_previous: Position) -> Self {
         Self {
             bytes: Bytes::new(),
             next,
             cursor: Position::ZERO,
-            expected_previous: Position::ZERO,
+            expected_previous,
             events: 0,
             oldest: Instant::now(),
             ended: false,

@@ -25,6 +25,9 @@ pub(crate) struct Entry {
 
 pub(crate) enum Item {
     Event(Arc<Event>),
+    /// An event of a later version that no listener is shown. It keeps its place in the chain, and
+    /// cursors pass it.
+    Hidden(Arc<Event>),
     /// What its listeners are told, and the position that the next event names as its previous.
     /// After a lost tail that lies behind what listeners have had; the cursor they are given does
     /// not go back, or a node that does not know of the loss yet would send them the lost events
@@ -35,8 +38,25 @@ pub(crate) enum Item {
     },
 }
 
+/// What a listener is sent of the ring.
+pub(crate) struct Collected {
+    pub(crate) entries: Vec<Arc<Entry>>,
+    /// The index after the last entry that was looked at.
+    pub(crate) next: u64,
+    /// What the next event names as its previous: the position of that entry, which may be hidden.
+    pub(crate) expected_previous: Position,
+}
+
 impl Entry {
-    pub(crate) fn new(item: Item) -> Arc<Self> {
+    /// An event, which is shown or hidden.
+    pub(crate) fn event(event: Arc<Event>) -> Arc<Self> {
+        Self::new(match event.is_hidden() {
+            true => Item::Hidden(event),
+            false => Item::Event(event),
+        })
+    }
+
+    fn new(item: Item) -> Arc<Self> {
         Arc::new(Self {
             item,
             at: Instant::now(),
@@ -61,7 +81,7 @@ impl Entry {
     /// Where a listener stands that has been given this.
     pub(crate) fn position(&self) -> Position {
         match &self.item {
-            Item::Event(event) => event.position,
+            Item::Event(event) | Item::Hidden(event) => event.position,
             Item::Gap { gap, .. } => gap.cursor,
         }
     }
@@ -69,9 +89,22 @@ impl Entry {
     /// The position that the next event names as its previous.
     pub(crate) fn expected_previous(&self) -> Position {
         match &self.item {
-            Item::Event(event) => event.position,
+            Item::Event(event) | Item::Hidden(event) => event.position,
             Item::Gap { expected_previous, .. } => *expected_previous,
         }
+    }
+
+    /// The event, also a hidden one.
+    pub(super) fn as_event(&self) -> Option<&Arc<Event>> {
+        match &self.item {
+            Item::Event(event) | Item::Hidden(event) => Some(event),
+            Item::Gap { .. } => None,
+        }
+    }
+
+    /// Whether no listener is shown this.
+    pub(crate) fn is_hidden(&self) -> bool {
+        matches!(self.item, Item::Hidden(_))
     }
 
     /// Whether a listener with this cursor goes on behind this entry. Not behind a gap whose cursor
@@ -98,7 +131,7 @@ impl Entry {
         self.superseded_by.load(Ordering::Acquire) < index
     }
 
-    /// The bytes for the socket: made once per format, on first need.
+    /// The bytes for the socket: made once per format, on first need. None for what is hidden.
     pub(crate) fn bytes(&self, channel: &ChannelName, slot: &FormatSlot) -> &Bytes {
         self.encoded[slot.index].get_or_init(|| match &self.item {
             Item::Event(event) if event.is_end() => slot.format.notice(&Notice::End {
@@ -110,6 +143,7 @@ impl Entry {
                 slot.metrics.encodes.inc();
                 slot.format.event(channel, event)
             }
+            Item::Hidden(_) => Bytes::new(),
             Item::Gap { gap, .. } => slot.format.notice(&Notice::Gap {
                 channel,
                 gap,
@@ -119,11 +153,8 @@ impl Entry {
     }
 
     /// The payload's part of [`Entry::cost`], and of what one read takes.
-    pub(super) fn weight(&self) -> usize {
-        match &self.item {
-            Item::Event(event) => event.message.weight(),
-            Item::Gap { .. } => 0,
-        }
+    pub(crate) fn weight(&self) -> usize {
+        self.as_event().map_or(0, |event| event.message.weight())
     }
 
     /// What it costs to keep, with room for its bytes in two formats.

@@ -154,7 +154,7 @@ mod tests {
             let mut forgotten = 0;
             for (index, (key, size)) in (0..).zip(puts) {
                 let event = event(index + 1, index, key, size);
-                let entry = Entry::new(Item::Event(event.clone()));
+                let entry = Entry::event(event.clone());
                 latest.put(event.message.conflation_key(), index, &entry, 0, max_bytes);
                 newest.retain(|(_, known, _)| *known != key);
                 newest.push((index, key, entry.cost()));

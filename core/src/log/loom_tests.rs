@@ -59,7 +59,9 @@ fn read_to(log: &Log, listener: &SessionHandle, mut next: u64, last: u64) -> Vec
         loop {
             listener.wake.reset();
             match log.read_entries(next) {
-                Read::Some((entries, after)) => {
+                Read::Some(Collected {
+                    entries, next: after, ..
+                }) => {
                     heard.extend(entries.iter().map(|entry| entry.position().0));
                     next = after;
                 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::batch::Batches;
-use super::entry::{Entry, Item};
+use super::entry::{Collected, Entry, Item};
 use super::latest::Latest;
 use crate::broker::{PageLimit, Replay};
 use crate::event::{Event, Position};
@@ -108,7 +108,7 @@ impl Ring {
         };
         let end = history.lost_end();
         for event in history.events.into_iter().chain(end) {
-            ring.push(Entry::new(Item::Event(event)));
+            ring.push(Entry::event(event));
         }
         ring.unpublished &= history.complete;
         (ring.head, ring.expected_previous) = (history.head, history.head);
@@ -124,6 +124,7 @@ impl Ring {
         self.end = entry.is_end().then_some(index);
         match &entry.item {
             Item::Event(event) if event.is_end() => {}
+            Item::Hidden(_) => {}
             Item::Event(event) => {
                 if let Some(latest) = &mut self.latest {
                     latest.put(event.message.conflation_key(), index, &entry, self.first, self.max_bytes);
@@ -171,7 +172,7 @@ impl Ring {
         if event.previous != self.expected_previous && event.previous != Position::ZERO {
             return Appended::Broken;
         }
-        self.push(Entry::new(Item::Event(event)));
+        self.push(Entry::event(event));
         Appended::Yes
     }
 
@@ -303,8 +304,9 @@ impl Ring {
     /// Whether this very event stands here.
     pub(super) fn has(&self, event: &Event) -> bool {
         let is = |entry: &Arc<Entry>| {
-            matches!(&entry.item, Item::Event(other)
-                if other.position == event.position && other.previous == event.previous)
+            entry
+                .as_event()
+                .is_some_and(|other| other.position == event.position && other.previous == event.previous)
         };
         if self.gaps > 0 {
             return self.entries.iter().any(is);
@@ -389,7 +391,7 @@ impl Ring {
         let mut events = Vec::new();
         let mut rest = limit.bytes;
         for entry in wanted {
-            let Item::Event(event) = &entry.item else { return None };
+            let event = entry.as_event()?;
             if event.previous != previous {
                 return None;
             }
@@ -408,7 +410,7 @@ impl Ring {
     pub(super) fn next_sent(&self, index: u64) -> Option<(u64, Arc<Entry>)> {
         let rest = self.entries.range(self.offset(index)?.min(self.entries.len())..);
         // Where a newer event of the same key stands behind a gap, the older one is not sent.
-        let sent = |entry: &Entry| !(self.conflates && entry.is_superseded_before(u64::MAX));
+        let sent = |entry: &Entry| !entry.is_hidden() && !(self.conflates && entry.is_superseded_before(u64::MAX));
         let (index, entry) = (index..).zip(rest).find(|(_, entry)| sent(entry))?;
         Some((index, entry.clone()))
     }
@@ -418,9 +420,9 @@ impl Ring {
         self.end.is_some() && index >= self.end_index()
     }
 
-    /// The entries from `from` that are to be sent, up to `visible` or [`READ_BYTES`], and the
-    /// index after them. `None`: `from` is gone.
-    pub(super) fn collect(&self, from: u64, visible: u64) -> Option<(Vec<Arc<Entry>>, u64)> {
+    /// The entries from `from` that are to be sent, up to `visible` or [`READ_BYTES`]. `None`:
+    /// `from` is gone.
+    pub(super) fn collect(&self, from: u64, visible: u64) -> Option<Collected> {
         let mut entries = Vec::new();
         let mut bytes = 0;
         let mut next = from;
@@ -431,13 +433,17 @@ impl Ring {
             next += 1;
             // Only what is visible supersedes: otherwise a key that changes faster than the rate
             // would never be sent.
-            if self.conflates && entry.is_superseded_before(visible) {
+            if entry.is_hidden() || self.conflates && entry.is_superseded_before(visible) {
                 continue;
             }
             bytes += entry.weight();
             entries.push(entry.clone());
         }
-        Some((entries, next))
+        Some(Collected {
+            entries,
+            next,
+            expected_previous: self.position_before(next),
+        })
     }
 
     /// What all that it holds costs, counted anew.

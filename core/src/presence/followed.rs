@@ -11,6 +11,10 @@ use super::member::{self, OtherNode, Words};
 use super::own::OwnMembers;
 use crate::directory::{MemberEntry, NodeId, Watch};
 use crate::format::{Change, Member};
+use crate::newer::Newer;
+
+/// What other nodes reported in a form that this version does not know.
+static NEWER: Newer = Newer::new();
 
 /// How often listeners are told at most. What changes meanwhile is told as one.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
@@ -131,7 +135,7 @@ impl Followed {
             Some(value) => match Words::decode(value) {
                 Some(words) => Some(words),
                 None => {
-                    tracing::debug!(node = %entry.node, "a node's entry cannot be read: is it a newer version?");
+                    NEWER.say("a node's report of its members", "its members are not shown here");
                     return;
                 }
             },

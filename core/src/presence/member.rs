@@ -159,7 +159,7 @@ impl Words {
         let meta = match meta {
             [] => None,
             meta => match Data::from_stored(b'j', bytes.slice_ref(meta)) {
-                Ok(Data::Json(meta)) => Some(meta),
+                Data::Json(meta) => Some(meta),
                 _ => return None,
             },
         };

@@ -156,9 +156,7 @@ impl CatchUp {
         while bytes < READ_BYTES
             && let Some(entry) = self.waiting.pop_front()
         {
-            if let Item::Event(event) = &entry.item {
-                bytes += event.message.weight();
-            }
+            bytes += entry.weight();
             piece.push(entry);
         }
         piece
@@ -212,7 +210,7 @@ impl CatchUp {
 
     /// Has events wait to be sent: all of them, or the newest of each key, as the rule says.
     fn wait_for(&mut self, log: &Log, events: impl Iterator<Item = Arc<Event>>) {
-        let entries: Vec<_> = events.map(|event| Entry::new(Item::Event(event))).collect();
+        let entries: Vec<_> = events.map(Entry::event).collect();
         match log.rule.delivery {
             Delivery::Every => self.waiting.extend(entries),
             Delivery::Latest => self.waiting.extend(newest_of_each_key(entries)),

@@ -34,10 +34,11 @@ impl Progress {
         self.skip_through == Position::ZERO
     }
 
-    /// Moves behind `entry`. False: the listener had it before, and it is left out.
+    /// Moves behind `entry`. False: it is left out, because it is hidden, or because the listener
+    /// had it before.
     pub(super) fn advance(&mut self, entry: &Entry) -> bool {
         self.expected_previous = entry.expected_previous();
-        if entry.position() <= self.skip_through {
+        if entry.is_hidden() || entry.position() <= self.skip_through {
             return false;
         }
         self.cursor = entry.position();
@@ -66,15 +67,18 @@ mod tests {
 
     use super::*;
     use crate::format::GapReason;
-    use crate::log::Item;
     use crate::{Data, Event, EventName, Message};
 
     fn event(position: Position) -> Arc<Entry> {
-        Entry::new(Item::Event(Arc::new(Event {
+        named(EventName::new("x").unwrap(), position)
+    }
+
+    fn named(name: EventName, position: Position) -> Arc<Entry> {
+        Entry::event(Arc::new(Event {
             position,
             previous: Position::ZERO,
-            message: Message::new(EventName::new("x").unwrap(), Data::text("")),
-        })))
+            message: Message::new(name, Data::text("")),
+        }))
     }
 
     fn at(position: u64) -> Progress {
@@ -86,6 +90,15 @@ mod tests {
         let mut progress = at(10);
         assert!(progress.advance(&event(Position(20))));
         assert_eq!(progress, at(20));
+    }
+
+    #[test]
+    fn a_hidden_event_is_passed_and_the_listener_holds_what_it_held() {
+        let mut progress = at(10);
+        let hidden = named(EventName::from_stored("airwave.run").unwrap(), Position(20));
+        assert!(!progress.advance(&hidden));
+        assert_eq!((progress.cursor, progress.expected_previous), (Position(10), Position(20)));
+        assert!(progress.advance(&named(EventName::end(), Position(30))));
     }
 
     #[test]

@@ -187,19 +187,21 @@ impl Subscription {
         match log.read_entries(next) {
             Read::Nothing => Ok(Flow::Break(())),
             Read::FellOff => self.fell_off(next, reading),
-            Read::Some((entries, next)) => {
-                let ended = reading.write(log, &mut self.progress, &entries, EntrySource::Ring);
-                Ok(self.move_to(next, ended, !reading.out.is_empty()))
+            Read::Some(collected) => {
+                let ended = reading.write(log, &mut self.progress, &collected.entries, EntrySource::Ring);
+                self.progress.expected_previous = collected.expected_previous;
+                Ok(self.move_to(collected.next, ended, !reading.out.is_empty()))
             }
         }
     }
 
     /// Writes a piece of bytes that listeners at the same index share.
     fn take_batch(&mut self, batch: Batch, reading: &mut Reading<'_>) -> Flow {
+        self.progress.expected_previous = batch.expected_previous;
         if batch.events == 0 {
             return self.move_to(batch.next, false, false);
         }
-        (self.progress.cursor, self.progress.expected_previous) = (batch.cursor, batch.expected_previous);
+        self.progress.cursor = batch.cursor;
         let log = &self.registration.log;
         reading.count(log, batch.events, batch.bytes.len(), batch.oldest);
         if let Some(reason) = batch.gap {
@@ -324,7 +326,7 @@ impl Reading<'_> {
                 };
                 bytes.extend_from_slice(&self.slot.format.notice(&notice));
             }
-            Item::Event(_) => {
+            Item::Event(_) | Item::Hidden(_) => {
                 bytes.extend_from_slice(entry.bytes(&log.name, self.slot));
                 stamp(&**cursor, bytes);
             }

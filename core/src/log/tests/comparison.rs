@@ -50,7 +50,7 @@ fn read(log: &Log, from: u64, batch: bool, slot: &FormatSlot) -> (ReadText, Opti
     match log.read_entries(from) {
         Read::Nothing => (ReadText::Nothing, None),
         Read::FellOff => (ReadText::FellOff, None),
-        Read::Some((entries, next)) => {
+        Read::Some(Collected { entries, next, .. }) => {
             let all = entries.iter().map(|entry| text(entry.bytes(&log.name, slot))).collect();
             (ReadText::Text(all, next), entries.last().map(|entry| entry.position()))
         }
