@@ -1,7 +1,7 @@
 //! What every part of a node shares, and its calls of the broker.
 //!
-//! Each call has the time that `limits.broker_timeout` gives it, is counted, and fails with an error
-//! as clients see it.
+//! Each call has the time that `limits.broker_timeout` gives it, is counted, and fails with an
+//! error as clients see it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use crate::outage::{HealTurns, Outage, Unanswered};
 use crate::patience;
 use crate::presence::Presence;
 use crate::refusal::{Code, Refusal};
-use crate::ring_memory::RingMemory;
 use crate::rule::{Limits, Params, Rule, Rules};
+use crate::warnings::Warnings;
 
 /// What every part of a node shares: the broker, the rules, the limits, the figures.
 pub(crate) struct Backbone {
@@ -33,10 +33,9 @@ pub(crate) struct Backbone {
     pub(crate) turns: HealTurns,
     /// What later versions have stored.
     pub(crate) newer: Newer,
-    /// What the rings of all open channels take.
-    pub(crate) ring_memory: Arc<RingMemory>,
     /// Idempotency keys that this node has used, by channel.
     pub(crate) keys: KeyCounts<ChannelName>,
+    pub(crate) warnings: Warnings,
     /// Where there is a directory and a rule that asks for it.
     pub(crate) presence: Option<Arc<Presence>>,
 }

@@ -24,6 +24,7 @@ use crate::event::{ChannelName, Event, Position};
 use crate::inbox::FeedSink;
 use crate::log::{Appended, Found, Log};
 use crate::patience;
+use crate::ring_memory::RingMemory;
 use crate::rule::Rule;
 use crate::unhealed::Unhealed;
 
@@ -86,7 +87,12 @@ impl FeedSink<Arc<Event>> for LiveFeed {
 impl Follower {
     /// Follows the channel and fills a log with its recent history. From then on every event
     /// reaches the log.
-    pub(crate) async fn open(backbone: Arc<Backbone>, name: ChannelName, rule: Arc<Rule>) -> Result<Arc<Self>, BrokerError> {
+    pub(crate) async fn open(
+        backbone: Arc<Backbone>,
+        ring_memory: &Arc<RingMemory>,
+        name: ChannelName,
+        rule: Arc<Rule>,
+    ) -> Result<Arc<Self>, BrokerError> {
         let want = rule.history.events.max(backbone.limits.ring_events);
         let history = if rule.history.events == 0 { 1 } else { want };
         // More than the ring holds, so that the log sees that its ring begins behind the broker's
@@ -94,7 +100,7 @@ impl Follower {
         let history = PageLimit::events(history).with_bytes(backbone.limits.ring_bytes.saturating_mul(2));
         let (feed, history) = backbone.open(&name, history).await?;
         let figures = backbone.metrics.by_rule(backbone.metrics.index_of(&rule)).clone();
-        let log = Log::open(name, rule, figures, &backbone.limits, &backbone.ring_memory, history).ok_or_else(torn)?;
+        let log = Log::open(name, rule, figures, &backbone.limits, ring_memory, history).ok_or_else(torn)?;
         let follower = Arc::new_cyclic(|me| Follower {
             log,
             backbone,

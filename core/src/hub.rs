@@ -1,63 +1,50 @@
-//! One node: its open logs, its sessions, its limits. What every transport needs of permission,
-//! opening and sending is here once.
+//! One node, put together: its admission, its logs, its sessions, its formats.
+//!
+//! Each part is in a file of its own; what is public of them is reached here.
 
-use std::collections::HashMap;
 use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::address::{AddressCounts, AddressKey, AddressPlace};
+use crate::admission::Admission;
+pub use crate::admission::Connection;
 use crate::backbone::Backbone;
-use crate::broker::{Broker, BrokerError, IDEMPOTENCY_WINDOW, PageLimit, Replay};
-use crate::caught::Call;
+use crate::broker::{Broker, PageLimit, Replay};
 use crate::channel::Channel;
 use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
-use crate::follower::Follower;
-use crate::format::{Format, MAX_FORMATS};
-use crate::handler::{Client, ConnectRequest, DynHandler, Handler, Identity, LeaveReason, Reply};
-use crate::idempotency::KeySource;
+use crate::format::Format;
+pub use crate::formats::FormatHandle;
+use crate::formats::Formats;
+use crate::handler::{ConnectRequest, DynHandler, Handler, Reply};
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
-use crate::log::FormatSlot;
+pub use crate::logs::ChannelState;
+use crate::logs::{Logs, Round};
 use crate::newer::Newer;
 use crate::observe::Metrics;
+use crate::orders::Orders;
 use crate::outage::{HealTurns, Outage, Unanswered};
 use crate::patience::{self, Patience};
 use crate::presence::Presence;
-use crate::publish::Publish;
-use crate::rate::Rates;
-use crate::refusal::{Code, Refusal};
-use crate::registry::Registry;
-use crate::ring_memory::RingMemory;
-use crate::rule::{Limits, Pattern, Rule, Rules, SendPolicy, TransportName};
-use crate::session_handle::SessionHandle;
-use crate::shrink::shrink;
-use crate::singleflight::Singleflight;
+use crate::probe::BrokerProbe;
+use crate::refusal::Refusal;
+use crate::rule::{Limits, Pattern, Rules};
+use crate::sessions::Sessions;
 use crate::warnings::{Warning, Warnings};
 
 /// How often the hub looks after its sessions and logs; more often where a limit is shorter.
 const TICK: Duration = Duration::from_secs(1);
-/// After how long without its broker a node tells its listeners.
-const STALE_AFTER: Duration = Duration::from_secs(10);
 /// How long taking members back may hold up the end of a node.
 const DEREGISTER_WITHIN: Duration = Duration::from_secs(2);
-/// How many logs are looked at in one tick, so that a node with a million does not stutter.
-const LOGS_PER_TICK: usize = 50_000;
 
-/// How often a node at `limits.channels` looks for unused logs that can make room.
-const ROOM_PAUSE: Duration = Duration::from_secs(1);
-
-/// One running Airwave process: cheap to clone, gone when the last clone is.
+/// One running Airwave process: cheap to clone, gone when the last clone and the last connection
+/// are.
 #[derive(Clone)]
-pub struct Hub(pub(crate) Arc<Inner>);
+pub struct Hub(Arc<Parts>);
 
 /// Puts a [`Hub`] together.
 pub struct HubBuilder {
@@ -69,133 +56,13 @@ pub struct HubBuilder {
     directory: Option<Arc<dyn Directory>>,
 }
 
-pub(crate) struct Inner {
-    pub(crate) backbone: Arc<Backbone>,
-    handlers: Vec<(Pattern, Arc<dyn DynHandler>)>,
-    formats: RwLock<Vec<Arc<FormatSlot>>>,
-    logs: Mutex<HashMap<ChannelName, Arc<Follower>>>,
-    opening: Singleflight<ChannelName, Result<Arc<Follower>, BrokerError>>,
-    asking: Singleflight<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
-    pub(crate) sessions: Mutex<Registry<Arc<SessionHandle>>>,
-    addresses: Arc<AddressCounts>,
-    requests: Rates<Source>,
-    new_channels: Rates<AddressKey>,
-    /// When unused logs last had to make room.
-    made_room: Mutex<Option<Instant>>,
-    connections: AtomicUsize,
-    /// How many connections there may be: `limits.connections`, or fewer.
-    places: AtomicUsize,
-    next_client: AtomicU64,
-    /// Tells this node's connections from those of other nodes.
-    node: u64,
-    /// Idempotency keys of clients' messages.
-    client_keys: KeyCounts<Whose>,
-    draining: AtomicBool,
-    /// A drain is about to begin.
-    leaving: AtomicBool,
-    /// Counts the times that listeners have to be told that the broker is gone.
-    pub(crate) stale: AtomicU32,
-    /// What the last probe of the broker came to; `None`: the first has no answer yet.
-    broker: watch::Sender<Option<Result<(), String>>>,
-    warnings: Warnings,
-    started: Instant,
-    /// Milliseconds since the start, plus one, as of the last tick.
-    pub(crate) clock: AtomicU64,
-    pub(crate) runtime: Handle,
-}
-
-/// Whose idempotency keys are counted together.
-#[derive(PartialEq, Eq, Hash)]
-enum Whose {
-    User(Arc<str>),
-    Address(Option<AddressKey>),
-}
-
-/// A format that is registered with a hub.
-#[derive(Clone)]
-pub struct FormatHandle(pub(crate) Arc<FormatSlot>);
-
-/// One client's connection, before and beside its session: who it is, for each handler that was
-/// asked.
-pub struct Connection {
-    pub(crate) hub: Hub,
-    pub(crate) id: u64,
-    transport: TransportName,
-    peer: Option<IpAddr>,
-    /// Whether it takes one of the node's places.
-    counted: bool,
-    /// Its place among those of its address.
-    _place: Option<AddressPlace>,
-    /// Kept as long as a handler may still have to be asked.
-    request: Mutex<Option<Box<ConnectRequest>>>,
-    clients: Mutex<Vec<(Option<usize>, Arc<Client>)>>,
-}
-
-/// What a channel means to a connection: checked, and with the handler that is asked.
-pub(crate) struct Admission {
-    pub(crate) channel: Channel,
-    pub(crate) client: Arc<Client>,
-    pub(crate) handler: Option<Arc<dyn DynHandler>>,
-    pub(crate) rule: Arc<Rule>,
-}
-
-/// Whose requests are counted together.
-#[derive(PartialEq, Eq, Hash)]
-enum Source {
-    User(Arc<str>),
-    Address(AddressKey),
-}
-
-/// A channel's state on this node, for people who look at it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChannelState {
-    /// Its name.
-    pub name: ChannelName,
-    /// Its rule.
-    pub rule: Arc<Rule>,
-    /// The newest position this node has.
-    pub cursor: Position,
-    /// Events in the ring.
-    pub events: usize,
-    /// Estimated memory of the ring.
-    pub bytes: usize,
-    /// Sessions that listen, by format.
-    pub listeners: Vec<(&'static str, usize)>,
-    /// Whether it has ended.
-    pub ended: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The maps behind these locks are whole between any two statements; a panic elsewhere must not
-    // take the node down.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Inner {
-    /// Closes and forgets a log that has had no listeners for `linger`.
-    fn close_log(&self, name: &ChannelName, follower: &Follower, linger: Duration) -> bool {
-        // In one step: a caller that finds it closed must not find it again.
-        let unused = {
-            let mut logs = lock(&self.logs);
-            let unused = follower.log.close_if_unused(linger) && logs.remove(name).is_some();
-            shrink(&mut *logs);
-            unused
-        };
-        if unused {
-            follower.close();
-        }
-        unused
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // A feed must not be dropped by the broker's own call into its follower, which may be the
-        // last to hold it: that call holds the feed's lock.
-        for follower in lock(&self.logs).values() {
-            follower.close();
-        }
-    }
+struct Parts {
+    backbone: Arc<Backbone>,
+    logs: Arc<Logs>,
+    sessions: Arc<Sessions>,
+    admission: Arc<Admission>,
+    formats: Formats,
+    probe: BrokerProbe,
 }
 
 impl HubBuilder {
@@ -228,16 +95,15 @@ impl HubBuilder {
 
     /// Starts the node. Must be called within a tokio runtime, which it then uses.
     pub fn build(self) -> Hub {
+        let handlers = self.handlers;
         let wanted = self.rules.iter().any(|rule| rule.presence);
         let presence = self.directory.filter(|_| wanted).map(|directory| {
             let jitter = Jitter::new(self.jitter.draw());
             Presence::begin(directory, jitter, self.limits.broker_timeout)
         });
-        let places = self.limits.connections;
         let backbone = Arc::new(Backbone {
             metrics: Metrics::new(self.broker.stats(), &self.rules),
             presence,
-            ring_memory: RingMemory::new(self.limits.memory / 2),
             broker: self.broker,
             rules: self.rules,
             limits: self.limits,
@@ -246,40 +112,22 @@ impl HubBuilder {
             turns: HealTurns::default(),
             newer: Newer::default(),
             keys: KeyCounts::default(),
+            warnings: Warnings::default(),
             jitter: self.jitter,
         });
-        backbone.metrics.connections_limit.set(places as i64);
-        let limits = &backbone.limits;
-        let (requests, new_channels) = (limits.requests_per_second, limits.new_channels_per_minute);
-        let inner = Arc::new(Inner {
+        backbone.metrics.connections_limit.set(backbone.limits.connections as i64);
+        let logs = Arc::new(Logs::new(backbone.clone()));
+        let sessions = Arc::new(Sessions::new(backbone.clone()));
+        let admission = Arc::new(Admission::new(sessions.clone(), logs.clone(), handlers));
+        tokio::spawn(keep_house(Arc::downgrade(&admission)));
+        Hub(Arc::new(Parts {
+            probe: BrokerProbe::start(&sessions),
+            formats: Formats::default(),
             backbone,
-            handlers: self.handlers,
-            formats: RwLock::default(),
-            logs: Mutex::default(),
-            opening: Singleflight::default(),
-            asking: Singleflight::default(),
-            sessions: Mutex::default(),
-            addresses: Arc::default(),
-            requests: Rates::new(requests, Duration::from_secs(1), requests.saturating_mul(2)),
-            new_channels: Rates::new(new_channels, Duration::from_secs(60), new_channels),
-            made_room: Mutex::default(),
-            connections: AtomicUsize::new(0),
-            places: AtomicUsize::new(places),
-            next_client: AtomicU64::new(1),
-            node: RandomState::new().hash_one(0),
-            client_keys: KeyCounts::default(),
-            draining: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            stale: AtomicU32::new(0),
-            broker: watch::Sender::new(None),
-            warnings: Warnings::default(),
-            started: Instant::now(),
-            clock: AtomicU64::new(1),
-            runtime: Handle::current(),
-        });
-        tokio::spawn(keep_house(Arc::downgrade(&inner), inner.backbone.limits.clone()));
-        tokio::spawn(watch_broker(Arc::downgrade(&inner)));
-        Hub(inner)
+            logs,
+            sessions,
+            admission,
+        }))
     }
 }
 
@@ -301,16 +149,7 @@ impl Hub {
     /// # Panics
     /// With more than four different formats: each event has a slot for each.
     pub fn register_format(&self, format: Arc<dyn Format>) -> FormatHandle {
-        let mut formats = self.0.formats.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = formats.iter().find(|slot| slot.format.name() == format.name()) {
-            return FormatHandle(known.clone());
-        }
-        let index = formats.len();
-        assert!(index < MAX_FORMATS, "a hub has room for {MAX_FORMATS} formats");
-        let metrics = self.metrics().format(format.name());
-        let slot = Arc::new(FormatSlot { index, format, metrics });
-        formats.push(slot.clone());
-        FormatHandle(slot)
+        self.0.formats.register(format, self.metrics())
     }
 
     /// The channel of that name, to publish to.
@@ -343,7 +182,7 @@ impl Hub {
 
     /// How long this node has been running.
     pub fn uptime(&self) -> Duration {
-        self.0.started.elapsed()
+        self.0.sessions.uptime()
     }
 
     /// Whether this node can deliver, as it was when the broker was last asked: the node asks every
@@ -352,44 +191,34 @@ impl Hub {
     /// # Errors
     /// Why not, for operators.
     pub async fn ready(&self) -> Result<(), String> {
-        if self.is_draining() || self.0.leaving.load(Ordering::Relaxed) {
+        if self.0.sessions.is_leaving() {
             return Err("draining".into());
         }
-        let mut broker = self.0.broker.subscribe();
-        let first = timeout(self.limits().broker_timeout, broker.wait_for(Option::is_some)).await;
-        match first {
-            Ok(Ok(answer)) => answer.clone().unwrap_or(Ok(())),
-            Ok(Err(_)) | Err(_) => Err(format!("broker {} has not answered yet", self.broker_name())),
-        }
+        self.0.probe.answer(&self.0.backbone).await
     }
 
     /// Warns the operator of something that a client at `peer` causes: a few lines a minute for
     /// each cause and one for each address. What is more is counted, and summed up in one line.
     /// `detail` is shown shortened and quoted; it must not hold a secret.
     pub fn warn(&self, warning: Warning, peer: Option<IpAddr>, detail: &str) {
-        self.0.warnings.warn(warning, peer, detail);
+        self.0.backbone.warnings.warn(warning, peer, detail);
     }
 
     /// Says that a drain is about to begin: from now on [`Hub::ready`] fails, and everything else
     /// goes on. Load balancers that ask for it send no more clients.
     pub fn announce_drain(&self) {
-        self.0.leaving.store(true, Ordering::Relaxed);
+        self.0.sessions.announce_drain();
     }
 
     /// Begins to go away: no new connections, and every session is told to end. Returns at once.
     pub fn drain(&self) {
-        self.0.draining.store(true, Ordering::SeqCst);
-        for session in lock(&self.0.sessions).iter() {
-            session.wake_always();
-        }
+        self.0.sessions.drain();
     }
 
     /// Ends every session at once, whatever it has still to write. For when the grace time of a
     /// drain is over.
     pub fn cut(&self) {
-        for session in lock(&self.0.sessions).iter() {
-            session.cut();
-        }
+        self.0.sessions.give_all(Orders::CUT);
     }
 
     /// Takes this node's members out of their channels, for other nodes to see at once. For the end
@@ -405,26 +234,24 @@ impl Hub {
 
     /// Whether [`Hub::drain`] was called.
     pub fn is_draining(&self) -> bool {
-        self.0.draining.load(Ordering::SeqCst)
+        self.0.sessions.is_draining()
     }
 
     /// Sessions that are open.
     pub fn sessions(&self) -> usize {
-        lock(&self.0.sessions).len()
+        self.0.sessions.count()
     }
 
     /// Returns how many milliseconds a client should wait before it connects again: jittered, and
     /// longer where many would come at once.
     pub fn retry_hint(&self) -> u32 {
-        let crowd = self.0.connections.load(Ordering::Relaxed).min(30_000) as f64;
-        (1000.0 + self.0.backbone.jitter.unit() * (2000.0 + crowd)) as u32
+        self.0.admission.retry_hint()
     }
 
     /// Lowers the number of connections that this node takes in to `count`, for example because it
     /// may not open more files. Does nothing if `limits.connections` is lower.
     pub fn bound_connections(&self, count: usize) {
-        let before = self.0.places.fetch_min(count, Ordering::Relaxed);
-        self.metrics().connections_limit.set(before.min(count) as i64);
+        self.0.admission.bound_connections(count);
     }
 
     /// Carries out one client's request: everything that it asks of the broker shares one time,
@@ -447,60 +274,17 @@ impl Hub {
     /// `unavailable`: the node is draining; `too-many`: no place is left, on the node or for this
     /// address.
     pub fn connect(&self, request: ConnectRequest, counted: bool) -> Result<Arc<Connection>, Refusal> {
-        if self.is_draining() {
-            return Err(Refusal::unavailable("this server is going away: connect again"));
-        }
-        let limits = self.limits();
-        let mut place = None;
-        if counted {
-            let open = self.0.connections.fetch_add(1, Ordering::Relaxed);
-            let result = if open >= self.0.places.load(Ordering::Relaxed) {
-                Err("this server has no place left (limits.connections, or its limit of open files): try again later")
-            } else {
-                self.take_place(request.peer, limits.connections_per_address)
-            };
-            match result {
-                Ok(taken) => place = taken,
-                Err(text) => {
-                    self.0.connections.fetch_sub(1, Ordering::Relaxed);
-                    return Err(Refusal::new(Code::TooMany, text));
-                }
-            }
-        }
-        let (transport, peer) = (request.transport.clone(), request.peer);
-        // Without handlers, no handler will ever read the request.
-        let request = (!self.0.handlers.is_empty()).then(|| Box::new(request));
-        Ok(Arc::new(Connection {
-            hub: self.clone(),
-            id: self.0.next_client.fetch_add(1, Ordering::Relaxed),
-            transport,
-            peer,
-            counted,
-            _place: place,
-            request: Mutex::new(request),
-            clients: Mutex::default(),
-        }))
-    }
-
-    /// A place among those of the client's address; none is needed where the address is unknown.
-    fn take_place(&self, peer: Option<IpAddr>, limit: usize) -> Result<Option<AddressPlace>, &'static str> {
-        let Some(peer) = peer else { return Ok(None) };
-        self.0.addresses.take(peer, limit).map(Some).ok_or(
-            "too many connections from this address (limits.connections_per_address): close some, or subscribe to several channels over one",
-        )
+        self.0.admission.connect(request, counted)
     }
 
     /// Whether one handler is asked about every channel that `pattern` matches.
     pub fn has_handler(&self, pattern: &Pattern) -> bool {
-        self.0.handlers.iter().any(|(of, _)| of.covers(pattern))
+        self.0.admission.has_handler(pattern)
     }
 
     /// The query parameters that the handlers read, [`Handler::query_parameters`].
     pub fn query_parameters(&self) -> impl Iterator<Item = &str> {
-        self.0
-            .handlers
-            .iter()
-            .flat_map(|(_, handler)| handler.query_parameters().iter().copied())
+        self.0.admission.query_parameters()
     }
 
     /// Counts one request over HTTP of `user`, or without one of the address. A request whose
@@ -509,145 +293,7 @@ impl Hub {
     /// # Errors
     /// `too-many`.
     pub fn count_request(&self, user: Option<&Arc<str>>, peer: Option<IpAddr>) -> Result<(), Refusal> {
-        let source = match (user, peer) {
-            (Some(user), _) => Source::User(user.clone()),
-            (None, Some(peer)) => Source::Address(peer.into()),
-            (None, None) => return Ok(()),
-        };
-        if self.0.requests.take(source) {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            Code::TooMany,
-            format!(
-                "more than {} requests per second from this {} (limits.requests_per_second): wait a second, or use one connection for many messages",
-                self.limits().requests_per_second,
-                if user.is_some() { "user" } else { "address" }
-            ),
-        ))
-    }
-
-    /// Counts a channel that is not open on this node against the address that names it.
-    fn count_name(&self, peer: Option<IpAddr>, name: &ChannelName) -> Result<(), Refusal> {
-        let Some(peer) = peer else { return Ok(()) };
-        if lock(&self.0.logs).contains_key(name) || self.0.new_channels.take(peer.into()) {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            Code::TooMany,
-            format!(
-                "more than {} channels that were not open from this address within a minute (limits.new_channels_per_minute): try again later",
-                self.limits().new_channels_per_minute
-            ),
-        ))
-    }
-
-    /// The channel, and the client as the channel's handler knows it. Every permission begins here,
-    /// whatever the transport.
-    async fn admit(&self, connection: &Connection, name: &ChannelName) -> Result<Admission, Refusal> {
-        let (rule, mut params) = self.0.backbone.rule(name)?;
-        let found = self
-            .0
-            .handlers
-            .iter()
-            .enumerate()
-            .find_map(|(i, (pattern, handler))| pattern.matches(name.as_str()).map(|params| (i, handler.clone(), params)));
-        let (index, handler) = match found {
-            Some((index, handler, handler_params)) => {
-                params = handler_params;
-                (Some(index), Some(handler))
-            }
-            None => (None, None),
-        };
-        let known = lock(&connection.clients)
-            .iter()
-            .find(|(i, _)| *i == index)
-            .map(|(_, client)| client.clone());
-        let client = match known {
-            Some(client) => client,
-            None => {
-                let identity = match &handler {
-                    Some(handler) => {
-                        let request = lock(&connection.request).clone();
-                        let request = request.ok_or_else(|| Refusal::internal("the connection can no longer be identified"))?;
-                        let call = self.call("connect", name, None);
-                        let identity = call.wait(|| handler.connect(&request)).await;
-                        call.answer(identity.and_then(|identity| identity)).inspect_err(|refusal| {
-                            self.warn_of(refusal, connection, name);
-                        })?
-                    }
-                    None => Identity::anonymous(),
-                };
-                let client = Arc::new(Client {
-                    id: connection.id,
-                    transport: connection.transport.clone(),
-                    peer: connection.peer,
-                    identity,
-                });
-                lock(&connection.clients).push((index, client.clone()));
-                client
-            }
-        };
-        let channel = Channel::new(self.0.backbone.clone(), name.clone(), rule.clone(), params);
-        Ok(Admission {
-            channel,
-            client,
-            handler,
-            rule,
-        })
-    }
-
-    /// May this client listen to this channel over its transport?
-    pub(crate) async fn admit_listener(&self, connection: &Connection, name: &ChannelName) -> Result<Admission, Refusal> {
-        if self.is_draining() {
-            return Err(Refusal::unavailable("this server is going away: connect again"));
-        }
-        let admission = self.admit(connection, name).await?;
-        if !admission.rule.allows(&connection.transport) && connection.transport != TransportName::HTTP {
-            let to_use = admission.rule.transports.first().cloned();
-            let text = match &to_use {
-                Some(to_use) => format!(
-                    "the channel '{name}' is not served over {}: use {to_use}",
-                    connection.transport
-                ),
-                None => format!("the channel '{name}' cannot be listened to"),
-            };
-            let mut refusal = Refusal::new(Code::WrongTransport, text);
-            refusal.transport = to_use;
-            return Err(refusal);
-        }
-        if connection.transport == TransportName::HTTP {
-            self.count_request(admission.client.user_id(), connection.peer)?;
-        }
-        self.ask_to_subscribe(&admission).await?;
-        self.count_name(connection.peer, name)?;
-        Ok(admission)
-    }
-
-    async fn ask_to_subscribe(&self, admission: &Admission) -> Result<(), Refusal> {
-        let Some(handler) = &admission.handler else {
-            return Ok(());
-        };
-        let call = self.call("subscribe", admission.channel.name(), None);
-        call.answer(call.wait(|| handler.subscribe(&admission.client, &admission.channel)).await?)
-    }
-
-    /// A client that a handler asks who it is showed nothing, or something wrong.
-    fn warn_of(&self, refusal: &Refusal, connection: &Connection, name: &ChannelName) {
-        if refusal.code == Code::Unauthorized {
-            self.warn(Warning::WrongToken, connection.peer, name.as_str());
-        }
-    }
-
-    /// A call of a handler, in which panics are caught.
-    fn call<'a>(&'a self, method: &'static str, channel: &'a ChannelName, event: Option<&'a str>) -> Call<'a> {
-        let metrics = self.metrics();
-        Call {
-            metrics,
-            method,
-            channel,
-            event,
-        }
+        self.0.admission.count_request(user, peer)
     }
 
     /// A client's message that came by itself, not over a subscription: to the handler, or without
@@ -663,11 +309,7 @@ impl Hub {
         message: Message,
         key: Option<IdempotencyKey>,
     ) -> Result<Reply, Refusal> {
-        let admission = self.admit_sender(connection, name, &message).await?;
-        if requires_subscription(&admission, &self.call("requires_subscription", name, None))? {
-            self.ask_to_subscribe(&admission).await?;
-        }
-        self.deliver(connection, admission, message, key).await
+        self.0.admission.send(connection, name, message, key).await
     }
 
     /// A client's message over a connection that can listen. `listens`: it does listen to this
@@ -684,95 +326,8 @@ impl Hub {
         message: Message,
         key: Option<IdempotencyKey>,
     ) -> Result<Reply, Refusal> {
-        let admission = self.admit_sender(connection, name, &message).await?;
-        if !listens && requires_subscription(&admission, &self.call("requires_subscription", name, None))? {
-            // What would be told at subscribing is told here.
-            self.admit_listener(connection, name).await?;
-            let log = lock(&self.0.logs).get(name).map(|follower| follower.log.clone());
-            if log.is_some_and(|log| log.size().2) {
-                return Err(Refusal::new(Code::Ended, "the channel has ended"));
-            }
-            return Err(Refusal::forbidden(
-                "subscribe to this channel first: a message needs an open subscription of its connection",
-            ));
-        }
-        self.deliver(connection, admission, message, key).await
-    }
-
-    /// Whether this message may be said here at all.
-    async fn admit_sender(&self, connection: &Connection, name: &ChannelName, message: &Message) -> Result<Admission, Refusal> {
-        let weight = message.weight();
-        let limit = self.limits().message_bytes;
-        if weight > limit {
-            return Err(Refusal::new(
-                Code::TooLarge,
-                format!("the message has {weight} bytes; at most {limit} are allowed"),
-            ));
-        }
-        if message.event.is_fired_by_event_source() {
-            return Err(Refusal::bad_request(format!(
-                "a client cannot send an event named '{}': a browser's EventSource fires events of that name itself, so choose another",
-                message.event
-            )));
-        }
-        let admission = self.admit(connection, name).await?;
-        if connection.transport == TransportName::HTTP {
-            self.count_request(admission.client.user_id(), connection.peer)?;
-        }
-        if admission.handler.is_none() && admission.rule.send == SendPolicy::Publish {
-            self.count_name(connection.peer, name)?;
-        }
-        match (&admission.handler, admission.rule.send) {
-            (_, SendPolicy::Refuse) => Err(Refusal::forbidden("this channel takes no messages from clients")),
-            (None, SendPolicy::Handler) => Err(Refusal::forbidden(
-                "this channel takes no messages from clients: no handler is registered for it (send = \"publish\" in its rule would publish them)",
-            )),
-            (Some(_), _) | (None, SendPolicy::Publish) => Ok(admission),
-        }
-    }
-
-    async fn deliver(
-        &self,
-        connection: &Connection,
-        admission: Admission,
-        message: Message,
-        key: Option<IdempotencyKey>,
-    ) -> Result<Reply, Refusal> {
-        let user = admission.client.user_id().filter(|user| !user.is_empty()).cloned();
-        if key.is_some() {
-            let whose = match &user {
-                Some(user) => Whose::User(user.clone()),
-                None => Whose::Address(connection.peer.map(Into::into)),
-            };
-            let limit = self.limits().idempotency_keys_per_client;
-            if !self.0.client_keys.take(whose, limit) {
-                return Err(Refusal::new(
-                    Code::TooMany,
-                    format!(
-                        "{limit} messages with an idempotency key within {} seconds (limits.idempotency_keys_per_client): send it later, or without one",
-                        IDEMPOTENCY_WINDOW.as_secs()
-                    ),
-                ));
-            }
-        }
-        let channel = admission.channel.with_key(key, user, self.key_source(connection), &message);
-        match admission.handler {
-            Some(handler) => {
-                let event = message.event.clone();
-                let call = self.call("message", channel.name(), Some(event.as_str()));
-                call.answer(call.wait(|| handler.message(&admission.client, &channel, message)).await?)
-            }
-            None => channel.publish_with(Publish::message(message)).await.map(|_| Reply::done()),
-        }
-    }
-
-    /// Whose the idempotency keys of a connection without a user are.
-    fn key_source(&self, connection: &Connection) -> KeySource<'static> {
-        if connection.transport == TransportName::HTTP {
-            KeySource::Address(connection.peer.map(Into::into))
-        } else {
-            KeySource::Connection(self.0.node, connection.id)
-        }
+        let admission = &self.0.admission;
+        admission.send_from_listener(connection, listens, name, message, key).await
     }
 
     /// A page of a channel's history for a client, with the channel it is allowed to see.
@@ -789,282 +344,62 @@ impl Hub {
         after: Option<Position>,
         limit: PageLimit,
     ) -> Result<(Channel, Replay), Refusal> {
-        let admission = self.admit_listener(connection, name).await?;
-        if let Some(after) = after
-            && let Some(replay) = self.page_of_log(name, after, limit).await?
-        {
-            return Ok((admission.channel, replay));
-        }
-        let replay = admission.channel.whole_page(after, limit).await?;
-        Ok((admission.channel, replay))
-    }
-
-    async fn page_of_log(&self, name: &ChannelName, after: Position, limit: PageLimit) -> Result<Option<Replay>, Refusal> {
-        let follower = lock(&self.0.logs).get(name).cloned();
-        match follower {
-            Some(follower) => follower.page(after, limit).await.map_err(|error| self.refusal(&error)),
-            None => Ok(None),
-        }
-    }
-
-    /// The channel's log on this node, opened if need be. However many ask at once, the broker is
-    /// asked once.
-    pub(crate) async fn open(&self, name: &ChannelName, rule: &Arc<Rule>) -> Result<Arc<Follower>, Refusal> {
-        if let Some(follower) = lock(&self.0.logs).get(name) {
-            return Ok(follower.clone());
-        }
-        let fetch = || {
-            let (hub, name, rule) = (self.clone(), name.clone(), rule.clone());
-            async move {
-                let known = lock(&hub.0.logs).get(&name).cloned();
-                if let Some(follower) = known {
-                    return Ok(follower);
-                }
-                let follower = patience::request(Follower::open(hub.0.backbone.clone(), name.clone(), rule)).await?;
-                lock(&hub.0.logs).insert(name, follower.clone());
-                Ok(follower)
-            }
-        };
-        if lock(&self.0.logs).len() >= self.limits().channels && !self.make_room() {
-            return Err(Refusal::new(
-                Code::TooMany,
-                "this server has too many channels open (limits.channels): try again later",
-            ));
-        }
-        let opened = async { self.0.opening.run(name.clone(), fetch).await.transpose() };
-        match patience::wait(self.limits().broker_timeout, opened).await {
-            Ok(Some(follower)) => Ok(follower),
-            Err(error) => Err(self.refusal(&error)),
-            Ok(None) => Err(Refusal::internal("the channel could not be opened")),
-        }
-    }
-
-    /// Closes logs that have no listeners: first those whose channels have never had an event, then
-    /// the others. False: there is no room still, or there was made some a moment ago.
-    fn make_room(&self) -> bool {
-        {
-            let mut last = lock(&self.0.made_room);
-            if last.is_some_and(|last| last.elapsed() < ROOM_PAUSE) {
-                return false;
-            }
-            *last = Some(Instant::now());
-        }
-        let followers: Vec<Arc<Follower>> = lock(&self.0.logs).values().cloned().collect();
-        for unpublished in [true, false] {
-            for follower in &followers {
-                if unpublished == follower.log.is_unpublished() {
-                    self.0.close_log(&follower.log.name, follower, Duration::ZERO);
-                }
-            }
-            if lock(&self.0.logs).len() < self.limits().channels {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// What a client is told of a broker's error.
-    pub(crate) fn refusal(&self, error: &BrokerError) -> Refusal {
-        self.0.backbone.refusal(error)
-    }
-
-    /// A page of history that many listeners may want at the same time.
-    pub(crate) async fn ask(&self, name: &ChannelName, after: Position, limit: PageLimit) -> Result<Arc<Replay>, BrokerError> {
-        let fetch = || {
-            let (backbone, name) = (self.0.backbone.clone(), name.clone());
-            async move { backbone.replay(&name, Some(after), limit).await.map(Arc::new) }
-        };
-        let asked = async {
-            let asked = self.0.asking.run((name.clone(), after, limit), fetch).await;
-            asked.unwrap_or_else(|| Err(BrokerError::unavailable("the broker could not be asked")))
-        };
-        patience::wait(self.limits().broker_timeout, asked).await
-    }
-
-    /// Tells the handler that a subscription is over, in a task of its own.
-    pub(crate) fn unsubscribed(&self, handler: Arc<dyn DynHandler>, client: Arc<Client>, channel: Channel, reason: LeaveReason) {
-        let backbone = self.0.backbone.clone();
-        self.0.runtime.spawn(async move {
-            let call = Call {
-                metrics: &backbone.metrics,
-                method: "unsubscribe",
-                channel: channel.name(),
-                event: None,
-            };
-            // No caller waits for an answer.
-            let _ = call.wait(|| handler.unsubscribe(&client, &channel, reason)).await;
-        });
+        self.0.admission.history(connection, name, after, limit).await
     }
 
     /// The channels that are open on this node, in the order of their names; at most `limit`.
     pub fn channels(&self, limit: usize) -> Vec<ChannelState> {
-        let names: Vec<&'static str> = {
-            let formats = self.0.formats.read().unwrap_or_else(PoisonError::into_inner);
-            formats.iter().map(|slot| slot.format.name()).collect()
-        };
-        let followers: Vec<_> = lock(&self.0.logs).values().cloned().collect();
-        let mut states: Vec<_> = followers
-            .into_iter()
-            .map(|follower| {
-                let log = &follower.log;
-                let (events, _, ended) = log.size();
-                ChannelState {
-                    name: log.name.clone(),
-                    rule: log.rule.clone(),
-                    cursor: log.head(),
-                    events,
-                    bytes: log.held(),
-                    listeners: names
-                        .iter()
-                        .zip(log.listeners())
-                        .filter(|(_, count)| *count > 0)
-                        .map(|(name, count)| (*name, count))
-                        .collect(),
-                    ended,
-                }
-            })
-            .collect();
-        states.sort_by(|a, b| a.name.cmp(&b.name));
-        states.truncate(limit);
-        states
+        self.channels_after(None, limit)
+    }
+
+    /// The channels that are open on this node and whose names come after `after`, in the order of
+    /// their names; at most `limit`. The last of them is the `after` of the next page. It costs
+    /// what the page holds, however many channels are open.
+    ///
+    /// # Examples
+    /// ```
+    /// # use airwave_core::Hub;
+    /// fn count_listeners(hub: &Hub) -> usize {
+    ///     let (mut count, mut after) = (0, None);
+    ///     loop {
+    ///         let page = hub.channels_after(after.as_ref(), 1000);
+    ///         count += page.iter().flat_map(|channel| &channel.listeners).map(|(_, n)| n).sum::<usize>();
+    ///         match page.last() {
+    ///             Some(last) => after = Some(last.name.clone()),
+    ///             None => return count,
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    pub fn channels_after(&self, after: Option<&ChannelName>, limit: usize) -> Vec<ChannelState> {
+        self.0.logs.states(after, limit, &self.0.formats.names())
     }
 
     /// Sessions by format.
     pub fn sessions_by_wire(&self) -> Vec<(&'static str, usize)> {
-        let formats = self.0.formats.read().unwrap_or_else(PoisonError::into_inner);
-        formats
-            .iter()
-            .map(|slot| {
-                (
-                    slot.format.name(),
-                    usize::try_from(slot.metrics.connections.get()).unwrap_or(0),
-                )
-            })
-            .collect()
+        self.0.formats.sessions()
     }
 }
 
-impl Connection {
-    /// A number that tells connections of this node apart.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// How it is connected.
-    pub fn transport(&self) -> &TransportName {
-        &self.transport
-    }
-
-    /// The client's address, where it is known.
-    pub fn peer(&self) -> Option<IpAddr> {
-        self.peer
-    }
-
-    /// The node it is connected to.
-    pub fn hub(&self) -> &Hub {
-        &self.hub
-    }
-
-    /// No further handler will be asked who this is: lets go of the request's headers. For
-    /// connections whose channels are all known.
-    pub fn forget_request(&self) {
-        lock(&self.request).take();
-        lock(&self.clients).shrink_to_fit();
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        if !self.counted {
-            return;
+/// Heartbeats, stalled and silent sessions, unused logs: one timer for all of them, which ends with
+/// the last connection.
+async fn keep_house(admission: Weak<Admission>) {
+    let shortest = match admission.upgrade() {
+        Some(admission) => {
+            let limits = &admission.backbone.limits;
+            limits.heartbeat.min(limits.idle).min(limits.stalled_write).min(limits.linger)
         }
-        self.hub.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn requires_subscription(admission: &Admission, call: &Call<'_>) -> Result<bool, Refusal> {
-    match &admission.handler {
-        Some(handler) => call.run(|| handler.requires_subscription()),
-        None => Ok(true),
-    }
-}
-
-/// Heartbeats, stalled and silent sessions, unused logs: one timer for all of them.
-async fn keep_house(hub: Weak<Inner>, limits: Limits) {
-    let shortest = limits.heartbeat.min(limits.idle).min(limits.stalled_write).min(limits.linger);
+        None => return,
+    };
     let mut ticks = interval((shortest / 4).clamp(Duration::from_millis(10), TICK));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut names: Vec<ChannelName> = Vec::new();
+    let mut round = Round::default();
     loop {
         ticks.tick().await;
-        let Some(hub) = hub.upgrade() else { return };
-        let now = hub.started.elapsed().as_millis() as u64 + 1;
-        hub.clock.store(now, Ordering::Relaxed);
-        for session in lock(&hub.sessions).iter() {
-            session.check_times(now, &limits);
-        }
-        hub.requests.sweep();
-        hub.new_channels.sweep();
-        hub.warnings.sweep();
-        if names.is_empty() {
-            let logs = lock(&hub.logs);
-            names = logs.keys().cloned().collect();
-            let events: usize = logs.values().map(|follower| follower.log.size().0).sum();
-            hub.backbone.metrics.logs.set(logs.len() as i64);
-            hub.backbone.metrics.log_bytes.set(hub.backbone.ring_memory.used() as i64);
-            hub.backbone.metrics.log_events.set(events as i64);
-        }
-        let at = names.len().saturating_sub(LOGS_PER_TICK);
-        for name in names.drain(at..) {
-            let Some(follower) = lock(&hub.logs).get(&name).cloned() else {
-                continue;
-            };
-            follower.log.trim();
-            hub.close_log(&name, &follower, limits.linger);
-        }
-    }
-}
-
-/// Asks the broker whether it is there, so that listeners of a node without one are told.
-async fn watch_broker(hub: Weak<Inner>) {
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut down: Option<Instant> = None;
-    let mut told = false;
-    loop {
-        ticks.tick().await;
-        let Some(backbone) = hub.upgrade().map(|hub| hub.backbone.clone()) else {
-            return;
-        };
-        let answer = match timeout(backbone.limits.broker_timeout, backbone.broker.ping()).await {
-            Ok(answer) => answer.map_err(|error| error.to_string()),
-            Err(_) => Err("the broker does not answer".to_owned()),
-        };
-        let Some(hub) = hub.upgrade() else { return };
-        hub.backbone.metrics.broker_up.set(i64::from(answer.is_ok()));
-        let name = hub.backbone.broker.name();
-        hub.broker
-            .send_replace(Some(answer.clone().map_err(|error| format!("broker {name}: {error}"))));
-        match answer {
-            Ok(()) => {
-                if let Some(since) = down.take() {
-                    tracing::info!(seconds = since.elapsed().as_secs(), "the broker is back");
-                }
-                told = false;
-            }
-            Err(error) => {
-                let since = down.get_or_insert_with(|| {
-                    tracing::warn!(broker = name, error, "the broker is gone");
-                    Instant::now()
-                });
-                if !told && since.elapsed() >= STALE_AFTER {
-                    told = true;
-                    hub.stale.fetch_add(1, Ordering::SeqCst);
-                    for session in lock(&hub.sessions).iter() {
-                        session.wake_always();
-                    }
-                }
-            }
-        }
+        let Some(admission) = admission.upgrade() else { return };
+        admission.sessions.tick();
+        admission.sweep();
+        admission.backbone.warnings.sweep();
+        admission.logs.tend(&mut round);
     }
 }

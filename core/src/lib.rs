@@ -15,15 +15,19 @@
 //! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
 //! 9. [`mod@format`]: how events become bytes of a transport: [`Format`], [`Notice`]
 //! 10. [`observe`]: what a node counts, and what its metrics say now
-//! 11. `sync`, `wake`, `session_handle`, `registry`, `format_slot`, `ring_memory`, `log`: one
-//!     channel on this node: ring, listeners, wake; what all rings take together
+//! 11. `sync`, `wake`, `orders`, `keep_alive`, `session_handle`, `registry`, `format_slot`,
+//!     `ring_memory`, `log`: one channel on this node: ring, listeners, wake; what all rings take
+//!     together
 //! 12. `presence`: who is in a channel, as this node knows it
 //! 13. `outage`, `backbone`: what every part of a node shares, and its calls of the broker
 //! 14. [`publish`], [`channel`]: what applications publish, and the handle that they publish with
 //! 15. [`handler`]: what the application says about clients
 //! 16. `unhealed`, `follower`: fills a channel's log from the broker, and heals it
-//! 17. [`hub`]: one node: opens logs, takes in clients, drains
-//! 18. [`session`]: one connected client, as every transport uses it
+//! 17. `logs`: the open logs of one node
+//! 18. `sessions`, `probe`: the node's sessions and the orders that it gives them
+//! 19. `places`, `identities`, `admission`: who may connect, listen and send
+//! 20. [`hub`]: one node, put together of these
+//! 21. [`session`]: one connected client, as every transport uses it
 //!
 //! `response` (feature `axum`) makes a refusal an HTTP response. `conformance` and
 //! `directory_conformance` (feature `conformance`) are the two contracts as suites of tests.
@@ -32,6 +36,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod address;
+mod admission;
 mod backbone;
 pub mod broker;
 mod caught;
@@ -46,18 +51,25 @@ pub mod event;
 mod follower;
 pub mod format;
 mod format_slot;
+mod formats;
 pub mod handler;
 pub mod hub;
 pub mod idempotency;
+mod identities;
 mod inbox;
 mod jitter;
+mod keep_alive;
 mod key_counts;
 mod log;
+mod logs;
 mod newer;
 pub mod observe;
+mod orders;
 mod outage;
 pub mod patience;
+mod places;
 mod presence;
+mod probe;
 pub mod publish;
 mod rate;
 pub mod refusal;
@@ -69,9 +81,12 @@ mod ring_memory;
 pub mod rule;
 pub mod session;
 mod session_handle;
+mod sessions;
 pub mod shrink;
 mod singleflight;
 mod sync;
+#[cfg(all(test, not(loom)))]
+mod testing;
 mod unhealed;
 mod wake;
 pub mod warnings;

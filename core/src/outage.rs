@@ -1,5 +1,5 @@
-//! An outage of the broker, as a node counts it: channels that cannot be healed, and calls without an
-//! answer. Each kind is logged when it begins and summed up when it is over.
+//! An outage of the broker, as a node counts it: channels that cannot be healed, and calls without
+//! an answer. Each kind is logged when it begins and summed up when it is over.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

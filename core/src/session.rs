@@ -9,8 +9,7 @@ mod progress;
 mod subscriber;
 mod subscription;
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -19,18 +18,22 @@ use smallvec::SmallVec;
 use self::subscriber::Beginning;
 pub use self::subscriber::{After, PendingSubscription, Subscriber};
 use self::subscription::{Reading, StampedStream, Subscription, TooSlow};
+use crate::admission::Connection;
 use crate::cursor::{Cursor, StreamCursor};
 use crate::event::{ChannelName, Position};
 use crate::format::{Notice, Stamp};
+use crate::formats::FormatHandle;
 use crate::handler::LeaveReason;
-use crate::hub::{Connection, FormatHandle, Hub};
 use crate::log::{FormatSlot, READ_BYTES};
 pub use crate::observe::CloseCause;
-use crate::session_handle::{HEARTBEAT, SILENT, STALLED, SessionHandle};
+use crate::orders::Orders;
+use crate::session_handle::SessionHandle;
+use crate::sessions::Sessions;
 use crate::warnings::Warning;
 
 /// Of so many reads one is timed.
 const SAMPLE: u32 = 32;
+
 /// What a transport does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
@@ -70,11 +73,10 @@ pub struct Session {
     drained: bool,
     ends_with_channels: bool,
     visible_heartbeat: bool,
-    stale: u32,
     /// Notices that go out next.
     notices: Vec<Bytes>,
     slot: Arc<FormatSlot>,
-    hub: Hub,
+    sessions: Arc<Sessions>,
     closed: Option<CloseReason>,
     /// Why it ends, where `closed` does not say so.
     cause: Option<CloseCause>,
@@ -96,9 +98,7 @@ impl Session {
         let slot = format.0.clone();
         slot.metrics.connections.inc();
         slot.metrics.connections_total.inc();
-        let hub = connection.hub.clone();
-        let handle = Arc::new(SessionHandle::new(hub.0.clock.load(Ordering::Relaxed)));
-        let inner = &hub.0;
+        let sessions = connection.admission.sessions.clone();
         tracing::debug!(
             connection = connection.id,
             format = slot.format.name(),
@@ -106,20 +106,14 @@ impl Session {
             address = ?connection.peer(),
             "connected"
         );
-        let key = inner
-            .sessions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(handle.clone());
-        let stale = inner.stale.load(Ordering::SeqCst);
+        let (handle, key) = sessions.register();
         Self {
             handle,
             subscriptions: SmallVec::new(),
             notices: Vec::new(),
             stamp: slot.format.stamp(),
             slot,
-            hub,
-            stale,
+            sessions,
             reads: 0,
             first: 0,
             closed: None,
@@ -212,7 +206,7 @@ impl Session {
         let stamp = self
             .stamp_cursor()
             .or_else(|| (stands_at != cursor).then_some(Cursor::One(stands_at)));
-        let retry = self.hub.retry_hint();
+        let retry = self.connection.admission.retry_hint();
         self.notice(&Notice::Subscribed {
             id,
             channel: &name,
@@ -232,7 +226,7 @@ impl Session {
             }
             return;
         }
-        let presence = self.hub.0.backbone.presence.as_ref();
+        let presence = self.sessions.backbone.presence.as_ref();
         let membership = pending.membership.take().zip(presence);
         let membership = membership.map(|((client, listens), presence)| {
             let listener = listens.then(|| self.handle.clone());
@@ -266,19 +260,14 @@ impl Session {
 
     /// The client said something, if only a pong.
     pub fn heard(&self) {
-        self.handle.heard(self.now());
+        self.handle.keep_alive.heard(self.sessions.now());
     }
 
     /// Tells whether a write waits for the client's socket. While it does, [`Session::poll_cut`]
     /// must be polled.
     pub fn stalled(&self, stalled: bool) {
-        self.handle.stalled(if stalled { self.now() } else { 0 });
-    }
-
-    /// The hub's coarse clock: asking the system for the time costs more than the rest of a short
-    /// turn.
-    fn now(&self) -> u64 {
-        self.hub.0.clock.load(Ordering::Relaxed)
+        let since = if stalled { self.sessions.now() } else { 0 };
+        self.handle.keep_alive.stalled(since);
     }
 
     /// Reads from the client's socket, or `Pending` if there is nothing: `read` must be a poll of
@@ -302,11 +291,11 @@ impl Session {
     /// For a loop that waits for its socket: ready when it should wait no longer.
     pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         self.handle.wake.register(cx);
-        let flags = self.handle.flags();
-        if flags & STALLED != 0 {
+        let orders = self.handle.orders();
+        if orders.has(Orders::CUT) {
             self.stalls();
             Poll::Ready(CloseReason::Stalled)
-        } else if flags & SILENT != 0 {
+        } else if orders.has(Orders::SILENT) {
             self.ends_by(CloseCause::Idle);
             Poll::Ready(CloseReason::Silent)
         } else {
@@ -321,7 +310,7 @@ impl Session {
 
     /// It is cut: by itself, or because the node's drain has taken too long.
     fn stalls(&mut self) {
-        let draining = self.hub.is_draining();
+        let draining = self.sessions.is_draining();
         self.ends_by(if draining {
             CloseCause::DrainTimeout
         } else {
@@ -365,7 +354,7 @@ impl Session {
             if let Some(reason) = self.closed {
                 return Poll::Ready(Turn::Closed(reason));
             }
-            if let Some(reason) = self.heed(out) {
+            if let Some(reason) = self.obey(out) {
                 self.closed = Some(reason);
                 return Poll::Ready(Turn::Closed(reason));
             }
@@ -375,7 +364,7 @@ impl Session {
                 return Poll::Ready(Turn::Closed(reason));
             }
             if !out.is_empty() {
-                self.handle.wrote(self.now());
+                self.handle.keep_alive.wrote(self.sessions.now());
                 // A full turn did not come to everything: a subscription's members wait behind its
                 // events.
                 let full = out.iter().map(Bytes::len).sum::<usize>() >= READ_BYTES;
@@ -392,29 +381,30 @@ impl Session {
         }
     }
 
-    /// What the hub has to say.
-    fn heed(&mut self, out: &mut Vec<Bytes>) -> Option<CloseReason> {
-        let flags = self.handle.take_flags();
-        if flags & STALLED != 0 {
+    /// Carries out what the node has told this session.
+    fn obey(&mut self, out: &mut Vec<Bytes>) -> Option<CloseReason> {
+        let orders = self.handle.take_orders();
+        if orders == Orders::NONE {
+            return None;
+        }
+        if orders.has(Orders::CUT) {
             self.stalls();
             return Some(CloseReason::Stalled);
         }
-        if flags & SILENT != 0 {
+        if orders.has(Orders::SILENT) {
             return Some(CloseReason::Silent);
         }
-        let hub = &self.hub;
-        if hub.is_draining() {
-            let retry = hub.retry_hint();
+        // A session whose time is over may come back as well: it is asked again who it is then.
+        if orders.has(Orders::DRAIN | Orders::EXPIRE) {
+            let retry = self.connection.admission.retry_hint();
             self.notice(&Notice::Drain { retry });
             out.append(&mut self.notices);
             return Some(CloseReason::Drain { retry });
         }
-        let stale = hub.0.stale.load(Ordering::SeqCst);
-        if stale != self.stale {
-            self.stale = stale;
+        if orders.has(Orders::STALE) {
             self.notice(&Notice::Stale);
         }
-        if flags & HEARTBEAT != 0 {
+        if orders.has(Orders::HEARTBEAT) {
             self.notice(&Notice::Heartbeat {
                 visible: self.visible_heartbeat,
             });
@@ -442,7 +432,8 @@ impl Session {
                     cursor,
                     index: subscription.stamp_index,
                 }),
-                hub: &self.hub,
+                sessions: &self.sessions,
+                connection: &self.connection,
                 sample: self.reads.is_multiple_of(SAMPLE),
                 out,
             };
@@ -483,13 +474,12 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.slot.metrics.connections.dec();
         let cause = self.close_cause();
-        self.hub.metrics().closed(cause);
+        self.sessions.backbone.metrics.closed(cause);
         let (connection, address) = (self.connection.id, self.connection.peer());
         tracing::debug!(connection, ?address, cause = cause.as_str(), "closed");
         if cause == CloseCause::Stalled {
-            self.hub.warn(Warning::StalledWrite, address, "");
+            self.sessions.backbone.warnings.warn(Warning::StalledWrite, address, "");
         }
-        let mut sessions = self.hub.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.remove(self.key);
+        self.sessions.remove(self.key);
     }
 }

@@ -1,35 +1,26 @@
-//! What others see of a session: how it is woken, what the hub tells it, and since when it is
-//! quiet.
+//! What the node and its logs hold of a session: how it is woken, what it is told to do, and since
+//! when it is quiet.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Wake;
-use std::time::Duration;
 
+use crate::keep_alive::KeepAlive;
+use crate::orders::{Orders, PendingOrders};
 use crate::rule::Limits;
 use crate::wake::WakeFlag;
 
-/// A heartbeat is due.
-pub(crate) const HEARTBEAT: u8 = 1;
-/// A write made no progress for too long.
-pub(crate) const STALLED: u8 = 2;
-/// Nothing was heard for too long.
-pub(crate) const SILENT: u8 = 4;
-
-/// One session's signs of life. A publish touches one of these for each listener, so all of it
+/// One session, as others see it. A publish touches one of these for each listener, so all of it
 /// stands in one cache line.
 #[derive(Default)]
 #[repr(align(64))]
 pub(crate) struct SessionHandle {
     pub(crate) wake: WakeFlag,
-    flags: AtomicU8,
-    /// Times of the hub's coarse clock; zero: never, or not now. The next heartbeat counts from
-    /// here: from what was written last, or, where answers are expected, from the heartbeat before.
-    /// Those are asked for even while events go out: a client that only listens says nothing else.
-    quiet: AtomicU64,
-    /// Zero: nothing is expected to be heard.
-    heard: AtomicU64,
-    stalled: AtomicU64,
+    pub(crate) keep_alive: KeepAlive,
+    orders: PendingOrders,
+    /// Seconds of the node's coarse clock; zero: never. Not milliseconds, for which the cache line
+    /// has no room.
+    expires_at: AtomicU32,
 }
 
 /// Of the socket: it may have something to read.
@@ -44,10 +35,10 @@ impl Wake for SessionHandle {
 }
 
 impl SessionHandle {
-    /// Of a session that begins now, by the hub's clock.
+    /// Of a session that begins now, by the node's clock.
     pub(crate) fn new(now: u64) -> Self {
         let handle = Self {
-            quiet: AtomicU64::new(now),
+            keep_alive: KeepAlive::new(now),
             ..Self::default()
         };
         // There may be something to read, until it has been tried.
@@ -57,7 +48,7 @@ impl SessionHandle {
 
     /// Has this fetched from memory.
     pub(crate) fn look(&self) {
-        std::hint::black_box(self.quiet.load(Ordering::Relaxed));
+        self.keep_alive.look();
     }
 
     /// There is something to read in a log.
@@ -65,76 +56,86 @@ impl SessionHandle {
         self.wake.wake();
     }
 
-    /// Wakes even a session that waits for its socket.
-    pub(crate) fn wake_always(&self) {
-        self.wake.wake_always();
-    }
-
-    /// Ends the session without waiting for its socket.
-    pub(crate) fn cut(&self) {
-        self.flags.fetch_or(STALLED, Ordering::Relaxed);
-        self.wake.wake_always();
-    }
-
-    /// What the hub has said.
-    pub(crate) fn flags(&self) -> u8 {
-        self.flags.load(Ordering::Relaxed)
-    }
-
-    /// What the hub has said since this was called last.
-    pub(crate) fn take_flags(&self) -> u8 {
-        // Mostly there is nothing, and a look is cheaper than an exchange.
-        match self.flags() {
-            0 => 0,
-            _ => self.flags.swap(0, Ordering::Relaxed),
-        }
-    }
-
-    /// Something was written, if only to the buffer.
-    pub(crate) fn wrote(&self, now: u64) {
-        if self.heard.load(Ordering::Relaxed) == 0 {
-            self.quiet.store(now, Ordering::Relaxed);
-        }
-    }
-
-    /// The client said something.
-    pub(crate) fn heard(&self, now: u64) {
-        self.heard.store(now, Ordering::Relaxed);
-    }
-
-    /// Since when a write has waited for the socket; zero: none does.
-    pub(crate) fn stalled(&self, since: u64) {
-        self.stalled.store(since, Ordering::Relaxed);
-    }
-
-    /// Called by the hub every second or so.
-    pub(crate) fn check_times(&self, now: u64, limits: &Limits) {
-        let longer = |since: &AtomicU64, limit: Duration| {
-            let since = since.load(Ordering::Relaxed);
-            since != 0 && u128::from(now.saturating_sub(since)) >= limit.as_millis()
-        };
-        if longer(&self.stalled, limits.stalled_write) {
-            self.flags.fetch_or(STALLED, Ordering::Relaxed);
-            self.wake.wake_always();
-        } else if longer(&self.heard, limits.idle) {
-            self.flags.fetch_or(SILENT, Ordering::Relaxed);
-            self.wake.wake_always();
-            return;
-        }
-        if longer(&self.quiet, limits.heartbeat) {
-            self.quiet.store(now, Ordering::Relaxed);
-            self.flags.fetch_or(HEARTBEAT, Ordering::Relaxed);
+    /// Gives orders to the session, which carries them out in its next turn. They reach even a
+    /// session that waits for its socket, but for a heartbeat, which is of no use to that one.
+    pub(crate) fn give(&self, orders: Orders) {
+        self.orders.add(orders);
+        if orders == Orders::HEARTBEAT {
             self.wake.wake();
+        } else {
+            self.wake.wake_always();
+        }
+    }
+
+    /// What the session was told and has not taken yet.
+    pub(crate) fn orders(&self) -> Orders {
+        self.orders.peek()
+    }
+
+    /// What the session was told since this was called last.
+    pub(crate) fn take_orders(&self) -> Orders {
+        self.orders.take()
+    }
+
+    /// Ends the session at the first tick at or after `at`, in milliseconds of the node's clock.
+    /// `None`: never. The time is rounded up to a second.
+    #[cfg_attr(not(test), allow(dead_code, reason = "no application grants a time yet"))]
+    pub(crate) fn expire_at(&self, at: Option<u64>) {
+        let seconds = at.map_or(0, |at| at.div_ceil(1000).max(1));
+        // What lies beyond 136 years is never.
+        self.expires_at.store(u32::try_from(seconds).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Gives the session what is due. Called by the node every second or so.
+    pub(crate) fn check_times(&self, now: u64, limits: &Limits) {
+        let mut due = self.keep_alive.due(now, limits);
+        let expires_at = u64::from(self.expires_at.load(Ordering::Relaxed)) * 1000;
+        if expires_at != 0 && now >= expires_at {
+            self.expires_at.store(0, Ordering::Relaxed);
+            due = due | Orders::EXPIRE;
+        }
+        if due != Orders::NONE {
+            self.give(due);
         }
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn stands_in_one_cache_line() {
         assert_eq!(size_of::<SessionHandle>(), 64);
+    }
+
+    #[test]
+    fn a_session_expires_once_at_the_first_tick_after_its_time() {
+        let limits = Limits {
+            heartbeat: Duration::from_secs(3600),
+            ..Limits::default()
+        };
+        let handle = SessionHandle::new(1);
+        handle.check_times(
+            u64::MAX / 2,
+            &Limits {
+                heartbeat: Duration::MAX,
+                ..limits.clone()
+            },
+        );
+        assert_eq!(handle.take_orders(), Orders::NONE, "without a time it never expires");
+        handle.expire_at(Some(4001));
+        handle.check_times(4999, &limits);
+        assert_eq!(handle.orders(), Orders::NONE);
+        handle.check_times(5000, &limits);
+        assert_eq!(handle.take_orders(), Orders::EXPIRE);
+        handle.check_times(6000, &limits);
+        assert_eq!(handle.take_orders(), Orders::NONE);
+        handle.expire_at(Some(7000));
+        handle.expire_at(None);
+        handle.check_times(8000, &limits);
+        assert_eq!(handle.take_orders(), Orders::NONE);
     }
 }

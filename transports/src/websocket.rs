@@ -365,6 +365,7 @@ struct WebSocketTask<S> {
     close_wait: Option<Pin<Box<Sleep>>>,
     /// What stands before `/channels/` in this server's URLs, as the client sees them.
     prefix: Box<str>,
+    hub: Hub,
 }
 
 /// Frames that came while a command was being carried out, and are read when it is done. Pings and
@@ -522,6 +523,7 @@ impl<S: Socket> WebSocketTask<S> {
             websocket,
             close_wait: None,
             prefix,
+            hub: hub.clone(),
         })
     }
 
@@ -539,7 +541,7 @@ impl<S: Socket> WebSocketTask<S> {
     }
 
     fn refuse(&mut self, id: Option<u64>, channel: Option<&ChannelName>, refusal: &Refusal) {
-        self.session.connection().hub().metrics().refused(refusal.code);
+        self.hub.metrics().refused(refusal.code);
         let url = channel
             .filter(|_| refusal.transport.is_some())
             .map(|channel| format!("{}/channels/{channel}", self.prefix));
@@ -715,7 +717,7 @@ impl<S: Socket> WebSocketTask<S> {
         if self.session.is_subscribed(&channel) {
             return Err(Refusal::bad_request(format!("already subscribed to '{channel}'")));
         }
-        let limit = self.session.connection().hub().limits().channels_per_connection;
+        let limit = self.hub.limits().channels_per_connection;
         if self.session.subscriptions() >= limit {
             return Err(Refusal::new(
                 Code::TooMany,
@@ -731,10 +733,9 @@ impl<S: Socket> WebSocketTask<S> {
     }
 
     fn send(&mut self, id: Option<u64>, channel: ChannelName, message: Message, key: Option<IdempotencyKey>) {
-        let connection: Arc<Connection> = self.session.connection().clone();
+        let (hub, connection): (Hub, Arc<Connection>) = (self.hub.clone(), self.session.connection().clone());
         let listens = self.session.is_subscribed(&channel);
         self.carry_out(async move {
-            let hub = connection.hub();
             let result = hub.send_from_listener(&connection, listens, &channel, message, key).await;
             Done::Sent { id, channel, result }
         });
@@ -742,7 +743,7 @@ impl<S: Socket> WebSocketTask<S> {
 
     fn carry_out(&mut self, command: impl Future<Output = Done> + Send + 'static) {
         let left = self.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.begins_with));
-        let hub = self.session.connection().hub().clone();
+        let hub = self.hub.clone();
         self.command = Some(Box::pin(async move {
             hub.request_behind(left.unwrap_or_default(), command).await
         }));
@@ -850,7 +851,7 @@ impl<S: Socket> WebSocketTask<S> {
                 continue;
             }
             let under_way = self.command.is_some();
-            if under_way && (!self.has_room() || self.session.connection().hub().is_draining()) {
+            if under_way && (!self.has_room() || self.hub.is_draining()) {
                 // We do not listen meanwhile, so a silence is ours.
                 self.session.heard();
             } else {

@@ -10,11 +10,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::progress::Progress;
+use crate::admission::Connection;
 use crate::broker::{PageLimit, Replay};
 use crate::event::{ChannelName, Event, Position};
 use crate::format::GapReason;
-use crate::hub::Hub;
 use crate::log::{Entry, Found, Item, Log, READ_BYTES};
+use crate::logs::Logs;
 use crate::rule::Delivery;
 
 /// How many events a listener is given from the broker's history at a time.
@@ -110,7 +111,13 @@ impl CatchUp {
     }
 
     /// Takes the next step of a listener that stands at `progress`. Pending: a page is being read.
-    pub(super) fn poll_step(&mut self, log: &Log, progress: &Progress, hub: &Hub, cx: &mut Context<'_>) -> Poll<CatchUpStep> {
+    pub(super) fn poll_step(
+        &mut self,
+        log: &Log,
+        progress: &Progress,
+        connection: &Connection,
+        cx: &mut Context<'_>,
+    ) -> Poll<CatchUpStep> {
         if !self.waiting.is_empty() {
             return Poll::Ready(CatchUpStep::Send(self.next_piece()));
         }
@@ -121,7 +128,8 @@ impl CatchUp {
             if let Found::At(next) = log.find(after) {
                 return Poll::Ready(CatchUpStep::Ring(next));
             }
-            self.then = Then::Reading(Box::pin(fetch_page(hub.clone(), log.name.clone(), after, self.backoff)));
+            let logs = connection.admission.logs.clone();
+            self.then = Then::Reading(Box::pin(fetch_page(logs, log.name.clone(), after, self.backoff)));
         }
         let step = match &mut self.then {
             Then::Reading(page) => {
@@ -235,17 +243,17 @@ fn newest_of_each_key(entries: impl IntoIterator<Item = Arc<Entry>, IntoIter: Do
 }
 
 /// Reads the page after `after`, however long the broker is away: the listener stays connected.
-async fn fetch_page(hub: Hub, name: ChannelName, after: Position, pause: Duration) -> Arc<Replay> {
+async fn fetch_page(logs: Arc<Logs>, name: ChannelName, after: Position, pause: Duration) -> Arc<Replay> {
     if pause > Duration::ZERO {
-        sleep(hub.0.backbone.jitter.spread(pause)).await;
+        sleep(logs.backbone.jitter.spread(pause)).await;
     }
     let mut backoff = BACKOFF.0;
     loop {
-        match hub.ask(&name, after, PAGE).await {
+        match logs.shared_replay(&name, after, PAGE).await {
             Ok(replay) => return replay,
             Err(error) => {
                 tracing::debug!(channel = %name, %error, "history is out of reach: a listener waits");
-                sleep(hub.0.backbone.jitter.spread(backoff)).await;
+                sleep(logs.backbone.jitter.spread(backoff)).await;
                 backoff = (backoff * 2).min(BACKOFF.1);
             }
         }

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use super::catch_up::{CatchUp, PAGE};
 use super::progress::Progress;
 use super::subscription::{OnUnsubscribe, Reader, Subscription};
+use crate::admission::Connection;
 use crate::broker::Replay;
 use crate::cursor::Cursor;
 use crate::event::{ChannelName, Position};
 use crate::follower::Follower;
 use crate::format::GapReason;
 use crate::handler::{Client, LeaveReason};
-use crate::hub::{Connection, Hub};
 use crate::log::{Entry, Found, Item, Log, Registration};
+use crate::logs::Logs;
 use crate::presence::{Membership, Presence};
 use crate::refusal::Refusal;
 use crate::rule::{ReplayOnSubscribe, Rule};
@@ -99,26 +100,28 @@ impl Subscriber {
     /// `unavailable`; `bad-request`: it wants to hear who is in a channel whose rule says nothing
     /// of presence.
     pub async fn subscribe(&self, name: &ChannelName, after: After) -> Result<PendingSubscription, Refusal> {
-        let hub = &self.connection.hub;
-        let admission = hub.admit_listener(&self.connection, name).await?;
-        let client = admission.client.clone();
+        let admission = &self.connection.admission;
+        let admitted = admission.admit_listener(&self.connection, name).await?;
+        let client = admitted.client.clone();
         // From here on the handler is told when it is over, also if we fail.
-        let on_unsubscribe = admission.handler.map(|handler| {
+        let on_unsubscribe = admitted.handler.map(|handler| {
             Box::new(OnUnsubscribe {
-                hub: hub.clone(),
+                admission: admission.clone(),
                 handler,
-                client: admission.client,
-                channel: admission.channel,
+                client: admitted.client,
+                channel: admitted.channel,
                 reason: LeaveReason::Disconnected,
             })
         });
-        let membership = self.membership(name, &admission.rule, client)?;
-        let (registration, follower) = self.register(hub, name, &admission.rule).await?;
+        let membership = self.membership(name, &admitted.rule, client)?;
+        let (registration, follower) = self.register(name, &admitted.rule).await?;
         let beginning = match after {
-            After::Position(position) if position != Position::ZERO => Beginning::resumed(hub, &follower, position).await?,
+            After::Position(position) if position != Position::ZERO => {
+                Beginning::resumed(&admission.logs, &follower, position).await?
+            }
             After::Unreadable | After::Nothing | After::Position(_) => {
                 let unreadable = after == After::Unreadable;
-                Beginning::fresh(hub, &follower.log, unreadable).await?
+                Beginning::fresh(&admission.logs, &follower.log, unreadable).await?
             }
         };
         Ok(PendingSubscription {
@@ -131,7 +134,7 @@ impl Subscriber {
 
     /// What the channel's presence is to know of the listener, where there is any.
     fn membership(&self, name: &ChannelName, rule: &Rule, client: Arc<Client>) -> Result<Option<(Arc<Client>, bool)>, Refusal> {
-        match self.connection.hub.0.backbone.presence(name, rule) {
+        match self.connection.admission.backbone.presence(name, rule) {
             Ok(_) => {
                 Presence::check(client.user())?;
                 Ok(Some((client, self.presence)))
@@ -141,10 +144,10 @@ impl Subscriber {
         }
     }
 
-    async fn register(&self, hub: &Hub, name: &ChannelName, rule: &Arc<Rule>) -> Result<(Registration, Arc<Follower>), Refusal> {
+    async fn register(&self, name: &ChannelName, rule: &Arc<Rule>) -> Result<(Registration, Arc<Follower>), Refusal> {
         // A log that is closed in the moment between is simply opened again.
         for _ in 0..10 {
-            let follower = hub.open(name, rule).await?;
+            let follower = self.connection.admission.logs.open(name, rule).await?;
             if let Some(registration) = follower.log.register(self.handle.clone(), self.format) {
                 return Ok((registration, follower));
             }
@@ -161,7 +164,7 @@ impl Subscriber {
 
 impl Beginning {
     /// For a listener without a cursor, or with one that is `unreadable`.
-    async fn fresh(hub: &Hub, log: &Log, unreadable: bool) -> Result<Self, Refusal> {
+    async fn fresh(logs: &Logs, log: &Log, unreadable: bool) -> Result<Self, Refusal> {
         let unknown = |cursor| unreadable.then(|| Entry::gap(None, cursor, GapReason::UnknownPosition));
         let (reader, cursor) = match log.begin_fresh() {
             Some(start) => {
@@ -172,10 +175,10 @@ impl Beginning {
                 (Reader::before_ring(first, start.next), start.cursor)
             }
             None => {
-                let replay = hub
-                    .ask(&log.name, Position::ZERO, PAGE)
+                let replay = logs
+                    .shared_replay(&log.name, Position::ZERO, PAGE)
                     .await
-                    .map_err(|error| hub.refusal(&error))?;
+                    .map_err(|error| logs.backbone.refusal(&error))?;
                 let cursor = replay.goes_on_after();
                 let mut catch_up = CatchUp::with_page(log, &Progress::new(cursor, cursor), &replay);
                 if log.rule.replay == ReplayOnSubscribe::Last {
@@ -196,7 +199,7 @@ impl Beginning {
     }
 
     /// For a listener that has everything up to `position`.
-    async fn resumed(hub: &Hub, follower: &Follower, position: Position) -> Result<Self, Refusal> {
+    async fn resumed(logs: &Logs, follower: &Follower, position: Position) -> Result<Self, Refusal> {
         let log = &follower.log;
         // Asked before the ring is looked at: a log that has healed by then shows its gaps.
         let healing = follower.is_healing();
@@ -206,10 +209,11 @@ impl Beginning {
         }
         // A log that heals does not know what comes next, and the broker does. While the broker is
         // away, the log's own events come next, if there are any.
-        match (hub.ask(&log.name, position, PAGE).await, found) {
+        let refused = |error| logs.backbone.refusal(error);
+        match (logs.shared_replay(&log.name, position, PAGE).await, found) {
             (Ok(replay), _) => Ok(Self::in_history(log, &replay, position)),
-            (Err(error), Found::At(next)) => Self::without_broker(log, next, position).ok_or_else(|| hub.refusal(&error)),
-            (Err(error), _) => Err(hub.refusal(&error)),
+            (Err(error), Found::At(next)) => Self::without_broker(log, next, position).ok_or_else(|| refused(&error)),
+            (Err(error), _) => Err(refused(&error)),
         }
     }
 

@@ -10,15 +10,16 @@ use tokio::time::Instant;
 
 use super::catch_up::{CatchUp, CatchUpStep};
 use super::progress::Progress;
+use crate::admission::{Admission, Connection};
 use crate::channel::Channel;
 use crate::cursor::StreamCursor;
 use crate::event::{ChannelName, Position};
 use crate::format::{GapReason, Notice, Stamp};
 use crate::handler::{Client, DynHandler, LeaveReason};
-use crate::hub::Hub;
 use crate::log::{Batch, Entry, FormatSlot, Found, Item, Log, Read, Registration};
 use crate::presence::Membership;
 use crate::rule::SlowPolicy;
+use crate::sessions::Sessions;
 
 /// In the order of its fields, like the session.
 #[repr(C)]
@@ -61,7 +62,7 @@ impl Reader {
 
 /// Tells the handler that a subscription is over, when it is dropped.
 pub(super) struct OnUnsubscribe {
-    pub(super) hub: Hub,
+    pub(super) admission: Arc<Admission>,
     pub(super) handler: Arc<dyn DynHandler>,
     pub(super) client: Arc<Client>,
     pub(super) channel: Channel,
@@ -70,8 +71,8 @@ pub(super) struct OnUnsubscribe {
 
 impl Drop for OnUnsubscribe {
     fn drop(&mut self) {
-        self.hub
-            .unsubscribed(self.handler.clone(), self.client.clone(), self.channel.clone(), self.reason);
+        let (handler, client, channel) = (self.handler.clone(), self.client.clone(), self.channel.clone());
+        self.admission.unsubscribed(handler, client, channel, self.reason);
     }
 }
 
@@ -80,7 +81,9 @@ pub(super) struct Reading<'a> {
     pub(super) slot: &'a FormatSlot,
     /// For formats whose events carry the cursor of the whole stream.
     pub(super) stream: Option<StampedStream<'a>>,
-    pub(super) hub: &'a Hub,
+    pub(super) sessions: &'a Arc<Sessions>,
+    /// One more place in memory: only for what the ring does not hold.
+    pub(super) connection: &'a Arc<Connection>,
     pub(super) sample: bool,
     pub(super) out: &'a mut Vec<Bytes>,
 }
@@ -158,7 +161,7 @@ impl Subscription {
                     self.read_ring(next, reading)?
                 }
                 Reader::CatchUp(catch_up) => {
-                    let step = catch_up.poll_step(&self.registration.log, &self.progress, reading.hub, cx);
+                    let step = catch_up.poll_step(&self.registration.log, &self.progress, reading.connection, cx);
                     self.caught_up(step, reading)
                 }
                 Reader::Ahead => self.look_for_position(),
@@ -261,7 +264,7 @@ impl Subscription {
     /// The ring has moved on without this listener, which stands at `next`.
     fn fell_off(&mut self, next: u64, reading: &Reading<'_>) -> Result<Flow, TooSlow> {
         let log = &self.registration.log;
-        reading.hub.metrics().slow(log.rule.slow);
+        reading.sessions.backbone.metrics.slow(log.rule.slow);
         // Of a conflated channel only the newest of each key counts, and as long as the log
         // remembers those, nothing is lost.
         if let Some(start) = log.catch_up_latest(self.progress.cursor, next) {
@@ -344,7 +347,7 @@ impl Reading<'_> {
     fn count(&self, log: &Log, events: u64, bytes: usize, oldest: Instant) {
         log.figures.delivered(self.slot.index, events, bytes);
         if self.sample {
-            let metrics = self.hub.metrics();
+            let metrics = &self.sessions.backbone.metrics;
             metrics.publish_to_write_seconds.observe(oldest.elapsed());
         }
     }

@@ -1,0 +1,108 @@
+//! Since when a session is quiet, silent or stalled, and what is due by that.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::orders::Orders;
+use crate::rule::Limits;
+
+/// Times of one session by the node's coarse clock; zero: never, or not now.
+#[derive(Default)]
+pub(crate) struct KeepAlive {
+    /// The next heartbeat counts from here: from what was written last, or, where answers are
+    /// expected, from the heartbeat before. Those are asked for even while events go out: a client
+    /// that only listens says nothing else.
+    quiet: AtomicU64,
+    /// Zero: nothing is expected to be heard.
+    heard: AtomicU64,
+    stalled: AtomicU64,
+}
+
+impl KeepAlive {
+    /// Of a session that begins now.
+    pub(crate) fn new(now: u64) -> Self {
+        Self {
+            quiet: AtomicU64::new(now),
+            ..Self::default()
+        }
+    }
+
+    /// Has this fetched from memory.
+    pub(crate) fn look(&self) {
+        std::hint::black_box(self.quiet.load(Ordering::Relaxed));
+    }
+
+    /// Something was written, if only to the buffer.
+    pub(crate) fn wrote(&self, now: u64) {
+        if self.heard.load(Ordering::Relaxed) == 0 {
+            self.quiet.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// The client said something.
+    pub(crate) fn heard(&self, now: u64) {
+        self.heard.store(now, Ordering::Relaxed);
+    }
+
+    /// Since when a write has waited for the socket; zero: none does.
+    pub(crate) fn stalled(&self, since: u64) {
+        self.stalled.store(since, Ordering::Relaxed);
+    }
+
+    /// Returns the orders that are due now, and counts the next heartbeat from here if one is.
+    pub(crate) fn due(&self, now: u64, limits: &Limits) -> Orders {
+        let longer = |since: &AtomicU64, limit: Duration| {
+            let since = since.load(Ordering::Relaxed);
+            since != 0 && u128::from(now.saturating_sub(since)) >= limit.as_millis()
+        };
+        if longer(&self.stalled, limits.stalled_write) {
+            return Orders::CUT;
+        }
+        if longer(&self.heard, limits.idle) {
+            return Orders::SILENT;
+        }
+        if longer(&self.quiet, limits.heartbeat) {
+            self.quiet.store(now, Ordering::Relaxed);
+            return Orders::HEARTBEAT;
+        }
+        Orders::NONE
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_time_has_its_own_limit_and_the_gravest_order_wins() {
+        let limits = Limits {
+            heartbeat: Duration::from_millis(100),
+            idle: Duration::from_millis(200),
+            stalled_write: Duration::from_millis(300),
+            ..Limits::default()
+        };
+        let times = KeepAlive::new(1);
+        assert_eq!(times.due(100, &limits), Orders::NONE);
+        assert_eq!(times.due(101, &limits), Orders::HEARTBEAT);
+        assert_eq!(
+            times.due(102, &limits),
+            Orders::NONE,
+            "the next heartbeat counts from the last"
+        );
+        times.wrote(150);
+        assert_eq!(times.due(249, &limits), Orders::NONE, "a write stands for a heartbeat");
+        times.heard(250);
+        times.wrote(250);
+        assert_eq!(
+            times.due(250, &limits),
+            Orders::HEARTBEAT,
+            "an answer is asked for while events go out"
+        );
+        assert_eq!(times.due(450, &limits), Orders::SILENT);
+        times.stalled(150);
+        assert_eq!(times.due(450, &limits), Orders::CUT);
+        times.stalled(0);
+        times.heard(450);
+        assert_eq!(times.due(450, &limits), Orders::HEARTBEAT);
+    }
+}

@@ -1,0 +1,320 @@
+//! The open logs of one node: opens them, shares what many ask for, trims them, closes those that
+//! have no listeners.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backbone::Backbone;
+use crate::broker::{BrokerError, PageLimit, Replay};
+use crate::event::{ChannelName, Position};
+use crate::follower::Follower;
+use crate::patience;
+use crate::refusal::{Code, Refusal};
+use crate::ring_memory::RingMemory;
+use crate::rule::Rule;
+use crate::singleflight::Singleflight;
+use crate::sync::{Mutex, lock};
+
+/// How many logs are looked at in one tick, so that a node with a million does not stutter.
+const LOGS_PER_TICK: usize = 50_000;
+/// How often a node at `limits.channels` looks for unused logs that can make room.
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// The logs of the channels that are open on this node.
+pub(crate) struct Logs {
+    pub(crate) backbone: Arc<Backbone>,
+    /// By name, in order: a page of them needs no look at all the others.
+    open: Mutex<BTreeMap<ChannelName, Arc<Follower>>>,
+    opening: Singleflight<ChannelName, Result<Arc<Follower>, BrokerError>>,
+    asking: Singleflight<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
+    /// When unused logs last had to make room.
+    made_room: Mutex<Option<Instant>>,
+    /// What the rings of all logs take.
+    ring_memory: Arc<RingMemory>,
+}
+
+/// How far a round over all logs has come.
+#[derive(Default)]
+pub(crate) struct Round {
+    after: Option<ChannelName>,
+    events: usize,
+}
+
+/// A channel's state on this node, for people who look at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelState {
+    /// Its name.
+    pub name: ChannelName,
+    /// Its rule.
+    pub rule: Arc<Rule>,
+    /// The newest position this node has.
+    pub cursor: Position,
+    /// Events in the ring.
+    pub events: usize,
+    /// Estimated memory of the ring.
+    pub bytes: usize,
+    /// Sessions that listen, by format.
+    pub listeners: Vec<(&'static str, usize)>,
+    /// Whether it has ended.
+    pub ended: bool,
+}
+
+impl Logs {
+    pub(crate) fn new(backbone: Arc<Backbone>) -> Self {
+        Self {
+            ring_memory: RingMemory::new(backbone.limits.memory / 2),
+            backbone,
+            open: Mutex::default(),
+            opening: Singleflight::default(),
+            asking: Singleflight::default(),
+            made_room: Mutex::default(),
+        }
+    }
+
+    fn find(&self, name: &ChannelName) -> Option<Arc<Follower>> {
+        lock(&self.open).get(name).cloned()
+    }
+
+    /// The logs of the channels whose names come after `after`, in the order of their names; at
+    /// most `limit`.
+    fn next(&self, after: Option<&ChannelName>, limit: usize) -> Vec<Arc<Follower>> {
+        let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let open = lock(&self.open);
+        let rest = open.range::<ChannelName, _>((begin, Bound::Unbounded));
+        rest.take(limit).map(|(_, follower)| follower.clone()).collect()
+    }
+
+    /// Whether the channel's log is open.
+    pub(crate) fn is_open(&self, name: &ChannelName) -> bool {
+        lock(&self.open).contains_key(name)
+    }
+
+    /// Whether the channel's log is open and shows the channel's end.
+    pub(crate) fn has_ended(&self, name: &ChannelName) -> bool {
+        self.find(name).is_some_and(|follower| follower.log.size().2)
+    }
+
+    /// The channel's log on this node, opened if need be. However many ask at once, the broker is
+    /// asked once.
+    ///
+    /// # Errors
+    /// `too-many`: the node has no room for one more log; `unavailable`.
+    pub(crate) async fn open(self: &Arc<Self>, name: &ChannelName, rule: &Arc<Rule>) -> Result<Arc<Follower>, Refusal> {
+        if let Some(follower) = self.find(name) {
+            return Ok(follower);
+        }
+        if lock(&self.open).len() >= self.backbone.limits.channels && !self.make_room() {
+            return Err(Refusal::new(
+                Code::TooMany,
+                "this server has too many channels open (limits.channels): try again later",
+            ));
+        }
+        let fetch = || {
+            let (logs, name, rule) = (self.clone(), name.clone(), rule.clone());
+            async move { logs.fetch(name, rule).await }
+        };
+        let opened = async { self.opening.run(name.clone(), fetch).await.transpose() };
+        match patience::wait(self.backbone.limits.broker_timeout, opened).await {
+            Ok(Some(follower)) => Ok(follower),
+            Err(error) => Err(self.backbone.refusal(&error)),
+            Ok(None) => Err(Refusal::internal("the channel could not be opened")),
+        }
+    }
+
+    async fn fetch(&self, name: ChannelName, rule: Arc<Rule>) -> Result<Arc<Follower>, BrokerError> {
+        // The fetch before this one may have ended a moment ago.
+        if let Some(follower) = self.find(&name) {
+            return Ok(follower);
+        }
+        let open = Follower::open(self.backbone.clone(), &self.ring_memory, name.clone(), rule);
+        let follower = patience::request(open).await?;
+        lock(&self.open).insert(name, follower.clone());
+        Ok(follower)
+    }
+
+    /// A page of history from the broker, which many listeners may want at the same time.
+    pub(crate) async fn shared_replay(
+        &self,
+        name: &ChannelName,
+        after: Position,
+        limit: PageLimit,
+    ) -> Result<Arc<Replay>, BrokerError> {
+        let fetch = || {
+            let (backbone, name) = (self.backbone.clone(), name.clone());
+            async move { backbone.replay(&name, Some(after), limit).await.map(Arc::new) }
+        };
+        let asked = async {
+            let asked = self.asking.run((name.clone(), after, limit), fetch).await;
+            asked.unwrap_or_else(|| Err(BrokerError::unavailable("the broker could not be asked")))
+        };
+        patience::wait(self.backbone.limits.broker_timeout, asked).await
+    }
+
+    /// A page of history from the channel's log. `None`: there is no log, or it does not hold all
+    /// of the page.
+    pub(crate) async fn page(
+        &self,
+        name: &ChannelName,
+        after: Position,
+        limit: PageLimit,
+    ) -> Result<Option<Replay>, BrokerError> {
+        match self.find(name) {
+            Some(follower) => follower.page(after, limit).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Closes logs that have no listeners: first those whose channels have never had an event, then
+    /// the others. False: there is no room still, or there was made some a moment ago.
+    fn make_room(&self) -> bool {
+        {
+            let mut last = lock(&self.made_room);
+            if last.is_some_and(|last| last.elapsed() < ROOM_PAUSE) {
+                return false;
+            }
+            *last = Some(Instant::now());
+        }
+        let followers: Vec<Arc<Follower>> = lock(&self.open).values().cloned().collect();
+        for unpublished in [true, false] {
+            for follower in &followers {
+                if unpublished == follower.log.is_unpublished() {
+                    self.close_if_unused(follower, Duration::ZERO);
+                }
+            }
+            if lock(&self.open).len() < self.backbone.limits.channels {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Closes and forgets a log that has had no listeners for `linger`. False: it has some, or it
+    /// is not in use any more.
+    fn close_if_unused(&self, follower: &Follower, linger: Duration) -> bool {
+        let name = &follower.log.name;
+        // In one step: a caller that finds it closed must not find it again.
+        let closed = {
+            let mut open = lock(&self.open);
+            // The channel may have been closed and opened again since the caller found its log.
+            let in_use = open.get(name).is_some_and(|known| std::ptr::eq(&**known, follower));
+            in_use && follower.log.close_if_unused(linger) && open.remove(name).is_some()
+        };
+        if closed {
+            follower.close();
+        }
+        closed
+    }
+
+    /// Trims the next logs of the round, and closes those that are unused. Called every second or
+    /// so; counts the logs at the end of each round.
+    pub(crate) fn tend(&self, round: &mut Round) {
+        let part = self.next(round.after.as_ref(), LOGS_PER_TICK);
+        for follower in &part {
+            follower.log.trim();
+            if !self.close_if_unused(follower, self.backbone.limits.linger) {
+                round.events += follower.log.size().0;
+            }
+        }
+        if part.len() == LOGS_PER_TICK {
+            round.after = part.last().map(|follower| follower.log.name.clone());
+            return;
+        }
+        let metrics = &self.backbone.metrics;
+        metrics.logs.set(lock(&self.open).len() as i64);
+        metrics.log_bytes.set(self.ring_memory.used() as i64);
+        metrics.log_events.set(round.events as i64);
+        *round = Round::default();
+    }
+
+    /// The states of the channels whose names come after `after`, in the order of their names; at
+    /// most `limit`. `formats`: the names of the node's formats.
+    pub(crate) fn states(&self, after: Option<&ChannelName>, limit: usize, formats: &[&'static str]) -> Vec<ChannelState> {
+        let followers = self.next(after, limit);
+        followers.iter().map(|follower| ChannelState::of(follower, formats)).collect()
+    }
+}
+
+impl ChannelState {
+    fn of(follower: &Follower, formats: &[&'static str]) -> Self {
+        let log = &follower.log;
+        let (events, _, ended) = log.size();
+        let listeners = formats.iter().copied().zip(log.listeners());
+        Self {
+            name: log.name.clone(),
+            rule: log.rule.clone(),
+            cursor: log.head(),
+            events,
+            bytes: log.held(),
+            listeners: listeners.filter(|(_, count)| *count > 0).collect(),
+            ended,
+        }
+    }
+}
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        // A feed must not be dropped by the broker's own call into its follower, which may be the
+        // last to hold it: that call holds the feed's lock.
+        for follower in lock(&self.open).values() {
+            follower.close();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[tokio::test]
+    async fn a_log_that_was_closed_does_not_close_the_one_that_took_its_place() {
+        let hub = testing::hub();
+        let logs = hub.connect(testing::request(), true).unwrap().admission.logs.clone();
+        let name = ChannelName::new("c").unwrap();
+        let (rule, _) = logs.backbone.rule(&name).unwrap();
+        let before = logs.open(&name, &rule).await.unwrap();
+        assert!(logs.close_if_unused(&before, Duration::ZERO));
+        let registration = {
+            let after = logs.open(&name, &rule).await.unwrap();
+            assert!(!logs.close_if_unused(&before, Duration::ZERO));
+            assert!(logs.is_open(&name));
+            after.log.register(Arc::default(), 0)
+        };
+        let linger = logs.find(&name).unwrap();
+        assert!(!logs.close_if_unused(&linger, Duration::ZERO), "it has a listener");
+        drop(registration);
+        assert!(logs.close_if_unused(&linger, Duration::ZERO));
+        assert!(!logs.is_open(&name));
+    }
+
+    #[tokio::test]
+    async fn rounds_and_pages_go_on_after_a_name_whatever_was_closed() {
+        let hub = testing::hub();
+        let logs = hub.connect(testing::request(), true).unwrap().admission.logs.clone();
+        let open = async |name: &str| {
+            let name = ChannelName::new(name).unwrap();
+            let (rule, _) = logs.backbone.rule(&name).unwrap();
+            logs.open(&name, &rule).await.unwrap()
+        };
+        let names = |after: &str, limit| -> Vec<String> {
+            let after = ChannelName::new(after).ok();
+            let states = logs.states(after.as_ref(), limit, &[]);
+            states.iter().map(|state| state.name.to_string()).collect()
+        };
+        for name in ["d", "a", "c", "e", "b"] {
+            open(name).await;
+        }
+        assert_eq!(names("", 2), ["a", "b"]);
+        assert_eq!(names("", usize::MAX), ["a", "b", "c", "d", "e"]);
+        let second = open("b").await;
+        assert!(logs.close_if_unused(&second, Duration::ZERO));
+        assert_eq!(names("b", 2), ["c", "d"]);
+        assert_eq!(names("d", 2), ["e"]);
+        assert_eq!(names("e", 2), [""; 0]);
+        assert_eq!(hub.channels_after(None, 1)[0].name.as_str(), "a");
+    }
+}

@@ -1,0 +1,96 @@
+//! Whether the broker is there: the node asks every second, and tells its listeners after a while
+//! without an answer.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::backbone::Backbone;
+use crate::orders::Orders;
+use crate::sessions::Sessions;
+
+/// How often the broker is asked.
+const EVERY: Duration = Duration::from_secs(1);
+/// After how long without its broker a node tells its listeners.
+const STALE_AFTER: Duration = Duration::from_secs(10);
+
+/// What the last question came to; `None`: the first has no answer yet.
+type LastAnswer = Option<Result<(), String>>;
+
+/// What the node knows of its broker.
+pub(crate) struct BrokerProbe(watch::Receiver<LastAnswer>);
+
+impl BrokerProbe {
+    /// Begins to ask, for as long as there are sessions to tell. Must be called within a tokio
+    /// runtime.
+    pub(crate) fn start(sessions: &Arc<Sessions>) -> Self {
+        let (answers, last) = watch::channel(None);
+        tokio::spawn(watch_broker(Arc::downgrade(sessions), answers));
+        Self(last)
+    }
+
+    /// Returns what the broker answered last. Waits only for the answer to the first question.
+    ///
+    /// # Errors
+    /// Why the node cannot deliver.
+    pub(crate) async fn answer(&self, backbone: &Backbone) -> Result<(), String> {
+        let mut last = self.0.clone();
+        let first = timeout(backbone.limits.broker_timeout, last.wait_for(Option::is_some)).await;
+        match first {
+            Ok(Ok(answer)) => answer.clone().unwrap_or(Ok(())),
+            Ok(Err(_)) | Err(_) => Err(format!("broker {} has not answered yet", backbone.broker.name())),
+        }
+    }
+}
+
+/// The broker's silence, since it began.
+struct Silence {
+    since: Instant,
+    /// Whether the listeners were told.
+    told: bool,
+}
+
+async fn watch_broker(sessions: Weak<Sessions>, answers: watch::Sender<LastAnswer>) {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut silence = None;
+    loop {
+        ticks.tick().await;
+        let Some(backbone) = sessions.upgrade().map(|sessions| sessions.backbone.clone()) else {
+            return;
+        };
+        let answer = match timeout(backbone.limits.broker_timeout, backbone.broker.ping()).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err("the broker does not answer".to_owned()),
+        };
+        let Some(sessions) = sessions.upgrade() else { return };
+        backbone.metrics.broker_up.set(i64::from(answer.is_ok()));
+        let name = backbone.broker.name();
+        answers.send_replace(Some(answer.clone().map_err(|error| format!("broker {name}: {error}"))));
+        match answer {
+            Ok(()) => {
+                if let Some(Silence { since, .. }) = silence.take() {
+                    tracing::info!(seconds = since.elapsed().as_secs(), "the broker is back");
+                }
+            }
+            Err(error) => note_silence(&mut silence, &sessions, &error),
+        }
+    }
+}
+
+/// One more question has no answer.
+fn note_silence(silence: &mut Option<Silence>, sessions: &Sessions, error: &str) {
+    let silence = silence.get_or_insert_with(|| {
+        tracing::warn!(broker = sessions.backbone.broker.name(), error, "the broker is gone");
+        Silence {
+            since: Instant::now(),
+            told: false,
+        }
+    });
+    if !silence.told && silence.since.elapsed() >= STALE_AFTER {
+        silence.told = true;
+        sessions.give_all(Orders::STALE);
+    }
+}
