@@ -32,7 +32,7 @@ use crate::request::{
     wants_presence, wants_visible_heartbeat,
 };
 use crate::socket::{Detach, DetachedSocket, Outgoing, Socket, Written, poll_gone_or_loud, spawn};
-use crate::{ChannelRequest, Transport};
+use crate::transport::{ChannelRequest, Transport};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");

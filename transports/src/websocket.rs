@@ -50,7 +50,7 @@ use crate::request::{
     check_query, connect_request, only, path_as_seen, query_value, refusal_response, wants_presence, wants_visible_heartbeat,
 };
 use crate::socket::{Detach, DetachedSocket, Outgoing, Socket, Written, poll_gone, spawn};
-use crate::{ChannelRequest, Transport};
+use crate::transport::{ChannelRequest, Transport};
 
 /// tungstenite zero-fills this much before every read (snapview/tungstenite-rs#480), so it is
 /// small.
