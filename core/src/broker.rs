@@ -226,7 +226,7 @@ impl Append {
     }
 }
 
-/// Where a publish got its place.
+/// Where a publish was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
     /// The event's position; with [`Append::and_end`], the end's, which is the channel's last.

@@ -555,12 +555,14 @@ impl Chain {
         *self.0.last().unwrap()
     }
 
-    fn place(&self, position: Position) -> Option<usize> {
+    fn index_of(&self, position: Position) -> Option<usize> {
         self.0.binary_search(&position).ok()
     }
 
     fn before(&self, position: Position) -> Position {
-        let at = self.place(position).unwrap_or_else(|| panic!("{position} was never given"));
+        let at = self
+            .index_of(position)
+            .unwrap_or_else(|| panic!("{position} was never given"));
         self.0[at - 1]
     }
 
@@ -605,31 +607,35 @@ impl Chain {
         assert_eq!(replay.head, self.head(), "not the head; {}", about());
         assert!(positions.len() <= limit, "more than asked for; {}", about());
         self.names_previous_of(&replay.events);
-        let places: Vec<usize> = positions.iter().filter_map(|position| self.place(*position)).collect();
-        assert!(places.is_sorted_by(|a, b| a + 1 == *b), "not a run of the chain; {}", about());
-        let (first, last) = (places.first().copied(), places.last().copied());
+        let indices: Vec<usize> = positions.iter().filter_map(|position| self.index_of(*position)).collect();
+        assert!(
+            indices.is_sorted_by(|a, b| a + 1 == *b),
+            "not a run of the chain; {}",
+            about()
+        );
+        let (first, last) = (indices.first().copied(), indices.last().copied());
         let Some(after) = after else {
             assert_eq!(last.unwrap_or(newest), newest, "not the newest; {}", about());
             assert!(!replay.more, "there is nothing after the newest; {}", about());
             let must = limit.min(promised).min(newest);
-            assert!(places.len() >= must, "not all that is kept; {}", about());
+            assert!(indices.len() >= must, "not all that is kept; {}", about());
             let all = first.unwrap_or(newest + 1) == 1;
             assert_eq!(replay.complete, all, "complete or not; {}", about());
             return;
         };
         assert!(positions.iter().all(|position| *position > after), "not after; {}", about());
-        let place = self.place(after);
-        let must = place.is_some_and(|place| place + promised >= newest);
+        let index = self.index_of(after);
+        let must = index.is_some_and(|index| index + promised >= newest);
         assert!(
             replay.complete || !must,
             "called incomplete, but history holds all; {}",
             about()
         );
         if replay.complete {
-            let place = place.unwrap_or_else(|| panic!("complete after a position that was never given; {}", about()));
-            assert_eq!(first.unwrap_or(place + 1), place + 1, "a part is missing; {}", about());
+            let index = index.unwrap_or_else(|| panic!("complete after a position that was never given; {}", about()));
+            assert_eq!(first.unwrap_or(index + 1), index + 1, "a part is missing; {}", about());
             assert!(
-                limit == 0 || place == newest || last.is_some(),
+                limit == 0 || index == newest || last.is_some(),
                 "everything is missing; {}",
                 about()
             );
@@ -883,7 +889,7 @@ pub async fn a_feed_shows_every_event_after_its_head(fixture: &dyn Fixture) {
     let last = chain.publish(&*nodes[1], &channel, text("last")).await;
     for mut feed in feeds {
         let shown: Vec<Position> = take_until(&mut feed, last).await.iter().map(|event| event.position).collect();
-        let head = chain.place(feed.head);
+        let head = chain.index_of(feed.head);
         let after_head = head.expect("a feed's head is a position of its channel") + 1;
         assert_eq!(shown, chain.0[after_head..], "not what comes after the head {}", feed.head);
     }
@@ -918,7 +924,7 @@ pub async fn an_opened_channel_has_every_event_in_its_page_or_its_feed(fixture: 
     for (mut feed, page) in opened {
         assert!(feed.head <= page.head, "the page was read before the feed was open");
         let of_page: Vec<Position> = page.events.iter().map(|event| event.position).collect();
-        let head = chain.place(page.head).expect("a page's head is a position of its channel");
+        let head = chain.index_of(page.head).expect("a page's head is a position of its channel");
         let newest = &chain.0[1..=head];
         assert_eq!(of_page, newest[newest.len().saturating_sub(PAGE)..], "not the newest events");
         let shown = take_until(&mut feed, last).await.into_iter().map(|event| event.position);
@@ -2040,7 +2046,7 @@ pub async fn any_sequence_of_calls_agrees_with_a_list(fixture: &dyn Fixture) {
                 7 if !feeds.is_empty() => {
                     let at = dice.roll(feeds.len());
                     let (feed, shown) = &mut feeds[at];
-                    let from = chain.place(*shown).unwrap() + 1;
+                    let from = chain.index_of(*shown).unwrap() + 1;
                     for expected in &chain.0[from..] {
                         assert_eq!(next(feed).await.position, *expected, "seed {seed}, step {step}");
                     }
@@ -2202,7 +2208,11 @@ pub async fn a_feed_that_was_cut_ends_or_misses_nothing(fixture: &dyn Fixture) {
         while shown < chain.head() {
             match patiently("the feed's next event or end", feed.next()).await {
                 Some(event) => {
-                    assert_eq!(event.position, chain.0[1 + chain.place(shown).unwrap()], "a feed hid a loss");
+                    assert_eq!(
+                        event.position,
+                        chain.0[1 + chain.index_of(shown).unwrap()],
+                        "a feed hid a loss"
+                    );
                     shown = event.position;
                 }
                 None => {

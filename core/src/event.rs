@@ -17,12 +17,12 @@ pub use self::message::Message;
 pub use self::names::{ChannelName, EventName, IdempotencyKey, Invalid, Key, MAX_NAME, RESERVED_PREFIX};
 pub use self::position::Position;
 
-/// A message that has its place in a channel.
+/// A message at a position of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Its place.
+    /// Its position.
     pub position: Position,
-    /// The place of the event before it in this channel; zero: none is known.
+    /// The position of the event before it in this channel; zero: none is known.
     ///
     /// For example: events 10, 20, 30 have previous 10's base, 10 and 20. A reader that has 20 and
     /// gets 30 has missed nothing; a reader that has 10 and gets 30 asks the broker for what lies

@@ -30,10 +30,10 @@ pub(crate) struct InboxSender<T> {
 type Unsubscribe = Box<dyn FnOnce() + Send>;
 
 struct Shared<T> {
-    state: Mutex<State<T>>,
+    state: Mutex<InboxState<T>>,
 }
 
-struct State<T> {
+struct InboxState<T> {
     waiting: VecDeque<T>,
     sink: Option<Arc<dyn FeedSink<T>>>,
     waker: Option<Waker>,
@@ -43,7 +43,7 @@ struct State<T> {
 }
 
 impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+    fn lock(&self) -> MutexGuard<'_, InboxState<T>> {
         // A panic in a sink leaves the state usable; the inbox goes on.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,7 +54,7 @@ impl<T> Inbox<T> {
     /// dropped.
     pub(crate) fn new(unsubscribe: impl FnOnce() + Send + 'static) -> (InboxSender<T>, Inbox<T>) {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
+            state: Mutex::new(InboxState {
                 waiting: VecDeque::new(),
                 sink: None,
                 waker: None,

@@ -17,14 +17,14 @@ use crate::shrink::shrink;
 pub(crate) struct KeyCounts<K>(Mutex<Counted<K>>);
 
 struct Counted<K> {
-    windows: HashMap<K, Window>,
+    windows: HashMap<K, KeyWindow>,
     since: Instant,
     swept: u64,
 }
 
 /// A number for each step, in a ring; `newest` is the step of the newest one.
 #[derive(Default)]
-struct Window {
+struct KeyWindow {
     used: [u32; STEPS],
     newest: u64,
 }
@@ -62,7 +62,7 @@ impl<K: Eq + Hash> KeyCounts<K> {
     }
 }
 
-impl Window {
+impl KeyWindow {
     fn sum_at(&mut self, step: u64) -> usize {
         for passed in (self.newest + 1..=step).take(STEPS) {
             self.used[passed as usize % STEPS] = 0;

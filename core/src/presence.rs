@@ -2,7 +2,7 @@
 //! and what has changed, for listeners to read.
 //!
 //! A **presence set** is to presence what a log is to events: a table of members, and a ring of the
-//! last changes. A listener holds a place in that ring. A listener that is new, or has fallen off,
+//! last changes. A listener holds an index in that ring. A listener that is new, or has fallen off,
 //! gets the whole list, in pages, and goes on behind it. Bytes are made once per format and shared,
 //! and no listener has a queue of its own.
 //!

@@ -10,10 +10,10 @@ use crate::sync::Mutex;
 /// The task keeps one order, which leaves no room for a lost wake: [`WakeFlag::reset`], *then* read
 /// the logs, then [`WakeFlag::poll`]. An event that is appended after the read sets the flag again.
 /// An event that was appended before the read has been read.
-pub(crate) struct WakeFlag(Mutex<State>);
+pub(crate) struct WakeFlag(Mutex<WakeState>);
 
 #[derive(Default)]
-struct State {
+struct WakeState {
     set: bool,
     /// The session's socket may have something to read.
     readable: bool,
@@ -22,12 +22,12 @@ struct State {
 
 impl Default for WakeFlag {
     fn default() -> Self {
-        Self(Mutex::new(State::default()))
+        Self(Mutex::new(WakeState::default()))
     }
 }
 
 impl WakeFlag {
-    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut WakeState) -> T) -> T {
         // A poisoned lock can only come from a panic while a waker was cloned; the state is whole.
         match self.0.lock() {
             Ok(mut state) => act(&mut state),
@@ -109,7 +109,7 @@ impl WakeFlag {
     }
 }
 
-impl State {
+impl WakeState {
     fn keep(&mut self, cx: &mut Context<'_>) {
         if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             self.waker = Some(cx.waker().clone());

@@ -69,16 +69,16 @@ impl Warning {
 
 /// Who was warned of, by cause.
 #[derive(Debug, Default)]
-pub(crate) struct Warnings([Mutex<Window>; Warning::ALL.len()]);
+pub(crate) struct Warnings([Mutex<WarningWindow>; Warning::ALL.len()]);
 
 #[derive(Debug, Default)]
-struct Window {
+struct WarningWindow {
     since: Option<Instant>,
     addresses: Vec<Option<AddressKey>>,
     left_out: u64,
 }
 
-impl Window {
+impl WarningWindow {
     /// Whether this one is written.
     fn admits(&mut self, address: Option<AddressKey>, now: Instant) -> bool {
         self.since.get_or_insert(now);
@@ -125,7 +125,7 @@ impl Warnings {
         }
     }
 
-    fn window(&self, warning: Warning) -> MutexGuard<'_, Window> {
+    fn window(&self, warning: Warning) -> MutexGuard<'_, WarningWindow> {
         // In the order of `Warning::ALL`.
         self.0[warning as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,7 +137,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_address_has_one_line_in_a_minute_and_each_cause_a_few() {
-        let mut window = Window::default();
+        let mut window = WarningWindow::default();
         let key = |n: u8| Some(AddressKey::from(IpAddr::from([10, 0, 0, n])));
         let start = Instant::now();
         let mut written = |address, now| window.admits(address, now);

@@ -87,9 +87,9 @@ impl Batch {
 /// The last run of entries that was joined for each format: listeners stand at the same index most
 /// of the time.
 #[derive(Default)]
-pub(super) struct Batches([Option<Run>; MAX_FORMATS]);
+pub(super) struct Batches([Option<JoinedRun>; MAX_FORMATS]);
 
-struct Run {
+struct JoinedRun {
     from: u64,
     /// How far listeners could read when it was joined.
     visible: u64,
@@ -103,7 +103,7 @@ impl Batches {
     }
 
     pub(super) fn put(&mut self, format: usize, from: u64, visible: u64, batch: Batch) {
-        self.0[format] = Some(Run { from, visible, batch });
+        self.0[format] = Some(JoinedRun { from, visible, batch });
     }
 
     pub(super) fn clear(&mut self) {

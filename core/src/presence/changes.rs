@@ -29,26 +29,26 @@ pub(super) struct PresenceChange {
 /// The last changes of a channel, in order.
 pub(super) struct ChangeRing {
     changes: VecDeque<Arc<PresenceChange>>,
-    /// The place of `changes[0]`. Places are counted from one: zero is the place of a listener that
-    /// has been told nothing.
+    /// The index of `changes[0]`. Indices are counted from one: zero is that of a listener that has
+    /// been told nothing.
     first: u64,
     weight: usize,
     list: Option<Arc<MemberList>>,
-    /// The bytes that the last reader of each format was given, with the places between which they
+    /// The bytes that the last reader of each format was given, with the indices between which they
     /// stand: the next reader mostly wants the same.
     batches: [Option<(u64, u64, Bytes)>; MAX_FORMATS],
 }
 
-/// What a listener at some place has not been told.
+/// What a listener at some index has not been told.
 pub(super) enum Unread {
     /// Changes whose bytes are made already.
     Encoded(Bytes),
     Changes(Vec<Arc<PresenceChange>>),
-    /// The place is not in the ring: the listener needs the list.
+    /// The index is not in the ring: the listener needs the list.
     Everything,
 }
 
-/// All members, as they were before the change at place `version`.
+/// All members, as they were before the change at index `version`.
 pub(super) struct MemberList {
     pub(super) version: u64,
     pub(super) pages: Vec<MemberPage>,
@@ -72,7 +72,7 @@ impl ChangeRing {
         }
     }
 
-    /// One past the last place.
+    /// One past the last index.
     pub(super) fn end(&self) -> u64 {
         self.first + self.changes.len() as u64
     }
@@ -97,21 +97,21 @@ impl ChangeRing {
         }
     }
 
-    /// What a listener at `place` has not been told, for the format with this index.
-    pub(super) fn unread(&self, place: u64, format: usize) -> Unread {
+    /// What a listener at `index` has not been told, for the format with this index.
+    pub(super) fn unread(&self, index: u64, format: usize) -> Unread {
         if let Some((from, to, bytes)) = &self.batches[format]
-            && (*from, *to) == (place, self.end())
+            && (*from, *to) == (index, self.end())
         {
             return Unread::Encoded(bytes.clone());
         }
-        let index = place.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        match index {
-            Some(index) => Unread::Changes(self.changes.iter().skip(index).cloned().collect()),
+        let offset = index.checked_sub(self.first).and_then(|offset| usize::try_from(offset).ok());
+        match offset {
+            Some(offset) => Unread::Changes(self.changes.iter().skip(offset).cloned().collect()),
             None => Unread::Everything,
         }
     }
 
-    /// Keeps the bytes of the changes between two places for the next reader.
+    /// Keeps the bytes of the changes between two indices for the next reader.
     pub(super) fn keep_batch(&mut self, format: usize, from: u64, to: u64, bytes: Bytes) {
         self.batches[format] = Some((from, to, bytes));
     }

@@ -274,7 +274,7 @@ impl Followed {
         told
     }
 
-    /// All members that were told, and the place behind which the list stands.
+    /// All members that were told, and the index behind which the list stands.
     pub(super) fn shown(&self) -> (u64, Vec<Arc<Member>>) {
         let members = self.members.values().filter_map(|state| state.shown.clone());
         (self.ring.end(), members.collect())

@@ -23,8 +23,8 @@ pub(crate) struct Membership {
 /// Where a listener stands in the changes of a channel.
 struct MemberReader {
     registration: u64,
-    /// The place of the next change; zero: the listener has been told nothing.
-    place: u64,
+    /// The index of the next change; zero: the listener has been told nothing.
+    index: u64,
     /// The list that it is being given, and the next page.
     list: Option<(Arc<MemberList>, usize)>,
 }
@@ -37,7 +37,7 @@ impl Membership {
             sync::carry_out(&set, work);
             MemberReader {
                 registration,
-                place: 0,
+                index: 0,
                 list: None,
             }
         });
@@ -56,23 +56,23 @@ impl Membership {
         let mut written = 0;
         while written < room.min(READ_BYTES) {
             let bytes = match &mut reader.list {
-                Some((list, index)) => {
-                    let Some(page) = list.pages.get(*index) else {
-                        reader.place = list.version;
+                Some((list, next)) => {
+                    let Some(page) = list.pages.get(*next) else {
+                        reader.index = list.version;
                         reader.list = None;
                         continue;
                     };
-                    *index += 1;
+                    *next += 1;
                     page.encode(&self.set.name, slot)
                 }
-                None => match self.set.read(reader.place, slot) {
+                None => match self.set.read(reader.index, slot) {
                     NextRead::Nothing => return false,
                     NextRead::List(list) => {
                         reader.list = Some((list, 0));
                         continue;
                     }
-                    NextRead::Changes(bytes, place) => {
-                        reader.place = place;
+                    NextRead::Changes(bytes, next) => {
+                        reader.index = next;
                         bytes
                     }
                 },

@@ -35,7 +35,7 @@ pub(super) struct PresenceSet {
 /// What a listener finds.
 pub(super) enum NextRead {
     Nothing,
-    /// Bytes, and the place behind them.
+    /// Bytes, and the index behind them.
     Changes(Bytes, u64),
     List(Arc<MemberList>),
 }
@@ -115,11 +115,11 @@ impl PresenceSet {
         }
     }
 
-    /// What a listener at `place` has not been told, as one piece of bytes; or if that is no longer
+    /// What a listener at `index` has not been told, as one piece of bytes; or if that is no longer
     /// known, everything.
-    pub(super) fn read(&self, place: u64, slot: &FormatSlot) -> NextRead {
+    pub(super) fn read(&self, index: u64, slot: &FormatSlot) -> NextRead {
         let version = self.version.load(Ordering::Acquire);
-        if version == place || version == 0 {
+        if version == index || version == 0 {
             return NextRead::Nothing;
         }
         let (unread, end) = {
@@ -128,7 +128,7 @@ impl PresenceSet {
             let Some(followed) = state.followed.as_ref().filter(|followed| followed.is_whole()) else {
                 return NextRead::Nothing;
             };
-            (followed.ring.unread(place, slot.index), followed.ring.end())
+            (followed.ring.unread(index, slot.index), followed.ring.end())
         };
         match unread {
             Unread::Encoded(bytes) => NextRead::Changes(bytes, end),
@@ -136,7 +136,7 @@ impl PresenceSet {
             Unread::Changes(unread) => {
                 let bytes = changes::encode_all(&self.name, &unread, slot);
                 if let Some(followed) = &mut lock(&self.state).followed {
-                    followed.ring.keep_batch(slot.index, place, end, bytes.clone());
+                    followed.ring.keep_batch(slot.index, index, end, bytes.clone());
                 }
                 NextRead::Changes(bytes, end)
             }

@@ -82,7 +82,7 @@ impl PresenceState {
         self.followed.is_none() && self.own.is_unused()
     }
 
-    /// One past the last place of the ring; zero while the list is not known.
+    /// One past the last index of the ring; zero while the list is not known.
     pub(super) fn version(&self) -> u64 {
         let followed = self.followed.as_ref().filter(|followed| followed.is_whole());
         followed.map_or(0, |followed| followed.ring.end())

@@ -185,8 +185,8 @@ impl CatchUp {
         self.wait_for(log, replay.events.iter().cloned().chain(replay.lost_end()));
     }
 
-    /// Announces that events are missing before `replay`. Returns whether the ring goes on in its
-    /// place.
+    /// Announces that events are missing before `replay`. Returns whether the ring goes on instead
+    /// of it.
     fn announce_loss(&mut self, log: &Log, progress: &Progress, replay: &Replay) -> bool {
         let reason = match self.too_slow {
             true => GapReason::TooSlow,

@@ -27,8 +27,8 @@ async fn at(hub: &Hub, format: &FormatHandle, after: After) -> Listener {
     listener
 }
 
-fn is_end(line: &Line, position: Position) -> bool {
-    matches!(line, Line::End { cursor, .. } if *cursor == position)
+fn is_end(line: &Frame, position: Position) -> bool {
+    matches!(line, Frame::End { cursor, .. } if *cursor == position)
 }
 
 fn rules() -> impl Iterator<Item = Rule> {
@@ -86,7 +86,7 @@ async fn a_fresh_listener_on_an_ended_channel_is_told() {
                         let mut listener = at(&hub, &format, after).await;
                         let lines = listener.rest().await;
                         assert!(is_end(lines.last().unwrap(), end), "{rule:?}, {kept} kept: {lines:?}");
-                        assert_eq!(lines.iter().filter(|line| matches!(line, Line::End { .. })).count(), 1);
+                        assert_eq!(lines.iter().filter(|line| matches!(line, Frame::End { .. })).count(), 1);
                         assert_eq!(listener.closed, Some(CloseReason::Ended));
                     }
                 }
@@ -96,7 +96,7 @@ async fn a_fresh_listener_on_an_ended_channel_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_had_the_end_is_over() {
+async fn a_listener_that_has_had_the_end_is_over() {
     for kept in [usize::MAX, 0] {
         let backbone = Backbone::new();
         let behind = backbone.node();
@@ -116,7 +116,7 @@ async fn who_has_had_the_end_is_over() {
                 // all.
                 listener.session.add(joined, None);
                 let lines = listener.rest().await;
-                assert!(matches!(lines[0], Line::Subscribed { resumed: true, .. }));
+                assert!(matches!(lines[0], Frame::Subscribed { resumed: true, .. }));
                 assert!(lines.len() == 2 && is_end(&lines[1], end), "{lines:?}");
                 let mut listener = stream(hub, &format);
                 let joined = listener.join("c", after(before)).await.unwrap();
@@ -161,7 +161,7 @@ async fn a_client_that_waits_for_its_node_is_told_of_the_end_once() {
 /// It was away for so long that the end itself has left history: a gap, and then the end, not a
 /// stream that never says anything again.
 #[tokio::test(start_paused = true)]
-async fn who_comes_back_after_the_end_has_expired_is_told_of_both() {
+async fn a_listener_that_comes_back_after_the_end_has_expired_is_told_of_both() {
     for node_saw_it in [false, true] {
         let backbone = Backbone::new();
         let node = backbone.node();
@@ -181,7 +181,7 @@ async fn who_comes_back_after_the_end_has_expired_is_told_of_both() {
             assert!(!resumed);
             let lines = listener.rest().await;
             assert!(
-                matches!(lines[0], Line::Gap { after, cursor: goes_on, reason: GapReason::HistoryExpired, .. }
+                matches!(lines[0], Frame::Gap { after, cursor: goes_on, reason: GapReason::HistoryExpired, .. }
                     if after == Some(first) && goes_on == cursor),
                 "{lines:?}"
             );
@@ -190,7 +190,7 @@ async fn who_comes_back_after_the_end_has_expired_is_told_of_both() {
             // From the gap's cursor there is no second gap, and the end is still told.
             for hub in [&hub, &crate::support::hub(&backbone.node(), rule())] {
                 let lines = at(hub, &formats(hub)[0], after(cursor)).await.rest().await;
-                assert!(matches!(lines[0], Line::Subscribed { resumed: true, .. }), "{lines:?}");
+                assert!(matches!(lines[0], Frame::Subscribed { resumed: true, .. }), "{lines:?}");
                 assert!(lines.len() == 2 && is_end(&lines[1], end), "{lines:?}");
             }
         }
@@ -220,7 +220,7 @@ async fn an_end_that_no_feed_showed_is_still_told() {
     node.cut();
     for listener in &mut listeners {
         let lines = listener.rest().await;
-        assert!(matches!(lines[0], Line::Gap { .. }), "{lines:?}");
+        assert!(matches!(lines[0], Frame::Gap { .. }), "{lines:?}");
         assert!(lines.len() == 2 && is_end(&lines[1], end), "{lines:?}");
     }
 }
@@ -237,12 +237,12 @@ async fn a_stream_closes_when_its_last_channel_has_ended() {
         }
         listener.lines(2).await;
         backbone.end(&names[0]);
-        assert!(matches!(&listener.settled().await[..], [Line::End { channel, .. }] if *channel == names[0]));
+        assert!(matches!(&listener.settled().await[..], [Frame::End { channel, .. }] if *channel == names[0]));
         assert_eq!((listener.closed, listener.session.subscriptions()), (None, 1));
         backbone.say(&names[1], "on");
         assert_eq!(listener.line().await.text(), "on");
         backbone.end(&names[1]);
-        assert!(matches!(&listener.rest().await[..], [Line::End { channel, .. }] if *channel == names[1]));
+        assert!(matches!(&listener.rest().await[..], [Frame::End { channel, .. }] if *channel == names[1]));
         assert_eq!(listener.closed, Some(CloseReason::Ended));
     }
 }
@@ -314,7 +314,7 @@ async fn a_channel_that_begins_anew_is_not_over() {
         let mut listener = at(hub, &formats(hub)[0], after(old)).await;
         assert!(!listener.confirmation().await.1, "a gap comes next");
         let lines = listener.settled().await;
-        assert!(matches!(lines[0], Line::Gap { .. }), "{lines:?}");
+        assert!(matches!(lines[0], Frame::Gap { .. }), "{lines:?}");
         assert_eq!(lines[1].text(), "anew");
     }
 }

@@ -6,7 +6,7 @@ use airwave_core::session::After;
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
-async fn an_event_is_encoded_once_for_each_wire_however_many_listen() {
+async fn an_event_is_encoded_once_for_each_format_however_many_listen() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
     let (a, b, idle) = (Lines::plain("a"), Lines::plain("b"), Lines::plain("idle"));

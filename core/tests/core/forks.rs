@@ -318,7 +318,7 @@ async fn a_second_loss_is_told_to_each_from_where_it_stands() {
 /// The node's log stands at 20, which is lost, and goes on from 10. Who comes now begins at 10, and
 /// so does the next gap as it is told.
 #[tokio::test(start_paused = true)]
-async fn a_loss_is_told_to_who_came_after_the_last_one_from_where_it_began() {
+async fn a_listener_that_came_after_the_last_loss_is_told_of_a_loss_from_where_it_began() {
     let rig = rig();
     rig.lab.set(20, &[(20, 10)]);
     let mut old = rig.join(After::Nothing).await;

@@ -11,21 +11,21 @@ use crate::support::*;
 /// What a client is told that comes back: whether it is resumed, the gap if there is one, and the
 /// texts that follow.
 #[derive(Debug, PartialEq)]
-struct Told {
+struct Resumption {
     resumed: bool,
     gap: Option<(Option<Position>, Position, GapReason)>,
     texts: Vec<String>,
 }
 
-async fn come_back(hub: &Hub, channel: &str, after: After) -> Told {
+async fn come_back(hub: &Hub, channel: &str, after: After) -> Resumption {
     let format = hub.register_format(Lines::plain("a"));
     let mut listener = Listener::at(hub, &format, channel, after).await;
     let (cursor, resumed) = listener.confirmation().await;
     let mut lines = listener.settled().await;
     let mut gap = None;
     // A node's ring may show the loss where it happened: later.
-    if let Some(at) = lines.iter().position(|line| matches!(line, Line::Gap { .. }))
-        && let Line::Gap {
+    if let Some(at) = lines.iter().position(|line| matches!(line, Frame::Gap { .. }))
+        && let Frame::Gap {
             after,
             cursor: goes_on,
             reason,
@@ -41,17 +41,17 @@ async fn come_back(hub: &Hub, channel: &str, after: After) -> Told {
     }
     // Anything but events, a second gap for example, is a failure here.
     let texts = texts(&lines).into_iter().map(str::to_owned).collect();
-    Told { resumed, gap, texts }
+    Resumption { resumed, gap, texts }
 }
 
 /// A gap is final: who has been told of one and comes back from its new cursor is told of none, on
 /// this node and on a fresh one.
-async fn a_gap_is_final(backbone: &Arc<Backbone>, hub: &Hub, channel: &str, told: &Told) {
-    let (_, cursor, _) = told.gap.unwrap();
-    let again = Told {
+async fn a_gap_is_final(backbone: &Arc<Backbone>, hub: &Hub, channel: &str, resumption: &Resumption) {
+    let (_, cursor, _) = resumption.gap.unwrap();
+    let again = Resumption {
         resumed: true,
         gap: None,
-        texts: told.texts.clone(),
+        texts: resumption.texts.clone(),
     };
     assert_eq!(come_back(hub, channel, after(cursor)).await, again, "on the same node");
     let other = crate::support::hub(&backbone.node(), rule());
@@ -82,21 +82,21 @@ async fn history_that_expired_is_a_gap_and_a_final_one() {
         // Between neighbouring positions nothing can stand.
         let provable = !forgets_previous || positions[9].0 + 1 == positions[10].0;
         assert_eq!((edge.resumed, edge.texts), (provable, numbers(10..20)));
-        let told = come_back(&hub, "c", after(positions[8])).await;
+        let resumption = come_back(&hub, "c", after(positions[8])).await;
         let goes_on = if forgets_previous {
             Position(positions[10].0 - 1)
         } else {
             positions[9]
         };
         assert_eq!(
-            told,
-            Told {
+            resumption,
+            Resumption {
                 resumed: false,
                 gap: Some((Some(positions[8]), goes_on, HistoryExpired)),
                 texts: numbers(10..20)
             }
         );
-        a_gap_is_final(&backbone, &hub, "c", &told).await;
+        a_gap_is_final(&backbone, &hub, "c", &resumption).await;
     }
 }
 
@@ -109,8 +109,11 @@ async fn what_the_node_still_has_is_no_gap() {
     let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let positions = say_all(&backbone, 0..20);
     backbone.keep("c", 1);
-    let told = come_back(&hub, "c", after(positions[4])).await;
-    assert_eq!((told.resumed, told.gap, told.texts), (true, None, numbers(5..20)));
+    let resumption = come_back(&hub, "c", after(positions[4])).await;
+    assert_eq!(
+        (resumption.resumed, resumption.gap, resumption.texts),
+        (true, None, numbers(5..20))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,11 +124,11 @@ async fn nothing_is_kept_and_nothing_was_missed() {
     let mut rule = rule();
     rule.history.events = 0;
     let hub = hub(&backbone.node(), rule);
-    let told = come_back(&hub, "c", after(positions[2])).await;
-    assert_eq!((told.resumed, told.gap, told.texts.len()), (true, None, 0));
-    let told = come_back(&hub, "c", after(positions[1])).await;
-    assert_eq!(told.gap, Some((Some(positions[1]), positions[2], HistoryExpired)));
-    a_gap_is_final(&backbone, &hub, "c", &told).await;
+    let resumption = come_back(&hub, "c", after(positions[2])).await;
+    assert_eq!((resumption.resumed, resumption.gap, resumption.texts.len()), (true, None, 0));
+    let resumption = come_back(&hub, "c", after(positions[1])).await;
+    assert_eq!(resumption.gap, Some((Some(positions[1]), positions[2], HistoryExpired)));
+    a_gap_is_final(&backbone, &hub, "c", &resumption).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -134,13 +137,13 @@ async fn a_position_that_was_never_given_is_a_gap() {
     let positions = say_all(&backbone, 0..5);
     let hub = hub(&backbone.node(), rule());
     let future = Position(positions[4].0 + 1_000_000_000_000);
-    let told = come_back(&hub, "c", after(future)).await;
-    assert_eq!(told.gap, Some((Some(future), positions[4], UnknownPosition)));
-    a_gap_is_final(&backbone, &hub, "c", &told).await;
-    let told = come_back(&hub, "c", after(Position(1))).await;
-    assert_eq!(told.gap.unwrap().0, Some(Position(1)));
-    assert_eq!(told.texts, numbers(0..5), "what is still there follows");
-    a_gap_is_final(&backbone, &hub, "c", &told).await;
+    let resumption = come_back(&hub, "c", after(future)).await;
+    assert_eq!(resumption.gap, Some((Some(future), positions[4], UnknownPosition)));
+    a_gap_is_final(&backbone, &hub, "c", &resumption).await;
+    let resumption = come_back(&hub, "c", after(Position(1))).await;
+    assert_eq!(resumption.gap.unwrap().0, Some(Position(1)));
+    assert_eq!(resumption.texts, numbers(0..5), "what is still there follows");
+    a_gap_is_final(&backbone, &hub, "c", &resumption).await;
 }
 
 /// A node whose clock is ahead gave the position, and the broker lost it. This node still holds
@@ -157,9 +160,9 @@ async fn a_lost_position_of_a_clock_that_is_ahead_brings_nothing_back() {
     let mut listeners = Vec::new();
     for ahead_s in [1, 120, 500] {
         let lost = Position(positions[4].0 + ahead_s * 1_000_000);
-        let told = come_back(&hub, "c", after(lost)).await;
-        assert_eq!(told.gap, Some((Some(lost), lost, BrokerLostData)), "{ahead_s} s");
-        assert!(told.texts.is_empty(), "{:?}", told.texts);
+        let resumption = come_back(&hub, "c", after(lost)).await;
+        assert_eq!(resumption.gap, Some((Some(lost), lost, BrokerLostData)), "{ahead_s} s");
+        assert!(resumption.texts.is_empty(), "{:?}", resumption.texts);
         let mut listener = Listener::at(&hub, &wire, "c", after(lost)).await;
         listener.settled().await;
         listeners.push(listener);
@@ -171,7 +174,7 @@ async fn a_lost_position_of_a_clock_that_is_ahead_brings_nothing_back() {
         let texts: Vec<_> = lines
             .iter()
             .filter_map(|line| match line {
-                Line::Event { text, .. } => Some(text.as_str()),
+                Frame::Event { text, .. } => Some(text.as_str()),
                 _ => None,
             })
             .collect();
@@ -185,14 +188,14 @@ async fn a_cursor_that_cannot_be_read_is_a_gap_and_then_live() {
     let positions = say_all(&backbone, 0..5);
     let hub = hub(&backbone.node(), rule());
     for text in ["not-a-cursor", "-1", "99999999999999999999", "AQAA"] {
-        let told = come_back(&hub, "c", After::parse(Some(text))).await;
-        assert_eq!(told.gap, Some((None, positions[4], UnknownPosition)), "{text}");
-        assert!(!told.resumed && told.texts.is_empty());
-        a_gap_is_final(&backbone, &hub, "c", &told).await;
+        let resumption = come_back(&hub, "c", After::parse(Some(text))).await;
+        assert_eq!(resumption.gap, Some((None, positions[4], UnknownPosition)), "{text}");
+        assert!(!resumption.resumed && resumption.texts.is_empty());
+        a_gap_is_final(&backbone, &hub, "c", &resumption).await;
     }
     for none in [None, Some(""), Some("0")] {
-        let told = come_back(&hub, "c", After::parse(none)).await;
-        assert_eq!((told.gap, told.resumed), (None, false), "{none:?}");
+        let resumption = come_back(&hub, "c", After::parse(none)).await;
+        assert_eq!((resumption.gap, resumption.resumed), (None, false), "{none:?}");
     }
 }
 
@@ -204,28 +207,28 @@ async fn a_lost_tail_is_announced_only_to_listeners_that_had_seen_it() {
     let positions = say_all(&backbone, 0..10);
     backbone.lose_tail("c", 3);
     let before = hub(&backbone.node(), rule());
-    let told = come_back(&before, "c", after(positions[8])).await;
+    let resumption = come_back(&before, "c", after(positions[8])).await;
     // The cursor does not go back to event 6: a node that does not know of the loss yet would send
     // 7 and 8 once more.
-    assert_eq!(told.gap, Some((Some(positions[8]), positions[8], BrokerLostData)));
-    assert!(told.texts.is_empty());
+    assert_eq!(resumption.gap, Some((Some(positions[8]), positions[8], BrokerLostData)));
+    assert!(resumption.texts.is_empty());
     // Until something new is published there is nothing else to hold, and who comes back hears the
     // same again.
-    assert_eq!(come_back(&before, "c", after(positions[8])).await, told);
-    let told = come_back(&before, "c", after(positions[6])).await;
-    assert_eq!((told.resumed, told.gap), (true, None));
+    assert_eq!(come_back(&before, "c", after(positions[8])).await, resumption);
+    let resumption = come_back(&before, "c", after(positions[6])).await;
+    assert_eq!((resumption.resumed, resumption.gap), (true, None));
 
     say_all(&backbone, 10..12);
     for hub in [before, hub(&backbone.node(), rule())] {
         for &lost in &positions[7..10] {
-            let told = come_back(&hub, "c", after(lost)).await;
-            assert_eq!(told.gap, Some((Some(lost), lost, BrokerLostData)));
-            assert_eq!(told.texts, ["10", "11"], "not a part of it, and nothing twice");
+            let resumption = come_back(&hub, "c", after(lost)).await;
+            assert_eq!(resumption.gap, Some((Some(lost), lost, BrokerLostData)));
+            assert_eq!(resumption.texts, ["10", "11"], "not a part of it, and nothing twice");
         }
         for &held in &positions[..7] {
-            let told = come_back(&hub, "c", after(held)).await;
-            assert_eq!(told.gap, None);
-            assert_eq!(told.texts[told.texts.len() - 2..], ["10", "11"]);
+            let resumption = come_back(&hub, "c", after(held)).await;
+            assert_eq!(resumption.gap, None);
+            assert_eq!(resumption.texts[resumption.texts.len() - 2..], ["10", "11"]);
         }
     }
 }
@@ -258,7 +261,7 @@ async fn a_lost_tail_is_told_once_to_each_listener() {
                 let lines = listener.settled().await;
                 assert_eq!(lines.len(), 1, "{lines:?}");
                 assert!(
-                    matches!(lines[0], Line::Gap { after, cursor, reason: BrokerLostData, .. } if (after, cursor) == (Some(positions[9]), positions[9])),
+                    matches!(lines[0], Frame::Gap { after, cursor, reason: BrokerLostData, .. } if (after, cursor) == (Some(positions[9]), positions[9])),
                     "{lines:?}"
                 );
             }
@@ -269,31 +272,31 @@ async fn a_lost_tail_is_told_once_to_each_listener() {
             if !feeds_end {
                 let gap = lines.remove(0);
                 assert!(
-                    matches!(gap, Line::Gap { after, cursor, reason: BrokerLostData, .. } if (after, cursor) == (Some(positions[9]), positions[9])),
+                    matches!(gap, Frame::Gap { after, cursor, reason: BrokerLostData, .. } if (after, cursor) == (Some(positions[9]), positions[9])),
                     "{gap:?}"
                 );
             }
             assert_eq!(texts(&lines), numbers(10..13));
         }
-        let told = come_back(&hub, "c", after(positions[6])).await;
-        assert_eq!(told.gap.map(|gap| gap.2), Some(BrokerLostData));
+        let resumption = come_back(&hub, "c", after(positions[6])).await;
+        assert_eq!(resumption.gap.map(|gap| gap.2), Some(BrokerLostData));
         assert_eq!(
-            told.texts,
+            resumption.texts,
             numbers(7..13),
             "this node still has what was lost, and says that it was"
         );
-        let told = come_back(&hub, "c", after(positions[8])).await;
-        assert_eq!(told.gap.map(|gap| gap.2), Some(BrokerLostData));
-        assert_eq!(told.texts, numbers(9..13), "as the node saw it");
+        let resumption = come_back(&hub, "c", after(positions[8])).await;
+        assert_eq!(resumption.gap.map(|gap| gap.2), Some(BrokerLostData));
+        assert_eq!(resumption.texts, numbers(9..13), "as the node saw it");
         let elsewhere = crate::support::hub(&backbone.node(), rule());
-        let told = come_back(&elsewhere, "c", after(positions[8])).await;
-        assert_eq!(told.gap.map(|gap| gap.2), Some(BrokerLostData));
-        assert_eq!(told.texts, numbers(10..13), "as another finds it");
+        let resumption = come_back(&elsewhere, "c", after(positions[8])).await;
+        assert_eq!(resumption.gap.map(|gap| gap.2), Some(BrokerLostData));
+        assert_eq!(resumption.texts, numbers(10..13), "as another finds it");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wiped_broker_is_told_to_everybody() {
+async fn a_wiped_broker_is_told_to_every_listener() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
     let format = hub.register_format(Lines::plain("a"));
@@ -305,15 +308,15 @@ async fn a_wiped_broker_is_told_to_everybody() {
     say_all(&backbone, 5..7);
     let lines = listener.settled().await;
     assert!(
-        matches!(lines[0], Line::Gap { after, .. } if after == Some(positions[4])),
+        matches!(lines[0], Frame::Gap { after, .. } if after == Some(positions[4])),
         "{lines:?}"
     );
     assert_eq!(texts(&lines[1..]), numbers(5..7));
     // On a node that has seen it, and on one that has not.
     for hub in [hub, crate::support::hub(&backbone.node(), rule())] {
-        let told = come_back(&hub, "c", after(positions[2])).await;
-        assert!(told.gap.is_some());
-        assert_eq!(told.texts[told.texts.len() - 2..], numbers(5..7));
+        let resumption = come_back(&hub, "c", after(positions[2])).await;
+        assert!(resumption.gap.is_some());
+        assert_eq!(resumption.texts[resumption.texts.len() - 2..], numbers(5..7));
     }
 }
 
@@ -359,25 +362,25 @@ async fn a_listener_that_resumes_right_before_a_gap_is_not_resumed() {
                 listener.session.add_all(joined);
                 let mut lines = listener.settled().await;
                 let gap_cursor = match lines.remove(0) {
-                    Line::Subscribed { cursor, resumed, .. } => {
+                    Frame::Subscribed { cursor, resumed, .. } => {
                         assert!(!resumed, "a gap comes next");
                         cursor
                     }
                     line => panic!("not a confirmation: {line:?}"),
                 };
                 if stamped {
-                    assert!(matches!(lines.remove(0), Line::Subscribed { resumed: true, .. }));
+                    assert!(matches!(lines.remove(0), Frame::Subscribed { resumed: true, .. }));
                 }
                 assert!(
-                    matches!(&lines[0], Line::Gap { after, cursor, .. } if (*after, *cursor) == (Some(positions[1]), gap_cursor)),
+                    matches!(&lines[0], Frame::Gap { after, cursor, .. } if (*after, *cursor) == (Some(positions[1]), gap_cursor)),
                     "{lines:?}"
                 );
                 assert_eq!(texts(&lines[1..]), ["2"]);
                 node.hold_answers(healing);
             }
             node.hold_answers(false);
-            let told = come_back(&hub, "c", after(last)).await;
-            assert_eq!((told.resumed, told.gap), (true, None), "behind the gap");
+            let resumption = come_back(&hub, "c", after(last)).await;
+            assert_eq!((resumption.resumed, resumption.gap), (true, None), "behind the gap");
         }
     }
 }
@@ -423,13 +426,16 @@ async fn in_an_outage_a_listener_is_resumed_only_if_an_event_comes_next() {
             node.unavailable(false);
             stays.settled().await;
             tokio::time::sleep(std::time::Duration::from_secs(5)).await;
-            let told = come_back(&hub, "c", after(positions[1])).await;
-            assert_eq!((told.resumed, told.gap.is_some()), (!comes_back_empty, comes_back_empty));
+            let resumption = come_back(&hub, "c", after(positions[1])).await;
+            assert_eq!(
+                (resumption.resumed, resumption.gap.is_some()),
+                (!comes_back_empty, comes_back_empty)
+            );
             // A confirmation was promised an event, and the gap comes behind it.
             assert_eq!(late.confirmation().await, (positions[0], true));
             assert_eq!(late.line().await.text(), "1");
             let rest = late.settled().await;
-            assert_eq!(matches!(rest.first(), Some(Line::Gap { .. })), comes_back_empty, "{rest:?}");
+            assert_eq!(matches!(rest.first(), Some(Frame::Gap { .. })), comes_back_empty, "{rest:?}");
         }
     }
 }
@@ -451,7 +457,7 @@ async fn in_an_outage_a_listener_of_an_ended_channel_is_told_so() {
     let mut late = Listener::new(&hub, &format);
     late.subscribe("c", after(end)).await.unwrap();
     assert_eq!(late.confirmation().await, (end, true));
-    assert!(matches!(late.line().await, Line::End { .. }));
+    assert!(matches!(late.line().await, Frame::End { .. }));
 }
 
 /// Of a conflated channel the event before the gap is left out, because a newer one of its key
@@ -471,9 +477,9 @@ async fn a_gap_behind_a_superseded_event_comes_next_too() {
     backbone.wipe("c");
     backbone.say_keyed("c", "k", "2");
     stays.settled().await;
-    let told = come_back(&hub, "c", after(first)).await;
-    assert_eq!((told.resumed, told.texts), (false, vec!["2".to_owned()]));
-    assert_eq!(told.gap.unwrap().0, Some(first));
+    let resumption = come_back(&hub, "c", after(first)).await;
+    assert_eq!((resumption.resumed, resumption.texts), (false, vec!["2".to_owned()]));
+    assert_eq!(resumption.gap.unwrap().0, Some(first));
 }
 
 /// P5: the feed skipped events in silence, the broker holds them, so they come late, but they come,
@@ -536,7 +542,7 @@ async fn a_broken_chain_that_history_cannot_close_is_a_gap() {
         let goes_on = if forgets_previous { Position(lost[4].0 - 1) } else { lost[3] };
         assert_eq!(
             lines[3],
-            Line::Gap {
+            Frame::Gap {
                 channel: "c".into(),
                 after: Some(first[2]),
                 cursor: goes_on,
@@ -545,14 +551,14 @@ async fn a_broken_chain_that_history_cannot_close_is_a_gap() {
             }
         );
         assert_eq!(texts(&lines[4..]), numbers(7..9));
-        let told = come_back(&hub, "c", after(last[0])).await;
-        assert_eq!((told.resumed, told.gap), (true, None));
-        let told = Told {
+        let resumption = come_back(&hub, "c", after(last[0])).await;
+        assert_eq!((resumption.resumed, resumption.gap), (true, None));
+        let resumption = Resumption {
             resumed: false,
             gap: Some((None, goes_on, HistoryExpired)),
             texts: numbers(7..9),
         };
-        a_gap_is_final(&backbone, &hub, "c", &told).await;
+        a_gap_is_final(&backbone, &hub, "c", &resumption).await;
     }
 }
 
@@ -668,7 +674,7 @@ async fn two_disturbances_at_once_are_one_gap() {
         say_all(&backbone, 9..12);
         node.hold_answers(false);
         let lines = listener.settled().await;
-        assert!(matches!(lines[0], Line::Gap { .. }), "{lines:?}");
+        assert!(matches!(lines[0], Frame::Gap { .. }), "{lines:?}");
         assert_eq!(texts(&lines[1..]), numbers(7..12), "{lines:?}");
     }
 }
@@ -725,11 +731,11 @@ async fn more_than_can_wait_while_healing_is_never_lost_in_silence() {
     say_all(&backbone, 1..10_500);
     node.hold_answers(false);
     let lines = listener.settled().await;
-    let gaps = lines.iter().filter(|line| matches!(line, Line::Gap { .. })).count();
+    let gaps = lines.iter().filter(|line| matches!(line, Frame::Gap { .. })).count();
     let heard: Vec<_> = lines
         .iter()
-        .filter(|line| matches!(line, Line::Event { .. }))
-        .map(Line::text)
+        .filter(|line| matches!(line, Frame::Event { .. }))
+        .map(Frame::text)
         .collect();
     assert_eq!(gaps, 1, "{} lines", lines.len());
     assert_eq!(heard, numbers(10_500 - heard.len()..10_500));
@@ -755,9 +761,9 @@ async fn a_gap_that_did_not_arrive_is_told_again() {
     ];
     let mut listener = Listener::at(&hub, &plain, "a", after(old[0])).await;
     let confirmed = listener.line().await;
-    assert!(matches!(confirmed, Line::Subscribed { resumed: false, .. }));
-    let told = come_back(&hub, "a", After::parse(confirmed.cursor().as_deref())).await;
-    assert_eq!(told.gap.map(|gap| gap.0), Some(Some(old[0])));
+    assert!(matches!(confirmed, Frame::Subscribed { resumed: false, .. }));
+    let resumption = come_back(&hub, "a", After::parse(confirmed.cursor().as_deref())).await;
+    assert_eq!(resumption.gap.map(|gap| gap.0), Some(Some(old[0])));
 
     // Of a stream of several, the cursor of every line stands before each gap that has not been
     // told.
@@ -775,7 +781,7 @@ async fn a_gap_that_did_not_arrive_is_told_again() {
         for (channel, old) in names.iter().zip(old) {
             let told = arrived
                 .iter()
-                .any(|line| matches!(line, Line::Gap { channel: c, .. } if c == channel.as_str()));
+                .any(|line| matches!(line, Frame::Gap { channel: c, .. } if c == channel.as_str()));
             assert_eq!(cursor.position(channel) == Some(old), !told, "after {arrived:?}");
         }
     }
@@ -792,13 +798,13 @@ async fn a_page_that_was_overtaken_is_not_taken_for_whole() {
             let node = backbone.node();
             let hub = hub(&node, rule());
             node.tear(times, torn);
-            let told = come_back(&hub, "c", after(positions[4])).await;
-            let whole = Told {
+            let resumption = come_back(&hub, "c", after(positions[4])).await;
+            let whole = Resumption {
                 resumed: true,
                 gap: None,
                 texts: numbers(5..20),
             };
-            assert_eq!(told, whole, "{torn:?}, {times} times");
+            assert_eq!(resumption, whole, "{torn:?}, {times} times");
         }
     }
 }
@@ -817,8 +823,8 @@ async fn a_broker_that_gives_no_whole_page_opens_no_channel() {
     assert_eq!(refused.code, airwave_core::Code::Unavailable);
     assert!(node.replays.load(SeqCst) < 10, "its pages are read again and again");
     node.tear(0, Torn::AtTheEnd);
-    let told = come_back(&hub, "c", after(positions[4])).await;
-    assert_eq!((told.gap, told.texts), (None, numbers(5..20)));
+    let resumption = come_back(&hub, "c", after(positions[4])).await;
+    assert_eq!((resumption.gap, resumption.texts), (None, numbers(5..20)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -860,9 +866,9 @@ async fn a_listener_that_is_caught_up_from_pages_that_were_overtaken_misses_noth
         let format = hub.register_format(Lines::plain("a"));
         let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
         node.tear(2, torn);
-        let told = come_back(&hub, "c", after(positions[9])).await;
+        let resumption = come_back(&hub, "c", after(positions[9])).await;
         assert_eq!(
-            (told.resumed, told.gap, told.texts),
+            (resumption.resumed, resumption.gap, resumption.texts),
             (true, None, numbers(10..200)),
             "{torn:?}"
         );
@@ -872,7 +878,7 @@ async fn a_listener_that_is_caught_up_from_pages_that_were_overtaken_misses_noth
 /// History is trimmed faster than it can be read: after the second gap a listener goes on in the
 /// ring, and is told of no third one.
 #[tokio::test(start_paused = true)]
-async fn who_cannot_be_caught_up_from_history_goes_on_live_after_the_second_gap() {
+async fn a_listener_that_history_cannot_catch_up_goes_on_live_after_the_second_gap() {
     let backbone = Backbone::new();
     let positions = say_all(&backbone, 0..100);
     backbone.keep("c", 5);
@@ -903,11 +909,11 @@ async fn who_cannot_be_caught_up_from_history_goes_on_live_after_the_second_gap(
     };
     let mut listener = Listener::at(&hub, &format, "c", after(positions[3])).await;
     let mut lines = Vec::new();
-    while !matches!(lines.last(), Some(Line::Event { text, .. }) if text == "579") {
+    while !matches!(lines.last(), Some(Frame::Event { text, .. }) if text == "579") {
         lines.push(listener.line().await);
     }
     publishing.await.unwrap();
-    let gaps = lines.iter().filter(|line| matches!(line, Line::Gap { .. })).count();
+    let gaps = lines.iter().filter(|line| matches!(line, Frame::Gap { .. })).count();
     assert!((1..=2).contains(&gaps), "{gaps} gaps: {lines:?}");
 }
 
@@ -941,13 +947,13 @@ async fn a_listener_that_goes_on_live_gets_what_its_last_page_holds() {
     let mut listener = Listener::at(&hub, &format, "c", after(positions[3])).await;
     positions.extend(saying.await.unwrap());
     let mut lines = Vec::new();
-    while !matches!(lines.last(), Some(Line::Event { text, .. }) if text == "119") {
+    while !matches!(lines.last(), Some(Frame::Event { text, .. }) if text == "119") {
         lines.push(listener.line().await);
     }
     let gaps: Vec<_> = lines
         .iter()
         .filter_map(|line| match line {
-            Line::Gap { after, cursor, .. } => Some((*after, *cursor)),
+            Frame::Gap { after, cursor, .. } => Some((*after, *cursor)),
             _ => None,
         })
         .collect();
@@ -956,7 +962,7 @@ async fn a_listener_that_goes_on_live_gets_what_its_last_page_holds() {
     let texts: Vec<_> = lines
         .iter()
         .filter_map(|line| match line {
-            Line::Event { text, .. } => Some(text.clone()),
+            Frame::Event { text, .. } => Some(text.clone()),
             _ => None,
         })
         .collect();
@@ -967,7 +973,7 @@ async fn a_listener_that_goes_on_live_gets_what_its_last_page_holds() {
 /// The ring reaches back further than the first page comes: the rest is read there, and not from
 /// the broker.
 #[tokio::test(start_paused = true)]
-async fn who_is_caught_up_goes_on_in_the_ring_as_soon_as_it_reaches_so_far() {
+async fn a_listener_that_catches_up_goes_on_in_the_ring_as_soon_as_that_reaches_back_to_it() {
     let backbone = Backbone::new();
     let positions = say_all(&backbone, 0..1200);
     let node = backbone.node();
@@ -981,7 +987,7 @@ async fn who_is_caught_up_goes_on_in_the_ring_as_soon_as_it_reaches_so_far() {
     let format = hub.register_format(Lines::plain("a"));
     let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let before = node.replays.load(SeqCst);
-    let told = come_back(&hub, "c", after(positions[9])).await;
-    assert_eq!((told.gap, told.texts), (None, numbers(10..1200)));
+    let resumption = come_back(&hub, "c", after(positions[9])).await;
+    assert_eq!((resumption.gap, resumption.texts), (None, numbers(10..1200)));
     assert_eq!(node.replays.load(SeqCst) - before, 1, "one page of five hundred");
 }

@@ -28,7 +28,7 @@ use std::time::Instant;
 
 use stateright::{Checker, Model, Property};
 
-/// A place in the log; [`NOWHERE`] is none.
+/// A position in the log; [`NOWHERE`] is none.
 type Position = u8;
 
 const NOWHERE: Position = 0;
@@ -77,7 +77,7 @@ impl fmt::Debug for Events {
     }
 }
 
-/// The highest position that any bound below can reach: publishes, births and the births after a
+/// The highest position that any bound below can reach: publishes, bases and the bases after a
 /// wipe.
 const POSITIONS: usize = 12;
 
@@ -92,7 +92,7 @@ struct Broker {
     head: Position,
     /// Of every event ever acknowledged, the one before it.
     previous: [Position; POSITIONS],
-    /// Which positions are events, and not births.
+    /// Which positions are events, and not bases.
     acknowledged: Events,
     held: Events,
     lost: Events,
@@ -102,16 +102,16 @@ struct Broker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Replay {
     Complete(Events),
-    /// Something is missing. The `left` ones can be had; they go on after `link`.
+    /// Something is missing. The `left` ones can be had; they go on after `expected_previous`.
     Incomplete {
-        link: Position,
+        expected_previous: Position,
         left: Events,
     },
 }
 
 impl Broker {
     fn touch(&mut self, fault: Option<Fault>) {
-        if self.head == NOWHERE && fault != Some(Fault::NoBirthPosition) {
+        if self.head == NOWHERE && fault != Some(Fault::NoBasePosition) {
             self.clock += 1;
             self.head = self.clock;
         }
@@ -163,7 +163,7 @@ impl Broker {
         match complete {
             true => Replay::Complete(left),
             false => Replay::Incomplete {
-                link: left.first().map_or(self.head, |first| self.previous(first)),
+                expected_previous: left.first().map_or(self.head, |first| self.previous(first)),
                 left,
             },
         }
@@ -223,7 +223,7 @@ enum Stage {
 
 /// One node: its feed and its log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Node {
+struct ModelNode {
     stage: Stage,
     /// What the feed has brought and the node has not looked at.
     feed: Events,
@@ -231,7 +231,7 @@ struct Node {
     doomed: bool,
     ring: Events,
     /// The position before the first of the ring.
-    floor: Position,
+    log_start: Position,
     head: Position,
     /// A broker's answer that has not arrived yet.
     answer: Option<Replay>,
@@ -240,7 +240,7 @@ struct Node {
     healed_for: Position,
 }
 
-impl Node {
+impl ModelNode {
     fn has_feed(&self) -> bool {
         matches!(self.stage, Stage::Opening | Stage::Healing | Stage::Live)
     }
@@ -257,7 +257,7 @@ impl Node {
             && let Some(oldest) = self.ring.first()
         {
             self.ring.remove(oldest);
-            self.floor = oldest;
+            self.log_start = oldest;
         }
     }
 
@@ -270,7 +270,7 @@ impl Node {
         {
             self.ring.remove(oldest);
         }
-        self.floor = self.ring.first().map_or(broker.head, |first| broker.previous(first));
+        self.log_start = self.ring.first().map_or(broker.head, |first| broker.previous(first));
         self.head = broker.head;
     }
 
@@ -279,10 +279,10 @@ impl Node {
     fn heal(&mut self, answer: Replay, capacity: u32) {
         let events = match answer {
             Replay::Complete(events) => events,
-            Replay::Incomplete { link, left } => {
+            Replay::Incomplete { expected_previous, left } => {
                 self.ring = Events::default();
-                self.floor = link;
-                self.head = link;
+                self.log_start = expected_previous;
+                self.head = expected_previous;
                 left
             }
         };
@@ -302,7 +302,7 @@ struct Session {
     cursor: Position,
     /// What the next event must follow. That is the cursor, but after a gap where the log has
     /// forked it lies before: at the fork.
-    link: Position,
+    expected_previous: Position,
     /// Has read from the ring, so that it can be slow. Only kept if the rule is to skip.
     joined: bool,
     /// False only with [`Fault::ConfirmsBeforeFollowing`].
@@ -348,7 +348,7 @@ struct Budget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct State {
     broker: Broker,
-    nodes: [Node; 2],
+    nodes: [ModelNode; 2],
     client: Connection,
     witness: Witness,
     budget: Budget,
@@ -463,7 +463,7 @@ enum Fault {
     /// lost.
     FutureIsBelieved,
     /// A channel without events has no position.
-    NoBirthPosition,
+    NoBasePosition,
     /// A node that lost its feed replays first and follows then.
     HealsBeforeFollowing,
     /// A replay is answered by a replica that may lag.
@@ -509,12 +509,12 @@ impl Model for Resume {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        let node = Node {
+        let node = ModelNode {
             stage: Stage::Closed,
             feed: Events::default(),
             doomed: false,
             ring: Events::default(),
-            floor: NOWHERE,
+            log_start: NOWHERE,
             head: NOWHERE,
             answer: None,
             healed_for: NOWHERE,
@@ -584,14 +584,14 @@ impl Model for Resume {
         properties.push(Property::sometimes(
             "a client is ahead of its node",
             |_, state: &State| match state.client {
-                Connection::Listening(session) => session.link > state.nodes[usize::from(session.node)].head,
+                Connection::Listening(session) => session.expected_previous > state.nodes[usize::from(session.node)].head,
                 _ => false,
             },
         ));
         properties.push(Property::sometimes(
             "a client has fallen off its node's ring",
             |_, state: &State| match state.client {
-                Connection::Listening(session) => session.link < state.nodes[usize::from(session.node)].floor,
+                Connection::Listening(session) => session.expected_previous < state.nodes[usize::from(session.node)].log_start,
                 _ => false,
             },
         ));
@@ -606,7 +606,7 @@ impl Model for Resume {
             properties.push(Property::sometimes(
                 "a client is past a fork",
                 |_, state: &State| match state.client {
-                    Connection::Listening(session) => session.link != session.cursor,
+                    Connection::Listening(session) => session.expected_previous != session.cursor,
                     _ => false,
                 },
             ));
@@ -722,7 +722,7 @@ impl Resume {
                     Stage::Closed if self.fills_ring => Stage::Opening,
                     Stage::Closed => {
                         node.head = state.broker.head;
-                        node.floor = state.broker.head;
+                        node.log_start = state.broker.head;
                         Stage::Live
                     }
                     _ => Stage::Live,
@@ -749,7 +749,7 @@ impl Resume {
         }
     }
 
-    fn feed_ends(&self, node: &mut Node) {
+    fn feed_ends(&self, node: &mut ModelNode) {
         node.stage = match node.stage {
             Stage::Opening => Stage::Closed,
             _ => Stage::Down,
@@ -793,7 +793,7 @@ impl Resume {
         let mut session = Session {
             node,
             cursor,
-            link: cursor,
+            expected_previous: cursor,
             joined: false,
             placed: true,
             answer: None,
@@ -801,7 +801,7 @@ impl Resume {
         if cursor == NOWHERE {
             session.joined = self.slow == Slow::Skip;
             session.cursor = head;
-            session.link = head;
+            session.expected_previous = head;
             session.placed = !self.has(Fault::ConfirmsBeforeFollowing) || state.nodes[usize::from(node)].is_open();
         }
         if !state.witness.subscribed {
@@ -821,47 +821,48 @@ impl Resume {
             return;
         }
         let node = state.nodes[usize::from(session.node)];
-        let link = session.link;
+        let expected_previous = session.expected_previous;
         if !session.placed {
             if node.is_open() {
-                (session.cursor, session.link, session.placed) = (node.head, node.head, true);
+                (session.cursor, session.expected_previous, session.placed) = (node.head, node.head, true);
             }
             state.client = Connection::Listening(session);
             return;
         }
         let opened = !matches!(node.stage, Stage::Closed | Stage::Opening);
-        let knows = link == node.floor || node.ring.contains(link);
-        let in_range = self.has(Fault::RingResumesByRange) && link >= node.floor;
+        let knows = expected_previous == node.log_start || node.ring.contains(expected_previous);
+        let in_range = self.has(Fault::RingResumesByRange) && expected_previous >= node.log_start;
         if opened && (knows || in_range) {
             session.joined = self.slow == Slow::Skip;
-            match node.ring.after(link.max(session.cursor)).first() {
+            match node.ring.after(expected_previous.max(session.cursor)).first() {
                 Some(next) => self.deliver(state, session, next),
                 None => state.client = Connection::Listening(session),
             }
             return;
         }
-        let ahead = opened && link > node.head;
+        let ahead = opened && expected_previous > node.head;
         if ahead && self.has(Fault::AheadStartsOver) {
-            (session.cursor, session.link) = (node.floor, node.floor);
+            (session.cursor, session.expected_previous) = (node.log_start, node.log_start);
             state.client = Connection::Listening(session);
             return;
         }
-        if self.slow == Slow::Skip && link < node.floor && (session.joined || self.has(Fault::SkipsTheResuming)) {
-            let cursor = session.cursor.max(node.floor);
-            self.announce_gap(state, session, node.floor, cursor, session.joined);
+        if self.slow == Slow::Skip && expected_previous < node.log_start && (session.joined || self.has(Fault::SkipsTheResuming))
+        {
+            let cursor = session.cursor.max(node.log_start);
+            self.announce_gap(state, session, node.log_start, cursor, session.joined);
             return;
         }
-        if ahead && self.asks_for_head && state.broker.head >= link {
+        if ahead && self.asks_for_head && state.broker.head >= expected_previous {
             return;
         }
         let answer = match from_replica {
-            true => state.broker.lagging_replica().replay(link, self.fault),
-            false => state.broker.answer(link, self.fault),
+            true => state.broker.lagging_replica().replay(expected_previous, self.fault),
+            false => state.broker.answer(expected_previous, self.fault),
         };
         match answer {
             Replay::Complete(events) if events.after(session.cursor).is_empty() => {
                 if ahead && self.has(Fault::AheadIsCaughtUp) {
-                    session.link = node.head;
+                    session.expected_previous = node.head;
                     state.client = Connection::Listening(session);
                 }
                 // Otherwise the node is behind and will get there; the client waits, and asks
@@ -889,21 +890,21 @@ impl Resume {
             Replay::Incomplete { left, .. } if self.has(Fault::GapIsNotAnnounced) => match left.after(session.cursor).first() {
                 Some(next) => self.deliver(state, session, next),
                 None => {
-                    session.link = state.broker.head;
+                    session.expected_previous = state.broker.head;
                     state.client = Connection::Listening(session);
                 }
             },
-            Replay::Incomplete { link, left } => {
+            Replay::Incomplete { expected_previous, left } => {
                 let invented = session.cursor > state.broker.clock && !self.has(Fault::FutureIsBelieved);
-                let (link, cursor) = match self.fault {
-                    Some(Fault::GapCursorIsTheOldOne) => (link, session.cursor),
+                let (expected_previous, cursor) = match self.fault {
+                    Some(Fault::GapCursorIsTheOldOne) => (expected_previous, session.cursor),
                     Some(Fault::GapSwallowsWhatIsLeft) => (state.broker.head, session.cursor.max(state.broker.head)),
-                    Some(Fault::GapCursorGoesBack) => (link, link),
-                    _ if invented => (link, link),
-                    _ => (link, session.cursor.max(link)),
+                    Some(Fault::GapCursorGoesBack) => (expected_previous, expected_previous),
+                    _ if invented => (expected_previous, expected_previous),
+                    _ => (expected_previous, session.cursor.max(expected_previous)),
                 };
                 session.answer = keep(left.after(cursor));
-                self.announce_gap(state, session, link, cursor, false);
+                self.announce_gap(state, session, expected_previous, cursor, false);
             }
         }
     }
@@ -931,7 +932,7 @@ impl Resume {
         witness.gap = false;
         state.client = Connection::Listening(Session {
             cursor: next,
-            link: next,
+            expected_previous: next,
             joined: self.slow == Slow::Skip,
             ..session
         });
@@ -939,17 +940,21 @@ impl Resume {
 
     /// Tells the client that what lies between its cursor and `cursor` is gone, and judges that by
     /// the truth.
-    fn announce_gap(&self, state: &mut State, session: Session, link: Position, cursor: Position, too_slow: bool) {
+    fn announce_gap(&self, state: &mut State, session: Session, expected_previous: Position, cursor: Position, too_slow: bool) {
         let State { broker, witness, .. } = state;
         let false_alarm = broker.can_continue(session.cursor);
         let swallowed = broker.held.after(session.cursor).first().is_some_and(|held| held <= cursor);
-        let says_nothing_new = link == session.link && cursor == session.cursor;
+        let says_nothing_new = expected_previous == session.expected_previous && cursor == session.cursor;
         if !too_slow && (false_alarm || swallowed || says_nothing_new) {
             state.broken = Some(Promise::NoFalseGap);
         }
         witness.settled = witness.settled.max(cursor);
         witness.gap = true;
-        state.client = Connection::Listening(Session { cursor, link, ..session });
+        state.client = Connection::Listening(Session {
+            cursor,
+            expected_previous,
+            ..session
+        });
     }
 
     /// When no step of the system's own is left, a client is where the broker is. No node can see
@@ -964,7 +969,7 @@ impl Resume {
         let unseen = state.budget.feed_skips < self.bounds.feed_skips
             || self.feeds_outlive_failover && state.budget.failovers < self.bounds.failovers;
         match state.client {
-            Connection::Listening(session) => session.link == state.broker.head || unseen,
+            Connection::Listening(session) => session.expected_previous == state.broker.head || unseen,
             _ => false,
         }
     }
@@ -1252,7 +1257,7 @@ mod mistakes {
 
     #[test]
     fn an_empty_channel_has_no_position() {
-        is_found(Fault::NoBirthPosition, TRIM, Promise::SubscribeBarrier);
+        is_found(Fault::NoBasePosition, TRIM, Promise::SubscribeBarrier);
     }
 
     #[test]

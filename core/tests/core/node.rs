@@ -20,7 +20,7 @@ fn listening_hub(limits: Limits) -> (Arc<Backbone>, Arc<Node>, Hub) {
 
 /// With real threads, so that they truly come at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_that_join_at_once_are_one_follow_and_one_replay() {
+async fn ten_thousand_that_subscribe_at_once_are_one_follow_and_one_replay() {
     let (backbone, node, hub) = listening_hub(limits());
     let format = hub.register_format(Lines::plain("a"));
     let history: Vec<_> = (0..100).map(|n| backbone.say("c", &n.to_string())).collect();
@@ -149,7 +149,7 @@ async fn an_unused_log_is_closed_and_opened_again() {
 /// Listeners come and go in the moment when logs are closed. None is refused, none misses anything,
 /// and no feed is left over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn joining_in_the_moment_of_closing_works() {
+async fn subscribing_in_the_moment_of_closing_works() {
     let (backbone, node, hub) = listening_hub(Limits {
         linger: Duration::ZERO,
         heartbeat: Duration::from_millis(40),
@@ -171,7 +171,7 @@ async fn joining_in_the_moment_of_closing_works() {
                     let text = format!("{n}-{turn}");
                     backbone.say("c", &text);
                     // Others speak, too.
-                    while !matches!(listener.line().await, Line::Event { text: heard, .. } if heard == text) {}
+                    while !matches!(listener.line().await, Frame::Event { text: heard, .. } if heard == text) {}
                     drop(listener);
                     joins.fetch_add(1, SeqCst);
                     // Now and then the channel has no listener.
@@ -221,11 +221,11 @@ async fn drain_tells_every_session_and_refuses_new_ones() {
     hub.drain();
     for waiting in waiting {
         let (lines, closed) = waiting.await.unwrap();
-        assert_eq!(lines.last(), Some(&Line::Drain));
+        assert_eq!(lines.last(), Some(&Frame::Drain));
         assert!(matches!(closed, Some(CloseReason::Drain { retry }) if retry >= 1000));
     }
     for listener in [&mut with_news, &mut without_channels] {
-        assert_eq!(listener.rest().await.last(), Some(&Line::Drain));
+        assert_eq!(listener.rest().await.last(), Some(&Frame::Drain));
     }
     assert_eq!(hub.connect(request(), true).map(|_| ()).unwrap_err().code, Code::Unavailable);
     assert_eq!(
@@ -257,7 +257,7 @@ async fn an_outage_is_told_once() {
             }
             sleep(10 * SECOND).await;
             for listener in &mut listeners {
-                assert_eq!(listener.ready(), [Line::Stale]);
+                assert_eq!(listener.ready(), [Frame::Stale]);
             }
             sleep(60 * SECOND).await;
             for listener in &mut listeners {
@@ -292,7 +292,7 @@ async fn silence_is_broken_by_heartbeats() {
         listener.confirmation().await;
         let mut since = Instant::now();
         for _ in 0..5 {
-            assert_eq!(listener.line().await, Line::Heartbeat { visible });
+            assert_eq!(listener.line().await, Frame::Heartbeat { visible });
             let passed = since.elapsed();
             // The clock of sessions ticks once a second.
             assert!((14 * SECOND..=17 * SECOND).contains(&passed), "{passed:?}");
@@ -308,7 +308,7 @@ async fn silence_is_broken_by_heartbeats() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_expected_to_answer_and_does_not_is_closed() {
+async fn a_client_that_is_expected_to_answer_and_does_not_is_closed() {
     let (_, _, hub) = listening_hub(Limits {
         heartbeat: 15 * SECOND,
         idle: 60 * SECOND,
@@ -317,7 +317,7 @@ async fn who_is_expected_to_answer_and_does_not_is_closed() {
     let format = hub.register_format(Lines::plain("a"));
     let mut listener = Listener::of(Session::new(hub.connect(request(), true).unwrap(), &format).expects_answers());
     for _ in 0..10 {
-        assert_eq!(listener.line().await, Line::Heartbeat { visible: false });
+        assert_eq!(listener.line().await, Frame::Heartbeat { visible: false });
         listener.session.heard();
     }
     let since = Instant::now();
@@ -371,7 +371,7 @@ async fn a_write_that_makes_no_progress_is_cut() {
 
 /// Nothing holds a hub but those who use it, and nothing of it is left when they are gone.
 #[tokio::test(start_paused = true)]
-async fn when_everybody_has_gone_nothing_is_left() {
+async fn when_every_client_has_gone_nothing_is_left() {
     let backbone = Backbone::new();
     let node = backbone.node();
     for ending in [

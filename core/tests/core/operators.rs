@@ -187,7 +187,7 @@ async fn metrics_of_events_are_by_rule() {
     // A cursor that nothing is known of: a gap of this rule.
     let mut late = Listener::at(&hub, &format, "orders/1", After::Unreadable).await;
     late.confirmation().await;
-    assert!(matches!(late.line().await, Line::Gap { .. }));
+    assert!(matches!(late.line().await, Frame::Gap { .. }));
     let reasons = airwave_core::format::GapReason::ALL;
     let gaps = |rule| {
         let counts = reasons.map(|reason| of("gaps_total", rule, &[("reason", reason.as_str())]));

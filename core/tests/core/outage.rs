@@ -12,9 +12,9 @@ use crate::support::*;
 
 /// Keeps what is logged about healing and about a broker that does not answer, with its level.
 #[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<(Level, String)>>>);
+struct CapturedLog(Arc<Mutex<Vec<(Level, String)>>>);
 
-impl Subscriber for Heard {
+impl Subscriber for CapturedLog {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
@@ -29,13 +29,13 @@ impl Subscriber for Heard {
     fn exit(&self, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        struct Text(String);
-        impl Visit for Text {
+        struct MessageText(String);
+        impl Visit for MessageText {
             fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
                 self.0.push_str(&format!("{}={value:?} ", field.name()));
             }
         }
-        let mut text = Text(String::new());
+        let mut text = MessageText(String::new());
         event.record(&mut text);
         if text.0.contains("heal")
             || ["the broker is unavailable", "the broker answers again"]
@@ -47,10 +47,10 @@ impl Subscriber for Heard {
     }
 }
 
-impl Heard {
+impl CapturedLog {
     fn at(&self, level: Level) -> Vec<String> {
-        let heard = self.0.lock().unwrap();
-        let of_level = heard.iter().filter(|(other, _)| *other == level);
+        let captured = self.0.lock().unwrap();
+        let of_level = captured.iter().filter(|(other, _)| *other == level);
         of_level.map(|(_, text)| text.clone()).collect()
     }
 }
@@ -69,26 +69,26 @@ async fn an_outage_with_many_channels_does_not_flood_the_log() {
         listener.confirmation().await;
         listeners.push(listener);
     }
-    let heard = Heard::default();
-    let _guard = tracing::subscriber::set_default(heard.clone());
+    let captured = CapturedLog::default();
+    let _guard = tracing::subscriber::set_default(captured.clone());
     for outage in 1..=2 {
         node.unavailable(true);
         node.cut();
         tokio::time::sleep(Duration::from_secs(8)).await;
         assert_eq!(metric(&hub, "airwave_healing", &[]), CHANNELS as f64);
-        assert_eq!(heard.at(Level::WARN).len(), outage, "{:?}", heard.at(Level::WARN));
-        assert_eq!(heard.at(Level::INFO).len(), outage - 1, "it is not over yet");
+        assert_eq!(captured.at(Level::WARN).len(), outage, "{:?}", captured.at(Level::WARN));
+        assert_eq!(captured.at(Level::INFO).len(), outage - 1, "it is not over yet");
 
         node.unavailable(false);
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(metric(&hub, "airwave_healing", &[]), 0.0);
-        assert_eq!(heard.at(Level::WARN).len(), outage);
-        let over = heard.at(Level::INFO);
+        assert_eq!(captured.at(Level::WARN).len(), outage);
+        let over = captured.at(Level::INFO);
         assert_eq!(over.len(), outage);
         assert!(over[outage - 1].contains(&format!("channels={CHANNELS} ")), "{over:?}");
     }
     assert!(
-        heard.at(Level::DEBUG).len() > 2 * CHANNELS,
+        captured.at(Level::DEBUG).len() > 2 * CHANNELS,
         "each try is there for who looks for it"
     );
 }
@@ -101,8 +101,8 @@ async fn refused_publishes_are_logged_once_for_each_outage() {
     let node = backbone.node();
     let hub = hub(&node, rule());
     let channel = hub.channel("c").unwrap();
-    let heard = Heard::default();
-    let _guard = tracing::subscriber::set_default(heard.clone());
+    let captured = CapturedLog::default();
+    let _guard = tracing::subscriber::set_default(captured.clone());
     for outage in 1..=2 {
         for _ in 0..PUBLISHES {
             node.unavailable(true);
@@ -110,14 +110,14 @@ async fn refused_publishes_are_logged_once_for_each_outage() {
             node.unavailable(false);
             channel.publish("said", "taken").await.unwrap();
         }
-        assert_eq!(heard.at(Level::WARN).len(), outage, "{:?}", heard.at(Level::WARN));
-        assert_eq!(heard.at(Level::INFO).len(), outage - 1, "it may not be over yet");
+        assert_eq!(captured.at(Level::WARN).len(), outage, "{:?}", captured.at(Level::WARN));
+        assert_eq!(captured.at(Level::INFO).len(), outage - 1, "it may not be over yet");
 
         tokio::time::sleep(Duration::from_secs(6)).await;
         channel.publish("said", "taken").await.unwrap();
         channel.publish("said", "taken").await.unwrap();
-        assert_eq!(heard.at(Level::WARN).len(), outage);
-        let over = heard.at(Level::INFO);
+        assert_eq!(captured.at(Level::WARN).len(), outage);
+        let over = captured.at(Level::INFO);
         assert_eq!(over.len(), outage);
         assert!(over[outage - 1].contains(&format!("refused={PUBLISHES} ")), "{over:?}");
     }

@@ -10,14 +10,14 @@ use crate::support::*;
 const ALL: PageLimit = PageLimit::events(100);
 
 /// A hub whose log of `c` is open, and a client that listens to it.
-struct Scene {
+struct PageScene {
     backbone: Arc<Backbone>,
     node: Arc<Node>,
     hub: Hub,
     listener: Listener,
 }
 
-impl Scene {
+impl PageScene {
     async fn new() -> Self {
         let backbone = Backbone::new();
         let node = backbone.node();
@@ -50,7 +50,7 @@ fn positions(page: &Replay) -> Vec<Position> {
 
 #[tokio::test(start_paused = true)]
 async fn the_broker_gives_one_event_of_a_page_that_the_log_holds() {
-    let mut scene = Scene::new().await;
+    let mut scene = PageScene::new().await;
     let said = scene.say(5);
     scene.listener.settled().await;
     let (page, read) = scene.page(said[0], PageLimit::events(2)).await;
@@ -73,7 +73,7 @@ async fn the_broker_gives_one_event_of_a_page_that_the_log_holds() {
 /// What was published before the page was asked for stands in it, also on a node that lags.
 #[tokio::test(start_paused = true)]
 async fn a_page_holds_what_the_log_has_not_heard_yet() {
-    let mut scene = Scene::new().await;
+    let mut scene = PageScene::new().await;
     let mut said = scene.say(3);
     scene.listener.settled().await;
     scene.node.lag();
@@ -84,7 +84,7 @@ async fn a_page_holds_what_the_log_has_not_heard_yet() {
 
 #[tokio::test(start_paused = true)]
 async fn what_the_log_has_and_the_broker_lost_is_in_no_page() {
-    let mut scene = Scene::new().await;
+    let mut scene = PageScene::new().await;
     let said = scene.say(4);
     scene.listener.settled().await;
     scene.backbone.lose_tail("c", 2);
@@ -99,7 +99,7 @@ async fn what_the_log_has_and_the_broker_lost_is_in_no_page() {
 /// A rule that keeps little, or little time, holds for pages as well.
 #[tokio::test(start_paused = true)]
 async fn what_the_broker_keeps_no_longer_is_in_no_page() {
-    let mut scene = Scene::new().await;
+    let mut scene = PageScene::new().await;
     let said = scene.say(4);
     scene.listener.settled().await;
     scene.backbone.keep("c", 1);
@@ -110,7 +110,7 @@ async fn what_the_broker_keeps_no_longer_is_in_no_page() {
 /// The log has told of a gap: the page is the broker's.
 #[tokio::test(start_paused = true)]
 async fn a_log_with_a_gap_gives_no_page_over_it() {
-    let mut scene = Scene::new().await;
+    let mut scene = PageScene::new().await;
     let said = scene.say(3);
     scene.listener.settled().await;
     scene.node.lose(1);

@@ -21,7 +21,7 @@ const GRACE_OVER: Duration = Duration::from_secs(4);
 /// What the nodes of a test have in common, and what can happen to it.
 #[derive(Default)]
 struct Desk {
-    state: Mutex<Told>,
+    state: Mutex<DirectoryState>,
     away: AtomicBool,
     sets: AtomicUsize,
     lists: AtomicUsize,
@@ -30,7 +30,7 @@ struct Desk {
 }
 
 #[derive(Default)]
-struct Told {
+struct DirectoryState {
     beats: HashMap<NodeId, Instant>,
     entries: HashMap<(ChannelName, NodeId, Arc<str>), MemberEntry>,
     watches: Vec<(ChannelName, WatchSender)>,
@@ -46,9 +46,9 @@ impl Desk {
         }
     }
 
-    fn living(told: &mut Told) {
-        told.beats.retain(|_, last| last.elapsed() < NODE_EXPIRES);
-        let Told { beats, entries, .. } = told;
+    fn living(state: &mut DirectoryState) {
+        state.beats.retain(|_, last| last.elapsed() < NODE_EXPIRES);
+        let DirectoryState { beats, entries, .. } = state;
         entries.retain(|(_, node, _), _| beats.contains_key(node));
     }
 
@@ -58,9 +58,9 @@ impl Desk {
     }
 
     fn wipe(&self) {
-        let mut told = self.state.lock().unwrap();
-        told.entries.clear();
-        told.beats.clear();
+        let mut state = self.state.lock().unwrap();
+        state.entries.clear();
+        state.beats.clear();
     }
 
     fn entries(&self) -> usize {
@@ -68,9 +68,9 @@ impl Desk {
     }
 
     fn watches(&self) -> usize {
-        let mut told = self.state.lock().unwrap();
-        told.watches.retain(|(_, watch)| !watch.is_closed());
-        told.watches.len()
+        let mut state = self.state.lock().unwrap();
+        state.watches.retain(|(_, watch)| !watch.is_closed());
+        state.watches.len()
     }
 }
 
@@ -80,15 +80,16 @@ impl Directory for Desk {
         self.sets.fetch_add(1, SeqCst);
         assert!(!entries.is_empty() && entries.len() <= 500);
         self.reach().await?;
-        let mut told = self.state.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         for entry in entries {
             let key = (channel.clone(), entry.node, entry.member.clone());
-            if told.beats.contains_key(&entry.node) && entry.value.is_some() {
-                told.entries.insert(key, entry.clone());
+            if state.beats.contains_key(&entry.node) && entry.value.is_some() {
+                state.entries.insert(key, entry.clone());
             } else {
-                told.entries.remove(&key);
+                state.entries.remove(&key);
             }
-            told.watches
+            state
+                .watches
                 .retain(|(name, watch)| name != channel || watch.push(entry.clone()));
         }
         Ok(())
@@ -98,9 +99,9 @@ impl Directory for Desk {
         self.lists.fetch_add(1, SeqCst);
         self.reach().await?;
         let entries = {
-            let mut told = self.state.lock().unwrap();
-            Self::living(&mut told);
-            let entries = told.entries.iter().filter(|((name, ..), _)| name == channel);
+            let mut state = self.state.lock().unwrap();
+            Self::living(&mut state);
+            let entries = state.entries.iter().filter(|((name, ..), _)| name == channel);
             entries.map(|(_, entry)| entry.clone()).collect()
         };
         if self.slow.load(SeqCst) {
@@ -118,20 +119,20 @@ impl Directory for Desk {
 
     async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
         self.reach().await?;
-        let mut told = self.state.lock().unwrap();
-        Self::living(&mut told);
-        let known = told.beats.insert(node, Instant::now()).is_some();
+        let mut state = self.state.lock().unwrap();
+        Self::living(&mut state);
+        let known = state.beats.insert(node, Instant::now()).is_some();
         Ok(Heartbeat {
             known,
-            living: told.beats.keys().copied().collect(),
+            living: state.beats.keys().copied().collect(),
         })
     }
 
     async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
         self.reach().await?;
-        let mut told = self.state.lock().unwrap();
-        told.beats.remove(&node);
-        Self::living(&mut told);
+        let mut state = self.state.lock().unwrap();
+        state.beats.remove(&node);
+        Self::living(&mut state);
         Ok(())
     }
 }
@@ -196,13 +197,13 @@ fn with_presence() -> Rule {
 }
 
 /// One node of its own, with the wire its clients are written to.
-struct Place {
+struct PresenceNode {
     way: Arc<Way>,
     hub: Hub,
     format: FormatHandle,
 }
 
-impl Place {
+impl PresenceNode {
     fn at(desk: &Arc<Desk>, backbone: &Arc<Backbone>) -> Self {
         let way = Arc::new(Way {
             desk: desk.clone(),
@@ -253,9 +254,9 @@ impl Place {
     }
 }
 
-fn nodes<const N: usize>() -> (Arc<Desk>, [Place; N]) {
+fn nodes<const N: usize>() -> (Arc<Desk>, [PresenceNode; N]) {
     let (desk, backbone) = (Arc::new(Desk::default()), Backbone::new());
-    let places = std::array::from_fn(|_| Place::at(&desk, &backbone));
+    let places = std::array::from_fn(|_| PresenceNode::at(&desk, &backbone));
     (desk, places)
 }
 
@@ -268,7 +269,7 @@ struct Known {
 
 impl Known {
     #[track_caller]
-    fn take(&mut self, lines: &[Line]) {
+    fn take(&mut self, lines: &[Frame]) {
         let split = |member: &str| {
             member
                 .split_once('*')
@@ -277,14 +278,14 @@ impl Known {
         };
         for line in lines {
             match line {
-                Line::Members { members, more, .. } => {
+                Frame::Members { members, more, .. } => {
                     if !self.more {
                         self.members.clear();
                     }
                     self.members.extend(members.iter().map(|member| split(member)));
                     self.more = *more;
                 }
-                Line::Change { change, member, .. } => {
+                Frame::Change { change, member, .. } => {
                     assert!(!self.more, "a change within a list");
                     let (user, rest) = split(member);
                     let known = match change.as_str() {
@@ -305,10 +306,10 @@ impl Known {
     }
 }
 
-fn changes(lines: &[Line]) -> Vec<String> {
-    let change = |line: &Line| match line {
-        Line::Change { change, member, .. } => format!("{change} {member}"),
-        Line::Members { members, .. } => format!("members {}", members.join(",")),
+fn changes(lines: &[Frame]) -> Vec<String> {
+    let change = |line: &Frame| match line {
+        Frame::Change { change, member, .. } => format!("{change} {member}"),
+        Frame::Members { members, .. } => format!("members {}", members.join(",")),
         other => panic!("not about members: {other:?}"),
     };
     lines.iter().map(change).collect()
@@ -382,19 +383,19 @@ async fn a_member_that_unsubscribes_leaves_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_ends_a_channel_empties_it() {
+async fn the_end_of_a_channel_empties_its_presence() {
     let (desk, backbone) = (Arc::new(Desk::default()), Backbone::new());
-    let here = Place::at(&desk, &backbone);
+    let here = PresenceNode::at(&desk, &backbone);
     let mut bob = here.watcher("bob").await;
     bob.settled().await;
     backbone.end(ROOM);
-    assert!(matches!(bob.line().await, Line::End { .. }));
+    assert!(matches!(bob.line().await, Frame::End { .. }));
     settle().await;
     assert_eq!(here.members().await, [] as [String; 0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_members_of_a_node_that_dies_are_gone_after_a_while() {
+async fn the_members_of_a_node_that_crashes_are_gone_after_a_while() {
     let (desk, [here, there]) = nodes();
     let mut bob = here.watcher("bob").await;
     let _ann = there.member("ann").await;
@@ -416,7 +417,7 @@ async fn the_members_of_a_node_that_dies_are_gone_after_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_goes_in_peace_takes_its_members_with_it_at_once() {
+async fn a_node_that_deregisters_takes_its_members_with_it_at_once() {
     let (desk, [here, there]) = nodes();
     let mut bob = here.watcher("bob").await;
     let _ann = there.member("ann").await;
@@ -433,7 +434,7 @@ async fn a_node_that_goes_in_peace_takes_its_members_with_it_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_an_outage_everybody_stays_and_after_it_all_is_made_up_for() {
+async fn in_an_outage_every_listener_stays_and_afterwards_it_has_everything() {
     let (desk, [here, there]) = nodes();
     let mut bob = here.watcher("bob").await;
     let ann = there.member("ann").await;
@@ -497,7 +498,7 @@ async fn what_was_heard_while_the_list_was_on_its_way_is_newer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_left_while_this_node_was_cut_off_has_left() {
+async fn a_member_that_left_while_this_node_was_cut_off_has_left() {
     let (desk, [here, there]) = nodes();
     let mut bob = here.watcher("bob").await;
     let mut ann = there.member("ann").await;
@@ -534,22 +535,22 @@ async fn what_the_directory_has_wrong_is_put_right() {
     settle().await;
     sleep(Duration::from_secs(1)).await;
     {
-        let mut told = desk.state.lock().unwrap();
+        let mut state = desk.state.lock().unwrap();
         // One entry is lost, and one that was cleared has come back.
-        let lost = told.entries.keys().find(|(.., member)| &**member == "ann").unwrap().clone();
-        let mut ghost = told.entries.remove(&lost).unwrap();
+        let lost = state.entries.keys().find(|(.., member)| &**member == "ann").unwrap().clone();
+        let mut ghost = state.entries.remove(&lost).unwrap();
         ghost.member = "ghost".into();
-        told.entries.insert((lost.0, lost.1, ghost.member.clone()), ghost);
+        state.entries.insert((lost.0, lost.1, ghost.member.clone()), ghost);
     }
     sleep(Duration::from_secs(1200)).await;
-    let told = desk.state.lock().unwrap();
-    let mut members: Vec<&str> = told.entries.keys().map(|(.., member)| &**member).collect();
+    let state = desk.state.lock().unwrap();
+    let mut members: Vec<&str> = state.entries.keys().map(|(.., member)| &**member).collect();
     members.sort();
     assert_eq!(members, ["ann", "bob"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_comes_and_goes_quickly_costs_little() {
+async fn a_member_that_comes_and_goes_quickly_costs_little() {
     let (desk, [here, there]) = nodes();
     let mut bob = there.watcher("bob").await;
     let _ann = here.member("ann").await;
@@ -586,7 +587,7 @@ async fn ten_thousand_members_come_in_pages_and_one_more_in_a_line() {
     let mut known = Known::default();
     let mut lines = bob.settled().await;
     for line in &lines {
-        if let Line::Members { members, .. } = line {
+        if let Frame::Members { members, .. } = line {
             assert!(members.len() <= 500);
         }
     }
@@ -621,7 +622,7 @@ async fn a_listener_that_falls_off_is_given_the_list_again() {
     }
     sleep(Duration::from_secs(5)).await;
     let lines = bob.ready();
-    assert!(matches!(lines[0], Line::Members { .. }), "not one by one");
+    assert!(matches!(lines[0], Frame::Members { .. }), "not one by one");
     known.take(&lines);
     assert_eq!(known.members.len(), 2001);
 }
@@ -629,7 +630,7 @@ async fn a_listener_that_falls_off_is_given_the_list_again() {
 /// The events fill the listener's turn, the last of them just so, and nothing rings for the member
 /// again.
 #[tokio::test(start_paused = true)]
-async fn who_comes_beside_large_events_is_told_behind_them() {
+async fn a_member_that_comes_beside_large_events_is_told_behind_them() {
     let (_, [here]) = nodes();
     let mut bob = here.watcher("bob").await;
     assert_eq!(changes(&bob.settled().await), ["members bob*1"]);
@@ -640,7 +641,7 @@ async fn who_comes_beside_large_events_is_told_behind_them() {
     }
     sleep(Duration::from_secs(1)).await;
     let lines = bob.ready();
-    let (events, members): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| matches!(line, Line::Event { .. }));
+    let (events, members): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| matches!(line, Frame::Event { .. }));
     assert_eq!(events.len(), 7);
     assert_eq!(changes(&members), ["join carol*1"]);
 }
@@ -656,7 +657,7 @@ async fn the_anonymous_are_one_member_that_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_ask_hears_nothing_and_costs_no_watch() {
+async fn a_listener_that_does_not_ask_for_members_is_told_none_and_costs_no_watch() {
     let (desk, [here, there]) = nodes();
     let mut ann = here.member("ann").await;
     let _bob = there.member("bob").await;
@@ -737,7 +738,7 @@ async fn members_are_listened_to_on_a_stream_of_several_channels() {
     }
     listener.session.add_all(joined);
     let lines = listener.settled().await;
-    let members: Vec<_> = lines.iter().filter(|line| matches!(line, Line::Members { .. })).collect();
+    let members: Vec<_> = lines.iter().filter(|line| matches!(line, Frame::Members { .. })).collect();
     assert_eq!(
         changes(&members.into_iter().cloned().collect::<Vec<_>>()),
         ["members ann*1", "members ann*1"]

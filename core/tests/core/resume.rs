@@ -38,7 +38,7 @@ impl Client {
         }
     }
 
-    async fn come_to(&mut self, place: &Place) {
+    async fn come_to(&mut self, place: &TestNode) {
         let format = if self.stamped { &place.stamped } else { &place.plain };
         let mut listener = Listener::new(&place.hub, format);
         let mut joined = Vec::new();
@@ -63,11 +63,11 @@ impl Client {
         }
     }
 
-    fn take_in(&mut self, line: Line) {
+    fn take_in(&mut self, line: Frame) {
         let comes_back = self.cursor.is_some();
         self.cursor = line.cursor().or(self.cursor.take());
         match line {
-            Line::Subscribed {
+            Frame::Subscribed {
                 channel,
                 cursor,
                 resumed,
@@ -82,7 +82,7 @@ impl Client {
                     assert_eq!(cursor, has, "a resume begins where the client was");
                 }
             },
-            Line::Event { channel, position, .. } => {
+            Frame::Event { channel, position, .. } => {
                 let has = self.has.insert(channel.clone(), position).expect("first the confirmation");
                 assert!(position > has, "P3, P7: {channel} shows {position} after {has}");
                 self.heard.entry(channel).or_default().push(position);
@@ -105,14 +105,14 @@ impl Client {
 }
 
 /// A node, and the wires of its hub.
-struct Place {
+struct TestNode {
     node: Arc<Node>,
     hub: Hub,
     plain: FormatHandle,
     stamped: FormatHandle,
 }
 
-impl Place {
+impl TestNode {
     fn new(backbone: &Arc<Backbone>, rule: Rule, limits: Limits) -> Self {
         let node = backbone.node();
         let hub = hub_with(&node, rule, limits);
@@ -126,7 +126,7 @@ impl Place {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum Action {
     Publish(usize, usize),
     Read(usize),
     /// Goes away, and comes back on that node.
@@ -142,28 +142,28 @@ enum Step {
     Pause,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = Action> {
     prop_oneof![
-        6 => (0..3usize, 1..6usize).prop_map(|(channel, count)| Step::Publish(channel, count)),
-        4 => (0..8usize).prop_map(Step::Read),
-        4 => (0..2usize).prop_map(Step::Move),
-        1 => Just(Step::GoAway),
-        2 => (0..2usize).prop_map(Step::Lag),
-        2 => (0..2usize, 1..4usize).prop_map(|(node, count)| Step::CatchUpBy(node, count)),
-        2 => (0..2usize).prop_map(Step::CatchUp),
-        1 => (0..2usize).prop_map(Step::Cut),
-        1 => (0..2usize, 1..4usize).prop_map(|(node, count)| Step::Lose(node, count)),
-        4 => Just(Step::Settle),
-        1 => Just(Step::Pause),
+        6 => (0..3usize, 1..6usize).prop_map(|(channel, count)| Action::Publish(channel, count)),
+        4 => (0..8usize).prop_map(Action::Read),
+        4 => (0..2usize).prop_map(Action::Move),
+        1 => Just(Action::GoAway),
+        2 => (0..2usize).prop_map(Action::Lag),
+        2 => (0..2usize, 1..4usize).prop_map(|(node, count)| Action::CatchUpBy(node, count)),
+        2 => (0..2usize).prop_map(Action::CatchUp),
+        1 => (0..2usize).prop_map(Action::Cut),
+        1 => (0..2usize, 1..4usize).prop_map(|(node, count)| Action::Lose(node, count)),
+        4 => Just(Action::Settle),
+        1 => Just(Action::Pause),
     ]
 }
 
 const CHANNELS: [&str; 3] = ["a", "b", "c"];
 
-async fn run(steps: Vec<Step>, rule: Rule, stamped: bool, ring_events: usize) -> Client {
+async fn run(steps: Vec<Action>, rule: Rule, stamped: bool, ring_events: usize) -> Client {
     let limits = Limits { ring_events, ..limits() };
     let backbone = Backbone::new();
-    let places = [(); 2].map(|()| Place::new(&backbone, rule.clone(), limits.clone()));
+    let places = [(); 2].map(|()| TestNode::new(&backbone, rule.clone(), limits.clone()));
     let channels = if stamped { &CHANNELS[..] } else { &CHANNELS[..1] };
     let mut client = Client::new(channels, stamped);
     let mut published: HashMap<String, Vec<Position>> = HashMap::new();
@@ -175,17 +175,17 @@ async fn run(steps: Vec<Step>, rule: Rule, stamped: bool, ring_events: usize) ->
     };
     for step in steps {
         match step {
-            Step::Publish(channel, count) => (0..count).for_each(|_| publish(channels[channel % channels.len()])),
-            Step::Read(count) => client.read(count),
-            Step::Move(place) => client.come_to(&places[place]).await,
-            Step::GoAway => client.listener = None,
-            Step::Lag(place) => places[place].node.lag(),
-            Step::CatchUpBy(place, count) => places[place].node.catch_up_by(count),
-            Step::CatchUp(place) => places[place].node.catch_up(),
-            Step::Cut(place) => places[place].node.cut(),
-            Step::Lose(place, count) => places[place].node.lose(count),
-            Step::Settle => settle().await,
-            Step::Pause => tokio::time::sleep(Duration::from_secs(60)).await,
+            Action::Publish(channel, count) => (0..count).for_each(|_| publish(channels[channel % channels.len()])),
+            Action::Read(count) => client.read(count),
+            Action::Move(place) => client.come_to(&places[place]).await,
+            Action::GoAway => client.listener = None,
+            Action::Lag(place) => places[place].node.lag(),
+            Action::CatchUpBy(place, count) => places[place].node.catch_up_by(count),
+            Action::CatchUp(place) => places[place].node.catch_up(),
+            Action::Cut(place) => places[place].node.cut(),
+            Action::Lose(place, count) => places[place].node.lose(count),
+            Action::Settle => settle().await,
+            Action::Pause => tokio::time::sleep(Duration::from_secs(60)).await,
         }
     }
     if client.cursor.is_none() {
@@ -272,7 +272,9 @@ async fn hundreds_of_resumes_while_publishing_goes_on() {
         linger: Duration::from_millis(40),
         ..limits()
     };
-    let places: Arc<[Place]> = (0..2).map(|_| Place::new(&backbone, rule.clone(), limits.clone())).collect();
+    let places: Arc<[TestNode]> = (0..2)
+        .map(|_| TestNode::new(&backbone, rule.clone(), limits.clone()))
+        .collect();
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let publisher = {
         let (backbone, stop, places) = (backbone.clone(), stop.clone(), places.clone());
@@ -349,7 +351,7 @@ async fn hundreds_of_resumes_while_publishing_goes_on() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_cut_off_after_its_first_line_is_resumed_whole() {
     let backbone = Backbone::new();
-    let place = Place::new(&backbone, rule(), limits());
+    let place = TestNode::new(&backbone, rule(), limits());
     let mut client = Client::new(&CHANNELS, true);
     client.come_to(&place).await;
     client.read(usize::MAX);
@@ -371,7 +373,7 @@ async fn a_stream_that_is_cut_off_after_its_first_line_is_resumed_whole() {
 async fn a_long_absence_is_made_up_in_pages() {
     for stamped in [false, true] {
         let backbone = Backbone::new();
-        let place = Place::new(
+        let place = TestNode::new(
             &backbone,
             rule(),
             Limits {

@@ -12,7 +12,7 @@ use crate::support::*;
 
 const RING: usize = 16;
 
-struct Scene {
+struct SlowScene {
     backbone: Arc<Backbone>,
     node: Arc<Node>,
     hub: Hub,
@@ -20,7 +20,7 @@ struct Scene {
 }
 
 /// A hub whose rings hold sixteen events.
-fn scene(slow: SlowPolicy, change: impl FnOnce(&mut Rule)) -> Scene {
+fn scene(slow: SlowPolicy, change: impl FnOnce(&mut Rule)) -> SlowScene {
     let mut rule = rule();
     (rule.slow, rule.history.events) = (slow, RING);
     change(&mut rule);
@@ -38,7 +38,7 @@ fn scene(slow: SlowPolicy, change: impl FnOnce(&mut Rule)) -> Scene {
         hub.register_format(Lines::plain("a")),
         hub.register_format(Lines::stamped("b")),
     ];
-    Scene {
+    SlowScene {
         backbone,
         node,
         hub,
@@ -46,7 +46,7 @@ fn scene(slow: SlowPolicy, change: impl FnOnce(&mut Rule)) -> Scene {
     }
 }
 
-impl Scene {
+impl SlowScene {
     async fn listener(&self, format: usize) -> Listener {
         let mut listener = Listener::at(&self.hub, &self.formats[format], "c", After::Nothing).await;
         listener.confirmation().await;
@@ -117,7 +117,7 @@ async fn refill_from_a_history_that_is_too_short_is_a_gap() {
         let lines = slow.settled().await;
         let goes_on = more[99 - RING];
         assert!(
-            matches!(lines[0], Line::Gap { after, cursor, reason: TooSlow, .. } if (after, cursor) == (Some(positions[0]), goes_on)),
+            matches!(lines[0], Frame::Gap { after, cursor, reason: TooSlow, .. } if (after, cursor) == (Some(positions[0]), goes_on)),
             "{:?}",
             lines[0]
         );
@@ -155,7 +155,7 @@ async fn skip_goes_on_at_the_head_after_a_gap() {
         let last = scene.say(2 + RING, 100, &mut quick)[99];
         let lines = slow.settled().await;
         assert!(
-            matches!(lines[..], [Line::Gap { after, cursor, reason: TooSlow, .. }] if (after, cursor) == (Some(had), last)),
+            matches!(lines[..], [Frame::Gap { after, cursor, reason: TooSlow, .. }] if (after, cursor) == (Some(had), last)),
             "{lines:?}"
         );
         scene.say(102 + RING, 2, &mut quick);
@@ -177,7 +177,7 @@ async fn close_lets_it_come_back_with_its_cursor() {
         scene.say(3, RING + 1, &mut quick);
         assert_eq!(slow.rest().await, []);
         assert_eq!(slow.closed, Some(CloseReason::TooSlow));
-        let Line::Event { position, .. } = last else {
+        let Frame::Event { position, .. } = last else {
             panic!("{last:?}")
         };
         let mut again = Listener::at(&scene.hub, &scene.formats[format], "c", after(position)).await;
@@ -221,7 +221,7 @@ async fn more_keys_than_are_remembered_are_not_lost_in_silence() {
     }
     let lines = slow.settled().await;
     assert!(
-        matches!(lines[..], [Line::Gap { reason: TooSlow, .. }]),
+        matches!(lines[..], [Frame::Gap { reason: TooSlow, .. }]),
         "{} lines",
         lines.len()
     );

@@ -129,7 +129,7 @@ impl Format for Lines {
 
 /// A line, read back. `stamp` is the cursor of all channels, on wires that have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Line {
+pub enum Frame {
     Event {
         channel: String,
         position: Position,
@@ -183,37 +183,37 @@ pub fn one(member: &Member) -> String {
     format!("{user}*{}{meta}", member.connections)
 }
 
-impl Line {
-    fn read(line: &str) -> Line {
+impl Frame {
+    fn read(line: &str) -> Frame {
         let words: Vec<_> = line.split(' ').collect();
         let position = |text: &str| text.parse::<Position>().unwrap();
         let stamp = |text: &str| (text != "-").then(|| text.to_owned());
         match *words.as_slice() {
-            ["event", channel, at, text, all] => Line::Event {
+            ["event", channel, at, text, all] => Frame::Event {
                 channel: channel.to_owned(),
                 position: position(at),
                 text: text.to_owned(),
                 stamp: stamp(all),
             },
-            ["subscribed", channel, cursor, resumed, all] => Line::Subscribed {
+            ["subscribed", channel, cursor, resumed, all] => Frame::Subscribed {
                 channel: channel.to_owned(),
                 cursor: position(cursor),
                 resumed: resumed == "true",
                 stamp: stamp(all),
             },
-            ["gap", channel, after, cursor, reason, all] => Line::Gap {
+            ["gap", channel, after, cursor, reason, all] => Frame::Gap {
                 channel: channel.to_owned(),
                 after: (after != "null").then(|| position(after)),
                 cursor: position(cursor),
                 reason: *GapReason::ALL.iter().find(|known| known.as_str() == reason).unwrap(),
                 stamp: stamp(all),
             },
-            ["end", channel, cursor, all] => Line::End {
+            ["end", channel, cursor, all] => Frame::End {
                 channel: channel.to_owned(),
                 cursor: position(cursor),
                 stamp: stamp(all),
             },
-            ["members", channel, members, more] => Line::Members {
+            ["members", channel, members, more] => Frame::Members {
                 channel: channel.to_owned(),
                 members: members
                     .split(',')
@@ -222,17 +222,17 @@ impl Line {
                     .collect(),
                 more: more == "true",
             },
-            [change @ ("join" | "leave" | "update"), channel, member] => Line::Change {
+            [change @ ("join" | "leave" | "update"), channel, member] => Frame::Change {
                 change: change.to_owned(),
                 channel: channel.to_owned(),
                 member: member.to_owned(),
             },
-            ["stale"] => Line::Stale,
-            ["heartbeat", visible] => Line::Heartbeat {
+            ["stale"] => Frame::Stale,
+            ["heartbeat", visible] => Frame::Heartbeat {
                 visible: visible == "true",
             },
-            ["drain"] => Line::Drain,
-            ["other"] => Line::Other,
+            ["drain"] => Frame::Drain,
+            ["other"] => Frame::Other,
             _ => panic!("not a line: {line:?}"),
         }
     }
@@ -240,8 +240,8 @@ impl Line {
     /// What a client would come back with: the position of one channel, or the stream's cursor.
     pub fn cursor(&self) -> Option<String> {
         let (position, stamp) = match self {
-            Line::Event { position, stamp, .. } => (position, stamp),
-            Line::Subscribed { cursor, stamp, .. } | Line::Gap { cursor, stamp, .. } | Line::End { cursor, stamp, .. } => {
+            Frame::Event { position, stamp, .. } => (position, stamp),
+            Frame::Subscribed { cursor, stamp, .. } | Frame::Gap { cursor, stamp, .. } | Frame::End { cursor, stamp, .. } => {
                 (cursor, stamp)
             }
             _ => return None,
@@ -253,7 +253,7 @@ impl Line {
     #[track_caller]
     pub fn text(&self) -> &str {
         match self {
-            Line::Event { text, .. } => text,
+            Frame::Event { text, .. } => text,
             other => panic!("not an event: {other:?}"),
         }
     }
@@ -261,7 +261,7 @@ impl Line {
 
 /// The texts of the events among `lines`; anything else is a failure.
 #[track_caller]
-pub fn texts(lines: &[Line]) -> Vec<&str> {
+pub fn texts(lines: &[Frame]) -> Vec<&str> {
     let mut texts = Vec::new();
     for line in lines {
         texts.push(line.text());
@@ -272,7 +272,7 @@ pub fn texts(lines: &[Line]) -> Vec<&str> {
 /// A connected client: reads what its session gives, line by line.
 pub struct Listener {
     pub session: Session,
-    read: VecDeque<Line>,
+    read: VecDeque<Frame>,
     pub closed: Option<CloseReason>,
     /// The largest turn so far, in bytes.
     pub largest: usize,
@@ -326,7 +326,7 @@ impl Listener {
         for bytes in out.drain(..) {
             let text = std::str::from_utf8(&bytes).unwrap();
             assert!(text.ends_with('\n'), "a turn ends with a whole line: {text:?}");
-            self.read.extend(text.lines().map(Line::read));
+            self.read.extend(text.lines().map(Frame::read));
         }
         if let Turn::Closed(reason) = turn {
             self.closed = Some(reason);
@@ -334,7 +334,7 @@ impl Listener {
     }
 
     /// What can be read without waiting.
-    pub fn ready(&mut self) -> Vec<Line> {
+    pub fn ready(&mut self) -> Vec<Frame> {
         let mut cx = Context::from_waker(Waker::noop());
         let mut out = Vec::new();
         while self.closed.is_none() {
@@ -347,7 +347,7 @@ impl Listener {
     }
 
     /// The first `count` lines of what can be read without waiting. What is left over stays.
-    pub fn take_ready(&mut self, count: usize) -> Vec<Line> {
+    pub fn take_ready(&mut self, count: usize) -> Vec<Frame> {
         let ready = self.ready();
         self.read.extend(ready);
         let count = count.min(self.read.len());
@@ -356,7 +356,7 @@ impl Listener {
 
     /// Everything that comes until nothing has come for longer than anybody in core waits before
     /// trying again. Only with paused time.
-    pub async fn settled(&mut self) -> Vec<Line> {
+    pub async fn settled(&mut self) -> Vec<Frame> {
         let mut lines = self.ready();
         let mut quiet = 0;
         while quiet < 30 {
@@ -369,7 +369,7 @@ impl Listener {
     }
 
     /// The next line, waited for. `None`: the session closed.
-    pub async fn maybe_line(&mut self) -> Option<Line> {
+    pub async fn maybe_line(&mut self) -> Option<Frame> {
         loop {
             if let Some(line) = self.read.pop_front() {
                 return Some(line);
@@ -384,13 +384,13 @@ impl Listener {
         }
     }
 
-    pub async fn line(&mut self) -> Line {
+    pub async fn line(&mut self) -> Frame {
         let line = self.maybe_line().await;
         line.unwrap_or_else(|| panic!("the session closed: {:?}", self.closed))
     }
 
     /// The next `count` lines.
-    pub async fn lines(&mut self, count: usize) -> Vec<Line> {
+    pub async fn lines(&mut self, count: usize) -> Vec<Frame> {
         let mut lines = Vec::new();
         while lines.len() < count {
             lines.push(self.line().await);
@@ -399,7 +399,7 @@ impl Listener {
     }
 
     /// Lines until the session closes.
-    pub async fn rest(&mut self) -> Vec<Line> {
+    pub async fn rest(&mut self) -> Vec<Frame> {
         let mut lines = Vec::new();
         while let Some(line) = self.maybe_line().await {
             lines.push(line);
@@ -410,7 +410,7 @@ impl Listener {
     /// The confirmation: its cursor, and whether it is a resume.
     pub async fn confirmation(&mut self) -> (Position, bool) {
         match self.line().await {
-            Line::Subscribed { cursor, resumed, .. } => (cursor, resumed),
+            Frame::Subscribed { cursor, resumed, .. } => (cursor, resumed),
             other => panic!("not a confirmation: {other:?}"),
         }
     }

@@ -121,7 +121,7 @@ async fn a_confirmed_subscription_misses_nothing_for_the_window() {
         sleep(Duration::from_millis(101)).await;
         let lines = listener.ready();
         // What was published before and waits for the window may come first.
-        assert_eq!(lines.last().map(Line::text), Some(after.as_str()));
+        assert_eq!(lines.last().map(Frame::text), Some(after.as_str()));
         assert!(
             lines[..lines.len() - 1].iter().all(|line| line.text() == "before"),
             "{lines:?}"

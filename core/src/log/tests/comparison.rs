@@ -61,7 +61,7 @@ fn positions(entries: &[Arc<Entry>]) -> Vec<u64> {
     entries.iter().map(|entry| entry.position().0).collect()
 }
 
-struct Comparison {
+struct LogBesideNaive {
     log: Arc<Log>,
     naive: Naive,
     slot: FormatSlot,
@@ -71,7 +71,7 @@ struct Comparison {
     last_gap: u64,
 }
 
-impl Comparison {
+impl LogBesideNaive {
     fn new(rule: Arc<Rule>, max_events: usize, max_bytes: usize) -> Self {
         let latest = rule.delivery == Delivery::Latest;
         Self {
@@ -212,7 +212,7 @@ impl Comparison {
 }
 
 async fn compare(steps: Vec<Step>, rule: Arc<Rule>, max_events: usize, max_bytes: usize) {
-    let mut comparison = Comparison::new(rule, max_events, max_bytes);
+    let mut comparison = LogBesideNaive::new(rule, max_events, max_bytes);
     for step in steps {
         comparison.take(step).await;
         comparison.check();
