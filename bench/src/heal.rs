@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use airwave_protocol::{ClientFrame, Payload, ServerFrame, Subscribe};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -154,44 +155,50 @@ impl Seen {
 
     /// Takes in a frame. Returns the channel whose subscription it refuses, if it does.
     fn read(&self, text: &str) -> Option<usize> {
-        let frame = serde_json::from_str::<Value>(text).ok()?;
-        let name = frame["channel"].as_str().unwrap_or_default();
-        let index = name.strip_prefix("heal/").and_then(|index| index.parse::<usize>().ok());
-        let index = index.filter(|index| *index < self.waves.len())?;
-        let number = |what: &str| frame[what].as_str().and_then(|text| text.parse::<u64>().ok());
-        match frame["type"].as_str() {
-            Some("subscribed") => {
-                if let Some(cursor) = number("cursor") {
-                    self.cursors[index].store(cursor, Ordering::Relaxed);
-                }
+        let frame = ServerFrame::parse(text).ok()?;
+        let index = |channel: &str| -> Option<usize> {
+            let index = channel.strip_prefix("heal/")?.parse().ok()?;
+            (index < self.waves.len()).then_some(index)
+        };
+        let stands = |index: usize, cursor: &str| {
+            if let Ok(cursor) = cursor.parse() {
+                self.cursors[index].store(cursor, Ordering::Relaxed);
+            }
+        };
+        match &frame {
+            ServerFrame::Subscribed(subscribed) => {
+                let index = index(&subscribed.channel)?;
+                stands(index, &subscribed.cursor);
                 self.confirmed[index].store(self.life.load(Ordering::Relaxed), Ordering::Relaxed);
             }
-            Some("gap") => {
+            ServerFrame::Gap(gap) => {
+                index(&gap.channel)?;
                 self.gaps.fetch_add(1, Ordering::Relaxed);
             }
-            Some("error") => {
+            ServerFrame::Error(refused) => {
+                let index = index(refused.channel.as_deref()?)?;
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 return Some(index);
             }
-            Some(_) => {}
-            None => {
-                if let Some(position) = number("id") {
-                    self.cursors[index].store(position, Ordering::Relaxed);
-                }
-                let wave = frame["data"]["wave"].as_u64().unwrap_or(0) as u32;
+            ServerFrame::Event(event) => {
+                let index = index(&event.channel)?;
+                stands(index, &event.id);
+                let Payload::Json(data) = &event.payload else { return None };
+                let wave = data.read::<Value>().ok()?["wave"].as_u64().unwrap_or(0) as u32;
                 self.waves[index].fetch_max(wave, Ordering::Relaxed);
             }
+            _ => {}
         }
         None
     }
 
     fn subscription(&self, index: usize) -> Message {
-        let after = match self.cursors[index].load(Ordering::Relaxed) {
-            0 => String::new(),
-            cursor => format!(",\"after\":\"{cursor}\""),
+        let mut command = Subscribe::new(Self::channel(index));
+        command.after = match self.cursors[index].load(Ordering::Relaxed) {
+            0 => None,
+            cursor => Some(cursor.to_string().into()),
         };
-        let channel = Self::channel(index);
-        Message::text(format!("{{\"type\":\"subscribe\",\"channel\":\"{channel}\"{after}}}"))
+        Message::text(ClientFrame::Subscribe(command).to_json())
     }
 
     /// Listens on one connection, and comes back for ever.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+pub use airwave_protocol::GapReason;
 use bytes::Bytes;
 
 use crate::event::{ChannelName, Event, JsonText, Position};
@@ -32,39 +33,6 @@ pub trait Format: Send + Sync + 'static {
 
 /// Appends the cursor of a stream of several channels to an event that was encoded without it.
 pub type Stamp = fn(cursor: &dyn std::fmt::Display, out: &mut bytes::BytesMut);
-
-/// Why events that existed cannot be delivered any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GapReason {
-    /// The cursor names no position that this channel knows.
-    UnknownPosition,
-    /// Older than what is kept.
-    HistoryExpired,
-    /// The listener fell behind, and its rule says skip or history could not fill in.
-    TooSlow,
-    /// The broker lost acknowledged events.
-    BrokerLostData,
-}
-
-impl GapReason {
-    /// Every reason.
-    pub const ALL: [GapReason; 4] = [
-        GapReason::UnknownPosition,
-        GapReason::HistoryExpired,
-        GapReason::TooSlow,
-        GapReason::BrokerLostData,
-    ];
-
-    /// The reason as clients see it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            GapReason::UnknownPosition => "unknown-position",
-            GapReason::HistoryExpired => "history-expired",
-            GapReason::TooSlow => "too-slow",
-            GapReason::BrokerLostData => "broker-lost-data",
-        }
-    }
-}
 
 /// An announced loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

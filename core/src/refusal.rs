@@ -1,99 +1,13 @@
-//! The few error codes that clients see, the same on every transport.
+//! A "no" with one of the few error codes that clients see, the same on every transport.
 
 use std::borrow::Cow;
 use std::error::Error;
 use std::sync::Arc;
 
+/// Why something was refused.
+pub use airwave_protocol::Code;
+
 use crate::event::{Invalid, quoted};
-
-/// Why something was refused. The text of a code, its HTTP status and its WebSocket close code are
-/// part of the protocol (docs/protocol.md, section 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Code {
-    /// The request is malformed: its JSON, a name, a field or a frame.
-    BadRequest,
-    /// Say who you are.
-    Unauthorized,
-    /// Known, but not allowed.
-    Forbidden,
-    /// No rule matches this name.
-    UnknownChannel,
-    /// The channel's rule does not list this transport.
-    WrongTransport,
-    /// The channel has ended; nothing more can be published.
-    Ended,
-    /// Body, message or frame over its limit.
-    TooLarge,
-    /// Over a limit of connections, channels or frames per second.
-    TooMany,
-    /// The broker is out of reach, or the node is draining: try again.
-    Unavailable,
-    /// A fault of the server.
-    Internal,
-}
-
-impl Code {
-    /// Every code.
-    pub const ALL: [Code; 10] = [
-        Code::BadRequest,
-        Code::Unauthorized,
-        Code::Forbidden,
-        Code::UnknownChannel,
-        Code::WrongTransport,
-        Code::Ended,
-        Code::TooLarge,
-        Code::TooMany,
-        Code::Unavailable,
-        Code::Internal,
-    ];
-
-    /// The code as clients see it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Code::BadRequest => "bad-request",
-            Code::Unauthorized => "unauthorized",
-            Code::Forbidden => "forbidden",
-            Code::UnknownChannel => "unknown-channel",
-            Code::WrongTransport => "wrong-transport",
-            Code::Ended => "ended",
-            Code::TooLarge => "too-large",
-            Code::TooMany => "too-many",
-            Code::Unavailable => "unavailable",
-            Code::Internal => "internal",
-        }
-    }
-
-    /// The HTTP status.
-    pub fn http_status(self) -> u16 {
-        match self {
-            Code::BadRequest => 400,
-            Code::Unauthorized => 401,
-            Code::Forbidden => 403,
-            Code::UnknownChannel => 404,
-            Code::WrongTransport => 406,
-            Code::Ended => 409,
-            Code::TooLarge => 413,
-            Code::TooMany => 429,
-            Code::Unavailable => 503,
-            Code::Internal => 500,
-        }
-    }
-
-    /// The WebSocket close code (RFC 6455, section 7.4: 4000 to 4999 are the application's).
-    pub fn close_code(self) -> u16 {
-        match self {
-            Code::TooLarge => 1009,
-            Code::Unavailable => 1013,
-            Code::Internal => 1011,
-            other => 4000 + other.http_status(),
-        }
-    }
-
-    /// Whether the same request may succeed later without being changed.
-    pub fn is_temporary(self) -> bool {
-        matches!(self, Code::TooMany | Code::Unavailable | Code::Internal)
-    }
-}
 
 /// A "no" with a code and a text that may be shown to the client.
 ///

@@ -9,10 +9,13 @@ mod whatwg_sse;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
+use airwave_core::event::quoted;
 use airwave_core::format::{Change, Gap, GapReason, Notice};
+use airwave_core::rule::TransportName;
 use airwave_core::{
     Attributes, ChannelName, Code, Cursor, Data, Event, EventName, Format, Key, Member, Message, Position, Refusal,
 };
+use airwave_protocol::{self as protocol, Envelope, Failure, Json, Payload, ServerFrame, binary, sse};
 use airwave_transports::sse::{ManyChannels, OneChannel};
 use airwave_transports::websocket::Frames;
 use base64::Engine;
@@ -389,6 +392,209 @@ proptest! {
             ["subscribed", "gap", "end", "error", "presence", "update", "stale", "(ping)", "heartbeat", "(ping)", "reply", "reply", "unsubscribed"]
         );
     }
+}
+
+/// What an event is in the protocol crate.
+fn as_envelope<'a>(channel: &'a ChannelName, event: &'a Event) -> Envelope<'a> {
+    let message = &event.message;
+    let payload = match &message.data {
+        Data::Json(json) => Payload::Json(Json::parse(json.as_str()).unwrap()),
+        Data::Text(text) => Payload::text(&**text),
+        Data::Binary(bytes) | Data::Opaque { bytes, .. } => Payload::binary(&bytes[..]),
+    };
+    let mut envelope = Envelope::new(channel.as_str(), event.position.to_string(), message.event.as_str(), payload);
+    envelope.key = message.key.as_ref().map(|key| key.as_str().into());
+    let pairs = message.attributes.iter().map(|(name, text)| (name.into(), text.into()));
+    envelope.attributes = (!message.attributes.is_empty()).then(|| protocol::Attributes(pairs.collect()));
+    envelope
+}
+
+fn as_member(member: &Member) -> protocol::Member<'_> {
+    let mut same = protocol::Member::new(member.user.as_deref(), member.connections);
+    same.meta = member.meta.as_ref().map(|meta| Json::parse(meta.as_str()).unwrap());
+    same
+}
+
+/// What a notice is in the protocol crate. `None`: nothing that a script sees.
+fn as_frame<'a>(notice: &Notice<'a>) -> Option<ServerFrame<'a>> {
+    Some(match *notice {
+        Notice::Subscribed {
+            id,
+            channel,
+            cursor,
+            resumed,
+            ..
+        } => ServerFrame::Subscribed(protocol::Subscribed::new(id, channel.as_str(), cursor.to_string(), resumed)),
+        Notice::Unsubscribed { id, channel } => ServerFrame::Unsubscribed(protocol::Unsubscribed::new(id, channel.as_str())),
+        Notice::Gap { channel, gap, .. } => ServerFrame::Gap(protocol::Gap::new(
+            channel.as_str(),
+            gap.after.map(|after| after.to_string().into()),
+            gap.cursor.to_string(),
+            gap.reason.as_str(),
+        )),
+        Notice::End { channel, cursor, .. } => ServerFrame::End(protocol::End::new(channel.as_str(), cursor.to_string())),
+        Notice::Reply { id, data } => {
+            let json = match data {
+                None => Json::of(&()),
+                Some(Data::Json(json)) => Json::parse(json.as_str()),
+                // With the escapes that keep it on one line.
+                Some(Data::Text(text)) => Ok(Json::parse(&quoted(text)).unwrap().into_owned()),
+                Some(Data::Binary(bytes) | Data::Opaque { bytes, .. }) => Json::of(&STANDARD.encode(bytes)),
+            };
+            ServerFrame::Reply(protocol::Reply::new(id, json.unwrap()))
+        }
+        Notice::Refused {
+            id,
+            channel,
+            refusal,
+            url,
+            ..
+        } => {
+            let mut failure = Failure::new(refusal.code.as_str(), &*refusal.message);
+            failure.transport = refusal.transport.as_ref().map(|transport| transport.as_str().into());
+            failure.url = refusal.transport.as_ref().and(url).map(Into::into);
+            let channel = channel.map(|channel| channel.as_str().into());
+            ServerFrame::Error(protocol::ErrorFrame::new(id, channel, failure))
+        }
+        Notice::Members { channel, members, more } => {
+            let members: Vec<_> = members.iter().map(|member| as_member(member)).collect();
+            ServerFrame::Presence(protocol::Members::new(channel.as_str(), members, more))
+        }
+        Notice::Change { channel, change, member } => {
+            let member = protocol::MemberChange::new(channel.as_str(), as_member(member));
+            match change {
+                Change::Join => ServerFrame::Join(member),
+                Change::Leave => ServerFrame::Leave(member),
+                Change::Update => ServerFrame::Update(member),
+            }
+        }
+        Notice::Stale => ServerFrame::parse("{\"type\":\"stale\"}").unwrap(),
+        Notice::Heartbeat { visible: true } => ServerFrame::parse("{\"type\":\"heartbeat\"}").unwrap(),
+        Notice::Heartbeat { visible: false } | Notice::Drain { .. } => return None,
+    })
+}
+
+proptest! {
+    /// The encoders are written by hand, for speed. The protocol crate reads what they write as what
+    /// it is, and would write the same fields with the same values.
+    #[test]
+    fn the_encoders_write_what_the_protocol_crate_reads(
+        channel in channel(), events in events(), message in text(), id in prop::option::of(0..1u64 << 53), cuts: Vec<prop::sample::Index>,
+    ) {
+        let mut refusal = Refusal::new(Code::WrongTransport, message.clone());
+        let reply = Data::text(message.clone());
+        let members = members(&message);
+        refusal.transport = id.map(|_| TransportName::SSE);
+        let mut all = notices(&channel, &refusal, &GAP, &members);
+        let changes = [Change::Join, Change::Leave].map(|change| Notice::Change { channel: &channel, change, member: &members[1] });
+        all.extend(changes);
+        let gap = Gap { after: Some(Position(3)), cursor: Position(8), reason: GapReason::HistoryExpired };
+        all.push(Notice::Gap { channel: &channel, gap: &gap, stamp: None });
+        let only_sockets = [
+            Notice::Reply { id: 3, data: Some(&reply) },
+            Notice::Reply { id: 4, data: None },
+            Notice::Unsubscribed { id, channel: &channel },
+            Notice::Subscribed { id, channel: &channel, cursor: Position(7), stamp: None, resumed: false, retry: 0 },
+            Notice::Refused { id, channel: Some(&channel), refusal: &refusal, url: Some("/x"), retry: 0 },
+        ];
+
+        // WebSocket: frames.
+        let (mut stream, mut expected) = (Vec::new(), Vec::new());
+        for notice in all.iter().chain(&only_sockets) {
+            stream.extend_from_slice(&Frames.notice(notice));
+            expected.extend(as_frame(notice));
+        }
+        for event in &events {
+            stream.extend_from_slice(&Frames.event(&channel, event));
+            expected.push(ServerFrame::Event(as_envelope(&channel, event)));
+        }
+        let mut expected = expected.iter();
+        for frame in frames(&stream) {
+            match frame {
+                tungstenite::Message::Text(text) => {
+                    let expected = expected.next().unwrap();
+                    prop_assert_eq!(&ServerFrame::parse(&text).unwrap(), expected);
+                    let same: Value = serde_json::from_str(&expected.to_json()).unwrap();
+                    prop_assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), same, "{}", text);
+                }
+                tungstenite::Message::Binary(bytes) => {
+                    let frame = binary::Frame::decode(&bytes).unwrap();
+                    prop_assert_eq!(&frame.encode()[..], &bytes[..]);
+                    let event = frame.into_event();
+                    let ServerFrame::Event(expected) = expected.next().unwrap() else { panic!() };
+                    // A binary frame has no room for a key and for attributes.
+                    prop_assert_eq!(ServerFrame::Event(event).to_json(), {
+                        let mut expected = expected.clone();
+                        (expected.key, expected.attributes) = (None, None);
+                        ServerFrame::Event(expected).to_json()
+                    });
+                }
+                _ => {}
+            }
+        }
+        prop_assert_eq!(expected.next(), None);
+
+        // Streams: of several channels, and of one.
+        let (mut stream, mut of_one, mut expected) = (BytesMut::new(), Vec::new(), Vec::new());
+        let stamp = ManyChannels.stamp().unwrap();
+        for event in &events {
+            stream.extend_from_slice(&ManyChannels.event(&channel, event));
+            stamp(&event.position, &mut stream);
+            of_one.extend_from_slice(&OneChannel.event(&channel, event));
+            expected.push(ServerFrame::Event(as_envelope(&channel, event)));
+        }
+        for notice in &all {
+            stream.extend_from_slice(&ManyChannels.notice(notice));
+            expected.extend(as_frame(notice));
+        }
+        let read = sse_events(&stream, &cuts);
+        prop_assert_eq!(&read, &hear(&stream, &cuts).into_iter().map(as_sse).collect::<Vec<_>>(), "as the standard reads it");
+        let frames: Vec<_> = read.iter().map(|event| ServerFrame::from_sse(event, None).unwrap()).collect();
+        prop_assert_eq!(&frames, &expected);
+        for (event, read) in events.iter().zip(sse_events(&of_one, &cuts)) {
+            let ServerFrame::Event(read) = ServerFrame::from_sse(&read, Some(channel.as_str())).unwrap() else { panic!() };
+            let bytes = match &event.message.data {
+                Data::Text(text) => as_lines(text).into_bytes(),
+                other => other.as_bytes().to_vec(),
+            };
+            prop_assert_eq!((&*read.id, &*read.event), (&*event.position.to_string(), event.message.event.as_str()));
+            prop_assert_eq!(read.payload.as_bytes(), &bytes[..]);
+        }
+    }
+
+    /// Two parsers of the same standard, written apart, hear the same in any stream.
+    #[test]
+    fn both_parsers_of_streams_agree(
+        pieces in prop::collection::vec(prop_oneof![
+            text().prop_map(String::into_bytes),
+            prop::sample::select(vec!["data", "event", "id", "retry", ":", ": ", "\n", "\r", "\r\n", "\n\n", "7"]).prop_map(|text| text.as_bytes().to_vec()),
+            prop::collection::vec(any::<u8>(), 0..4),
+        ], 0..60),
+        cuts: Vec<prop::sample::Index>,
+    ) {
+        let stream = pieces.concat();
+        prop_assert_eq!(sse_events(&stream, &cuts), hear(&stream, &cuts).into_iter().map(as_sse).collect::<Vec<_>>());
+        let (mut ours, mut theirs) = (sse::Parser::default(), Parser::new());
+        ours.push(&stream, &mut Vec::new()).unwrap();
+        theirs.feed(&stream);
+        prop_assert_eq!((ours.last_id(), ours.retry()), (theirs.last_event_id(), theirs.retry()));
+    }
+}
+
+fn as_sse(event: ParsedEvent) -> sse::Event {
+    sse::Event::new(event.last_event_id, event.event, event.data)
+}
+
+/// The stream, cut at any places, as the protocol crate reads it.
+fn sse_events(stream: &[u8], cuts: &[prop::sample::Index]) -> Vec<sse::Event> {
+    let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+    places.extend([0, stream.len()]);
+    places.sort_unstable();
+    let (mut parser, mut events) = (sse::Parser::default(), Vec::new());
+    for ends in places.windows(2) {
+        parser.push(&stream[ends[0]..ends[1]], &mut events).unwrap();
+    }
+    events
 }
 
 /// A server's bytes as the other end of a WebSocket.

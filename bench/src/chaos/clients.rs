@@ -1,11 +1,13 @@
-//! Clients over real sockets: one request, an SSE stream, a WebSocket. Written from
-//! docs/protocol.md, with none of the server's code.
+//! Clients over real sockets: one request, an SSE stream, a WebSocket. They read with
+//! airwave-protocol, which knows no encoder of the server.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use airwave_protocol::sse::Parser;
+use airwave_protocol::{ClientFrame, ClientMessage, Code, Envelope, Json, Page, Payload, SendMessage, ServerFrame, Subscribe};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,7 +17,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::wire::{Dechunker, Head, sse_blocks};
+use crate::wire::{Dechunker, Head};
 
 /// How long a listener waits for a stream to begin.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -162,17 +164,23 @@ pub async fn send(node: SocketAddr, channel: &str, data: &Value, key: &str) -> i
         // It begins subscribed: only then may it send.
         let url = format!("ws://{node}/channels/{channel}");
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.map_err(broken)?;
-        let frame = json!({"type": "send", "id": 1, "channel": channel, "event": "said", "data": data, "idempotency_key": key});
-        socket.send(Message::text(frame.to_string())).await.map_err(broken)?;
+        let message = ClientMessage::new("said", Payload::Json(Json::of(data).map_err(wrong)?));
+        let command = SendMessage::new(channel, message).with_id(1).with_idempotency_key(key);
+        socket
+            .send(Message::text(ClientFrame::Send(command).to_json()))
+            .await
+            .map_err(broken)?;
         while let Some(message) = socket.next().await {
             let Message::Text(text) = message.map_err(broken)? else {
                 continue;
             };
             let answer: Value = serde_json::from_str(&text).map_err(wrong)?;
-            match (answer["type"].as_str(), answer["code"].as_str()) {
-                (Some("reply"), _) => return Ok((200, answer)),
-                (Some("error"), Some("unavailable" | "internal")) => return Ok((503, answer)),
-                (Some("error"), _) => return Ok((400, answer)),
+            match ServerFrame::parse(&text).map_err(wrong)? {
+                ServerFrame::Reply(_) => return Ok((200, answer)),
+                ServerFrame::Error(refused) => {
+                    let may_pass = matches!(refused.error.known_code(), Some(Code::Unavailable | Code::Internal));
+                    return Ok((if may_pass { 503 } else { 400 }, answer));
+                }
                 _ => {}
             }
         }
@@ -186,54 +194,49 @@ pub async fn send(node: SocketAddr, channel: &str, data: &Value, key: &str) -> i
 pub async fn history(node: SocketAddr, channel: &str, after: u64) -> io::Result<(Vec<(u64, Value)>, bool)> {
     let path = format!("/channels/{channel}?limit=1000&after={after}");
     let (status, page) = request(node, "GET", &path, "", "").await?;
-    let events = page["events"].as_array().filter(|_| status == 200);
-    let events = events.ok_or_else(|| broken(format!("history was answered {status}: {page}")))?;
-    let events = events.iter().map(|event| Ok((number(&event["id"])?, event["data"].clone())));
-    Ok((events.collect::<io::Result<_>>()?, page["more"] == true))
+    let text = page.to_string();
+    let page = Page::parse(text.as_bytes()).map_err(|error| broken(format!("history was answered {status}: {text}: {error}")))?;
+    let events = page.events.iter().map(|event| Ok((position(&event.id)?, data_of(event)?)));
+    Ok((events.collect::<io::Result<_>>()?, page.more))
 }
 
-fn number(value: &Value) -> io::Result<u64> {
-    value
-        .as_str()
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| wrong(format!("not a position: {value}")))
+fn position(text: &str) -> io::Result<u64> {
+    text.parse().map_err(|_| wrong(format!("not a position: {text}")))
 }
 
-fn text(value: &Value) -> io::Result<String> {
-    let text = value.as_str().map(str::to_owned);
-    text.ok_or_else(|| wrong(format!("not a text: {value}")))
-}
-
-fn confirmed(data: &Value) -> io::Result<Heard> {
-    Ok(Heard::Confirmed {
-        channel: text(&data["channel"])?,
-        cursor: number(&data["cursor"])?,
-        resumed: data["resumed"] == true,
-    })
-}
-
-fn gap(data: &Value) -> io::Result<Heard> {
-    let after = &data["after"];
-    Ok(Heard::Gap {
-        channel: text(&data["channel"])?,
-        after: (!after.is_null()).then(|| number(after)).transpose()?,
-        cursor: number(&data["cursor"])?,
-        reason: text(&data["reason"])?,
-    })
-}
-
-fn members(kind: &str, said: Value) -> Heard {
-    Heard::Members {
-        kind: kind.to_owned(),
-        said,
+fn data_of(event: &Envelope<'_>) -> io::Result<Value> {
+    match &event.payload {
+        Payload::Json(json) => json.read().map_err(wrong),
+        other => Err(wrong(format!("not JSON: {other:?}"))),
     }
 }
 
-fn envelope(data: &Value) -> io::Result<Heard> {
-    Ok(Heard::Event {
-        channel: text(&data["channel"])?,
-        position: number(&data["id"])?,
-        data: data["data"].clone(),
+/// What a frame brings. Errors: it is none that a stream may bring.
+fn heard(frame: &ServerFrame<'_>) -> io::Result<Heard> {
+    Ok(match frame {
+        ServerFrame::Event(event) => Heard::Event {
+            channel: event.channel.to_string(),
+            position: position(&event.id)?,
+            data: data_of(event)?,
+        },
+        ServerFrame::Subscribed(subscribed) => Heard::Confirmed {
+            channel: subscribed.channel.to_string(),
+            cursor: position(&subscribed.cursor)?,
+            resumed: subscribed.resumed,
+        },
+        ServerFrame::Gap(gap) => Heard::Gap {
+            channel: gap.channel.to_string(),
+            after: gap.after.as_deref().map(position).transpose()?,
+            cursor: position(&gap.cursor)?,
+            reason: gap.reason.to_string(),
+        },
+        ServerFrame::Presence(_) | ServerFrame::Join(_) | ServerFrame::Leave(_) | ServerFrame::Update(_) => Heard::Members {
+            kind: frame.kind().unwrap_or_default().to_owned(),
+            said: serde_json::to_value(frame).map_err(wrong)?,
+        },
+        ServerFrame::Error(refused) => Heard::Refused(refused.error.code.to_string()),
+        ServerFrame::Stale(_) | ServerFrame::Heartbeat(_) => Heard::Beat,
+        other => return Err(wrong(format!("not a frame that a stream brings: {}", other.to_json()))),
     })
 }
 
@@ -262,7 +265,7 @@ pub struct Sse {
     chunks: Option<Dechunker>,
     /// The channel, on a stream of one; its events do not name it.
     one: Option<String>,
-    unread: Vec<u8>,
+    parser: Parser,
     heard: VecDeque<Heard>,
 }
 
@@ -287,7 +290,7 @@ impl Sse {
                 stream,
                 chunks: head.chunked.then(Dechunker::default),
                 one: one.map(str::to_owned),
-                unread: Vec::new(),
+                parser: Parser::default(),
                 heard: VecDeque::new(),
             };
             sse.take_in(&bytes)?;
@@ -317,44 +320,26 @@ impl Sse {
     }
 
     fn take_in(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.chunks {
-            Some(chunks) => chunks.decode(bytes, &mut self.unread).map_err(wrong)?,
-            None => self.unread.extend_from_slice(bytes),
-        }
-        let mut result = Ok(());
-        let (one, heard) = (self.one.as_deref(), &mut self.heard);
-        let used = sse_blocks(&self.unread, |block| {
-            if result.is_ok() && !block.data.is_empty() {
-                result = read_block(one, block.id, block.event, block.data, heard);
+        let mut body = Vec::new();
+        let bytes = match &mut self.chunks {
+            Some(chunks) => {
+                chunks.decode(bytes, &mut body).map_err(wrong)?;
+                &body
             }
-        });
-        self.unread.drain(..used);
-        result
-    }
-}
-
-fn read_block(one: Option<&str>, id: &[u8], event: &[u8], data: &[u8], heard: &mut VecDeque<Heard>) -> io::Result<()> {
-    let json: Value = serde_json::from_slice(data).map_err(wrong)?;
-    let id = std::str::from_utf8(id).map_err(wrong)?;
-    if !id.is_empty() {
-        heard.push_back(Heard::Id(id.to_owned()));
-    }
-    heard.push_back(match (event, one) {
-        (b"airwave.subscribed", _) => confirmed(&json)?,
-        (b"airwave.gap", _) => gap(&json)?,
-        (b"airwave.presence" | b"airwave.join" | b"airwave.update" | b"airwave.leave", _) => {
-            members(std::str::from_utf8(&event[b"airwave.".len()..]).map_err(wrong)?, json)
+            None => bytes,
+        };
+        let mut events = Vec::new();
+        self.parser.push(bytes, &mut events).map_err(wrong)?;
+        for event in &events {
+            // An `EventSource` has this id from here on, whichever event gave it.
+            if !event.id.is_empty() {
+                self.heard.push_back(Heard::Id(event.id.clone()));
+            }
+            let frame = ServerFrame::from_sse(event, self.one.as_deref()).map_err(wrong)?;
+            self.heard.push_back(heard(&frame)?);
         }
-        (b"airwave.error", _) => Heard::Refused(text(&json["code"])?),
-        (b"airwave.stale", _) => Heard::Beat,
-        (_, Some(channel)) => Heard::Event {
-            channel: channel.to_owned(),
-            position: id.parse().map_err(wrong)?,
-            data: json,
-        },
-        (_, None) => envelope(&json)?,
-    });
-    Ok(())
+        Ok(())
+    }
 }
 
 /// A WebSocket.
@@ -372,11 +357,10 @@ impl WebSocket {
             let url = format!("ws://{node}{path}");
             let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.map_err(broken)?;
             for (id, (channel, after)) in channels.iter().enumerate() {
-                let mut frame = json!({"type": "subscribe", "id": id, "channel": channel});
-                if let Some(after) = after {
-                    frame["after"] = after.to_string().into();
-                }
-                socket.send(Message::text(frame.to_string())).await.map_err(broken)?;
+                let mut command = Subscribe::new(*channel).with_id(id as u64);
+                command.after = after.map(|after| after.to_string().into());
+                let frame = ClientFrame::Subscribe(command).to_json();
+                socket.send(Message::text(frame)).await.map_err(broken)?;
             }
             Ok(Line::WebSocket(Box::new(Self(socket))))
         })
@@ -393,15 +377,6 @@ impl WebSocket {
         let Message::Text(frame) = message else {
             return Ok(Heard::Beat);
         };
-        let json: Value = serde_json::from_str(&frame).map_err(wrong)?;
-        match json["type"].as_str() {
-            None => envelope(&json),
-            Some("subscribed") => confirmed(&json),
-            Some("gap") => gap(&json),
-            Some(kind @ ("presence" | "join" | "update" | "leave")) => Ok(members(kind, json.clone())),
-            Some("error") => Ok(Heard::Refused(text(&json["code"])?)),
-            Some("stale" | "heartbeat") => Ok(Heard::Beat),
-            Some(other) => Err(wrong(format!("not a frame of this protocol: {other}"))),
-        }
+        heard(&ServerFrame::parse(&frame).map_err(wrong)?)
     }
 }

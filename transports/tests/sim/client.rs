@@ -1,17 +1,19 @@
-//! Clients over the simulated network: one request, an SSE stream, a WebSocket. Written from
-//! docs/protocol.md, with none of the server's code.
+//! Clients over the simulated network: one request, an SSE stream, a WebSocket. They read with
+//! airwave-protocol, which knows no encoder of the server.
 
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
+use airwave_protocol::sse::Parser;
+use airwave_protocol::{ClientFrame, Payload, ServerFrame, Subscribe};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -108,46 +110,35 @@ pub async fn publish(node: &str, publications: &Value, key: Option<&str>) -> io:
     .await
 }
 
-fn number(value: &Value) -> io::Result<u64> {
-    value
-        .as_str()
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| wrong(format!("not a position: {value}")))
+fn position(text: &str) -> io::Result<u64> {
+    text.parse().map_err(|_| wrong(format!("not a position: {text}")))
 }
 
-fn text(value: &Value) -> io::Result<String> {
-    value
-        .as_str()
-        .map(str::to_owned)
-        .ok_or_else(|| wrong(format!("not a text: {value}")))
-}
-
-fn confirmed(data: &Value) -> io::Result<Heard> {
-    Ok(Heard::Confirmed {
-        channel: text(&data["channel"])?,
-        cursor: number(&data["cursor"])?,
-        resumed: data["resumed"] == true,
-    })
-}
-
-fn gap(data: &Value) -> io::Result<Heard> {
-    Ok(Heard::Gap {
-        channel: text(&data["channel"])?,
-        after: if data["after"].is_null() {
-            None
-        } else {
-            Some(number(&data["after"])?)
+/// What a frame brings. Errors: it is none that a stream may bring.
+fn heard(frame: &ServerFrame<'_>) -> io::Result<Heard> {
+    Ok(match frame {
+        ServerFrame::Event(event) => Heard::Event {
+            channel: event.channel.to_string(),
+            position: position(&event.id)?,
+            body: match &event.payload {
+                Payload::Json(json) => json.get().to_owned(),
+                other => return Err(wrong(format!("not JSON: {other:?}"))),
+            },
         },
-        cursor: number(&data["cursor"])?,
-        reason: text(&data["reason"])?,
-    })
-}
-
-fn envelope(data: &Value) -> io::Result<Heard> {
-    Ok(Heard::Event {
-        channel: text(&data["channel"])?,
-        position: number(&data["id"])?,
-        body: data["data"].to_string(),
+        ServerFrame::Subscribed(subscribed) => Heard::Confirmed {
+            channel: subscribed.channel.to_string(),
+            cursor: position(&subscribed.cursor)?,
+            resumed: subscribed.resumed,
+        },
+        ServerFrame::Gap(gap) => Heard::Gap {
+            channel: gap.channel.to_string(),
+            after: gap.after.as_deref().map(position).transpose()?,
+            cursor: position(&gap.cursor)?,
+            reason: gap.reason.to_string(),
+        },
+        ServerFrame::Error(refused) => Heard::Refused(refused.error.code.to_string()),
+        ServerFrame::Stale(_) | ServerFrame::Heartbeat(_) => Heard::Beat,
+        other => return Err(wrong(format!("not a frame that a stream brings: {}", other.to_json()))),
     })
 }
 
@@ -172,7 +163,7 @@ pub struct Sse {
     _connection: Task,
     /// The channel, on a stream of one; its events do not name it.
     one: Option<String>,
-    unread: Vec<u8>,
+    parser: Parser,
     heard: VecDeque<Heard>,
 }
 
@@ -192,7 +183,7 @@ impl Sse {
             body: response.into_body(),
             _connection: connection,
             one: one.map(str::to_owned),
-            unread: Vec::new(),
+            parser: Parser::default(),
             heard: VecDeque::new(),
         }))
     }
@@ -209,47 +200,20 @@ impl Sse {
             }
             let frame = self.body.frame().await.ok_or(io::ErrorKind::UnexpectedEof)?;
             if let Ok(data) = frame.map_err(broken)?.into_data() {
-                self.unread.extend_from_slice(&data);
-                while let Some(end) = self.unread.windows(2).position(|two| two == b"\n\n") {
-                    let block: Vec<u8> = self.unread.drain(..end + 2).collect();
-                    self.block(std::str::from_utf8(&block).map_err(wrong)?)?;
+                let mut events = Vec::new();
+                self.parser.push(&data, &mut events).map_err(wrong)?;
+                if events.is_empty() {
+                    self.heard.push_back(Heard::Beat);
+                }
+                for event in &events {
+                    if !event.id.is_empty() {
+                        self.heard.push_back(Heard::Id(event.id.clone()));
+                    }
+                    let frame = ServerFrame::from_sse(event, self.one.as_deref()).map_err(wrong)?;
+                    self.heard.push_back(heard(&frame)?);
                 }
             }
         }
-    }
-
-    fn block(&mut self, block: &str) -> io::Result<()> {
-        let (mut id, mut event, mut data) = (None, "message", None);
-        for line in block.lines() {
-            match line.split_once(": ").unwrap_or((line, "")) {
-                ("id", value) => id = Some(value),
-                ("event", value) => event = value,
-                ("data", value) => data = Some(value),
-                ("retry" | ":" | "", _) => {}
-                _ => return Err(wrong(format!("not a line of this protocol: {line}"))),
-            }
-        }
-        let Some(data) = data else {
-            self.heard.push_back(Heard::Beat);
-            return Ok(());
-        };
-        let json: Value = serde_json::from_str(data).map_err(wrong)?;
-        self.heard.extend(id.map(|id| Heard::Id(id.to_owned())));
-        self.heard.push_back(match event {
-            "airwave.subscribed" => confirmed(&json)?,
-            "airwave.gap" => gap(&json)?,
-            "airwave.error" => Heard::Refused(text(&json["code"])?),
-            "airwave.stale" => Heard::Beat,
-            _ => match &self.one {
-                Some(channel) => Heard::Event {
-                    channel: channel.clone(),
-                    position: id.unwrap_or("").parse().map_err(wrong)?,
-                    body: json.to_string(),
-                },
-                None => envelope(&json)?,
-            },
-        });
-        Ok(())
     }
 }
 
@@ -265,11 +229,10 @@ impl WebSocket {
         })
         .await?;
         for (id, (channel, after)) in channels.iter().enumerate() {
-            let mut frame = json!({"type": "subscribe", "id": id, "channel": channel});
-            if let Some(after) = after {
-                frame["after"] = after.to_string().into();
-            }
-            websocket.send(Message::text(frame.to_string())).await.map_err(broken)?;
+            let mut command = Subscribe::new(*channel).with_id(id as u64);
+            command.after = after.map(|after| after.to_string().into());
+            let frame = ClientFrame::Subscribe(command).to_json();
+            websocket.send(Message::text(frame)).await.map_err(broken)?;
         }
         Ok(Line::WebSocket(Box::new(Self(websocket))))
     }
@@ -284,14 +247,6 @@ impl WebSocket {
         let Message::Text(frame) = message else {
             return Ok(Heard::Beat);
         };
-        let json: Value = serde_json::from_str(&frame).map_err(wrong)?;
-        match json["type"].as_str() {
-            None => envelope(&json),
-            Some("subscribed") => confirmed(&json),
-            Some("gap") => gap(&json),
-            Some("error") => Ok(Heard::Refused(text(&json["code"])?)),
-            Some("stale" | "heartbeat") => Ok(Heard::Beat),
-            Some(other) => Err(wrong(format!("not a frame of this protocol: {other}"))),
-        }
+        heard(&ServerFrame::parse(&frame).map_err(wrong)?)
     }
 }
