@@ -1,6 +1,7 @@
 // A client of one server: which connection carries which channel, and what all connections need.
 
-import { type Frame, isTemporary, type Connection, lost, TooLong } from "./connection.js";
+import { isTemporary, type Connection, lost, TooLong } from "./connection.js";
+import type { ErrorBody } from "./frames.js";
 import { checkChannel } from "./names.js";
 import { PollConnection } from "./poll.js";
 import { object, refusal, SocketConnection } from "./socket.js";
@@ -357,9 +358,9 @@ export class Client implements Airwave, Owner {
     // A stream's connection replaces its own token.
     if (response.status === 401 && wanted === "same" && this.hasToken) return this.request(path, init, "refused");
     if (response.status === 414 || response.status === 431) throw new TooLong("disconnected", `the request is too long for a proxy in between (${response.status})`);
-    const body = object(await response.text().catch(() => ""));
-    const error = body?.["error"] as Frame | undefined;
-    if (typeof error?.["code"] === "string") throw refusal(error);
+    const body = object(await response.text().catch(() => "")) as Partial<ErrorBody> | undefined;
+    const error = body?.error;
+    if (typeof error?.code === "string") throw refusal(error);
     throw foreign(response);
   }
 }

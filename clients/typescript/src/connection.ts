@@ -3,6 +3,7 @@
 
 import { fromBase64 } from "./bytes.js";
 import type { Client } from "./client.js";
+import type { ServerFrame } from "./frames.js";
 import type { Carrier, Sending, Subscription } from "./subscription.js";
 import { after, now, type Timer } from "./timing.js";
 import { AirwaveError, type Gap, type Member, type TransportName } from "./types.js";
@@ -19,10 +20,6 @@ const CHANNELS_PER_LINE = 100;
 
 /** A request line or a head that is longer than something on the way takes. */
 export class TooLong extends AirwaveError {}
-
-/** A JSON frame of the server, or a control event of SSE in the same form. */
-// biome-ignore lint: what a frame holds is said by its type
-export type Frame = Record<string, any>;
 
 /** Whether the same may succeed later without being changed. */
 export function isTemporary({ code }: AirwaveError): boolean {
@@ -189,34 +186,36 @@ export abstract class Connection implements Carrier {
   }
 
   /** An event or a notice, in the form that both transports share. */
-  protected take(frame: Frame): void {
-    const member = this.members.get(frame["channel"] as string);
+  protected take(frame: ServerFrame): void {
+    const member = this.members.get((frame as { channel: string }).channel);
     const live = member?.live ? member : undefined;
-    switch (frame["type"]) {
+    switch (frame.type) {
       case undefined: {
-        const { channel, id, event, key, text, base64 } = frame as { channel: string; id: string; event: string; key?: string; text?: string; base64?: string };
-        const data: unknown = text ?? (base64 === undefined ? frame["data"] : fromBase64(base64));
+        const { channel, id, event, key, text, base64 } = frame;
+        const data: unknown = text ?? (base64 === undefined ? frame.data : fromBase64(base64));
         return live?.heard(key === undefined ? { channel, id, event, data } : { channel, id, event, data, key });
       }
-      case "gap":
-        return live?.gap({ channel: frame["channel"], after: frame["after"], cursor: frame["cursor"], reason: frame["reason"] } as Gap);
+      case "gap": {
+        const { channel, after, cursor, reason } = frame;
+        return live?.gap({ channel, after, cursor, reason } as Gap);
+      }
       case "end":
         if (live) {
           live.live = false;
-          live.ended(frame["cursor"] as string);
+          live.ended(frame.cursor);
         }
         return;
       case "stale":
         for (const each of this.members.values()) each.stale();
         return;
       case "presence":
-        return live?.listed(frame["members"] as Member[], frame["more"] as boolean);
+        return live?.listed(frame.members as Member[], frame.more);
       case "join":
-        return live?.moved("joined", frame["member"] as Member);
+        return live?.moved("joined", frame.member as Member);
       case "leave":
-        return live?.moved("left", frame["member"] as Member);
+        return live?.moved("left", frame.member as Member);
       case "update":
-        return live?.moved("updated", frame["member"] as Member);
+        return live?.moved("updated", frame.member as Member);
     }
   }
 }

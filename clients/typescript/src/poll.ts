@@ -1,21 +1,15 @@
 // Channels over the JSON page of each (docs/protocol.md, section 6): the last resort, where neither
 // a stream nor a WebSocket passes.
 
-import { type Frame, isTemporary } from "./connection.js";
+import { isTemporary } from "./connection.js";
+import type { Page } from "./frames.js";
 import { PostingConnection } from "./post.js";
-import type { Info, Subscription } from "./subscription.js";
+import type { Subscription } from "./subscription.js";
 import { after } from "./timing.js";
 import type { AirwaveError } from "./types.js";
 
 /** How long a channel may be behind. */
 const POLL_MS = 2_000;
-
-interface Page extends Info {
-  cursor: string;
-  complete: boolean;
-  more: boolean;
-  events: Frame[];
-}
 
 export class PollConnection extends PostingConnection {
   readonly kind = "polling";
@@ -59,7 +53,7 @@ export class PollConnection extends PostingConnection {
       if (cursor === undefined) member.cursor = page.cursor;
       else {
         if (!page.complete) this.take({ type: "gap", channel: name, after: cursor, cursor, reason: "history-expired" });
-        for (const event of page.events) if (event["event"] !== "airwave.end") this.take(event);
+        for (const event of page.events) if (event.event !== "airwave.end") this.take(event);
         member.cursor = page.cursor;
       }
       if (page.more) this.#wake();

@@ -1,7 +1,8 @@
 // Channels over one WebSocket: docs/protocol.md, section 5.
 
 import { decodeFrame, encodeFrame, toBase64, toBase64Url } from "./bytes.js";
-import { type Frame, isTemporary, Connection } from "./connection.js";
+import { isTemporary, Connection } from "./connection.js";
+import type { ErrorFrame, Failure, ServerFrame, Subscribed } from "./frames.js";
 import { type Sending, Subscription } from "./subscription.js";
 import { after, now, type Timer } from "./timing.js";
 import { AirwaveError, type Code } from "./types.js";
@@ -75,9 +76,9 @@ export class SocketConnection extends Connection {
         }
         const told = object(data);
         // Many that wait come as one frame: a browser spends more on a frame than on an event.
-        for (const frame of Array.isArray(told) ? (told as (Frame | null)[]) : [told]) {
+        for (const frame of (Array.isArray(told) ? told : [told]) as (ServerFrame | null | undefined)[]) {
           if (typeof frame !== "object" || !frame) return this.cut(new AirwaveError("disconnected", "what answers is not Airwave: a frame is no JSON object"));
-          if (frame["type"] === "error" && frame["id"] === null) said = refusal(frame);
+          if (frame.type === "error" && frame.id === null) said = refusal(frame);
           this.#answer(frame);
         }
       };
@@ -176,23 +177,24 @@ export class SocketConnection extends Connection {
     }
   }
 
-  #answer(frame: Frame): void {
-    const id = frame["id"] as number;
-    const asked = frame["type"] ? this.#asked.get(id) : undefined;
+  #answer(frame: ServerFrame): void {
+    const id = (frame as { id: number }).id;
+    const asked = frame.type ? this.#asked.get(id) : undefined;
     if (!asked) return this.take(frame);
     this.#asked.delete(id);
     if (asked instanceof Subscription) {
       if (this.members.get(asked.name) !== asked) return;
-      if (frame["type"] === "error") this.#notSubscribed(asked, refusal(frame));
+      if (frame.type === "error") this.#notSubscribed(asked, refusal(frame));
       else {
+        const { cursor, resumed } = frame as Subscribed;
         this.#refusedToken = false;
-        asked.confirmed(frame["cursor"] as string, frame["resumed"] as boolean);
+        asked.confirmed(cursor, resumed);
         this.flush(asked);
       }
-    } else if (frame["type"] === "reply") {
-      asked.settle(null, frame["data"]);
+    } else if (frame.type === "reply") {
+      asked.settle(null, frame.data);
     } else {
-      const error = refusal(frame);
+      const error = refusal(frame as ErrorFrame);
       if (asked.repeat && error.code === "unauthorized" && this.client.hasToken && !asked.retried) {
         asked.retried = true;
         this.#renew();
@@ -266,21 +268,21 @@ export class SocketConnection extends Connection {
 }
 
 /** The JSON object that a text is; undefined if it is none. */
-export function object(text: string): Frame | undefined {
+export function object(text: string): object | undefined {
   try {
     const value: unknown = JSON.parse(text);
-    return value !== null && typeof value === "object" ? (value as Frame) : undefined;
+    return value !== null && typeof value === "object" ? value : undefined;
   } catch {
     return undefined;
   }
 }
 
 /** A message in JSON: `head`, and the data, which are JSON text already or become base64. */
-export function envelope(head: Frame, data: string | Uint8Array): string {
+export function envelope(head: object, data: string | Uint8Array): string {
   const field = data instanceof Uint8Array ? `"base64":"${toBase64(data)}"` : `"data":${data}`;
   return `${JSON.stringify(head).slice(0, -1)},${field}}`;
 }
 
-export function refusal({ code, message, transport }: Frame): AirwaveError {
-  return new AirwaveError(code as Code, message as string, transport as string | undefined);
+export function refusal({ code, message, transport }: Failure): AirwaveError {
+  return new AirwaveError(code as Code, message, transport);
 }

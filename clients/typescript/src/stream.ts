@@ -3,6 +3,7 @@
 import { createParser, type EventSourceMessage } from "eventsource-parser";
 import type { Client } from "./client.js";
 import { isTemporary, TooLong } from "./connection.js";
+import type { Failure, ServerFrame, Subscribed } from "./frames.js";
 import { PostingConnection } from "./post.js";
 import { object, refusal } from "./socket.js";
 import type { Subscription } from "./subscription.js";
@@ -118,7 +119,7 @@ export class StreamConnection extends PostingConnection {
     const frame = object(data);
     if (!frame) throw new AirwaveError("disconnected", "what answers is not Airwave: an event is no JSON object");
     const type = event?.startsWith("airwave.") ? event.slice(8) : undefined;
-    if (type === "error") return refusal(frame);
+    if (type === "error") return refusal(frame as Failure);
     if (type === "subscribed") {
       // What came before was told for the case that this stream breaks, not to make us wait.
       if (this.hint !== undefined) this.base = this.hint;
@@ -128,8 +129,9 @@ export class StreamConnection extends PostingConnection {
         this.proves();
         this.opened();
       }
-      this.members.get(frame["channel"] as string)?.confirmed(frame["cursor"] as string, frame["resumed"] as boolean);
-    } else this.take(type ? { ...frame, type } : frame);
+      const { channel, cursor, resumed } = frame as Subscribed;
+      this.members.get(channel)?.confirmed(cursor, resumed);
+    } else this.take((type ? { ...frame, type } : frame) as ServerFrame);
     return undefined;
   }
 
