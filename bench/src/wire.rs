@@ -1,11 +1,11 @@
 //! The listener's side of the wire: just enough HTTP, SSE and WebSocket to take events apart at
 //! full rate.
 //!
-//! Written from docs/protocol.md, apart from the server's encoders and from airwave-protocol, so that
-//! they cannot be wrong in the same way, and because the load shares its processors with the server
-//! that it measures: it finds two fields where a reader of JSON reads all. It trusts its input more
-//! than a client may: what it cannot read is a named problem of the run, and the run fails. The
-//! clients of chaos and heal read with airwave-protocol.
+//! Written from docs/protocol.md, apart from the server's encoders and from airwave-protocol, so
+//! that they cannot be wrong in the same way, and because the load shares its processors with the
+//! server that it measures: it finds two fields where a reader of JSON reads all. It trusts its
+//! input more than a client may: what it cannot read is a named problem of the run, and the run
+//! fails. The clients of chaos and heal read with airwave-protocol.
 
 use memchr::{memchr, memmem};
 use serde::Deserialize;

@@ -475,8 +475,8 @@ fn as_frame<'a>(notice: &Notice<'a>) -> Option<ServerFrame<'a>> {
 }
 
 proptest! {
-    /// The encoders are written by hand, for speed. The protocol crate reads what they write as what
-    /// it is, and would write the same fields with the same values.
+    /// The encoders are written by hand, for speed. The protocol crate reads what they write as
+    /// what it is, and would write the same fields with the same values.
     #[test]
     fn the_encoders_write_what_the_protocol_crate_reads(
         channel in channel(), events in events(), message in text(), id in prop::option::of(0..1u64 << 53), cuts: Vec<prop::sample::Index>,
