@@ -9,7 +9,7 @@ use airwave_brokers::Memory;
 use airwave_core::Rules;
 use airwave_core::conformance::Fault;
 use airwave_core::directory::Directory;
-use airwave_core::directory_conformance::{CLAUSES, Fixture};
+use airwave_core::directory_conformance::{CLAUSES, DirectoryFixture};
 use async_trait::async_trait;
 
 mod memory {
@@ -43,7 +43,7 @@ mod memory {
     }
 
     #[async_trait]
-    impl Fixture for OneMemory {
+    impl DirectoryFixture for OneMemory {
         async fn node(&self) -> Arc<dyn Directory> {
             self.0.clone()
         }
@@ -238,7 +238,7 @@ mod redis_server {
     struct OneRedis(Server);
 
     #[async_trait]
-    impl Fixture for OneRedis {
+    impl DirectoryFixture for OneRedis {
         async fn node(&self) -> Arc<dyn Directory> {
             Arc::new(Redis::connect(&self.0.url(), Rules::default()).await.unwrap())
         }
@@ -345,7 +345,7 @@ mod redis_cluster {
     struct OneCluster(Cluster);
 
     #[async_trait]
-    impl Fixture for OneCluster {
+    impl DirectoryFixture for OneCluster {
         async fn node(&self) -> Arc<dyn Directory> {
             Arc::new(Redis::connect(&self.0.url(), Rules::default()).await.unwrap())
         }
@@ -386,7 +386,7 @@ mod redis_sentinel {
     struct OneWatched(Watched);
 
     #[async_trait]
-    impl Fixture for OneWatched {
+    impl DirectoryFixture for OneWatched {
         async fn node(&self) -> Arc<dyn Directory> {
             Arc::new(Redis::connect(&self.0.url(), Rules::default()).await.unwrap())
         }
@@ -437,7 +437,7 @@ mod nats {
     }
 
     #[async_trait]
-    impl Fixture for OneNats {
+    impl DirectoryFixture for OneNats {
         async fn node(&self) -> Arc<dyn Directory> {
             // No rule asks for presence. The broker serves every caller all the same.
             Arc::new(Nats::connect(&self.0.url(), Rules::default()).await.unwrap())
@@ -500,7 +500,7 @@ mod nats {
     }
 
     #[async_trait]
-    impl Fixture for ThreeNats {
+    impl DirectoryFixture for ThreeNats {
         async fn node(&self) -> Arc<dyn Directory> {
             self.connect().await
         }
@@ -742,7 +742,9 @@ mod nats {
 fn every_clause_is_in_the_list() {
     let source = include_str!("../../core/src/directory_conformance.rs");
     let clauses = source.lines().filter_map(|line| {
-        let (name, _) = line.strip_prefix("pub async fn ")?.split_once("(fixture: &dyn Fixture)")?;
+        let (name, _) = line
+            .strip_prefix("pub async fn ")?
+            .split_once("(fixture: &dyn DirectoryFixture)")?;
         Some(name)
     });
     let mut written: Vec<&str> = clauses.collect();

@@ -1,7 +1,7 @@
 //! The contract of [`Directory`] as tests: one public function for each clause, run over every
 //! broker that has one.
 //!
-//! A broker's tests give a [`Fixture`] and call
+//! A broker's tests give a [`DirectoryFixture`] and call
 //! [`directory_conformance_tests!`](crate::directory_conformance_tests). Names are new in every
 //! run. No clause depends on speed: a wait is for an event, and [`PATIENCE`] only turns a hang into
 //! a failure. That a node dies is waited for, too, which takes its quarter of a minute.
@@ -27,7 +27,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What clauses run over: one backbone.
 #[async_trait]
-pub trait Fixture: Send + Sync {
+pub trait DirectoryFixture: Send + Sync {
     /// The directory as another node has it. One that is one process gives the same each time.
     async fn node(&self) -> Arc<dyn Directory>;
 
@@ -40,21 +40,21 @@ pub trait Fixture: Send + Sync {
 
 /// One clause of the contract.
 #[derive(Debug, Clone, Copy)]
-pub struct Clause {
+pub struct DirectoryClause {
     /// The name of its function.
     pub name: &'static str,
     /// What must happen to the backbone for it.
     pub needs: &'static [Fault],
     /// Runs it; panics if the clause is broken.
-    pub run: for<'a> fn(&'a dyn Fixture) -> Run<'a>,
+    pub run: for<'a> fn(&'a dyn DirectoryFixture) -> Run<'a>,
 }
 
-impl Clause {
+impl DirectoryClause {
     /// Runs the clause as a test. A skip is printed.
     ///
     /// # Panics
     /// If the clause is broken.
-    pub async fn prove(&self, fixture: &dyn Fixture) {
+    pub async fn prove(&self, fixture: &dyn DirectoryFixture) {
         if let Some(fault) = self.needs.iter().find(|fault| !fixture.faults().contains(fault)) {
             eprintln!("skipped: {}, because this fixture makes no {fault:?}", self.name);
             return;
@@ -68,7 +68,7 @@ impl Clause {
 ///
 /// # Panics
 /// If there is none.
-pub fn clause(name: &str) -> &'static Clause {
+pub fn clause(name: &str) -> &'static DirectoryClause {
     CLAUSES
         .iter()
         .find(|clause| clause.name == name)
@@ -76,9 +76,10 @@ pub fn clause(name: &str) -> &'static Clause {
 }
 
 /// Makes a test of each clause: `directory_conformance_tests!(fixture);`, with
-/// `async fn fixture(needs: &[Fault]) -> Option<impl Fixture>`. It returns `None`, after printing
-/// why, where there is no backbone. Where a fault is needed, it returns a backbone that no other
-/// test uses.
+/// `async fn fixture(needs: &[Fault]) -> Option<impl DirectoryFixture>`.
+///
+/// That function returns `None`, after printing why, where there is no backbone. Where a fault is
+/// needed, it returns a backbone that no other test uses.
 #[macro_export]
 macro_rules! directory_conformance_tests {
     ($fixture:path) => { $crate::directory_conformance_tests! { @each [tests $fixture] } };
@@ -111,8 +112,8 @@ macro_rules! directory_conformance_tests {
     )*};
     (@make [list] $($name:ident $(: $fault:ident)?;)*) => {
         /// Every clause of the contract.
-        pub const CLAUSES: &[Clause] = &[$(
-            Clause {
+        pub const CLAUSES: &[DirectoryClause] = &[$(
+            DirectoryClause {
                 name: stringify!($name),
                 needs: &[$(Fault::$fault)?],
                 run: |fixture| Box::pin($name(fixture)),
@@ -137,7 +138,7 @@ struct Living {
 }
 
 impl Living {
-    async fn on(fixture: &dyn Fixture) -> Self {
+    async fn on(fixture: &dyn DirectoryFixture) -> Self {
         let living = Self {
             directory: fixture.node().await,
             node: NodeId::draw(),
@@ -200,7 +201,7 @@ async fn shown_value(watch: &mut Watch) -> (String, Option<String>) {
 }
 
 /// A node's first heartbeat makes it known, and its next finds it so.
-pub async fn a_node_is_unknown_once_and_then_known(fixture: &dyn Fixture) {
+pub async fn a_node_is_unknown_once_and_then_known(fixture: &dyn DirectoryFixture) {
     let (one, other) = (Living::on(fixture).await, Living::on(fixture).await);
     for living in [&one, &other] {
         let heartbeat = living.directory.heartbeat(living.node).await.unwrap();
@@ -214,7 +215,7 @@ pub async fn a_node_is_unknown_once_and_then_known(fixture: &dyn Fixture) {
 }
 
 /// What a node sets is shown to a watch on another, and listed there, with its stamp.
-pub async fn what_is_set_is_seen_on_another_node(fixture: &dyn Fixture) {
+pub async fn what_is_set_is_seen_on_another_node(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut watch = other.directory.watch(&channel).await.unwrap();
     let entry = one.entry("ann", Some("here"));
@@ -224,7 +225,7 @@ pub async fn what_is_set_is_seen_on_another_node(fixture: &dyn Fixture) {
 }
 
 /// What a node clears is shown, and is not listed any more.
-pub async fn what_is_cleared_is_gone_on_another_node(fixture: &dyn Fixture) {
+pub async fn what_is_cleared_is_gone_on_another_node(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     one.set(&channel, "ann", "here").await;
     one.set(&channel, "bob", "here").await;
@@ -236,7 +237,7 @@ pub async fn what_is_cleared_is_gone_on_another_node(fixture: &dyn Fixture) {
 }
 
 /// The newest value counts.
-pub async fn an_entry_that_is_set_again_takes_the_place_of_the_first(fixture: &dyn Fixture) {
+pub async fn an_entry_that_is_set_again_takes_the_place_of_the_first(fixture: &dyn DirectoryFixture) {
     let (one, channel) = (Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
     one.set(&channel, "ann", "2").await;
@@ -244,7 +245,7 @@ pub async fn an_entry_that_is_set_again_takes_the_place_of_the_first(fixture: &d
 }
 
 /// Clearing an entry that is not there, or in an unknown channel, succeeds like any other clearing.
-pub async fn clearing_what_is_not_there_is_no_error(fixture: &dyn Fixture) {
+pub async fn clearing_what_is_not_there_is_no_error(fixture: &dyn DirectoryFixture) {
     let (one, channel) = (Living::on(fixture).await, channel());
     one.clear(&channel, "ann").await;
     assert_eq!(one.list(&channel).await, BTreeMap::new());
@@ -254,7 +255,7 @@ pub async fn clearing_what_is_not_there_is_no_error(fixture: &dyn Fixture) {
 }
 
 /// Two nodes may have the same member, and what one does to its entry leaves the other's alone.
-pub async fn each_node_has_its_own_entry_of_a_member(fixture: &dyn Fixture) {
+pub async fn each_node_has_its_own_entry_of_a_member(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
     other.set(&channel, "ann", "2").await;
@@ -266,7 +267,7 @@ pub async fn each_node_has_its_own_entry_of_a_member(fixture: &dyn Fixture) {
 
 /// Every change after the watch began is shown, each once, those of one node in their order; also
 /// those of its own node.
-pub async fn a_watch_shows_every_entry_in_the_order_of_its_node(fixture: &dyn Fixture) {
+pub async fn a_watch_shows_every_entry_in_the_order_of_its_node(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut watch = one.directory.watch(&channel).await.unwrap();
     for n in 0..200 {
@@ -292,7 +293,7 @@ pub async fn a_watch_shows_every_entry_in_the_order_of_its_node(fixture: &dyn Fi
 }
 
 /// A watch that is dropped is gone, and those beside it go on.
-pub async fn dropping_a_watch_ends_no_other(fixture: &dyn Fixture) {
+pub async fn dropping_a_watch_ends_no_other(fixture: &dyn DirectoryFixture) {
     let (one, channel) = (Living::on(fixture).await, channel());
     let mut stays = one.directory.watch(&channel).await.unwrap();
     for n in 0..20 {
@@ -304,7 +305,7 @@ pub async fn dropping_a_watch_ends_no_other(fixture: &dyn Fixture) {
 }
 
 /// After a node has left, nothing of it is listed and it is not among the living.
-pub async fn a_node_that_leaves_is_gone_at_once(fixture: &dyn Fixture) {
+pub async fn a_node_that_leaves_is_gone_at_once(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
     other.set(&channel, "bob", "2").await;
@@ -319,7 +320,7 @@ pub async fn a_node_that_leaves_is_gone_at_once(fixture: &dyn Fixture) {
 
 /// A node without a heartbeat for a while is listed nowhere. If it sends a heartbeat again it is
 /// unknown, and what it said does not come back.
-pub async fn a_node_that_stops_beating_is_dead_for_everybody_and_does_not_come_back(fixture: &dyn Fixture) {
+pub async fn a_node_that_stops_beating_is_dead_for_everybody_and_does_not_come_back(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
     other.set(&channel, "bob", "2").await;
@@ -340,7 +341,7 @@ pub async fn a_node_that_stops_beating_is_dead_for_everybody_and_does_not_come_b
 }
 
 /// Channels whose names look alike are different ones.
-pub async fn channels_do_not_hear_each_other(fixture: &dyn Fixture) {
+pub async fn channels_do_not_hear_each_other(fixture: &dyn DirectoryFixture) {
     let (one, channel) = (Living::on(fixture).await, channel());
     let mut watch = one.directory.watch(&channel).await.unwrap();
     for suffix in ["x", "/x", ":members", "=", "~"] {
@@ -357,7 +358,7 @@ pub async fn channels_do_not_hear_each_other(fixture: &dyn Fixture) {
 
 /// The directory gives the id of a member no meaning: an id may hold patterns, separators and line
 /// ends.
-pub async fn a_member_may_be_any_text(fixture: &dyn Fixture) {
+pub async fn a_member_may_be_any_text(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut ids: Vec<String> = [
         "",
@@ -424,7 +425,7 @@ pub async fn a_member_may_be_any_text(fixture: &dyn Fixture) {
 }
 
 /// A large channel is listed whole, and shown whole to one who watches.
-pub async fn ten_thousand_members_are_listed(fixture: &dyn Fixture) {
+pub async fn ten_thousand_members_are_listed(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut watch = other.directory.watch(&channel).await.unwrap();
     let ids: Vec<String> = (0..10_000).map(|n| format!("user-{n}")).collect();
@@ -443,7 +444,7 @@ pub async fn ten_thousand_members_are_listed(fixture: &dyn Fixture) {
 }
 
 /// A watch whose connection breaks ends, unless it shows everything all the same.
-pub async fn a_watch_that_was_cut_ends_or_misses_nothing(fixture: &dyn Fixture) {
+pub async fn a_watch_that_was_cut_ends_or_misses_nothing(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut watch = other.directory.watch(&channel).await.unwrap();
     one.set(&channel, "ann", "before").await;
@@ -474,7 +475,7 @@ pub async fn a_watch_that_was_cut_ends_or_misses_nothing(fixture: &dyn Fixture) 
 }
 
 /// When everything is lost, nothing is listed and no node is known.
-pub async fn after_a_wipe_no_member_is_known(fixture: &dyn Fixture) {
+pub async fn after_a_wipe_no_member_is_known(fixture: &dyn DirectoryFixture) {
     let (one, channel) = (Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
     fixture.inflict(Fault::Wipe).await;

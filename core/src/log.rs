@@ -27,7 +27,7 @@ pub(crate) use self::ring::{Appended, Found, READ_BYTES, Start};
 use crate::broker::{PageLimit, Replay};
 use crate::event::{ChannelName, Event, Position};
 use crate::format::{GapReason, MAX_FORMATS};
-pub(crate) use crate::format_slot::FormatSlot;
+use crate::format_slot::FormatSlot;
 use crate::observe::RuleMetrics;
 use crate::ring_memory::{CountedRing, RingMemory};
 use crate::rule::{Limits, Rule};

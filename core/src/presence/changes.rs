@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use super::member::in_order;
 use crate::event::ChannelName;
 use crate::format::{Change, MAX_FORMATS, Member, Notice};
-use crate::log::FormatSlot;
+use crate::format_slot::FormatSlot;
 
 /// How many changes the ring holds, and how many bytes of ids and metadata.
 const RING: (usize, usize) = (1024, 1 << 20);

@@ -8,7 +8,8 @@ use super::changes::MemberList;
 use super::set::{NextRead, PresenceSet};
 use super::state::PresenceState;
 use super::sync;
-use crate::log::{FormatSlot, READ_BYTES};
+use crate::format_slot::FormatSlot;
+use crate::log::READ_BYTES;
 use crate::session_handle::SessionHandle;
 
 /// One connection in one channel: a member, who may also listen. Dropping it leaves.

@@ -10,7 +10,7 @@ use super::changes::{self, MemberList, Unread};
 use super::lease::{Lease, lock};
 use super::state::{PresenceState, Work};
 use crate::event::ChannelName;
-use crate::log::FormatSlot;
+use crate::format_slot::FormatSlot;
 use crate::registry::Registry;
 use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;

@@ -9,7 +9,7 @@ mod forks;
 /// Is the resume protocol itself right? A model of it, checked in every interleaving.
 mod model;
 
-/// What fan-out costs, and that it reaches everybody.
+/// What fan-out costs, and that it reaches every listener.
 mod fanout;
 
 /// Is a loss always announced, once, and never one that is none?
@@ -18,7 +18,7 @@ mod gaps;
 /// Does a client that comes back, to any node at any time, have everything exactly once?
 mod resume;
 
-/// Is everybody told of a channel's end, once, and let go?
+/// Is every listener told of a channel's end, once, and let go?
 mod ends;
 
 /// What becomes of those who do not keep up, and what they cost the others.
@@ -39,7 +39,7 @@ mod operators;
 /// A page of history: the log has it, or the broker is asked.
 mod pages;
 
-/// One node: opening and closing logs, telling everybody, going away without a trace.
+/// One node: opening and closing logs, telling every client, going away without a trace.
 mod node;
 
 /// Who is in a channel, over several nodes and whatever happens to what is between them.
