@@ -4,6 +4,8 @@
 
 /// The examples and tables of docs/protocol.md.
 mod examples;
+/// Streams for readers that are not ours.
+mod streams;
 /// The TypeScript of a JSON Schema.
 mod typescript;
 
@@ -30,24 +32,25 @@ fn is_up_to_date(path: &str, expected: &str) {
 }
 
 /// JSON with its keys in order, whatever features of serde_json the build has.
-fn pretty(value: &Value) -> String {
-    fn sorted(value: &Value) -> Value {
-        match value {
-            Value::Object(fields) => {
-                let mut fields: Vec<_> = fields.iter().collect();
-                fields.sort_by_key(|(name, _)| *name);
-                Value::Object(
-                    fields
-                        .into_iter()
-                        .map(|(name, value)| (name.clone(), sorted(value)))
-                        .collect(),
-                )
-            }
-            Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
-            other => other.clone(),
+fn in_order(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|(name, _)| *name);
+            Value::Object(
+                fields
+                    .into_iter()
+                    .map(|(name, value)| (name.clone(), in_order(value)))
+                    .collect(),
+            )
         }
+        Value::Array(items) => Value::Array(items.iter().map(in_order).collect()),
+        other => other.clone(),
     }
-    format!("{}\n", serde_json::to_string_pretty(&sorted(value)).unwrap())
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{}\n", serde_json::to_string_pretty(&in_order(value)).unwrap())
 }
 
 #[test]

@@ -85,7 +85,10 @@ fn of_union(members: &[Value], indent: &str) -> String {
         .iter()
         .map(|member| match only(member) {
             Some(own) => {
-                let others = names.iter().filter(|name| **name != own).map(|name| format!("; {name}?: undefined"));
+                let others = names
+                    .iter()
+                    .filter(|name| **name != own)
+                    .map(|name| format!("; {name}?: undefined"));
                 let own = format!("{own}: {}", of(&member["properties"][&own], indent));
                 format!("{{ {own}{} }}", others.collect::<String>())
             }
