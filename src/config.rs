@@ -32,6 +32,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use airwave_core::event::Invalid;
 use airwave_core::rule::{Limits, Pattern, Rule, Rules, SendPolicy};
 
 pub use crate::listener::ClientIpHeader;
@@ -515,8 +516,8 @@ const ZERO_CONFIG_IS_LOCAL: &str = "and without a configuration file every clien
 ///
 /// # Errors
 /// A sentence that says what to write.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    Given::Text(text).duration(Duration::ZERO)
+pub fn parse_duration(text: &str) -> Result<Duration, Invalid> {
+    Given::Text(text).duration(Duration::ZERO).map_err(Invalid::new)
 }
 
 /// Whose pages may listen and send, besides the server's own.

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use airwave_brokers::memory::Memory;
+use airwave_core::event::Invalid;
 use airwave_core::hub::HubBuilder;
 use airwave_core::rule::Pattern;
 use airwave_core::{Broker, Directory, Handler, Hub, Refusal};
@@ -41,7 +42,7 @@ pub enum Error {
     NoDirectory(String),
     /// A pattern that a handler was registered with is not one.
     #[error("a handler cannot be registered: {0}")]
-    Pattern(String),
+    Pattern(Invalid),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}; choose another address with --listen or `listen = …`")]
     Listen {

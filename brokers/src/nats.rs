@@ -41,6 +41,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use airwave_core::broker::{BrokerStats, FeedSender};
+use airwave_core::event::Invalid;
 use airwave_core::idempotency::Fingerprint;
 use airwave_core::rule::History;
 use airwave_core::shrink::shrink;
@@ -153,8 +154,8 @@ pub struct Nats {
 ///
 /// # Errors
 /// A sentence without its subject, and without any part of the URL.
-pub fn check(url: &str) -> Result<(), String> {
-    Settings::new(url).map(|_| ())
+pub fn check(url: &str) -> Result<(), Invalid> {
+    Settings::new(url).map(|_| ()).map_err(Invalid::new)
 }
 
 /// Where a message may be stored.

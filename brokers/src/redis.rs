@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use airwave_core::broker::{BrokerStats, IDEMPOTENCY_WINDOW};
+use airwave_core::event::Invalid;
 use airwave_core::{
     Append, Broker, BrokerError, BrokerErrorKind, ChannelName, Event, Feed, Message, PageLimit, Position, Published, Replay,
     Rules,
@@ -113,11 +114,11 @@ enum Servers {
 ///
 /// # Errors
 /// A sentence without its subject, and without any part of the URL.
-pub fn check(url: &str) -> Result<(), String> {
+pub fn check(url: &str) -> Result<(), Invalid> {
     match Address::parse(url) {
         Ok(_) => Ok(()),
-        Err(RedisConnectError::Url(wrong)) => Err(wrong),
-        Err(other) => Err(other.to_string()),
+        Err(RedisConnectError::Url(wrong)) => Err(Invalid::new(wrong)),
+        Err(other) => Err(Invalid::new(other.to_string())),
     }
 }
 

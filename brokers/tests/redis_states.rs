@@ -264,7 +264,8 @@ async fn refuses_writes(url: &str, cause: &str, refuse: impl AsyncFnOnce(), allo
     };
     timeout(PATIENCE, told).await.expect("airwave_broker_up stays 1");
     let error = node.hub.ready().await.unwrap_err();
-    assert!(error.contains(cause), "{error}");
+    assert_eq!(error.kind, airwave_core::NotReadyKind::Broker);
+    assert!(error.message.contains(cause), "{error}");
     allow().await;
     insist(async || broker.ping().await).await;
     let position = insist(async || broker.publish(&name("a"), say("taken")).await).await.position;

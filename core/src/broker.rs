@@ -78,8 +78,8 @@ pub trait Broker: Send + Sync + 'static {
     /// Can this broker deliver now, end to end? Asked by the readiness probe.
     async fn ping(&self) -> Result<(), BrokerError>;
 
-    /// Returns where this broker notes what the node's metrics tell of it. Asked once, when the node
-    /// starts. A broker without a connection returns [`BrokerStats::in_process`].
+    /// Returns where this broker notes what the node's metrics tell of it. Asked once, when the
+    /// node starts. A broker without a connection returns [`BrokerStats::in_process`].
     fn stats(&self) -> BrokerStats;
 }
 

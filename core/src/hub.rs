@@ -25,6 +25,7 @@ use crate::key_counts::KeyCounts;
 pub use crate::logs::ChannelState;
 use crate::logs::{Logs, Round};
 use crate::newer::Newer;
+use crate::not_ready::NotReady;
 use crate::observe::Metrics;
 use crate::orders::Orders;
 use crate::outage::{HealTurns, Outage, Unanswered};
@@ -189,10 +190,10 @@ impl Hub {
     /// second. Answers at once, but for a node whose first question has no answer yet.
     ///
     /// # Errors
-    /// Why not, for operators.
-    pub async fn ready(&self) -> Result<(), String> {
+    /// What the node waits for.
+    pub async fn ready(&self) -> Result<(), NotReady> {
         if self.0.sessions.is_leaving() {
-            return Err("draining".into());
+            return Err(NotReady::draining());
         }
         self.0.probe.answer(&self.0.backbone).await
     }

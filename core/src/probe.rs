@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::backbone::Backbone;
+use crate::not_ready::NotReady;
 use crate::orders::Orders;
 use crate::sessions::Sessions;
 
@@ -17,7 +18,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
 /// What the last question came to; `None`: the first has no answer yet.
-type LastAnswer = Option<Result<(), String>>;
+type LastAnswer = Option<Result<(), NotReady>>;
 
 /// What the node knows of its broker.
 pub(crate) struct BrokerProbe(watch::Receiver<LastAnswer>);
@@ -35,12 +36,12 @@ impl BrokerProbe {
     ///
     /// # Errors
     /// Why the node cannot deliver.
-    pub(crate) async fn answer(&self, backbone: &Backbone) -> Result<(), String> {
+    pub(crate) async fn answer(&self, backbone: &Backbone) -> Result<(), NotReady> {
         let mut last = self.0.clone();
         let first = timeout(backbone.limits.broker_timeout, last.wait_for(Option::is_some)).await;
         match first {
             Ok(Ok(answer)) => answer.clone().unwrap_or(Ok(())),
-            Ok(Err(_)) | Err(_) => Err(format!("broker {} has not answered yet", backbone.broker.name())),
+            Ok(Err(_)) | Err(_) => Err(NotReady::starting(backbone.broker.name())),
         }
     }
 }
@@ -68,7 +69,7 @@ async fn watch_broker(sessions: Weak<Sessions>, answers: watch::Sender<LastAnswe
         let Some(sessions) = sessions.upgrade() else { return };
         backbone.metrics.broker_up.set(i64::from(answer.is_ok()));
         let name = backbone.broker.name();
-        answers.send_replace(Some(answer.clone().map_err(|error| format!("broker {name}: {error}"))));
+        answers.send_replace(Some(answer.clone().map_err(|error| NotReady::broker(name, &error))));
         match answer {
             Ok(()) => {
                 if let Some(Silence { since, .. }) = silence.take() {

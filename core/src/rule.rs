@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::event::ChannelName;
+use crate::event::{ChannelName, Invalid};
 
 /// The name of a transport, as configuration and clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -189,12 +189,12 @@ impl UseCase {
 }
 
 impl FromStr for UseCase {
-    type Err = String;
+    type Err = Invalid;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Invalid> {
         UseCase::ALL.into_iter().find(|u| u.as_str() == text).ok_or_else(|| {
             let all: Vec<_> = UseCase::ALL.iter().map(|u| u.as_str()).collect();
-            format!("unknown use case '{text}'; write one of {}", all.join(", "))
+            Invalid::new(format!("unknown use case '{text}'; write one of {}", all.join(", ")))
         })
     }
 }
@@ -326,34 +326,34 @@ impl Pattern {
 }
 
 impl FromStr for Pattern {
-    type Err = String;
+    type Err = Invalid;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Invalid> {
         let mut segments = Vec::new();
         let mut names: Vec<Arc<str>> = Vec::new();
         for segment in text.split('/') {
             if segments.iter().any(|s| matches!(s, Segment::Rest(_))) {
-                return Err(format!(
+                return Err(Invalid::new(format!(
                     "pattern '{text}': '{{*name}}' takes all the rest and must be the last segment"
-                ));
+                )));
             }
             let inner = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}'));
             segments.push(match inner {
                 Some(inner) => {
                     let (rest, name) = inner.strip_prefix('*').map_or((false, inner), |name| (true, name));
                     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-                        return Err(format!("pattern '{text}': a parameter is written {{name}}, of letters, digits and '_'"));
+                        return Err(Invalid::new(format!("pattern '{text}': a parameter is written {{name}}, of letters, digits and '_'")));
                     }
                     let name: Arc<str> = name.into();
                     if names.contains(&name) {
-                        return Err(format!("pattern '{text}': the parameter '{name}' stands twice"));
+                        return Err(Invalid::new(format!("pattern '{text}': the parameter '{name}' stands twice")));
                     }
                     names.push(name.clone());
                     if rest { Segment::Rest(name) } else { Segment::Param(name) }
                 }
                 None => {
                     ChannelName::new(segment).map_err(|e| {
-                        format!("pattern '{text}', segment '{segment}': {e}; a parameter is written {{name}}, the rest of a name {{*name}}")
+                        Invalid::new(format!("pattern '{text}', segment '{segment}': {e}; a parameter is written {{name}}, the rest of a name {{*name}}"))
                     })?;
                     Segment::Literal(segment.to_owned())
                 }
@@ -579,7 +579,7 @@ mod tests {
             ("a*", "{*name}"),
             ("x{y}", "{name}"),
         ] {
-            let error = bad.parse::<Pattern>().unwrap_err();
+            let error = bad.parse::<Pattern>().unwrap_err().to_string();
             assert!(error.contains(word), "{bad}: {error}");
         }
     }

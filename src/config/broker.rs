@@ -4,6 +4,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use airwave_core::event::Invalid;
+
 use super::value::{Quoted, nearest};
 
 /// The broker behind the channels.
@@ -64,15 +66,15 @@ impl BrokerUrl {
     ///
     /// # Errors
     /// A sentence that says what to write. It names the scheme at most.
-    pub fn new(text: &str) -> Result<Self, String> {
+    pub fn new(text: &str) -> Result<Self, Invalid> {
         let Some((scheme, rest)) = text.split_once(':') else {
-            return Err(format!("is not a URL; {}", available()));
+            return Err(Invalid::new(format!("is not a URL; {}", available())));
         };
         let Some((_, kind)) = SCHEMES.iter().find(|(name, _)| *name == scheme) else {
             // What stands before a colon is a scheme only if "//" follows; it might be half of
             // "user:password@host".
             let looks_like_a_scheme = rest.starts_with("//") && scheme.len() <= 20;
-            return Err(match nearest(scheme, SCHEMES.iter().map(|(name, _)| *name)) {
+            return Err(Invalid::new(match nearest(scheme, SCHEMES.iter().map(|(name, _)| *name)) {
                 Some(near) if looks_like_a_scheme => {
                     format!(
                         "has the unknown scheme {}; did you mean \"{near}\"? {}",
@@ -82,11 +84,16 @@ impl BrokerUrl {
                 }
                 _ if looks_like_a_scheme => format!("has the unknown scheme {}; {}", Quoted(scheme), available()),
                 _ => format!("is not a broker's URL; {}", available()),
-            });
+            }));
         };
         match kind {
-            None => Err(format!("\"{scheme}:\" is not part of this build; {}", available())),
-            Some(BrokerKind::Memory) if !rest.is_empty() => Err("the memory broker's URL is \"memory:\" and nothing more".into()),
+            None => Err(Invalid::new(format!(
+                "\"{scheme}:\" is not part of this build; {}",
+                available()
+            ))),
+            Some(BrokerKind::Memory) if !rest.is_empty() => {
+                Err(Invalid::new("the memory broker's URL is \"memory:\" and nothing more"))
+            }
             Some(kind) => {
                 #[cfg(feature = "redis")]
                 if *kind == BrokerKind::Redis {
@@ -195,7 +202,7 @@ mod tests {
             "memory:s3cret",
             "reddis://:s3cret@h",
         ] {
-            let error = BrokerUrl::new(refused).unwrap_err();
+            let error = BrokerUrl::new(refused).unwrap_err().to_string();
             assert!(!error.contains("s3") && !error.contains("cret"), "{error}");
             assert!(error.contains("write") || error.contains("\"memory:\""), "{error}");
         }
@@ -229,16 +236,16 @@ mod tests {
         #[cfg(not(feature = "nats"))]
         for known in ["nats", "tls"] {
             assert_eq!(
-                BrokerUrl::new(&format!("{known}://h")).unwrap_err(),
+                BrokerUrl::new(&format!("{known}://h")).unwrap_err().to_string(),
                 format!("\"{known}:\" is not part of this build; {built}")
             );
         }
         assert_eq!(
-            BrokerUrl::new("kafka://h").unwrap_err(),
+            BrokerUrl::new("kafka://h").unwrap_err().to_string(),
             format!("has the unknown scheme \"kafka\"; {built}")
         );
         assert_eq!(
-            BrokerUrl::new("memroy://").unwrap_err(),
+            BrokerUrl::new("memroy://").unwrap_err().to_string(),
             format!("has the unknown scheme \"memroy\"; did you mean \"memory\"? {built}")
         );
     }

@@ -113,7 +113,7 @@ impl Reader<'_> {
             Some(value) => match Given::Toml(value.get_ref())
                 .text()
                 .map_err(|error| format!("match {error}"))
-                .and_then(|text| text.parse::<Pattern>().map_err(|error| Plain(&error).to_string()))
+                .and_then(|text| text.parse::<Pattern>().map_err(|error| Plain(&error.to_string()).to_string()))
             {
                 Ok(pattern) => {
                     set(self.place(value.span().start), "match");

@@ -173,7 +173,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         key: "broker.url",
         set: |config, given| {
-            config.broker.url = BrokerUrl::new(given.text()?)?;
+            config.broker.url = BrokerUrl::new(given.text()?).map_err(|error| error.to_string())?;
             Ok(())
         },
         show: |config| Shown::Text(config.broker.url.to_string()),

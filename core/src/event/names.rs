@@ -12,13 +12,15 @@ pub const MAX_NAME: usize = 255;
 /// Names of events and attributes with this prefix belong to the protocol.
 pub const RESERVED_PREFIX: &str = "airwave.";
 
-/// Why a name, a key or a payload was not accepted. The text says what to write instead.
+/// Why a name, a key, a payload or a setting was not accepted. The text says what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
 
 impl Invalid {
-    pub(crate) fn new(text: impl Into<String>) -> Self {
+    /// Says what is wrong, in a sentence that says what to write instead. It may be shown to the
+    /// client whose value it is.
+    pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 }

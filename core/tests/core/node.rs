@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use airwave_core::rule::{Limits, ReplayOnSubscribe};
 use airwave_core::session::{After, CloseReason};
-use airwave_core::{Broker, Code, Hub, PageLimit, Session};
+use airwave_core::{Broker, Code, Hub, NotReadyKind, PageLimit, Session};
 use tokio::time::{Instant, sleep};
 
 use crate::support::*;
@@ -232,7 +232,8 @@ async fn drain_tells_every_session_and_refuses_new_ones() {
         with_news.subscribe("d", After::Nothing).await.unwrap_err().code,
         Code::Unavailable
     );
-    assert_eq!(hub.ready().await, Err("draining".into()));
+    let why = hub.ready().await.unwrap_err();
+    assert_eq!((why.kind, why.message.as_str()), (NotReadyKind::Draining, "draining"));
 }
 
 /// After ten seconds without the broker every session is told, once for each outage.
