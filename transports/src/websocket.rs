@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use airwave_core::event::IdempotencyKey;
-use airwave_core::format::{Notice, Stamp};
+use airwave_core::format::{Gap, Notice, Stamp};
 use airwave_core::hub::FormatHandle;
 use airwave_core::patience::Patience;
 use airwave_core::rule::TransportName;
@@ -149,49 +149,60 @@ fn over_http2(parts: &Parts) -> bool {
             .is_some_and(|protocol| protocol.as_str() == "websocket")
 }
 
-/// Answers the handshake; whatever is refused after it is said in a frame, because a browser cannot
-/// read the answer to a failed upgrade.
-async fn serve(hub: &Hub, format: &FormatHandle, mut parts: Parts, channel: Option<Result<ChannelName, Refusal>>) -> Response {
-    let malformed = |text: &'static str| {
+/// A handshake that is refused before there is a WebSocket.
+struct Malformed {
+    status: StatusCode,
+    text: &'static str,
+}
+
+impl Malformed {
+    fn request(text: &'static str) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            text,
+        }
+    }
+
+    fn upgrade(text: &'static str) -> Self {
+        Self {
+            status: StatusCode::UPGRADE_REQUIRED,
+            text,
+        }
+    }
+
+    fn response(&self, hub: &Hub) -> Response {
         hub.metrics().refused(Code::BadRequest);
-        refusal_response(&Refusal::bad_request(text), None)
-    };
-    let upgrade_required = |text: &'static str| {
-        let mut response = malformed(text);
-        *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
-        let headers = response.headers_mut();
-        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        let mut response = refusal_response(&Refusal::bad_request(self.text), None);
+        if self.status == StatusCode::UPGRADE_REQUIRED {
+            *response.status_mut() = self.status;
+            let headers = response.headers_mut();
+            headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        }
         response
-    };
-    if !asks_for_websocket(&parts) {
-        return upgrade_required(
+    }
+}
+
+/// Returns the answer that accepts a handshake.
+fn handshake(parts: &Parts) -> Result<Response, Malformed> {
+    if !asks_for_websocket(parts) {
+        return Err(Malformed::upgrade(
             "this WebSocket handshake came without 'Upgrade: websocket' and 'Connection: upgrade': the proxy in between must pass them on, over HTTP/1.1; without them listen over SSE",
-        );
+        ));
     }
     if only(&parts.headers, &SEC_WEBSOCKET_VERSION).is_err() || only(&parts.headers, &SEC_WEBSOCKET_KEY).is_err() {
-        return malformed("'Sec-WebSocket-Key' or 'Sec-WebSocket-Version' is given more than once");
+        return Err(Malformed::request(
+            "'Sec-WebSocket-Key' or 'Sec-WebSocket-Version' is given more than once",
+        ));
     }
     if parts.headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        return upgrade_required("only version 13 of the WebSocket protocol is spoken here");
+        return Err(Malformed::upgrade("only version 13 of the WebSocket protocol is spoken here"));
     }
     let mut response = Response::new(Body::empty());
-    if over_http2(&parts) {
+    if over_http2(parts) {
         *response.status_mut() = StatusCode::OK;
     } else {
-        // RFC 6455, section 4.2.1: sixteen bytes in base64, which are 24 characters with two of
-        // padding.
-        let key = parts.headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
-        let base64 = |key: &&[u8]| {
-            let (text, padding) = key.split_at(key.len().saturating_sub(2));
-            key.len() == 24 && padding == b"==" && text.iter().all(|b| b.is_ascii_alphanumeric() || b"+/".contains(b))
-        };
-        let Some(key) = key.filter(base64).filter(|_| parts.method == Method::GET) else {
-            return malformed("'Sec-WebSocket-Key' is missing or not sixteen bytes in base64");
-        };
-        let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key)) else {
-            return malformed("'Sec-WebSocket-Key' cannot be answered");
-        };
+        let accept = accept_key(parts)?;
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -199,14 +210,40 @@ async fn serve(hub: &Hub, format: &FormatHandle, mut parts: Parts, channel: Opti
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
     // RFC 6455, section 4.2.2: only what was offered may be chosen.
-    if header_has(&parts, &SEC_WEBSOCKET_PROTOCOL, PROTOCOL) {
+    if header_has(parts, &SEC_WEBSOCKET_PROTOCOL, PROTOCOL) {
         let protocol = HeaderValue::from_static(PROTOCOL);
         response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, protocol);
     }
+    Ok(response)
+}
+
+/// RFC 6455, section 4.2.1: the key is sixteen bytes in base64, which are 24 characters with two of
+/// padding.
+fn accept_key(parts: &Parts) -> Result<HeaderValue, Malformed> {
+    let key = parts.headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
+    let base64 = |key: &&[u8]| {
+        let (text, padding) = key.split_at(key.len().saturating_sub(2));
+        key.len() == 24 && padding == b"==" && text.iter().all(|b| b.is_ascii_alphanumeric() || b"+/".contains(b))
+    };
+    let key = key
+        .filter(base64)
+        .filter(|_| parts.method == Method::GET)
+        .ok_or_else(|| Malformed::request("'Sec-WebSocket-Key' is missing or not sixteen bytes in base64"))?;
+    HeaderValue::from_str(&derive_accept_key(key)).map_err(|_| Malformed::request("'Sec-WebSocket-Key' cannot be answered"))
+}
+
+/// Answers the handshake. A later refusal goes out in a frame, because a browser cannot read the
+/// answer to a failed upgrade.
+async fn serve(hub: &Hub, format: &FormatHandle, mut parts: Parts, channel: Option<Result<ChannelName, Refusal>>) -> Response {
+    let mut response = match handshake(&parts) {
+        Ok(response) => response,
+        Err(malformed) => return malformed.response(hub),
+    };
     let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() else {
-        return malformed(
+        let malformed = Malformed::request(
             "this connection cannot be upgraded: a proxy in between must speak HTTP/1.1 to us (nginx: proxy_http_version 1.1)",
         );
+        return malformed.response(hub);
     };
     let begun = hub.request(begin(hub, format, &parts, channel)).await;
     let begun = Begun {
@@ -216,39 +253,7 @@ async fn serve(hub: &Hub, format: &FormatHandle, mut parts: Parts, channel: Opti
         path: path_as_seen(&parts),
     };
     drop(parts);
-    let unclaimed = Arc::new(Mutex::new(Some(begun)));
-    let take = {
-        let unclaimed = unclaimed.clone();
-        move || unclaimed.lock().unwrap_or_else(PoisonError::into_inner).take()
-    };
-    response.extensions_mut().insert(Detach::new(move || {
-        let begun = take()?;
-        Some(Box::new(move |detached| {
-            let DetachedSocket {
-                stream,
-                read,
-                head,
-                keep,
-                ..
-            } = detached;
-            match begun.task(stream, read, head) {
-                Ok(task) => spawn(task, keep),
-                Err(refused) => spawn(refused, keep),
-            }
-        }))
-    }));
-    tokio::spawn(async move {
-        let upgraded = upgrade.await;
-        let begun = unclaimed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // Nothing is left if the socket was taken back; then there was no upgrade in hyper's sense.
-        if let (Ok(upgraded), Some(begun)) = (upgraded, begun) {
-            match begun.task(TokioIo::new(upgraded), Bytes::new(), Bytes::new()) {
-                // Boxed: this future must not keep room for it as long as the handshake lasts.
-                Ok(task) => Box::pin(task).await,
-                Err(refused) => refused.await,
-            }
-        }
-    });
+    begun.attach(&mut response, upgrade);
     response
 }
 
@@ -290,6 +295,45 @@ struct Begun {
 type Refused = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Begun {
+    /// Runs the conversation once the response is written: on the socket that [`Detach`] takes back
+    /// from hyper, or else on what hyper's upgrade gives.
+    fn attach(self, response: &mut Response, upgrade: OnUpgrade) {
+        let unclaimed = Arc::new(Mutex::new(Some(self)));
+        let take = {
+            let unclaimed = unclaimed.clone();
+            move || unclaimed.lock().unwrap_or_else(PoisonError::into_inner).take()
+        };
+        response.extensions_mut().insert(Detach::new(move || {
+            let begun = take()?;
+            Some(Box::new(move |detached| {
+                let DetachedSocket {
+                    stream,
+                    read,
+                    head,
+                    keep,
+                    ..
+                } = detached;
+                match begun.task(stream, read, head) {
+                    Ok(task) => spawn(task, keep),
+                    Err(refused) => spawn(refused, keep),
+                }
+            }))
+        }));
+        tokio::spawn(async move {
+            let upgraded = upgrade.await;
+            let begun = unclaimed.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // Nothing is left if the socket was taken back; then there was no upgrade in hyper's
+            // sense.
+            if let (Ok(upgraded), Some(begun)) = (upgraded, begun) {
+                match begun.task(TokioIo::new(upgraded), Bytes::new(), Bytes::new()) {
+                    // Boxed: this future must not keep room for it as long as the handshake lasts.
+                    Ok(task) => Box::pin(task).await,
+                    Err(refused) => refused.await,
+                }
+            }
+        });
+    }
+
     /// `read`: what came after the handshake already; `head`: what is to be written before anything
     /// else.
     fn task<S>(self, socket: S, read: Bytes, head: Bytes) -> Result<WebSocketTask<S>, Refused>
@@ -830,51 +874,22 @@ impl<S: Socket> WebSocketTask<S> {
                 Written::Broken => return Poll::Ready(()),
             }
             if self.closing {
-                let close_wait = match &mut self.close_wait {
-                    Some(close_wait) => close_wait,
-                    None => {
-                        // Closing at once would turn what the client has sent meanwhile into a
-                        // reset, which may overtake our close frame.
-                        let _ = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
-                        self.close_wait.insert(Box::pin(sleep(CLOSE_WAIT)))
-                    }
-                };
-                let over = close_wait.as_mut().poll(cx).is_ready() || poll_gone(socket, cx).is_ready();
-                // What the client said before it left is carried out.
-                while self.poll_command(cx).is_ready() {}
-                return match over && self.command.is_none() {
-                    true => Poll::Ready(()),
-                    false => Poll::Pending,
-                };
+                return self.poll_close(cx);
             }
             if self.poll_command(cx).is_ready() {
                 continue;
             }
-            let under_way = self.command.is_some();
-            if under_way && (!self.has_room() || self.hub.is_draining()) {
-                // We do not listen meanwhile, so a silence is ours.
-                self.session.heard();
-            } else {
-                match self.poll_read(cx) {
-                    Poll::Ready(true) => continue,
-                    Poll::Ready(false) if under_way => {
-                        self.out.pieces.clear();
-                        self.closing = true;
-                        continue;
-                    }
-                    Poll::Ready(false) => return Poll::Ready(()),
-                    Poll::Pending => {}
-                }
+            match self.poll_input(cx) {
+                Poll::Ready(true) => continue,
+                Poll::Ready(false) => return Poll::Ready(()),
+                Poll::Pending => {}
             }
             if !self.websocket.get_ref().replies.is_empty() {
                 continue;
             }
             match ready!(self.session.poll_turn(cx, &mut self.out.pieces)) {
-                Turn::Frames => {
-                    if self.batches {
-                        gather(&mut self.out.pieces);
-                    }
-                }
+                Turn::Frames if self.batches => gather(&mut self.out.pieces),
+                Turn::Frames => {}
                 Turn::Closed(CloseReason::Drain { .. }) if self.command.is_some() => {
                     // What is under way finishes and is answered first, unless the grace time is
                     // over before (P11).
@@ -890,6 +905,47 @@ impl<S: Socket> WebSocketTask<S> {
                     CloseReason::Ended => self.close(1000, "ended"),
                 },
             }
+        }
+    }
+
+    /// Reads a message of the client, unless too many wait behind a command. Ready(false): the
+    /// connection is over.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let under_way = self.command.is_some();
+        if under_way && (!self.has_room() || self.hub.is_draining()) {
+            // We do not listen meanwhile, so a silence is ours.
+            self.session.heard();
+            return Poll::Pending;
+        }
+        match self.poll_read(cx) {
+            Poll::Ready(false) if under_way => {
+                self.out.pieces.clear();
+                self.closing = true;
+                Poll::Ready(true)
+            }
+            read => read,
+        }
+    }
+
+    /// Waits until the client has closed as well, once everything is written.
+    #[inline(never)]
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let socket = &mut self.websocket.get_mut().socket;
+        let close_wait = match &mut self.close_wait {
+            Some(close_wait) => close_wait,
+            None => {
+                // Closing at once would turn what the client has sent meanwhile into a reset, which
+                // may overtake our close frame.
+                let _ = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
+                self.close_wait.insert(Box::pin(sleep(CLOSE_WAIT)))
+            }
+        };
+        let over = close_wait.as_mut().poll(cx).is_ready() || poll_gone(socket, cx).is_ready();
+        // The commands that the client sent before it left are carried out.
+        while self.poll_command(cx).is_ready() {}
+        match over && self.command.is_none() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         }
     }
 }
@@ -1060,7 +1116,6 @@ impl Format for Frames {
     }
 
     fn notice(&self, notice: &Notice<'_>) -> Bytes {
-        let id_field = |id: &Option<u64>| id.map_or_else(String::new, |id| format!("\"id\":{id},"));
         text_frame(&match notice {
             Notice::Subscribed {
                 id,
@@ -1070,19 +1125,12 @@ impl Format for Frames {
                 ..
             } => format!(
                 "{{\"type\":\"subscribed\",{}\"channel\":\"{channel}\",\"cursor\":\"{cursor}\",\"resumed\":{resumed}}}",
-                id_field(id)
+                id_field(*id)
             ),
             Notice::Unsubscribed { id, channel } => {
-                format!("{{\"type\":\"unsubscribed\",{}\"channel\":\"{channel}\"}}", id_field(id))
+                format!("{{\"type\":\"unsubscribed\",{}\"channel\":\"{channel}\"}}", id_field(*id))
             }
-            Notice::Gap { channel, gap, .. } => {
-                let after = gap.after.map_or_else(|| "null".to_owned(), |after| format!("\"{after}\""));
-                format!(
-                    "{{\"type\":\"gap\",\"channel\":\"{channel}\",\"after\":{after},\"cursor\":\"{}\",\"reason\":\"{}\"}}",
-                    gap.cursor,
-                    gap.reason.as_str()
-                )
-            }
+            Notice::Gap { channel, gap, .. } => gap_json(channel, gap),
             Notice::End { channel, cursor, .. } => {
                 format!("{{\"type\":\"end\",\"channel\":\"{channel}\",\"cursor\":\"{cursor}\"}}")
             }
@@ -1098,11 +1146,7 @@ impl Format for Frames {
                 refusal,
                 url,
                 ..
-            } => {
-                let id = id.map_or_else(|| "null".to_owned(), |id| id.to_string());
-                let channel = channel.map_or_else(String::new, |channel| format!("\"channel\":\"{channel}\","));
-                format!("{{\"type\":\"error\",\"id\":{id},{channel}{}}}", refusal.json_fields(*url))
-            }
+            } => refused_json(*id, *channel, refusal, *url),
             Notice::Members { channel, members, more } => {
                 format!("{{\"type\":\"presence\",{}}}", members_fields(channel, members, *more))
             }
@@ -1128,6 +1172,25 @@ impl Format for Frames {
     fn stamp(&self) -> Option<Stamp> {
         None
     }
+}
+
+fn id_field(id: Option<u64>) -> String {
+    id.map_or_else(String::new, |id| format!("\"id\":{id},"))
+}
+
+fn gap_json(channel: &ChannelName, gap: &Gap) -> String {
+    let after = gap.after.map_or_else(|| "null".to_owned(), |after| format!("\"{after}\""));
+    format!(
+        "{{\"type\":\"gap\",\"channel\":\"{channel}\",\"after\":{after},\"cursor\":\"{}\",\"reason\":\"{}\"}}",
+        gap.cursor,
+        gap.reason.as_str()
+    )
+}
+
+fn refused_json(id: Option<u64>, channel: Option<&ChannelName>, refusal: &Refusal, url: Option<&str>) -> String {
+    let id = id.map_or_else(|| "null".to_owned(), |id| id.to_string());
+    let channel = channel.map_or_else(String::new, |channel| format!("\"channel\":\"{channel}\","));
+    format!("{{\"type\":\"error\",\"id\":{id},{channel}{}}}", refusal.json_fields(url))
 }
 
 fn text_frame(text: &str) -> Bytes {
