@@ -356,45 +356,46 @@ pub async fn channels_do_not_hear_each_other(fixture: &dyn DirectoryFixture) {
     assert_eq!(shown_value(&mut watch).await, ("ann".to_owned(), Some("here".to_owned())));
 }
 
+/// Ids that a broker might take for a pattern, a part of a key, or each other.
+const ODD_IDS: &[&str] = &[
+    "",
+    " ",
+    "*",
+    ">",
+    "a",
+    "A",
+    "a*",
+    "a?",
+    "a.b",
+    "a b",
+    "[a-z]*",
+    "{a}",
+    "a}:{b",
+    "a|b",
+    "a:b",
+    "a/b",
+    "\0",
+    "a\0",
+    "\r\n",
+    "\n",
+    "\u{7f}",
+    "é",
+    "e\u{301}",
+    "\u{2028}",
+    "\u{10ffff}",
+    "\"",
+    "\\",
+    "%2A",
+    "$KV",
+    "0",
+    "null",
+];
+
 /// The directory gives the id of a member no meaning: an id may hold patterns, separators and line
 /// ends.
 pub async fn a_member_may_be_any_text(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
-    let mut ids: Vec<String> = [
-        "",
-        " ",
-        "*",
-        ">",
-        "a",
-        "A",
-        "a*",
-        "a?",
-        "a.b",
-        "a b",
-        "[a-z]*",
-        "{a}",
-        "a}:{b",
-        "a|b",
-        "a:b",
-        "a/b",
-        "\0",
-        "a\0",
-        "\r\n",
-        "\n",
-        "\u{7f}",
-        "é",
-        "e\u{301}",
-        "\u{2028}",
-        "\u{10ffff}",
-        "\"",
-        "\\",
-        "%2A",
-        "$KV",
-        "0",
-        "null",
-    ]
-    .map(String::from)
-    .into();
+    let mut ids: Vec<String> = ODD_IDS.iter().copied().map(String::from).collect();
     ids.push("é".repeat(MAX_MEMBER / 2) + "!");
     ids.push("\0".repeat(MAX_MEMBER));
     ids.push(one.node.to_string());
@@ -488,4 +489,25 @@ pub async fn after_a_wipe_no_member_is_known(fixture: &dyn DirectoryFixture) {
     assert!(!reborn.directory.heartbeat(reborn.node).await.unwrap().known);
     reborn.set(&channel, "ann", "2").await;
     assert_eq!(reborn.list(&channel).await, BTreeMap::from([reborn.is("ann", "2")]));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_clause_is_in_the_list() {
+        let source = include_str!("directory_conformance.rs");
+        let clauses = source.lines().filter_map(|line| {
+            let (name, _) = line
+                .strip_prefix("pub async fn ")?
+                .split_once("(fixture: &dyn DirectoryFixture)")?;
+            Some(name)
+        });
+        let mut written: Vec<&str> = clauses.collect();
+        let mut listed: Vec<&str> = CLAUSES.iter().map(|clause| clause.name).collect();
+        written.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(written, listed);
+    }
 }
