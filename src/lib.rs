@@ -44,11 +44,19 @@ use std::sync::Arc;
 
 use axum::Router;
 
+/// The brokers that Airwave has: the memory broker, and with their features Redis and NATS.
+pub use airwave_brokers as brokers;
 pub use airwave_core::event::{IdempotencyKey, Invalid};
 pub use airwave_core::{
-    Append, Broker, Channel, ChannelName, Client, Code, ConnectRequest, Cursor, Data, Directory, Event, EventName, Handler, Hub,
-    Identity, Key, LeaveReason, Member, Message, Position, Publish, Published, Refusal, Replay, Reply, Rule, Rules, UseCase,
+    Append, Broker, BrokerError, BrokerErrorKind, Channel, ChannelName, Client, Code, ConnectRequest, Cursor, Data, Directory,
+    Event, EventName, Feed, Format, Handler, Hub, Identity, Key, LeaveReason, Member, Message, NotReady, NotReadyKind, Notice,
+    PageLimit, Position, Publish, Published, Refusal, Replay, Reply, Rule, Rules, Session, UseCase,
 };
+/// The parts for a broker, a directory, a format or a transport of one's own, and for a [`Rule`] in
+/// code.
+pub use airwave_core::{broker, directory, event, format, hub, idempotency, rule, session};
+/// The transports that Airwave has, and what they share.
+pub use airwave_transports as transports;
 pub use airwave_transports::Transport;
 /// For implementing [`Broker`], [`Directory`] and [`Transport`].
 pub use async_trait::async_trait;

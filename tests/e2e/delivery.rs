@@ -3,8 +3,8 @@
 
 use std::num::NonZeroU32;
 
+use airwave::rule::{Delivery, ReplayOnSubscribe};
 use airwave::{Data, EventName, Message, Publish};
-use airwave_core::rule::{Delivery, ReplayOnSubscribe};
 
 use crate::support::{Heard, Listener, Node, Way, each_way, rule, within};
 

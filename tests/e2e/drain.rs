@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use airwave::broker::{BrokerStats, follow_and_replay};
+use airwave::brokers::memory::Memory;
+use airwave::rule::SendPolicy;
 use airwave::{Airwave, Append, Broker, ChannelName, Position, Published, Replay};
-use airwave_brokers::memory::Memory;
-use airwave_core::broker::{BrokerStats, follow_and_replay};
-use airwave_core::rule::SendPolicy;
-use airwave_core::{BrokerError, Feed, PageLimit};
+use airwave::{BrokerError, Feed, PageLimit};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;

@@ -1,7 +1,7 @@
 //! Heads, bodies and names at the edges of HTTP.
 
+use airwave::rule::SendPolicy;
 use airwave::{Airwave, Data, Handler};
-use airwave_core::rule::SendPolicy;
 use serde_json::{Value, json};
 
 use crate::support::raw::{Raw, frame, handshake};

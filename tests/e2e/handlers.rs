@@ -3,8 +3,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use airwave::rule::{SendPolicy, TransportName};
 use airwave::{Airwave, Channel, Client, ConnectRequest, Data, Handler, Identity, LeaveReason, Message, Publish, Refusal, Reply};
-use airwave_core::rule::{SendPolicy, TransportName};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use airwave::broker::{BrokerStats, follow_and_replay};
+use airwave::brokers::memory::Memory;
+use airwave::rule::SendPolicy;
 use airwave::{Airwave, Append, Broker, ChannelName, Config, Position, Published, Replay};
-use airwave_brokers::memory::Memory;
-use airwave_core::broker::{BrokerStats, follow_and_replay};
-use airwave_core::rule::SendPolicy;
-use airwave_core::{BrokerError, Feed, PageLimit};
+use airwave::{BrokerError, Feed, PageLimit};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use airwave::brokers::Memory;
 use airwave::{Airwave, ConnectRequest, Handler, Identity, Refusal, Rules};
-use airwave_brokers::Memory;
 use serde_json::{Value, json};
 
 use crate::support::{Heard, Listener, Node, Way, config, each_way, http, rule, run, within};

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use airwave::broker::{BrokerStats, follow_and_replay};
+use airwave::brokers::memory::Memory;
 use airwave::config::{AllowedOrigins, Secret};
+use airwave::rule::TransportName;
 use airwave::{
     Airwave, Append, Broker, Channel, ChannelName, Client, Code, Handler, Message, Position, Published, Refusal, Replay, Reply,
 };
-use airwave_brokers::memory::Memory;
-use airwave_core::broker::{BrokerStats, follow_and_replay};
-use airwave_core::rule::TransportName;
-use airwave_core::{BrokerError, Feed, PageLimit};
+use airwave::{BrokerError, Feed, PageLimit};
 use axum::Router;
 use serde_json::json;
 

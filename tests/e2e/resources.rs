@@ -112,7 +112,7 @@ fn resident_kib() -> usize {
 #[test]
 fn requests_beyond_the_rate_are_told_when_to_come_again() {
     run(async {
-        let mut config = config([rule("{*all}", |rule| rule.send = airwave_core::rule::SendPolicy::Publish)]);
+        let mut config = config([rule("{*all}", |rule| rule.send = airwave::rule::SendPolicy::Publish)]);
         config.publish_open = false;
         config.publish_token = Some(Secret::new(TOKEN));
         config.limits.requests_per_second = 5;

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use airwave::broker::{BrokerStats, follow_and_replay};
+use airwave::brokers::memory::Memory;
 use airwave::{Airwave, Append, Broker, ChannelName, Position, Published, Replay};
-use airwave_brokers::memory::Memory;
-use airwave_core::broker::{BrokerStats, follow_and_replay};
-use airwave_core::{BrokerError, Feed, PageLimit};
+use airwave::{BrokerError, Feed, PageLimit};
 use tokio::sync::Semaphore;
 
 use crate::support::{Dice, Heard, Listener, Node, Way, config, each_way, rule, until};

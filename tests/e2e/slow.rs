@@ -3,8 +3,8 @@
 
 use std::sync::LazyLock;
 
+use airwave::rule::SlowPolicy;
 use airwave::{Data, EventName, Message, Publish};
-use airwave_core::rule::SlowPolicy;
 
 use crate::support::{Event, Heard, Listener, Node, Way, config, each_way, rule, run, until, within};
 

@@ -11,8 +11,8 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
+use airwave::rule::TransportName;
 use airwave::{Airwave, Channel, Config, Publish, Rule, Rules};
-use airwave_core::rule::TransportName;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
