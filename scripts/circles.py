@@ -117,6 +117,8 @@ class RustFile:
     def __init__(self, path, module, text):
         self.path, self.module = path, module
         self.text, self.test_modules = without_tests(bare(text))
+        # Where a name is visible is no use of that place.
+        self.text = re.sub(r"\bpub\s*\(\s*in\b[^)]*\)", "pub(in)", self.text)
         # What inline modules have around them: a path in them begins one `super` lower.
         self.inner = self.inline_modules()
         self.defined = {a or b for a, b in DEFINITION.findall(self.text)}
@@ -424,6 +426,11 @@ NO_RUST_CIRCLES = {
         "lib.rs": "mod a;",
         "a.rs": "mod http; use ::http::{Method, Uri}; pub struct A;",
         "a/http.rs": "use super::A;",
+    },
+    "a name that a module above sees": {
+        "lib.rs": "mod a;",
+        "a.rs": "mod b; use b::B; pub struct A;",
+        "a/b.rs": "pub(in crate::a) struct B;",
     },
     "a name of another crate": {"lib.rs": "mod a; mod http;", "a.rs": "use http::Method; pub struct A;", "http.rs": "use crate::a::A;"},
 }

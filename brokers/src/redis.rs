@@ -20,76 +20,52 @@
 
 mod address;
 mod cluster;
-mod connection;
+mod commands;
+mod directory;
+mod errors;
 mod listening;
+mod loading;
 mod marks;
 mod members;
 mod naming;
+mod scripts;
 mod sentinel;
+mod server;
+mod shard;
+mod times;
+mod values;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use airwave_core::broker::{BrokerStats, IDEMPOTENCY_WINDOW};
 use airwave_core::event::Invalid;
 use airwave_core::{
-    Append, Broker, BrokerError, BrokerErrorKind, ChannelName, Event, Feed, Message, PageLimit, Position, Published, Replay,
-    Rules,
+    Append, Broker, BrokerError, BrokerErrorKind, ChannelName, Feed, PageLimit, Position, Published, Replay, Rules,
 };
 use async_trait::async_trait;
-use bytes::Bytes;
 use redis::{Cmd, Value};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use self::address::Address;
-use self::cluster::{Cluster, Shard};
-pub use self::connection::RedisConnectError;
-use self::connection::{Server, lost};
+use self::cluster::Cluster;
+pub use self::errors::RedisConnectError;
+use self::errors::{broke_meanwhile, late, not_ours};
 use self::listening::Listener;
 use self::marks::Marks;
+use self::members::Registered;
 use self::naming::{Naming, partition};
+use self::scripts::{Keys, Script};
 use self::sentinel::Sentinels;
-
-/// The head outlives the history by far, so that a quiet channel keeps its chain and a listener its
-/// cursor.
-const HEAD_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// How long a call waits while nothing arrives on its connection. Below the two seconds within
-/// which callers are promised an answer.
-const DEADLINE: Duration = Duration::from_millis(1800);
-
-/// The same for a page of history, which may be many megabytes: nothing else arrives before its
-/// end.
-const READ_DEADLINE: Duration = Duration::from_secs(5);
-
-/// What no call exceeds, although answers to others arrive.
-const LONGEST: Duration = Duration::from_secs(5);
+use self::server::Server;
+use self::shard::Shard;
+use self::times::{HEAD_LIVES, LONGEST, head_lives, micros, millis};
+use self::values::{is_nothing, replay_of, strings};
 
 /// How long a page of history can be. Bounds what one script does to a server that others use too.
 const MOST_AT_ONCE: usize = 100_000;
 const MOST_BYTES_AT_ONCE: usize = 256 << 20;
-
-/// A script of ours, with what its first line says and what several need: the epochs, and what is
-/// too old.
-macro_rules! script {
-    ($first:literal, $file:literal) => {
-        concat!(
-            $first,
-            "\n",
-            include_str!("redis/epoch.lua"),
-            include_str!("redis/age.lua"),
-            include_str!($file)
-        )
-    };
-}
-
-const APPEND: &str = script!("#!lua", "redis/append.lua");
-const READ: &str = script!("#!lua flags=allow-oom", "redis/read.lua");
-const FOUND: &str = script!("#!lua", "redis/found.lua");
-const FLOOR: &str = script!("#!lua", "redis/floor.lua");
-const REMEMBER: &str = script!("#!lua", "redis/remember.lua");
 
 /// The broker. Dropping it ends its feeds and closes its connections.
 pub struct Redis {
@@ -98,7 +74,7 @@ pub struct Redis {
     servers: Servers,
     stats: BrokerStats,
     marks: Arc<Marks>,
-    registered: members::Registered,
+    registered: Registered,
 }
 
 enum Servers {
@@ -170,7 +146,7 @@ impl Redis {
             servers,
             stats,
             marks,
-            registered: members::Registered::default(),
+            registered: Registered::default(),
         })
     }
 
@@ -190,7 +166,7 @@ impl Redis {
         let mark = self.marks.of(partition);
         let believed = marks::believed(after, mark);
         let read = async |any_epoch: bool| {
-            self.script(channel, Script { pages, ..READ_SCRIPT }, |call, keys| {
+            self.script(channel, Script { pages, ..Script::READ }, |call, keys| {
                 call.arg(if keys == Keys::All { 4 } else { 2 });
                 call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
                 if keys == Keys::All {
@@ -206,36 +182,69 @@ impl Redis {
             .await
         };
         let mut answer = read(false).await?;
-        if matches!(&answer, Value::Array(parts) if parts.is_empty()) {
-            let found = self.script(channel, FOUND_SCRIPT, |call, _| {
+        if is_nothing(&answer) {
+            let found = self.script(channel, Script::FOUND, |call, _| {
                 call.arg(2).arg(&epochs);
             });
             let found = found.await;
             answer = read(true).await?;
-            if matches!(&answer, Value::Array(parts) if parts.is_empty()) {
+            if is_nothing(&answer) {
                 // Not even an old one, and none can be made: a full server, say.
                 found?;
             }
         }
         let mut replay = replay_of(answer).ok_or_else(|| not_ours(channel))?;
-        if believed > replay.head {
-            // What was there is lost. What comes must be above what the caller has had, or the
-            // caller would not hear it.
-            let highest = mark.max(Position::now());
-            let floor = self.script(channel, FLOOR_SCRIPT, |call, _| {
-                call.arg(1).arg(self.naming.floor(channel));
-                call.arg(believed.0).arg(highest.0).arg(millis(HEAD_LIVES));
-            });
-            match floor.await {
-                // Only now: what this page does not hold is published later, and lies above.
-                Ok(_) => replay = replay_of(read(true).await?).ok_or_else(|| not_ours(channel))?,
-                // A server that takes no writes takes no events either.
-                Err(error) if error.public => {}
-                Err(error) => return Err(error),
-            }
+        // What was there is lost. What comes must be above what the caller has had, or the caller
+        // would not hear it.
+        if believed > replay.head && self.raise_floor(channel, believed, mark).await? {
+            // Only now: what this page does not hold is published later, and lies above.
+            replay = replay_of(read(true).await?).ok_or_else(|| not_ours(channel))?;
         }
         self.marks.note(partition, replay.head);
         Ok(replay)
+    }
+
+    /// Makes the channel go on above a position. False: the server takes no writes, and so no
+    /// events either.
+    async fn raise_floor(&self, channel: &ChannelName, above: Position, mark: Position) -> Result<bool, BrokerError> {
+        let highest = mark.max(Position::now());
+        let floor = self.script(channel, Script::FLOOR, |call, _| {
+            call.arg(1).arg(self.naming.floor(channel));
+            call.arg(above.0).arg(highest.0).arg(millis(HEAD_LIVES));
+        });
+        match floor.await {
+            Ok(_) => Ok(true),
+            Err(error) if error.public => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What became of a publish, as the script answers.
+    async fn published(&self, channel: &ChannelName, append: &Append, answer: Value) -> Result<Published, BrokerError> {
+        let answer = strings(answer).ok_or_else(|| not_ours(channel))?;
+        let mut answer = answer.iter().map(|bytes| std::str::from_utf8(bytes).unwrap_or_default());
+        let (outcome, position) = (answer.next(), answer.next().and_then(|text| text.parse().ok()));
+        match (outcome, position) {
+            (Some("ended"), _) => Err(BrokerError::ended()),
+            (Some("other"), _) => Err(BrokerError::another_payload()),
+            // Its end was a publish of its own, and may be missing.
+            (Some("old"), Some(position)) if append.end_behind().is_some() => match self.publish(channel, Append::end()).await {
+                Ok(end) => Ok(Published { duplicate: true, ..end }),
+                Err(error) if error.kind == BrokerErrorKind::Ended => Ok(Published {
+                    position,
+                    duplicate: true,
+                }),
+                Err(error) => Err(error),
+            },
+            (Some(outcome @ ("new" | "known" | "old")), Some(position)) => {
+                self.marks.note(partition(channel), position);
+                Ok(Published {
+                    position,
+                    duplicate: outcome != "new",
+                })
+            }
+            _ => Err(not_ours(channel)),
+        }
     }
 
     /// Begins to listen where the channel is.
@@ -285,79 +294,6 @@ async fn one(
     Ok((naming, shard))
 }
 
-#[derive(Clone, Copy)]
-struct Script {
-    text: &'static str,
-    hash: fn(&connection::Connected) -> &str,
-    /// Whether its answer may be a page of history, which has a connection of its own.
-    pages: bool,
-    /// Whether it publishes, so that feeds wait for what it says.
-    tells: bool,
-    /// Whether it can be called with [`Keys::Own`]. It answers with nothing then if those are not
-    /// enough.
-    own: bool,
-}
-
-/// Which keys a call names. While a slot moves, a cluster refuses a call (`TRYAGAIN`) of whose keys
-/// only some are where it is called. The epochs and the floor belong to a partition: one of them is
-/// mostly missing, and they may have moved before the channel has, or after it. A channel with
-/// events does without them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Keys {
-    All,
-    /// The channel's own.
-    Own,
-}
-
-impl Keys {
-    fn others(self) -> Keys {
-        match self {
-            Keys::All => Keys::Own,
-            Keys::Own => Keys::All,
-        }
-    }
-}
-
-const APPEND_SCRIPT: Script = Script {
-    text: APPEND,
-    hash: |connected| &connected.append,
-    pages: false,
-    tells: true,
-    own: true,
-};
-
-const READ_SCRIPT: Script = Script {
-    text: READ,
-    hash: |connected| &connected.read,
-    pages: false,
-    tells: false,
-    own: true,
-};
-
-const FOUND_SCRIPT: Script = Script {
-    text: FOUND,
-    hash: |connected| &connected.found,
-    pages: false,
-    tells: false,
-    own: false,
-};
-
-const FLOOR_SCRIPT: Script = Script {
-    text: FLOOR,
-    hash: |connected| &connected.floor,
-    pages: false,
-    tells: false,
-    own: false,
-};
-
-const REMEMBER_SCRIPT: Script = Script {
-    text: REMEMBER,
-    hash: |connected| &connected.remember,
-    pages: false,
-    tells: false,
-    own: false,
-};
-
 impl Drop for Redis {
     fn drop(&mut self) {
         if let Servers::One { watch: Some(watch), .. } = &self.servers {
@@ -374,8 +310,7 @@ impl Broker for Redis {
 
     async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
         let history = self.rules.history(channel);
-        let partition = partition(channel);
-        let known = self.marks.of(partition);
+        let known = self.marks.of(partition(channel));
         let mut event = Vec::new();
         append.message.store(&mut event);
         let (mut end, mut end_weight) = (Vec::new(), 0);
@@ -387,7 +322,7 @@ impl Broker for Redis {
             Some(_) => append.fingerprint().to_string(),
             None => String::new(),
         };
-        let appended = self.script(channel, APPEND_SCRIPT, |call, keys| {
+        let appended = self.script(channel, Script::APPEND, |call, keys| {
             let count = if keys == Keys::All { 5 } else { 2 };
             call.arg(count + usize::from(append.idempotency_key.is_some()));
             call.arg(self.key(channel, "head")).arg(self.key(channel, "stream"));
@@ -409,30 +344,7 @@ impl Broker for Redis {
         let Ok(answer) = timeout(LONGEST, appended).await else {
             return Err(late());
         };
-        let answer = strings(answer?).ok_or_else(|| not_ours(channel))?;
-        let mut answer = answer.iter().map(|bytes| std::str::from_utf8(bytes).unwrap_or_default());
-        let (outcome, position) = (answer.next(), answer.next().and_then(|text| text.parse().ok()));
-        match (outcome, position) {
-            (Some("ended"), _) => Err(BrokerError::ended()),
-            (Some("other"), _) => Err(BrokerError::another_payload()),
-            // Its end was a publish of its own, and may be missing.
-            (Some("old"), Some(position)) if append.end_behind().is_some() => match self.publish(channel, Append::end()).await {
-                Ok(end) => Ok(Published { duplicate: true, ..end }),
-                Err(error) if error.kind == BrokerErrorKind::Ended => Ok(Published {
-                    position,
-                    duplicate: true,
-                }),
-                Err(error) => Err(error),
-            },
-            (Some(outcome @ ("new" | "known" | "old")), Some(position)) => {
-                self.marks.note(partition, position);
-                Ok(Published {
-                    position,
-                    duplicate: outcome != "new",
-                })
-            }
-            _ => Err(not_ours(channel)),
-        }
+        self.published(channel, &append, answer?).await
     }
 
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
@@ -477,176 +389,7 @@ impl Broker for Redis {
     }
 }
 
-fn broke_meanwhile() -> BrokerError {
-    lost("the subscription broke while it was made")
-}
-
-fn late() -> BrokerError {
-    BrokerError::unavailable("Redis did not answer in time").for_clients()
-}
-
-/// Something else writes to our keys, or a later version of this program did.
-fn not_ours(channel: &ChannelName) -> BrokerError {
-    BrokerError::unavailable(format!(
-        "the keys of the channel {channel} (airwave:…{{{channel}}}:*) hold what Airwave did not write there: give it a database of its own"
-    ))
-}
-
 /// Bounded to what a double counts exactly.
 fn counted(limit: u64) -> u64 {
     limit.min(1 << 50)
-}
-
-/// Ages are bounded to a century: the server adds them to its clock.
-fn bounded(age: Duration) -> Duration {
-    age.min(Duration::from_secs(100 * 365 * 24 * 3600))
-}
-
-fn micros(age: Duration) -> u64 {
-    u64::try_from(bounded(age).as_micros()).unwrap_or(u64::MAX)
-}
-
-fn millis(age: Duration) -> u64 {
-    u64::try_from(bounded(age).as_millis()).unwrap_or(u64::MAX)
-}
-
-fn head_lives(age: Duration) -> Duration {
-    HEAD_LIVES.max(age.saturating_mul(2))
-}
-
-/// An event as the scripts tell it: `position:previous:message`. `None`: it is not one.
-fn decode(bytes: Vec<u8>) -> Option<Event> {
-    let bytes = Bytes::from(bytes);
-    let mut parts = bytes.splitn(3, |byte| *byte == b':');
-    let position = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
-    let previous = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
-    let message = bytes.slice_ref(parts.next()?);
-    Some(Event {
-        position,
-        previous,
-        message: Message::from_stored(&message),
-    })
-}
-
-fn strings(answer: Value) -> Option<Vec<Vec<u8>>> {
-    let Value::Array(items) = answer else { return None };
-    items
-        .into_iter()
-        .map(|item| match item {
-            Value::BulkString(bytes) => Some(bytes),
-            Value::SimpleString(text) => Some(text.into_bytes()),
-            _ => None,
-        })
-        .collect()
-}
-
-fn replay_of(answer: Value) -> Option<Replay> {
-    let Value::Array(items) = answer else { return None };
-    let mut items = items.into_iter();
-    let flag = |items: &mut std::vec::IntoIter<Value>| match items.next()? {
-        Value::Int(flag) => Some(flag == 1),
-        _ => None,
-    };
-    let Value::BulkString(head) = items.next()? else { return None };
-    let head: Position = std::str::from_utf8(&head).ok()?.parse().ok()?;
-    let (ended, complete, more) = (flag(&mut items)?, flag(&mut items)?, flag(&mut items)?);
-    let events = items.map(|item| match item {
-        Value::BulkString(bytes) => decode(bytes).map(Arc::new),
-        _ => None,
-    });
-    Some(Replay {
-        events: events.collect::<Option<_>>()?,
-        complete,
-        more,
-        head,
-        ended,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use airwave_core::event::Key;
-    use airwave_core::{Data, EventName};
-
-    use super::*;
-
-    fn stored(message: &Message) -> Vec<u8> {
-        let mut bytes = b"1748123004217002:1748123004217001:".to_vec();
-        message.store(&mut bytes);
-        bytes
-    }
-
-    #[test]
-    fn messages_come_back_as_they_were() {
-        let long = "x".repeat(255);
-        for (name, key, data) in [
-            ("said", None, Data::text("")),
-            ("said", Some("k:1"), Data::text("a:b:c\n")),
-            (&long[..], Some(&long[..]), Data::binary(vec![0, 255, b':'])),
-            ("s", Some("é"), Data::json_text("[1]").unwrap()),
-        ] {
-            let mut message = Message::new(EventName::new(name).unwrap(), data);
-            message.key = key.map(|key| Key::new(key).unwrap());
-            let event = decode(stored(&message)).unwrap();
-            assert_eq!((event.position.0, event.previous.0), (1748123004217002, 1748123004217001));
-            assert_eq!(event.message, message);
-        }
-        let end = Append::end().message;
-        assert!(decode(stored(&end)).unwrap().is_end());
-    }
-
-    /// A full server must stay as full as it is.
-    #[test]
-    fn no_script_that_works_on_a_full_server_adds_a_key() {
-        let scripts = [
-            APPEND,
-            READ,
-            FOUND,
-            FLOOR,
-            REMEMBER,
-            members::MEMBERS,
-            members::LEASES,
-            members::ENTER,
-        ];
-        let unbounded = scripts
-            .into_iter()
-            .filter(|script| script.lines().next().is_some_and(|line| line.contains("allow-oom")));
-        let mut counted = 0;
-        for script in unbounded {
-            counted += 1;
-            // What READ shares with scripts that make an epoch is not called with `true` there.
-            let own = script.split("-- Reads").nth(1).unwrap();
-            // A head that is there is no new key.
-            let own = own.replace("redis.call('HSET', KEYS[1],", "");
-            for adds in ["'SET'", "'HSET'", "'SADD'", "'XADD'", "'RPUSH'", "true)"] {
-                assert!(!own.contains(adds), "{adds} in {own}");
-            }
-            assert_eq!(own.matches("'ZADD', key, 'XX'").count(), own.matches("'ZADD'").count());
-        }
-        assert_eq!(counted, 2, "the scripts that read, and that read leases");
-    }
-
-    #[test]
-    fn what_is_not_an_event_is_not_read_as_one() {
-        let whole = stored(&Message::new(EventName::new("said").unwrap(), Data::text("text")));
-        let numbers = b"1748123004217002:1748123004217001:".len();
-        for length in 0..numbers {
-            assert_eq!(decode(whole[..length].to_vec()), None, "the first {length} bytes of one");
-        }
-        for forged in ["x:1:t0000", "1:x:t0000", "-1:1:t0100a"] {
-            assert_eq!(decode(forged.as_bytes().to_vec()), None, "{forged}");
-        }
-        for (newer, is_hidden) in [
-            ("1:0:", true),
-            ("1:0:t0100\n", true),
-            ("1:0:tzz00a", true),
-            ("1:0:t0101a\n", true),
-            ("1:0:t0b00airwave.run{}", true),
-            ("1:0:x0100a", false),
-            ("1:0:3j01000000a", false),
-        ] {
-            let event = decode(newer.as_bytes().to_vec()).unwrap();
-            assert_eq!((event.position.0, event.is_hidden()), (1, is_hidden), "{newer}");
-        }
-    }
 }

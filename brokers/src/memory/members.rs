@@ -1,34 +1,31 @@
-//! Who is in a channel, for nodes that share this process: the reference of [`Directory`].
+//! What nodes that share this process say of members.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use airwave_core::directory::{Heartbeat, MemberEntry, NODE_EXPIRES, NodeId, Watch, WatchSender};
-use airwave_core::{BrokerError, ChannelName, Directory};
-use async_trait::async_trait;
+use airwave_core::ChannelName;
+use airwave_core::directory::{MemberEntry, NODE_EXPIRES, NodeId, WatchSender};
 use tokio::time::Instant;
-
-use super::{Memory, lock};
 
 /// All that is known of members. Entries, and the watches that are shown them, behind one lock,
 /// which alone puts them into order.
 #[derive(Default)]
 pub(super) struct MemberTable {
     /// When each node sent its last heartbeat.
-    beats: HashMap<NodeId, Instant>,
-    channels: HashMap<ChannelName, Present>,
-    watches: u64,
+    pub(super) beats: HashMap<NodeId, Instant>,
+    pub(super) channels: HashMap<ChannelName, Present>,
+    pub(super) watches: u64,
 }
 
 #[derive(Default)]
-struct Present {
-    entries: HashMap<(NodeId, Arc<str>), MemberEntry>,
-    watches: Vec<(u64, WatchSender)>,
+pub(super) struct Present {
+    pub(super) entries: HashMap<(NodeId, Arc<str>), MemberEntry>,
+    pub(super) watches: Vec<(u64, WatchSender)>,
 }
 
 impl MemberTable {
     /// Forgets nodes that are dead, and what they said.
-    fn expire(&mut self, now: Instant) {
+    pub(super) fn expire(&mut self, now: Instant) {
         let before = self.beats.len();
         self.beats.retain(|_, last| now.duration_since(*last) < NODE_EXPIRES);
         if self.beats.len() != before {
@@ -40,7 +37,7 @@ impl MemberTable {
         }
     }
 
-    fn leave(&mut self, node: NodeId) {
+    pub(super) fn leave(&mut self, node: NodeId) {
         self.beats.remove(&node);
         self.channels.retain(|_, present| {
             present.entries.retain(|(other, _), _| *other != node);
@@ -48,7 +45,7 @@ impl MemberTable {
         });
     }
 
-    fn unwatch(&mut self, channel: &ChannelName, id: u64) {
+    pub(super) fn unwatch(&mut self, channel: &ChannelName, id: u64) {
         if let Some(present) = self.channels.get_mut(channel) {
             present.watches.retain(|(other, _)| *other != id);
             if present.is_empty() {
@@ -59,75 +56,7 @@ impl MemberTable {
 }
 
 impl Present {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.watches.is_empty()
     }
 }
-
-#[async_trait]
-impl Directory for Memory {
-    async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
-        let mut members = lock(&self.members);
-        members.expire(Instant::now());
-        // What the dead say counts for nothing.
-        if entries.iter().any(|entry| !members.beats.contains_key(&entry.node)) {
-            return Ok(());
-        }
-        let present = members.channels.entry(channel.clone()).or_default();
-        for entry in entries {
-            let key = (entry.node, entry.member.clone());
-            match &entry.value {
-                Some(_) => present.entries.insert(key, entry.clone()),
-                None => present.entries.remove(&key),
-            };
-            present.watches.retain(|(_, watch)| watch.push(entry.clone()));
-        }
-        if present.is_empty() {
-            members.channels.remove(channel);
-        }
-        Ok(())
-    }
-
-    async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
-        let mut members = lock(&self.members);
-        members.expire(Instant::now());
-        let present = members.channels.get(channel);
-        Ok(present.map_or_else(Vec::new, |present| present.entries.values().cloned().collect()))
-    }
-
-    async fn watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError> {
-        let mut members = lock(&self.members);
-        members.watches += 1;
-        let id = members.watches;
-        // Weak, because the watches hang on it, and must end when the broker goes.
-        let (shared, name) = (Arc::downgrade(&self.members), channel.clone());
-        let (sender, watch) = Watch::new(move || {
-            if let Some(members) = shared.upgrade() {
-                let mut members: std::sync::MutexGuard<'_, MemberTable> = lock(&members);
-                members.unwatch(&name, id);
-            }
-        });
-        let present = members.channels.entry(channel.clone()).or_default();
-        present.watches.push((id, sender));
-        Ok(watch)
-    }
-
-    async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
-        let mut members = lock(&self.members);
-        let now = Instant::now();
-        members.expire(now);
-        let known = members.beats.insert(node, now).is_some();
-        Ok(Heartbeat {
-            known,
-            living: members.beats.keys().copied().collect(),
-        })
-    }
-
-    async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
-        lock(&self.members).leave(node);
-        Ok(())
-    }
-}
-
-/// The type of the field in [`Memory`].
-pub(super) type SharedMembers = Arc<Mutex<MemberTable>>;

@@ -1,5 +1,4 @@
-//! The connection to a server: opening it, judging what answers there, making the stream, finding
-//! out when it is dead.
+//! The connection to a server: opening it, judging what answers there, finding out when it is dead.
 //!
 //! The client library would connect again by itself, and would then send what was waiting:
 //! publishes whose callers have given up. So a connection here lives once. When it breaks, or this
@@ -11,24 +10,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use airwave_core::broker::{BrokerStats, IDEMPOTENCY_WINDOW};
+use airwave_core::broker::BrokerStats;
 use airwave_core::rule::History;
 use airwave_core::{BrokerError, ChannelName, Rules};
-use async_nats::client::RequestErrorKind;
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, HeaderMap, Message, Request, StatusCode};
-use bytes::Bytes;
+use async_nats::{ConnectErrorKind, ConnectOptions, HeaderMap};
 use futures_util::StreamExt;
-use serde_json::{Value, json};
-use tokio::sync::{Mutex, Notify, broadcast, watch};
+use serde_json::Value;
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::clock::{ServerClock, time_of};
-use super::kept::{self, KeptByOthers};
+use super::clock::ServerClock;
+use super::errors::{NatsConnectError, lost, unstored};
+use super::kept::KeptByOthers;
+use super::link::{Answer, Forbidden, LONGEST, Link, SERVER_TIME, stored_at};
 use super::settings::{Login, Settings};
 use super::stored;
-use super::{DEADLINE, HEAD_LIVES, LONGEST, late};
 use crate::reconnect::{Backoff, Disconnected, random_bits};
-use crate::silence::while_heard;
 
 /// For the way to one server and its greeting.
 const CONNECT_WITHIN: Duration = Duration::from_millis(1500);
@@ -59,254 +56,24 @@ const PROBES_UNANSWERED: u32 = 2;
 /// told to this node.
 const PROBE_BEHIND: Duration = Duration::from_secs(10);
 
-/// What the server gives as reasons (`err_code`).
-pub(super) mod code {
-    pub(in crate::nats) const NOT_ENABLED: [u64; 2] = [10039, 10076];
-    pub(in crate::nats) const NO_SUCH_STREAM: u64 = 10059;
-    pub(in crate::nats) const NO_MESSAGE: u64 = 10037;
-    pub(in crate::nats) const NAME_TAKEN: u64 = 10058;
-    pub(in crate::nats) const SUBJECTS_TAKEN: u64 = 10065;
-    pub(in crate::nats) const WRONG_LAST: [u64; 2] = [10071, 10164];
-    pub(in crate::nats) const NO_SUCH_ROLLUP: u64 = 10111;
-    pub(in crate::nats) const SAME_KEY_UNDER_WAY: u64 = 10158;
-    pub(in crate::nats) const TOO_LARGE: u64 = 10054;
-    pub(in crate::nats) const SEALED: u64 = 10109;
-    /// The account's limit, the server's, its memory's, its disk's; and what the store itself says
-    /// (`max_bytes`, a write that fails).
-    pub(in crate::nats) const FULL: [u64; 5] = [10002, 10023, 10028, 10047, 10077];
-}
-
-/// Why no broker could be made. The text says what to do, and holds no credentials.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum NatsConnectError {
-    /// The URL is not one.
-    #[error("the broker's URL {0}")]
-    Url(String),
-    /// No server answers there.
-    #[error("NATS at {address} cannot be reached: {reason}; start it, or correct the broker's URL")]
-    Unreachable {
-        /// Hosts and ports.
-        address: String,
-        /// What happened.
-        reason: String,
-    },
-    /// A server answers, but will not have us or cannot serve us.
-    #[error("NATS at {address} cannot be used: {reason}")]
-    Unusable {
-        /// Hosts and ports.
-        address: String,
-        /// What happened, and what to do.
-        reason: String,
-    },
-}
-
-pub(super) fn lost(what: &str) -> BrokerError {
-    BrokerError::unavailable(format!("NATS: {what}"))
-}
-
-/// Why the server stores no message, in words for operators.
-pub(super) fn unstored(code: u64, text: &str) -> BrokerError {
-    if code::FULL.contains(&code) {
-        lost(&format!(
-            "JetStream is full ({text}): give it more room (max_file_store, the account's limits, the stream's max_bytes), or keep less history"
-        ))
-    } else if code == code::SEALED {
-        lost(&format!(
-            "the stream is sealed ({text}), which cannot be undone: choose another prefix (?prefix=NAME in the broker's URL)"
-        ))
-    } else {
-        lost(text)
-    }
-}
-
-/// What the server forbids, in its own words. It says so beside the answers, and answers nothing.
-#[derive(Clone)]
-pub(super) struct Forbidden(broadcast::Sender<Arc<str>>);
-
-impl Forbidden {
-    fn new() -> Forbidden {
-        // Who has missed some may have missed the one that was meant.
-        Forbidden(broadcast::Sender::new(64))
-    }
-
-    fn tell(&self, text: &str) {
-        // The send fails if no call watches.
-        let _ = self.0.send(text.into());
-    }
-
-    /// From now on.
-    pub(super) fn watch(&self, doing: &str, subject: &str) -> PermissionWatch {
-        PermissionWatch {
-            told: self.0.subscribe(),
-            what: format!("{doing} to \"{subject}\""),
-        }
-    }
-}
-
-/// Whether one thing is forbidden.
-pub(super) struct PermissionWatch {
-    told: broadcast::Receiver<Arc<str>>,
-    what: String,
-}
-
-impl PermissionWatch {
-    /// Comes back when it is.
-    pub(super) async fn wait(&mut self) -> BrokerError {
-        loop {
-            match self.told.recv().await {
-                Ok(text) if text.contains(&self.what) => return forbidden(&text),
-                Ok(_) => {}
-                Err(broadcast::error::RecvError::Lagged(_)) => return lost("the server forbids much"),
-                Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
-            }
-        }
-    }
-
-    /// Whether it was said until now.
-    pub(super) fn look(&mut self) -> Result<(), BrokerError> {
-        loop {
-            match self.told.try_recv() {
-                Ok(text) if text.contains(&self.what) => return Err(forbidden(&text)),
-                Ok(_) => {}
-                Err(broadcast::error::TryRecvError::Lagged(_)) => return Err(lost("the server forbids much")),
-                Err(_) => return Ok(()),
-            }
-        }
-    }
-}
-
-fn forbidden(text: &str) -> BrokerError {
-    lost(&format!("the server forbids this user what it needs ({text})"))
-}
-
-/// One connection.
-pub(super) struct Link {
-    pub(super) client: Client,
-    pub(super) dead: Arc<Disconnected>,
-    pub(super) forbidden: Forbidden,
-    /// The server is of version 2.10: it gives one message for a question, and refuses some things
-    /// without a word.
-    pub(super) is_2_10: bool,
-    /// There once the stream of members was seen; dead when it is gone or has no leader, which is
-    /// no matter of the events.
-    pub(super) members: Mutex<Option<Arc<Disconnected>>>,
-    heard: watch::Sender<u64>,
-    /// How much was heard of the stream's leader: its answers, and what it tells of events.
-    pub(super) told: Arc<AtomicU64>,
-}
-
-/// What a server's refusal or answer is, as JSON says it.
-pub(super) enum Answer {
-    Done(Value),
-    Refused { code: u64, text: String },
-}
-
-impl Link {
-    /// How many bytes have arrived on this connection. As long as there are more and more of them,
-    /// the server lives.
-    pub(super) fn arrived(&self) -> u64 {
-        self.client.statistics().in_bytes.load(Ordering::Relaxed)
-    }
-
-    /// The stream's leader has answered.
-    pub(super) fn hears_the_leader(&self) {
-        self.told.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Asks and waits for one answer, as long as the connection lives.
-    pub(super) async fn ask(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<Message, BrokerError> {
-        self.ask_of(&self.dead, subject, headers, payload).await
-    }
-
-    /// Tells `gone` if no server answers there.
-    async fn ask_of(
-        &self,
-        gone: &Disconnected,
-        subject: String,
-        headers: Option<HeaderMap>,
-        payload: Bytes,
-    ) -> Result<Message, BrokerError> {
-        let mut request = Request::new().payload(payload).timeout(None);
-        if let Some(headers) = headers {
-            request = request.headers(headers);
-        }
-        let mut watched = self.forbidden.watch("Publish", &subject);
-        let answered = while_heard(DEADLINE, || self.arrived(), self.client.send_request(subject, request));
-        let answer = tokio::select! {
-            answer = answered => answer.ok_or_else(late)?,
-            () = self.dead.wait() => return Err(lost("the connection broke")),
-            forbidden = watched.wait() => return Err(forbidden),
-        };
-        answer.map_err(|error| match error.kind() {
-            RequestErrorKind::MaxPayloadExceeded => BrokerError::rejected(format!(
-                "the message is larger than NATS takes ({} bytes with what is written beside it): raise max_payload in its configuration",
-                self.client.max_payload()
-            )),
-            RequestErrorKind::NoResponders => {
-                // The stream is gone or has no leader: the next connection checks for it, and makes
-                // it anew.
-                gone.tell();
-                lost("no server answers for the stream")
-            }
-            _ => lost("no answer in time").caused_by(error),
-        })
-    }
-
-    /// The same of JetStream, which answers in JSON.
-    pub(super) async fn call(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<Answer, BrokerError> {
-        self.call_of(&self.dead, subject, headers, payload).await
-    }
-
-    /// Does the same with another stream than that of the events. Tells `gone` if no server answers
-    /// for it.
-    pub(super) async fn call_of(
-        &self,
-        gone: &Disconnected,
-        subject: String,
-        headers: Option<HeaderMap>,
-        payload: Bytes,
-    ) -> Result<Answer, BrokerError> {
-        let message = self.ask_of(gone, subject, headers, payload).await?;
-        let answer: Value =
-            serde_json::from_slice(&message.payload).map_err(|error| lost("an answer is no JSON").caused_by(error))?;
-        Ok(match answer.get("error") {
-            Some(error) => Answer::Refused {
-                code: error["err_code"].as_u64().unwrap_or(0),
-                text: error["description"].as_str().unwrap_or("no reason given").to_owned(),
-            },
-            None => Answer::Done(answer),
-        })
-    }
-
-    pub(super) async fn api(&self, what: String, body: &Value) -> Result<Answer, BrokerError> {
-        let payload = if body.is_null() {
-            Bytes::new()
-        } else {
-            body.to_string().into()
-        };
-        self.call(format!("$JS.API.{what}"), None, payload).await
-    }
-}
-
 /// The way to the server, kept open by a task.
 pub(super) struct Connection {
     pub(super) settings: Settings,
-    rules: Rules,
+    pub(super) rules: Rules,
     current: watch::Sender<Option<Arc<Link>>>,
     /// The highest sequence that this node knows of. The stream never counts from below it again.
-    highest: AtomicU64,
+    pub(super) highest: AtomicU64,
     /// The last token of the subjects of this node's probes.
-    node: String,
+    pub(super) node: String,
     asked: AtomicU64,
     /// How long the stream keeps a message at most, in ns; zero: for ever.
-    keeps: AtomicU64,
+    pub(super) keeps: AtomicU64,
     pub(super) stats: BrokerStats,
     /// Whether the server has refused to store this node's newest probe.
     refuses: AtomicBool,
     /// By which the age of what is stored is judged.
     pub(super) server_clock: Arc<ServerClock>,
-    kept_by_others: KeptByOthers,
+    pub(super) kept_by_others: KeptByOthers,
     /// The last try to connect has failed.
     gone: AtomicBool,
     /// A call finds no connection.
@@ -569,224 +336,6 @@ impl Connection {
         })
     }
 
-    /// Whether JetStream is there and our stream is what it must be; makes it if it is missing.
-    async fn examine(&self, link: &Link) -> Result<(), NatsConnectError> {
-        match link.api("INFO".into(), &Value::Null).await {
-            Ok(Answer::Done(_)) => {}
-            Ok(Answer::Refused { code, text }) if code::NOT_ENABLED.contains(&code) => {
-                return Err(self.unusable(format!(
-                    "JetStream is not enabled for this account ({text}); enable it in the account's configuration"
-                )));
-            }
-            Ok(Answer::Refused { text, .. }) => return Err(self.unreachable(text)),
-            Err(_) if link.dead.is() && !link.client.server_info().jetstream => {
-                return Err(
-                    self.unusable("it has no JetStream; start it with -js, or write jetstream {} into its configuration".into())
-                );
-            }
-            Err(error) => return Err(self.unreachable(error.message)),
-        }
-        let name = &self.settings.prefix;
-        for _ in 0..3 {
-            match self.info(link).await? {
-                Some(info) => return self.judge(link, &info).await,
-                None => {
-                    let mut wanted = self.wanted();
-                    let now = server_time(link).await.unwrap_or_else(|| self.now());
-                    wanted["first_seq"] = now.max(self.highest() + 1).into();
-                    tracing::info!(server = %self.settings, stream = name, "making the stream");
-                    match self.reached(link.api(format!("STREAM.CREATE.{name}"), &wanted).await)? {
-                        // Or another node was faster.
-                        Answer::Done(_)
-                        | Answer::Refused {
-                            code: code::NAME_TAKEN, ..
-                        } => {}
-                        Answer::Refused {
-                            code: code::SUBJECTS_TAKEN,
-                            ..
-                        } => {
-                            return Err(self.unusable(format!(
-                                "another stream takes the subjects {name}.log.>; delete that one, or choose another prefix (?prefix=NAME in the broker's URL)"
-                            )));
-                        }
-                        Answer::Refused { text, .. } => return Err(self.not_made(&text)),
-                    }
-                }
-            }
-        }
-        Err(self.unreachable("the stream comes and goes"))
-    }
-
-    async fn info(&self, link: &Link) -> Result<Option<Value>, NatsConnectError> {
-        match self.reached(link.api(format!("STREAM.INFO.{}", self.settings.prefix), &Value::Null).await)? {
-            Answer::Done(info) => Ok(Some(info)),
-            Answer::Refused {
-                code: code::NO_SUCH_STREAM,
-                ..
-            } => Ok(None),
-            Answer::Refused { text, .. } => Err(self.unreachable(text)),
-        }
-    }
-
-    fn not_made(&self, text: &str) -> NatsConnectError {
-        let (name, replicas, storage) = (&self.settings.prefix, self.settings.replicas, self.settings.storage);
-        self.unusable(format!(
-            "it does not make or change the stream {name} with replicas={replicas} and storage={storage} ({text}); give it as many servers \
-             and as much room as that takes, or write other replicas into the broker's URL"
-        ))
-    }
-
-    /// The stream as the rules want it. What differs between channels is done by us; this is the
-    /// most that any of them keeps.
-    fn wanted(&self) -> Value {
-        let histories = self.rules.iter().map(|rule| rule.history).chain([Default::default()]);
-        let (events, age) = histories.fold((0, Duration::ZERO), |(events, age), history| {
-            (history.events.max(events), history.age.max(age))
-        });
-        let century = Duration::from_secs(100 * 365 * 24 * 3600);
-        let nanos = |duration: Duration| u64::try_from(duration.min(century).as_nanos()).unwrap_or(u64::MAX);
-        let settings = &self.settings;
-        // The newest of a channel is its head: that outlives its history.
-        let lives = HEAD_LIVES.max(age.saturating_mul(2));
-        let lives = settings.tuning.head_lives.unwrap_or(lives);
-        let prefix = &settings.prefix;
-        let mut metadata = json!({ "airwave-format": "1" });
-        if let Some(kept) = kept::with_ours(&Value::Null, &self.rules) {
-            metadata[kept::KEPT] = kept.into();
-        }
-        json!({
-            "name": prefix,
-            "description": "Airwave: the events of all channels",
-            "subjects": [self.log(">")],
-            "retention": "limits",
-            "discard": "old",
-            "max_consumers": -1,
-            "max_msgs": -1,
-            "max_bytes": -1,
-            "max_msg_size": -1,
-            // One more for a mark.
-            "max_msgs_per_subject": events.min(1 << 40) + 1,
-            "max_age": nanos(lives),
-            "duplicate_window": nanos(IDEMPOTENCY_WINDOW.min(lives)),
-            "storage": settings.storage,
-            "num_replicas": settings.replicas,
-            "allow_direct": true,
-            "allow_rollup_hdrs": true,
-            "republish": { "src": self.log(">"), "dest": self.live(">") },
-            "metadata": metadata,
-        })
-    }
-
-    async fn judge(&self, link: &Link, info: &Value) -> Result<(), NatsConnectError> {
-        let (name, config, wanted) = (&self.settings.prefix, &info["config"], self.wanted());
-        self.keeps.store(config["max_age"].as_u64().unwrap_or(0), Ordering::Release);
-        let other_format = config["metadata"]["airwave-format"] != wanted["metadata"]["airwave-format"];
-        // How much the stream may hold, and what it does when that is reached, is the operator's to
-        // say.
-        let shape = ["subjects", "retention", "allow_direct", "republish"];
-        let foreign = shape.into_iter().find(|what| match *what {
-            "republish" => ["src", "dest"]
-                .iter()
-                .any(|side| config["republish"][side] != wanted["republish"][side]),
-            what => config[what] != wanted[what],
-        });
-        let foreign = foreign.or((other_format).then_some("metadata"));
-        if let Some(what) = foreign {
-            return Err(self.unusable(format!(
-                "its stream {name} is not as Airwave makes it ({what} differs); choose another prefix (?prefix=NAME in the broker's URL), or \
-                 delete the stream and all it holds (nats stream rm {name})"
-            )));
-        }
-        if config["storage"] != wanted["storage"] {
-            return Err(self.unusable(format!(
-                "its stream {name} has the storage {}, which cannot be changed; write storage={} into the broker's URL, or delete the stream \
-                 and all it holds (nats stream rm {name})",
-                config["storage"].as_str().unwrap_or("?"),
-                config["storage"].as_str().unwrap_or("?"),
-            )));
-        }
-        self.kept_by_others.learn(&config["metadata"], &self.rules);
-        let sealed = config["sealed"] == true;
-        let changed = grown(config, &wanted, kept::with_ours(&config["metadata"], &self.rules));
-        if let Some(changed) = changed.filter(|_| !sealed) {
-            tracing::info!(server = %self.settings, stream = name, "the stream keeps more from now on, as the rules of this node say");
-            match self.reached(link.api(format!("STREAM.UPDATE.{name}"), &changed).await)? {
-                Answer::Done(_) => {}
-                Answer::Refused { code, text } if code::FULL.contains(&code) => {
-                    tracing::warn!(server = %self.settings, stream = name, text, "the stream stays as it is: JetStream is full");
-                }
-                Answer::Refused { text, .. } => return Err(self.not_made(&text)),
-            }
-        }
-        if sealed {
-            return Ok(());
-        }
-        self.set_forward(link, info).await
-    }
-
-    /// A stream in memory begins again at its first number when its servers restart, and gave all
-    /// numbers from there before. So one that never held anything since is sent ahead to the clock
-    /// ([`count_of_now`]), and so is one that is behind what this node has seen.
-    ///
-    /// A new one gives its first number away unused. Servers before 2.11.11 that are killed read a
-    /// file stream that still begins where it was made as an empty one, and lose all that it held.
-    /// Every node that finds it new does so, to the same number: nothing can have been stored below
-    /// it.
-    async fn set_forward(&self, link: &Link, info: &Value) -> Result<(), NatsConnectError> {
-        let (first, last) = (
-            info["config"]["first_seq"].as_u64().unwrap_or(0),
-            info["state"]["last_seq"].as_u64().unwrap_or(0),
-        );
-        let new = last < first.max(1);
-        let now = count_of_now(info).unwrap_or_else(|| self.now());
-        let again = new && info["config"]["storage"] == "memory" && now.saturating_sub(first) > 1_000_000;
-        let ahead = if again || last < self.highest() {
-            if self.goes_on(link).await? {
-                return Ok(());
-            }
-            tracing::warn!(server = %self.settings, stream = self.settings.prefix, "the stream has lost what it held; it goes on above all it gave");
-            now.max(self.highest() + 1)
-        } else if new {
-            first + 1
-        } else {
-            return Ok(());
-        };
-        let subject = format!("STREAM.PURGE.{}", self.settings.prefix);
-        match self.reached(link.api(subject, &json!({ "seq": ahead })).await)? {
-            Answer::Done(_) => Ok(()),
-            Answer::Refused { text, .. } => Err(self.not_made(&text)),
-        }
-    }
-
-    /// Whether the stream goes on above all that this node knows of, whatever is said of it. A
-    /// server that was cut off from the others, or has just been chosen to lead, tells of an older
-    /// state than was acknowledged; and to purge the stream then is to lose all that it holds. What
-    /// is stored now is stored by most of them, and has its place behind all the rest.
-    async fn goes_on(&self, link: &Link) -> Result<bool, NatsConnectError> {
-        let before = self.highest();
-        if before == 0 {
-            return Ok(false);
-        }
-        let sequence = self.reached(self.store_something(link).await)?;
-        Ok(sequence > before)
-    }
-
-    /// Stores a message without meaning, and returns its sequence. Most of the servers have it
-    /// then. A server that is cut off from them cannot store it.
-    pub(super) async fn store_something(&self, link: &Link) -> Result<u64, BrokerError> {
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Rollup", "sub");
-        let subject = self.log(&format!("probe.{}", self.node));
-        match link.call(subject, Some(headers), "0".into()).await? {
-            Answer::Done(ack) => {
-                let sequence = ack["seq"].as_u64().unwrap_or(0);
-                self.highest.fetch_max(sequence, Ordering::AcqRel);
-                Ok(sequence)
-            }
-            Answer::Refused { code, text } => Err(unstored(code, &text)),
-        }
-    }
-
     pub(super) fn reached<T>(&self, answer: Result<T, BrokerError>) -> Result<T, NatsConnectError> {
         answer.map_err(|error| self.unreachable(error.message))
     }
@@ -968,93 +517,7 @@ impl Connection {
     }
 }
 
-/// The stream's configuration with room for what this node wants, too. `None`: it has that. Limits
-/// only grow by themselves: a node with older rules must not take away what newer ones promise. To
-/// make them smaller is the operator's part.
-fn grown(config: &Value, wanted: &Value, kept: Option<String>) -> Option<Value> {
-    let mut changed = config.clone();
-    // Below one means without a limit.
-    for (what, unlimited) in [
-        ("max_msgs_per_subject", true),
-        ("max_age", true),
-        ("duplicate_window", false),
-        ("num_replicas", false),
-    ] {
-        let (has, wants) = (config[what].as_i64().unwrap_or(0), wanted[what].as_i64().unwrap_or(0));
-        if has < wants && !(unlimited && has < 1) {
-            changed[what] = wanted[what].clone();
-        }
-    }
-    changed["allow_rollup_hdrs"] = true.into();
-    if let Some(kept) = kept {
-        changed["metadata"][kept::KEPT] = kept.into();
-    }
-    (changed != *config).then_some(changed)
-}
-
-/// Asks for the server's time. A node does without where this is forbidden.
-const SERVER_TIME: &str = "$SYS.REQ.USER.INFO";
-
-/// The server's time, so that what one node makes begins above all that another one made before. A
-/// node's own clock may be minutes behind that of the node whose stream was lost. `None`: this user
-/// may not ask.
-async fn server_time(link: &Link) -> Option<u64> {
-    // Not to be answered is no sign of a dead connection here.
-    let gone = Disconnected::default();
-    let asked = link.ask_of(&gone, SERVER_TIME.into(), None, Bytes::new());
-    let answer: Value = serde_json::from_slice(&asked.await.ok()?.payload).ok()?;
-    time_of(answer["server"]["time"].as_str()?)
-}
-
-/// How far the stream would have counted by now if it gave a number each microsecond since it was
-/// made, by the server's clock: so every node comes to the same number, above all that the stream
-/// gave, whatever its own clock says, and also if a clock that was ahead made it. `None`: the
-/// server does not tell the times.
-fn count_of_now(info: &Value) -> Option<u64> {
-    let time = |what: &str| time_of(info[what].as_str()?);
-    let (made, now) = (time("created")?, time("ts")?);
-    let first = info["config"]["first_seq"].as_u64().unwrap_or(0);
-    Some(first.saturating_add(now.saturating_sub(made)).max(now))
-}
-
 fn version_of(text: &str) -> (u64, u64) {
     let mut parts = text.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
-}
-
-/// When the server stored this message, as it says itself.
-pub(super) fn stored_at(message: &Message) -> Option<u64> {
-    time_of(message.headers.as_ref()?.get("Nats-Time-Stamp")?.as_str())
-}
-
-/// Whether a message is only about the answer: its end, or that there is none.
-pub(super) fn is_status(message: &Message) -> Option<StatusCode> {
-    message.status.filter(|status| *status != StatusCode::OK)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_stream_counts_on_from_its_first_number_by_the_servers_clock() {
-        let info = |first: u64, now: &str| {
-            json!({
-                "config": { "first_seq": first },
-                "created": "2026-11-29T16:16:40.000001Z",
-                "ts": now,
-            })
-        };
-        let made = time_of("2026-11-29T16:16:40.000001Z").unwrap();
-        let (behind, right, ahead) = (made - 120_000_000, made, made + 120_000_000);
-        for (first, counted) in [(behind, made + 9), (right, made + 9), (ahead, ahead + 9)] {
-            let info = info(first, "2026-11-29T16:16:40.00001Z");
-            assert_eq!(count_of_now(&info), Some(counted));
-        }
-        // The server's clock was set back.
-        let info = info(ahead, "2026-11-29T16:16:39Z");
-        assert_eq!(count_of_now(&info), Some(ahead));
-        assert_eq!(count_of_now(&json!({ "config": { "first_seq": right } })), None);
-    }
 }

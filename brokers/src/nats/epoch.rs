@@ -19,7 +19,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::clock::time_of;
-use super::connection::{Answer, Connection, Link, code, lost, unstored};
+use super::connection::Connection;
+use super::errors::{code, lost, unstored};
+use super::link::{Answer, Link};
 use super::stored::UNKNOWN;
 
 /// What this node knows of the epochs.

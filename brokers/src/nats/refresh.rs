@@ -18,11 +18,13 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::clock::micros;
-use super::connection::{Answer, Connection, Link, lost};
+use super::connection::Connection;
 use super::epoch;
+use super::errors::lost;
+use super::generations::uptime;
+use super::link::{Answer, Link};
+use super::messages::EXPECTED;
 use super::stored::{self, Chain};
-use super::sweep::uptime;
-use super::{EXPECTED, newest_at_leader, subject_of};
 
 /// Between two rounds: an eighth of the stream's age, within these.
 const ROUND: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(3600));
@@ -139,7 +141,7 @@ async fn refresh_one(
     followed_from: Position,
     age: Duration,
 ) -> Result<(), BrokerError> {
-    let (chain, stored_at) = match newest_at_leader(connection, link, channel).await? {
+    let (chain, stored_at) = match connection.newest_at_leader(link, channel).await? {
         Some(newest) => (newest.chain, newest.stored_at),
         None => {
             // Nothing was ever published. Its listeners stand at an epoch, which goes as well; from
@@ -162,7 +164,7 @@ async fn refresh_one(
     let mut headers = HeaderMap::new();
     headers.insert(EXPECTED, chain.newest.to_string());
     let mark = stored::mark(&chain, connection.now());
-    match link.call(subject_of(connection, channel), Some(headers), mark).await? {
+    match link.call(connection.subject_of(channel), Some(headers), mark).await? {
         Answer::Done(_) => tracing::debug!(%channel, "a quiet channel's head was refreshed"),
         // Another node was faster, or published something.
         Answer::Refused { text, .. } => tracing::debug!(%channel, text, "a quiet channel's head was not refreshed"),

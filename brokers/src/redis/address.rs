@@ -3,7 +3,7 @@
 use redis::io::tcp::TcpSettings;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 
-use super::connection::RedisConnectError;
+use super::errors::RedisConnectError;
 
 /// Where to connect to, and how to log in there.
 pub(super) enum Address {
@@ -47,59 +47,86 @@ impl Address {
         if rest.contains('#') {
             return Err(RedisConnectError::Url(unknown_parameters(kind)));
         }
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
-        if login.contains('@') {
-            return Err(malformed(form));
-        }
-        let login = if authority.contains('@') {
-            format!("{login}@")
-        } else {
-            String::new()
-        };
-        let read = |login: &str, host: &str, database: &str| {
-            if host.is_empty() {
-                return Err(malformed(form));
-            }
-            let info = format!("{plain}://{login}{host}/{database}").into_connection_info();
-            ready(info.map_err(|_| malformed(form))?).ok_or_else(|| malformed(form))
-        };
+        let parts = Parts::of(plain, rest, form)?;
         match kind {
-            "cluster" => {
-                if !matches!(path, "" | "0") {
-                    return Err(RedisConnectError::Url(format!(
-                        "names a database, and a cluster has only one; write {CLUSTER}"
-                    )));
-                }
-                let seeds = hosts.split(',').map(|host| read(&login, host, "0"));
-                Ok(Address::Cluster(seeds.collect::<Result<_, _>>()?))
-            }
-            "sentinel" => {
-                let (master, database) = path.split_once('/').unwrap_or((path, ""));
-                let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-                if master.is_empty() || !master.chars().all(known) {
-                    return Err(RedisConnectError::Url(format!(
-                        "does not say which master the sentinels are to be asked for; write {SENTINELS}"
-                    )));
-                }
-                let own_login = sentinel_login(parameters)?;
-                let sentinels = hosts.split(',').map(|host| {
-                    let has_port = host.rsplit(']').next().is_some_and(|after| after.contains(':'));
-                    let host = if has_port || host.is_empty() {
-                        host.to_owned()
-                    } else {
-                        format!("{host}:26379")
-                    };
-                    read(&own_login, &host, "")
-                });
-                Ok(Address::Sentinels {
-                    sentinels: sentinels.collect::<Result<_, _>>()?,
-                    master: master.to_owned(),
-                    server: read(&login, "known-by-the-sentinels", database)?,
-                })
-            }
-            _ => Ok(Address::Server(read(&login, hosts, path)?)),
+            "cluster" => parts.cluster(),
+            "sentinel" => parts.sentinels(parameters),
+            _ => Ok(Address::Server(parts.read(&parts.login, parts.hosts, parts.path)?)),
         }
+    }
+}
+
+/// What stands between the scheme and the parameters.
+struct Parts<'a> {
+    /// `redis` or `rediss`.
+    scheme: &'a str,
+    /// With the `@` behind it; empty if there is none.
+    login: String,
+    hosts: &'a str,
+    path: &'a str,
+    /// How to write such a URL.
+    form: &'static str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(scheme: &'a str, rest: &'a str, form: &'static str) -> Result<Parts<'a>, RedisConnectError> {
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (login, hosts) = match authority.rsplit_once('@') {
+            Some((login, _)) if login.contains('@') => return Err(malformed(form)),
+            Some((login, hosts)) => (format!("{login}@"), hosts),
+            None => (String::new(), authority),
+        };
+        Ok(Parts {
+            scheme,
+            login,
+            hosts,
+            path,
+            form,
+        })
+    }
+
+    /// One server.
+    fn read(&self, login: &str, host: &str, database: &str) -> Result<ConnectionInfo, RedisConnectError> {
+        if host.is_empty() {
+            return Err(malformed(self.form));
+        }
+        let info = format!("{}://{login}{host}/{database}", self.scheme).into_connection_info();
+        ready(info.map_err(|_| malformed(self.form))?).ok_or_else(|| malformed(self.form))
+    }
+
+    fn cluster(&self) -> Result<Address, RedisConnectError> {
+        if !matches!(self.path, "" | "0") {
+            return Err(RedisConnectError::Url(format!(
+                "names a database, and a cluster has only one; write {CLUSTER}"
+            )));
+        }
+        let seeds = self.hosts.split(',').map(|host| self.read(&self.login, host, "0"));
+        Ok(Address::Cluster(seeds.collect::<Result<_, _>>()?))
+    }
+
+    fn sentinels(&self, parameters: &str) -> Result<Address, RedisConnectError> {
+        let (master, database) = self.path.split_once('/').unwrap_or((self.path, ""));
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if master.is_empty() || !master.chars().all(known) {
+            return Err(RedisConnectError::Url(format!(
+                "does not say which master the sentinels are to be asked for; write {SENTINELS}"
+            )));
+        }
+        let own_login = sentinel_login(parameters)?;
+        let sentinels = self.hosts.split(',').map(|host| {
+            let has_port = host.rsplit(']').next().is_some_and(|after| after.contains(':'));
+            let host = if has_port || host.is_empty() {
+                host.to_owned()
+            } else {
+                format!("{host}:26379")
+            };
+            self.read(&own_login, &host, "")
+        });
+        Ok(Address::Sentinels {
+            sentinels: sentinels.collect::<Result<_, _>>()?,
+            master: master.to_owned(),
+            server: self.read(&self.login, "known-by-the-sentinels", database)?,
+        })
     }
 }
 

@@ -21,12 +21,17 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::address::Place;
-use super::connection::{Commands, Connected, Loading, RedisConnectError, Server, lost, text_of};
+use super::commands::Connected;
+use super::errors::{RedisConnectError, lost};
 use super::listening::{LOOK, Listener, Listening};
+use super::loading::Loading;
 use super::marks::Marks;
 use super::naming::{Naming, PARTITIONS, partition, slot};
+use super::scripts::{Keys, Script};
 use super::sentinel::gather;
-use super::{Keys, Script};
+use super::server::Server;
+use super::shard::Shard;
+use super::values::{is_nothing, text_of};
 use crate::reconnect::random_bits;
 
 /// How often the map is asked for although nothing contradicts it.
@@ -48,84 +53,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a feed that was not to be had waits for a newer map.
 const WAIT_FOR_MAP: Duration = Duration::from_millis(500);
-
-/// A server that channels are at: its connections, and the tasks that keep them. Dropping it ends
-/// its feeds.
-pub(super) struct Shard {
-    pub(super) commands: Arc<Commands>,
-    /// For pages of history, so that nothing else waits behind them.
-    pages: Arc<Commands>,
-    pub(super) listening: Arc<Listening>,
-    tasks: Mutex<Vec<AbortHandle>>,
-}
-
-impl Shard {
-    fn new(server: Server, naming: Naming, stats: BrokerStats, marks: Arc<Marks>, home: u16, astray: Arc<Notify>) -> Shard {
-        let commands = Commands::new(server.clone(), stats.clone());
-        // What becomes of it is no matter of the node's.
-        let pages = Commands::new(server.clone(), BrokerStats::default());
-        let listening = Listening::new(server, commands.clone(), naming, stats, marks, home, astray);
-        Shard {
-            commands,
-            pages,
-            listening,
-            tasks: Mutex::default(),
-        }
-    }
-
-    /// One that could be connected to, and is kept connected.
-    pub(super) async fn connect(
-        server: Server,
-        naming: Naming,
-        stats: BrokerStats,
-        marks: Arc<Marks>,
-        home: u16,
-        astray: Arc<Notify>,
-    ) -> Result<Shard, RedisConnectError> {
-        let shard = Self::new(server, naming, stats, marks, home, astray);
-        let mut loading = Loading::default();
-        while loading.judge(shard.commands.first().await).await.transpose()?.is_none() {}
-        let first = loop {
-            if let Some(first) = loading.judge(shard.listening.first().await).await {
-                break first?;
-            }
-        };
-        shard.keep(&Handle::current(), shard.listening.clone().keep(Some(first)));
-        Ok(shard)
-    }
-
-    /// One that will be connected to.
-    fn begin(server: Server, stats: BrokerStats, marks: Arc<Marks>, home: u16, astray: Arc<Notify>, runtime: &Handle) -> Shard {
-        let shard = Self::new(server, Naming::Partitions, stats, marks, home, astray);
-        shard.keep(runtime, shard.listening.clone().keep(None));
-        shard
-    }
-
-    fn keep(&self, runtime: &Handle, listening: impl Future<Output = ()> + Send + 'static) {
-        let commands = runtime.spawn(self.commands.clone().keep()).abort_handle();
-        let pages = runtime.spawn(self.pages.clone().keep_for_pages()).abort_handle();
-        let listening = runtime.spawn(listening).abort_handle();
-        lock(&self.tasks).extend([commands, pages, listening]);
-    }
-
-    /// Over which connection the script is called. Until there is one for pages, that is the one
-    /// for all else.
-    pub(super) fn commands_for(&self, script: Script) -> &Commands {
-        match script.pages && self.pages.is_beside(&self.commands) {
-            true => &self.pages,
-            false => &self.commands,
-        }
-    }
-}
-
-impl Drop for Shard {
-    fn drop(&mut self) {
-        for task in lock(&self.tasks).drain(..) {
-            task.abort();
-        }
-        self.listening.close();
-    }
-}
 
 /// Dropping it ends its feeds and closes its connections.
 pub(super) struct Cluster {
@@ -171,23 +98,7 @@ impl Cluster {
         };
         let login = Server::clustered(first);
         let seeds: Vec<Place> = seeds.iter().map(Place::of).collect();
-        let mut loading = Loading::default();
-        let view = loop {
-            let (views, mut errors) = gather(ask_seeds(&login, &seeds), OTHERS_WITHIN).await;
-            let newest = views.into_iter().max_by_key(|view| view.epoch);
-            // While one loads its data, what others say of the cluster is not the last word.
-            errors.sort_by_key(|error| matches!(error, RedisConnectError::Loading { .. }));
-            let addresses = || seeds.iter().map(Place::to_string).collect::<Vec<_>>().join(", ");
-            let found = newest.ok_or_else(|| {
-                errors.pop().unwrap_or_else(|| RedisConnectError::Unreachable {
-                    address: addresses(),
-                    reason: "no answer".into(),
-                })
-            });
-            if let Some(found) = loading.judge(found).await {
-                break found?;
-            }
-        };
+        let view = first_view(&login, &seeds).await?;
         let astray = Arc::new(Notify::new());
         let owners = view.owners();
         let mut shards = HashMap::new();
@@ -365,7 +276,7 @@ impl Cluster {
                 .await
             {
                 // The channel's own keys are not enough.
-                Ok(Value::Array(parts)) if parts.is_empty() && keys == Keys::Own => None,
+                Ok(answer) if is_nothing(&answer) && keys == Keys::Own => None,
                 Ok(answer) => {
                     if asking && script.tells {
                         self.tell_those_left_behind(&owner, channel).await;
@@ -387,14 +298,7 @@ impl Cluster {
             };
             // With each of these nothing has happened.
             match error.code() {
-                Some("MOVED") => {
-                    if let Some(place) = told_place(&error, &connected) {
-                        let mut map = lock(&self.map);
-                        let there = self.shard(&mut map, &place, partition);
-                        map.owners[usize::from(partition)] = Some(there);
-                    }
-                    self.astray.notify_one();
-                }
+                Some("MOVED") => self.moved(partition, told_place(&error, &connected)),
                 Some("ASK") => {
                     if let Some(place) = told_place(&error, &connected) {
                         asked = Some(self.shard(&mut lock(&self.map), &place, partition));
@@ -410,6 +314,16 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// A partition is not where the map says, but there.
+    fn moved(&self, partition: u16, place: Option<Place>) {
+        if let Some(place) = place {
+            let mut map = lock(&self.map);
+            let there = self.shard(&mut map, &place, partition);
+            map.owners[usize::from(partition)] = Some(there);
+        }
+        self.astray.notify_one();
     }
 
     /// While a slot moves, an event of a channel that is there already is carried there; its
@@ -505,6 +419,27 @@ fn ask_seeds(login: &Server, seeds: &[Place]) -> JoinSet<Result<View, RedisConne
         });
     }
     asked
+}
+
+/// The newest map that the seeds have, once they have loaded their data.
+async fn first_view(login: &Server, seeds: &[Place]) -> Result<View, RedisConnectError> {
+    let mut loading = Loading::default();
+    loop {
+        let (views, mut errors) = gather(ask_seeds(login, seeds), OTHERS_WITHIN).await;
+        let newest = views.into_iter().max_by_key(|view| view.epoch);
+        // While one loads its data, what others say of the cluster is not the last word.
+        errors.sort_by_key(|error| matches!(error, RedisConnectError::Loading { .. }));
+        let addresses = || seeds.iter().map(Place::to_string).collect::<Vec<_>>().join(", ");
+        let found = newest.ok_or_else(|| {
+            errors.pop().unwrap_or_else(|| RedisConnectError::Unreachable {
+                address: addresses(),
+                reason: "no answer".into(),
+            })
+        });
+        if let Some(found) = loading.judge(found).await {
+            return found;
+        }
+    }
 }
 
 impl View {

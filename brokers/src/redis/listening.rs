@@ -26,11 +26,15 @@ use redis::{Cmd, Pipeline, PushKind, RedisError, Value, cmd};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::connection::{Commands, RedisConnectError, Server, ServerConnection, lost};
+use super::commands::Commands;
+use super::errors::{RedisConnectError, late, lost};
 use super::marks::Marks;
 use super::members::{TELLS_OF_MEMBERS, decode as decode_members};
 use super::naming::{Naming, partition};
-use super::{DEADLINE, HEAD_LIVES, LONGEST, REMEMBER_SCRIPT, bounded, decode, late, millis};
+use super::scripts::Script;
+use super::server::{Server, ServerConnection};
+use super::times::{DEADLINE, HEAD_LIVES, LONGEST, bounded, millis};
+use super::values::decode;
 use crate::reconnect::{Backoff, random_bits};
 use crate::silence::while_heard;
 
@@ -610,23 +614,25 @@ impl Listening {
             tracing::debug!(server = %self.server, %error, "channels are not here");
             self.astray.notify_one();
             if command == "SSUBSCRIBE" {
-                let mut ended = Vec::new();
-                {
-                    let mut state = lock(&self.state);
-                    for name in channels {
-                        let confirmed = state
-                            .channels
-                            .get(name)
-                            .is_none_or(|subscription| lock(subscription).confirmed);
-                        if !confirmed {
-                            ended.extend(state.channels.remove(name));
-                        }
-                    }
-                }
-                ended.iter().for_each(|subscription| end(subscription));
+                self.end_unconfirmed(channels);
             }
         }
         Ok(())
+    }
+
+    /// Ends the feeds of those channels of which the subscription is not confirmed.
+    fn end_unconfirmed(&self, channels: &[ChannelName]) {
+        let is_confirmed = |subscription: &Mutex<Subscription>| lock(subscription).confirmed;
+        let ended: Vec<_> = {
+            let mut state = lock(&self.state);
+            let unconfirmed = |name: &&ChannelName| state.channels.get(*name).is_some_and(|one| !is_confirmed(one));
+            let unconfirmed: Vec<&ChannelName> = channels.iter().filter(unconfirmed).collect();
+            unconfirmed
+                .into_iter()
+                .filter_map(|name| state.channels.remove(name))
+                .collect()
+        };
+        ended.iter().for_each(|subscription| end(subscription));
     }
 
     /// Which channels must be subscribed to, which not any more. They count as asked for from now
@@ -836,7 +842,7 @@ impl Listening {
                     // One that lives longer, because its history does, is left alone.
                     call.arg(millis(bounded(HEAD_LIVES)));
                 };
-                match connected.script(REMEMBER_SCRIPT, &arguments, false).await {
+                match connected.script(Script::REMEMBER, &arguments, false).await {
                     Ok(_) => {}
                     Err(error) if error.is_timeout() => {}
                     Err(error) => {

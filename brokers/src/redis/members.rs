@@ -7,46 +7,11 @@
 //! members: a node that sends a heartbeat and finds another dead removes the dead node's entries.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use airwave_core::directory::{Heartbeat, MemberEntry, NODE_EXPIRES, NodeId, Watch};
-use airwave_core::shrink::shrink;
-use airwave_core::{BrokerError, ChannelName, Directory};
-use async_trait::async_trait;
+use airwave_core::ChannelName;
+use airwave_core::directory::{MemberEntry, NodeId};
 use bytes::Bytes;
-use redis::{Cmd, Value};
-use tokio::time::{Duration, Instant, timeout};
-
-use super::connection::lost;
-use super::{HEAD_LIVES, LONGEST, Redis, Script, Servers, late, millis, not_ours};
-
-pub(super) const MEMBERS: &str = include_str!("members.lua");
-pub(super) const LEASES: &str = include_str!("leases.lua");
-pub(super) const ENTER: &str = include_str!("enter.lua");
-
-const MEMBERS_SCRIPT: Script = Script {
-    text: MEMBERS,
-    hash: |connected| &connected.members,
-    pages: false,
-    tells: true,
-    own: false,
-};
-
-const LEASES_SCRIPT: Script = Script {
-    text: LEASES,
-    hash: |connected| &connected.leases,
-    pages: false,
-    tells: false,
-    own: false,
-};
-
-const ENTER_SCRIPT: Script = Script {
-    text: ENTER,
-    hash: |connected| &connected.enter,
-    pages: false,
-    tells: false,
-    own: false,
-};
 
 /// What a message in pub/sub begins with that tells of members. An event's begins with a digit.
 pub(super) const TELLS_OF_MEMBERS: u8 = b'm';
@@ -57,272 +22,23 @@ const NODE: usize = 25;
 /// An entry that is cleared, where the length of its value would stand.
 const CLEARED: u16 = u16::MAX;
 
-/// How much a node does for the dead with each heartbeat.
-const EXPIRE_FOR: Duration = Duration::from_millis(700);
-const BURY_AT_ONCE: usize = 100;
-
 /// How many entries this broker has in each channel, as far as it knows: in which channels each of
 /// its lives is to expire.
 pub(super) type Registered = Mutex<HashMap<(NodeId, ChannelName), i64>>;
 
-impl Redis {
-    /// The channel beside which the list of leases is kept: any name does, since a key says what it
-    /// is of behind the name.
-    fn leases() -> Result<ChannelName, BrokerError> {
-        ChannelName::new("nodes").map_err(|error| BrokerError::rejected(error.to_string()))
-    }
-
-    async fn ask_leases(&self, what: &str, key: &str, arguments: impl Fn(&mut Cmd) + Send + Sync) -> Result<Value, BrokerError> {
-        self.ask_beside_leases(LEASES_SCRIPT, what, key, arguments).await
-    }
-
-    async fn ask_beside_leases(
-        &self,
-        script: Script,
-        what: &str,
-        key: &str,
-        arguments: impl Fn(&mut Cmd) + Send + Sync,
-    ) -> Result<Value, BrokerError> {
-        let leases = Self::leases()?;
-        let ask = self.script(&leases, script, |call, _| {
-            call.arg(1).arg(self.key(&leases, key)).arg(what);
-            arguments(call);
-        });
-        timeout(LONGEST, ask).await.unwrap_or_else(|_| Err(late()))
-    }
-
-    /// Writes down, before anything else, that the node has members there.
-    async fn enter(&self, node: NodeId, channel: &ChannelName) -> Result<(), BrokerError> {
-        let known = {
-            let registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
-            registered.contains_key(&(node, channel.clone()))
-        };
-        if known {
-            return Ok(());
-        }
-        self.ask_beside_leases(ENTER_SCRIPT, "enter", &format!("of:{node}"), |call| {
-            call.arg(channel.as_str()).arg(millis(HEAD_LIVES));
-        })
-        .await?;
-        let mut registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
-        registered.entry((node, channel.clone())).or_default();
-        Ok(())
-    }
-
-    async fn count(&self, node: NodeId, channel: &ChannelName, more: i64) -> Result<(), BrokerError> {
-        let empty = {
-            let mut registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
-            let key = (node, channel.clone());
-            let count = registered.entry(key.clone()).or_default();
-            *count += more;
-            let empty = *count <= 0;
-            if empty {
-                registered.remove(&key);
-                shrink(&mut *registered);
-            }
-            empty
-        };
-        if empty {
-            self.ask_leases("exit", &format!("of:{node}"), |call| {
-                call.arg(channel.as_str());
-            })
-            .await?;
-        }
-        Ok(())
-    }
-
-    /// Removes what a dead node has said, as much as there is time for. True: all of it.
-    async fn expire(&self, node: &str, until: Instant) -> Result<bool, BrokerError> {
-        let of = format!("of:{node}");
-        while Instant::now() < until {
-            let some = self
-                .ask_leases("some", &of, |call| {
-                    call.arg(BURY_AT_ONCE);
-                })
-                .await?;
-            let channels = texts(some).ok_or_else(wrong_leases)?;
-            if channels.is_empty() {
-                self.ask_leases("forget", "beats", |call| {
-                    call.arg(node);
-                })
-                .await?;
-                return Ok(true);
-            }
-            for channel in channels {
-                // A text that is no channel name belongs to no channel. It is only taken from the
-                // list.
-                if let Ok(channel) = ChannelName::new(&channel) {
-                    let expire = self.script(&channel, LEASES_SCRIPT, |call, _| {
-                        call.arg(1).arg(self.key(&channel, "members")).arg("expire").arg(node);
-                    });
-                    timeout(LONGEST, expire).await.unwrap_or_else(|_| Err(late()))?;
-                }
-                self.ask_leases("exit", &of, |call| {
-                    call.arg(&channel);
-                })
-                .await?;
-            }
-        }
-        Ok(false)
-    }
-}
-
-#[async_trait]
-impl Directory for Redis {
-    async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
-        let Some(first) = entries.first() else { return Ok(()) };
-        let set = async {
-            self.enter(first.node, channel).await?;
-            let message = encode(entries);
-            let answer = self.script(channel, MEMBERS_SCRIPT, |call, _| {
-                call.arg(1).arg(self.key(channel, "members"));
-                call.arg(self.naming.wire(channel)).arg(self.naming.publish());
-                call.arg(millis(HEAD_LIVES)).arg(&message[..]);
-                for entry in entries {
-                    call.arg(field(entry)).arg(u8::from(entry.value.is_some())).arg(stored(entry));
-                }
-            });
-            match answer.await? {
-                Value::Int(more) => self.count(first.node, channel, more).await,
-                _ => Err(not_ours(channel)),
-            }
-        };
-        timeout(LONGEST, set).await.unwrap_or_else(|_| Err(late()))
-    }
-
-    async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
-        let list = async {
-            let listed = self
-                .script(channel, LEASES_SCRIPT, |call, _| {
-                    call.arg(1).arg(self.key(channel, "members")).arg("list");
-                    call.arg(millis(HEAD_LIVES));
-                })
-                .await?;
-            let Value::Array(listed) = listed else {
-                return Err(not_ours(channel));
-            };
-            if listed.is_empty() {
-                return Ok(Vec::new());
-            }
-            // Reads the list of leases only now: a node in the list had sent a heartbeat before.
-            let living = self
-                .ask_leases("living", "beats", |call| {
-                    call.arg("").arg(millis(NODE_EXPIRES));
-                })
-                .await?;
-            let living = nodes(living).ok_or_else(wrong_leases)?;
-            let mut entries = Vec::with_capacity(listed.len() / 2);
-            for pair in listed.chunks_exact(2) {
-                let [Value::BulkString(field), Value::BulkString(value)] = pair else {
-                    return Err(not_ours(channel));
-                };
-                // What cannot be read is of a later version, whose members are not told here.
-                entries.extend(listed_entry(field, value).filter(|entry| living.contains(&entry.node)));
-            }
-            Ok(entries)
-        };
-        timeout(LONGEST, list).await.unwrap_or_else(|_| Err(late()))
-    }
-
-    async fn watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError> {
-        let watch = async {
-            let listener = match &self.servers {
-                Servers::One { shard, .. } => shard.listening.join(channel).await?,
-                Servers::Cluster(cluster) => cluster.join(channel).await?,
-            };
-            listener
-                .watch()
-                .ok_or_else(|| lost("the subscription broke while it was made"))
-        };
-        timeout(LONGEST, watch).await.unwrap_or_else(|_| Err(late()))
-    }
-
-    async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
-        let until = Instant::now() + EXPIRE_FOR;
-        let ask = async || {
-            let answer = self
-                .ask_leases("heartbeat", "beats", |call| {
-                    call.arg(node.to_string()).arg(millis(NODE_EXPIRES));
-                })
-                .await?;
-            let Value::Array(answer) = answer else {
-                return Err(wrong_leases());
-            };
-            let mut answer = answer.into_iter();
-            match (answer.next(), answer.next(), answer.next(), answer.next()) {
-                (Some(Value::Int(known)), Some(living), Some(dead), Some(Value::Int(there))) => {
-                    Ok((known == 1, living, dead, there == 1))
-                }
-                _ => Err(wrong_leases()),
-            }
-        };
-        let (known, mut living, mut dead, there) = ask().await?;
-        if !there {
-            self.ask_beside_leases(ENTER_SCRIPT, "register", "beats", |call| {
-                call.arg(node.to_string());
-            })
-            .await?;
-            (_, living, dead, _) = ask().await?;
-        }
-        let heartbeat = Heartbeat {
-            known,
-            living: nodes(living).ok_or_else(wrong_leases)?,
-        };
-        for dead in texts(dead).ok_or_else(wrong_leases)? {
-            match timeout(EXPIRE_FOR, self.expire(&dead, until)).await {
-                Ok(Ok(true)) => tracing::debug!(node = dead, "what a dead node had said is removed"),
-                // The next heartbeat goes on with it, this node's or another's.
-                Ok(Ok(false) | Err(_)) | Err(_) => break,
-            }
-        }
-        Ok(heartbeat)
-    }
-
-    async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
-        let name = node.to_string();
-        self.ask_leases("leave", "beats", |call| {
-            call.arg(&name);
-        })
-        .await?;
-        {
-            let mut registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
-            registered.retain(|(other, _), _| *other != node);
-            shrink(&mut *registered);
-        }
-        self.expire(&name, Instant::now() + EXPIRE_FOR).await.map(|_| ())
-    }
-}
-
-/// Something else writes to our keys, or a later version of this program did.
-fn wrong_leases() -> BrokerError {
-    BrokerError::unavailable("the keys of the nodes' leases hold what Airwave did not write there: give it a database of its own")
-}
-
-fn texts(answer: Value) -> Option<Vec<String>> {
-    super::strings(answer)?
-        .into_iter()
-        .map(|bytes| String::from_utf8(bytes).ok())
-        .collect()
-}
-
-fn nodes(answer: Value) -> Option<Vec<NodeId>> {
-    // A name in another form is a node of a later version.
-    Some(texts(answer)?.iter().filter_map(|text| text.parse().ok()).collect())
-}
-
-fn field(entry: &MemberEntry) -> Vec<u8> {
+pub(super) fn field(entry: &MemberEntry) -> Vec<u8> {
     let mut field = entry.node.to_string().into_bytes();
     field.extend_from_slice(entry.member.as_bytes());
     field
 }
 
-fn stored(entry: &MemberEntry) -> Vec<u8> {
+pub(super) fn stored(entry: &MemberEntry) -> Vec<u8> {
     let mut stored = entry.stamp.to_be_bytes().to_vec();
     stored.extend_from_slice(entry.value.as_deref().unwrap_or_default());
     stored
 }
 
-fn listed_entry(field: &[u8], value: &[u8]) -> Option<MemberEntry> {
+pub(super) fn listed_entry(field: &[u8], value: &[u8]) -> Option<MemberEntry> {
     let (node, member) = field.split_at_checked(NODE)?;
     let (stamp, value) = value.split_first_chunk::<8>()?;
     Some(MemberEntry {
@@ -335,7 +51,7 @@ fn listed_entry(field: &[u8], value: &[u8]) -> Option<MemberEntry> {
 
 /// Entries as one message: `m`, and for each its node, stamp, member and value, with their lengths
 /// before them.
-fn encode(entries: &[MemberEntry]) -> Vec<u8> {
+pub(super) fn encode(entries: &[MemberEntry]) -> Vec<u8> {
     let mut message = vec![TELLS_OF_MEMBERS];
     for entry in entries {
         message.extend_from_slice(entry.node.to_string().as_bytes());

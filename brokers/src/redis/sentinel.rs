@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::address::Place;
-use super::connection::{RedisConnectError, text_of};
+use super::errors::RedisConnectError;
+use super::values::text_of;
 
 /// How long one sentinel may take, connecting included.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(1200);
