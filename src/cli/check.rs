@@ -133,6 +133,26 @@ fn report(config: &Config, style: Style) -> String {
         ),
     };
 
+    text.push_str(&table_of_rules(config, style));
+    for (i, rule) in rules.iter().enumerate() {
+        let place = match config.rule_origin(i) {
+            Origin::Default => String::new(),
+            origin => format!("  {}", style.dim(&origin.to_string())),
+        };
+        let _ = write!(text, "\n{} {}{place}\n", i + 1, style.bold(rule.pattern.as_str()));
+        if let Some(use_case) = rule.use_case {
+            let _ = writeln!(text, "  {}: {}", use_case.as_str(), use_case.why());
+        }
+        text.push_str(&details(config.rule_settings(i), style));
+    }
+    let _ = write!(text, "\n{}\n", style.bold("settings"));
+    text.push_str(&details(config.settings(), style));
+    text.push_str(&warnings(config, style));
+    text
+}
+
+/// A line for each rule, below the names of the columns.
+fn table_of_rules(config: &Config, style: Style) -> String {
     let mut table = vec![
         [
             "",
@@ -149,7 +169,7 @@ fn report(config: &Config, style: Style) -> String {
         .map(str::to_owned)
         .to_vec(),
     ];
-    for (i, rule) in rules.iter().enumerate() {
+    for (i, rule) in config.rules.iter().enumerate() {
         let value = |key: &str| {
             config
                 .rule_settings(i)
@@ -177,24 +197,11 @@ fn report(config: &Config, style: Style) -> String {
             value("presence"),
         ]);
     }
-    text.push_str(&aligned(
-        &table,
-        |row, _, cell| if row == 0 { style.dim(cell) } else { cell.into() },
-    ));
+    aligned(&table, |row, _, cell| if row == 0 { style.dim(cell) } else { cell.into() })
+}
 
-    for (i, rule) in rules.iter().enumerate() {
-        let place = match config.rule_origin(i) {
-            Origin::Default => String::new(),
-            origin => format!("  {}", style.dim(&origin.to_string())),
-        };
-        let _ = write!(text, "\n{} {}{place}\n", i + 1, style.bold(rule.pattern.as_str()));
-        if let Some(use_case) = rule.use_case {
-            let _ = writeln!(text, "  {}: {}", use_case.as_str(), use_case.why());
-        }
-        text.push_str(&details(config.rule_settings(i), style));
-    }
-    let _ = write!(text, "\n{}\n", style.bold("settings"));
-    text.push_str(&details(config.settings(), style));
+fn warnings(config: &Config, style: Style) -> String {
+    let mut text = String::new();
     let warnings = config.warnings();
     if !warnings.is_empty() {
         let _ = write!(text, "\n{}, which the server logs when it starts\n", style.bold("warnings"));

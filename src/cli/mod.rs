@@ -1,8 +1,9 @@
-//! The command line. Each subcommand is a module with its `Args` and a `run`; what they share is
-//! here: exit codes, where the configuration is found, the runtime.
+//! The command line. Each subcommand is a module with its `Args` and a `run`; `common` is what they
+//! share.
 
 mod check;
 mod client;
+mod common;
 #[cfg(test)]
 mod fake;
 mod listen;
@@ -11,12 +12,11 @@ mod publish;
 mod send;
 mod serve;
 
-use std::io::{ErrorKind, IsTerminal};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use airwave::config::{ConfigError, Flags, Sources};
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
+
+use common::{ConfigArgs, Stop, block_on, colours, exit, refused, say};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -67,91 +67,6 @@ enum Command {
     Check(check::Args),
 }
 
-/// Where the configuration comes from, for `serve` and `check`.
-#[derive(Args)]
-struct ConfigArgs {
-    /// The configuration file [default: ./airwave.toml if there is one]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The address to listen on, such as 127.0.0.1:8080
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    listen: Option<String>,
-    /// The broker: memory:, redis://127.0.0.1:6379 (redis+sentinel, redis+cluster; rediss for TLS)
-    /// or nats://127.0.0.1:4222 (tls for TLS); credentials belong into AIRWAVE_BROKER_URL
-    #[arg(long, value_name = "URL")]
-    broker: Option<String>,
-    /// How much is logged: error, warn, info, debug, trace, or directives as RUST_LOG has them
-    #[arg(long, value_name = "LEVEL")]
-    log: Option<String>,
-    /// How the log is written: text or json
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<String>,
-    /// Serve the live page, or not [default: only if this machine alone can reach the server]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    live_page: Option<String>,
-}
-
-const DEFAULT_FILE: &str = "airwave.toml";
-
-impl ConfigArgs {
-    /// The file's text, the environment and the flags.
-    fn sources(self) -> Result<Sources, Stop> {
-        let mut sources = match &self.config {
-            Some(path) => read(path)?,
-            None => match Path::new(DEFAULT_FILE).try_exists() {
-                Ok(false) => Sources::default(),
-                // One that cannot even be looked at is an error, never a reason to serve without
-                // rules.
-                Ok(true) | Err(_) => read(Path::new(DEFAULT_FILE))?,
-            },
-        };
-        sources.environment = std::env::vars_os().collect();
-        sources.flags = Flags {
-            listen: self.listen,
-            broker: self.broker,
-            log_format: self.log_format,
-            log_level: self.log,
-            live_page: self.live_page,
-        };
-        Ok(sources)
-    }
-}
-
-fn read(path: &Path) -> Result<Sources, Stop> {
-    let name = path.display().to_string();
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Sources::of_file(name, text)),
-        Err(error) => Err(Stop::Wrong(format!("cannot read {name}: {error}"))),
-    }
-}
-
-/// Why a command stopped before it was done.
-#[derive(Debug)]
-enum Stop {
-    /// Wrong use or configuration: exit 2.
-    Wrong(String),
-    /// Failed at run time: exit 1.
-    Failed(String),
-    /// The reader of the output has closed it, as `head` does. There is no one left to tell: exit
-    /// 0.
-    NoReader,
-}
-
-impl Stop {
-    /// What a failed write to standard output means.
-    fn of_output(error: std::io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::BrokenPipe => Stop::NoReader,
-            _ => Stop::Failed(format!("cannot write the output: {error}")),
-        }
-    }
-}
-
-/// Each problem stands on a line of its own, file and line first, so that editors find it.
-fn refused(error: &ConfigError) -> Stop {
-    Stop::Wrong(format!("configuration refused\n{error}"))
-}
-
 /// Runs the command that was typed.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -167,21 +82,6 @@ pub fn run() -> ExitCode {
         Some(Command::Check(args)) => check::run(args),
     };
     exit(done, say)
-}
-
-/// The exit code; `tell` tells why, if there is anything to tell.
-fn exit(done: Result<(), Stop>, tell: impl FnOnce(&str)) -> ExitCode {
-    match done {
-        Ok(()) | Err(Stop::NoReader) => ExitCode::SUCCESS,
-        Err(Stop::Failed(message)) => {
-            tell(&message);
-            ExitCode::from(1)
-        }
-        Err(Stop::Wrong(message)) => {
-            tell(&message);
-            ExitCode::from(2)
-        }
-    }
 }
 
 /// Tells of words that cannot be understood, in the log's format where the words say so.
@@ -206,26 +106,6 @@ fn wrong_use(error: &clap::Error) -> ExitCode {
         eprint!("{text}");
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
-}
-
-/// Writes a line for people on standard error. If that fails, the program goes on.
-fn say(message: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr().lock(), "airwave: {message}");
-}
-
-/// Runs a client command on a runtime of its own. One thread is enough for one connection.
-fn block_on<T>(future: impl Future<Output = Result<T, Stop>>) -> Result<T, Stop> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Stop::Failed(format!("cannot start: {error}")))?
-        .block_on(future)
-}
-
-/// Whether `stream` shows colours: it is a terminal, and `NO_COLOR` is not set (no-color.org).
-fn colours(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 #[cfg(test)]

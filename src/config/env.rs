@@ -2,10 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 
-use super::Config;
 use super::origin::{Origin, Problem};
 use super::settings::SETTINGS;
 use super::value::{Given, Plain, Quoted, nearest};
+use super::values::Config;
 
 const PREFIX: &str = "AIRWAVE_";
 

@@ -10,11 +10,11 @@ use airwave_core::rule::{Pattern, Rule, Rules};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Config;
 use super::origin::{Origin, Problem};
 use super::rules::{self, FIELDS, HEAD};
 use super::settings::SETTINGS;
 use super::value::{Given, Plain, Quoted, nearest};
+use super::values::Config;
 
 /// Applies the file to `config`: its settings, and its rules instead of the ones that were there.
 pub(super) fn apply(config: &mut Config, name: &str, text: &str) -> Vec<Problem> {
@@ -44,6 +44,19 @@ struct Reader<'a> {
 }
 
 type Value<'a> = Spanned<DeValue<'a>>;
+
+/// One `[[channels]]` entry.
+struct Entry<'t, 'v> {
+    /// Where it begins.
+    start: usize,
+    leaves: Vec<(&'static str, &'t Value<'v>)>,
+}
+
+impl<'t, 'v> Entry<'t, 'v> {
+    fn find(&self, key: &str) -> Option<&'t Value<'v>> {
+        self.leaves.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
+    }
+}
 
 impl Reader<'_> {
     fn place(&self, offset: usize) -> Origin {
@@ -97,15 +110,34 @@ impl Reader<'_> {
     /// something else in its place.
     fn rule(&mut self, config: &mut Config, index: usize, start: usize, table: &DeTable<'_>) -> Rule {
         let known = rule_keys();
-        let leaves = self.leaves(table, &known, "", "[[channels]]");
-        let find = |key: &str| leaves.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
+        let entry = Entry {
+            start,
+            leaves: self.leaves(table, &known, "", "[[channels]]"),
+        };
         let mut set = |origin: Origin, key: &str| config.provenance.set(format!("channels.{index}.{key}"), origin);
         set(self.place(start), "");
+        let pattern = self.pattern(&entry, &mut set);
+        let mut rule = self.preset(&entry, pattern, &mut set);
+        for field in FIELDS {
+            if let Some(value) = entry.find(field.key) {
+                match (field.set)(&mut rule, Given::Toml(value.get_ref())) {
+                    Ok(()) => set(self.place(value.span().start), field.key),
+                    Err(error) => self.problem(value.span().start, format!("{} {error}", field.key)),
+                }
+            }
+        }
+        if rules::settle(&mut rule, entry.find("slow").is_some()) {
+            set(Origin::Implied("history keeps nothing"), "slow");
+        }
+        rule
+    }
 
-        let pattern = match find("match") {
+    /// Which channels the rule is for.
+    fn pattern(&mut self, entry: &Entry<'_, '_>, set: &mut impl FnMut(Origin, &str)) -> Pattern {
+        let pattern = match entry.find("match") {
             None => {
                 self.problem(
-                    start,
+                    entry.start,
                     "this rule does not say which channels it is for; write for example match = \"orders/{id}\"".into(),
                 );
                 None
@@ -129,9 +161,15 @@ impl Reader<'_> {
         let pattern = pattern.or_else(|| "{*rest}".parse().ok());
         // A constant that parses.
         #[allow(clippy::unwrap_used)]
-        let pattern = pattern.unwrap();
+        pattern.unwrap()
+    }
 
-        let mut rule = match find("use_case").map(|value| (value, rules::use_case(Given::Toml(value.get_ref())))) {
+    /// The rule as its use case has it, before its fields are read.
+    fn preset(&mut self, entry: &Entry<'_, '_>, pattern: Pattern, set: &mut impl FnMut(Origin, &str)) -> Rule {
+        match entry
+            .find("use_case")
+            .map(|value| (value, rules::use_case(Given::Toml(value.get_ref()))))
+        {
             Some((value, Ok(use_case))) => {
                 for field in FIELDS {
                     set(Origin::UseCase(use_case), field.key);
@@ -152,28 +190,16 @@ impl Reader<'_> {
                 Rule::new(pattern, Vec::new())
             }
             None => {
-                if find("transport").is_none() {
+                if entry.find("transport").is_none() {
                     self.problem(
-                        start,
+                        entry.start,
                         "this rule says neither use_case nor transport; write for example use_case = \"feed\" or transport = \"sse\""
                             .into(),
                     );
                 }
                 Rule::new(pattern, Vec::new())
             }
-        };
-        for field in FIELDS {
-            if let Some(value) = find(field.key) {
-                match (field.set)(&mut rule, Given::Toml(value.get_ref())) {
-                    Ok(()) => set(self.place(value.span().start), field.key),
-                    Err(error) => self.problem(value.span().start, format!("{} {error}", field.key)),
-                }
-            }
         }
-        if rules::settle(&mut rule, find("slow").is_some()) {
-            set(Origin::Implied("history keeps nothing"), "slow");
-        }
-        rule
     }
 
     /// The values in `table` whose dotted key is `known`, and a problem for every key that is not.

@@ -1,4 +1,4 @@
-//! The settings of one `[[channels]]` entry, as one list, and what rules may not say together.
+//! The settings of one `[[channels]]` entry, as one list.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -6,10 +6,8 @@ use std::time::Duration;
 use airwave_core::UseCase;
 use airwave_core::rule::{Delivery, Pattern, ReplayOnSubscribe, Rule, Rules, SendPolicy, SlowPolicy, TransportName};
 
-use super::Config;
-use super::keys::{About, Range};
-use super::origin::{Origin, Problem};
-use super::settings::Shown;
+use super::about::{About, Range};
+use super::shown::Shown;
 use super::value::{Given, Quoted, nearest, one_of};
 
 /// One setting of a rule, besides `match` and `use_case`, which come first.
@@ -55,7 +53,7 @@ fn names<T>(choices: &[(&'static str, T)]) -> Vec<&'static str> {
 pub(super) const TRANSPORTS: [TransportName; 2] = [TransportName::SSE, TransportName::WEBSOCKET];
 
 const DELIVERIES: &[(&str, Delivery)] = &[("every", Delivery::Every), ("latest", Delivery::Latest)];
-const REPLAYS: &[(&str, ReplayOnSubscribe)] = &[
+pub(super) const REPLAYS: &[(&str, ReplayOnSubscribe)] = &[
     ("none", ReplayOnSubscribe::None),
     ("last", ReplayOnSubscribe::Last),
     ("all", ReplayOnSubscribe::All),
@@ -71,7 +69,7 @@ const SEND: &[(&str, SendPolicy)] = &[
     ("refuse", SendPolicy::Refuse),
 ];
 
-fn name_of<T: PartialEq>(value: T, choices: &[(&'static str, T)]) -> Shown {
+pub(super) fn name_of<T: PartialEq>(value: T, choices: &[(&'static str, T)]) -> Shown {
     let name = choices
         .iter()
         .find(|(_, choice)| *choice == value)
@@ -282,97 +280,6 @@ pub(super) fn zero_config() -> Rules {
     rule.history.age = Duration::from_secs(3600);
     rule.send = SendPolicy::Publish;
     Rules::new([rule])
-}
-
-/// What the rules say that cannot be.
-pub(super) fn problems(config: &Config) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let rules: Vec<_> = config.rules.iter().collect();
-    if rules.is_empty() {
-        problems.push(Problem {
-            origin: config.file_start(),
-            message: "has no [[channels]], so every channel would be refused; write at least\n    [[channels]]\n    \
-                      match = \"{*channel}\"\n    use_case = \"feed\""
-                .into(),
-        });
-    }
-    for (i, rule) in rules.iter().enumerate() {
-        // Points at the field if the user wrote it, else at the rule.
-        let mut problem = |field: &str, message: String| {
-            problems.push(Problem {
-                origin: config.rule_field_place(i, field),
-                message,
-            });
-        };
-        let from = |field: &str| match config.rule_field_origin(i, field) {
-            Origin::UseCase(use_case) => format!(" (from use case {})", use_case.as_str()),
-            _ => String::new(),
-        };
-        if rule.transports.is_empty() {
-            problem(
-                "transport",
-                format!(
-                    "channels \"{}\" have no transport; write transport = \"sse\" or \"websocket\"",
-                    rule.pattern
-                ),
-            );
-        }
-        let nothing_kept = rule.history.events == 0;
-        if nothing_kept && rule.replay != ReplayOnSubscribe::None {
-            let replay = name_of(rule.replay, REPLAYS);
-            problem(
-                "replay",
-                format!(
-                    "replay = \"{replay}\"{} needs history, and history.events = 0{} keeps none; write replay = \"none\", or history.events of at least 1",
-                    from("replay"),
-                    from("history.events"),
-                ),
-            );
-        }
-        if nothing_kept && rule.slow == SlowPolicy::Refill {
-            problem(
-                "slow",
-                format!(
-                    "slow = \"refill\" needs history, and history.events = 0{} keeps none; write slow = \"skip\" or \"close\", or history.events of at least 1",
-                    from("history.events"),
-                ),
-            );
-        }
-        if rule.delivery == Delivery::Latest && rule.replay == ReplayOnSubscribe::All {
-            problem(
-                "delivery",
-                format!(
-                    "replay = \"all\"{} cannot be kept with delivery = \"latest\"{}, which sends only the newest event of each key; \
-                     write replay = \"last\" or delivery = \"every\"",
-                    from("replay"),
-                    from("delivery"),
-                ),
-            );
-        }
-        if let Some((earlier, by)) = rules[..i].iter().enumerate().find(|(_, by)| by.pattern.covers(&rule.pattern)) {
-            let same = rule.pattern.covers(&by.pattern);
-            let where_it_is = match config.rule_field_place(earlier, "match") {
-                Origin::File { line, .. } => format!("line {line}"),
-                _ => format!("rule {}", earlier + 1),
-            };
-            problem(
-                "match",
-                if same {
-                    format!(
-                        "match = \"{}\" matches the same channels as \"{}\" in {where_it_is}, which comes first; remove one of them",
-                        rule.pattern, by.pattern
-                    )
-                } else {
-                    format!(
-                        "match = \"{}\" can never match: \"{}\" in {where_it_is} comes first and takes all of its channels; \
-                         put this rule above it",
-                        rule.pattern, by.pattern
-                    )
-                },
-            );
-        }
-    }
-    problems
 }
 
 #[cfg(test)]

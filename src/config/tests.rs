@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use airwave_core::rule::{Delivery, ReplayOnSubscribe, SendPolicy, SlowPolicy, TransportName};
+use airwave_core::rule::{Delivery, Limits, ReplayOnSubscribe, Rules, SendPolicy, SlowPolicy, TransportName};
 use airwave_core::{ChannelName, UseCase};
 use proptest::prelude::*;
 

@@ -14,7 +14,7 @@ use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::files::{Outage, room_of_this_process};
-use super::{Refuses, SPARE_CONNECTIONS, SPARE_OF_ADDRESS, Serving, unless_refused};
+use super::serving::{Refuses, SPARE_CONNECTIONS, SPARE_OF_ADDRESS, Serving, unless_refused};
 
 /// Connections at once that have no place and are told so. Fewer where an eighth of all places is
 /// fewer.
