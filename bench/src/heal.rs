@@ -142,6 +142,19 @@ struct Seen {
 }
 
 impl Seen {
+    fn new(address: SocketAddr, channels: usize) -> Self {
+        let cells = || (0..channels).map(|_| AtomicU32::new(0)).collect::<Vec<_>>();
+        Self {
+            address,
+            waves: cells(),
+            cursors: (0..channels).map(|_| AtomicU64::new(0)).collect(),
+            confirmed: cells(),
+            life: AtomicU32::new(1),
+            gaps: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        }
+    }
+
     fn channel(index: usize) -> String {
         format!("heal/{index}")
     }
@@ -381,6 +394,75 @@ pub fn run(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, String
     runtime.block_on(measure(kind, airwave, channels))
 }
 
+/// Ends the node's subscriptions at its broker.
+async fn break_connection(kind: Kind, server: &Server, cut: &broadcast::Sender<()>) -> Result<(), String> {
+    if kind != Kind::AirwaveRedis {
+        // No connection: then there is nothing to cut, and the wave tells.
+        let _ = cut.send(());
+        return Ok(());
+    }
+    let client = redis::Client::open(server.broker_url()?).map_err(|error| error.to_string())?;
+    let mut connection = client
+        .get_multiplexed_async_connection()
+        .await
+        .map_err(|error| error.to_string())?;
+    let kill = redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("TYPE")
+        .arg("pubsub")
+        .exec_async(&mut connection)
+        .await;
+    kill.map_err(|error| error.to_string())
+}
+
+/// Processor time so far: of the machine, of this process, of the node and of its broker.
+struct Used([Duration; 4]);
+
+impl Used {
+    fn now(server: &Server) -> Result<Used, String> {
+        Ok(Used([everybodys_cpu()?, own_cpu()?, server.cpu()?, server.broker_cpu()?]))
+    }
+
+    /// What everybody else has used since, in percent of one processor.
+    fn by_others(&self, server: &Server, wall: Duration) -> Result<f64, String> {
+        let now = Used::now(server)?;
+        let mut used = now.0.iter().zip(self.0).map(|(now, before)| now.saturating_sub(before));
+        let everybody = used.next().unwrap_or_default();
+        let ours: Duration = used.sum();
+        Ok(everybody.saturating_sub(ours).as_secs_f64() * 100.0 / wall.as_secs_f64())
+    }
+}
+
+/// Opens all channels, a connection after the other, and gives the time that it took.
+async fn open_all(seen: &Arc<Seen>, listeners: &mut JoinSet<()>) -> Result<Duration, String> {
+    let (begin, channels) = (Instant::now(), seen.waves.len());
+    for socket in 0..channels.div_ceil(PER_SOCKET) {
+        listeners.spawn(seen.clone().listen(socket));
+        let most = (socket + 1).saturating_sub(OPENING) * PER_SOCKET;
+        until("opening", most, || Seen::count(&seen.confirmed, 1)).await?;
+    }
+    until("opened", channels, || Seen::count(&seen.confirmed, 1)).await?;
+    Ok(begin.elapsed())
+}
+
+/// Waits until every connection hears again on one of its channels.
+async fn sample_heals(seen: &Seen) -> Result<(), String> {
+    let channels = seen.waves.len();
+    let sockets = channels.div_ceil(PER_SOCKET);
+    // Another one of each connection, so that they lie everywhere in the order of healing.
+    let sample: Vec<usize> = (0..sockets)
+        .map(|socket| (socket * PER_SOCKET + (socket * 37) % PER_SOCKET).min(channels - 1))
+        .collect();
+    publish_wave(seen.address, sample.iter().copied(), 2).await?;
+    let heard = || {
+        sample
+            .iter()
+            .filter(|index| seen.waves[**index].load(Ordering::Relaxed) >= 2)
+            .count()
+    };
+    until("healed", sockets, heard).await
+}
+
 async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, String> {
     let (cut, _) = broadcast::channel(1);
     let (way_cut, runtime) = (cut.clone(), tokio::runtime::Handle::current());
@@ -390,32 +472,14 @@ async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, 
     };
     let mut server = Server::start_behind(kind, airwave, CONFIG, &behind)?;
     let address = server.address;
-    let sockets = channels.div_ceil(PER_SOCKET);
-    let cells = |n| (0..n).map(|_| AtomicU32::new(0)).collect::<Vec<_>>();
-    let seen = Arc::new(Seen {
-        address,
-        waves: cells(channels),
-        cursors: (0..channels).map(|_| AtomicU64::new(0)).collect(),
-        confirmed: cells(channels),
-        life: AtomicU32::new(1),
-        gaps: AtomicU64::new(0),
-        refused: AtomicU64::new(0),
-    });
+    let seen = Arc::new(Seen::new(address, channels));
     publish_wave(address, 0..channels, 1).await?;
     let empty = resident(server.process());
 
-    let begin = Instant::now();
     let mut listeners = JoinSet::new();
-    for socket in 0..sockets {
-        listeners.spawn(seen.clone().listen(socket));
-        let most = (socket + 1).saturating_sub(OPENING) * PER_SOCKET;
-        until("opening", most, || Seen::count(&seen.confirmed, 1)).await?;
-    }
-    until("opened", channels, || Seen::count(&seen.confirmed, 1)).await?;
-    let opened = begin.elapsed();
+    let opened = open_all(&seen, &mut listeners).await?;
     sleep(Duration::from_secs(2)).await;
     let before = resident(server.process());
-    let bytes_a_channel = before.saturating_sub(empty) as f64 * 1024.0 / channels as f64;
 
     let heals = server.metric("heals").unwrap_or(0.0);
     let meanwhile = Arc::new(Meanwhile::default());
@@ -423,55 +487,15 @@ async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, 
         tokio::spawn(meanwhile.clone().look(address, server.process())),
         tokio::spawn(meanwhile.clone().publish(address)),
     ];
-    let busy = (everybodys_cpu()?, own_cpu()?, server.cpu()?, server.broker_cpu()?);
+    let used = Used::now(&server)?;
     let begin = Instant::now();
-    match kind {
-        Kind::AirwaveRedis => {
-            let kill = async {
-                let client = redis::Client::open(server.broker_url()?).map_err(|error| error.to_string())?;
-                let mut connection = client
-                    .get_multiplexed_async_connection()
-                    .await
-                    .map_err(|error| error.to_string())?;
-                let kill = redis::cmd("CLIENT")
-                    .arg("KILL")
-                    .arg("TYPE")
-                    .arg("pubsub")
-                    .exec_async(&mut connection)
-                    .await;
-                kill.map_err(|error| error.to_string())
-            };
-            kill.await?;
-        }
-        _ => {
-            // No connection: then there is nothing to cut, and the wave tells.
-            let _ = cut.send(());
-        }
-    }
-    // Another one of each connection, so that they lie everywhere in the order of healing.
-    let sample: Vec<usize> = (0..sockets)
-        .map(|socket| (socket * PER_SOCKET + (socket * 37) % PER_SOCKET).min(channels - 1))
-        .collect();
-    publish_wave(address, sample.iter().copied(), 2).await?;
-    let heard = || {
-        sample
-            .iter()
-            .filter(|index| seen.waves[**index].load(Ordering::Relaxed) >= 2)
-            .count()
-    };
-    until("healed", sockets, heard).await?;
+    break_connection(kind, &server, &cut).await?;
+    sample_heals(&seen).await?;
     let sampled = begin.elapsed();
     publish_wave(address, 0..channels, 3).await?;
     until("heard", channels, || Seen::count(&seen.waves, 3)).await?;
     let all = begin.elapsed();
-    let wall = all.as_secs_f64();
-    let used = [
-        everybodys_cpu()?.saturating_sub(busy.0),
-        own_cpu()?.saturating_sub(busy.1),
-        server.cpu()?.saturating_sub(busy.2),
-        server.broker_cpu()?.saturating_sub(busy.3),
-    ];
-    let others = used[0].saturating_sub(used[1] + used[2] + used[3]).as_secs_f64() * 100.0 / wall;
+    let others = used.by_others(&server, all)?;
     sleep(Duration::from_secs(60).saturating_sub(begin.elapsed())).await;
     meanwhile.over.store(true, Ordering::Relaxed);
     for look in looks {
@@ -491,7 +515,7 @@ async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, 
         kind,
         channels,
         opened,
-        bytes_a_channel,
+        bytes_a_channel: before.saturating_sub(empty) as f64 * 1024.0 / channels as f64,
         sampled,
         all,
         heals,

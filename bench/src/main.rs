@@ -39,6 +39,7 @@ mod check;
 mod cost;
 mod heal;
 mod load;
+mod measured;
 mod process;
 mod publish;
 mod scenario;
@@ -46,7 +47,7 @@ mod table;
 mod yardstick;
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,34 @@ struct Common {
     /// Give the server the first processor and the generator the others.
     #[arg(long, global = true)]
     pin: bool,
+}
+
+impl Common {
+    /// The binary that was named, or else one that is built.
+    fn airwave_or_build(&self, release: bool) -> Result<PathBuf, String> {
+        match &self.airwave {
+            Some(path) => Ok(path.clone()),
+            None => process::build_airwave(release),
+        }
+    }
+
+    /// `needs_airwave`: the binary is measured whether it is among the servers or not.
+    fn settings(mut self, needs_airwave: bool) -> Result<Settings, String> {
+        self.servers.sort_unstable();
+        self.servers.dedup();
+        let airwave = if needs_airwave || self.servers.contains(&Kind::Airwave) {
+            self.airwave_or_build(true)?
+        } else {
+            PathBuf::new()
+        };
+        Ok(Settings {
+            servers: self.servers,
+            rounds: usize::from(self.rounds),
+            size: self.size as usize,
+            pinning: self.pin.then(Pinning::new).transpose()?,
+            airwave,
+        })
+    }
 }
 
 #[derive(Args, Clone, Copy)]
@@ -202,35 +231,7 @@ enum Command {
         channels: u32,
     },
     /// Treats real processes badly and judges by the promises.
-    Chaos {
-        /// How long to go on with one seed after the other.
-        #[arg(long, default_value_t = 1.0, conflicts_with = "runs")]
-        minutes: f64,
-        /// So many runs of the one seed, instead.
-        #[arg(long)]
-        runs: Option<u32>,
-        /// The brokers to try in turn; by default those whose servers are here.
-        #[arg(long = "broker")]
-        brokers: Vec<BrokerKind>,
-        /// All brokers; one whose server is missing is a failure.
-        #[arg(long, conflicts_with = "brokers")]
-        every_broker: bool,
-        /// The first seed; by default the clock's.
-        #[arg(long)]
-        seed: Option<u64>,
-        /// For how long things go wrong in one run.
-        #[arg(long, default_value_t = 20)]
-        seconds: u64,
-        /// How many nodes; of several numbers (`1,5`) each is tried with each broker.
-        #[arg(long, default_value = "3", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=20))]
-        nodes: Vec<u8>,
-        /// What may go wrong beside the usual, separated by commas: clocks, busy, refusals; or all.
-        #[arg(long = "with", value_name = "FAULTS", default_value_t = More::NONE)]
-        more: More,
-        /// Tells everything that was seen in a run that fails.
-        #[arg(long)]
-        story: bool,
-    },
+    Chaos(Endurance),
     /// Counts instructions and allocations under valgrind, and compares them.
     Cost {
         /// The file to compare with; by default `bench/cost.toml`.
@@ -283,124 +284,107 @@ fn main() -> ExitCode {
 
 /// Tells whether everything was delivered correctly.
 fn run(cli: Cli) -> Result<bool, String> {
-    if matches!(
-        cli.command,
-        Command::ServeRaw | Command::ServeAxum | Command::ServeRedis { .. }
-    ) {
-        process::end_with_parent();
-    }
-    match &cli.command {
-        Command::ServeRedis { url } => return yardstick::redis::serve(url).map(|()| true),
-        Command::ServeRaw => return yardstick::raw::serve().map(|()| true),
-        Command::ServeAxum => return yardstick::axum::serve().map(|()| true),
-        _ => {}
-    }
-    if let Command::Chaos {
-        minutes,
-        runs,
-        mut brokers,
-        every_broker,
-        seed,
-        seconds,
-        nodes,
-        more,
-        story,
-    } = cli.command
-    {
-        let airwave = match cli.common.airwave {
-            Some(path) => path,
-            None => process::build_airwave(!cfg!(debug_assertions))?,
-        };
-        if every_broker {
-            brokers = BrokerKind::ALL.to_vec();
+    let Cli { common, command } = cli;
+    match command {
+        Command::ServeRaw | Command::ServeAxum | Command::ServeRedis { .. } => serve(&command).map(|()| true),
+        Command::Chaos(long) => endure(&long, &common.airwave_or_build(!cfg!(debug_assertions))?),
+        Command::Cost { baseline, write } => {
+            let airwave = common
+                .airwave
+                .ok_or("name a release build of airwave: --airwave target/release/airwave")?;
+            cost::run(&airwave, &baseline.unwrap_or_else(cost::default_baseline), write).map(|()| true)
         }
-        let long = Endurance {
-            minutes,
-            runs,
-            seed,
-            trouble: Duration::from_secs(seconds),
-            nodes: nodes.into_iter().map(usize::from).collect(),
-            more,
-            story,
-        };
-        return endure(&long, brokers, &airwave);
+        Command::Heal { brokers, channels } => heal_each(&common, &brokers, channels as usize),
+        command => measure(common, command),
     }
-    if let Command::Cost { baseline, write } = cli.command {
-        let airwave = cli
-            .common
-            .airwave
-            .ok_or("name a release build of airwave: --airwave target/release/airwave")?;
-        return cost::run(&airwave, &baseline.unwrap_or_else(cost::default_baseline), write).map(|()| true);
+}
+
+/// Is one of the yardsticks, until the bench that started it is gone.
+fn serve(command: &Command) -> Result<(), String> {
+    process::end_with_parent();
+    match command {
+        Command::ServeRedis { url } => yardstick::redis::serve(url),
+        Command::ServeRaw => yardstick::raw::serve(),
+        _ => yardstick::axum::serve(),
     }
+}
+
+fn heal_each(common: &Common, brokers: &[HealBroker], channels: usize) -> Result<bool, String> {
     process::clean_up_on_signals()?;
-    if let Command::Heal { brokers, channels } = cli.command {
-        let airwave = match cli.common.airwave {
-            Some(path) => path,
-            None => process::build_airwave(true)?,
+    let airwave = common.airwave_or_build(true)?;
+    println!("{}.\n", process::machine());
+    let mut whole = true;
+    for broker in brokers {
+        let kind = match broker {
+            HealBroker::Redis => Kind::AirwaveRedis,
+            HealBroker::Nats => Kind::AirwaveNats,
         };
-        println!("{}.\n", process::machine());
-        let mut whole = true;
-        for broker in brokers {
-            let kind = match broker {
-                HealBroker::Redis => Kind::AirwaveRedis,
-                HealBroker::Nats => Kind::AirwaveNats,
-            };
-            let healed = heal::run(kind, &airwave, channels as usize)?;
-            println!("{}", healed.markdown());
-            whole &= healed.is_whole();
-        }
-        return Ok(whole);
+        let healed = heal::run(kind, &airwave, channels)?;
+        println!("{}", healed.markdown());
+        whole &= healed.is_whole();
     }
+    Ok(whole)
+}
+
+/// Measures beside the yardsticks.
+fn measure(common: Common, command: Command) -> Result<bool, String> {
+    process::clean_up_on_signals()?;
     if cfg!(debug_assertions) {
         eprintln!("this is a debug build: check the machinery with it, and believe no figure");
     }
-    let mut settings = Settings {
-        servers: cli.common.servers,
-        rounds: usize::from(cli.common.rounds),
-        size: cli.common.size as usize,
-        pinning: None,
-        airwave: PathBuf::new(),
-    };
-    settings.servers.sort_unstable();
-    settings.servers.dedup();
-    if settings.servers.contains(&Kind::Airwave) || matches!(cli.command, Command::Brokers { .. }) {
-        settings.airwave = match cli.common.airwave {
-            Some(path) => path,
-            None => process::build_airwave(true)?,
-        };
-    }
-    if cli.common.pin {
-        settings.pinning = Some(Pinning::new()?);
-    }
+    let settings = common.settings(matches!(command, Command::Brokers { .. }))?;
     let machine = process::machine();
+    match command {
+        Command::All { pacing, write } => all(&settings, pacing, write, &machine),
+        Command::Brokers {
+            listeners,
+            rate,
+            seconds,
+            publishers,
+            channels,
+            events,
+            write,
+        } => {
+            let reports = [
+                scenario::broker_publish(&settings, publishers, channels, events)?,
+                scenario::broker_fanout(&settings, listeners, rate, seconds)?,
+            ];
+            tell(&reports, &machine, write.map(|path| (path, "brokers")))
+        }
+        command => {
+            let report = measure_one(&settings, command)?;
+            println!("{machine}.\n\n{}", report.markdown());
+            Ok(report.faults().is_empty())
+        }
+    }
+}
+
+/// Runs the one scenario that the command names.
+fn measure_one(settings: &Settings, command: Command) -> Result<Report, String> {
     let milliseconds = Duration::from_millis;
-    let report = match cli.command {
+    match command {
         Command::Fanout {
             transport,
             listeners,
             pacing,
-        } => scenario::paced(&settings, fanout(transport, listeners, pacing))?,
+        } => scenario::paced(settings, fanout(transport, listeners, pacing)),
         Command::Burst {
             transport,
             listeners,
             events,
             bursts,
             pause,
-        } => scenario::burst(
-            &settings,
-            transport,
-            listeners,
-            usize::from(events),
-            bursts,
-            milliseconds(pause),
-        )?,
-        Command::Idle { transport, listeners } => scenario::idle(&settings, transport, listeners)?,
+        } => {
+            let events = usize::from(events);
+            scenario::burst(settings, transport, listeners, events, bursts, milliseconds(pause))
+        }
+        Command::Idle { transport, listeners } => scenario::idle(settings, transport, listeners),
         Command::Storm {
             transport,
             listeners,
             missed,
             within,
-        } => scenario::storm(&settings, transport, listeners, usize::from(missed), milliseconds(within))?,
+        } => scenario::storm(settings, transport, listeners, usize::from(missed), milliseconds(within)),
         Command::Channels {
             transport,
             channels,
@@ -416,55 +400,51 @@ fn run(cli: Cli) -> Result<bool, String> {
                 rate: pacing.rate(),
                 publishers,
             };
-            scenario::paced(&settings, shape)?
+            scenario::paced(settings, shape)
         }
-        Command::All { pacing, write } => return all(&settings, pacing, write, &machine),
-        Command::Brokers {
-            listeners,
-            rate,
-            seconds,
-            publishers,
-            channels,
-            events,
-            write,
-        } => {
-            let reports = [
-                scenario::broker_publish(&settings, publishers, channels, events)?,
-                scenario::broker_fanout(&settings, listeners, rate, seconds)?,
-            ];
-            return tell(&reports, &machine, write.map(|path| (path, "brokers")));
-        }
-        // They returned above.
-        Command::Heal { .. }
-        | Command::Chaos { .. }
-        | Command::Cost { .. }
-        | Command::ServeRaw
-        | Command::ServeAxum
-        | Command::ServeRedis { .. } => {
-            return Ok(true);
-        }
-    };
-    println!("{machine}.\n\n{}", report.markdown());
-    Ok(report.faults().is_empty())
+        _ => Err("this command measures no single scenario".into()),
+    }
 }
 
+#[derive(Args)]
 struct Endurance {
+    /// How long to go on with one seed after the other.
+    #[arg(long, default_value_t = 1.0, conflicts_with = "runs")]
     minutes: f64,
+    /// So many runs of the one seed, instead.
+    #[arg(long)]
     runs: Option<u32>,
+    /// The brokers to try in turn; by default those whose servers are here.
+    #[arg(long = "broker")]
+    brokers: Vec<BrokerKind>,
+    /// All brokers; one whose server is missing is a failure.
+    #[arg(long, conflicts_with = "brokers")]
+    every_broker: bool,
+    /// The first seed; by default the clock's.
+    #[arg(long)]
     seed: Option<u64>,
-    trouble: Duration,
-    nodes: Vec<usize>,
+    /// For how long things go wrong in one run.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// How many nodes; of several numbers (`1,5`) each is tried with each broker.
+    #[arg(long, default_value = "3", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=20))]
+    nodes: Vec<u8>,
+    /// What may go wrong beside the usual, separated by commas: clocks, busy, refusals; or all.
+    #[arg(long = "with", value_name = "FAULTS", default_value_t = More::NONE)]
     more: More,
+    /// Tells everything that was seen in a run that fails.
+    #[arg(long)]
     story: bool,
 }
 
 /// Run after run, until the time is over or a signal comes. Each broker with each number of nodes
 /// has one run at least.
-fn endure(long: &Endurance, brokers: Vec<BrokerKind>, airwave: &std::path::Path) -> Result<bool, String> {
-    let mut brokers = brokers;
-    if brokers.is_empty() {
-        brokers = BrokerKind::ALL.into_iter().filter(|kind| kind.program().is_ok()).collect();
-    }
+fn endure(long: &Endurance, airwave: &Path) -> Result<bool, String> {
+    let brokers = match long.every_broker {
+        true => BrokerKind::ALL.to_vec(),
+        false if long.brokers.is_empty() => BrokerKind::ALL.into_iter().filter(|kind| kind.program().is_ok()).collect(),
+        false => long.brokers.clone(),
+    };
     if brokers.is_empty() {
         return Err("there is no broker's server to try; name one with --broker to be told what is missing".into());
     }
@@ -472,59 +452,63 @@ fn endure(long: &Endurance, brokers: Vec<BrokerKind>, airwave: &std::path::Path)
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let first = long.seed.unwrap_or_else(|| chaos::history::wall_clock() / 1_000_000);
-    let since = Instant::now();
-    let all = async {
-        let (mut done, mut failed) = (0usize, Vec::new());
-        let matrix: Vec<(usize, BrokerKind)> = long
-            .nodes
-            .iter()
-            .flat_map(|nodes| brokers.iter().map(|kind| (*nodes, *kind)))
-            .collect();
-        let mut seed = first;
-        loop {
-            let (round, number) = (done / matrix.len(), done % matrix.len());
-            let over = match long.runs {
-                Some(runs) => round >= runs as usize,
-                None => round > 0 && since.elapsed().as_secs_f64() >= long.minutes * 60.0,
-            };
-            if over {
-                break;
-            }
-            if long.runs.is_none() {
-                seed = first + round as u64;
-            }
-            let (nodes, kind) = matrix[number];
-            let run = chaos::run(kind, Plan::new(seed, nodes, long.trouble, long.more), airwave).await?;
-            done += 1;
-            if run.is_good() {
-                println!("{run}");
-            } else {
-                println!("{}", run.report(long.story));
-                failed.push(format!("{kind} seed {seed} with {nodes} nodes"));
-            }
-        }
-        println!(
-            "{done} runs of seeds {first} to {seed}, {} failed {failed:?}, {:.0} s",
-            failed.len(),
-            since.elapsed().as_secs_f64()
-        );
-        Ok(failed.is_empty())
-    };
-    let interrupted = async {
-        let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-        let Ok(mut terminate) = terminate else {
-            return std::future::pending().await;
-        };
-        tokio::select! { _ = terminate.recv() => {}, _ = tokio::signal::ctrl_c() => {} }
-    };
+    let nodes = long.nodes.iter().map(|nodes| usize::from(*nodes));
+    let matrix: Vec<(usize, BrokerKind)> = nodes
+        .flat_map(|nodes| brokers.iter().map(move |kind| (nodes, *kind)))
+        .collect();
     // Whichever ends, all processes end with it.
     runtime.block_on(async {
         tokio::select! {
-            result = all => result,
-            () = interrupted => Err("interrupted".into()),
+            result = go_on(long, &matrix, airwave) => result,
+            () = interrupted() => Err("interrupted".into()),
         }
     })
+}
+
+/// Comes back when a signal asks to end.
+async fn interrupted() {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    let Ok(mut terminate) = terminate else {
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = terminate.recv() => {}, _ = tokio::signal::ctrl_c() => {} }
+}
+
+/// Goes through the matrix again and again. True: every promise was kept.
+async fn go_on(long: &Endurance, matrix: &[(usize, BrokerKind)], airwave: &Path) -> Result<bool, String> {
+    let first = long.seed.unwrap_or_else(|| chaos::history::wall_clock() / 1_000_000);
+    let trouble = Duration::from_secs(long.seconds);
+    let since = Instant::now();
+    let (mut done, mut failed) = (0usize, Vec::new());
+    let mut seed = first;
+    loop {
+        let (round, number) = (done / matrix.len(), done % matrix.len());
+        let over = match long.runs {
+            Some(runs) => round >= runs as usize,
+            None => round > 0 && since.elapsed().as_secs_f64() >= long.minutes * 60.0,
+        };
+        if over {
+            break;
+        }
+        if long.runs.is_none() {
+            seed = first + round as u64;
+        }
+        let (nodes, kind) = matrix[number];
+        let run = chaos::run(kind, Plan::new(seed, nodes, trouble, long.more), airwave).await?;
+        done += 1;
+        if run.is_good() {
+            println!("{run}");
+        } else {
+            println!("{}", run.report(long.story));
+            failed.push(format!("{kind} seed {seed} with {nodes} nodes"));
+        }
+    }
+    println!(
+        "{done} runs of seeds {first} to {seed}, {} failed {failed:?}, {:.0} s",
+        failed.len(),
+        since.elapsed().as_secs_f64()
+    );
+    Ok(failed.is_empty())
 }
 
 fn fanout(transport: Transport, listeners: usize, pacing: Pacing) -> Paced {
@@ -543,125 +527,163 @@ fn all(settings: &Settings, pacing: Pacing, write: Option<PathBuf>, machine: &st
         // Not after minutes of measuring.
         replace_between(&read(path)?, "measured", "").map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    let mut budgets = Vec::new();
-    let mut reports = Vec::new();
-    let add = |reports: &mut Vec<Report>, report: Report| -> Result<(), String> {
-        println!("{}", report.markdown());
-        reports.push(report);
-        Ok(())
+    let mut measured = All {
+        settings,
+        pacing,
+        budgets: Vec::new(),
+        reports: Vec::new(),
     };
-    let both = [Transport::Sse, Transport::Websocket];
-    for transport in both {
-        for listeners in [5_000, 1_000] {
-            let report = scenario::paced(settings, fanout(transport, listeners, pacing))?;
-            if listeners == 5_000 {
-                budgets.push(Budget {
-                    figure: format!("deliveries per CPU-second ÷ raw limit, {listeners} listeners, {transport}"),
-                    measured: report.ratio(Kind::Airwave, scenario::PER_CPU_SECOND),
-                    foundation: Some(0.85),
-                    goal: Some(1.0),
-                    more: true,
-                    unit: "",
-                });
-            }
-            if listeners == 5_000 {
-                budgets.push(Budget {
-                    figure: format!("encodes per event, {transport}"),
-                    measured: report.median(Kind::Airwave, scenario::ENCODES),
-                    foundation: Some(1.0),
-                    goal: Some(1.0),
+    measured.fanouts()?;
+    measured.bursts()?;
+    measured.idle()?;
+    measured.storms()?;
+    measured.channels()?;
+    let budgets = format!("### Budgets\n\n{}", table::budgets(&measured.budgets));
+    tell_below(&budgets, &measured.reports, machine, write.map(|path| (path, "measured")))
+}
+
+const BOTH: [Transport; 2] = [Transport::Sse, Transport::Websocket];
+
+/// Everything in the table of budgets, as far as it is measured.
+struct All<'a> {
+    settings: &'a Settings,
+    pacing: Pacing,
+    budgets: Vec<Budget>,
+    reports: Vec<Report>,
+}
+
+impl All<'_> {
+    fn add(&mut self, report: Report) {
+        println!("{}", report.markdown());
+        self.reports.push(report);
+    }
+
+    fn fanouts(&mut self) -> Result<(), String> {
+        for transport in BOTH {
+            for listeners in [5_000, 1_000] {
+                let report = scenario::paced(self.settings, fanout(transport, listeners, self.pacing))?;
+                if listeners == 5_000 {
+                    self.budgets.push(Budget {
+                        figure: format!("deliveries per CPU-second ÷ raw limit, {listeners} listeners, {transport}"),
+                        measured: report.ratio(Kind::Airwave, scenario::PER_CPU_SECOND),
+                        foundation: Some(0.85),
+                        goal: Some(1.0),
+                        more: true,
+                        unit: "",
+                    });
+                    self.budgets.push(Budget {
+                        figure: format!("encodes per event, {transport}"),
+                        measured: report.median(Kind::Airwave, scenario::ENCODES),
+                        foundation: Some(1.0),
+                        goal: Some(1.0),
+                        more: false,
+                        unit: "",
+                    });
+                }
+                // The goal, "lower than every peer's", is beyond the two yardsticks here: the
+                // hand-written server stands for the peers.
+                let peer = report.median(Kind::Axum, scenario::P99);
+                self.budgets.push(Budget {
+                    figure: format!("publish → receipt p99, {listeners} listeners, {transport} (bound: hand-written axum's)"),
+                    measured: report.median(Kind::Airwave, scenario::P99),
+                    foundation: peer,
+                    goal: peer,
                     more: false,
-                    unit: "",
+                    unit: " ms",
                 });
+                self.add(report);
             }
-            // The goal, "lower than every peer's", is beyond the two yardsticks here: the
-            // hand-written server stands for the peers.
-            let peer = report.median(Kind::Axum, scenario::P99);
-            budgets.push(Budget {
-                figure: format!("publish → receipt p99, {listeners} listeners, {transport} (bound: hand-written axum's)"),
-                measured: report.median(Kind::Airwave, scenario::P99),
-                foundation: peer,
-                goal: peer,
+        }
+        Ok(())
+    }
+
+    fn bursts(&mut self) -> Result<(), String> {
+        for transport in BOTH {
+            let report = scenario::burst(self.settings, transport, 1_000, 100, 20, Duration::from_millis(100))?;
+            self.budgets.push(Budget {
+                figure: format!("the same in a burst of 100 × 1,000 listeners, {transport}"),
+                measured: report.ratio(Kind::Airwave, scenario::PER_CPU_SECOND),
+                foundation: Some(10.0),
+                goal: Some(30.0),
+                more: true,
+                unit: "",
+            });
+            self.add(report);
+        }
+        Ok(())
+    }
+
+    fn idle(&mut self) -> Result<(), String> {
+        for (transport, foundation) in [(Transport::Sse, 13.0), (Transport::Websocket, 7.0)] {
+            let report = scenario::idle(self.settings, transport, 5_000)?;
+            self.budgets.push(Budget {
+                figure: format!("resident memory per idle listener, {transport}"),
+                measured: report.median(Kind::Airwave, scenario::IDLE),
+                foundation: Some(foundation),
+                goal: Some(2.0),
+                more: false,
+                unit: " KiB",
+            });
+            self.add(report);
+        }
+        Ok(())
+    }
+
+    fn storms(&mut self) -> Result<(), String> {
+        for transport in BOTH {
+            let report = scenario::storm(self.settings, transport, 10_000, 100, Duration::from_secs(2))?;
+            self.budgets.push(Budget {
+                figure: format!("resume storm, 10,000 back within 2 s: caught up, {transport}"),
+                measured: report.median(Kind::Airwave, scenario::CAUGHT_UP),
+                foundation: Some(100.0),
+                goal: Some(100.0),
+                more: true,
+                unit: " %",
+            });
+            self.budgets.push(Budget {
+                figure: format!("resume storm: reads of the broker's history, {transport}"),
+                measured: report.median(Kind::Airwave, scenario::BROKER_READS),
+                foundation: Some(1.0),
+                goal: Some(1.0),
+                more: false,
+                unit: "",
+            });
+            self.budgets.push(Budget {
+                figure: format!("resume storm: replay p99, {transport}"),
+                measured: report.median(Kind::Airwave, scenario::CATCH_UP_P99),
+                foundation: None,
+                goal: Some(1_000.0),
                 more: false,
                 unit: " ms",
             });
-            add(&mut reports, report)?;
+            self.add(report);
         }
+        Ok(())
     }
-    for transport in both {
-        let report = scenario::burst(settings, transport, 1_000, 100, 20, Duration::from_millis(100))?;
-        budgets.push(Budget {
-            figure: format!("the same in a burst of 100 × 1,000 listeners, {transport}"),
-            measured: report.ratio(Kind::Airwave, scenario::PER_CPU_SECOND),
-            foundation: Some(10.0),
-            goal: Some(30.0),
-            more: true,
-            unit: "",
-        });
-        add(&mut reports, report)?;
+
+    fn channels(&mut self) -> Result<(), String> {
+        for transport in BOTH {
+            let shape = Paced {
+                transport,
+                channels: 1_000,
+                per_channel: 5,
+                seconds: self.pacing.seconds,
+                rate: self.pacing.rate(),
+                publishers: 4,
+            };
+            let report = scenario::paced(self.settings, shape)?;
+            self.budgets.push(Budget {
+                figure: format!("1,000 channels × 5 listeners ÷ raw limit, {transport} (foundation: hand-written axum's)"),
+                measured: report.ratio(Kind::Airwave, scenario::PER_CPU_SECOND),
+                foundation: report.ratio(Kind::Axum, scenario::PER_CPU_SECOND),
+                goal: Some(1.0),
+                more: true,
+                unit: "",
+            });
+            self.add(report);
+        }
+        Ok(())
     }
-    for (transport, foundation) in [(Transport::Sse, 13.0), (Transport::Websocket, 7.0)] {
-        let report = scenario::idle(settings, transport, 5_000)?;
-        budgets.push(Budget {
-            figure: format!("resident memory per idle listener, {transport}"),
-            measured: report.median(Kind::Airwave, scenario::IDLE),
-            foundation: Some(foundation),
-            goal: Some(2.0),
-            more: false,
-            unit: " KiB",
-        });
-        add(&mut reports, report)?;
-    }
-    for transport in both {
-        let report = scenario::storm(settings, transport, 10_000, 100, Duration::from_secs(2))?;
-        budgets.push(Budget {
-            figure: format!("resume storm, 10,000 back within 2 s: caught up, {transport}"),
-            measured: report.median(Kind::Airwave, scenario::CAUGHT_UP),
-            foundation: Some(100.0),
-            goal: Some(100.0),
-            more: true,
-            unit: " %",
-        });
-        budgets.push(Budget {
-            figure: format!("resume storm: reads of the broker's history, {transport}"),
-            measured: report.median(Kind::Airwave, scenario::BROKER_READS),
-            foundation: Some(1.0),
-            goal: Some(1.0),
-            more: false,
-            unit: "",
-        });
-        budgets.push(Budget {
-            figure: format!("resume storm: replay p99, {transport}"),
-            measured: report.median(Kind::Airwave, scenario::CATCH_UP_P99),
-            foundation: None,
-            goal: Some(1_000.0),
-            more: false,
-            unit: " ms",
-        });
-        add(&mut reports, report)?;
-    }
-    for transport in both {
-        let shape = Paced {
-            transport,
-            channels: 1_000,
-            per_channel: 5,
-            seconds: pacing.seconds,
-            rate: pacing.rate(),
-            publishers: 4,
-        };
-        let report = scenario::paced(settings, shape)?;
-        budgets.push(Budget {
-            figure: format!("1,000 channels × 5 listeners ÷ raw limit, {transport} (foundation: hand-written axum's)"),
-            measured: report.ratio(Kind::Airwave, scenario::PER_CPU_SECOND),
-            foundation: report.ratio(Kind::Axum, scenario::PER_CPU_SECOND),
-            goal: Some(1.0),
-            more: true,
-            unit: "",
-        });
-        add(&mut reports, report)?;
-    }
-    let budgets = format!("### Budgets\n\n{}", table::budgets(&budgets));
-    tell_below(&budgets, &reports, machine, write.map(|path| (path, "measured")))
 }
 
 /// Prints the reports, and puts them into the file that wants them.

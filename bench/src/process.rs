@@ -218,26 +218,7 @@ impl Server {
             // Nothing was started that would remove it.
             let _ = fs::remove_dir_all(&folder);
         })?;
-        let this = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
-        let mut command = match kind {
-            Kind::Raw | Kind::Axum | Kind::RedisByHand => {
-                let mut command = Command::new(this);
-                command.arg(match kind {
-                    Kind::Raw => "serve-raw",
-                    Kind::Axum => "serve-axum",
-                    _ => "serve-redis",
-                });
-                command.args(broker.as_ref().map(Broker::url));
-                command
-            }
-            Kind::Airwave | Kind::AirwaveRedis | Kind::AirwaveNats => {
-                let mut command = Command::new(airwave);
-                command
-                    .args(["serve", "--listen", "127.0.0.1:0", "--config"])
-                    .arg(folder.join("airwave.toml"));
-                command
-            }
-        };
+        let mut command = Self::command(kind, airwave, &folder, broker.as_ref())?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         // A child inherits the affinity, and so do the threads that it starts and counts its
         // processors for.
@@ -262,6 +243,30 @@ impl Server {
         };
         server.address = server.wait_for_address(kind)?;
         Ok(server)
+    }
+
+    /// How this kind of server is started.
+    fn command(kind: Kind, airwave: &Path, folder: &Path, broker: Option<&Broker>) -> Result<Command, String> {
+        let this = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+        Ok(match kind {
+            Kind::Raw | Kind::Axum | Kind::RedisByHand => {
+                let mut command = Command::new(this);
+                command.arg(match kind {
+                    Kind::Raw => "serve-raw",
+                    Kind::Axum => "serve-axum",
+                    _ => "serve-redis",
+                });
+                command.args(broker.map(Broker::url));
+                command
+            }
+            Kind::Airwave | Kind::AirwaveRedis | Kind::AirwaveNats => {
+                let mut command = Command::new(airwave);
+                command
+                    .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+                    .arg(folder.join("airwave.toml"));
+                command
+            }
+        })
     }
 
     fn wait_for_address(&mut self, kind: Kind) -> Result<SocketAddr, String> {

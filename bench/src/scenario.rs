@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::check::Histogram;
 use crate::load::{Load, Pace, Transport};
+use crate::measured::{Figure, Measured, OTHERS_BUSY, busy};
 use crate::process::{Kind, Memory, Pinning, Server, everybodys_cpu, listen_overflows, own_cpu, raise_open_files};
 use crate::publish::{Job, Publisher};
-use crate::table::{Column, Figure, Report};
+use crate::table::{Column, Report};
 
 /// What all scenarios have in common.
 pub struct Settings {
@@ -25,80 +26,6 @@ pub struct Settings {
     pub pinning: Option<Pinning>,
     /// The binary; empty if it is not measured.
     pub airwave: PathBuf,
-}
-
-/// One server in one round.
-#[derive(Default)]
-pub struct Measured {
-    /// Events times listeners, within the measured window.
-    pub deliveries: u64,
-    /// The server's processor time in the window.
-    pub cpu: Duration,
-    /// Its broker's processor time in the window.
-    pub broker_cpu: Duration,
-    /// Connections to its broker while everybody listened.
-    pub broker_connections: Option<usize>,
-    /// The generator's processor time in the window.
-    pub generator_cpu: Duration,
-    /// Processor time of everybody else on the machine in the window: what disturbs.
-    pub others_cpu: Duration,
-    /// Length of the window.
-    pub wall: Duration,
-    /// Publish to receipt.
-    pub latency: Histogram,
-    /// A publish's request to its answer.
-    pub round_trip: Histogram,
-    /// Connect to having everything that was missed.
-    pub catch_up: Histogram,
-    /// Events published in the window.
-    pub events: u64,
-    /// Events that the server turned into bytes in the window, as it counts itself.
-    pub encodes: Option<f64>,
-    /// Reads that the server asked of its broker in the window, as it counts itself.
-    pub broker_reads: Option<f64>,
-    /// Connections that the kernel dropped in the window because a listen queue was full, of all
-    /// processes.
-    pub listen_overflows: Option<u64>,
-    /// Listeners.
-    pub listeners: usize,
-    /// Listeners that have caught up.
-    pub caught_up: usize,
-    /// KiB of resident memory per listener, idle and after traffic.
-    pub memory: Option<[f64; 2]>,
-    /// KiB of anonymous resident memory per listener, idle and after traffic.
-    pub anonymous: Option<[f64; 2]>,
-    /// Events that never came, summed over the listeners.
-    pub lost: u64,
-    /// Events that came twice.
-    pub duplicates: u64,
-    /// Events that came after a later one.
-    pub late: u64,
-    /// Events that came on another channel.
-    pub foreign: u64,
-    /// Announced gaps.
-    pub gaps: u64,
-    /// What else went wrong, and how often.
-    pub problems: BTreeMap<String, u64>,
-}
-
-impl Measured {
-    /// What makes its figures worthless, if anything does.
-    pub fn faults(&self) -> Option<String> {
-        let counts = [
-            (self.lost, "lost"),
-            (self.duplicates, "duplicated"),
-            (self.late, "out of order"),
-            (self.foreign, "on the wrong channel"),
-            (self.gaps, "gaps announced"),
-        ];
-        let mut faults: Vec<String> = counts
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{count} {what}"))
-            .collect();
-        faults.extend(self.problems.iter().map(|(problem, times)| format!("{problem} ({times} x)")));
-        (!faults.is_empty()).then(|| faults.join("; "))
-    }
 }
 
 /// Deliveries per second of the server's processor time.
@@ -120,18 +47,11 @@ pub const ENCODES: Figure = |measured| (measured.events > 0).then_some(measured.
 pub const BROKER_READS: Figure = |measured| measured.broker_reads;
 /// Connections that found a full listen queue: each waits a second or more for its next try.
 pub const LISTEN_OVERFLOWS: Figure = |measured| measured.listen_overflows.map(|count| count as f64);
-/// What everybody else used of the machine, in percent of one processor.
-pub const OTHERS_BUSY: Figure = |measured| busy(measured, measured.others_cpu);
 /// Listeners that have caught up, in percent.
 pub const CAUGHT_UP: Figure = |measured| Some(100.0 * measured.caught_up as f64 / measured.listeners.max(1) as f64);
 
 fn milliseconds(histogram: &Histogram, share: f64) -> Option<f64> {
     histogram.percentile(share).map(|nanoseconds| nanoseconds as f64 / 1e6)
-}
-
-/// Processor time in percent of one processor.
-fn busy(measured: &Measured, cpu: Duration) -> Option<f64> {
-    (!measured.wall.is_zero()).then(|| 100.0 * cpu.as_secs_f64() / measured.wall.as_secs_f64())
 }
 
 fn fault_columns() -> Vec<Column> {

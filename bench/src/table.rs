@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use crate::measured::{Figure, Measured, OTHERS_BUSY};
 use crate::process::Kind;
-use crate::scenario::{Measured, OTHERS_BUSY};
 
 /// All rounds of one scenario.
 pub struct Report {
@@ -18,9 +18,6 @@ pub struct Report {
     /// One entry per round.
     pub rounds: Vec<BTreeMap<Kind, Result<Measured, String>>>,
 }
-
-/// A figure of a measurement; `None` if that server has none.
-pub type Figure = fn(&Measured) -> Option<f64>;
 
 /// One column of a table.
 pub struct Column {

@@ -1,6 +1,7 @@
 //! Real processes: brokers, and nodes of Airwave. Each is killed when its handle is dropped.
 
 mod nats;
+mod probe;
 mod redis;
 
 use std::fmt;
@@ -297,10 +298,10 @@ impl Server {
     async fn answers(&self) -> bool {
         match self.how {
             // While it still reads its file it answers, but not this.
-            How::Redis(_) => redis::ask(self.address, "PING")
+            How::Redis(_) => probe::ask_redis(self.address, "PING")
                 .await
                 .is_ok_and(|answer| answer.starts_with("+PONG")),
-            How::Nats(_) => nats::greets(self.address).await,
+            How::Nats(_) => probe::nats_greets(self.address).await,
         }
     }
 }
@@ -490,7 +491,7 @@ impl Broker {
         for server in self.servers.iter().filter(|server| server.child.is_some()) {
             // A server that is paused takes it later; one that is killed comes back as it was set
             // up.
-            let _ = redis::ask(server.address, &format!("CONFIG SET {setting}")).await;
+            let _ = probe::ask_redis(server.address, &format!("CONFIG SET {setting}")).await;
         }
     }
 

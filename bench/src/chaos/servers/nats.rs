@@ -17,17 +17,6 @@ use super::{Broker, How, PATIENCE, Server, free};
 /// The stream that nodes make.
 const STREAM: &str = "$JS.API.STREAM.INFO.airwave";
 
-/// Whether a server answers at all.
-pub(super) async fn greets(address: SocketAddr) -> bool {
-    let greeted = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let mut greeting = [0; 4];
-        stream.read_exact(&mut greeting).await?;
-        Ok::<_, io::Error>(&greeting == b"INFO")
-    };
-    matches!(timeout(Duration::from_secs(1), greeted).await, Ok(Ok(true)))
-}
-
 /// Asks JetStream something, at this server.
 async fn ask(address: SocketAddr, subject: &str) -> io::Result<Value> {
     static ASKED: AtomicU64 = AtomicU64::new(0);

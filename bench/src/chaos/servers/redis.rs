@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::super::plan::RULES;
+use super::probe::ask_redis as ask;
 use super::{Broker, BrokerKind, How, PATIENCE, Server, free};
 
 /// Everything is on disk before it is answered.
@@ -17,20 +16,6 @@ const STORED: [&str; 6] = ["--save", "", "--appendonly", "yes", "--appendfsync",
 
 /// The masters' parts of a cluster.
 const SLOTS: [&str; 3] = ["0 5460", "5461 10922", "10923 16383"];
-
-/// Asks a server or a sentinel something, and gives the first part of the answer as it comes.
-pub(super) async fn ask(address: SocketAddr, what: &str) -> io::Result<String> {
-    let ask = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(format!("{what}\r\n").as_bytes()).await?;
-        let mut answer = Vec::with_capacity(8192);
-        stream.read_buf(&mut answer).await?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    };
-    timeout(Duration::from_secs(1), ask)
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-}
 
 /// Asks until the answer is as wanted.
 async fn until(address: SocketAddr, what: &str, wanted: impl Fn(&str) -> bool) -> Result<(), String> {
