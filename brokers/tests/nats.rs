@@ -737,6 +737,36 @@ async fn an_epoch_is_good_until_the_stream_drops_it() {
     assert!(after(second).await);
 }
 
+/// An operator changes the stream, so that it will take no more, or takes nothing any more.
+async fn limit_the_stream(server: &Server, why: &str) {
+    let mut config = server.ask("STREAM.INFO.airwave", Value::Null).await["config"].clone();
+    match why {
+        "stream" => {
+            config["max_bytes"] = 500_000.into();
+            config["discard"] = "new".into();
+        }
+        "sealed" => config["sealed"] = true.into(),
+        _ => return,
+    }
+    let changed = server.ask("STREAM.UPDATE.airwave", config).await;
+    assert!(changed["error"].is_null(), "{changed}");
+}
+
+/// Publishes large events, and then small ones, until none is taken; gives the last refusal.
+async fn publish_until_it_is_full(broker: &Nats) -> String {
+    let mut told = String::new();
+    for length in [20_000, 1] {
+        let text = Data::text("x".repeat(length));
+        let append = Append::new(Message::new(EventName::new("said").unwrap(), text));
+        told = loop {
+            if let Err(error) = broker.publish(&name("a"), append.clone()).await {
+                break error.to_string();
+            }
+        };
+    }
+    told
+}
+
 /// Every way in which JetStream serves what it holds and stores nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_server_starts_nodes_and_serves_what_it_holds() {
@@ -754,33 +784,8 @@ async fn a_full_server_starts_nodes_and_serves_what_it_holds() {
         };
         let broker = Nats::connect(&server.url(), rules(3600)).await.unwrap();
         let first = publish(&broker, "a").await;
-        let changed = async |change: fn(&mut Value)| {
-            let mut config = server.ask("STREAM.INFO.airwave", Value::Null).await["config"].clone();
-            change(&mut config);
-            let changed = server.ask("STREAM.UPDATE.airwave", config).await;
-            assert!(changed["error"].is_null(), "{changed}");
-        };
-        match why {
-            "stream" => {
-                changed(|config| {
-                    config["max_bytes"] = 500_000.into();
-                    config["discard"] = "new".into();
-                })
-                .await;
-            }
-            "sealed" => changed(|config| config["sealed"] = true.into()).await,
-            _ => {}
-        }
-        let large = Append::new(Message::new(EventName::new("said").unwrap(), Data::text("x".repeat(20_000))));
-        let small = Append::new(Message::new(EventName::new("said").unwrap(), Data::text("x")));
-        let mut told = String::new();
-        for publish in [large, small] {
-            told = loop {
-                if let Err(error) = broker.publish(&name("a"), publish.clone()).await {
-                    break error.to_string();
-                }
-            };
-        }
+        limit_the_stream(&server, why).await;
+        let told = publish_until_it_is_full(&broker).await;
         let cause = if why == "sealed" { "sealed" } else { "JetStream is full" };
         assert!(told.contains(cause), "{why}: {told}");
         let full = async |broker: &Nats| {

@@ -74,11 +74,12 @@ async fn liar(server: &Server, judge: Arc<Judge>) -> SocketAddr {
                         ["SUB", subject, .., number] => subscribed.push((subject.to_owned(), number.to_owned())),
                         ["PUB" | "HPUB", subject, reply, .., _] if reply.starts_with("_INBOX") => {
                             let payload = String::from_utf8_lossy(&unit[line.len()..]).into_owned();
-                            if let Some(lie) = judge(subject.to_owned(), payload).await {
+                            let lie = judge(subject.to_owned(), payload).await;
+                            if let Some(lie) = &lie {
                                 tell(&mut *to_client.lock().await, reply, &subscribed, &lie.answer).await;
-                                if !lie.pass {
-                                    continue;
-                                }
+                            }
+                            if lie.is_some_and(|lie| !lie.pass) {
+                                continue;
                             }
                         }
                         _ => {}

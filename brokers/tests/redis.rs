@@ -772,6 +772,22 @@ async fn tls_in_a_process_of_its_own() {
     }
 }
 
+/// Listens from many clients at once.
+async fn all_come_back(
+    node: &Arc<support::hub::Node>,
+    at: impl Iterator<Item = (String, Position)>,
+) -> Vec<support::hub::Client> {
+    let coming = at.map(|(channel, cursor)| {
+        let node = node.clone();
+        tokio::spawn(async move { node.listen(&channel, Some(cursor)).await })
+    });
+    let mut clients = Vec::new();
+    for client in coming.collect::<Vec<_>>() {
+        clients.push(client.await.unwrap());
+    }
+    clients
+}
+
 /// Thousands come back at once, to a node that has been there and to one that is new. What they
 /// missed is read once for each channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -801,14 +817,8 @@ async fn a_reconnect_storm_costs_one_history_read_for_each_channel_and_node() {
     for (node, replays) in [(old, 0), (new, CHANNELS)] {
         let before = node.figure("airwave_broker_replays_total");
         let _: String = server.ask(&["CONFIG", "RESETSTAT"]);
-        let coming = (0..CLIENTS).map(|n| {
-            let (node, channel, cursor) = (node.clone(), channel(n), cursors[n % CHANNELS]);
-            tokio::spawn(async move { node.listen(&channel, Some(cursor)).await })
-        });
-        let mut clients = Vec::new();
-        for client in coming.collect::<Vec<_>>() {
-            clients.push(client.await.unwrap());
-        }
+        let coming = (0..CLIENTS).map(|n| (channel(n), cursors[n % CHANNELS]));
+        let clients = all_come_back(&node, coming).await;
         for (n, client) in clients.iter().enumerate() {
             let missed = &missed[n % CHANNELS];
             client.hears(missed[missed.len() - 1]).await;
@@ -830,11 +840,11 @@ async fn a_reconnect_storm_costs_one_history_read_for_each_channel_and_node() {
         let _: i64 = server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         let healed = async {
             for (n, missed) in missed.iter_mut().enumerate() {
-                let position = loop {
-                    if let Some(position) = node.say(&channel(n), "after").await {
-                        break position;
-                    }
-                };
+                let mut said = None;
+                while said.is_none() {
+                    said = node.say(&channel(n), "after").await;
+                }
+                let position = said.unwrap();
                 for client in clients.iter().skip(n).step_by(CHANNELS) {
                     client.hears(position).await;
                 }

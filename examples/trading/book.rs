@@ -223,16 +223,13 @@ mod tests {
         fn submit(&mut self, mut order: Order) -> Vec<(u64, u32, u32)> {
             let mut fills = Vec::new();
             loop {
+                let fits = |price: u32, limit: u32| match order.side {
+                    Side::Buy => price <= limit,
+                    Side::Sell => price >= limit,
+                };
                 let crosses = |waiting: &&mut Order| {
                     let (wanted, price) = (order.price, waiting.price.unwrap());
-                    waiting.side != order.side
-                        && wanted.is_none_or(|limit| {
-                            if order.side == Side::Buy {
-                                price <= limit
-                            } else {
-                                price >= limit
-                            }
-                        })
+                    waiting.side != order.side && wanted.is_none_or(|limit| fits(price, limit))
                 };
                 // `min_by_key` gives the first of several that are equal: the oldest.
                 let best = self.0.iter_mut().filter(crosses).min_by_key(|waiting| {

@@ -152,21 +152,50 @@ impl Default for Exchange {
     }
 }
 
+impl NewOrder {
+    /// Whether it can be an order at all.
+    fn check(&self) -> Result<(), String> {
+        if self.reference.is_empty() || self.reference.len() > 64 {
+            return Err("'reference' names the order, in 1 to 64 bytes".into());
+        }
+        if !(1..=MAX_QUANTITY).contains(&self.quantity) {
+            return Err(format!("'quantity' is a number of shares from 1 to {MAX_QUANTITY}"));
+        }
+        if self.price.is_some_and(|price| !(1..=MAX_PRICE).contains(&price)) {
+            return Err(format!("'price' is a number of cents from 1 to {MAX_PRICE}"));
+        }
+        Ok(())
+    }
+}
+
+impl Account {
+    /// Whether its owner may have one more order, and may reach that position.
+    fn allows(&self, symbol: &str, new: &NewOrder) -> Result<(), String> {
+        let waits: i64 = self
+            .open
+            .iter()
+            .filter(|open| open.symbol == symbol && open.side == new.side)
+            .map(|open| i64::from(open.left))
+            .sum();
+        let shares = self.positions.get(symbol).map_or(0, |position| position.shares);
+        let reached = if new.side == Side::Buy { shares } else { -shares } + waits + i64::from(new.quantity);
+        if reached > MAX_POSITION {
+            return Err(format!("that could take your position beyond {MAX_POSITION} shares"));
+        }
+        if self.open.len() >= MAX_OPEN {
+            return Err(format!("you have {MAX_OPEN} orders waiting: cancel one first"));
+        }
+        Ok(())
+    }
+}
+
 impl Exchange {
     /// Carries an order out. Gives what its owner is answered.
     ///
     /// # Errors
     /// A sentence for the client, and nothing has happened.
     pub fn order(&mut self, owner: &str, new: NewOrder) -> Result<Ack, String> {
-        if new.reference.is_empty() || new.reference.len() > 64 {
-            return Err("'reference' names the order, in 1 to 64 bytes".into());
-        }
-        if !(1..=MAX_QUANTITY).contains(&new.quantity) {
-            return Err(format!("'quantity' is a number of shares from 1 to {MAX_QUANTITY}"));
-        }
-        if new.price.is_some_and(|price| !(1..=MAX_PRICE).contains(&price)) {
-            return Err(format!("'price' is a number of cents from 1 to {MAX_PRICE}"));
-        }
+        new.check()?;
         let known = || SYMBOLS.map(|(symbol, _)| symbol).join(", ");
         let at = self
             .market(&new.symbol)
@@ -177,20 +206,7 @@ impl Exchange {
             return Ok(ack.clone());
         }
         let symbol = self.markets[at].symbol;
-        let waits: i64 = account
-            .open
-            .iter()
-            .filter(|open| open.symbol == symbol && open.side == new.side)
-            .map(|open| i64::from(open.left))
-            .sum();
-        let shares = account.positions.get(symbol).map_or(0, |position| position.shares);
-        let reached = if new.side == Side::Buy { shares } else { -shares } + waits + i64::from(new.quantity);
-        if reached > MAX_POSITION {
-            return Err(format!("that could take your position beyond {MAX_POSITION} shares"));
-        }
-        if account.open.len() >= MAX_OPEN {
-            return Err(format!("you have {MAX_OPEN} orders waiting: cancel one first"));
-        }
+        account.allows(symbol, &new)?;
         self.last_order += 1;
         let order = self.last_order;
         let (fills, resting) = self.markets[at].book.submit(Order {

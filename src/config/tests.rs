@@ -35,10 +35,8 @@ fn with_env(text: Option<&str>, variables: &[(&str, &str)]) -> Result<Config, Co
     })
 }
 
-#[test]
-fn a_full_file_is_read() {
-    let config = load(
-        r#"
+/// A file with a bit of everything.
+const FULL: &str = r#"
         listen = "0.0.0.0:9000"
         origins = ["https://app.example"]
         trusted_proxies = ["10.0.0.0/8"]
@@ -67,9 +65,11 @@ fn a_full_file_is_read() {
         slow = "close"
         send = "publish"
         presence = true
-        "#,
-    )
-    .unwrap();
+"#;
+
+#[test]
+fn a_full_file_is_read() {
+    let config = load(FULL).unwrap();
     assert_eq!(config.listen.to_string(), "0.0.0.0:9000");
     assert_eq!(config.origins, AllowedOrigins::Listed(vec!["https://app.example".into()]));
     assert!(config.trusts("10.2.3.4".parse().unwrap()) && !config.trusts("11.0.0.1".parse().unwrap()));
@@ -323,6 +323,7 @@ fn a_warning_names_some_of_many_rules() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn unknown_keys_are_refused_with_what_was_meant() {
     let mut all: Vec<&str> = Vec::new();
     for key in SETTINGS.iter().map(|setting| setting.key).chain(["channels"]) {
@@ -407,6 +408,7 @@ fn unknown_keys_are_refused_with_what_was_meant() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn bad_values_are_refused_with_what_to_write() {
     for (text, expected) in [
         (

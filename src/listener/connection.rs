@@ -203,8 +203,8 @@ impl Served {
 
 /// Gives the socket to the task that asked for it.
 ///
-/// That is a task of its own, so that nothing of hyper's is kept. Sessions are cut by the hub, so it
-/// need not watch for that.
+/// That is a task of its own, so that nothing of hyper's is kept. Sessions are cut by the hub, so
+/// it need not watch for that.
 fn detach<S>(parts: http1::Parts<Io, S>, detached: Detached, keep: Box<dyn Any + Send>) {
     let Detached { go_on, head, chunked } = detached;
     let (stream, unseen) = parts.io.into_parts();

@@ -1,4 +1,5 @@
-//! Single messages of the stream: from any replica, or from the leader, which alone knows the newest.
+//! Single messages of the stream: from any replica, or from the leader, which alone knows the
+//! newest.
 
 use airwave_core::{BrokerError, ChannelName};
 use async_nats::{Message, StatusCode};

@@ -1,5 +1,5 @@
-//! The directory: entering, listing and watching members, and the heartbeats of nodes. How all of it
-//! is stored: `members`.
+//! The directory: entering, listing and watching members, and the heartbeats of nodes. How all of
+//! it is stored: `members`.
 
 use std::sync::PoisonError;
 

@@ -5,6 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,46 @@ struct Line {
     delay: AtomicU64,
     /// How many bytes pass in a second in each direction of each connection; zero: all at once.
     pace: AtomicU64,
+}
+
+/// Bytes under way, and when they arrive.
+type UnderWay = (Instant, Vec<u8>);
+
+impl Line {
+    /// Takes in what comes on a connection, unless it is swallowed.
+    fn take(&self, number: u64, from: &mut TcpStream, under_way: &Sender<UnderWay>) {
+        let mut buffer = [0; 65536];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            let one = self.swallow_one.load(Ordering::SeqCst) == number + 1;
+            let due = Instant::now() + Duration::from_millis(self.delay.load(Ordering::SeqCst));
+            let swallowed = one || self.swallow.load(Ordering::SeqCst);
+            if !swallowed && under_way.send((due, buffer[..read].to_vec())).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Gives it on when it is due, no faster than the pace.
+    fn give(&self, arriving: &Receiver<UnderWay>, to: &mut TcpStream) {
+        let mut free = Instant::now();
+        let mut write = |bytes: &[u8]| {
+            bytes.chunks(4096).try_for_each(|piece| {
+                if let pace @ 1.. = self.pace.load(Ordering::SeqCst) {
+                    free = free.max(Instant::now() - Duration::from_millis(100));
+                    free += Duration::from_micros(piece.len() as u64 * 1_000_000 / pace);
+                    std::thread::sleep(free.saturating_duration_since(Instant::now()));
+                }
+                to.write_all(piece)
+            })
+        };
+        while let Ok((due, bytes)) = arriving.recv() {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            if write(&bytes).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(std::net::Shutdown::Both);
+    }
 }
 
 impl Proxy {
@@ -53,40 +94,10 @@ impl Proxy {
                     (client.try_clone().unwrap(), server.try_clone().unwrap()),
                     (server.try_clone().unwrap(), client.try_clone().unwrap()),
                 ] {
-                    let line = line.clone();
-                    let (under_way, arriving) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
-                    let paced = line.clone();
-                    std::thread::spawn(move || {
-                        let mut free = Instant::now();
-                        let mut written = |bytes: &[u8]| {
-                            bytes.chunks(4096).try_for_each(|piece| {
-                                if let pace @ 1.. = paced.pace.load(Ordering::SeqCst) {
-                                    free = free.max(Instant::now() - Duration::from_millis(100));
-                                    free += Duration::from_micros(piece.len() as u64 * 1_000_000 / pace);
-                                    std::thread::sleep(free.saturating_duration_since(Instant::now()));
-                                }
-                                to.write_all(piece)
-                            })
-                        };
-                        while let Ok((due, bytes)) = arriving.recv() {
-                            std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                            if written(&bytes).is_err() {
-                                break;
-                            }
-                        }
-                        let _ = to.shutdown(std::net::Shutdown::Both);
-                    });
-                    std::thread::spawn(move || {
-                        let mut buffer = [0; 65536];
-                        while let Ok(read @ 1..) = from.read(&mut buffer) {
-                            let one = line.swallow_one.load(Ordering::SeqCst) == number + 1;
-                            let due = Instant::now() + Duration::from_millis(line.delay.load(Ordering::SeqCst));
-                            let swallowed = one || line.swallow.load(Ordering::SeqCst);
-                            if !swallowed && under_way.send((due, buffer[..read].to_vec())).is_err() {
-                                break;
-                            }
-                        }
-                    });
+                    let (under_way, arriving) = channel();
+                    let (takes, gives) = (line.clone(), line.clone());
+                    std::thread::spawn(move || gives.give(&arriving, &mut to));
+                    std::thread::spawn(move || takes.take(number, &mut from, &under_way));
                 }
             }
         });

@@ -8,7 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Asks Redis, a server or a sentinel, something, and gives the first part of the answer as it comes.
+/// Asks Redis, a server or a sentinel, something, and gives the first part of the answer as it
+/// comes.
 pub(super) async fn ask_redis(address: SocketAddr, what: &str) -> io::Result<String> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await?;

@@ -61,8 +61,8 @@ impl Connection {
 
     /// Makes the stream. False: another node was faster.
     ///
-    /// A split cluster may say of a stream that exists that it is missing, and lose it by this. Then
-    /// the nodes announce all their members again, and no member counts as gone.
+    /// A split cluster may say of a stream that exists that it is missing, and lose it by this.
+    /// Then the nodes announce all their members again, and no member counts as gone.
     async fn make_members(&self, link: &Link, wanted: &Value, first: bool) -> Result<bool, NatsConnectError> {
         let (name, settings) = (self.members_stream(), &self.settings);
         tracing::info!(server = %settings, stream = name, "making the stream");
