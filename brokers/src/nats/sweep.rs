@@ -8,7 +8,7 @@
 //!
 //! A purge is dear (the server looks through all blocks between the channel's oldest and newest
 //! message), so a generation is large, one purge goes on at a time, and the pauses between them are
-//! longer than they are. A channel hence holds about twice what its rule says, or [`super::generations`] `WORTH`; more
+//! longer than they are. A channel hence holds about twice what its rule says, or `WORTH`; more
 //! if purges do not keep up, up to what the server keeps by itself.
 //!
 //! A node remembers only the channels that it has published to. So at its start, and again and
