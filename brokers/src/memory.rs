@@ -38,8 +38,8 @@ use self::shared::{Shared, Sweep};
 /// last feed is gone: all of them share one first position, the *epoch*. With a bound on its memory
 /// ([`Memory::bounded`]) the oldest events of all channels go first when it is reached, and
 /// channels without feeds, history and keys with them; replays then say that they are not complete.
-/// Events are bounded by their rule's history, idempotency keys only by [`IDEMPOTENCY_WINDOW`] times
-/// the publishers' rate.
+/// Events are bounded by their rule's history, idempotency keys only by [`IDEMPOTENCY_WINDOW`]
+/// times the publishers' rate.
 ///
 /// [`IDEMPOTENCY_WINDOW`]: airwave_core::broker::IDEMPOTENCY_WINDOW
 pub struct Memory {
