@@ -91,6 +91,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone)]
 pub struct Airwave {
     hub: Hub,
+    transports: server::Transports,
     config: Config,
 }
 
@@ -129,7 +130,7 @@ impl Airwave {
 
     /// All routes, to be nested under any prefix of any axum application, behind any server.
     pub fn router(&self) -> Router {
-        server::routes(&self.config, &self.hub, true)
+        server::routes(&self.config, &self.hub, self.transports.clone(), true)
     }
 
     /// The routes of a server of its own, as `airwave serve` has them: [`Airwave::router`]'s, and
@@ -137,7 +138,7 @@ impl Airwave {
     /// that address needs no token to publish. The live page is at `/` there unless `live_page` is
     /// off.
     pub fn standalone_router(&self) -> Router {
-        server::routes(&self.config, &self.hub, false)
+        server::routes(&self.config, &self.hub, self.transports.clone(), false)
     }
 
     /// The page at `path` (`/live`, without a slash at its end) that shows what goes on on this
@@ -238,6 +239,7 @@ impl Builder {
         }
         let hub = server::hub(&self.config, self.broker, handlers).await?;
         Ok(Airwave {
+            transports: server::transports(&hub)?,
             hub,
             config: self.config,
         })

@@ -54,6 +54,9 @@ pub enum Error {
     /// Serving failed.
     #[error("serving failed: {0}")]
     Serve(#[from] io::Error),
+    /// A format of a transport cannot be registered.
+    #[error(transparent)]
+    Format(#[from] airwave_core::hub::FormatError),
     /// A channel refused what the application asked of it.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -61,6 +64,9 @@ pub enum Error {
 
 /// A broker, and its directory of members if it has one.
 pub(crate) type Backbone = (Arc<dyn Broker>, Option<Arc<dyn Directory>>);
+
+/// The transports of a node, in the order in which they are asked.
+pub(crate) type Transports = Vec<Arc<dyn airwave_transports::Transport>>;
 
 /// The broker that the configuration names.
 async fn broker(config: &Config) -> Result<Backbone, Error> {
@@ -116,9 +122,14 @@ pub(crate) async fn hub(config: &Config, own_broker: Option<Backbone>, handlers:
     Ok(hub)
 }
 
+/// The transports of a node, which register their formats before a channel is opened.
+pub(crate) fn transports(hub: &Hub) -> Result<Transports, Error> {
+    Ok(airwave_transports::standard(hub)?)
+}
+
 /// All routes of a node. `embedded`: inside an application, whose address tells nothing about who
 /// reaches it.
-pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
+pub(crate) fn routes(config: &Config, hub: &Hub, transports: Transports, embedded: bool) -> Router {
     let publishers = match &config.publish_token {
         Some(token) => Publishers::Token(token.expose().into()),
         None if config.publish_open => Publishers::Anybody,
@@ -131,7 +142,7 @@ pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
         AllowedOrigins::Listed(list) => Origins::List(list.clone()),
     };
     let options = Options { origins, publishers };
-    let router = airwave_transports::router(hub.clone(), options, airwave_transports::standard(hub)).merge(client::routes());
+    let router = airwave_transports::router(hub.clone(), options, transports).merge(client::routes());
     if config.live_page && !embedded {
         router.merge(local_only(live::routes("/", hub.clone())))
     } else {
@@ -147,7 +158,7 @@ pub(crate) fn routes(config: &Config, hub: &Hub, embedded: bool) -> Router {
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>, ready: impl FnOnce(SocketAddr)) -> Result<(), Error> {
     config.check()?;
     let hub = hub(&config, None, Vec::new()).await?;
-    let app = routes(&config, &hub, false);
+    let app = routes(&config, &hub, transports(&hub)?, false);
     serve(&config, hub, app, shutdown, ready).await
 }
 

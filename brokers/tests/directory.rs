@@ -158,7 +158,7 @@ mod nodes {
             query: user.to_owned(),
             headers: Vec::new(),
         };
-        let format = hub.register_format(Arc::new(Mute));
+        let format = hub.register_format(Arc::new(Mute)).unwrap();
         let mut session = Session::new(hub.connect(request, false).unwrap(), &format);
         let subscriber = session.subscriber().with_presence(watches);
         let joined = subscriber.subscribe(&ChannelName::new("room").unwrap(), After::Nothing).await;

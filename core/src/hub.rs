@@ -17,8 +17,8 @@ use crate::channel::Channel;
 use crate::directory::Directory;
 use crate::event::{ChannelName, IdempotencyKey, Message, Position};
 use crate::format::Format;
-pub use crate::formats::FormatHandle;
 use crate::formats::Formats;
+pub use crate::formats::{FormatError, FormatHandle};
 use crate::handler::{ConnectRequest, DynHandler, Handler, Reply};
 use crate::jitter::Jitter;
 use crate::key_counts::KeyCounts;
@@ -62,7 +62,7 @@ struct Parts {
     logs: Arc<Logs>,
     sessions: Arc<Sessions>,
     admission: Arc<Admission>,
-    formats: Formats,
+    formats: Arc<Formats>,
     probe: BrokerProbe,
 }
 
@@ -117,13 +117,14 @@ impl HubBuilder {
             jitter: self.jitter,
         });
         backbone.metrics.connections_limit.set(backbone.limits.connections as i64);
-        let logs = Arc::new(Logs::new(backbone.clone()));
+        let formats = Arc::<Formats>::default();
+        let logs = Arc::new(Logs::new(backbone.clone(), formats.clone()));
         let sessions = Arc::new(Sessions::new(backbone.clone()));
         let admission = Arc::new(Admission::new(sessions.clone(), logs.clone(), handlers));
         tokio::spawn(keep_house(Arc::downgrade(&admission)));
         Hub(Arc::new(Parts {
             probe: BrokerProbe::start(&sessions),
-            formats: Formats::default(),
+            formats,
             backbone,
             logs,
             sessions,
@@ -147,9 +148,12 @@ impl Hub {
 
     /// Registers a format. The same name gives the same format.
     ///
-    /// # Panics
-    /// With more than four different formats: each event has a slot for each.
-    pub fn register_format(&self, format: Arc<dyn Format>) -> FormatHandle {
+    /// The list of formats is frozen when the node opens its first channel for a listener, so that
+    /// each event has a slot for each format and none for others.
+    ///
+    /// # Errors
+    /// There are four formats already, or the list is frozen.
+    pub fn register_format(&self, format: Arc<dyn Format>) -> Result<FormatHandle, FormatError> {
         self.0.formats.register(format, self.metrics())
     }
 
@@ -373,7 +377,7 @@ impl Hub {
     /// }
     /// ```
     pub fn channels_after(&self, after: Option<&ChannelName>, limit: usize) -> Vec<ChannelState> {
-        self.0.logs.states(after, limit, &self.0.formats.names())
+        self.0.logs.states(after, limit)
     }
 
     /// Sessions by format.

@@ -12,6 +12,7 @@ use crate::backbone::Backbone;
 use crate::broker::{BrokerError, PageLimit, Replay};
 use crate::event::{ChannelName, Position};
 use crate::follower::Follower;
+use crate::formats::Formats;
 use crate::patience;
 use crate::refusal::{Code, Refusal};
 use crate::ring_memory::RingMemory;
@@ -35,6 +36,7 @@ pub(crate) struct Logs {
     made_room: Mutex<Option<Instant>>,
     /// What the rings of all logs take.
     ring_memory: Arc<RingMemory>,
+    formats: Arc<Formats>,
 }
 
 /// How far a round over all logs has come.
@@ -64,8 +66,9 @@ pub struct ChannelState {
 }
 
 impl Logs {
-    pub(crate) fn new(backbone: Arc<Backbone>) -> Self {
+    pub(crate) fn new(backbone: Arc<Backbone>, formats: Arc<Formats>) -> Self {
         Self {
+            formats,
             ring_memory: RingMemory::new(backbone.limits.memory / 2),
             backbone,
             open: Mutex::default(),
@@ -130,6 +133,7 @@ impl Logs {
         if let Some(follower) = self.find(&name) {
             return Ok(follower);
         }
+        self.formats.freeze();
         let open = Follower::open(self.backbone.clone(), &self.ring_memory, name.clone(), rule);
         let follower = patience::request(open).await?;
         lock(&self.open).insert(name, follower.clone());
@@ -231,10 +235,14 @@ impl Logs {
     }
 
     /// The states of the channels whose names come after `after`, in the order of their names; at
-    /// most `limit`. `formats`: the names of the node's formats.
-    pub(crate) fn states(&self, after: Option<&ChannelName>, limit: usize, formats: &[&'static str]) -> Vec<ChannelState> {
+    /// most `limit`.
+    pub(crate) fn states(&self, after: Option<&ChannelName>, limit: usize) -> Vec<ChannelState> {
+        let formats = self.formats.names();
         let followers = self.next(after, limit);
-        followers.iter().map(|follower| ChannelState::of(follower, formats)).collect()
+        followers
+            .iter()
+            .map(|follower| ChannelState::of(follower, &formats))
+            .collect()
     }
 }
 
@@ -302,7 +310,7 @@ mod tests {
         };
         let names = |after: &str, limit| -> Vec<String> {
             let after = ChannelName::new(after).ok();
-            let states = logs.states(after.as_ref(), limit, &[]);
+            let states = logs.states(after.as_ref(), limit);
             states.iter().map(|state| state.name.to_string()).collect()
         };
         for name in ["d", "a", "c", "e", "b"] {

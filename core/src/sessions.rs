@@ -118,7 +118,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_session_whose_time_is_over_is_told_when_to_come_back() {
         let hub = testing::hub();
-        let format = hub.register_format(Arc::new(testing::Named("a")));
+        let format = hub.register_format(Arc::new(testing::Named("a"))).unwrap();
         let connection = hub.connect(testing::request(), true).unwrap();
         let (mut session, mut other) = (
             Session::new(connection.clone(), &format),
@@ -143,7 +143,7 @@ mod tests {
     #[tokio::test]
     async fn a_session_that_begins_during_a_drain_is_told_to_end() {
         let hub = testing::hub();
-        let format = hub.register_format(Arc::new(testing::Named("a")));
+        let format = hub.register_format(Arc::new(testing::Named("a"))).unwrap();
         let connection = hub.connect(testing::request(), true).unwrap();
         hub.drain();
         let turn = Session::new(connection, &format).turn(&mut Vec::new()).await;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use airwave_core::hub::FormatError;
 use airwave_core::{ChannelName, Hub, Refusal};
 use axum::Router;
 use axum::body::Body;
@@ -26,9 +27,12 @@ struct App {
     pages: Arc<Pages>,
 }
 
-/// The transports that come with Airwave, in the order in which they are asked.
-pub fn standard(hub: &Hub) -> Vec<Arc<dyn Transport>> {
-    vec![Arc::new(websocket::WebSocket::new(hub)), Arc::new(sse::Sse::new(hub))]
+/// Returns the transports that come with Airwave, in the order in which they are asked.
+///
+/// # Errors
+/// Those of [`Hub::register_format`], with which they register their formats.
+pub fn standard(hub: &Hub) -> Result<Vec<Arc<dyn Transport>>, FormatError> {
+    Ok(vec![Arc::new(websocket::WebSocket::new(hub)?), Arc::new(sse::Sse::new(hub)?)])
 }
 
 /// All routes, to be nested under any prefix.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use airwave_core::format::{Notice, Stamp};
-use airwave_core::hub::FormatHandle;
+use airwave_core::hub::{FormatError, FormatHandle};
 use airwave_core::rule::TransportName;
 use airwave_core::session::{After, CloseCause, CloseReason, Turn};
 use airwave_core::{ChannelName, Cursor, Data, Event, Format, Hub, Refusal, Session};
@@ -50,11 +50,14 @@ pub struct Sse {
 
 impl Sse {
     /// Registers its formats with the hub.
-    pub fn new(hub: &Hub) -> Self {
-        Self {
-            one: hub.register_format(Arc::new(OneChannel)),
-            many: hub.register_format(Arc::new(ManyChannels)),
-        }
+    ///
+    /// # Errors
+    /// Those of [`Hub::register_format`].
+    pub fn new(hub: &Hub) -> Result<Self, FormatError> {
+        Ok(Self {
+            one: hub.register_format(Arc::new(OneChannel))?,
+            many: hub.register_format(Arc::new(ManyChannels))?,
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use airwave_core::event::IdempotencyKey;
 use airwave_core::format::{Gap, Notice, Stamp};
-use airwave_core::hub::FormatHandle;
+use airwave_core::hub::{FormatError, FormatHandle};
 use airwave_core::patience::Patience;
 use airwave_core::rule::TransportName;
 use airwave_core::session::{After, CloseCause, CloseReason, PendingSubscription, Turn};
@@ -86,10 +86,13 @@ pub struct WebSocket {
 
 impl WebSocket {
     /// Registers its format with the hub.
-    pub fn new(hub: &Hub) -> Self {
-        Self {
-            format: hub.register_format(Arc::new(Frames)),
-        }
+    ///
+    /// # Errors
+    /// Those of [`Hub::register_format`].
+    pub fn new(hub: &Hub) -> Result<Self, FormatError> {
+        Ok(Self {
+            format: hub.register_format(Arc::new(Frames))?,
+        })
     }
 }
 
@@ -1339,7 +1342,7 @@ mod tests {
         let rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::WEBSOCKET]);
         let rules = Rules::new([rule]);
         let hub = Hub::builder(Arc::new(airwave_brokers::Memory::new(rules.clone())), rules).build();
-        let format = hub.register_format(Arc::new(Frames));
+        let format = hub.register_format(Arc::new(Frames)).unwrap();
         for (what, first, drip) in [
             ("half a head", &[0x81][..], &[][..]),
             ("a payload", &[0x81, 0xfe, 0x10, 0, 0, 0, 0, 0], b" "),

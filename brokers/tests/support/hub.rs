@@ -100,7 +100,7 @@ impl Node {
             ..Limits::default()
         };
         let hub = Hub::builder(broker, rules).limits(limits).build();
-        let format = hub.register_format(Arc::new(Lines));
+        let format = hub.register_format(Arc::new(Lines)).unwrap();
         Node { hub, format }
     }
 

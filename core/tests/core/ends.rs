@@ -11,8 +11,8 @@ use crate::support::*;
 
 fn formats(hub: &Hub) -> [FormatHandle; 2] {
     [
-        hub.register_format(Lines::plain("plain")),
-        hub.register_format(Lines::stamped("stamped")),
+        hub.register_format(Lines::plain("plain")).unwrap(),
+        hub.register_format(Lines::stamped("stamped")).unwrap(),
     ]
 }
 

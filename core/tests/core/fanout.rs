@@ -10,8 +10,11 @@ async fn an_event_is_encoded_once_for_each_format_however_many_listen() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
     let (a, b, idle) = (Lines::plain("a"), Lines::plain("b"), Lines::plain("idle"));
-    let (wire_a, wire_b) = (hub.register_format(a.clone()), hub.register_format(b.clone()));
-    hub.register_format(idle.clone());
+    let (wire_a, wire_b) = (
+        hub.register_format(a.clone()).unwrap(),
+        hub.register_format(b.clone()).unwrap(),
+    );
+    hub.register_format(idle.clone()).unwrap();
     let mut listeners = Vec::new();
     for i in 0..1000 {
         let format = if i % 2 == 0 { &wire_a } else { &wire_b };
@@ -51,7 +54,10 @@ async fn an_event_is_encoded_once_wherever_its_listeners_stand() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
     let (plain, many) = (Lines::plain("plain"), Lines::stamped("many"));
-    let (wire_plain, wire_many) = (hub.register_format(plain.clone()), hub.register_format(many.clone()));
+    let (wire_plain, wire_many) = (
+        hub.register_format(plain.clone()).unwrap(),
+        hub.register_format(many.clone()).unwrap(),
+    );
     let mut listeners = Vec::new();
     for i in 0..100 {
         let format = if i % 2 == 0 { &wire_plain } else { &wire_many };
@@ -82,7 +88,7 @@ async fn of_a_conflated_channel_only_what_is_sent_is_encoded() {
     rule.delivery = Delivery::Latest;
     let hub = hub(&backbone.node(), rule);
     let lines = Lines::plain("a");
-    let format = hub.register_format(lines.clone());
+    let format = hub.register_format(lines.clone()).unwrap();
     let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     for i in 0..100 {
@@ -97,7 +103,7 @@ async fn of_a_conflated_channel_only_what_is_sent_is_encoded() {
 async fn a_busy_channel_does_not_starve_the_others() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::new(&hub, &format);
     for channel in ["busy", "quiet"] {
         listener.subscribe(channel, After::Nothing).await.unwrap();

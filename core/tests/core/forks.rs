@@ -136,7 +136,7 @@ fn rig() -> Rig {
 fn rig_over(format: Arc<dyn Format>) -> Rig {
     let lab = Arc::new(Lab::default());
     let hub = Hub::builder(lab.clone(), Rules::new([rule()])).build();
-    let format = hub.register_format(format);
+    let format = hub.register_format(format).unwrap();
     Rig { lab, hub, format }
 }
 

@@ -18,7 +18,7 @@ struct Resumption {
 }
 
 async fn come_back(hub: &Hub, channel: &str, after: After) -> Resumption {
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::at(hub, &format, channel, after).await;
     let (cursor, resumed) = listener.confirmation().await;
     let mut lines = listener.settled().await;
@@ -105,7 +105,7 @@ async fn history_that_expired_is_a_gap_and_a_final_one() {
 async fn what_the_node_still_has_is_no_gap() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let positions = say_all(&backbone, 0..20);
     backbone.keep("c", 1);
@@ -152,7 +152,7 @@ async fn a_position_that_was_never_given_is_a_gap() {
 async fn a_lost_position_of_a_clock_that_is_ahead_brings_nothing_back() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let wire = hub.register_format(Lines::plain("b"));
+    let wire = hub.register_format(Lines::plain("a")).unwrap();
     let mut other = Listener::at(&hub, &wire, "c", After::Nothing).await;
     let positions = say_all(&backbone, 0..5);
     other.settled().await;
@@ -241,8 +241,8 @@ async fn a_lost_tail_is_told_once_to_each_listener() {
         let backbone = Backbone::new();
         let hub = hub(&backbone.node(), rule());
         let formats = [
-            hub.register_format(Lines::plain("a")),
-            hub.register_format(Lines::stamped("b")),
+            hub.register_format(Lines::plain("a")).unwrap(),
+            hub.register_format(Lines::stamped("b")).unwrap(),
         ];
         let mut listeners = Vec::new();
         for i in 0..10 {
@@ -299,7 +299,7 @@ async fn a_lost_tail_is_told_once_to_each_listener() {
 async fn a_wiped_broker_is_told_to_every_listener() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     let positions = say_all(&backbone, 0..5);
     assert_eq!(listener.settled().await.len(), 6);
@@ -334,8 +334,8 @@ async fn a_listener_that_resumes_right_before_a_gap_is_not_resumed() {
             }
             let hub = hub(&node, rule);
             let formats = [
-                hub.register_format(Lines::plain("a")),
-                hub.register_format(Lines::stamped("b")),
+                hub.register_format(Lines::plain("a")).unwrap(),
+                hub.register_format(Lines::stamped("b")).unwrap(),
             ];
             let mut stays = Listener::at(&hub, &formats[0], "c", After::Nothing).await;
             stays.confirmation().await;
@@ -398,7 +398,7 @@ async fn in_an_outage_a_listener_is_resumed_only_if_an_event_comes_next() {
                 rule.delivery = Delivery::Latest;
             }
             let hub = hub(&node, rule);
-            let format = hub.register_format(Lines::plain("a"));
+            let format = hub.register_format(Lines::plain("a")).unwrap();
             let mut stays = Listener::at(&hub, &format, "c", After::Nothing).await;
             stays.confirmation().await;
             let positions = [backbone.say_keyed("c", "k", "0"), backbone.say_keyed("c", "l", "1")];
@@ -446,7 +446,7 @@ async fn in_an_outage_a_listener_of_an_ended_channel_is_told_so() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut stays = Listener::at(&hub, &format, "c", After::Nothing).await;
     stays.confirmation().await;
     let end = backbone.end("c");
@@ -468,7 +468,7 @@ async fn a_gap_behind_a_superseded_event_comes_next_too() {
     let mut rule = rule();
     rule.delivery = Delivery::Latest;
     let hub = hub(&backbone.node(), rule);
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut stays = Listener::at(&hub, &format, "c", After::Nothing).await;
     stays.confirmation().await;
     let first = backbone.say_keyed("c", "k", "0");
@@ -491,8 +491,8 @@ async fn a_broken_chain_is_healed_without_a_gap() {
         let node = backbone.node();
         let hub = hub(&node, rule());
         let formats = [
-            hub.register_format(Lines::plain("a")),
-            hub.register_format(Lines::stamped("b")),
+            hub.register_format(Lines::plain("a")).unwrap(),
+            hub.register_format(Lines::stamped("b")).unwrap(),
         ];
         let mut listeners = [
             Listener::at(&hub, &formats[0], "c", After::Nothing).await,
@@ -526,7 +526,7 @@ async fn a_broken_chain_that_history_cannot_close_is_a_gap() {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let format = hub.register_format(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a")).unwrap();
         let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         let first = say_all(&backbone, 0..3);
@@ -567,7 +567,7 @@ async fn a_feed_that_ends_is_followed_again_and_nothing_is_missed() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     let mut heard = 0;
@@ -594,7 +594,7 @@ async fn a_feed_that_ends_at_once_is_no_busy_loop() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     node.stillborn.store(true, SeqCst);
@@ -615,7 +615,7 @@ async fn a_broker_that_is_away_while_healing_costs_time_and_nothing_else() {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let format = hub.register_format(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a")).unwrap();
         let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         say_all(&backbone, 0..3);
@@ -652,7 +652,7 @@ async fn two_disturbances_at_once_are_one_gap() {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let format = hub.register_format(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a")).unwrap();
         let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         say_all(&backbone, 0..3);
@@ -687,7 +687,7 @@ async fn more_than_can_wait_while_healing_is_read_from_history() {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let format = hub.register_format(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a")).unwrap();
         let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         if forgets_previous {
@@ -717,7 +717,7 @@ async fn more_than_can_wait_while_healing_is_never_lost_in_silence() {
     let mut rule = rule();
     rule.history.events = 0;
     let hub = hub(&node, rule);
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     backbone.keep("c", 0);
@@ -756,8 +756,8 @@ async fn a_gap_that_did_not_arrive_is_told_again() {
     });
     let hub = hub(&backbone.node(), rule());
     let [plain, stamped] = [
-        hub.register_format(Lines::plain("a")),
-        hub.register_format(Lines::stamped("b")),
+        hub.register_format(Lines::plain("a")).unwrap(),
+        hub.register_format(Lines::stamped("b")).unwrap(),
     ];
     let mut listener = Listener::at(&hub, &plain, "a", after(old[0])).await;
     let confirmed = listener.line().await;
@@ -817,7 +817,7 @@ async fn a_broker_that_gives_no_whole_page_opens_no_channel() {
     let node = backbone.node();
     let hub = hub(&node, rule());
     node.tear(usize::MAX, Torn::AtTheEnd);
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::new(&hub, &format);
     let refused = listener.subscribe("c", after(positions[4])).await.unwrap_err();
     assert_eq!(refused.code, airwave_core::Code::Unavailable);
@@ -834,7 +834,7 @@ async fn a_log_that_heals_from_pages_that_were_overtaken_misses_nothing() {
         say_all(&backbone, 0..5);
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let format = hub.register_format(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a")).unwrap();
         let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
         listener.settled().await;
@@ -863,7 +863,7 @@ async fn a_listener_that_is_caught_up_from_pages_that_were_overtaken_misses_noth
                 ..limits()
             },
         );
-        let format = hub.register_format(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a")).unwrap();
         let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
         node.tear(2, torn);
         let resumption = come_back(&hub, "c", after(positions[9])).await;
@@ -890,7 +890,7 @@ async fn a_listener_that_history_cannot_catch_up_goes_on_live_after_the_second_g
         ..limits()
     };
     let hub = hub_with(&node, few, limits);
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let publishing = {
         let (backbone, node) = (backbone.clone(), node.clone());
@@ -931,7 +931,7 @@ async fn a_listener_that_goes_on_live_gets_what_its_last_page_holds() {
     let mut few = rule();
     few.history.events = 5;
     let hub = hub_with(&node, few, limits);
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
     // While the first page is on its way more is said than the ring holds, and than history keeps.
     node.hold_answers(true);
@@ -984,7 +984,7 @@ async fn a_listener_that_catches_up_goes_on_in_the_ring_as_soon_as_that_reaches_
         ..limits()
     };
     let hub = hub_with(&node, some, limits);
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let before = node.replays.load(SeqCst);
     let resumption = come_back(&hub, "c", after(positions[9])).await;

@@ -106,7 +106,7 @@ fn scene(limits: Limits) -> Scene {
 
 impl Scene {
     fn listener(&self, user: &str) -> Listener {
-        let format = self.hub.register_format(Lines::plain("a"));
+        let format = self.hub.register_format(Lines::plain("a")).unwrap();
         let connection = self.hub.connect(who(user), true).unwrap();
         Listener::of(Session::new(connection, &format))
     }
@@ -489,7 +489,7 @@ async fn places_are_limited_and_freed() {
     drop(third);
     let mut listener = Listener::of(Session::new(
         scene.hub.connect(from(3), true).unwrap(),
-        &scene.hub.register_format(Lines::plain("a")),
+        &scene.hub.register_format(Lines::plain("a")).unwrap(),
     ));
     for n in 0..3 {
         listener.subscribe(&format!("free/{n}"), After::Nothing).await.unwrap();

@@ -22,7 +22,7 @@ fn listening_hub(limits: Limits) -> (Arc<Backbone>, Arc<Node>, Hub) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_that_subscribe_at_once_are_one_follow_and_one_replay() {
     let (backbone, node, hub) = listening_hub(limits());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let history: Vec<_> = (0..100).map(|n| backbone.say("c", &n.to_string())).collect();
     // They wait for each other at the broker's door.
     node.hang(true);
@@ -71,7 +71,7 @@ async fn a_thousand_that_ask_the_same_at_once_are_one_replay() {
             ..limits()
         },
     );
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let history: Vec<_> = (0..100).map(|n| backbone.say("c", &n.to_string())).collect();
     let _open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let before = node.replays.load(SeqCst);
@@ -96,7 +96,7 @@ async fn a_thousand_that_ask_the_same_at_once_are_one_replay() {
 async fn a_broker_that_is_away_refuses_joins_and_is_asked_anew() {
     for hangs in [false, true] {
         let (_, node, hub) = listening_hub(limits());
-        let format = hub.register_format(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a")).unwrap();
         node.hang(hangs);
         node.unavailable(!hangs);
         let mut listener = Listener::new(&hub, &format);
@@ -124,7 +124,7 @@ async fn a_broker_that_is_away_refuses_joins_and_is_asked_anew() {
 #[tokio::test(start_paused = true)]
 async fn an_unused_log_is_closed_and_opened_again() {
     let (backbone, node, hub) = listening_hub(limits());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     for round in 1..4 {
         let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
         listener.confirmation().await;
@@ -155,7 +155,7 @@ async fn subscribing_in_the_moment_of_closing_works() {
         heartbeat: Duration::from_millis(40),
         ..limits()
     });
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let joins = Arc::new(AtomicUsize::new(0));
     let visitors: Vec<_> = (0..3)
@@ -200,7 +200,7 @@ async fn subscribing_in_the_moment_of_closing_works() {
 #[tokio::test(start_paused = true)]
 async fn drain_tells_every_session_and_refuses_new_ones() {
     let (backbone, _, hub) = listening_hub(limits());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut waiting = Vec::new();
     for n in 0..100 {
         let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
@@ -241,7 +241,7 @@ async fn drain_tells_every_session_and_refuses_new_ones() {
 async fn an_outage_is_told_once() {
     for hangs in [false, true] {
         let (_, node, hub) = listening_hub(limits());
-        let format = hub.register_format(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a")).unwrap();
         let mut listeners = Vec::new();
         for _ in 0..3 {
             let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
@@ -285,7 +285,7 @@ async fn silence_is_broken_by_heartbeats() {
         heartbeat: 15 * SECOND,
         ..limits()
     });
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     for visible in [false, true] {
         let session = Session::new(hub.connect(request(), true).unwrap(), &format).visible_heartbeat(visible);
         let mut listener = Listener::of(session);
@@ -315,7 +315,7 @@ async fn a_client_that_is_expected_to_answer_and_does_not_is_closed() {
         idle: 60 * SECOND,
         ..limits()
     });
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::of(Session::new(hub.connect(request(), true).unwrap(), &format).expects_answers());
     for _ in 0..10 {
         assert_eq!(listener.line().await, Frame::Heartbeat { visible: false });
@@ -342,7 +342,7 @@ async fn a_client_that_is_expected_to_answer_and_does_not_is_closed() {
 #[tokio::test(start_paused = true)]
 async fn a_write_that_makes_no_progress_is_cut() {
     let (backbone, _, hub) = listening_hub(limits());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     // Slow, but not stuck.
@@ -393,7 +393,7 @@ async fn when_every_client_has_gone_nothing_is_left() {
             },
         );
         let lines = Lines::plain("a");
-        let format = hub.register_format(lines.clone());
+        let format = hub.register_format(lines.clone()).unwrap();
         let mut listeners = Vec::new();
         for n in 0..10 {
             listeners.push(Listener::at(&hub, &format, ["c", "d"][n % 2], After::Nothing).await);
@@ -472,7 +472,7 @@ fn a_hub_may_go_while_events_come_in() {
     for _ in 0..300 {
         runtime.block_on(async {
             let hub = hub(&node, rule());
-            let format = hub.register_format(Lines::plain("a"));
+            let format = hub.register_format(Lines::plain("a")).unwrap();
             let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
             listener.lines(3).await;
         });
@@ -521,7 +521,7 @@ async fn a_flood_of_large_events_to_new_channels_stays_within_the_memory_of_the_
             };
             let bound = limits.memory / 2;
             let hub = hub_with(&backbone.node(), rule, limits);
-            let format = hub.register_format(Lines::plain("a"));
+            let format = hub.register_format(Lines::plain("a")).unwrap();
             let mut listeners = Vec::new();
             let mut most = 0;
             for n in 0..60 {

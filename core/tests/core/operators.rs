@@ -92,7 +92,7 @@ async fn every_close_is_counted_by_its_cause_and_told() {
     let _guard = tracing::subscriber::set_default(lines.clone());
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut expected = [0.0; CloseCause::ALL.len()];
     for cause in [
         CloseCause::Client,
@@ -135,7 +135,7 @@ async fn every_close_is_counted_by_its_cause_and_told() {
 async fn what_is_cut_at_the_end_of_a_drain_has_a_cause_of_its_own() {
     let backbone = Backbone::new();
     let hub = hub(&backbone.node(), rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     hub.drain();
@@ -161,7 +161,7 @@ async fn metrics_of_events_are_by_rule() {
         ..limits()
     });
     let hub = hub.build();
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut order = Listener::at(&hub, &format, "orders/1", After::Nothing).await;
     let mut other = Listener::at(&hub, &format, "x", After::Nothing).await;
     let subscriptions = |rule: &str| metric(&hub, "airwave_subscriptions", &[("rule", rule), ("format", "a")]);

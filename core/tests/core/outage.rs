@@ -62,7 +62,7 @@ async fn an_outage_with_many_channels_does_not_flood_the_log() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listeners = Vec::new();
     for n in 0..CHANNELS {
         let mut listener = Listener::at(&hub, &format, &format!("c/{n}"), After::Nothing).await;
@@ -137,7 +137,7 @@ async fn metrics_show_what_the_broker_notes() {
     stats.reconnected();
     assert_eq!(metric(&hub, "airwave_broker_reconnects_total", &[]), 3.0);
 
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::at(&hub, &format, "c", After::Nothing).await;
     listener.confirmation().await;
     let quiet = Duration::from_millis(30);
@@ -170,7 +170,7 @@ async fn many_channels_heal_in_turns() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::new(&hub, &format);
     for n in 0..CHANNELS {
         listener.subscribe(&format!("c{n}"), After::Nothing).await.unwrap();
@@ -205,7 +205,7 @@ async fn a_heal_that_hangs_gives_its_turn_back() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::new(&hub, &format);
     for n in 0..CHANNELS {
         listener.subscribe(&format!("c{n}"), After::Nothing).await.unwrap();
@@ -226,7 +226,7 @@ async fn the_calls_of_one_request_share_one_time() {
     let backbone = Backbone::new();
     let node = backbone.node();
     let hub = hub(&node, rule());
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     node.hang(true);
     let begin = tokio::time::Instant::now();
     hub.request(async {

@@ -22,7 +22,7 @@ impl PageScene {
         let backbone = Backbone::new();
         let node = backbone.node();
         let hub = hub(&node, rule());
-        let listener = Listener::at(&hub, &hub.register_format(Lines::plain("a")), "c", After::Nothing).await;
+        let listener = Listener::at(&hub, &hub.register_format(Lines::plain("a")).unwrap(), "c", After::Nothing).await;
         Self {
             backbone,
             node,

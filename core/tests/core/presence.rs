@@ -214,7 +214,7 @@ impl PresenceNode {
             .directory(way.clone())
             .handle("{*all}".parse().unwrap(), ByQuery)
             .build();
-        let format = hub.register_format(Lines::plain("lines"));
+        let format = hub.register_format(Lines::plain("lines")).unwrap();
         Self { way, hub, format }
     }
 
@@ -695,7 +695,7 @@ async fn a_channel_without_presence_says_what_to_set() {
     let hub = Hub::builder(backbone.node(), Rules::new([rule()]))
         .directory(desk.clone())
         .build();
-    let format = hub.register_format(Lines::plain("lines"));
+    let format = hub.register_format(Lines::plain("lines")).unwrap();
     let listener = Listener::new(&hub, &format);
     let subscriber = listener.session.subscriber().with_presence(true);
     let refusal = subscriber.subscribe(&name(ROOM), After::Nothing).await.err().unwrap();
@@ -725,7 +725,7 @@ async fn an_id_that_is_too_long_is_refused_and_the_longest_is_not() {
 #[tokio::test(start_paused = true)]
 async fn members_are_listened_to_on_a_stream_of_several_channels() {
     let (_, [here]) = nodes();
-    let format = here.hub.register_format(Lines::stamped("stamped"));
+    let format = here.hub.register_format(Lines::stamped("stamped")).unwrap();
     let request = ConnectRequest {
         query: "ann".to_owned(),
         ..request()

@@ -117,8 +117,8 @@ impl TestNode {
         let node = backbone.node();
         let hub = hub_with(&node, rule, limits);
         Self {
-            plain: hub.register_format(Lines::plain("plain")),
-            stamped: hub.register_format(Lines::stamped("stamped")),
+            plain: hub.register_format(Lines::plain("plain")).unwrap(),
+            stamped: hub.register_format(Lines::stamped("stamped")).unwrap(),
             node,
             hub,
         }

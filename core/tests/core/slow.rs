@@ -35,8 +35,8 @@ fn scene(slow: SlowPolicy, change: impl FnOnce(&mut Rule)) -> SlowScene {
         },
     );
     let formats = [
-        hub.register_format(Lines::plain("a")),
-        hub.register_format(Lines::stamped("b")),
+        hub.register_format(Lines::plain("a")).unwrap(),
+        hub.register_format(Lines::stamped("b")).unwrap(),
     ];
     SlowScene {
         backbone,
@@ -244,7 +244,7 @@ async fn large_events_of_many_keys_are_bounded() {
         ..limits()
     };
     let hub = hub_with(&backbone.node(), rule, limits);
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut open = Listener::at(&hub, &format, "c", After::Nothing).await;
     let large = "x".repeat(50 << 10);
     for n in 0..200 {
@@ -269,8 +269,8 @@ async fn rings_and_turns_are_bounded() {
         };
         let hub = hub_with(&backbone.node(), rule(), limits);
         let formats = [
-            hub.register_format(Lines::plain("a")),
-            hub.register_format(Lines::stamped("b")),
+            hub.register_format(Lines::plain("a")).unwrap(),
+            hub.register_format(Lines::stamped("b")).unwrap(),
         ];
         let mut idle = Listener::at(&hub, &formats[format], "c", After::Nothing).await;
         let mut heard = 0;
@@ -310,8 +310,8 @@ async fn all_that_history_holds_is_more_than_the_ring() {
         };
         let hub = hub_with(&backbone.node(), rule, limits);
         let formats = [
-            hub.register_format(Lines::plain("a")),
-            hub.register_format(Lines::stamped("b")),
+            hub.register_format(Lines::plain("a")).unwrap(),
+            hub.register_format(Lines::stamped("b")).unwrap(),
         ];
         for n in 0..1000 {
             backbone.say_keyed("c", &n.to_string(), &n.to_string());

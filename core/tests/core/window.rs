@@ -16,8 +16,9 @@ fn at_most(rate: u32) -> Rule {
 }
 
 async fn listener(hub: &Hub, stamped: bool) -> Listener {
-    let format = hub.register_format(if stamped { Lines::stamped("b") } else { Lines::plain("a") });
-    let mut listener = Listener::at(hub, &format, "c", After::Nothing).await;
+    // Both, because a node takes no format once it has opened a channel.
+    let formats = [Lines::plain("a"), Lines::stamped("b")].map(|format| hub.register_format(format).unwrap());
+    let mut listener = Listener::at(hub, &formats[usize::from(stamped)], "c", After::Nothing).await;
     listener.confirmation().await;
     listener
 }

@@ -205,7 +205,7 @@ async fn serve(node: Node, hubs: Hubs, rules: Rules, limits: Limits, seed: u64) 
         publishers: Publishers::Anybody,
         ..Options::default()
     };
-    let app: Router = router(hub.clone(), options, standard(&hub));
+    let app: Router = router(hub.clone(), options, standard(&hub).unwrap());
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
     loop {
         let (stream, _) = listener.accept().await?;
