@@ -101,90 +101,43 @@ impl UseCase {
         }
     }
 
-    /// The row's rule for the channels that match `pattern`.
+    /// Returns the row's rule for the channels that match `pattern`.
     pub fn rule(self, pattern: Pattern) -> Rule {
-        let hour = Duration::from_secs(3600);
-        let per_second = |n: u32| NonZeroU32::new(n);
-        let mut rule = Rule::new(pattern, vec![]);
-        rule.use_case = Some(self);
-        let (transport, delivery, max_rate, history, replay, slow) = match self {
-            UseCase::Dashboard => (
-                TransportName::SSE,
-                Delivery::Latest,
-                per_second(10),
-                (1000, hour),
-                ReplayOnSubscribe::Last,
-                SlowPolicy::Skip,
-            ),
-            UseCase::JobStatus => (
-                TransportName::SSE,
-                Delivery::Every,
-                None,
-                (1000, 24 * hour),
-                ReplayOnSubscribe::All,
-                SlowPolicy::Refill,
-            ),
-            UseCase::AiTokens => (
-                TransportName::SSE,
-                Delivery::Every,
-                per_second(30),
-                (10_000, hour),
-                ReplayOnSubscribe::All,
-                SlowPolicy::Refill,
-            ),
-            UseCase::Feed => (
-                TransportName::SSE,
-                Delivery::Every,
-                None,
-                (1000, 7 * 24 * hour),
-                ReplayOnSubscribe::None,
-                SlowPolicy::Refill,
-            ),
-            UseCase::Chat => (
-                TransportName::WEBSOCKET,
-                Delivery::Every,
-                None,
-                (500, 24 * hour),
-                ReplayOnSubscribe::None,
-                SlowPolicy::Refill,
-            ),
-            UseCase::Collab => (
-                TransportName::WEBSOCKET,
-                Delivery::Every,
-                None,
-                (1000, hour),
-                ReplayOnSubscribe::None,
-                SlowPolicy::Refill,
-            ),
-            UseCase::Game => (
-                TransportName::WEBSOCKET,
-                Delivery::Latest,
-                per_second(60),
-                (0, hour),
-                ReplayOnSubscribe::None,
-                SlowPolicy::Skip,
-            ),
-            UseCase::Trading => (
-                TransportName::WEBSOCKET,
-                Delivery::Latest,
-                per_second(20),
-                (1000, hour),
-                ReplayOnSubscribe::Last,
-                SlowPolicy::Skip,
-            ),
-        };
-        rule.transports = vec![transport];
-        rule.delivery = delivery;
-        rule.max_rate = max_rate;
-        rule.history = History {
-            events: history.0,
-            age: history.1,
-            ..History::default()
-        };
-        rule.replay = replay;
-        rule.slow = slow;
-        rule.presence = matches!(self, UseCase::Chat | UseCase::Collab);
-        rule
+        let (transport, delivery, rate, (events, hours), replay, slow) = self.row();
+        Rule {
+            use_case: Some(self),
+            delivery,
+            max_rate: NonZeroU32::new(rate),
+            history: History {
+                events,
+                age: Duration::from_secs(hours * 3600),
+                ..History::default()
+            },
+            replay,
+            slow,
+            presence: matches!(self, UseCase::Chat | UseCase::Collab),
+            ..Rule::new(pattern, vec![transport])
+        }
+    }
+
+    /// The matrix: transport, delivery, deliveries a second (0: no limit), events and hours of
+    /// history, what a fresh listener is sent, what happens to a slow one.
+    fn row(self) -> (TransportName, Delivery, u32, (usize, u64), ReplayOnSubscribe, SlowPolicy) {
+        use Delivery::{Every, Latest};
+        use ReplayOnSubscribe as Replay;
+        use SlowPolicy::{Refill, Skip};
+        const SSE: TransportName = TransportName::SSE;
+        const WEBSOCKET: TransportName = TransportName::WEBSOCKET;
+        match self {
+            UseCase::Dashboard => (SSE, Latest, 10, (1000, 1), Replay::Last, Skip),
+            UseCase::JobStatus => (SSE, Every, 0, (1000, 24), Replay::All, Refill),
+            UseCase::AiTokens => (SSE, Every, 30, (10_000, 1), Replay::All, Refill),
+            UseCase::Feed => (SSE, Every, 0, (1000, 7 * 24), Replay::None, Refill),
+            UseCase::Chat => (WEBSOCKET, Every, 0, (500, 24), Replay::None, Refill),
+            UseCase::Collab => (WEBSOCKET, Every, 0, (1000, 1), Replay::None, Refill),
+            UseCase::Game => (WEBSOCKET, Latest, 60, (0, 1), Replay::None, Skip),
+            UseCase::Trading => (WEBSOCKET, Latest, 20, (1000, 1), Replay::Last, Skip),
+        }
     }
 }
 
