@@ -193,6 +193,26 @@ need_promtool() {
   export AIRWAVE_TEST_PROMTOOL
 }
 
+# The source of version 0.1, at the commit that was 0.1, and its dependencies. The gate `upgrade`
+# builds it. Exports where it is.
+need_airwave_0_1() {
+  local commit=9aadceb
+  AIRWAVE_TEST_OLD_SOURCE=$work/airwave-$commit
+  if [[ ! -f $AIRWAVE_TEST_OLD_SOURCE/Cargo.lock ]]; then
+    if ! git rev-parse --verify --quiet "$commit^{commit}" >/dev/null; then
+      say "the commit $commit (version 0.1) is not in this clone: git fetch --unshallow"
+      return 1
+    fi
+    rm -rf "$AIRWAVE_TEST_OLD_SOURCE" "$AIRWAVE_TEST_OLD_SOURCE.new"
+    mkdir -p "$AIRWAVE_TEST_OLD_SOURCE.new"
+    git archive "$commit" | tar -x -C "$AIRWAVE_TEST_OLD_SOURCE.new" || return 1
+    mv "$AIRWAVE_TEST_OLD_SOURCE.new" "$AIRWAVE_TEST_OLD_SOURCE"
+  fi
+  # Its own versions of its dependencies, which this workspace may not use any more.
+  timeout -k 10 600 cargo fetch --locked --quiet --manifest-path "$AIRWAVE_TEST_OLD_SOURCE/Cargo.toml" || return 1
+  export AIRWAVE_TEST_OLD_SOURCE
+}
+
 need_nginx() {
   if [[ -z ${AIRWAVE_TEST_NGINX:-} ]]; then
     need_daemon nginx || return 1

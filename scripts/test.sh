@@ -19,7 +19,7 @@ set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 ci_gates=(fmt clippy boundaries words doc api package test outside brokers loom first-minutes browser client bundlers)
-deep_gates=(chaos matrix simulation model figures fuzz firefox more-bundlers cost msrv deny verify)
+deep_gates=(chaos matrix upgrade simulation model figures fuzz firefox more-bundlers cost msrv deny verify)
 tier=ci
 chosen=()
 case ${1:-} in
@@ -178,6 +178,9 @@ fi
 if is_chosen chaos || is_chosen matrix; then
   # A C compiler makes what skews clocks.
   needs+=(nats_server cc)
+fi
+if is_chosen upgrade; then
+  needs+=(redis_server nats_server airwave_0_1)
 fi
 if is_chosen cost; then
   needs+=(valgrind)
@@ -346,6 +349,18 @@ if [[ -n $prepared ]]; then
       done
     else
       tell failed chaos "the airwave binary or the bench does not build"
+    fi
+  fi
+
+  # Version 0.1 and this one share a broker. The old program is built once, of its own sources and
+  # into a folder of its own.
+  if is_chosen upgrade; then
+    if bounded 1500 env CARGO_TARGET_DIR="$target/upgrade" CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0 \
+      cargo build --locked --bin airwave --manifest-path "$AIRWAVE_TEST_OLD_SOURCE/Cargo.toml"; then
+      gate upgrade 900 env AIRWAVE_TEST_OLD_BIN="$target/upgrade/debug/airwave" scripts/nonempty.sh \
+        cargo test --locked --test nodes upgrade:: -- --ignored
+    else
+      tell failed upgrade "version 0.1 does not build"
     fi
   fi
 

@@ -73,6 +73,15 @@ impl Publish {
         })
     }
 
+    /// Adds an attribute: a name and a text that stand beside the payload, for example
+    /// `content-type` and `text/markdown`.
+    pub fn attribute(self, name: &str, value: &str) -> Self {
+        self.and_then(|append| {
+            append.message.attributes = std::mem::take(&mut append.message.attributes).with(name, value)?;
+            Ok(())
+        })
+    }
+
     /// Makes it harmless to repeat this publish. Within
     /// [`IDEMPOTENCY_WINDOW`](crate::broker::IDEMPOTENCY_WINDOW) the broker appends nothing more
     /// under the same idempotency key and gives the first position again.
@@ -130,6 +139,13 @@ mod tests {
         );
         assert_eq!(append.idempotency_key, Some(IdempotencyKey::new("once").unwrap().into()));
         assert!(append.and_end);
+        let append = Publish::text("t", "x")
+            .attribute("b", "2")
+            .attribute("a", "1")
+            .build()
+            .unwrap();
+        assert_eq!(append.message.attributes.iter().collect::<Vec<_>>(), [("a", "1"), ("b", "2")]);
+        assert!(Publish::text("t", "x").attribute("airwave.a", "1").build().is_err());
         assert!(Publish::end().build().unwrap().is_end());
         assert_eq!(
             Publish::binary("b", vec![1]).build().unwrap().message.data,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use airwave_core::{ChannelName, EventName, Key};
-use airwave_protocol::{Code, ErrorBody, Failure, Payload, Publication, PublishAnswer};
+use airwave_protocol::{Attributes, Code, ErrorBody, Failure, Payload, Publication, PublishAnswer};
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Method, StatusCode};
@@ -30,7 +30,8 @@ Examples:
   airwave publish orders/abc '{\"status\":\"shipped\"}' --event order-update
   airwave publish orders/abc --end
   tail -f app.log | airwave publish logs/app --lines --event line
-  airwave publish board/1 --binary drawing.bin --key shape-7";
+  airwave publish board/1 --binary drawing.bin --key shape-7
+  airwave publish docs/1 '# Title' --text --attribute content-type=text/markdown";
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -46,6 +47,10 @@ pub(super) struct Args {
     /// What the event is about, such as AAPL
     #[arg(long, value_name = "KEY", value_parser = |text: &str| Key::new(text).map_err(|e| e.to_string()))]
     key: Option<Key>,
+    /// What the event says about itself beside its data, such as content-type=text/markdown; once
+    /// for each attribute
+    #[arg(long = "attribute", value_name = "NAME=TEXT", value_parser = attribute)]
+    attributes: Vec<(String, String)>,
     /// Each line of standard input is one event
     #[arg(long, conflicts_with = "binary")]
     lines: bool,
@@ -81,6 +86,7 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
         channel: args.channel,
         event: args.event,
         key: args.key,
+        attributes: attributes(args.attributes)?,
         run: format!("cli-{:016x}{:016x}", chance(), chance()),
     };
     let mut publisher = Publisher {
@@ -157,11 +163,35 @@ fn all_of(from: impl Read) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Reads `NAME=TEXT`.
+pub(super) fn attribute(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| "write NAME=TEXT, such as content-type=text/markdown".to_owned())?;
+    let alone = airwave_core::Attributes::new().with(name, value);
+    alone.map_err(|error| error.to_string())?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// All attributes of a message.
+pub(super) fn attributes(given: Vec<(String, String)>) -> Result<Attributes<'static>, Stop> {
+    let mut all = airwave_core::Attributes::new();
+    for (name, value) in &given {
+        if all.get(name).is_some() {
+            return Err(Stop::Wrong(format!("the attribute '{name}' is given twice")));
+        }
+        all = all.with(name, value).map_err(|error| Stop::Wrong(error.to_string()))?;
+    }
+    let owned = given.into_iter().map(|(name, value)| (name.into(), value.into()));
+    Ok(Attributes(owned.collect()))
+}
+
 /// What all publications of one run have in common.
 struct Template {
     channel: ChannelName,
     event: Option<EventName>,
     key: Option<Key>,
+    attributes: Attributes<'static>,
     /// The first part of each idempotency key.
     run: String,
 }
@@ -177,6 +207,7 @@ impl Template {
         if payload.is_some() {
             publication.event = self.event.as_ref().map(|event| event.as_str().into());
             publication.key = self.key.as_ref().map(|key| key.as_str().into());
+            publication.attributes = Some(self.attributes.clone()).filter(|attributes| !attributes.is_empty());
         }
         publication.with_idempotency_key(format!("{}-{number}", self.run)).to_json()
     }
@@ -548,6 +579,7 @@ mod tests {
             channel: ChannelName::new("logs/app").unwrap(),
             event: Some(EventName::new("line").unwrap()),
             key: None,
+            attributes: Attributes::default(),
             run: "run".into(),
         }
     }
@@ -603,6 +635,21 @@ mod tests {
             fill(None, true),
             json!({"channel": "logs/app", "idempotency_key": "run-7", "end": true})
         );
+        let mut template = template();
+        template.attributes = attributes(vec![("b".into(), "1=2".into()), ("a".into(), String::new())]).unwrap();
+        let filled: Value = serde_json::from_str(&template.fill(1, Some(&Payload::text("")), false)).unwrap();
+        assert_eq!(filled["attributes"], json!({"a": "", "b": "1=2"}));
+    }
+
+    #[test]
+    fn attributes_are_checked_before_anything_is_sent() {
+        assert_eq!(attribute("a=b=c"), Ok(("a".into(), "b=c".into())));
+        for wrong in ["a", "=b", "a b=c", "airwave.x=1", "a=\n"] {
+            assert!(attribute(wrong).is_err(), "{wrong}");
+        }
+        let pair = |name: &str| (name.to_owned(), String::new());
+        assert!(matches!(attributes(vec![pair("a"), pair("a")]), Err(Stop::Wrong(why)) if why.contains("twice")));
+        assert!(attributes((0..9).map(|n| pair(&format!("n{n}"))).collect()).is_err());
     }
 
     #[test]

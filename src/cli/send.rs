@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use tokio::time::{sleep, timeout};
 
 use super::client::{Backoff, CredentialArgs, Server, ServerArgs, chance, channel_name};
-use super::publish::{one, passes, refusal};
+use super::publish::{attribute, attributes, one, passes, refusal};
 use super::{Stop, block_on, say};
 
 pub(super) const HELP: &str = "\
@@ -46,6 +46,10 @@ pub(super) struct Args {
     /// What the message is about, such as AAPL
     #[arg(long, value_name = "KEY", value_parser = |text: &str| Key::new(text).map_err(|e| e.to_string()))]
     key: Option<Key>,
+    /// What the message says about itself beside its data, such as content-type=text/markdown; once
+    /// for each attribute
+    #[arg(long = "attribute", value_name = "NAME=TEXT", value_parser = attribute)]
+    attributes: Vec<(String, String)>,
     /// The data must be JSON
     #[arg(long, conflicts_with_all = ["text", "binary"])]
     json: bool,
@@ -72,6 +76,7 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
     };
     let mut message = ClientMessage::new(args.event.as_str(), payload);
     message.key = args.key.as_ref().map(|key| key.as_str().into());
+    message.attributes = Some(attributes(args.attributes)?).filter(|attributes| !attributes.is_empty());
     let sender = Sender {
         server,
         path: format!("/channels/{}", args.channel),

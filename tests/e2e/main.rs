@@ -15,6 +15,9 @@ mod resume;
 /// Backends publish and read history over HTTP.
 mod publish;
 
+/// What an event says about itself beside its data.
+mod attributes;
+
 /// What applications are asked, and what clients send.
 mod handlers;
 /// Listeners that do not read, and those that are gone.

@@ -27,6 +27,9 @@ mod ending;
 /// with.
 mod chaos;
 
+/// Nodes of two versions share a broker.
+mod upgrade;
+
 use std::path::Path;
 
 use airwave_bench::chaos::BrokerKind;

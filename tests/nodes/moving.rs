@@ -63,7 +63,7 @@ fn with_three_nodes<F: Future<Output = ()>>(kind: BrokerKind, scenario: fn(World
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Way {
+pub(crate) enum Way {
     Sse,
     SseMany,
     WebSocket,
@@ -71,17 +71,17 @@ enum Way {
 }
 
 impl Way {
-    const ALL: [Way; 4] = [Way::Sse, Way::WebSocket, Way::SseMany, Way::Socket];
+    pub(crate) const ALL: [Way; 4] = [Way::Sse, Way::WebSocket, Way::SseMany, Way::Socket];
 }
 
 /// A client of one channel, confirmed.
-struct Listener {
+pub(crate) struct Listener {
     line: Line,
-    cursor: u64,
+    pub(crate) cursor: u64,
 }
 
 impl Listener {
-    async fn open(node: SocketAddr, way: Way, channel: &str, after: Option<u64>) -> Self {
+    pub(crate) async fn open(node: SocketAddr, way: Way, channel: &str, after: Option<u64>) -> Self {
         let text = after.map_or(String::new(), |after| after.to_string());
         let mut line = match way {
             Way::Sse => Sse::open(node, &format!("/channels/{channel}"), Some(channel), Some(&text), false).await,
@@ -99,7 +99,7 @@ impl Listener {
     }
 
     /// The next events, which these must be.
-    async fn hears(&mut self, numbers: std::ops::Range<u64>) -> Vec<u64> {
+    pub(crate) async fn hears(&mut self, numbers: std::ops::Range<u64>) -> Vec<u64> {
         let mut positions = Vec::new();
         for number in numbers {
             match next(&mut self.line).await {
@@ -130,7 +130,7 @@ pub(crate) async fn next(line: &mut Line) -> Heard {
 }
 
 /// Publishes a number, and gives its position.
-async fn publish(node: SocketAddr, channel: &str, number: u64) -> u64 {
+pub(crate) async fn publish(node: SocketAddr, channel: &str, number: u64) -> u64 {
     let message = json!({"channel": channel, "data": number, "idempotency_key": format!("{channel}-{number}")});
     let published = async {
         loop {
@@ -145,7 +145,7 @@ async fn publish(node: SocketAddr, channel: &str, number: u64) -> u64 {
     timeout(HANG, published).await.expect("it cannot be published")
 }
 
-fn position(answer: &Value) -> u64 {
+pub(crate) fn position(answer: &Value) -> u64 {
     answer["cursor"].as_str().unwrap().parse().unwrap()
 }
 
@@ -282,13 +282,13 @@ async fn a_node_without_its_broker_is_caught_up(world: World) {
 
 /// A client that asks who is in the room. All clients here are anonymous, so they are one counted
 /// member.
-struct Watcher {
+pub(crate) struct Watcher {
     line: Line,
     connections: u64,
 }
 
 impl Watcher {
-    async fn open(node: SocketAddr, way: Way) -> Self {
+    pub(crate) async fn open(node: SocketAddr, way: Way) -> Self {
         let line = match way {
             Way::Sse => Sse::open(node, "/channels/room/a?presence=true", Some("room/a"), None, false).await,
             _ => WebSocket::open(node, "/channels/room/a?presence=true", &[], false).await,
@@ -298,7 +298,7 @@ impl Watcher {
         Self { line, connections: 0 }
     }
 
-    async fn knows_of(&mut self, connections: u64) {
+    pub(crate) async fn knows_of(&mut self, connections: u64) {
         while self.connections != connections {
             let Heard::Members { kind, said } = next(&mut self.line).await else {
                 panic!("nothing is published here")

@@ -76,11 +76,24 @@ impl World {
         airwave: &Path,
         config: impl Fn(&str) -> String,
     ) -> Result<Self, String> {
+        let programs: Vec<_> = skews.iter().map(|skew| (airwave, *skew)).collect();
+        Self::start_each(kind, &programs, config).await
+    }
+
+    /// The same with a program for each node: nodes of several versions share a broker.
+    ///
+    /// # Errors
+    /// As for [`World::start`].
+    pub async fn start_each(
+        kind: BrokerKind,
+        programs: &[(&Path, i64)],
+        config: impl Fn(&str) -> String,
+    ) -> Result<Self, String> {
         let folder = Folder::new().map_err(|error| format!("there is no folder to work in: {error}"))?;
         let broker = Broker::start(kind, folder.path()).await?;
         let wrong = Arc::new(Mutex::new(Vec::new()));
         let (mut links, mut kept) = (Vec::new(), Vec::new());
-        for (number, skew) in skews.iter().enumerate() {
+        for (number, (airwave, skew)) in programs.iter().enumerate() {
             let mut lines = Vec::new();
             for address in broker.addresses() {
                 let from = broker.line_from(number, address);
@@ -93,7 +106,7 @@ impl World {
             std::fs::write(&file, config).map_err(|error| error.to_string())?;
             let keeper = Keeper {
                 number,
-                airwave: airwave.to_owned(),
+                airwave: airwave.to_path_buf(),
                 config: file,
                 log: folder.path().join(format!("node{number}.log")),
                 wrong: wrong.clone(),

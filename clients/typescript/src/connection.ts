@@ -191,9 +191,9 @@ export abstract class Connection implements Carrier {
     const live = member?.live ? member : undefined;
     switch (frame.type) {
       case undefined: {
-        const { channel, id, event, key, text, base64 } = frame;
+        const { channel, id, event, key, attributes, text, base64 } = frame;
         const data: unknown = text ?? (base64 === undefined ? frame.data : fromBase64(base64));
-        return live?.heard(key === undefined ? { channel, id, event, data } : { channel, id, event, data, key });
+        return live?.heard({ channel, id, event, data, ...(key === undefined ? {} : { key }), ...(attributes ? { attributes } : {}) });
       }
       case "gap": {
         const { channel, after, cursor, reason } = frame;

@@ -35,11 +35,11 @@ export abstract class PostingConnection extends Connection {
     this.#speaking.delete(subscription);
   }
 
-  async #post({ to, event, data, key, idempotencyKey }: Sending): Promise<unknown> {
+  async #post({ to, event, data, key, attributes, idempotencyKey }: Sending): Promise<unknown> {
     const response = await this.client.request(`channels/${to.name}`, {
       method: "POST",
       headers: { "content-type": "application/json", "idempotency-key": idempotencyKey },
-      body: envelope({ event, key }, data),
+      body: envelope({ event, key, attributes }, data),
     });
     return (await this.client.json<{ data: unknown }>(response, ({ data }) => data !== undefined)).data;
   }

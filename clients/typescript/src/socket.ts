@@ -167,11 +167,11 @@ export class SocketConnection extends Connection {
       if (sending.sent) continue;
       sending.sent = true;
       const id = sending.reply ? this.#ask(sending) : undefined;
-      const { data, event, key } = sending;
-      if (data instanceof Uint8Array && !sending.repeat) this.#write(encodeFrame(name, event, id, data));
+      const { data, event, key, attributes } = sending;
+      if (data instanceof Uint8Array && !sending.repeat && !attributes) this.#write(encodeFrame(name, event, id, data));
       else {
         const idempotency_key = sending.repeat ? sending.idempotencyKey : undefined;
-        this.#write(envelope({ type: "send", id, channel: name, event, key, idempotency_key }, data));
+        this.#write(envelope({ type: "send", id, channel: name, event, key, attributes, idempotency_key }, data));
       }
       if (id === undefined) sending.settle(null, null);
     }

@@ -17,6 +17,7 @@ import {
   type State,
   type TransportName,
 } from "./types.js";
+import type { Attributes } from "./frames.js";
 import { checkSend, toJson } from "./names.js";
 import { after } from "./timing.js";
 
@@ -51,6 +52,7 @@ export interface Sending {
   /** JSON text, written once when the message was handed over; or bytes. */
   readonly data: string | Uint8Array;
   readonly key: string | undefined;
+  readonly attributes: Attributes | undefined;
   readonly idempotencyKey: string;
   readonly repeat: boolean;
   readonly reply: boolean;
@@ -270,6 +272,8 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
         event,
         data: text,
         key: options.key,
+        // As they are now: a later change changes nothing.
+        attributes: options.attributes && { ...options.attributes },
         idempotencyKey,
         repeat,
         reply: repeat || options.reply !== false,

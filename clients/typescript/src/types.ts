@@ -64,6 +64,11 @@ export interface ChannelEvent<Name extends string = string, Data = unknown> {
   readonly data: Data;
   /** What it is about, if its publisher said so. */
   readonly key?: string;
+  /**
+   * What it says about itself beside its data, such as `content-type`. A binary event on a
+   * WebSocket and an event of a plain `EventSource` have none, and no key.
+   */
+  readonly attributes?: Readonly<Record<string, string>>;
 }
 
 /** An announced loss: events after `after` are gone, the channel goes on behind `cursor`. */
@@ -151,6 +156,8 @@ export interface ControlEvents {
 export interface SendOptions {
   /** What it is about. */
   key?: string;
+  /** What it says about itself beside its data: at most 8 names and texts, 1 KiB together. */
+  attributes?: Record<string, string>;
   /** Keeps a repetition from being done twice. Made up if absent. */
   idempotencyKey?: string;
   /**

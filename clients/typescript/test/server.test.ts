@@ -13,12 +13,13 @@ for (const transport of ["websocket", "sse"] as const) {
       await heard.state("open");
       expect(heard.channel.transport).toBe(transport);
       await server.publish([
-        { channel: "both/a", event: "json", data: { n: [1, null, "ü\u2028"] }, key: "k" },
+        { channel: "both/a", event: "json", data: { n: [1, null, "ü\u2028"] }, key: "k", attributes: { trace: "t", "content-type": "a" } },
         { channel: "both/a", event: "text", text: "two\nlines" },
         { channel: "both/a", event: "bytes", base64: "AAEC/w==" },
       ]);
       const bytes = await heard.first("bytes");
-      expect(heard.all("json")[0]).toMatchObject({ channel: "both/a", data: { n: [1, null, "ü\u2028"] }, key: "k" });
+      expect(heard.all("json")[0]).toMatchObject({ channel: "both/a", data: { n: [1, null, "ü\u2028"] }, key: "k", attributes: { trace: "t", "content-type": "a" } });
+      expect(heard.all("text")[0]).not.toHaveProperty("attributes");
       expect(heard.all("text")[0].data).toBe("two\nlines");
       expect([...bytes.data]).toEqual([0, 1, 2, 255]);
       expect(heard.channel.cursor).toBe(bytes.id);
@@ -33,10 +34,13 @@ for (const transport of ["websocket", "sse"] as const) {
       await heard.channel.send("say", { text: "hi" }, { key: "k" });
       await heard.channel.send("bytes", new Uint8Array([1, 2, 3]));
       await heard.channel.send("bytes", new Uint8Array([4, 5]), { repeat: false });
+      await heard.channel.send("about", 1, { attributes: { trace: "t" } });
+      await expect(heard.channel.send("about", 1, { attributes: { "airwave.x": "t" } })).rejects.toMatchObject({ code: "bad-request" });
       await heard.channel.send("nothing");
       await heard.first("nothing");
       expect(heard.all("say").map(({ data, key }) => [data, key])).toEqual([[{ text: "early" }, undefined], [{ text: "hi" }, "k"]]);
       expect(heard.all("bytes").map(({ data }) => [...data])).toEqual([[1, 2, 3], [4, 5]]);
+      expect(heard.all("about").map(({ attributes }) => attributes)).toEqual([{ trace: "t" }]);
       await expect(airwave.channel("silent/a").send("say", 1)).rejects.toMatchObject({ code: "forbidden" });
     });
   

@@ -44,3 +44,6 @@ mod node;
 
 /// Who is in a channel, over several nodes and whatever happens to what is between them.
 mod presence;
+
+/// What a later version of Airwave has stored.
+mod newer;

@@ -69,6 +69,8 @@ pub struct Event {
     pub id: String,
     pub name: String,
     pub data: Vec<u8>,
+    /// Where the form of the event has a place for them.
+    pub attributes: Option<Value>,
 }
 
 impl Event {
@@ -420,6 +422,7 @@ pub fn envelope(text: &str) -> Event {
         base64: Option<String>,
         #[allow(dead_code, reason = "allowed, and of no interest here")]
         key: Option<String>,
+        attributes: Option<Value>,
     }
     let envelope: Envelope<'_> = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
     let data = match (envelope.data, envelope.text, envelope.base64) {
@@ -433,6 +436,7 @@ pub fn envelope(text: &str) -> Event {
         id: envelope.id,
         name: envelope.event,
         data,
+        attributes: envelope.attributes,
     }
 }
 
@@ -459,6 +463,7 @@ fn sse_heard(event: super::whatwg_sse::ParsedEvent, channel: Option<&str>) -> He
                     id: event.last_event_id.clone(),
                     name: name.to_owned(),
                     data,
+                    attributes: None,
                 }
             }
             None => {
@@ -510,5 +515,6 @@ fn binary_heard(frame: &[u8]) -> Heard {
         id: id.to_string(),
         name,
         data: rest.to_vec(),
+        attributes: None,
     })
 }
