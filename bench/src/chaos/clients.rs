@@ -243,7 +243,7 @@ fn heard(frame: &ServerFrame<'_>) -> io::Result<Heard> {
 /// A connection that brings events.
 pub enum Line {
     /// Server-sent events.
-    Sse(Sse),
+    Sse(Box<Sse>),
     /// A WebSocket.
     WebSocket(Box<WebSocket>),
 }
@@ -294,7 +294,7 @@ impl Sse {
                 heard: VecDeque::new(),
             };
             sse.take_in(&bytes)?;
-            Ok(Line::Sse(sse))
+            Ok(Line::Sse(Box::new(sse)))
         })
         .await
     }

@@ -410,8 +410,8 @@ impl Ring {
     pub(super) fn next_sent(&self, index: u64) -> Option<(u64, Arc<Entry>)> {
         let rest = self.entries.range(self.offset(index)?.min(self.entries.len())..);
         // Where a newer event of the same key stands behind a gap, the older one is not sent.
-        let sent = |entry: &Entry| !entry.is_hidden() && !(self.conflates && entry.is_superseded_before(u64::MAX));
-        let (index, entry) = (index..).zip(rest).find(|(_, entry)| sent(entry))?;
+        let left_out = |entry: &Entry| entry.is_hidden() || self.conflates && entry.is_superseded_before(u64::MAX);
+        let (index, entry) = (index..).zip(rest).find(|(_, entry)| !left_out(entry))?;
         Some((index, entry.clone()))
     }
 

@@ -27,8 +27,8 @@ fn scene(rule: Rule) -> (Arc<Backbone>, Hub) {
 async fn listeners_pass_hidden_events_and_miss_nothing() {
     let (backbone, hub) = scene(rule());
     let formats = [
-        hub.register_format(Lines::plain("a")),
-        hub.register_format(Lines::stamped("b")),
+        hub.register_format(Lines::plain("a")).unwrap(),
+        hub.register_format(Lines::stamped("b")).unwrap(),
     ];
     let mut listeners = Vec::new();
     for format in &formats {
@@ -64,7 +64,7 @@ async fn listeners_pass_hidden_events_and_miss_nothing() {
 async fn a_listener_resumes_before_and_behind_hidden_events() {
     for ring in [true, false] {
         let (backbone, hub) = scene(rule());
-        let format = hub.register_format(Lines::plain("a"));
+        let format = hub.register_format(Lines::plain("a")).unwrap();
         let open = Listener::at(&hub, &format, "c", After::Nothing).await;
         let first = backbone.say("c", "1");
         let passed = hidden(&backbone);
@@ -79,7 +79,7 @@ async fn a_listener_resumes_before_and_behind_hidden_events() {
             // Another node, whose log is opened only now.
             false => crate::support::hub(&backbone.node(), rule()),
         };
-        let format = hub.register_format(Lines::plain("x"));
+        let format = hub.register_format(Lines::plain("x")).unwrap();
         for (after, left) in [(first, &["2"][..]), (passed, &["2"]), (last, &[])] {
             let mut listener = Listener::at(&hub, &format, "c", After::Position(after)).await;
             assert_eq!(listener.confirmation().await, (after, true), "ring: {ring}");
@@ -93,7 +93,7 @@ async fn a_hidden_event_takes_the_place_of_no_visible_one() {
     let mut latest = rule();
     (latest.delivery, latest.replay) = (Delivery::Latest, ReplayOnSubscribe::Last);
     let (backbone, hub) = scene(latest);
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut live = Listener::at(&hub, &format, "c", After::Nothing).await;
     live.confirmation().await;
     backbone.say_keyed("c", "k", "1");
@@ -117,7 +117,7 @@ async fn pages_leave_out_hidden_events_and_go_on_behind_them() {
     let positions: Vec<_> = page.events.iter().map(|event| event.position).collect();
     assert_eq!((positions, page.complete), (vec![last], true));
     // A transport is given the hidden events: the last one is where the next page begins.
-    let format = hub.register_format(Lines::plain("a"));
+    let format = hub.register_format(Lines::plain("a")).unwrap();
     let listener = Listener::new(&hub, &format);
     let connection = listener.session.connection();
     let two = PageLimit::events(2);
