@@ -74,12 +74,15 @@ async fn a_listener_resumes_before_and_behind_hidden_events() {
         if !ring {
             drop(open);
         }
-        let hub = match ring {
-            true => hub,
+        let (hub, format) = match ring {
+            true => (hub, format),
             // Another node, whose log is opened only now.
-            false => crate::support::hub(&backbone.node(), rule()),
+            false => {
+                let hub = crate::support::hub(&backbone.node(), rule());
+                let format = hub.register_format(Lines::plain("a")).unwrap();
+                (hub, format)
+            }
         };
-        let format = hub.register_format(Lines::plain("x")).unwrap();
         for (after, left) in [(first, &["2"][..]), (passed, &["2"]), (last, &[])] {
             let mut listener = Listener::at(&hub, &format, "c", After::Position(after)).await;
             assert_eq!(listener.confirmation().await, (after, true), "ring: {ring}");
