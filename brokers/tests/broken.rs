@@ -51,6 +51,9 @@ enum Flaw {
     NeverComplete,
     NewestAreOldest,
     NeverMore,
+    EmptyPagesAreNeverComplete,
+    EmptyPagesAreAlwaysComplete,
+    EmptyPagesHaveNoMore,
     IgnoresLimit,
     IgnoresBytes,
     LargeEventsAreLeftOut,
@@ -196,6 +199,15 @@ const NOTICED: &[(Flaw, &[&str])] = &[
     ),
     (Flaw::NewestAreOldest, &["replay_without_a_position_gives_the_newest"]),
     (Flaw::NeverMore, &["large_histories_come_in_pages"]),
+    (
+        Flaw::EmptyPagesAreNeverComplete,
+        &["a_page_of_nothing_answers_as_a_page_of_one"],
+    ),
+    (
+        Flaw::EmptyPagesAreAlwaysComplete,
+        &["a_page_of_nothing_answers_as_a_page_of_one"],
+    ),
+    (Flaw::EmptyPagesHaveNoMore, &["a_page_of_nothing_answers_as_a_page_of_one"]),
     (Flaw::IgnoresLimit, &["large_histories_come_in_pages"]),
     (Flaw::IgnoresBytes, &["a_page_ends_at_its_bytes"]),
     (Flaw::LargeEventsAreLeftOut, &["a_page_ends_at_its_bytes"]),
@@ -724,6 +736,9 @@ impl Broker for Node {
             }
             (Flaw::NewestAreOldest, None) => replay.events = all.events.into_iter().take(limit.events).collect(),
             (Flaw::NeverMore, _) => replay.more = false,
+            (Flaw::EmptyPagesAreNeverComplete, Some(after)) if limit.events == 0 => replay.complete = after == replay.head,
+            (Flaw::EmptyPagesAreAlwaysComplete, Some(_)) if limit.events == 0 => replay.complete = true,
+            (Flaw::EmptyPagesHaveNoMore, _) if limit.events == 0 => replay.more = false,
             (Flaw::LargeEventsAreLeftOut, _) if replay.events.len() == 1 => {
                 replay.events.retain(|event| event.message.weight() <= limit.bytes);
             }

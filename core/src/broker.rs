@@ -64,6 +64,12 @@ pub trait Broker: Send + Sync + 'static {
     /// the head, or the first event it still holds has `previous == after`. Equality, not `<=`: a
     /// position inside the kept range that is not there was lost. Without `after` it is true if and
     /// only if nothing older than what is returned was ever trimmed or left out.
+    ///
+    /// A page of no events (`limit.events` is 0) answers the same questions. After `after`,
+    /// `complete` is what it is for every other page, and `more` is true if and only if the broker
+    /// holds an event after `after`. Without `after`, `complete` is true if and only if the channel
+    /// never had an event, because every event is left out, and `more` is false, as for every page
+    /// without a position.
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError>;
 
     /// Opens this node's feed and reads the channel's newest events: [`Broker::follow`], and then

@@ -18,7 +18,8 @@
 //!   replayed. One that may have missed something ends.
 //! - **A replay** is everything after the position asked for, or says `complete: false`. A position
 //!   that the channel never gave, zero among them, is never complete. It ends at the bound of its
-//!   page, in events or in bytes, and says `more`; one event always comes.
+//!   page, in events or in bytes, and says `more`; one event always comes, unless the page asks for
+//!   none. Such a page says `complete` as every other, and `more` if an event is left.
 //! - **History** holds at least what the rule says: after the event that stands before the newest
 //!   `events` ones (or before those that fit `bytes`, or `age`) a replay is complete. It may hold
 //!   more, but not without bound: at most `2 * events + 200` events and `4 * bytes` bytes, and what
@@ -105,6 +106,7 @@ macro_rules! conformance_tests {
         replay_inside_the_range_but_not_there_is_incomplete;
         replay_after_a_position_that_was_never_given_is_incomplete;
         large_histories_come_in_pages;
+        a_page_of_nothing_answers_as_a_page_of_one;
         a_page_ends_at_its_bytes;
         a_page_leads_to_the_head_or_says_that_there_is_more;
 

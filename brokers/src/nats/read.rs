@@ -47,8 +47,19 @@ impl Nats {
             if position == page.chain.head {
                 return Ok(page.replay(Vec::new(), true, false));
             }
-            let replay = self.read_after(&link, channel, &page, position, limit).await?;
-            return self.with_epochs(&link, &page, after, replay).await;
+            // The first event after the position says whether the page is complete, so a page of
+            // nothing reads that one, too.
+            let read = PageLimit {
+                events: limit.events.max(1),
+                ..limit
+            };
+            let replay = self.read_after(&link, channel, &page, position, read).await?;
+            let mut replay = self.with_epochs(&link, &page, after, replay).await?;
+            if limit.events == 0 {
+                replay.more |= !replay.events.is_empty();
+                replay.events.clear();
+            }
+            return Ok(replay);
         }
         for _ in 0..OVERTAKEN_TRIES {
             // Where there were never more, the newest few are all.

@@ -110,8 +110,9 @@ impl Chain {
         }
         let more = match last {
             Some(last) => last < newest,
-            // Whether anything is left that a page of none could have had, only the broker knows.
-            None => limit == 0 && after < self.head() && replay.more,
+            // A page of nothing has more behind it if any event is left. Of a channel that promises
+            // nothing, only the broker knows.
+            None => limit == 0 && after < self.head() && (promised > 0 || replay.more),
         };
         assert_eq!(replay.more, more, "more or not; {about}");
     }
@@ -120,7 +121,7 @@ impl Chain {
     pub(super) async fn replays(&self, node: &dyn Broker, channel: &ChannelName, promised: usize) {
         let newest = self.0.len() - 1;
         for after in self.0.iter().copied().map(Some).chain([None]) {
-            for limit in [1, 2, newest.saturating_sub(1), newest, newest + 1, 10_000] {
+            for limit in [0, 1, 2, newest.saturating_sub(1), newest, newest + 1, 10_000] {
                 let replay = replay(node, channel, after, limit).await;
                 self.allows(after, limit, promised, &replay);
             }

@@ -178,6 +178,37 @@ pub async fn large_histories_come_in_pages(fixture: &dyn Fixture) {
     }
 }
 
+/// A caller asks for no events to learn whether a position is still good: at the head, in the
+/// middle, before what was trimmed, at one that was never given, and at every first position of a
+/// channel.
+pub async fn a_page_of_nothing_answers_as_a_page_of_one(fixture: &dyn Fixture) {
+    let (node, other) = (fixture.node().await, fixture.node().await);
+    for kept in [Kept::Ample, Kept::Ten, Kept::None] {
+        let channel = channel(kept);
+        let mut chain = Chain::base(&*node, &channel).await;
+        let bases = [chain.head(), Chain::base(&*other, &channel).await.head()];
+        for count in [0, 1, 4, 2 * at_most(TEN)] {
+            chain.publish_many(&*node, &channel, count).await;
+            let (head, middle) = (chain.head(), chain.0[chain.0.len() / 2]);
+            let near = [head, chain.0[chain.0.len().saturating_sub(3)], middle, chain.0[1.min(count)]];
+            let lost = [Position::ZERO, Position(middle.0 - 1), Position(head.0 + 1)];
+            for after in bases.into_iter().chain(near).chain(lost) {
+                let one = replay(&*node, &channel, Some(after), 1).await;
+                let nothing = replay(&*node, &channel, Some(after), 0).await;
+                let more = !one.events.is_empty();
+                assert_eq!(
+                    (nothing.events.len(), nothing.complete, nothing.more, nothing.head),
+                    (0, one.complete, more, one.head),
+                    "(events, complete, more, head) after {after}, of the chain {}",
+                    brief(&chain.0)
+                );
+            }
+        }
+        let nothing = replay(&*node, &channel, None, 0).await;
+        assert_eq!((nothing.events.len(), nothing.complete, nothing.more), (0, false, false));
+    }
+}
+
 /// A page ends at the bound of bytes with `more: true`, and the next one continues behind it. One
 /// event comes even if it alone is larger. Without a position the page holds the newest events that
 /// fit.
