@@ -64,7 +64,7 @@ impl fmt::Display for Failure<'_> {
 impl<'de: 'a, 'a> Deserialize<'de> for Failure<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        struct Fields<'a> {
+        struct FailureFields<'a> {
             #[serde(borrow)]
             code: Cow<'a, str>,
             #[serde(borrow)]
@@ -74,7 +74,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Failure<'a> {
             #[serde(borrow)]
             url: Option<Text<'a>>,
         }
-        let fields = Fields::deserialize(deserializer)?;
+        let fields = FailureFields::deserialize(deserializer)?;
         Ok(Self {
             code: fields.code,
             message: fields.message,

@@ -52,14 +52,14 @@ impl<'a> Member<'a> {
 impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        struct Fields<'a> {
+        struct MemberFields<'a> {
             #[serde(borrow)]
             user: Option<Text<'a>>,
             connections: u32,
             #[serde(borrow, default, deserialize_with = "text::present")]
             meta: Option<&'a serde_json::value::RawValue>,
         }
-        let fields = Fields::deserialize(deserializer)?;
+        let fields = MemberFields::deserialize(deserializer)?;
         Ok(Self {
             user: text::text(fields.user),
             connections: fields.connections,

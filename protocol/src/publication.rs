@@ -104,7 +104,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Publication<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
-        struct Fields<'a> {
+        struct PublicationFields<'a> {
             #[serde(borrow)]
             channel: Cow<'a, str>,
             #[serde(borrow)]
@@ -123,7 +123,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Publication<'a> {
             idempotency_key: Option<Text<'a>>,
             end: Option<bool>,
         }
-        let fields = Fields::deserialize(deserializer)?;
+        let fields = PublicationFields::deserialize(deserializer)?;
         let payload = Payload::of_fields(fields.data, text::text(fields.text), text::text(fields.base64))
             .map_err(serde::de::Error::custom)?;
         let end = fields.end.unwrap_or(false);
@@ -189,7 +189,7 @@ pub enum PublishAnswer<'a> {
 impl<'de: 'a, 'a> Deserialize<'de> for PublishAnswer<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        struct Either<'a> {
+        struct PublishAnswerFields<'a> {
             #[serde(borrow)]
             error: Option<Failure<'a>>,
             #[serde(borrow)]
@@ -199,13 +199,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for PublishAnswer<'a> {
             #[serde(default)]
             duplicate: bool,
         }
-        let either = Either::deserialize(deserializer)?;
-        match (either.error, either.channel, either.cursor) {
+        let fields = PublishAnswerFields::deserialize(deserializer)?;
+        match (fields.error, fields.channel, fields.cursor) {
             (Some(error), ..) => Ok(PublishAnswer::Refused(ErrorBody { error })),
             (None, Some(channel), Some(cursor)) => Ok(PublishAnswer::Published(Published {
                 channel: channel.0,
                 cursor: cursor.0,
-                duplicate: either.duplicate,
+                duplicate: fields.duplicate,
             })),
             _ => Err(serde::de::Error::custom("neither 'channel' and 'cursor' nor 'error'")),
         }
@@ -231,11 +231,11 @@ impl<'a> Answer<'a> {
 impl<'de: 'a, 'a> Deserialize<'de> for Answer<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        struct Fields<'a> {
+        struct AnswerFields<'a> {
             #[serde(borrow)]
             data: &'a RawValue,
         }
-        let fields = Fields::deserialize(deserializer)?;
+        let fields = AnswerFields::deserialize(deserializer)?;
         Ok(Self {
             data: fields.data.into(),
         })
