@@ -52,12 +52,12 @@ pub(crate) struct Turn {
 }
 
 /// One that waits; dropping it leaves the queue.
-struct Waiting<'a>(&'a AtomicUsize);
+struct QueuePlace<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
+impl<'a> QueuePlace<'a> {
     fn join(queue: &'a AtomicUsize, most: usize) -> Result<Self, Refusal> {
         // Made first, so that a refusal leaves the queue, too.
-        let waiting = Waiting(queue);
+        let waiting = QueuePlace(queue);
         if queue.fetch_add(1, Ordering::Relaxed) < most {
             Ok(waiting)
         } else {
@@ -69,7 +69,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -92,9 +92,9 @@ impl Pages {
     /// `too-many`: the queue is full, or the turn did not come in time.
     pub(crate) async fn turn(&self, peer: Option<IpAddr>) -> Result<Turn, Refusal> {
         let of_address = peer.map(|peer| self.turns_of(peer.into()));
-        let _waiting = Waiting::join(&self.waiting, WAITING)?;
+        let _waiting = QueuePlace::join(&self.waiting, WAITING)?;
         let _of_address = match &of_address {
-            Some(turns) => Some(Waiting::join(&turns.waiting, WAITING_PER_ADDRESS)?),
+            Some(turns) => Some(QueuePlace::join(&turns.waiting, WAITING_PER_ADDRESS)?),
             None => None,
         };
         let turn = async {

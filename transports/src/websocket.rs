@@ -403,7 +403,7 @@ struct WebSocketTask<S> {
     /// The command that is being carried out; events go on.
     command: Option<Running>,
     /// What came behind it.
-    waiting: Option<Box<Waiting>>,
+    waiting: Option<Box<WaitingFrames>>,
     /// While a message or a frame is unfinished: how long the rest may take.
     unfinished: Option<Pin<Box<Sleep>>>,
     session: Session,
@@ -418,7 +418,7 @@ struct WebSocketTask<S> {
 /// Frames that came while a command was being carried out, and are read when it is done. Pings and
 /// closes do not wait.
 #[derive(Default)]
-struct Waiting {
+struct WaitingFrames {
     frames: VecDeque<Frame>,
     bytes: usize,
     /// So many of them waited behind a command that the broker did not answer, and have no more
@@ -434,7 +434,7 @@ enum Frame {
     Binary(Bytes),
 }
 
-impl Waiting {
+impl WaitingFrames {
     fn push(&mut self, frame: Frame) {
         self.bytes += frame.len();
         self.frames.push_back(frame);
@@ -798,7 +798,7 @@ impl<S: Socket> WebSocketTask<S> {
 
     /// Whether another frame may be read: while a command is being carried out, only so many wait.
     fn has_room(&self) -> bool {
-        let has_room = |waiting: &Waiting| waiting.frames.len() < MAX_WAITING && waiting.bytes < MAX_WAITING_BYTES;
+        let has_room = |waiting: &WaitingFrames| waiting.frames.len() < MAX_WAITING && waiting.bytes < MAX_WAITING_BYTES;
         self.command.is_none() || self.waiting.as_deref().is_none_or(has_room)
     }
 

@@ -175,20 +175,20 @@ mod tests {
     #[test]
     fn data_that_do_not_fit_are_refused_with_the_path_of_the_wrong_field() {
         #[derive(Debug, PartialEq, Serialize, Deserialize)]
-        struct Item {
+        struct Purchase {
             price: u32,
         }
         #[derive(Debug, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "event", content = "data", rename_all = "kebab-case")]
         enum Command {
-            AddItems { items: Vec<Item> },
+            AddItems { items: Vec<Purchase> },
             Note(String),
             Clear,
         }
         let message = |event: &str, data: &str| Message::new(EventName::new(event).unwrap(), Data::json_text(data).unwrap());
         for command in [
             Command::AddItems {
-                items: vec![Item { price: 7 }],
+                items: vec![Purchase { price: 7 }],
             },
             Command::Note("so".into()),
             Command::Clear,
@@ -211,12 +211,12 @@ mod tests {
             assert!(text.contains(told) && !text.contains("column"), "{text}");
         }
         let text = message("x", r#"[{"price":"1"}]"#)
-            .json::<Vec<Item>>()
+            .json::<Vec<Purchase>>()
             .unwrap_err()
             .to_string();
         assert!(text.contains("at '[0].price': invalid type: string"), "{text}");
         // No enum, no tag, a name that is none.
-        assert!(Message::of_typed(&Item { price: 1 }).is_err());
+        assert!(Message::of_typed(&Purchase { price: 1 }).is_err());
         assert!(Message::of_typed(&serde_json::json!({"event": "a/b"})).is_err());
         let text = Message::new(EventName::new("note").unwrap(), Data::text("as \"text\""));
         assert_eq!(text.typed::<Command>().unwrap(), Command::Note("as \"text\"".into()));
