@@ -97,15 +97,15 @@ mod redis_server {
     use airwave_brokers::Redis;
 
     use super::*;
-    use crate::support::Server;
+    use crate::support::RedisServer;
 
     async fn fixture(needs: &[Fault]) -> Option<OneRedis> {
         let server = if needs.contains(&Fault::Restart) {
-            Server::that_stores()
+            RedisServer::that_stores()
         } else if needs.contains(&Fault::ReturnBehind) {
-            Server::with_a_clock(&[])
+            RedisServer::with_a_clock(&[])
         } else {
-            Server::start(&[])
+            RedisServer::start(&[])
         };
         server.map(OneRedis)
     }
@@ -113,7 +113,7 @@ mod redis_server {
     airwave_core::conformance_tests!(fixture);
 
     /// One server of its own; each node is a broker with connections of its own.
-    struct OneRedis(Server);
+    struct OneRedis(RedisServer);
 
     #[async_trait]
     impl Fixture for OneRedis {
@@ -257,16 +257,16 @@ mod nats {
     use serde_json::Value;
 
     use super::*;
-    use crate::nats_server::Server;
+    use crate::nats_server::NatsServer;
 
     async fn fixture(_: &[Fault]) -> Option<OneNats> {
-        Server::start().map(OneNats)
+        NatsServer::start().map(OneNats)
     }
 
     airwave_core::conformance_tests!(fixture);
 
     /// Three servers that are one; the nodes are spread over them.
-    pub struct ThreeNats(pub [Server; 3]);
+    pub struct ThreeNats(pub [NatsServer; 3]);
 
     #[async_trait]
     impl Fixture for ThreeNats {
@@ -289,7 +289,7 @@ mod nats {
     }
 
     /// A cluster that has just started takes a moment to find out who leads.
-    async fn insist_on_three(servers: &[Server; 3]) -> Nats {
+    async fn insist_on_three(servers: &[NatsServer; 3]) -> Nats {
         let hosts = servers
             .each_ref()
             .map(|server| format!("127.0.0.1:{}", server.port))
@@ -309,7 +309,7 @@ mod nats {
     }
 
     /// One server of its own; each node is a broker with a connection of its own.
-    pub struct OneNats(pub Server);
+    pub struct OneNats(pub NatsServer);
 
     #[async_trait]
     impl Fixture for OneNats {
@@ -364,10 +364,10 @@ mod nats {
 mod nats_2_10 {
     use super::nats::OneNats;
     use super::*;
-    use crate::nats_server::{Release, Server};
+    use crate::nats_server::{NatsServer, Release};
 
     async fn fixture(_: &[Fault]) -> Option<OneNats> {
-        Server::of(Release::Oldest).map(OneNats)
+        NatsServer::of(Release::Oldest).map(OneNats)
     }
 
     airwave_core::conformance_tests!(fixture);
@@ -377,7 +377,7 @@ mod nats_2_10 {
 #[cfg(feature = "nats")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nats_keeps_the_contract_on_a_cluster() {
-    let Some(servers) = nats_server::Server::cluster() else {
+    let Some(servers) = nats_server::NatsServer::cluster() else {
         return;
     };
     let fixture = nats::ThreeNats(servers);

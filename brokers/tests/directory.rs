@@ -226,16 +226,16 @@ mod redis_server {
 
     use super::*;
     use crate::nodes::{Treated, come_to_agree, everywhere};
-    use crate::support::Server;
+    use crate::support::RedisServer;
 
     async fn fixture(_: &[Fault]) -> Option<OneRedis> {
-        Server::start(&[]).map(OneRedis)
+        RedisServer::start(&[]).map(OneRedis)
     }
 
     airwave_core::directory_conformance_tests!(fixture);
 
     /// One server of its own; each node is a broker with connections of its own.
-    struct OneRedis(Server);
+    struct OneRedis(RedisServer);
 
     #[async_trait]
     impl DirectoryFixture for OneRedis {
@@ -285,7 +285,7 @@ mod redis_server {
     /// Nothing stays on the server of nodes that were killed, nor of those that left.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_the_dead_said_is_removed() {
-        let Some(server) = Server::start(&[]) else { return };
+        let Some(server) = RedisServer::start(&[]) else { return };
         let redis = Redis::connect(&server.url(), Rules::default()).await.unwrap();
         let (killed, left, lives) = (NodeId::draw(), NodeId::draw(), NodeId::draw());
         for node in [killed, left] {
@@ -419,19 +419,19 @@ mod nats {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::nats_server::Server;
+    use crate::nats_server::NatsServer;
     use crate::nodes::{Treated, come_to_agree, everywhere, hub, member, until_all};
 
     async fn fixture(_: &[Fault]) -> Option<OneNats> {
-        Server::start().map(OneNats)
+        NatsServer::start().map(OneNats)
     }
 
     airwave_core::directory_conformance_tests!(fixture);
 
     /// One server of its own; each node is a broker with a connection of its own.
-    struct OneNats(Server);
+    struct OneNats(NatsServer);
 
-    async fn wipe(server: &Server) {
+    async fn wipe(server: &NatsServer) {
         let deleted = server.ask("STREAM.DELETE.airwave-members", Value::Null).await;
         assert_eq!(deleted["success"], true, "{deleted}");
     }
@@ -458,7 +458,7 @@ mod nats {
     /// Three servers, three replicas, the nodes spread over them; one clause after the other.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn clauses_hold_on_a_cluster() {
-        let Some(servers) = Server::cluster() else { return };
+        let Some(servers) = NatsServer::cluster() else { return };
         let fixture = ThreeNats(servers);
         // Left out: three servers store each message on a machine that has other things to do, and
         // a call that takes longer than it may is refused.
@@ -471,7 +471,7 @@ mod nats {
         }
     }
 
-    struct ThreeNats([Server; 3]);
+    struct ThreeNats([NatsServer; 3]);
 
     impl ThreeNats {
         async fn connect(&self) -> Arc<Nats> {
@@ -492,7 +492,7 @@ mod nats {
         }
 
         /// The server that decides what members' messages there are.
-        async fn leader(&self) -> &Server {
+        async fn leader(&self) -> &NatsServer {
             let info = self.0[0].ask("STREAM.INFO.airwave-members", Value::Null).await;
             let leader = info["cluster"]["leader"].as_str().unwrap();
             &self.0[leader.strip_prefix('n').unwrap().parse::<usize>().unwrap()]
@@ -520,7 +520,7 @@ mod nats {
     /// The leader is killed while members come, and others while it is away.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn nodes_agree_again_when_the_leader_of_three_is_killed() {
-        let Some(servers) = Server::cluster() else { return };
+        let Some(servers) = NatsServer::cluster() else { return };
         let servers = ThreeNats(servers);
         let (here, there) = (hub(servers.connect().await), hub(servers.connect().await));
         let hubs = [&here, &there];
@@ -574,7 +574,7 @@ mod nats {
         }
     }
 
-    async fn messages(server: &Server) -> u64 {
+    async fn messages(server: &NatsServer) -> u64 {
         let info = server.ask("STREAM.INFO.airwave-members", Value::Null).await;
         info["state"]["messages"].as_u64().unwrap()
     }
@@ -583,7 +583,7 @@ mod nats {
     /// channels without members.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_the_dead_said_is_removed() {
-        let Some(server) = Server::start() else { return };
+        let Some(server) = NatsServer::start() else { return };
         let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
         let (killed, left, lives) = (NodeId::draw(), NodeId::draw(), NodeId::draw());
         for node in [killed, left, lives] {
@@ -620,7 +620,7 @@ mod nats {
     /// watch must look again.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_stream_of_members_that_is_lost_ends_watches_and_no_feed() {
-        let Some(server) = Server::start() else { return };
+        let Some(server) = NatsServer::start() else { return };
         let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
         let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
         nats.heartbeat(node).await.unwrap();
@@ -645,7 +645,7 @@ mod nats {
     /// their nodes.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_was_said_before_the_roll_was_lost_does_not_come_back() {
-        let Some(server) = Server::start() else { return };
+        let Some(server) = NatsServer::start() else { return };
         let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
         let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
         nats.heartbeat(node).await.unwrap();
@@ -681,7 +681,7 @@ mod nats {
             }
         }
         assert!(publish.len() >= 8 && subscribe.len() >= 3, "{publish:?} {subscribe:?}");
-        let configured = Server::configured(&format!(
+        let configured = NatsServer::configured(&format!(
             "jetstream {{ store_dir: \"DIR\" }}\naccounts {{ APP {{ jetstream: enabled, users: [{{ user: me, password: mine, \
              permissions: {{ publish: [{}], subscribe: [{}] }} }}] }} }}\n",
             publish.join(", "),
@@ -712,7 +712,7 @@ mod nats {
     /// One change of a node has not come, so the watcher must read the list again.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_watch_with_a_hole_ends() {
-        let Some(server) = Server::start() else { return };
+        let Some(server) = NatsServer::start() else { return };
         let nats = Nats::connect(&server.url(), everywhere()).await.unwrap();
         let (node, channel) = (NodeId::draw(), ChannelName::new("room").unwrap());
         nats.heartbeat(node).await.unwrap();

@@ -25,13 +25,13 @@ use futures_util::StreamExt;
 use outage::{ended, found, insist, name, publish, say, unavailable};
 use proxy::Proxy;
 use serde_json::{Value, json};
-use support::{Release, Server};
+use support::{NatsServer, Release};
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a test waits for anything. It decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn connect(server: &Server) -> Nats {
+async fn connect(server: &NatsServer) -> Nats {
     Nats::connect(&server.url(), Rules::default()).await.unwrap()
 }
 
@@ -60,7 +60,7 @@ async fn ten(broker: &Nats, feed: &mut Feed) -> Vec<Position> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_on_which_something_arrives_is_not_given_up() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let proxy = Proxy::to(server.port);
     let through = format!("nats://127.0.0.1:{}", proxy.port);
     let near = Nats::connect(&through, Rules::default()).await.unwrap();
@@ -70,7 +70,7 @@ async fn a_connection_on_which_something_arrives_is_not_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_behind_others_waits_while_they_are_answered() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let proxy = Proxy::to(server.port);
     let through = format!("nats://127.0.0.1:{}", proxy.port);
     let broker = Nats::connect(&through, Rules::default()).await.unwrap();
@@ -79,7 +79,7 @@ async fn a_call_behind_others_waits_while_they_are_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_restarts_empty_gives_no_position_again_and_calls_nothing_complete() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let broker = connect(&server).await;
     let mut feed = broker.follow(&name("a")).await.unwrap();
     let old = ten(&broker, &mut feed).await;
@@ -102,7 +102,7 @@ async fn a_server_that_restarts_empty_gives_no_position_again_and_calls_nothing_
 /// nodes that knew nothing of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_in_memory_gives_no_position_again() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let url = format!("{}?storage=memory", server.url());
     let broker = Nats::connect(&url, Rules::default()).await.unwrap();
     let mut feed = broker.follow(&name("a")).await.unwrap();
@@ -117,7 +117,7 @@ async fn a_stream_in_memory_gives_no_position_again() {
 /// The node that made the stream has a clock that is ahead, the one that finds it empty has not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_in_memory_that_a_clock_ahead_made_gives_no_position_again() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let url = format!("{}?storage=memory", server.url());
     let ahead = Tuning {
         clock_ahead: 120_000_000,
@@ -143,7 +143,7 @@ async fn a_stream_in_memory_that_a_clock_ahead_made_gives_no_position_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn feeds_heal_after_a_restart_with_all_that_was_stored() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let nodes = [connect(&server).await, connect(&server).await];
     let mut feed = nodes[0].follow(&name("a")).await.unwrap();
     let first = publish(&nodes[1], "a").await;
@@ -167,7 +167,7 @@ async fn feeds_heal_after_a_restart_with_all_that_was_stored() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stands_still_is_found_and_comes_back() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let broker = connect(&server).await;
     outage::silence_is_found_and_healed(&broker, |silent| server.signal(if silent { "STOP" } else { "CONT" })).await;
 }
@@ -175,7 +175,7 @@ async fn a_server_that_stands_still_is_found_and_comes_back() {
 /// The connections stay open, and nothing comes through any more: no end, no error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_line_that_swallows_everything_is_found_and_healed() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let proxy = Proxy::to(server.port);
     let through = format!("nats://127.0.0.1:{}", proxy.port);
     let broker = Nats::connect(&through, hub::rules()).await.unwrap();
@@ -186,7 +186,7 @@ async fn a_line_that_swallows_everything_is_found_and_healed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_is_no_busy_loop() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let proxy = Proxy::to(server.port);
     let through = format!("nats://127.0.0.1:{}", proxy.port);
     let _broker = Nats::connect(&through, Rules::default()).await.unwrap();
@@ -199,7 +199,7 @@ async fn an_outage_is_no_busy_loop() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_client_library_drops_is_never_missed_in_silence() {
     const SENT: usize = 100;
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let other = Nats::connect(&server.url(), hub::rules()).await.unwrap();
     let url = server.url();
     let tuning = Tuning {
@@ -241,7 +241,7 @@ async fn what_the_client_library_drops_is_never_missed_in_silence() {
 /// itself finds this.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_stores_and_does_not_tell_is_found() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let broker = connect(&server).await;
     let mut feed = broker.follow(&name("a")).await.unwrap();
     let mut config = server.ask("STREAM.INFO.airwave", Value::Null).await["config"].take();
@@ -256,7 +256,7 @@ async fn a_stream_that_stores_and_does_not_tell_is_found() {
 /// in secret.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_published_in_an_outage_does_not_come_later() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let broker = connect(&server).await;
     let first = publish(&broker, "a").await;
     server.kill();
@@ -272,7 +272,7 @@ async fn what_was_published_in_an_outage_does_not_come_later() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_loses_its_leader_goes_on_with_all_that_was_acknowledged() {
-    let Some(servers) = Server::cluster() else { return };
+    let Some(servers) = NatsServer::cluster() else { return };
     let hosts = servers
         .each_ref()
         .map(|server| format!("127.0.0.1:{}", server.port))
@@ -339,7 +339,7 @@ async fn refused(url: &str) -> NatsConnectError {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
-    let Some(server) = Server::configured("") else { return };
+    let Some(server) = NatsServer::configured("") else { return };
     let error = refused(&server.url()).await.to_string();
     assert!(error.contains("no JetStream; start it with -js"), "{error}");
     let address = format!("127.0.0.1:{}", server.port);
@@ -352,7 +352,7 @@ async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
         "{error}"
     );
 
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let error = refused(&format!("{}?replicas=3", server.url())).await.to_string();
     assert!(
         error.contains("replicas=3") && error.contains("write other replicas"),
@@ -383,7 +383,7 @@ async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
 /// that away. Each shows what its own rule says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_of_the_stream_only_grow_by_themselves() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let keeping = |events: usize| {
         let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
         rule.history.events = events;
@@ -419,7 +419,7 @@ async fn limits_of_the_stream_only_grow_by_themselves() {
 /// nothing is compared with any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_are_as_old_as_the_server_says_whatever_their_writer_wrote() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let broker = connect(&server).await;
     let base = broker.replay(&name("a"), None, PageLimit::events(0)).await.unwrap().head;
     let client = server.client().await;
@@ -453,7 +453,7 @@ async fn events_are_as_old_as_the_server_says_whatever_their_writer_wrote() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_that_trimming_overtakes_begins_again_behind_the_hole() {
     for release in [Release::Current, Release::Oldest] {
-        let Some(server) = Server::of(release) else { return };
+        let Some(server) = NatsServer::of(release) else { return };
         let near = Arc::new(connect(&server).await);
         let proxy = Proxy::to(server.port);
         let tuning = Tuning {
@@ -503,7 +503,7 @@ async fn a_page_that_trimming_overtakes_begins_again_behind_the_hole() {
 /// the channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quiet_channel_that_is_followed_outlives_the_age_of_the_stream() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let broker = Nats::connect_tuned(
         &server.url(),
         Rules::default(),
@@ -557,7 +557,7 @@ async fn a_quiet_channel_that_is_followed_outlives_the_age_of_the_stream() {
 /// One rule keeps much, another little: the stream's limits are the same for both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_rule_leaves_out_is_taken_from_the_stream() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let rule = |pattern: &str, events, age| {
         let mut rule = Rule::new(pattern.parse().unwrap(), vec![TransportName::SSE]);
         (rule.history.events, rule.history.age) = (events, age);
@@ -603,7 +603,7 @@ async fn what_a_rule_leaves_out_is_taken_from_the_stream() {
 /// node's rules keep.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_sweeps_nothing_that_the_rules_of_another_keep() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let rule = |pattern: &str, events, age| {
         let mut rule = Rule::new(pattern.parse().unwrap(), vec![TransportName::SSE]);
         (rule.history.events, rule.history.age) = (events, Duration::from_secs(age));
@@ -655,7 +655,7 @@ async fn a_node_sweeps_nothing_that_the_rules_of_another_keep() {
 /// Names and what stands in them reach no other subject, and none is told twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_is_one_literal_subject() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let client = server.client().await;
     let mut told = client.subscribe("airwave.live.>").await.unwrap();
     client.flush().await.unwrap();
@@ -678,7 +678,7 @@ async fn a_name_is_one_literal_subject() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_that_are_only_asked_for_leave_nothing() {
     for release in [Release::Current, Release::Oldest] {
-        let Some(server) = Server::of(release) else { return };
+        let Some(server) = NatsServer::of(release) else { return };
         let broker = Arc::new(connect(&server).await);
         let messages = async || server.ask("STREAM.INFO.airwave", Value::Null).await["state"]["messages"].clone();
         let mut first = Position::ZERO;
@@ -706,7 +706,7 @@ async fn names_that_are_only_asked_for_leave_nothing() {
 /// is dropped after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_epoch_is_good_until_the_stream_drops_it() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let keeping = async |age: Duration| {
         let mut config = server.ask("STREAM.INFO.airwave", Value::Null).await["config"].clone();
         config["max_age"] = (age.as_nanos() as u64).into();
@@ -738,7 +738,7 @@ async fn an_epoch_is_good_until_the_stream_drops_it() {
 }
 
 /// An operator changes the stream, so that it will take no more, or takes nothing any more.
-async fn limit_the_stream(server: &Server, why: &str) {
+async fn limit_the_stream(server: &NatsServer, why: &str) {
     let mut config = server.ask("STREAM.INFO.airwave", Value::Null).await["config"].clone();
     match why {
         "stream" => {
@@ -779,7 +779,7 @@ async fn a_full_server_starts_nodes_and_serves_what_it_holds() {
         Rules::new([rule])
     };
     for (why, configuration) in [("server", SERVER), ("account", ACCOUNT), ("stream", ROOMY), ("sealed", ROOMY)] {
-        let Some(server) = Server::configured(configuration) else {
+        let Some(server) = NatsServer::configured(configuration) else {
             return;
         };
         let broker = Nats::connect(&server.url(), rules(3600)).await.unwrap();
@@ -829,7 +829,7 @@ async fn a_full_server_starts_nodes_and_serves_what_it_holds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_starts_on_a_full_server_sweeps_what_is_too_old() {
     let configuration = "jetstream { store_dir: \"DIR\", max_memory_store: 64MB, max_file_store: 8MB }\nmax_payload: 8MB\n";
-    let Some(server) = Server::configured(configuration) else {
+    let Some(server) = NatsServer::configured(configuration) else {
         return;
     };
     let rules = |age: u64| {
@@ -858,7 +858,7 @@ async fn a_node_that_starts_on_a_full_server_sweeps_what_is_too_old() {
 /// How much the stream may hold is the operator's to say.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_that_an_operator_gave_the_stream_are_respected() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let broker = connect(&server).await;
     let first = broker.follow(&name("a")).await.unwrap().head;
     let mut config = server.ask("STREAM.INFO.airwave", Value::Null).await["config"].clone();
@@ -933,7 +933,7 @@ async fn figures_of_fresh_streams_beside_skewed_clocks() {
     rule.replay = airwave_core::rule::ReplayOnSubscribe::All;
     let rules = Rules::new([rule]);
     for skew in [20_000_i64, -20_000, 120_000_000, -120_000_000] {
-        let Some(server) = Server::start() else { return };
+        let Some(server) = NatsServer::start() else { return };
         let with_clock = async |ahead: i64| {
             let tuning = Tuning {
                 clock_ahead: ahead,
@@ -981,7 +981,7 @@ async fn figures_of_resumes_at_a_node_that_is_far_away() {
     let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE, TransportName::of("test")]);
     rule.history.events = 5000;
     let rules = Rules::new([rule]);
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let near = Arc::new(Nats::connect(&server.url(), rules.clone()).await.unwrap());
     let proxy = Proxy::to(server.port);
     let through = format!("nats://127.0.0.1:{}", proxy.port);
@@ -1035,7 +1035,7 @@ async fn figures_of_resumes_at_a_node_that_is_far_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "figures: some seconds"]
 async fn figures_of_joining_a_busy_channel_on_2_10() {
-    let Some(server) = Server::of(Release::Oldest) else {
+    let Some(server) = NatsServer::of(Release::Oldest) else {
         return;
     };
     let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE, TransportName::of("test")]);

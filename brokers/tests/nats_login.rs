@@ -20,7 +20,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use certificates::Certificates;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
-use support::{JETSTREAM, Release, Server};
+use support::{JETSTREAM, NatsServer, Release};
 use tokio::time::{sleep, timeout};
 
 /// How long a test waits for anything. It decides nothing but when a hang is called one.
@@ -66,7 +66,7 @@ async fn refused(url: &str, secrets: &[&str]) -> String {
     told
 }
 
-fn written(server: &Server, file: &str, text: &str) -> String {
+fn written(server: &NatsServer, file: &str, text: &str) -> String {
     let path = server.dir().join(file);
     std::fs::write(&path, text).unwrap();
     path.display().to_string()
@@ -75,7 +75,7 @@ fn written(server: &Server, file: &str, text: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn user_and_password_or_a_token_let_in_and_nothing_else_does() {
     let with_user = format!("{JETSTREAM}authorization {{ user: me, password: \"s3cr@t\" }}");
-    let Some(server) = Server::configured(&with_user) else {
+    let Some(server) = NatsServer::configured(&with_user) else {
         return;
     };
     let at = format!("127.0.0.1:{}", server.port);
@@ -91,7 +91,7 @@ async fn user_and_password_or_a_token_let_in_and_nothing_else_does() {
             "{told}"
         );
     }
-    let Some(server) = Server::configured(&format!("{JETSTREAM}authorization {{ token: s3cret }}")) else {
+    let Some(server) = NatsServer::configured(&format!("{JETSTREAM}authorization {{ token: s3cret }}")) else {
         return;
     };
     works(&format!("nats://s3cret@127.0.0.1:{}", server.port)).await;
@@ -103,7 +103,7 @@ async fn user_and_password_or_a_token_let_in_and_nothing_else_does() {
 async fn an_nkey_lets_in_whose_it_is() {
     let (mine, other) = (KeyPair::new_user(), KeyPair::new_user());
     let configuration = format!("{JETSTREAM}authorization {{ users: [{{ nkey: {} }}] }}", mine.public_key());
-    let Some(server) = Server::configured(&configuration) else {
+    let Some(server) = NatsServer::configured(&configuration) else {
         return;
     };
     let url = |file: &str| format!("nats://127.0.0.1:{}?nkey={file}", server.port);
@@ -165,7 +165,7 @@ async fn credentials_let_in_users_that_the_account_signed() {
         system = system.public_key(),
         account = account.public_key(),
     );
-    let Some(server) = Server::configured(&configuration) else {
+    let Some(server) = NatsServer::configured(&configuration) else {
         return;
     };
     let of_user = json!({ "type": "user", "version": 2, "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1 });
@@ -202,7 +202,7 @@ async fn tls_needs_a_server_that_proves_its_name() {
         path("server.crt"),
         path("server.key")
     );
-    let Some(server) = Server::configured(&configuration) else {
+    let Some(server) = NatsServer::configured(&configuration) else {
         return;
     };
     let url = |scheme: &str, host: &str, ca: &Path| format!("{scheme}://{host}:{}?ca={}", server.port, ca.display());
@@ -227,14 +227,14 @@ async fn tls_needs_a_server_that_proves_its_name() {
         let told = refused(&url("tls", "127.0.0.1", file), &[]).await;
         assert!(told.contains("names in ca cannot be read as one; correct it"), "{told}");
     }
-    let Some(plain) = Server::start() else { return };
+    let Some(plain) = NatsServer::start() else { return };
     let told = refused(&format!("tls://127.0.0.1:{}?ca={}", plain.port, ours.display()), &[]).await;
     assert!(told.contains("it does not speak TLS; write nats://"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_server_of_several_that_answers_is_enough() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let dead = [support::free_port(), support::free_port()];
     // They are tried from a random one on: so often that a dead one comes first.
     for _ in 0..8 {
@@ -256,7 +256,7 @@ async fn a_user_who_may_too_little_is_told_what_is_missing() {
     };
     let all = r#"["airwave.>", "$JS.API.>"]"#;
     let heard = r#"["airwave.>", "_INBOX.>"]"#;
-    let Some(server) = Server::configured(&may(all, heard)) else {
+    let Some(server) = NatsServer::configured(&may(all, heard)) else {
         return;
     };
     let url = format!("nats://me:s3cret@127.0.0.1:{}", server.port);
@@ -269,7 +269,7 @@ async fn a_user_who_may_too_little_is_told_what_is_missing() {
         (all, r#"["airwave.>"]"#, "_INBOX."),
     ] {
         server.kill();
-        let Some(server) = Server::configured(&may(publish, subscribe)) else {
+        let Some(server) = NatsServer::configured(&may(publish, subscribe)) else {
             return;
         };
         let told = refused(&format!("nats://me:s3cret@127.0.0.1:{}", server.port), &["s3cret"]).await;
@@ -287,7 +287,7 @@ async fn a_subscription_that_the_server_takes_away_ends_its_feed_and_no_other() 
              subscribe: {{ deny: [{forbidden}] }} }} }}] }}"
         )
     };
-    let Some(server) = Server::configured(&may("none")) else {
+    let Some(server) = NatsServer::configured(&may("none")) else {
         return;
     };
     let broker = Nats::connect(&format!("nats://me:s3cret@127.0.0.1:{}", server.port), Rules::default())
@@ -324,7 +324,9 @@ async fn a_subscription_that_the_server_takes_away_ends_its_feed_and_no_other() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_too_old_is_refused() {
-    let Some(server) = Server::of(Release::TooOld) else { return };
+    let Some(server) = NatsServer::of(Release::TooOld) else {
+        return;
+    };
     let told = refused(&server.url(), &[]).await;
     assert!(
         told.contains("it is version 2.9") && told.contains("install 2.10 or newer"),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use airwave_brokers::Nats;
 use airwave_core::{Append, Broker, ChannelName, Data, EventName, Message, PageLimit, Position, Replay, Rules};
-use support::Server;
+use support::NatsServer;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
@@ -42,7 +42,7 @@ struct Lie {
 type Judge = dyn Fn(String, String) -> Pin<Box<dyn Future<Output = Option<Lie>> + Send>> + Send + Sync;
 
 /// The address of a proxy to this server.
-async fn liar(server: &Server, judge: Arc<Judge>) -> SocketAddr {
+async fn liar(server: &NatsServer, judge: Arc<Judge>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, port) = (listener.local_addr().unwrap(), server.port);
     tokio::spawn(async move {
@@ -146,7 +146,7 @@ fn texts(replay: &Replay) -> Vec<String> {
 /// found three events of one publish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_leader_refused_and_another_one_stored_is_not_published_again() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let other = Arc::new(Nats::connect(&server.url(), Rules::default()).await.unwrap());
     let (lies, between) = (Arc::new(Mutex::new(0)), other.clone());
     let judge = move |subject: String, payload: String| {
@@ -193,7 +193,7 @@ async fn what_one_leader_refused_and_another_one_stored_is_not_published_again()
 /// acknowledged. Chaos found all of a stream lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_which_an_older_state_is_told_is_not_emptied() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let server = Arc::new(server);
     let told = Arc::new(Mutex::new((false, 0, 0)));
     let (counted, asked) = (told.clone(), server.clone());
@@ -242,7 +242,7 @@ async fn a_stream_of_which_an_older_state_is_told_is_not_emptied() {
 /// where nothing was lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_of_old_is_not_taken_for_a_loss() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let told = Arc::new(Mutex::new(None));
     let old = told.clone();
     let judge = move |subject: String, payload: String| {
@@ -269,7 +269,7 @@ async fn a_head_of_old_is_not_taken_for_a_loss() {
 /// gaps over events that were there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lags_is_not_taken_for_a_history_that_was_trimmed() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = NatsServer::start() else { return };
     let other = Arc::new(Nats::connect(&server.url(), Rules::default()).await.unwrap());
     let (lies, between) = (Arc::new(Mutex::new(0)), other.clone());
     let judge = move |subject: String, payload: String| {

@@ -13,7 +13,7 @@ use airwave_brokers::Redis;
 use airwave_brokers::redis::RedisConnectError;
 use airwave_core::rule::TransportName;
 use airwave_core::{Broker, BrokerErrorKind, Feed, PageLimit, Position, Rule, Rules};
-use support::Server;
+use support::RedisServer;
 use support::outage::{self, ended, found, insist, name, publish, say, unavailable};
 use support::proxy::Proxy;
 use tokio::time::{Instant, sleep, timeout};
@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 /// How long a test waits for anything. It decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-async fn connect(server: &Server) -> Redis {
+async fn connect(server: &RedisServer) -> Redis {
     Redis::connect(&server.url(), Rules::default()).await.unwrap()
 }
 
@@ -40,7 +40,7 @@ async fn follow(broker: &Redis, channel: &str) -> Feed {
 }
 
 /// Calls a command was called since the last `CONFIG RESETSTAT`.
-fn calls(server: &Server, command: &str) -> u64 {
+fn calls(server: &RedisServer, command: &str) -> u64 {
     let stats: String = server.ask(&["INFO", "commandstats"]);
     let line = stats
         .lines()
@@ -50,7 +50,7 @@ fn calls(server: &Server, command: &str) -> u64 {
 
 /// All keys of the one node that is connected, sorted, but the one that its probe writes, which
 /// goes away by itself.
-fn keys_but_the_probe(server: &Server) -> Vec<String> {
+fn keys_but_the_probe(server: &RedisServer) -> Vec<String> {
     let keys: Vec<String> = server.ask(&["KEYS", "*"]);
     let (probes, mut others): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| key.starts_with("airwave:0:probe:"));
     assert!(probes.len() <= 1, "one node has one probe: {probes:?}");
@@ -65,7 +65,7 @@ fn keys_but_the_probe(server: &Server) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_restarts_empty_gives_no_position_again_and_calls_nothing_complete() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     let mut feed = broker.follow(&name("a")).await.unwrap();
     let mut old = vec![feed.head];
@@ -99,7 +99,7 @@ async fn a_server_that_restarts_empty_gives_no_position_again_and_calls_nothing_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn feeds_heal_after_a_restart_with_all_that_was_stored() {
-    let Some(server) = Server::that_stores() else { return };
+    let Some(server) = RedisServer::that_stores() else { return };
     let nodes = [connect(&server).await, connect(&server).await];
     let mut feed = nodes[0].follow(&name("a")).await.unwrap();
     let first = publish(&nodes[1], "a").await;
@@ -123,14 +123,14 @@ async fn feeds_heal_after_a_restart_with_all_that_was_stored() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stands_still_is_found_and_comes_back() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     outage::silence_is_found_and_healed(&broker, |silent| server.signal(if silent { "STOP" } else { "CONT" })).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killing_the_subscriber_ends_its_feeds_and_disturbs_no_publish() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     let mut feeds = Vec::new();
     for n in 0..100 {
@@ -155,7 +155,7 @@ async fn killing_the_subscriber_ends_its_feeds_and_disturbs_no_publish() {
 /// The connections stay open, and nothing comes through any more: no end, no error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_line_that_swallows_everything_is_found_and_healed() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let proxy = Proxy::to(server.port);
     let through = format!("redis://127.0.0.1:{}", proxy.port);
     let broker = Redis::connect(&through, support::hub::rules()).await.unwrap();
@@ -166,7 +166,7 @@ async fn a_line_that_swallows_everything_is_found_and_healed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_on_which_something_arrives_is_not_given_up() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let proxy = Proxy::to(server.port);
     let through = format!("redis://127.0.0.1:{}", proxy.port);
     let near = Redis::connect(&through, support::hub::rules()).await.unwrap();
@@ -176,7 +176,7 @@ async fn a_connection_on_which_something_arrives_is_not_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_behind_others_waits_while_they_are_answered() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let proxy = Proxy::to(server.port);
     let through = format!("redis://127.0.0.1:{}", proxy.port);
     let broker = Redis::connect(&through, support::hub::rules()).await.unwrap();
@@ -187,7 +187,7 @@ async fn a_call_behind_others_waits_while_they_are_answered() {
 /// and no probe. When that connection goes silent, pages come again over another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_have_a_connection_of_their_own() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let proxy = Proxy::to(server.port);
     let through = format!("redis://127.0.0.1:{}", proxy.port);
     let broker = Arc::new(Redis::connect(&through, support::hub::rules()).await.unwrap());
@@ -239,7 +239,7 @@ async fn pages_have_a_connection_of_their_own() {
 /// the probe can tell.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_that_hears_nothing_is_found_while_commands_work() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let proxy = Proxy::to(server.port);
     let broker = Redis::connect(&format!("redis://127.0.0.1:{}", proxy.port), Rules::default())
         .await
@@ -259,7 +259,7 @@ async fn a_subscriber_that_hears_nothing_is_found_while_commands_work() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_channels_take_one_connection_and_few_commands() {
     const CHANNELS: usize = 10_000;
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = Arc::new(connect(&server).await);
     let _: String = server.ask(&["CONFIG", "RESETSTAT"]);
     let mut feeds = Vec::new();
@@ -301,7 +301,7 @@ async fn ten_thousand_channels_take_one_connection_and_few_commands() {
 /// A hub opens a log once, whatever number of listeners wants it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn opening_a_channel_costs_one_subscription_and_one_read() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     publish(&broker, "a").await;
     let _: String = server.ask(&["CONFIG", "RESETSTAT"]);
@@ -315,7 +315,7 @@ async fn opening_a_channel_costs_one_subscription_and_one_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_forgot_the_scripts_is_told_them_again() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     let first = publish(&broker, "a").await;
     let _: String = server.ask(&["SCRIPT", "FLUSH"]);
@@ -335,7 +335,7 @@ async fn a_server_that_forgot_the_scripts_is_told_them_again() {
 /// It may lag, so what it would say of history is no answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_became_a_replica_answers_nothing() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     let mut feed = broker.follow(&name("a")).await.unwrap();
     let first = publish(&broker, "a").await;
@@ -352,7 +352,7 @@ async fn a_server_that_became_a_replica_answers_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_server_takes_no_events_but_tells_its_history() {
-    let Some(server) = Server::start(&["--maxmemory-policy", "noeviction"]) else {
+    let Some(server) = RedisServer::start(&["--maxmemory-policy", "noeviction"]) else {
         return;
     };
     let broker = connect(&server).await;
@@ -368,7 +368,7 @@ async fn a_full_server_takes_no_events_but_tells_its_history() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_or_a_history_that_is_gone_is_never_hidden() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     let mut old = vec![broker.replay(&name("a"), None, PageLimit::events(0)).await.unwrap().head];
     for _ in 0..5 {
@@ -393,7 +393,7 @@ async fn a_head_or_a_history_that_is_gone_is_never_hidden() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_or_foreign_message_ends_the_feed() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     for forged in ["nonsense", "1748123004217002:1748123004217001", "9007199254740000:5:t0100a"] {
         let mut feed = broker.follow(&name("a")).await.unwrap();
@@ -406,7 +406,7 @@ async fn a_lost_or_foreign_message_ends_the_feed() {
 /// Pub/sub knows no databases.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn databases_do_not_hear_each_other() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let zero = connect(&server).await;
     let one = Redis::connect(&format!("redis://127.0.0.1:{}/1", server.port), Rules::default())
         .await
@@ -430,7 +430,7 @@ async fn broker_has(broker: &Redis, events: usize) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_live_for_thirty_days_and_history_for_its_age() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
     rule.history.age = Duration::from_secs(60);
     let broker = Redis::connect(&server.url(), Rules::new([rule])).await.unwrap();
@@ -463,7 +463,7 @@ async fn heads_live_for_thirty_days_and_history_for_its_age() {
 /// What is left after them lives for ever or for long, so the test need not wait for five minutes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_thousand_names_that_are_only_asked_for_leave_nothing() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     let before: i64 = server.told(&["INFO", "memory"], "used_memory").parse().unwrap();
     for n in 0..20_000 {
@@ -479,7 +479,7 @@ async fn twenty_thousand_names_that_are_only_asked_for_leave_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_server_opens_channels_without_events() {
-    let Some(server) = Server::start(&["--maxmemory-policy", "noeviction"]) else {
+    let Some(server) = RedisServer::start(&["--maxmemory-policy", "noeviction"]) else {
         return;
     };
     let broker = connect(&server).await;
@@ -495,7 +495,7 @@ async fn a_full_server_opens_channels_without_events() {
 /// A new epoch is given out long before the old one is forgotten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_epoch_is_good_until_it_is_forgotten() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     let days = |days: u64| (days * 24 * 3600 * 1000).to_string();
     let head = async |channel: &str| broker.replay(&name(channel), None, PageLimit::events(0)).await.unwrap().head;
@@ -555,7 +555,7 @@ async fn an_epoch_is_good_until_it_is_forgotten() {
 /// What version 0.1 stored for a channel that was only asked for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_birth_of_the_first_version_is_still_good() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     let base = Position(Position::now().0 - 1000);
     let text = base.to_string();
@@ -580,7 +580,7 @@ async fn a_birth_of_the_first_version_is_still_good() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn positions_go_on_when_the_clock_goes_backwards() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let broker = connect(&server).await;
     let ahead = publish(&broker, "a").await.0 + 3_600_000_000;
     let _: i64 = server.ask(&["HSET", "airwave:{a}:head", "position", &ahead.to_string()]);
@@ -591,7 +591,7 @@ async fn positions_go_on_when_the_clock_goes_backwards() {
 /// What the old rule kept must not pass for the newest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rule_that_stops_keeping_history_leaves_no_part_of_it() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let kept = publish(&connect(&server).await, "a").await;
     let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
     rule.history.events = 0;
@@ -610,7 +610,7 @@ async fn refused(url: &str) -> RedisConnectError {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
-    let Some(server) = Server::with_password("s3cret") else {
+    let Some(server) = RedisServer::with_password("s3cret") else {
         return;
     };
     let at = format!("127.0.0.1:{}", server.port);
@@ -641,12 +641,12 @@ async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
         "{error}"
     );
 
-    let Some(cluster) = Server::start(&["--cluster-enabled", "yes"]) else {
+    let Some(cluster) = RedisServer::start(&["--cluster-enabled", "yes"]) else {
         return;
     };
     let error = refused(&cluster.url()).await.to_string();
     assert!(error.contains("cluster mode"), "{error}");
-    let Some(replica) = Server::start(&["--replicaof", "127.0.0.1 1"]) else {
+    let Some(replica) = RedisServer::start(&["--replicaof", "127.0.0.1 1"]) else {
         return;
     };
     let error = refused(&replica.url()).await.to_string();
@@ -712,7 +712,7 @@ fn urls_are_checked_without_asking_anybody_and_never_shown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_is_no_busy_loop() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let proxy = Proxy::to(server.port);
     let through = format!("redis://127.0.0.1:{}", proxy.port);
     let _broker = Redis::connect(&through, Rules::default()).await.unwrap();
@@ -795,7 +795,7 @@ async fn a_reconnect_storm_costs_one_history_read_for_each_channel_and_node() {
     const CHANNELS: usize = 5;
     const CLIENTS: usize = 5000;
     const MISSED: usize = 40;
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let node = async || {
         let broker = Redis::connect(&server.url(), support::hub::rules()).await.unwrap();
         Arc::new(support::hub::Node::new(Arc::new(broker)))

@@ -420,10 +420,12 @@ async fn a_cluster_is_known_by_any_of_its_nodes() {
     assert!(error.to_string().contains("redis+cluster://"), "{error}");
     let error = refused("redis+cluster://127.0.0.1:1".to_owned()).await;
     assert!(matches!(error, RedisConnectError::Unreachable { .. }), "{error}");
-    let Some(alone) = support::Server::start(&[]) else { return };
+    let Some(alone) = support::RedisServer::start(&[]) else {
+        return;
+    };
     let error = refused(format!("redis+cluster://127.0.0.1:{}", alone.port)).await;
     assert!(error.to_string().contains("it is no cluster"), "{error}");
-    let Some(empty) = support::Server::of_a_cluster(&[]) else {
+    let Some(empty) = support::RedisServer::of_a_cluster(&[]) else {
         return;
     };
     let error = refused(format!("redis+cluster://127.0.0.1:{}", empty.port)).await;

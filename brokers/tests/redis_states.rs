@@ -13,7 +13,7 @@ use airwave_brokers::Redis;
 use airwave_core::directory::NodeId;
 use airwave_core::rule::TransportName;
 use airwave_core::{Broker, Directory, PageLimit, Rule, Rules};
-use support::Server;
+use support::RedisServer;
 use support::hub::{Client, Node, rules};
 use support::many::{Cluster, Watched, until};
 use support::outage::{insist, name, publish, say, unavailable};
@@ -81,7 +81,9 @@ async fn every_listener_hears(url: &str, kill_and_return: impl FnOnce()) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listeners_of_a_server_that_returns_behind_hear_everything() {
     for behind in [3, 600] {
-        let Some(server) = Server::with_a_clock(&[]) else { return };
+        let Some(server) = RedisServer::with_a_clock(&[]) else {
+            return;
+        };
         every_listener_hears(&server.url(), || {
             server.kill();
             server.set_clock(-behind);
@@ -101,7 +103,7 @@ async fn listeners_of_a_cluster_that_returns_behind_hear_everything() {
             assert!(server.run());
         }
         until("the cluster is whole again", || {
-            let whole = |server: &Server| server.told(&["CLUSTER", "INFO"], "cluster_state") == "ok";
+            let whole = |server: &RedisServer| server.told(&["CLUSTER", "INFO"], "cluster_state") == "ok";
             cluster.0.iter().all(whole)
         });
     })
@@ -112,7 +114,9 @@ async fn listeners_of_a_cluster_that_returns_behind_hear_everything() {
 /// it later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_that_publishes_to_a_store_that_is_behind_is_heard() {
-    let Some(server) = Server::with_a_clock(&[]) else { return };
+    let Some(server) = RedisServer::with_a_clock(&[]) else {
+        return;
+    };
     let nodes = [node(&server.url()).await];
     let client = nodes[0].listen("a", None).await;
     let old = say_many(&nodes, "a", "old", 3).await;
@@ -146,7 +150,9 @@ async fn a_stranger_that_publishes_to_a_store_that_is_behind_is_heard() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn history_goes_by_age_after_the_clock_has_jumped_ahead_and_back() {
-    let Some(server) = Server::with_a_clock(&[]) else { return };
+    let Some(server) = RedisServer::with_a_clock(&[]) else {
+        return;
+    };
     let rules = keeps(1000, Duration::from_secs(2));
     let broker = Redis::connect(&server.url(), rules).await.unwrap();
     let channel = name("a");
@@ -186,7 +192,9 @@ async fn history_goes_by_age_after_the_clock_has_jumped_ahead_and_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_died_before_the_clock_was_set_back_is_found_dead() {
-    let Some(server) = Server::with_a_clock(&[]) else { return };
+    let Some(server) = RedisServer::with_a_clock(&[]) else {
+        return;
+    };
     let broker = Redis::connect(&server.url(), Rules::default()).await.unwrap();
     let (dead, alive) = (NodeId::draw(), NodeId::draw());
     server.set_clock(3600);
@@ -209,7 +217,7 @@ async fn a_node_that_died_before_the_clock_was_set_back_is_found_dead() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_rule_trims_nothing_that_a_newer_one_promises() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let new = Redis::connect(&server.url(), keeps(100, Duration::from_secs(3600)))
         .await
         .unwrap();
@@ -310,7 +318,7 @@ async fn a_master_behind_sentinels_that_refuses_writes_is_not_ready_and_says_why
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_refuses_writes_is_not_ready_and_says_why() {
-    let Some(server) = Server::start(&["--save", "3600 100000", "--dbfilename", "dump"]) else {
+    let Some(server) = RedisServer::start(&["--save", "3600 100000", "--dbfilename", "dump"]) else {
         return;
     };
     let set = async |what: &str, value: &str| {
@@ -359,7 +367,7 @@ const SLOW: &[&str] = &[
     "1024",
 ];
 
-fn fill_and_restart(server: &Server, tag: &str) {
+fn fill_and_restart(server: &RedisServer, tag: &str) {
     let fill = "for n = 1, 1000 do redis.call('SET', 'k{' .. ARGV[1] .. '}' .. n, string.rep('x', 100)) end return 1";
     let _: i64 = server.ask(&["EVAL", fill, "0", tag]);
     let _: String = server.ask(&["SAVE"]);
@@ -369,7 +377,7 @@ fn fill_and_restart(server: &Server, tag: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_loads_its_data_is_waited_for() {
-    let Some(server) = Server::start(SLOW) else { return };
+    let Some(server) = RedisServer::start(SLOW) else { return };
     fill_and_restart(&server, "a");
     let broker = Redis::connect(&server.url(), Rules::default()).await.unwrap();
     publish(&broker, "a").await;
@@ -377,8 +385,8 @@ async fn a_server_that_loads_its_data_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_loads_its_data_is_waited_for_behind_a_sentinel() {
-    let Some(server) = Server::start(SLOW) else { return };
-    let sentinel = Server::sentinel(server.port, None).unwrap();
+    let Some(server) = RedisServer::start(SLOW) else { return };
+    let sentinel = RedisServer::sentinel(server.port, None).unwrap();
     let url = format!("redis+sentinel://127.0.0.1:{}/mymaster/0", sentinel.port);
     fill_and_restart(&server, "a");
     let broker = Redis::connect(&url, Rules::default()).await.unwrap();

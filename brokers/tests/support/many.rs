@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use super::{PATIENCE, Server};
+use super::{PATIENCE, RedisServer};
 
 /// Asks until the answer is yes.
 pub fn until(what: &str, mut ask: impl FnMut() -> bool) {
@@ -12,7 +12,7 @@ pub fn until(what: &str, mut ask: impl FnMut() -> bool) {
 }
 
 /// Three masters, and as many replicas as asked for: node `n + 3` is the replica of `n`, at first.
-pub struct Cluster(pub Vec<Server>);
+pub struct Cluster(pub Vec<RedisServer>);
 
 const SLOTS: [(u16, u16); 3] = [(0, 5460), (5461, 10922), (10923, 16383)];
 
@@ -23,17 +23,17 @@ impl Cluster {
         let mut all = vec!["--cluster-node-timeout", &timeout, "--repl-diskless-sync-delay", "0"];
         all.extend(["--cluster-replica-validity-factor", "0"]);
         all.extend(arguments);
-        Self::of((0..3 + replicas).map(|_| Server::of_a_cluster(&all)))
+        Self::of((0..3 + replicas).map(|_| RedisServer::of_a_cluster(&all)))
     }
 
     /// Three masters whose clocks can be moved.
     pub fn with_clocks(node_timeout: u64) -> Option<Cluster> {
         let timeout = node_timeout.to_string();
         let all = ["--cluster-node-timeout", &timeout];
-        Self::of((0..3).map(|_| Server::of_a_cluster_with_a_clock(&all)))
+        Self::of((0..3).map(|_| RedisServer::of_a_cluster_with_a_clock(&all)))
     }
 
-    fn of(nodes: impl Iterator<Item = Option<Server>>) -> Option<Cluster> {
+    fn of(nodes: impl Iterator<Item = Option<RedisServer>>) -> Option<Cluster> {
         let cluster = Cluster(nodes.collect::<Option<_>>()?);
         for (n, node) in cluster.0.iter().enumerate() {
             if let Some((first, last)) = SLOTS.get(n) {
@@ -60,8 +60,8 @@ impl Cluster {
             });
         }
         until("the cluster is whole", || {
-            let whole = |node: &Server| node.told(&["CLUSTER", "INFO"], "cluster_state") == "ok";
-            let linked = |node: &Server| node.told(&["INFO", "replication"], "master_link_status") == "up";
+            let whole = |node: &RedisServer| node.told(&["CLUSTER", "INFO"], "cluster_state") == "ok";
+            let linked = |node: &RedisServer| node.told(&["INFO", "replication"], "master_link_status") == "up";
             cluster.0.iter().all(whole) && cluster.0[3..].iter().all(linked) && cluster.everybody_knows_the_replicas()
         });
         Some(cluster)
@@ -155,8 +155,8 @@ pub fn partition(channel: &str) -> u16 {
 
 /// A master, its replica, and three sentinels that have found each other.
 pub struct Watched {
-    pub servers: [Server; 2],
-    pub sentinels: Vec<Server>,
+    pub servers: [RedisServer; 2],
+    pub sentinels: Vec<RedisServer>,
     password: Option<&'static str>,
 }
 
@@ -164,13 +164,13 @@ impl Watched {
     /// `password`: the sentinels', not the servers'.
     pub fn start(password: Option<&'static str>) -> Option<Watched> {
         let settings = ["--repl-diskless-sync-delay", "0"];
-        let master = Server::start(&settings)?;
+        let master = RedisServer::start(&settings)?;
         let of = format!("127.0.0.1 {}", master.port);
-        let replica = Server::start(&[&settings[..], &["--replicaof", &of]].concat())?;
+        let replica = RedisServer::start(&[&settings[..], &["--replicaof", &of]].concat())?;
         until("the replica has its master", || {
             replica.told(&["INFO", "replication"], "master_link_status") == "up"
         });
-        let sentinels = (0..3).map(|_| Server::sentinel(master.port, password));
+        let sentinels = (0..3).map(|_| RedisServer::sentinel(master.port, password));
         let watched = Watched {
             sentinels: sentinels.collect::<Option<_>>()?,
             servers: [master, replica],
@@ -215,7 +215,7 @@ impl Watched {
 }
 
 /// From now on the replica gets nothing any more of what its master is told.
-pub fn cut_off(master: &Server, replica: &Server) {
+pub fn cut_off(master: &RedisServer, replica: &RedisServer) {
     let _: String = replica.ask(&["CONFIG", "SET", "masterauth", "wrong"]);
     let _: i64 = master.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
     until("the replica is cut off", || {

@@ -31,7 +31,7 @@ use redis::{FromRedisValue, cmd};
 /// How long a server may take to start. Decides nothing but when a hang is called one.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub struct Server {
+pub struct RedisServer {
     pub port: u16,
     password: Option<&'static str>,
     program: PathBuf,
@@ -75,20 +75,20 @@ fn program() -> Option<PathBuf> {
     found
 }
 
-impl Server {
+impl RedisServer {
     /// One that keeps nothing on disk.
-    pub fn start(arguments: &[&str]) -> Option<Server> {
+    pub fn start(arguments: &[&str]) -> Option<RedisServer> {
         Self::with(arguments, None, Kind::Alone)
     }
 
     /// One whose clock can be moved. `None`, after saying so: there is nothing here to do that
     /// with.
-    pub fn with_a_clock(arguments: &[&str]) -> Option<Server> {
+    pub fn with_a_clock(arguments: &[&str]) -> Option<RedisServer> {
         Self::with_clock(arguments, None, Kind::Alone, Some(clock::Clock::new()?))
     }
 
     /// The same for one node of a cluster that is none yet.
-    pub fn of_a_cluster_with_a_clock(arguments: &[&str]) -> Option<Server> {
+    pub fn of_a_cluster_with_a_clock(arguments: &[&str]) -> Option<RedisServer> {
         Self::with_clock(arguments, None, Kind::Clustered(0), Some(clock::Clock::new()?))
     }
 
@@ -98,12 +98,12 @@ impl Server {
     }
 
     /// One node of a cluster that is none yet.
-    pub fn of_a_cluster(arguments: &[&str]) -> Option<Server> {
+    pub fn of_a_cluster(arguments: &[&str]) -> Option<RedisServer> {
         Self::with(arguments, None, Kind::Clustered(0))
     }
 
     /// One that watches the master on this port, and no other sentinel yet.
-    pub fn sentinel(master: u16, password: Option<&'static str>) -> Option<Server> {
+    pub fn sentinel(master: u16, password: Option<&'static str>) -> Option<RedisServer> {
         let settings = format!(
             "sentinel monitor mymaster 127.0.0.1 {master} 2\nsentinel down-after-milliseconds mymaster 700\n\
              sentinel failover-timeout mymaster 3000\n{}",
@@ -115,19 +115,24 @@ impl Server {
     }
 
     /// One that has everything on disk before it answers.
-    pub fn that_stores() -> Option<Server> {
+    pub fn that_stores() -> Option<RedisServer> {
         Self::start(&["--appendonly", "yes", "--appendfsync", "always"])
     }
 
-    pub fn with_password(password: &'static str) -> Option<Server> {
+    pub fn with_password(password: &'static str) -> Option<RedisServer> {
         Self::with(&["--requirepass", password], Some(password), Kind::Alone)
     }
 
-    fn with(arguments: &[&str], password: Option<&'static str>, kind: Kind) -> Option<Server> {
+    fn with(arguments: &[&str], password: Option<&'static str>, kind: Kind) -> Option<RedisServer> {
         Self::with_clock(arguments, password, kind, None)
     }
 
-    fn with_clock(arguments: &[&str], password: Option<&'static str>, kind: Kind, clock: Option<clock::Clock>) -> Option<Server> {
+    fn with_clock(
+        arguments: &[&str],
+        password: Option<&'static str>,
+        kind: Kind,
+        clock: Option<clock::Clock>,
+    ) -> Option<RedisServer> {
         static STARTED: AtomicU64 = AtomicU64::new(0);
         let program = program()?;
         let dir = std::env::temp_dir().join(format!(
@@ -136,7 +141,7 @@ impl Server {
             STARTED.fetch_add(1, Ordering::Relaxed)
         ));
         std::fs::create_dir_all(&dir).unwrap();
-        let mut server = Server {
+        let mut server = RedisServer {
             port: 0,
             password,
             program,
@@ -324,7 +329,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.dir);

@@ -78,7 +78,7 @@ impl Drop for Dir {
     }
 }
 
-pub struct Server {
+pub struct NatsServer {
     pub port: u16,
     program: PathBuf,
     dir: Dir,
@@ -105,21 +105,21 @@ no_auth_user: app
 /// What every server needs that holds a stream.
 pub const JETSTREAM: &str = "jetstream { store_dir: \"DIR\", max_memory_store: 256MB, max_file_store: 1GB }\nmax_payload: 8MB\n";
 
-impl Server {
-    pub fn start() -> Option<Server> {
+impl NatsServer {
+    pub fn start() -> Option<NatsServer> {
         Self::of(Release::Current)
     }
 
-    pub fn of(release: Release) -> Option<Server> {
+    pub fn of(release: Release) -> Option<NatsServer> {
         Self::with(release, &format!("{JETSTREAM}{OPEN}"))
     }
 
     /// One with a configuration of its own; `"DIR"` stands for its folder.
-    pub fn configured(configuration: &str) -> Option<Server> {
+    pub fn configured(configuration: &str) -> Option<NatsServer> {
         Self::with(Release::Current, configuration)
     }
 
-    fn with(release: Release, configuration: &str) -> Option<Server> {
+    fn with(release: Release, configuration: &str) -> Option<NatsServer> {
         let program = release.program()?;
         for _ in 0..10 {
             let server = Self::at(free_port(), program.clone(), configuration);
@@ -131,7 +131,7 @@ impl Server {
     }
 
     /// Three that are one, started.
-    pub fn cluster() -> Option<[Server; 3]> {
+    pub fn cluster() -> Option<[NatsServer; 3]> {
         let program = Release::Current.program()?;
         for _ in 0..10 {
             let routes = [free_port(), free_port(), free_port()];
@@ -144,15 +144,15 @@ impl Server {
                 );
                 Self::at(free_port(), program.clone(), &format!("{cluster}{JETSTREAM}{OPEN}"))
             });
-            if servers.iter().all(Server::run) {
+            if servers.iter().all(NatsServer::run) {
                 return Some(servers);
             }
         }
         panic!("nats-server does not start");
     }
 
-    fn at(port: u16, program: PathBuf, configuration: &str) -> Server {
-        Server {
+    fn at(port: u16, program: PathBuf, configuration: &str) -> NatsServer {
+        NatsServer {
             port,
             program,
             dir: Dir::new(),
@@ -301,7 +301,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for NatsServer {
     fn drop(&mut self) {
         self.kill();
     }

@@ -1,11 +1,11 @@
 use std::path::PathBuf;
 
 use super::certificates::Certificates;
-use super::{Server, free_port};
+use super::{RedisServer, free_port};
 
 /// A server with a certificate for 127.0.0.1 alone, the authority that it is of, and another one.
 pub struct Secured {
-    pub server: Server,
+    pub server: RedisServer,
     pub port: u16,
     pub authority: PathBuf,
     pub other_authority: PathBuf,
@@ -17,7 +17,7 @@ impl Secured {
         let certificates = Certificates::make()?;
         let port = free_port();
         let path = |name: &str| certificates.path(name).to_str().unwrap().to_owned();
-        let server = Server::start(&[
+        let server = RedisServer::start(&[
             "--tls-port",
             &port.to_string(),
             "--tls-cert-file",
