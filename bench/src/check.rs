@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 /// What a listener's checker thinks of one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seen {
+pub enum Arrival {
     /// The one that had to come.
     Next,
     /// A later one: what was skipped counts as lost unless it still comes.
@@ -39,18 +39,18 @@ impl Checker {
     }
 
     /// Records that event `n` arrived.
-    pub fn see(&mut self, n: u64) -> Seen {
+    pub fn see(&mut self, n: u64) -> Arrival {
         if n == self.next {
             self.next += 1;
-            return Seen::Next;
+            return Arrival::Next;
         }
         if n > self.next {
             self.missing.push(self.next..=n - 1);
             self.next = n + 1;
-            return Seen::Ahead;
+            return Arrival::Ahead;
         }
         match self.missing.iter().position(|range| range.contains(&n)) {
-            None => Seen::Duplicate,
+            None => Arrival::Duplicate,
             Some(at) => {
                 let (from, to) = self.missing.remove(at).into_inner();
                 if n < to {
@@ -59,7 +59,7 @@ impl Checker {
                 if from < n {
                     self.missing.insert(at, from..=n - 1);
                 }
-                Seen::Late
+                Arrival::Late
             }
         }
     }
@@ -156,7 +156,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn verdicts(numbers: &[u64]) -> (Checker, Vec<Seen>) {
+    fn verdicts(numbers: &[u64]) -> (Checker, Vec<Arrival>) {
         let mut checker = Checker::starting_at(1);
         let seen = numbers.iter().map(|n| checker.see(*n)).collect();
         (checker, seen)
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn an_undisturbed_stream_is_clean() {
         let (checker, seen) = verdicts(&[1, 2, 3]);
-        assert_eq!(seen, [Seen::Next; 3]);
+        assert_eq!(seen, [Arrival::Next; 3]);
         assert_eq!(checker.lost(3), 0);
         assert!(checker.has_all_up_to(3) && !checker.has_all_up_to(4));
     }
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn a_dropped_event_is_lost() {
         let (checker, seen) = verdicts(&[1, 2, 5, 6]);
-        assert_eq!(seen, [Seen::Next, Seen::Next, Seen::Ahead, Seen::Next]);
+        assert_eq!(seen, [Arrival::Next, Arrival::Next, Arrival::Ahead, Arrival::Next]);
         assert_eq!(checker.lost(6), 2);
         assert!(!checker.has_all_up_to(6), "3 and 4 never came");
     }
@@ -192,21 +192,30 @@ mod tests {
     #[test]
     fn a_repeated_event_is_a_duplicate_and_no_loss() {
         let (checker, seen) = verdicts(&[1, 2, 2, 1, 3]);
-        assert_eq!(seen, [Seen::Next, Seen::Next, Seen::Duplicate, Seen::Duplicate, Seen::Next]);
+        assert_eq!(
+            seen,
+            [
+                Arrival::Next,
+                Arrival::Next,
+                Arrival::Duplicate,
+                Arrival::Duplicate,
+                Arrival::Next
+            ]
+        );
         assert_eq!(checker.lost(3), 0);
     }
 
     #[test]
     fn an_overtaken_event_is_late_and_not_lost() {
         let (checker, seen) = verdicts(&[1, 3, 2, 4]);
-        assert_eq!(seen, [Seen::Next, Seen::Ahead, Seen::Late, Seen::Next]);
+        assert_eq!(seen, [Arrival::Next, Arrival::Ahead, Arrival::Late, Arrival::Next]);
         assert_eq!(checker.lost(4), 0);
     }
 
     #[test]
     fn a_late_event_that_comes_twice_is_a_duplicate() {
         let (checker, seen) = verdicts(&[1, 5, 3, 3]);
-        assert_eq!(seen[2..], [Seen::Late, Seen::Duplicate]);
+        assert_eq!(seen[2..], [Arrival::Late, Arrival::Duplicate]);
         assert_eq!(checker.lost(5), 2, "2 and 4 are still missing");
     }
 

@@ -291,9 +291,9 @@ async fn count(airwave: &Path, transport: Transport, publishes: u64, listeners: 
     let (mut server, address) = start(airwave, folder.path()).await?;
     let mut heard = Vec::new();
     for _ in 0..listeners {
-        heard.push(Listener::open(address, transport).await.map_err(text)?);
+        heard.push(CostListener::open(address, transport).await.map_err(text)?);
     }
-    let mut publisher = Publisher(TcpStream::connect(address).await.map_err(text)?);
+    let mut publisher = HttpPublisher(TcpStream::connect(address).await.map_err(text)?);
     for number in 0..publishes {
         let mark = format!("mark-{number:06}");
         publisher.publish(&mark).await.map_err(text)?;
@@ -397,9 +397,9 @@ fn read(text: &str) -> Result<Count, String> {
 }
 
 /// `POST /publish` over one connection.
-struct Publisher(TcpStream);
+struct HttpPublisher(TcpStream);
 
-impl Publisher {
+impl HttpPublisher {
     async fn publish(&mut self, mark: &str) -> io::Result<()> {
         let body = format!(
             "{{\"channel\":\"{CHANNEL}\",\"event\":\"said\",\"data\":{{\"mark\":\"{mark}\",\"text\":\"{}\"}}}}",
@@ -427,12 +427,12 @@ impl Publisher {
     }
 }
 
-enum Listener {
+enum CostListener {
     Sse { stream: TcpStream, unread: Vec<u8> },
     WebSocket(Box<WebSocketStream<TcpStream>>),
 }
 
-impl Listener {
+impl CostListener {
     async fn open(address: SocketAddr, transport: Transport) -> io::Result<Self> {
         let mut stream = TcpStream::connect(address).await?;
         let mut listener = match transport {

@@ -127,7 +127,7 @@ impl Healed {
 }
 
 /// What all listeners have seen together.
-struct Seen {
+struct HealProgress {
     address: SocketAddr,
     /// The highest wave that each channel has heard.
     waves: Vec<AtomicU32>,
@@ -141,7 +141,7 @@ struct Seen {
     refused: AtomicU64,
 }
 
-impl Seen {
+impl HealProgress {
     fn new(address: SocketAddr, channels: usize) -> Self {
         let cells = || (0..channels).map(|_| AtomicU32::new(0)).collect::<Vec<_>>();
         Self {
@@ -270,7 +270,7 @@ async fn publish_wave(address: SocketAddr, channels: impl Iterator<Item = usize>
         let events: Vec<String> = some
             .iter()
             .map(|index| {
-                let channel = Seen::channel(*index);
+                let channel = HealProgress::channel(*index);
                 format!("{{\"channel\":\"{channel}\",\"event\":\"wave\",\"data\":{{\"wave\":{wave}}}}}")
             })
             .collect();
@@ -434,19 +434,19 @@ impl Used {
 }
 
 /// Opens all channels, a connection after the other, and gives the time that it took.
-async fn open_all(seen: &Arc<Seen>, listeners: &mut JoinSet<()>) -> Result<Duration, String> {
+async fn open_all(seen: &Arc<HealProgress>, listeners: &mut JoinSet<()>) -> Result<Duration, String> {
     let (begin, channels) = (Instant::now(), seen.waves.len());
     for socket in 0..channels.div_ceil(PER_SOCKET) {
         listeners.spawn(seen.clone().listen(socket));
         let most = (socket + 1).saturating_sub(OPENING) * PER_SOCKET;
-        until("opening", most, || Seen::count(&seen.confirmed, 1)).await?;
+        until("opening", most, || HealProgress::count(&seen.confirmed, 1)).await?;
     }
-    until("opened", channels, || Seen::count(&seen.confirmed, 1)).await?;
+    until("opened", channels, || HealProgress::count(&seen.confirmed, 1)).await?;
     Ok(begin.elapsed())
 }
 
 /// Waits until every connection hears again on one of its channels.
-async fn sample_heals(seen: &Seen) -> Result<(), String> {
+async fn sample_heals(seen: &HealProgress) -> Result<(), String> {
     let channels = seen.waves.len();
     let sockets = channels.div_ceil(PER_SOCKET);
     // Another one of each connection, so that they lie everywhere in the order of healing.
@@ -472,7 +472,7 @@ async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, 
     };
     let mut server = Server::start_behind(kind, airwave, CONFIG, &behind)?;
     let address = server.address;
-    let seen = Arc::new(Seen::new(address, channels));
+    let seen = Arc::new(HealProgress::new(address, channels));
     publish_wave(address, 0..channels, 1).await?;
     let empty = resident(server.process());
 
@@ -493,7 +493,7 @@ async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, 
     sample_heals(&seen).await?;
     let sampled = begin.elapsed();
     publish_wave(address, 0..channels, 3).await?;
-    until("heard", channels, || Seen::count(&seen.waves, 3)).await?;
+    until("heard", channels, || HealProgress::count(&seen.waves, 3)).await?;
     let all = begin.elapsed();
     let others = used.by_others(&server, all)?;
     sleep(Duration::from_secs(60).saturating_sub(begin.elapsed())).await;
@@ -507,7 +507,7 @@ async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, 
     seen.life.store(2, Ordering::Relaxed);
     let begin = Instant::now();
     server.kill_and_start_again(airwave)?;
-    until("back", channels, || Seen::count(&seen.confirmed, 2)).await?;
+    until("back", channels, || HealProgress::count(&seen.confirmed, 2)).await?;
     let back = begin.elapsed();
     listeners.abort_all();
     let load = |value: &AtomicU64| value.load(Ordering::Relaxed);

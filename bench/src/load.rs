@@ -18,7 +18,7 @@ use rustix::fd::OwnedFd;
 use rustix::time::Timespec;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::check::{Checker, Histogram, Seen};
+use crate::check::{Arrival, Checker, Histogram};
 use crate::wire::{Block, Dechunker, Frame, Head, Stamp, Text, number, sse_blocks};
 
 /// Which of the two a listener uses.
@@ -103,7 +103,7 @@ enum State {
     Streaming,
 }
 
-struct Listener {
+struct LoadListener {
     channel: u32,
     checker: Checker,
     /// Position of the last event or confirmation, to resume from.
@@ -131,8 +131,8 @@ pub struct Load {
     ready: Vec<epoll::Event>,
     buffer: Vec<u8>,
     body: Vec<u8>,
-    listeners: Vec<Listener>,
-    /// Sequence number that counts as having caught up; 0: none.
+    listeners: Vec<LoadListener>,
+    /// Arrival number that counts as having caught up; 0: none.
     target: u64,
     /// What has been seen so far.
     pub totals: Totals,
@@ -166,7 +166,7 @@ impl Load {
         // the server's memory.
         for _ in 0..per_channel {
             for channel in channels.clone() {
-                self.listeners.push(Listener {
+                self.listeners.push(LoadListener {
                     channel,
                     checker: Checker::starting_at(1),
                     cursor: 0,
@@ -340,7 +340,7 @@ impl Load {
     }
 }
 
-impl Listener {
+impl LoadListener {
     fn close(&mut self) {
         self.socket = None;
         self.state = State::Closed;
@@ -549,12 +549,12 @@ impl Listener {
             return Ok(());
         }
         match self.checker.see(stamp.n) {
-            Seen::Duplicate => {
+            Arrival::Duplicate => {
                 totals.duplicates += 1;
                 return Ok(());
             }
-            Seen::Late => totals.late += 1,
-            Seen::Next | Seen::Ahead => {
+            Arrival::Late => totals.late += 1,
+            Arrival::Next | Arrival::Ahead => {
                 if position <= self.cursor {
                     return Err(format!(
                         "event {} has position {position} after position {}",

@@ -108,7 +108,7 @@ impl Pinning {
 /// their folder.
 pub struct Server {
     child: Child,
-    broker: Option<Broker>,
+    broker: Option<BrokerProcess>,
     folder: PathBuf,
     /// Where it listens.
     pub address: SocketAddr,
@@ -201,11 +201,11 @@ impl Server {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("airwave-bench-{}-{number}", std::process::id()));
         let mut broker = None;
-        let start = |broker: &mut Option<Broker>| -> Result<fs::File, String> {
+        let start = |broker: &mut Option<BrokerProcess>| -> Result<fs::File, String> {
             let io = |error| format!("cannot write to {}: {error}", folder.display());
             fs::create_dir_all(&folder).map_err(io)?;
             if let Some(kind) = kind.broker() {
-                *broker = Some(Broker::start(kind, &folder)?);
+                *broker = Some(BrokerProcess::start(kind, &folder)?);
             }
             let url = match broker.as_ref() {
                 Some(broker) => broker.url_at(behind(broker.address)?),
@@ -246,7 +246,7 @@ impl Server {
     }
 
     /// How this kind of server is started.
-    fn command(kind: Kind, airwave: &Path, folder: &Path, broker: Option<&Broker>) -> Result<Command, String> {
+    fn command(kind: Kind, airwave: &Path, folder: &Path, broker: Option<&BrokerProcess>) -> Result<Command, String> {
         let this = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
         Ok(match kind {
             Kind::Raw | Kind::Axum | Kind::RedisByHand => {
@@ -256,7 +256,7 @@ impl Server {
                     Kind::Axum => "serve-axum",
                     _ => "serve-redis",
                 });
-                command.args(broker.map(Broker::url));
+                command.args(broker.map(BrokerProcess::url));
                 command
             }
             Kind::Airwave | Kind::AirwaveRedis | Kind::AirwaveNats => {
@@ -320,7 +320,10 @@ impl Server {
 
     /// Where its broker is itself.
     pub fn broker_url(&self) -> Result<String, String> {
-        self.broker.as_ref().map(Broker::url).ok_or_else(|| "it has no broker".into())
+        self.broker
+            .as_ref()
+            .map(BrokerProcess::url)
+            .ok_or_else(|| "it has no broker".into())
     }
 
     /// The end of what it wrote to stderr.
@@ -398,13 +401,13 @@ fn end(child: &mut Child) {
 }
 
 /// A broker's server. Dropping it kills it.
-struct Broker {
+struct BrokerProcess {
     kind: BrokerKind,
     child: Child,
     address: SocketAddr,
 }
 
-impl Broker {
+impl BrokerProcess {
     /// Starts it and waits until it answers. Nothing of it is on disk, which would be what is
     /// measured.
     fn start(kind: BrokerKind, folder: &Path) -> Result<Self, String> {
@@ -455,7 +458,7 @@ impl Broker {
     }
 }
 
-impl Drop for Broker {
+impl Drop for BrokerProcess {
     fn drop(&mut self) {
         end(&mut self.child);
     }

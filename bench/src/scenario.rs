@@ -84,7 +84,7 @@ fn rate_columns() -> Vec<Column> {
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One server under load.
-struct Run {
+struct LoadRun {
     server: Server,
     load: Load,
     publishers: Vec<Publisher>,
@@ -111,7 +111,7 @@ struct Window {
 const ENCODES_COUNTER: &str = "encodes";
 const BROKER_READS_COUNTER: &str = "broker_replays";
 
-impl Run {
+impl LoadRun {
     /// Starts the server and the publishers, without listeners.
     fn start(settings: &Settings, kind: Kind, transport: Transport, channels: u32, publishers: u32) -> Result<Self, String> {
         let server = Server::start(kind, &settings.airwave, settings.pinning.as_ref())?;
@@ -327,7 +327,7 @@ pub fn paced(settings: &Settings, shape: Paced) -> Result<Report, String> {
     };
     let events = ((seconds * rate) as u64).max(u64::from(shape.publishers));
     let rounds = rounds(settings, &title, &settings.servers, |kind| {
-        let mut run = Run::start(settings, kind, transport, channels, shape.publishers)?;
+        let mut run = LoadRun::start(settings, kind, transport, channels, shape.publishers)?;
         run.listen(per_channel)?;
         let share = |events: u64| Job::Paced {
             events: (events / run.publishers.len() as u64).max(1),
@@ -358,7 +358,7 @@ pub fn paced(settings: &Settings, shape: Paced) -> Result<Report, String> {
 /// Deliveries a second that the raw limit reaches when it is never idle, as measured from publish
 /// to the last receipt.
 fn capacity(settings: &Settings, shape: Paced) -> Result<f64, String> {
-    let mut run = Run::start(settings, Kind::Raw, shape.transport, shape.channels, shape.publishers)?;
+    let mut run = LoadRun::start(settings, Kind::Raw, shape.transport, shape.channels, shape.publishers)?;
     run.listen(shape.per_channel)?;
     let deliveries = 100_000;
     let requests = (deliveries / shape.per_channel / run.publishers.len()).max(5) as u64;
@@ -389,7 +389,7 @@ pub fn burst(
     raise_open_files(listeners as u64 + 100)?;
     let title = format!("burst: {events} events back to back x {listeners} listeners, {transport}");
     let rounds = rounds(settings, &title, &settings.servers, |kind| {
-        let mut run = Run::start(settings, kind, transport, 1, 1)?;
+        let mut run = LoadRun::start(settings, kind, transport, 1, 1)?;
         run.listen(listeners)?;
         let job = Job::BackToBack { requests: 1, events };
         run.begin(job);
@@ -426,7 +426,7 @@ pub fn idle(settings: &Settings, transport: Transport, listeners: usize) -> Resu
     raise_open_files((WARM_UP + listeners) as u64 + 100)?;
     let title = format!("idle memory: {listeners} listeners, {transport}");
     let rounds = rounds(settings, &title, &settings.servers, |kind| {
-        let mut run = Run::start(settings, kind, transport, 1, 1)?;
+        let mut run = LoadRun::start(settings, kind, transport, 1, 1)?;
         run.listen(WARM_UP)?;
         run.load.pump(Duration::from_millis(500), |_| false)?;
         let before = run.server.memory()?;
@@ -482,7 +482,7 @@ pub fn storm(
     // The hand-written server has no history, so no client can resume from it.
     let servers: Vec<Kind> = settings.servers.iter().copied().filter(|kind| *kind != Kind::Axum).collect();
     let rounds = rounds(settings, &title, &servers, |kind| {
-        let mut run = Run::start(settings, kind, transport, 1, 1)?;
+        let mut run = LoadRun::start(settings, kind, transport, 1, 1)?;
         run.listen(listeners)?;
         run.begin(Job::BackToBack { requests: 1, events: 20 });
         run.complete()?;
@@ -576,7 +576,7 @@ pub fn broker_publish(settings: &Settings, publishers: u32, channels: u32, reque
     raise_open_files(u64::from(channels) + 200)?;
     let title = format!("publishing through a broker: {publishers} publishers, {channels} channels with a listener each");
     let rounds = rounds(settings, &title, &WITH_A_BROKER, |kind| {
-        let mut run = Run::start(settings, kind, Transport::Sse, channels, publishers)?;
+        let mut run = LoadRun::start(settings, kind, Transport::Sse, channels, publishers)?;
         run.listen(1)?;
         let each = |requests: u64| Job::BackToBack {
             requests: (requests / run.publishers.len() as u64).max(1),
@@ -611,7 +611,7 @@ pub fn broker_fanout(settings: &Settings, listeners: usize, rate: f64, seconds: 
     let title = format!("fan-out through a broker: 1 channel x {listeners} listeners");
     let events = ((rate * seconds) as u64).max(1);
     let rounds = rounds(settings, &title, &WITH_A_BROKER, |kind| {
-        let mut run = Run::start(settings, kind, Transport::Sse, 1, 1)?;
+        let mut run = LoadRun::start(settings, kind, Transport::Sse, 1, 1)?;
         run.listen(listeners)?;
         let paced = |events| Job::Paced {
             events,

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use airwave_bench::chaos::checker::{Breach, Promise, check};
 use airwave_bench::chaos::history::{History, Outcome, Told};
-use airwave_bench::chaos::{self, BrokerKind, Loses, More, Plan, Run};
+use airwave_bench::chaos::{self, BrokerKind, ChaosRun, Loses, More, Plan};
 
 use crate::{airwave, is_here};
 
@@ -56,7 +56,7 @@ fn three_of_nats() {
 
 /// A run in which nothing happens keeps every promise. Far below what even a busy machine gets
 /// through.
-fn something_happened(run: &Run) {
+fn something_happened(run: &ChaosRun) {
     let seen = run.seen();
     assert!(seen.acknowledged > 20 && seen.events > 60 && seen.resumed > 8, "{seen:?}");
     assert!(seen.hows.len() >= 3, "{seen:?}");

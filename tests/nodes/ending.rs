@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use airwave_bench::chaos::clients::Sse;
 use airwave_bench::chaos::world::{HANG, World};
-use airwave_bench::chaos::{BrokerKind, Condition};
+use airwave_bench::chaos::{BrokerKind, LinkState};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -46,7 +46,7 @@ fn a_node_ends_while_its_broker_hangs(kind: BrokerKind) {
         let address = world.address(0).await;
         let mut listener = Sse::open(address, "/channels/c/0", Some("c/0"), None, false).await.unwrap();
         listener.next().await.unwrap();
-        world.set_line(0, Condition::Held);
+        world.set_line(0, LinkState::Held);
         let one = begin_to_publish(address, &json!({"channel": "c/0", "data": 0})).await;
         let many: Vec<Value> = (0..20).map(|n| json!({"channel": format!("c/{n}"), "data": n})).collect();
         let many = begin_to_publish(address, &json!(many)).await;

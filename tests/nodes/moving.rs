@@ -1,9 +1,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use airwave_bench::chaos::clients::{self, Heard, Line, Sse, WebSocket};
+use airwave_bench::chaos::clients::{self, EventStream, Heard, Sse, WebSocket};
 use airwave_bench::chaos::world::World;
-use airwave_bench::chaos::{BrokerKind, Condition};
+use airwave_bench::chaos::{BrokerKind, LinkState};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -76,7 +76,7 @@ impl Way {
 
 /// A client of one channel, confirmed.
 pub(crate) struct Listener {
-    line: Line,
+    line: EventStream,
     pub(crate) cursor: u64,
 }
 
@@ -117,7 +117,7 @@ impl Listener {
 }
 
 /// The next that is not only a sign of life: those come for ever, and must not put the hang off.
-pub(crate) async fn next(line: &mut Line) -> Heard {
+pub(crate) async fn next(line: &mut EventStream) -> Heard {
     let next = async {
         loop {
             match line.next().await.unwrap() {
@@ -260,7 +260,7 @@ async fn a_node_without_its_broker_is_caught_up(world: World) {
     for way in Way::ALL {
         cut_off.push(Listener::open(nodes[0], way, "a", None).await);
     }
-    for (line, first) in [(Condition::Held, 0), (Condition::Cut, 10)] {
+    for (line, first) in [(LinkState::Held, 0), (LinkState::Cut, 10)] {
         world.set_line(0, line);
         for number in first..first + 10 {
             publish(nodes[1], "a", number).await;
@@ -272,7 +272,7 @@ async fn a_node_without_its_broker_is_caught_up(world: World) {
         while !matches!(clients::request(nodes[0], "GET", "/readyz", "", "").await, Ok((503, _))) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        world.set_line(0, Condition::Open);
+        world.set_line(0, LinkState::Open);
         for listener in &mut cut_off {
             listener.hears(first..first + 10).await;
         }
@@ -283,7 +283,7 @@ async fn a_node_without_its_broker_is_caught_up(world: World) {
 /// A client that asks who is in the room. All clients here are anonymous, so they are one counted
 /// member.
 pub(crate) struct Watcher {
-    line: Line,
+    line: EventStream,
     connections: u64,
 }
 

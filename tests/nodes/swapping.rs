@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use airwave_bench::chaos::BrokerKind;
-use airwave_bench::chaos::clients::{self, Heard, Line, Sse, WebSocket};
+use airwave_bench::chaos::clients::{self, EventStream, Heard, Sse, WebSocket};
 use airwave_bench::chaos::world::World;
 use serde_json::json;
 
@@ -63,7 +63,7 @@ impl Story {
     }
 
     /// So many things that are heard.
-    async fn hear(&mut self, line: &mut Line, count: usize) {
+    async fn hear(&mut self, line: &mut EventStream, count: usize) {
         for _ in 0..count {
             let what = match next(line).await {
                 Heard::Beat | Heard::Id(_) => unreachable!("they are passed over"),

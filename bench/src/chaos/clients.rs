@@ -241,20 +241,20 @@ fn heard(frame: &ServerFrame<'_>) -> io::Result<Heard> {
 }
 
 /// A connection that brings events.
-pub enum Line {
+pub enum EventStream {
     /// Server-sent events.
     Sse(Box<Sse>),
     /// A WebSocket.
     WebSocket(Box<WebSocket>),
 }
 
-impl Line {
+impl EventStream {
     /// What comes next; an error when the connection is over, of the kind `InvalidData` if what
     /// came is not of the protocol.
     pub async fn next(&mut self) -> io::Result<Heard> {
         match self {
-            Line::Sse(sse) => sse.next().await,
-            Line::WebSocket(websocket) => websocket.next().await,
+            EventStream::Sse(sse) => sse.next().await,
+            EventStream::WebSocket(websocket) => websocket.next().await,
         }
     }
 }
@@ -275,7 +275,7 @@ impl Sse {
     ///
     /// # Errors
     /// The connection; of the kind `InvalidData` if the answer is not what docs/protocol.md says.
-    pub async fn open(node: SocketAddr, path: &str, one: Option<&str>, id: Option<&str>, small: bool) -> io::Result<Line> {
+    pub async fn open(node: SocketAddr, path: &str, one: Option<&str>, id: Option<&str>, small: bool) -> io::Result<EventStream> {
         in_time(PATIENCE, async {
             let mut stream = connect(node, small).await?;
             let id = id.map_or(String::new(), |id| format!("Last-Event-ID: {id}\r\n"));
@@ -294,7 +294,7 @@ impl Sse {
                 heard: VecDeque::new(),
             };
             sse.take_in(&bytes)?;
-            Ok(Line::Sse(Box::new(sse)))
+            Ok(EventStream::Sse(Box::new(sse)))
         })
         .await
     }
@@ -351,7 +351,7 @@ impl WebSocket {
     ///
     /// # Errors
     /// The connection.
-    pub async fn open(node: SocketAddr, path: &str, channels: &[(&str, Option<u64>)], small: bool) -> io::Result<Line> {
+    pub async fn open(node: SocketAddr, path: &str, channels: &[(&str, Option<u64>)], small: bool) -> io::Result<EventStream> {
         in_time(PATIENCE, async {
             let stream = connect(node, small).await?;
             let url = format!("ws://{node}{path}");
@@ -362,7 +362,7 @@ impl WebSocket {
                 let frame = ClientFrame::Subscribe(command).to_json();
                 socket.send(Message::text(frame)).await.map_err(broken)?;
             }
-            Ok(Line::WebSocket(Box::new(Self(socket))))
+            Ok(EventStream::WebSocket(Box::new(Self(socket))))
         })
         .await
     }

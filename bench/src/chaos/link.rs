@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// How the line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Line {
+pub enum LinkState {
     /// All is well.
     Open,
     /// Connections break, and new ones too.
@@ -30,7 +30,7 @@ pub enum Line {
 pub struct Link {
     /// Where nodes connect to.
     pub address: SocketAddr,
-    line: watch::Sender<Line>,
+    line: watch::Sender<LinkState>,
     target: watch::Sender<SocketAddr>,
     accepting: JoinHandle<()>,
 }
@@ -40,7 +40,7 @@ impl Link {
     pub async fn from(address: SocketAddr, target: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let (line, line_seen) = watch::channel(Line::Open);
+        let (line, line_seen) = watch::channel(LinkState::Open);
         let (target, target_seen) = watch::channel(target);
         let accepting = tokio::spawn(async move {
             // Dropped, and with it its tasks, when this task is aborted.
@@ -65,7 +65,7 @@ impl Link {
     }
 
     /// From now on the line is so.
-    pub fn set(&self, line: Line) {
+    pub fn set(&self, line: LinkState) {
         self.line.send_replace(line);
     }
 
@@ -81,7 +81,7 @@ impl Drop for Link {
     }
 }
 
-async fn carry(client: TcpStream, target: SocketAddr, line: watch::Receiver<Line>) -> io::Result<()> {
+async fn carry(client: TcpStream, target: SocketAddr, line: watch::Receiver<LinkState>) -> io::Result<()> {
     let mut mine = line.clone();
     let open = async {
         passing(&mut line.clone()).await;
@@ -99,16 +99,16 @@ async fn carry(client: TcpStream, target: SocketAddr, line: watch::Receiver<Line
     };
     tokio::select! {
         done = open => done,
-        _ = mine.wait_for(|line| *line == Line::Cut) => Ok(()),
+        _ = mine.wait_for(|line| *line == LinkState::Cut) => Ok(()),
     }
 }
 
-async fn passing(line: &mut watch::Receiver<Line>) {
+async fn passing(line: &mut watch::Receiver<LinkState>) {
     // An error says that the link is gone, and then so is this task soon.
-    let _ = line.wait_for(|line| *line != Line::Held).await;
+    let _ = line.wait_for(|line| *line != LinkState::Held).await;
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut line: watch::Receiver<Line>) -> io::Result<()> {
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut line: watch::Receiver<LinkState>) -> io::Result<()> {
     // Full, it stops the reading, as a network's buffers would.
     let (sender, mut on_the_way) = mpsc::channel::<(Instant, Arc<[u8]>)>(64);
     let seen = line.clone();
@@ -117,7 +117,7 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut line: watch::
         loop {
             let read = from.read(&mut buffer).await?;
             let delay = match *seen.borrow() {
-                Line::Slow(delay) => delay,
+                LinkState::Slow(delay) => delay,
                 _ => Duration::ZERO,
             };
             if read == 0 || sender.send((Instant::now() + delay, buffer[..read].into())).await.is_err() {
@@ -167,17 +167,17 @@ mod tests {
         stream.read_exact(&mut buffer).await.unwrap();
         assert_eq!(&buffer, b"a");
 
-        link.set(Line::Held);
+        link.set(LinkState::Held);
         stream.write_all(b"b").await.unwrap();
         let held = timeout(Duration::from_millis(200), stream.read_exact(&mut buffer)).await;
         assert!(held.is_err(), "it came through");
-        link.set(Line::Slow(Duration::from_millis(1)));
+        link.set(LinkState::Slow(Duration::from_millis(1)));
         stream.read_exact(&mut buffer).await.unwrap();
         assert_eq!(&buffer, b"b", "later it does");
 
-        link.set(Line::Cut);
+        link.set(LinkState::Cut);
         assert!(!matches!(stream.read(&mut buffer).await, Ok(1..)));
-        link.set(Line::Open);
+        link.set(LinkState::Open);
         let mut stream = TcpStream::connect(link.address).await.unwrap();
         stream.write_all(b"c").await.unwrap();
         stream.read_exact(&mut buffer).await.unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::clients::{Heard, Line, Sse, WebSocket};
+use super::clients::{EventStream, Heard, Sse, WebSocket};
 use super::data::body_of;
 use super::history::Told;
 use super::plan::Manner;
@@ -32,7 +32,7 @@ pub(super) struct Client {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum How {
+enum StreamKind {
     Sse,
     SseMany,
     WebSocket,
@@ -100,25 +100,34 @@ impl Client {
             .push((at, told));
     }
 
-    async fn connect(&mut self, node: SocketAddr) -> std::io::Result<Line> {
+    async fn connect(&mut self, node: SocketAddr) -> std::io::Result<EventStream> {
         let first = self.channels[0];
         let after = |channel: &str| self.cursors.get(channel).copied();
         let text = |channel: &str| after(channel).map_or(String::new(), |after| after.to_string());
         let how = match self.manner {
-            Manner::SteadySse => How::Sse,
-            Manner::SteadyWebSocket => How::WebSocket,
-            _ if self.channels.len() == 1 => self
-                .random
-                .pick(&[How::Sse, How::Sse, How::SseMany, How::WebSocket, How::Socket]),
-            _ => self.random.pick(&[How::SseMany, How::SseMany, How::WebSocket, How::Socket]),
+            Manner::SteadySse => StreamKind::Sse,
+            Manner::SteadyWebSocket => StreamKind::WebSocket,
+            _ if self.channels.len() == 1 => self.random.pick(&[
+                StreamKind::Sse,
+                StreamKind::Sse,
+                StreamKind::SseMany,
+                StreamKind::WebSocket,
+                StreamKind::Socket,
+            ]),
+            _ => self.random.pick(&[
+                StreamKind::SseMany,
+                StreamKind::SseMany,
+                StreamKind::WebSocket,
+                StreamKind::Socket,
+            ]),
         };
         let all_stand = self.channels.iter().all(|channel| self.cursors.contains_key(channel));
-        let token = self.token.take().filter(|_| how == How::SseMany && all_stand);
+        let token = self.token.take().filter(|_| how == StreamKind::SseMany && all_stand);
         let name = match how {
-            How::Sse => "sse",
-            How::SseMany => "sse of several channels",
-            How::WebSocket => "websocket of a channel",
-            How::Socket => "websocket",
+            StreamKind::Sse => "sse",
+            StreamKind::SseMany => "sse of several channels",
+            StreamKind::WebSocket => "websocket of a channel",
+            StreamKind::Socket => "websocket",
         };
         for channel in self.channels {
             let (after, how) = (after(channel), name.to_owned());
@@ -126,7 +135,7 @@ impl Client {
         }
         let small = self.manner == Manner::Slow;
         let result = match how {
-            How::Sse => {
+            StreamKind::Sse => {
                 let id = after(first).map(|after| after.to_string());
                 let path = format!("/channels/{first}");
                 match id.as_deref().filter(|_| self.random.chance(0.5)) {
@@ -134,7 +143,7 @@ impl Client {
                     None => Sse::open(node, &path, Some(first), id.as_deref(), small).await,
                 }
             }
-            How::SseMany => {
+            StreamKind::SseMany => {
                 let mut path = "/events?".to_owned();
                 for channel in self.channels {
                     path += &format!("channel={channel}&");
@@ -144,12 +153,12 @@ impl Client {
                 }
                 Sse::open(node, &path, None, token.as_deref(), small).await
             }
-            How::WebSocket => {
+            StreamKind::WebSocket => {
                 let rest: Vec<_> = self.channels[1..].iter().map(|channel| (*channel, after(channel))).collect();
                 let path = format!("/channels/{first}?after={}", text(first));
                 WebSocket::open(node, &path, &rest, small).await
             }
-            How::Socket => {
+            StreamKind::Socket => {
                 let all: Vec<_> = self.channels.iter().map(|channel| (*channel, after(channel))).collect();
                 WebSocket::open(node, "/socket", &all, small).await
             }
@@ -169,7 +178,7 @@ impl Client {
     }
 
     /// Until the connection breaks, or the listener has had enough.
-    async fn hear(&mut self, mut line: Line) {
+    async fn hear(&mut self, mut line: EventStream) {
         let steady = matches!(self.manner, Manner::SteadySse | Manner::SteadyWebSocket);
         let long = if steady { 3_600_000 } else { 6000 };
         let patience = Instant::now() + self.random.millis(100, long);
@@ -220,11 +229,11 @@ impl Client {
             }
             match (&line, id.take()) {
                 // As an EventSource does it: the id counts, whatever else was said.
-                (Line::Sse(sse), Some(id)) if sse.is_of_one() => match id.parse() {
+                (EventStream::Sse(sse), Some(id)) if sse.is_of_one() => match id.parse() {
                     Ok(position) => self.stands(self.channels[0], position),
                     Err(_) => self.shared.wrong(format!("{} cannot read the id {id}", self.name)),
                 },
-                (Line::Sse(_), Some(id)) => self.token = Some(id),
+                (EventStream::Sse(_), Some(id)) => self.token = Some(id),
                 _ => {}
             }
         }

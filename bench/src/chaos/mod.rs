@@ -39,9 +39,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-pub use link::Line as Condition;
+pub use link::LinkState;
 pub use plan::{More, Plan};
-pub use run::{MEMORY_BOUND_KIB, Run, Seen};
+pub use run::{ChaosRun, MEMORY_BOUND_KIB, RunSummary};
 pub use servers::{BrokerKind, Folder, Loses};
 
 use checker::check;
@@ -49,7 +49,7 @@ use data::body_of;
 use history::{Channel, History, Listener, Outcome, Told};
 use listener::Client;
 use plan::{AGED, LISTENERS, Manner, PUBLISHERS, Pen, RULES};
-use publisher::Publisher;
+use publisher::ChaosPublisher;
 use random::Random;
 use shared::{Shared, lock};
 use trouble::{trouble, visitors};
@@ -59,7 +59,7 @@ use world::{HANG, World};
 ///
 /// # Errors
 /// The processes cannot be started at all; the text says what to do.
-pub async fn run(kind: BrokerKind, plan: Plan, airwave: &Path) -> Result<Run, String> {
+pub async fn run(kind: BrokerKind, plan: Plan, airwave: &Path) -> Result<ChaosRun, String> {
     let world = World::start_skewed(kind, &plan.skews, airwave, |url| plan.config(url)).await?;
     let shared = Arc::new(Shared::of(&plan, world));
     // Ends with this function.
@@ -87,7 +87,7 @@ pub async fn run(kind: BrokerKind, plan: Plan, airwave: &Path) -> Result<Run, St
             "a node had {peak_memory} KiB of memory, at most {MEMORY_BOUND_KIB} are allowed"
         ));
     }
-    Ok(Run {
+    Ok(ChaosRun {
         kind,
         breaches: check(&history),
         history,
@@ -115,7 +115,7 @@ fn people(plan: &Plan, shared: &Arc<Shared>) -> JoinSet<()> {
     }
     for (number, (name, pen)) in PUBLISHERS.into_iter().enumerate() {
         let random = Random::new(plan.seed, 200 + number as u64);
-        let (publisher, shared) = (Publisher::new(name, pen, random, shared.clone()), shared.clone());
+        let (publisher, shared) = (ChaosPublisher::new(name, pen, random, shared.clone()), shared.clone());
         people.spawn(async move {
             publisher.live().await;
             shared.publishing.fetch_sub(1, Ordering::SeqCst);
@@ -125,7 +125,7 @@ fn people(plan: &Plan, shared: &Arc<Shared>) -> JoinSet<()> {
     if plan.more.clocks {
         let (random, visited) = (Random::new(plan.seed, 400), shared.clone());
         people.spawn(async move { visitors(random, &visited).await });
-        let aged = Publisher::new("age", Pen::Sure, Random::new(plan.seed, 401), shared.clone());
+        let aged = ChaosPublisher::new("age", Pen::Sure, Random::new(plan.seed, 401), shared.clone());
         let shared = shared.clone();
         shared.publishing.fetch_add(1, Ordering::SeqCst);
         people.spawn(async move {
@@ -153,7 +153,7 @@ async fn heal(plan: &Plan, shared: &Arc<Shared>) -> (Duration, Duration) {
     if done.await.is_err() {
         shared.wrong("publishers are not answered, though everything was put right".into());
     }
-    let mut last = Publisher::new("last", Pen::Sure, Random::new(plan.seed, 300), shared.clone());
+    let mut last = ChaosPublisher::new("last", Pen::Sure, Random::new(plan.seed, 300), shared.clone());
     for rule in &RULES {
         last.publish(rule.channel, 1, true).await;
     }

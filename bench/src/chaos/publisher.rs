@@ -14,7 +14,7 @@ use super::random::Random;
 use super::shared::{Shared, lock};
 use super::world::HANG;
 
-pub(super) struct Publisher {
+pub(super) struct ChaosPublisher {
     name: &'static str,
     pen: Pen,
     count: u64,
@@ -22,7 +22,7 @@ pub(super) struct Publisher {
     shared: Arc<Shared>,
 }
 
-impl Publisher {
+impl ChaosPublisher {
     pub(super) fn new(name: &'static str, pen: Pen, random: Random, shared: Arc<Shared>) -> Self {
         Self {
             name,

@@ -13,7 +13,7 @@ use super::servers::BrokerKind;
 pub const MEMORY_BOUND_KIB: u64 = 64 * 1024;
 
 /// What came of a run.
-pub struct Run {
+pub struct ChaosRun {
     /// The broker.
     pub kind: BrokerKind,
     /// What went wrong when.
@@ -35,7 +35,7 @@ pub struct Run {
 
 /// What a run had in it, for one in which nothing happens keeps every promise.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct RunSummary {
     /// Publications that were acknowledged.
     pub acknowledged: usize,
     /// Publications that were refused.
@@ -52,15 +52,15 @@ pub struct Seen {
     pub gaps: BTreeMap<String, usize>,
 }
 
-impl Run {
+impl ChaosRun {
     /// Whether every promise was kept.
     pub fn is_good(&self) -> bool {
         self.breaches.is_empty() && self.wrong.is_empty()
     }
 
     /// What it had in it.
-    pub fn seen(&self) -> Seen {
-        let mut seen = Seen::default();
+    pub fn seen(&self) -> RunSummary {
+        let mut seen = RunSummary::default();
         for publication in &self.history.publications {
             match publication.outcome {
                 Outcome::Acknowledged { .. } => seen.acknowledged += 1,
@@ -113,7 +113,7 @@ impl Run {
     }
 }
 
-impl fmt::Display for Run {
+impl fmt::Display for ChaosRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seen = self.seen();
         let verdict = if self.is_good() { "good" } else { "BROKEN" };

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use rustix::process::Signal;
 
-use super::link::{Line, Link};
+use super::link::{Link, LinkState};
 use super::plan::Refusal;
 
 /// How long a server may take to start. Decides nothing but when a hang is called one.
@@ -222,33 +222,33 @@ fn skew(command: &mut Command, millis: i64, folder: &Path) -> Result<(), String>
 }
 
 /// One server of a broker.
-struct Server {
+struct ServerProcess {
     address: SocketAddr,
     folder: PathBuf,
     program: PathBuf,
-    how: How,
+    settings: ServerSettings,
     child: Option<Child>,
     /// By how many milliseconds its clock differs, the next time it is started.
     skew: i64,
 }
 
 /// What a server is told, beside where it listens and keeps its things.
-enum How {
+enum ServerSettings {
     /// Its arguments.
     Redis(Vec<String>),
     /// Its configuration.
     Nats(String),
 }
 
-impl Server {
+impl ServerProcess {
     /// One that keeps its things in `folder`; not started yet.
-    async fn new(program: &Path, folder: PathBuf, how: How) -> io::Result<Self> {
+    async fn new(program: &Path, folder: PathBuf, settings: ServerSettings) -> io::Result<Self> {
         std::fs::create_dir_all(&folder)?;
         Ok(Self {
             address: free().await?,
             folder,
             program: program.to_owned(),
-            how,
+            settings,
             child: None,
             skew: 0,
         })
@@ -261,15 +261,15 @@ impl Server {
         let out = File::create(&log).map_err(text)?;
         let mut command = Command::new(&self.program);
         let port = self.address.port();
-        match &self.how {
-            How::Redis(arguments) => {
+        match &self.settings {
+            ServerSettings::Redis(arguments) => {
                 command
                     .args(arguments)
                     .args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
                 command.arg("--dir").arg(&self.folder);
                 skew(&mut command, self.skew, &self.folder)?;
             }
-            How::Nats(configuration) => {
+            ServerSettings::Nats(configuration) => {
                 let file = self.folder.join("settings");
                 std::fs::write(&file, format!("listen: \"127.0.0.1:{port}\"\n{configuration}")).map_err(text)?;
                 command.arg("-c").arg(file);
@@ -296,12 +296,12 @@ impl Server {
     }
 
     async fn answers(&self) -> bool {
-        match self.how {
+        match self.settings {
             // While it still reads its file it answers, but not this.
-            How::Redis(_) => probe::ask_redis(self.address, "PING")
+            ServerSettings::Redis(_) => probe::ask_redis(self.address, "PING")
                 .await
                 .is_ok_and(|answer| answer.starts_with("+PONG")),
-            How::Nats(_) => probe::nats_greets(self.address).await,
+            ServerSettings::Nats(_) => probe::nats_greets(self.address).await,
         }
     }
 }
@@ -315,8 +315,8 @@ pub struct Broker {
     /// Which.
     pub kind: BrokerKind,
     /// Those that hold events.
-    servers: Vec<Server>,
-    sentinels: Vec<Server>,
+    servers: Vec<ServerProcess>,
+    sentinels: Vec<ServerProcess>,
     /// The server that is badly treated.
     victim: usize,
     /// How often one was.
@@ -438,7 +438,7 @@ impl Broker {
         Ok(())
     }
 
-    async fn run_again(server: &mut Server, alone: bool) -> Result<(), String> {
+    async fn run_again(server: &mut ServerProcess, alone: bool) -> Result<(), String> {
         let mut last = String::new();
         for _ in 0..50 {
             // Another program may have taken the port. A server that others know by its port has to
@@ -462,15 +462,15 @@ impl Broker {
         let turn = self.stopped;
         self.stopped += 1;
         match turn % 4 {
-            0 if !self.routes.is_empty() => self.set_routes(Line::Held),
-            2 if !self.routes.is_empty() => self.set_routes(Line::Cut),
+            0 if !self.routes.is_empty() => self.set_routes(LinkState::Held),
+            2 if !self.routes.is_empty() => self.set_routes(LinkState::Cut),
             _ => self.signal(Signal::STOP),
         }
     }
 
     /// The server that was stopped goes on.
     pub fn go_on(&self) {
-        self.set_routes(Line::Open);
+        self.set_routes(LinkState::Open);
         self.signal(Signal::CONT);
     }
 
@@ -495,7 +495,7 @@ impl Broker {
         }
     }
 
-    fn set_routes(&self, line: Line) {
+    fn set_routes(&self, line: LinkState) {
         for (from, to, link) in &self.routes {
             if [from, to].contains(&&self.victim) {
                 link.set(line);

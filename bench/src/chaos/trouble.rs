@@ -8,10 +8,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::history::Loss;
-use super::link::Line as Condition;
+use super::link::LinkState;
 use super::listener::Client;
 use super::plan::{AGED, BUSY, Fault, Lines, Pen, Plan, RULES};
-use super::publisher::Publisher;
+use super::publisher::ChaosPublisher;
 use super::random::Random;
 use super::servers::Loses;
 use super::shared::{Shared, lock};
@@ -29,7 +29,7 @@ pub(super) async fn trouble(plan: &Plan, shared: &Arc<Shared>) {
     sleep(plan.trouble.saturating_sub(begin.elapsed())).await;
     while under_way.join_next().await.is_some() {}
     for node in 0..plan.nodes {
-        shared.world.set_line(node, Condition::Open);
+        shared.world.set_line(node, LinkState::Open);
     }
 }
 
@@ -57,9 +57,9 @@ async fn happen(fault: Fault, long: Duration, shared: &Arc<Shared>) {
             }
         },
         Fault::PauseBroker => world.pause_broker(until_another_takes_over(long)).await,
-        Fault::Cut(lines) => spoil(world, lines, Condition::Cut, long).await,
-        Fault::BlackHole(lines) => spoil(world, lines, Condition::Held, long).await,
-        Fault::Delay(lines, millis) => spoil(world, lines, Condition::Slow(Duration::from_millis(millis)), long).await,
+        Fault::Cut(lines) => spoil(world, lines, LinkState::Cut, long).await,
+        Fault::BlackHole(lines) => spoil(world, lines, LinkState::Held, long).await,
+        Fault::Delay(lines, millis) => spoil(world, lines, LinkState::Slow(Duration::from_millis(millis)), long).await,
     }
 }
 
@@ -118,11 +118,11 @@ pub(super) async fn visitors(mut random: Random, shared: &Arc<Shared>) {
 async fn busy(shared: &Arc<Shared>, node: usize, delay: Duration, long: Duration) {
     let begin = Instant::now();
     let world = &shared.world;
-    world.set_line(node, Condition::Slow(delay));
+    world.set_line(node, LinkState::Slow(delay));
     let number = shared.named.fetch_add(1, Ordering::SeqCst) as u64;
     let mut random = Random::new(shared.seed, 600 + number);
     let name: &'static str = Box::leak(format!("bulk{number}").into_boxed_str());
-    let mut publisher = Publisher::new(name, Pen::Several, Random::new(shared.seed, 700 + number), shared.clone());
+    let mut publisher = ChaosPublisher::new(name, Pen::Several, Random::new(shared.seed, 700 + number), shared.clone());
     let publishing = async {
         while begin.elapsed() < long {
             publisher.publish(BUSY.channel, 100, false).await;
@@ -145,11 +145,11 @@ async fn busy(shared: &Arc<Shared>, node: usize, delay: Duration, long: Duration
     }
     publishing.await;
     while listening.join_next().await.is_some() {}
-    world.set_line(node, Condition::Open);
+    world.set_line(node, LinkState::Open);
 }
 
-async fn spoil(world: &World, lines: Lines, condition: Condition, long: Duration) {
+async fn spoil(world: &World, lines: Lines, condition: LinkState, long: Duration) {
     world.set_lines(lines, condition);
     sleep(long).await;
-    world.set_lines(lines, Condition::Open);
+    world.set_lines(lines, LinkState::Open);
 }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::clients::request;
 use super::history::wall_clock;
-use super::link::{Line, Link};
+use super::link::{Link, LinkState};
 use super::plan::{Lines, Refusal};
 use super::servers::{Broker, BrokerKind, Folder, Node, Signal};
 
@@ -306,14 +306,14 @@ impl World {
     }
 
     /// How all lines between a node and its broker are from now on.
-    pub fn set_line(&self, node: usize, line: Line) {
+    pub fn set_line(&self, node: usize, line: LinkState) {
         for link in &self.links[node] {
             link.set(line);
         }
     }
 
     /// How these lines are from now on.
-    pub(super) fn set_lines(&self, Lines { node, only }: Lines, line: Line) {
+    pub(super) fn set_lines(&self, Lines { node, only }: Lines, line: LinkState) {
         match only {
             Some(only) => self.links[node][only % self.links[node].len()].set(line),
             None => self.set_line(node, line),

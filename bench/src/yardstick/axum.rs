@@ -35,23 +35,23 @@ struct Published {
     envelope: Utf8Bytes,
 }
 
-struct Channel {
+struct ChannelLog {
     last: Mutex<u64>,
     sender: broadcast::Sender<Arc<Published>>,
 }
 
 #[derive(Clone, Default)]
-struct App {
-    channels: Arc<Mutex<HashMap<String, Arc<Channel>>>>,
+struct InMemoryApp {
+    channels: Arc<Mutex<HashMap<String, Arc<ChannelLog>>>>,
 }
 
-impl App {
-    fn channel(&self, name: &str) -> Arc<Channel> {
+impl InMemoryApp {
+    fn channel(&self, name: &str) -> Arc<ChannelLog> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(name) {
             return channel.clone();
         }
-        let channel = Arc::new(Channel {
+        let channel = Arc::new(ChannelLog {
             last: Mutex::new(now_micros()),
             sender: broadcast::channel(CAPACITY).0,
         });
@@ -83,13 +83,13 @@ pub fn serve() -> Result<(), String> {
         let app = Router::new()
             .route("/channels/{*name}", get(listen))
             .route("/publish", post(publish))
-            .with_state(App::default());
+            .with_state(InMemoryApp::default());
         super::serve_router(app).await
     })
 }
 
 async fn listen(
-    State(app): State<App>,
+    State(app): State<InMemoryApp>,
     Path(name): Path<String>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
@@ -100,7 +100,7 @@ async fn listen(
     }
 }
 
-fn sse(name: String, channel: &Channel) -> Sse<impl stream::Stream<Item = Result<Event, Infallible>> + use<>> {
+fn sse(name: String, channel: &ChannelLog) -> Sse<impl stream::Stream<Item = Result<Event, Infallible>> + use<>> {
     let events = BroadcastStream::new(channel.sender.subscribe()).filter_map(|event| async move {
         let event = event.ok()?; // lagged: lost, and the client is not told
         Some(
@@ -119,7 +119,7 @@ fn sse(name: String, channel: &Channel) -> Sse<impl stream::Stream<Item = Result
     Sse::new(stream::iter([subscribed]).chain(events).map(Ok)).keep_alive(KeepAlive::default())
 }
 
-async fn websocket(mut socket: WebSocket, name: String, channel: Arc<Channel>) {
+async fn websocket(mut socket: WebSocket, name: String, channel: Arc<ChannelLog>) {
     let mut events = channel.sender.subscribe();
     let cursor = *channel.last.lock().unwrap_or_else(PoisonError::into_inner);
     let notice = format!("{{\"type\":\"subscribed\",{}}}", subscribed_notice(&name, cursor, false));
@@ -145,7 +145,7 @@ async fn websocket(mut socket: WebSocket, name: String, channel: Arc<Channel>) {
     }
 }
 
-async fn publish(State(app): State<App>, body: Bytes) -> Result<String, (StatusCode, String)> {
+async fn publish(State(app): State<InMemoryApp>, body: Bytes) -> Result<String, (StatusCode, String)> {
     let bad = |error: serde_json::Error| (StatusCode::BAD_REQUEST, error.to_string());
     if body.first() == Some(&b'[') {
         let items: Vec<Item<'_>> = serde_json::from_slice(&body).map_err(bad)?;

@@ -50,7 +50,7 @@ enum Role {
     Listens { channel: usize, place: usize, wire: Wire },
 }
 
-struct Connection {
+struct ServedConnection {
     socket: TcpStream,
     role: Role,
     input: Vec<u8>,
@@ -59,7 +59,7 @@ struct Connection {
 }
 
 #[derive(Default)]
-struct Channel {
+struct ChannelState {
     listeners: Vec<usize>,
     last: u64,
     history: VecDeque<Encoded>,
@@ -86,13 +86,13 @@ impl Encoded {
 struct Raw {
     poll: OwnedFd,
     /// Slots, so that a token is an index.
-    connections: Vec<Option<Connection>>,
+    connections: Vec<Option<ServedConnection>>,
     free: Vec<usize>,
     /// Slots of connections that closed during this round of readiness; not to be given away before
     /// the next.
     closing: Vec<usize>,
     names: HashMap<String, usize>,
-    channels: Vec<Channel>,
+    channels: Vec<ChannelState>,
 }
 
 impl Raw {
@@ -163,7 +163,7 @@ impl Raw {
                 epoll::EventData::new_u64(slot as u64),
                 epoll::EventFlags::IN,
             )?;
-            self.connections[slot] = Some(Connection {
+            self.connections[slot] = Some(ServedConnection {
                 socket,
                 role: Role::Requests,
                 input: Vec::new(),
@@ -181,7 +181,7 @@ impl Raw {
             let listeners = &mut self.channels[channel].listeners;
             listeners.swap_remove(place);
             if let Some(&moved) = listeners.get(place)
-                && let Some(Connection {
+                && let Some(ServedConnection {
                     role: Role::Listens { place: its, .. },
                     ..
                 }) = &mut self.connections[moved]
@@ -295,9 +295,9 @@ impl Raw {
         if let Some(&index) = self.names.get(name) {
             return index;
         }
-        self.channels.push(Channel {
+        self.channels.push(ChannelState {
             last: now_micros(),
-            ..Channel::default()
+            ..ChannelState::default()
         });
         self.names.insert(name.to_owned(), self.channels.len() - 1);
         self.channels.len() - 1
@@ -377,7 +377,7 @@ impl Raw {
         // The list is put back below; sending closes nothing, so it does not change meanwhile.
         let listeners = std::mem::take(&mut channel.listeners);
         for &slot in &listeners {
-            if let Some(Connection {
+            if let Some(ServedConnection {
                 role: Role::Listens { wire, .. },
                 ..
             }) = &self.connections[slot]

@@ -19,7 +19,7 @@ use redis::aio::MultiplexedConnection;
 use super::{Item, now_micros, subscribed_notice};
 
 #[derive(Clone)]
-struct App {
+struct RedisApp {
     client: redis::Client,
     /// One for all who publish: the client pipelines.
     publisher: MultiplexedConnection,
@@ -43,13 +43,13 @@ pub fn serve(url: &str) -> Result<(), String> {
         let app = Router::new()
             .route("/channels/{*name}", get(listen))
             .route("/publish", post(publish))
-            .with_state(App { client, publisher });
+            .with_state(RedisApp { client, publisher });
         super::serve_router(app).await
     })
 }
 
 async fn listen(
-    State(app): State<App>,
+    State(app): State<RedisApp>,
     Path(name): Path<String>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Failure> {
     let mut subscriber = app.client.get_async_pubsub().await.map_err(failed)?;
@@ -69,7 +69,7 @@ async fn listen(
     Ok(Sse::new(stream::iter([subscribed]).chain(events).map(Ok)).keep_alive(KeepAlive::default()))
 }
 
-async fn publish(State(mut app): State<App>, body: Bytes) -> Result<String, Failure> {
+async fn publish(State(mut app): State<RedisApp>, body: Bytes) -> Result<String, Failure> {
     let item: Item<'_> = serde_json::from_slice(&body).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
     let (position, name) = (now_micros(), item.channel);
     let payload = format!("{position}\n{}\n{}", item.event, item.data.get());

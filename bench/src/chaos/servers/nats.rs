@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::link::Link;
-use super::{Broker, How, PATIENCE, Server, free};
+use super::{Broker, PATIENCE, ServerProcess, ServerSettings, free};
 
 /// The stream that nodes make.
 const STREAM: &str = "$JS.API.STREAM.INFO.airwave";
@@ -77,7 +77,7 @@ impl Broker {
                     routes.join(", ")
                 );
             }
-            let server = Server::new(program, folder, How::Nats(settings)).await;
+            let server = ServerProcess::new(program, folder, ServerSettings::Nats(settings)).await;
             let mut server = server.map_err(text)?;
             server.run().await?;
             self.servers.push(server);

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::super::plan::RULES;
 use super::probe::ask_redis as ask;
-use super::{Broker, BrokerKind, How, PATIENCE, Server, free};
+use super::{Broker, BrokerKind, PATIENCE, ServerProcess, ServerSettings, free};
 
 /// Everything is on disk before it is answered.
 const STORED: [&str; 6] = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
@@ -32,8 +32,8 @@ async fn until(address: SocketAddr, what: &str, wanted: impl Fn(&str) -> bool) -
     }
 }
 
-fn settings(all: &[&[&str]]) -> How {
-    How::Redis(all.concat().into_iter().map(str::to_owned).collect())
+fn settings(all: &[&[&str]]) -> ServerSettings {
+    ServerSettings::Redis(all.concat().into_iter().map(str::to_owned).collect())
 }
 
 impl Broker {
@@ -44,7 +44,7 @@ impl Broker {
             BrokerKind::RedisVolatile => &STORED[..2],
             _ => &STORED[..],
         };
-        let first = Server::new(program, folder.join("0"), settings(&[stored])).await;
+        let first = ServerProcess::new(program, folder.join("0"), settings(&[stored])).await;
         let mut first = first.map_err(text)?;
         first.run().await?;
         let master = format!("127.0.0.1 {}", first.address.port());
@@ -53,14 +53,14 @@ impl Broker {
             return Ok(());
         }
         let replica = settings(&[stored, &["--replicaof", &master]]);
-        let mut replica = Server::new(program, folder.join("1"), replica).await.map_err(text)?;
+        let mut replica = ServerProcess::new(program, folder.join("1"), replica).await.map_err(text)?;
         replica.run().await?;
         self.servers.push(replica);
         for number in 2..5 {
             let folder = folder.join(number.to_string());
             let file = folder.join("settings");
             let how = settings(&[&[&file.to_string_lossy(), "--sentinel"]]);
-            let mut sentinel = Server::new(program, folder, how).await.map_err(text)?;
+            let mut sentinel = ServerProcess::new(program, folder, how).await.map_err(text)?;
             let settings = format!(
                 "sentinel monitor events {master} 2\nsentinel down-after-milliseconds events 700\n\
                  sentinel failover-timeout events 3000\n"
@@ -94,7 +94,7 @@ impl Broker {
                 ["--repl-diskless-sync-delay", "0"],
             ];
             let how = settings(&[&STORED, clustered.as_flattened()]);
-            let server = Server::new(program, folder.join(number.to_string()), how).await;
+            let server = ServerProcess::new(program, folder.join(number.to_string()), how).await;
             let mut server = server.map_err(text)?;
             server.run().await?;
             self.servers.push(server);
@@ -129,7 +129,7 @@ impl Broker {
         for sentinel in &self.sentinels {
             let answer = ask(sentinel.address, "SENTINEL GET-MASTER-ADDR-BY-NAME events").await;
             let answer = answer.unwrap_or_default();
-            let is_named = |server: &Server| answer.contains(&format!("\r\n{}\r\n", server.address.port()));
+            let is_named = |server: &ServerProcess| answer.contains(&format!("\r\n{}\r\n", server.address.port()));
             if let Some(master) = self.servers.iter().position(is_named) {
                 return Some(master);
             }
@@ -163,7 +163,7 @@ impl Broker {
                     first.parse().is_ok_and(|first: u16| first <= slot) && last.parse().is_ok_and(|last: u16| slot <= last)
                 });
                 let port = words.get(1).and_then(|place| place.split([':', '@']).nth(1));
-                let is_named = |server: &Server| port == Some(&server.address.port().to_string());
+                let is_named = |server: &ServerProcess| port == Some(&server.address.port().to_string());
                 if let Some(owner) = self.servers.iter().position(is_named).filter(|_| has) {
                     return Some(owner);
                 }
