@@ -175,9 +175,10 @@ mod tests {
         Clear,
     }
 
-    mod other {
+    mod another {
         #[derive(super::TS)]
-        pub(super) struct Item;
+        #[ts(rename = "Item")]
+        pub(super) struct Elsewhere;
     }
 
     #[test]
@@ -191,13 +192,13 @@ mod tests {
                 "export type Item = { price: number, next: Item | null, };"
             ]
         );
-        assert!(Types::new().with::<Item>().with::<other::Item>().text().is_err());
+        assert!(Types::new().with::<Item>().with::<another::Elsewhere>().text().is_err());
     }
 
     #[test]
     fn a_whole_number_that_javascript_cannot_read_is_refused_until_the_field_says_what_it_is() {
         #[derive(serde::Serialize, TS)]
-        struct Plain {
+        struct TooWide {
             id: u64,
         }
         #[derive(serde::Serialize, TS)]
@@ -221,7 +222,7 @@ mod tests {
             count: u32,
         }
         for (types, name) in [
-            (Types::new().with::<Plain>(), "Plain"),
+            (Types::new().with::<TooWide>(), "TooWide"),
             (Types::new().with::<Deep>(), "Deep"),
             (Types::new().with::<Whole>(), "Whole"),
         ] {

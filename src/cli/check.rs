@@ -19,7 +19,7 @@ Examples:
   AIRWAVE_LISTEN=0.0.0.0:8080 airwave check";
 
 #[derive(clap::Args)]
-pub(super) struct Args {
+pub(super) struct CheckArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// Print JSON
@@ -30,7 +30,7 @@ pub(super) struct Args {
     keys: bool,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Stop> {
+pub(super) fn run(args: CheckArgs) -> Result<(), Stop> {
     let out = std::io::stdout();
     let style = Style { on: colours(&out) };
     let text = if args.keys {

@@ -32,7 +32,7 @@ Examples:
   airwave listen jobs/7 --after 1748123004217001 --count 1 --for 10s";
 
 #[derive(clap::Args)]
-pub(super) struct Args {
+pub(super) struct ListenArgs {
     /// The channels, such as orders/abc
     #[arg(required = true, value_name = "CHANNEL", value_parser = channel_name)]
     channels: Vec<ChannelName>,
@@ -76,7 +76,7 @@ impl Transport {
     }
 }
 
-pub(super) fn run(args: Args) -> Result<(), Stop> {
+pub(super) fn run(args: ListenArgs) -> Result<(), Stop> {
     let server = args.server.server()?.with_headers(args.credentials.headers()?);
     let (count, limit) = (args.count, args.for_);
     let mut channels: Vec<ChannelName> = Vec::new();
@@ -97,7 +97,7 @@ pub(super) fn run(args: Args) -> Result<(), Stop> {
             name_channel: channels.len() > 1,
             left: count,
         },
-        place: Place {
+        place: ListenerProgress {
             channels,
             given: args.after,
             last_id: None,
@@ -187,7 +187,7 @@ fn printable(text: &str) -> String {
 }
 
 /// How far the listener has got.
-struct Place {
+struct ListenerProgress {
     channels: Vec<ChannelName>,
     /// The cursor that was typed.
     given: Option<String>,
@@ -198,7 +198,7 @@ struct Place {
     ended: HashSet<String>,
 }
 
-impl Place {
+impl ListenerProgress {
     fn only(&self) -> Option<&ChannelName> {
         match &self.channels[..] {
             [only] => Some(only),
@@ -290,7 +290,7 @@ struct Listener<W> {
     server: Server,
     out: W,
     printer: Printer,
-    place: Place,
+    place: ListenerProgress,
     backoff: Backoff,
     /// What was said last: the same trouble again is not news, until it has been over.
     told: String,
@@ -566,8 +566,8 @@ mod tests {
         ChannelName::new(text).unwrap()
     }
 
-    fn place(channels: &[&str]) -> Place {
-        Place {
+    fn place(channels: &[&str]) -> ListenerProgress {
+        ListenerProgress {
             channels: channels.iter().map(|text| name(text)).collect(),
             given: None,
             last_id: None,

@@ -55,16 +55,16 @@ enum Command {
     Serve(ConfigArgs),
     /// Publish events to a channel
     #[command(after_help = format!("{}\n\n{EXIT_CODES}", publish::HELP))]
-    Publish(publish::Args),
+    Publish(publish::PublishArgs),
     /// Say a message into a channel, as a client of it
     #[command(after_help = format!("{}\n\n{EXIT_CODES}", send::HELP))]
-    Send(send::Args),
+    Send(send::SendArgs),
     /// Print the events of channels as they happen
     #[command(after_help = format!("{}\n\n{EXIT_CODES}", listen::HELP))]
-    Listen(listen::Args),
+    Listen(listen::ListenArgs),
     /// Check the configuration and print what it comes to
     #[command(after_help = format!("{}\n\n{EXIT_CODES}", check::HELP))]
-    Check(check::Args),
+    Check(check::CheckArgs),
 }
 
 /// Runs the command that was typed.

@@ -34,7 +34,7 @@ Examples:
   airwave publish docs/1 '# Title' --text --attribute content-type=text/markdown";
 
 #[derive(clap::Args)]
-pub(super) struct Args {
+pub(super) struct PublishArgs {
     /// The channel, such as orders/abc
     #[arg(value_parser = channel_name)]
     channel: ChannelName,
@@ -79,7 +79,7 @@ pub(super) struct Args {
     retry_for: Duration,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Stop> {
+pub(super) fn run(args: PublishArgs) -> Result<(), Stop> {
     let server = args.server.server()?;
     let authorization = bearer(args.token, args.token_file.as_deref())?;
     let template = Template {
@@ -215,7 +215,7 @@ impl Template {
 
 /// One line on its way: its number in the input, and the JSON of its publication.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Item {
+struct NumberedPublication {
     line: u64,
     json: String,
 }
@@ -227,7 +227,7 @@ const MOST_BYTES: usize = 60 << 10;
 
 /// How many of `items`, from the first on, go into one request. At least one: what is too large
 /// alone is the server's to refuse.
-fn batch(items: &[Item]) -> usize {
+fn batch(items: &[NumberedPublication]) -> usize {
     let mut bytes = 2;
     let fits = items
         .iter()
@@ -240,7 +240,7 @@ fn batch(items: &[Item]) -> usize {
     fits.max(1).min(items.len())
 }
 
-fn array(items: &[Item]) -> Bytes {
+fn array(items: &[NumberedPublication]) -> Bytes {
     let all: Vec<&str> = items.iter().map(|item| item.json.as_str()).collect();
     format!("[{}]", all.join(",")).into()
 }
@@ -272,7 +272,7 @@ struct Outcome {
     /// The last cursor.
     cursor: Option<String>,
     /// What is to be sent again.
-    again: Vec<Item>,
+    again: Vec<NumberedPublication>,
     /// Why, for people.
     why: String,
     /// Lines that were refused for their own sake: number, reason.
@@ -282,7 +282,7 @@ struct Outcome {
 }
 
 /// Reads the answer to `items`.
-fn outcome(items: Vec<Item>, status: StatusCode, body: &[u8]) -> Outcome {
+fn outcome(items: Vec<NumberedPublication>, status: StatusCode, body: &[u8]) -> Outcome {
     let mut outcome = Outcome::default();
     let answers: Vec<PublishAnswer<'_>> = serde_json::from_slice(body).unwrap_or_default();
     if answers.len() != items.len() {
@@ -448,7 +448,7 @@ impl Publisher {
     ) -> Result<Option<String>, Stop> {
         let (mut cursor, mut failed, mut number) = (None, 0u64, 0);
         let mut waiting: Vec<String> = Vec::new();
-        let mut items: Vec<Item> = Vec::new();
+        let mut items: Vec<NumberedPublication> = Vec::new();
         loop {
             while let Some(count) = (!items.is_empty()).then(|| batch(&items)) {
                 let rest = items.split_off(count);
@@ -474,7 +474,7 @@ impl Publisher {
                 } else {
                     Payload::text(text)
                 };
-                items.push(Item {
+                items.push(NumberedPublication {
                     line: number,
                     json: template.fill(number, Some(&data), false),
                 });
@@ -496,7 +496,7 @@ impl Publisher {
 
     /// Sends one batch until each of its items is done or refused. The last cursor, and how many
     /// were refused.
-    async fn deliver(&mut self, mut items: Vec<Item>) -> Result<(Option<String>, u64), Stop> {
+    async fn deliver(&mut self, mut items: Vec<NumberedPublication>) -> Result<(Option<String>, u64), Stop> {
         let mut patience = self.patience();
         let (mut cursor, mut refused) = (None, 0);
         loop {
@@ -584,11 +584,11 @@ mod tests {
         }
     }
 
-    fn items(sizes: &[usize]) -> Vec<Item> {
+    fn items(sizes: &[usize]) -> Vec<NumberedPublication> {
         sizes
             .iter()
             .enumerate()
-            .map(|(i, size)| Item {
+            .map(|(i, size)| NumberedPublication {
                 line: i as u64 + 1,
                 json: "x".repeat(*size),
             })

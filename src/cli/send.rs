@@ -33,7 +33,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 const LARGEST_ANSWER: usize = 4 << 20;
 
 #[derive(clap::Args)]
-pub(super) struct Args {
+pub(super) struct SendArgs {
     /// The channel, such as chat/lobby
     #[arg(value_parser = channel_name)]
     channel: ChannelName,
@@ -68,7 +68,7 @@ pub(super) struct Args {
     retry_for: Duration,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Stop> {
+pub(super) fn run(args: SendArgs) -> Result<(), Stop> {
     let server = args.server.server()?.with_headers(args.credentials.headers()?);
     let data = one(args.data.as_deref(), args.binary.as_deref(), args.json, args.text, false)?;
     let Some(payload) = data else {

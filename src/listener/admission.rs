@@ -37,13 +37,13 @@ pub(super) struct Admission {
 }
 
 /// What a connection holds as long as it is open.
-pub(super) struct Place {
+pub(super) struct ConnectionPermit {
     _permit: OwnedSemaphorePermit,
     _address: Option<AddressPlace>,
     for_refusal: bool,
 }
 
-impl Place {
+impl ConnectionPermit {
     /// Whether the connection is only to be told that there is no place for it.
     pub(super) fn is_for_refusal(&self) -> bool {
         self.for_refusal
@@ -82,7 +82,7 @@ impl Admission {
     }
 
     /// A place for a connection from `peer`, or one to refuse it from; `None`: neither is left.
-    pub(super) fn place(&mut self, peer: IpAddr) -> Option<Place> {
+    pub(super) fn place(&mut self, peer: IpAddr) -> Option<ConnectionPermit> {
         let address = if (self.trusts)(peer) {
             None
         } else {
@@ -110,16 +110,16 @@ impl Admission {
             }
             return self.refusal();
         };
-        Some(Place {
+        Some(ConnectionPermit {
             _permit: permit,
             _address: address,
             for_refusal: false,
         })
     }
 
-    fn refusal(&self) -> Option<Place> {
+    fn refusal(&self) -> Option<ConnectionPermit> {
         let permit = self.refusals.clone().try_acquire_owned().ok()?;
-        Some(Place {
+        Some(ConnectionPermit {
             _permit: permit,
             _address: None,
             for_refusal: true,
@@ -173,10 +173,10 @@ mod tests {
     }
 
     /// How many places `peer` gets, and how many refusals after them.
-    fn takes(admission: &mut Admission, peer: &str) -> (Vec<Place>, usize) {
+    fn takes(admission: &mut Admission, peer: &str) -> (Vec<ConnectionPermit>, usize) {
         let peer = address(peer);
         let all: Vec<_> = std::iter::from_fn(|| admission.place(peer)).take(10_000).collect();
-        let (refusals, places): (Vec<_>, Vec<_>) = all.into_iter().partition(Place::is_for_refusal);
+        let (refusals, places): (Vec<_>, Vec<_>) = all.into_iter().partition(ConnectionPermit::is_for_refusal);
         (places, refusals.len())
     }
 

@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::admission::Place;
+use super::admission::ConnectionPermit;
 use super::answer::{Detached, Slot, Step, answer, call};
 use super::idle::{Chunked, HeadClock, Requests, Streams, Waits, without_streams};
 use super::node::Node;
@@ -43,7 +43,7 @@ pub(super) struct Served {
     pub(super) node: Arc<Node>,
     pub(super) peer: SocketAddr,
     pub(super) accepted: Instant,
-    pub(super) place: Place,
+    pub(super) place: ConnectionPermit,
 }
 
 impl Served {
