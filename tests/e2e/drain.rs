@@ -358,9 +358,9 @@ fn publishes_under_way_finish() {
 }
 
 /// Publishes what clients who do not listen say.
-struct Letterbox;
+struct OpenLetterbox;
 
-impl airwave::Handler for Letterbox {
+impl airwave::Handler for OpenLetterbox {
     fn requires_subscription(&self) -> bool {
         false
     }
@@ -389,7 +389,9 @@ fn commands_under_way_are_answered() {
             asked: asked.clone(),
             leave: leave.clone(),
         };
-        let builder = Airwave::from_config(config).broker(Arc::new(broker)).handle("b", Letterbox);
+        let builder = Airwave::from_config(config)
+            .broker(Arc::new(broker))
+            .handle("b", OpenLetterbox);
         let mut node = Node::serving(builder, Airwave::router).await;
         let mut socket = node.listen(Way::WebSocket, "a").await;
         socket

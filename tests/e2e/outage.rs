@@ -40,11 +40,11 @@ impl Frozen {
 }
 
 /// The node's own handle of it.
-struct Handle(Arc<Frozen>);
+struct FrozenHandle(Arc<Frozen>);
 
 #[airwave::async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl Broker for Handle {
+impl Broker for FrozenHandle {
     fn name(&self) -> &'static str {
         "frozen"
     }
@@ -86,7 +86,7 @@ async fn node(broker_timeout: Duration) -> (Node, Arc<Frozen>) {
         waiting: Mutex::default(),
         calls: AtomicUsize::new(0),
     });
-    let builder = Airwave::from_config(config).broker(Arc::new(Handle(frozen.clone())));
+    let builder = Airwave::from_config(config).broker(Arc::new(FrozenHandle(frozen.clone())));
     (Node::serving(builder, Airwave::router).await, frozen)
 }
 

@@ -366,11 +366,11 @@ impl Wiped {
 }
 
 /// The node's own handle of a [`Wiped`].
-struct Handle(Arc<Wiped>);
+struct WipedHandle(Arc<Wiped>);
 
 #[airwave::async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl Broker for Handle {
+impl Broker for WipedHandle {
     fn name(&self) -> &'static str {
         "wiped"
     }
@@ -408,7 +408,7 @@ async fn a_broker_that_lost_all_is_a_gap_for_those_who_listen(way: Way) {
         rules: config.rules.clone(),
         memory: Mutex::new(Arc::new(Memory::new(config.rules.clone()))),
     });
-    let builder = Airwave::from_config(config).broker(Arc::new(Handle(wiped.clone())));
+    let builder = Airwave::from_config(config).broker(Arc::new(WipedHandle(wiped.clone())));
     let node = Node::serving(builder, Airwave::router).await;
     let mut listener = node.listen(way, "a").await;
     for round in 0..3 {
