@@ -4,7 +4,8 @@
 #   1. no text has a word that hides who acts (whoever, nobody, somebody, whom, oftener);
 #   2. no code has a name of version 0.1 that has a plain one now (CHANGELOG.md lists old and new);
 #   3. no comment line is longer than 100 columns, tables and addresses excepted;
-#   4. no line of Markdown is, but for tables, code and words that cannot be broken.
+#   4. no line of Markdown is, but for tables, code and words that cannot be broken;
+#   5. no two types of one crate, or of one test binary, have the same name (scripts/type-names.py).
 #
 #   scripts/check-words.sh              the repository; first it makes sure that it would notice each
 #   scripts/check-words.sh --self-test  only that
@@ -63,6 +64,8 @@ comments() {
   long_comments "${files[@]}"
 }
 
+same_names() { scripts/type-names.py; }
+
 markdown() {
   local files
   mapfile -t files < <(git ls-files -- '*.md')
@@ -88,6 +91,7 @@ self_test() {
   printf '`%s`.\n```\n%s\n```\n' "$(printf 'word %.0s' {1..25})" "$(printf 'word %.0s' {1..25})" >"$text"
   [[ -z $(long_markdown "$text") ]] || { rm "$text"; echo "code that is no text would be found" >&2; return 1; }
   rm "$text"
+  scripts/type-names.py --self-test || return 1
   echo "ok      this script notices each of them"
 }
 
@@ -99,4 +103,5 @@ found "names of version 0.1" names || status=1
 found "types of version 0.1" types || status=1
 found "comments over 100 columns" comments || status=1
 found "lines of Markdown over 100 columns" markdown || status=1
+found "types of one crate with one name" same_names || status=1
 exit "$status"
