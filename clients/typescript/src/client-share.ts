@@ -6,10 +6,36 @@
 // where the leader is (it begins afresh, with the channel's replay) has a connection of its own
 // until it is.
 
-import type { Client, Relay } from "./client.js";
 import type { Timer } from "./timing.js";
-import type { Carrier, Subscription } from "./subscription.js";
-import type { AirwaveError, AnyEvent, AnyEvents, Channel, ChannelEvent, Code, Gap, Off, Presence, SendOptions, TransportName } from "./types.js";
+import type { Carrier, Sending, Subscription } from "./subscription.js";
+import type { AirwaveError, AnyEvent, AnyEvents, Channel, ChannelEvent, ChannelOptions, Code, Gap, Off, Presence, SendOptions, TransportName } from "./types.js";
+
+/** Carries channels over the connection of another tab (`share`). */
+export interface Relay {
+  /** Takes the channel and returns true, or leaves it to a connection of this tab. */
+  takes(subscription: Subscription): boolean;
+  /** Takes the report that nothing more comes on this channel. */
+  over(subscription: Subscription): void;
+  close(): void;
+}
+
+/**
+ * The client as sharing sees it.
+ *
+ * The functions come from the client, because this file is a build of its own: a copy of them here
+ * would make errors of another class.
+ */
+export interface ShareHost {
+  /** The server's address, with a slash at its end. */
+  readonly url: string;
+  readonly after: (ms: number, what: () => void) => Timer | undefined;
+  readonly lost: (sending: Sending) => void;
+  channel(name: string, options?: ChannelOptions): Channel;
+  /** Finds what carries this channel from now on. With `alone`, no other tab does. */
+  place(subscription: Subscription, alone?: boolean): Promise<void>;
+  /** Makes an error of the client's own class. */
+  error(code: Code, message: string): AirwaveError;
+}
 
 /** How long a leader may take to answer, before this tab helps itself. */
 const ANSWER_MS = 2_000;
@@ -69,7 +95,7 @@ const at = (cursor: string | undefined): number => Number(cursor ?? -1);
  * Carries this tab's channels over the connection of whichever tab leads. Rejects where the browser
  * cannot do that.
  */
-export async function share(client: Client): Promise<Relay> {
+export async function share(client: ShareHost): Promise<Relay> {
   if (!globalThis.navigator?.locks || !globalThis.BroadcastChannel) throw new Error("Web Locks or BroadcastChannel are missing");
   const shared = new Shared(client);
   await shared.known;
@@ -78,7 +104,7 @@ export async function share(client: Client): Promise<Relay> {
 
 class Shared implements Relay {
   readonly known: Promise<void>;
-  #client: Client;
+  #client: ShareHost;
   #me: string = Array.from({ length: 3 }, () => Math.random().toString(36).slice(2)).join("");
   #air: BroadcastChannel;
   #lock: string;
@@ -95,7 +121,7 @@ class Shared implements Relay {
   #n = 0;
   #found: () => void = () => {};
 
-  constructor(client: Client) {
+  constructor(client: ShareHost) {
     this.#client = client;
     this.#lock = `airwave:${client.url}`;
     this.#air = new BroadcastChannel(this.#lock);
@@ -331,10 +357,10 @@ class Shared implements Relay {
       if (sending.sent) continue;
       sending.sent = true;
       const n = (this.#n += 1);
-      const { event, key, idempotencyKey, repeat, reply } = sending;
+      const { event, key, attributes, idempotencyKey, repeat, reply } = sending;
       const data: unknown = typeof sending.data === "string" ? JSON.parse(sending.data) : sending.data;
       this.#asked.set(n, ({ error, value }) => sending.settle(error ? this.#client.error(error.code, error.message) : null, value));
-      this.#say({ do: "send", from: this.#me, name: subscription.name, n, event, data, options: { idempotencyKey, repeat, reply, ...(key !== undefined && { key }) } });
+      this.#say({ do: "send", from: this.#me, name: subscription.name, n, event, data, options: { idempotencyKey, repeat, reply, ...(key !== undefined && { key }), ...(attributes && { attributes }) } });
     }
   }
 

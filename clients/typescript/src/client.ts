@@ -1,13 +1,13 @@
 // A client of one server: which connection carries which channel, and what all connections need.
 
-import { isTemporary, type Connection, lost, TooLong } from "./connection.js";
+import type { Relay, ShareHost } from "./client-share.js";
+import { type Connection, type ConnectionHost, jitter, lost, type TokenWanted } from "./connection.js";
 import type { ErrorBody } from "./frames.js";
 import { checkChannel } from "./names.js";
-import { PollConnection } from "./poll.js";
-import { object, refusal, SocketConnection } from "./socket.js";
-import { StreamConnection } from "./stream.js";
+import { disconnected, isTemporary, object, refusal, TooLong } from "./protocol.js";
 import { type Info, type Owner, Subscription } from "./subscription.js";
 import { after } from "./timing.js";
+import { TRANSPORTS } from "./transports.js";
 import { type Airwave, AirwaveError, type AnyEvents, type Channel, type ChannelOptions, type Code, type Options, type TransportName } from "./types.js";
 
 /** How long an answer may take that is not a stream. */
@@ -16,22 +16,7 @@ const ANSWER_MS = 15_000;
 /** How long the server may take to answer when the browser says that it is offline. */
 const OFFLINE_MS = 5_000;
 
-/**
- * What must be known of a token: one to use again, a new one, or one in place of a token that was
- * refused.
- */
-export type TokenWanted = "same" | "new" | "refused";
-
-/** Carries channels over the connection of another tab (`share`). */
-export interface Relay {
-  /** Takes the channel, or says no: then it is carried here. */
-  takes(subscription: Subscription): boolean;
-  /** Nothing more comes on this channel. */
-  over(subscription: Subscription): void;
-  close(): void;
-}
-
-export class Client implements Airwave, Owner {
+export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
   readonly url: string;
   readonly queue: number;
   readonly silence: number;
@@ -109,18 +94,21 @@ export class Client implements Airwave, Owner {
   async place(subscription: Subscription, alone = false): Promise<void> {
     if (this.options.share) await (this.#ready ??= this.#share());
     if (subscription.isOver || (!alone && this.relay?.takes(subscription))) return;
-    const wanted = subscription.options.transport ?? this.options.transport ?? "auto";
+    const wanted = this.#wanted(subscription);
     const kind = wanted === "auto" ? await this.#asked(subscription) : wanted;
     if (kind && !subscription.isOver) this.carry(subscription, kind);
   }
 
+  /** Returns what the options say about a channel's transport. */
+  #wanted({ options }: Subscription): TransportName | "auto" {
+    return options.transport ?? this.options.transport ?? "auto";
+  }
+
   /** Puts the channel on a connection of this client's own. */
   carry(subscription: Subscription, kind: TransportName): void {
-    const presence = subscription.options.presence === true;
-    const fits = (connection: Connection): boolean => connection.kind === kind && connection.takes(subscription) && !(connection instanceof StreamConnection && connection.presence !== presence);
-    let connection = [...this.#connections].find(fits);
+    let connection = [...this.#connections].find((each) => each.kind === kind && each.takes(subscription));
     if (!connection) {
-      connection = kind === "sse" ? new StreamConnection(this, presence) : kind === "websocket" ? new SocketConnection(this) : new PollConnection(this);
+      connection = new (TRANSPORTS[kind] ?? TRANSPORTS.polling)(this, subscription);
       this.#connections.add(connection);
     }
     connection.add(subscription);
@@ -141,16 +129,20 @@ export class Client implements Airwave, Owner {
         if (!isTemporary(error)) subscription.refused(error);
         else {
           subscription.down(error);
-          await this.pause(Math.random() * Math.min(this.backoff[1], this.backoff[0] * 2 ** tries));
+          await this.pause(jitter(this, tries));
         }
       }
     }
     return undefined;
   }
 
+  /** Returns whether the server may name this transport, and it works here. */
+  #can(kind: string | null | undefined): kind is TransportName {
+    return TRANSPORTS[kind as TransportName]?.works?.(this) === true;
+  }
+
   #choice({ transport, transports }: Info): TransportName | undefined {
-    const can = (kind: string | null): kind is TransportName => kind === "sse" || (kind === "websocket" && this.WebSocket !== undefined);
-    const able = [transport, ...transports].filter(can);
+    const able = [transport, ...transports].filter((kind) => this.#can(kind));
     return able.find((kind) => !this.#blocked.has(kind)) ?? (able.length ? "polling" : undefined);
   }
 
@@ -187,9 +179,9 @@ export class Client implements Airwave, Owner {
   /** Why the channel is refused, if it is. */
   async check(subscription: Subscription): Promise<AirwaveError | undefined> {
     try {
-      subscription.info = await this.ask(subscription);
-      const other = subscription.info.transports.find((kind) => kind !== subscription.transport);
-      if (subscription.info.transports.includes(subscription.transport ?? "")) return undefined;
+      const { transports } = (subscription.info = await this.ask(subscription));
+      const other = transports.find((kind) => kind !== subscription.transport);
+      if (transports.includes(subscription.transport ?? "")) return undefined;
       return new AirwaveError("wrong-transport", `'${subscription.name}' is not carried over ${subscription.transport}`, other);
     } catch (error) {
       return error as AirwaveError;
@@ -204,9 +196,7 @@ export class Client implements Airwave, Owner {
 
   /** The server names another transport: the channel moves there unless an option fixes it. */
   moves(subscription: Subscription, { transport }: AirwaveError): boolean {
-    const told = subscription.options.transport ?? this.options.transport ?? "auto";
-    if (told !== "auto" || (transport !== "sse" && transport !== "websocket") || transport === subscription.transport) return false;
-    if (this.#blocked.has(transport) || (transport === "websocket" && !this.WebSocket)) return false;
+    if (this.#wanted(subscription) !== "auto" || !this.#can(transport) || transport === subscription.transport || this.#blocked.has(transport)) return false;
     subscription.connection?.remove(subscription);
     this.carry(subscription, transport);
     return true;
@@ -219,11 +209,10 @@ export class Client implements Airwave, Owner {
   fallBack(connection: Connection): void {
     if (connection.kind === "polling") return;
     for (const subscription of [...connection.members.values()]) {
-      const told = subscription.options.transport ?? this.options.transport ?? "auto";
-      if (told !== "auto" || !subscription.info) continue;
+      if (this.#wanted(subscription) !== "auto" || !subscription.info) continue;
       this.#blocked.add(connection.kind);
       const kind = this.#choice(subscription.info) ?? "polling";
-      subscription.down(new AirwaveError("disconnected", `nothing comes over ${connection.kind} although the server answers; now ${kind}`));
+      subscription.down(disconnected(`nothing comes over ${connection.kind} although the server answers; now ${kind}`));
       connection.remove(subscription);
       this.carry(subscription, kind);
     }
@@ -287,7 +276,7 @@ export class Client implements Airwave, Owner {
       "offline",
       () => {
         for (const connection of this.#connections) connection.offline();
-        const error = new AirwaveError("disconnected", "the browser is offline");
+        const error = disconnected("the browser is offline");
         for (const subscription of this.#subscriptions.values()) subscription.become(subscription.state, error);
       },
     ],
@@ -332,7 +321,7 @@ export class Client implements Airwave, Owner {
       return given;
     } catch (error) {
       if (this.#token === asked) this.#token = undefined;
-      throw new AirwaveError("disconnected", `there is no token: ${error}`);
+      throw disconnected(`there is no token: ${error}`);
     }
   }
 
@@ -351,7 +340,7 @@ export class Client implements Airwave, Owner {
     } catch (error) {
       // A browser tells a script no more than that where the server does not allow its page.
       const extra = this.#read ? undefined : await this.extra();
-      throw new AirwaveError("disconnected", (await extra?.notAllowed(this.url)) ?? `the server cannot be reached: ${error}`);
+      throw disconnected((await extra?.notAllowed(this.url)) ?? `the server cannot be reached: ${error}`);
     }
     this.#read = true;
     if (response.ok) return response;
@@ -370,7 +359,7 @@ export class Client implements Airwave, Owner {
  * replaced: never the last word.
  */
 function foreign({ status, headers }: Response): AirwaveError {
-  return new AirwaveError("disconnected", `what answers is not Airwave: status ${status}, type ${headers.get("content-type")}`);
+  return disconnected(`what answers is not Airwave: status ${status}, type ${headers.get("content-type")}`);
 }
 
 /**

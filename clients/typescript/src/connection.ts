@@ -2,11 +2,11 @@
 // What is said on it is its heirs' business.
 
 import { fromBase64 } from "./bytes.js";
-import type { Client } from "./client.js";
 import type { ServerFrame } from "./frames.js";
-import type { Carrier, Sending, Subscription } from "./subscription.js";
+import { disconnected } from "./protocol.js";
+import type { Carrier, Info, Sending, Subscription } from "./subscription.js";
 import { after, now, type Timer } from "./timing.js";
-import { AirwaveError, type Gap, type Member, type TransportName } from "./types.js";
+import { AirwaveError, type Gap, type Member, type Options, type TransportName } from "./types.js";
 
 /** How long a connection may take to come about. */
 const CONNECT_MS = 10_000;
@@ -16,14 +16,57 @@ const LINGER_MS = 100;
 const GOOD_MS = 5_000;
 
 /** The server takes so many channels on one connection. */
-const CHANNELS_PER_LINE = 100;
+const CHANNELS_PER_CONNECTION = 100;
 
-/** A request line or a head that is longer than something on the way takes. */
-export class TooLong extends AirwaveError {}
+/**
+ * Which token a request needs: the one at hand, a new one, or one in place of a token that the
+ * server refused.
+ */
+export type TokenWanted = "same" | "new" | "refused";
 
-/** Whether the same may succeed later without being changed. */
-export function isTemporary({ code }: AirwaveError): boolean {
-  return code === "unavailable" || code === "too-many" || code === "internal" || code === "disconnected";
+/**
+ * The client as its connections see it.
+ *
+ * A transport knows this interface and no client, so that its file stands below the client's.
+ */
+export interface ConnectionHost {
+  /** The server's address, with a slash at its end. */
+  readonly url: string;
+  readonly options: Options;
+  /** After so many ms without a sign of life a connection counts as dead. */
+  readonly silence: number;
+  /** The bounds of the wait before another try, in ms. */
+  readonly backoff: readonly [number, number];
+  /** Whether the application gives tokens. */
+  readonly hasToken: boolean;
+  /** The class that opens a WebSocket; undefined where there is none. */
+  readonly WebSocket: unknown;
+  /** Waits for `ms`, or until there is a reason to try at once. */
+  pause(ms: number): Promise<void>;
+  /** Asks the application for a token. Rejects with `disconnected` if it fails to give one. */
+  token(wanted: TokenWanted): Promise<string | undefined>;
+  /** Calls `path` of the server. Rejects with an {@link AirwaveError} unless it succeeds. */
+  request(path: string, init: RequestInit, wanted?: TokenWanted): Promise<Response>;
+  /** Reads the JSON object of an answer. Rejects with `disconnected` if it does not fit. */
+  json<T extends object>(response: Response, fits: (value: T) => boolean): Promise<T>;
+  /** Asks for a channel's page: how to listen, and the events after a cursor. */
+  page<T extends Info>(name: string, cursor: string | undefined): Promise<T>;
+  /** Resolves with whether the server answers within seconds. */
+  answers(subscription: Subscription): Promise<boolean>;
+  /** Resolves with the reason for which the server refuses a channel, if it does. */
+  check(subscription: Subscription): Promise<AirwaveError | undefined>;
+  /** Resolves with whether plain HTTP works now. */
+  reaches(subscription: Subscription): Promise<boolean>;
+  /** Moves a channel to the transport that the server's refusal names; returns whether it did. */
+  moves(subscription: Subscription, error: AirwaveError): boolean;
+  /** Puts a channel on a connection of that kind. */
+  carry(subscription: Subscription, kind: TransportName): void;
+  /** Moves the channels of a connection over which nothing comes to other transports. */
+  fallBack(connection: Connection): void;
+  /** Takes the report that a connection carries nothing any more. */
+  idle(connection: Connection): void;
+  /** Loads what few pages need; undefined if it cannot be loaded. */
+  extra(): Promise<{ crowd(url: string, signal: AbortSignal): void } | undefined>;
 }
 
 export abstract class Connection implements Carrier {
@@ -37,7 +80,7 @@ export abstract class Connection implements Carrier {
   protected proven = false;
   /** How often in a row nothing came over a connection although plain HTTP worked. */
   #unproven = 0;
-  protected readonly client: Client;
+  protected readonly client: ConnectionHost;
   /** Set when a connection ends only so that a new one begins at once. */
   protected again = false;
   /** Milliseconds that the server asked us to wait. */
@@ -48,7 +91,7 @@ export abstract class Connection implements Carrier {
   #running = false;
   #watch: Timer | undefined;
 
-  constructor(client: Client) {
+  constructor(client: ConnectionHost) {
     this.client = client;
     this.base = client.backoff[0];
   }
@@ -72,12 +115,12 @@ export abstract class Connection implements Carrier {
    * back when the page does.
    */
   suspend(): void {
-    this.cut(new AirwaveError("disconnected", "the page is in the back/forward cache"));
+    this.cut(disconnected("the page is in the back/forward cache"));
   }
 
   /** Whether this connection has room for one more channel. */
   takes(_: Subscription): boolean {
-    return this.members.size < CHANNELS_PER_LINE;
+    return this.members.size < CHANNELS_PER_CONNECTION;
   }
 
   add(subscription: Subscription): void {
@@ -113,7 +156,7 @@ export abstract class Connection implements Carrier {
       try {
         await this.connect();
       } catch (thrown) {
-        error = thrown instanceof AirwaveError ? thrown : new AirwaveError("disconnected", String(thrown));
+        error = thrown instanceof AirwaveError ? thrown : disconnected(String(thrown));
       }
       clearTimeout(this.#watch);
       if (this.proven || (error && error.code !== "disconnected")) this.#unproven = 0;
@@ -126,10 +169,9 @@ export abstract class Connection implements Carrier {
       }
       this.broken();
       if (this.again || !this.members.size) continue;
-      // Full jitter: a crowd that lost its server together does not come back together.
-      const most = Math.min(this.client.backoff[1], this.base * 2 ** this.#attempt);
+      const wait = jitter(this.client, this.#attempt, this.base);
       this.#attempt += 1;
-      await this.client.pause(this.hint ?? Math.random() * most);
+      await this.client.pause(this.hint ?? wait);
     }
     this.#running = false;
     this.client.idle(this);
@@ -180,7 +222,7 @@ export abstract class Connection implements Carrier {
       // One timer that looks again: setting a new one for each event would cost more than the
       // event.
       if (left > 0) this.#watch = after(left, check);
-      else this.cut(new AirwaveError("disconnected", `nothing was heard for ${limit} ms`));
+      else this.cut(disconnected(`nothing was heard for ${limit} ms`));
     };
     this.#watch = after(limit, check);
   }
@@ -193,7 +235,7 @@ export abstract class Connection implements Carrier {
       case undefined: {
         const { channel, id, event, key, attributes, text, base64 } = frame;
         const data: unknown = text ?? (base64 === undefined ? frame.data : fromBase64(base64));
-        return live?.heard({ channel, id, event, data, ...(key === undefined ? {} : { key }), ...(attributes ? { attributes } : {}) });
+        return live?.heard({ channel, id, event, data, ...(key !== undefined && { key }), ...(attributes && { attributes }) });
       }
       case "gap": {
         const { channel, after, cursor, reason } = frame;
@@ -220,9 +262,18 @@ export abstract class Connection implements Carrier {
   }
 }
 
-/** What carried this message is gone, and what became of it is unknown. */
+/**
+ * Returns the wait before another try, in ms, after so many tries that failed.
+ *
+ * Full jitter: many clients that lose their server together come back spread over the time.
+ */
+export function jitter({ backoff }: ConnectionHost, tries: number, base: number = backoff[0]): number {
+  return Math.random() * Math.min(backoff[1], base * 2 ** tries);
+}
+
+/** Handles a message whose carrier is gone: whether the server took it is unknown. */
 export function lost(sending: Sending): void {
   if (!sending.sent) return;
   sending.sent = false;
-  if (!sending.repeat) sending.settle(new AirwaveError("disconnected", "the connection broke before the answer"));
+  if (!sending.repeat) sending.settle(disconnected("the connection broke before the answer"));
 }

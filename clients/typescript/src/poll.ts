@@ -1,9 +1,9 @@
 // Channels over the JSON page of each (docs/protocol.md, section 6): the last resort, where neither
 // a stream nor a WebSocket passes.
 
-import { isTemporary } from "./connection.js";
 import type { Page } from "./frames.js";
 import { PostingConnection } from "./post.js";
+import { isTemporary } from "./protocol.js";
 import type { Subscription } from "./subscription.js";
 import { after } from "./timing.js";
 import type { AirwaveError } from "./types.js";

@@ -1,8 +1,8 @@
 // What a connection says over HTTP: messages of its channels go by POST (docs/protocol.md, section
 // 6).
 
-import { isTemporary, Connection } from "./connection.js";
-import { envelope } from "./socket.js";
+import { Connection, jitter } from "./connection.js";
+import { envelope, isTemporary } from "./protocol.js";
 import type { Sending, Subscription } from "./subscription.js";
 import type { AirwaveError } from "./types.js";
 
@@ -27,7 +27,7 @@ export abstract class PostingConnection extends Connection {
         if (!sending.repeat || !isTemporary(error) || error.code === "internal") sending.settle(error);
         else {
           sending.why = error.message;
-          await this.client.pause(Math.random() * Math.min(this.client.backoff[1], this.base * 2 ** tries));
+          await this.client.pause(jitter(this.client, tries, this.base));
           tries += 1;
         }
       }

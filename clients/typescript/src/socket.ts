@@ -1,11 +1,12 @@
 // Channels over one WebSocket: docs/protocol.md, section 5.
 
-import { decodeFrame, encodeFrame, toBase64, toBase64Url } from "./bytes.js";
-import { isTemporary, Connection } from "./connection.js";
-import type { ErrorFrame, Failure, ServerFrame, Subscribed } from "./frames.js";
+import { decodeFrame, encodeFrame, toBase64Url } from "./bytes.js";
+import { Connection, type ConnectionHost } from "./connection.js";
+import type { ErrorFrame, ServerFrame, Subscribed } from "./frames.js";
+import { CLOSE_CODES, disconnected, envelope, isTemporary, object, refusal } from "./protocol.js";
 import { type Sending, Subscription } from "./subscription.js";
 import { after, now, type Timer } from "./timing.js";
-import { AirwaveError, type Code } from "./types.js";
+import { AirwaveError } from "./types.js";
 
 /**
  * The server takes 100 frames per second and twice as many in a burst, and closes on more: stay
@@ -15,21 +16,6 @@ const FRAMES_PER_MS = 0.09;
 const BURST = 150;
 /** How long a connection that is asked may take to answer. */
 const PONG_MS = 5_000;
-
-/** Those of RFC 6455. The others are an HTTP status and 4000. */
-const CLOSE_CODES: Record<number, Code> = { 1009: "too-large", 1011: "internal", 1012: "unavailable", 1013: "unavailable" };
-
-export const STATUS_CODES: Record<number, Code> = {
-  400: "bad-request",
-  401: "unauthorized",
-  403: "forbidden",
-  404: "unknown-channel",
-  406: "wrong-transport",
-  409: "ended",
-  413: "too-large",
-  429: "too-many",
-  503: "unavailable",
-};
 
 export class SocketConnection extends Connection {
   readonly kind = "websocket";
@@ -43,6 +29,11 @@ export class SocketConnection extends Connection {
   #filled = 0;
   #pacing: Timer | undefined;
   #refusedToken = false;
+
+  /** Returns whether this platform opens WebSockets. */
+  static works({ WebSocket }: ConnectionHost): boolean {
+    return WebSocket !== undefined;
+  }
 
   protected async connect(): Promise<void> {
     const { client } = this;
@@ -76,15 +67,15 @@ export class SocketConnection extends Connection {
         }
         const told = object(data);
         // Many that wait come as one frame: a browser spends more on a frame than on an event.
-        for (const frame of (Array.isArray(told) ? told : [told]) as (ServerFrame | null | undefined)[]) {
-          if (typeof frame !== "object" || !frame) return this.cut(new AirwaveError("disconnected", "what answers is not Airwave: a frame is no JSON object"));
+        for (const frame of [told].flat() as (ServerFrame | null | undefined)[]) {
+          if (typeof frame !== "object" || !frame) return this.cut(disconnected("what answers is not Airwave: a frame is no JSON object"));
           if (frame.type === "error" && frame.id === null) said = refusal(frame);
           this.#answer(frame);
         }
       };
       socket.onclose = ({ code, reason }: CloseEvent) => {
         this.hint = code === 1012 ? Number(/retry=(\d+)/.exec(reason)?.[1] ?? NaN) || undefined : undefined;
-        done(new AirwaveError(CLOSE_CODES[code] ?? STATUS_CODES[code - 4000] ?? "disconnected", said?.message ?? (reason || `the WebSocket closed with ${code}`), said?.transport));
+        done(new AirwaveError(CLOSE_CODES[code] ?? "disconnected", said?.message ?? (reason || `the WebSocket closed with ${code}`), said?.transport));
       };
     });
     socket.onopen = socket.onmessage = socket.onclose = null;
@@ -135,7 +126,7 @@ export class SocketConnection extends Connection {
     this.last = asked - 1;
     this.#write('{"type":"ping"}');
     after(PONG_MS, () => {
-      if (this.up && this.last < asked) this.cut(new AirwaveError("disconnected", "a ping was not answered"));
+      if (this.up && this.last < asked) this.cut(disconnected("a ping was not answered"));
     });
   }
 
@@ -265,24 +256,4 @@ export class SocketConnection extends Connection {
       }, 20);
     }
   }
-}
-
-/** The JSON object that a text is; undefined if it is none. */
-export function object(text: string): object | undefined {
-  try {
-    const value: unknown = JSON.parse(text);
-    return value !== null && typeof value === "object" ? value : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-/** A message in JSON: `head`, and the data, which are JSON text already or become base64. */
-export function envelope(head: object, data: string | Uint8Array): string {
-  const field = data instanceof Uint8Array ? `"base64":"${toBase64(data)}"` : `"data":${data}`;
-  return `${JSON.stringify(head).slice(0, -1)},${field}}`;
-}
-
-export function refusal({ code, message, transport }: Failure): AirwaveError {
-  return new AirwaveError(code as Code, message, transport);
 }

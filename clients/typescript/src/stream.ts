@@ -1,11 +1,10 @@
 // Channels over one SSE stream, and their messages over POST: docs/protocol.md, sections 4 and 6.
 
 import { createParser, type EventSourceMessage } from "eventsource-parser";
-import type { Client } from "./client.js";
-import { isTemporary, TooLong } from "./connection.js";
+import type { ConnectionHost } from "./connection.js";
 import type { Failure, ServerFrame, Subscribed } from "./frames.js";
 import { PostingConnection } from "./post.js";
-import { object, refusal } from "./socket.js";
+import { disconnected, isTemporary, object, refusal, TooLong } from "./protocol.js";
 import type { Subscription } from "./subscription.js";
 import { after, now, type Timer } from "./timing.js";
 import { AirwaveError } from "./types.js";
@@ -28,21 +27,26 @@ const bytesOf = ({ name }: Subscription): number => encodeURIComponent(name).len
 export class StreamConnection extends PostingConnection {
   readonly kind = "sse";
   /** A stream tells of presence in all its channels or in none, and a rule without it refuses. */
-  readonly presence: boolean;
+  readonly #presence: boolean;
   #over: ((error: AirwaveError | undefined) => void) | undefined;
   #reopening: Timer | undefined;
   /** How long the list of channels in the request may be. Smaller after a proxy has refused it. */
   #room: number = REQUEST_BYTES;
   #refusedToken = false;
 
-  constructor(client: Client, presence: boolean) {
+  /** Returns true: every platform has streams. */
+  static works(): boolean {
+    return true;
+  }
+
+  constructor(client: ConnectionHost, first: Subscription) {
     super(client);
-    this.presence = presence;
+    this.#presence = first.options.presence === true;
   }
 
   override takes(subscription: Subscription): boolean {
     const bytes = [...this.members.values()].reduce((sum, member) => sum + bytesOf(member), bytesOf(subscription));
-    return super.takes(subscription) && (!this.members.size || bytes <= this.#room);
+    return super.takes(subscription) && this.#presence === (subscription.options.presence === true) && (!this.members.size || bytes <= this.#room);
   }
 
   protected async connect(): Promise<void> {
@@ -56,7 +60,7 @@ export class StreamConnection extends PostingConnection {
       query.append("channel", name);
       if (some) query.append("after", cursor ?? "");
     }
-    if (this.presence) query.set("presence", "true");
+    if (this.#presence) query.set("presence", "true");
     const url = `events?${query}`;
     const abort = new AbortController();
     try {
@@ -66,7 +70,7 @@ export class StreamConnection extends PostingConnection {
       });
       if (error) throw error;
     } catch (thrown) {
-      const error = thrown instanceof AirwaveError ? thrown : new AirwaveError("disconnected", "the stream broke off");
+      const error = thrown instanceof AirwaveError ? thrown : disconnected("the stream broke off");
       if (error instanceof TooLong) this.#split();
       else await this.#judge(error);
       throw error;
@@ -85,7 +89,7 @@ export class StreamConnection extends PostingConnection {
       return;
     }
     if (!response.headers.get("content-type")?.startsWith("text/event-stream")) {
-      throw new AirwaveError("disconnected", `what answers is not Airwave: the stream is of the type ${response.headers.get("content-type")}`);
+      throw disconnected(`what answers is not Airwave: the stream is of the type ${response.headers.get("content-type")}`);
     }
     if (!this.client.options.share && globalThis.document) void this.client.extra().then((extra) => extra?.crowd(this.client.url, signal));
     let error: AirwaveError | undefined;
@@ -117,7 +121,7 @@ export class StreamConnection extends PostingConnection {
   #hear({ event, data }: EventSourceMessage): AirwaveError | undefined {
     this.alive();
     const frame = object(data);
-    if (!frame) throw new AirwaveError("disconnected", "what answers is not Airwave: an event is no JSON object");
+    if (!frame) throw disconnected("what answers is not Airwave: an event is no JSON object");
     const type = event?.startsWith("airwave.") ? event.slice(8) : undefined;
     if (type === "error") return refusal(frame as Failure);
     if (type === "subscribed") {
@@ -188,7 +192,7 @@ export class StreamConnection extends PostingConnection {
   }
 
   probe(): void {
-    if (this.up && now() - this.last > QUIET_MS) this.cut(new AirwaveError("disconnected", "nothing was heard"));
+    if (this.up && now() - this.last > QUIET_MS) this.cut(disconnected("nothing was heard"));
   }
 
   // A stream cannot be asked whether it is alive, and a dead one looks like a quiet one.
@@ -202,7 +206,7 @@ export class StreamConnection extends PostingConnection {
     const [first] = this.members.values();
     if (!this.up || !first) return;
     void this.client.answers(first).then((answers) => {
-      if (this.up && !answers) this.cut(new AirwaveError("disconnected", "the browser is offline, and the server does not answer"));
+      if (this.up && !answers) this.cut(disconnected("the browser is offline, and the server does not answer"));
     });
   }
 }

@@ -19,6 +19,7 @@ import {
 } from "./types.js";
 import type { Attributes } from "./frames.js";
 import { checkSend, toJson } from "./names.js";
+import { disconnected } from "./protocol.js";
 import { after } from "./timing.js";
 
 /** What a subscription needs of the client that it belongs to. */
@@ -258,7 +259,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
       // Over a WebSocket a message waits until the subscription is confirmed.
       const speaks = up && (this.live || this.transport !== "websocket");
       if ((!up && !repeat) || (!speaks && this.outbox.length >= this.#owner.queue)) {
-        return reject(new AirwaveError("disconnected", `no connection to '${this.name}'`));
+        return reject(disconnected(`no connection to '${this.name}'`));
       }
       const idempotencyKey = options.idempotencyKey ?? unique();
       const wrong = checkSend(event, idempotencyKey);
@@ -314,7 +315,12 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
   }
 }
 
-/** `randomUUID` is there only on secure origins; these keys need to be different, not secret. */
+/**
+ * Returns a key that no other message has.
+ *
+ * Only secure origins have `randomUUID`. Elsewhere two random numbers are enough: the key has to be
+ * different, not secret.
+ */
 function unique(): string {
-  return globalThis.crypto?.randomUUID?.() ?? Array.from({ length: 4 }, () => Math.random().toString(36).slice(2)).join("");
+  return globalThis.crypto?.randomUUID?.() ?? [Math.random(), Math.random()].join();
 }

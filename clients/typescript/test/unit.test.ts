@@ -4,6 +4,8 @@ import { afterEach, beforeEach, describe, expect, expectTypeOf, test, vi } from 
 import { decodeFrame, encodeFrame, fromBase64, toBase64, toBase64Url } from "../src/bytes.js";
 import { type Airwave, AirwaveError, connect, type Options } from "../src/index.js";
 import { overEventSource } from "../src/eventsource.js";
+import { SocketConnection } from "../src/socket.js";
+import { TRANSPORTS } from "../src/transports.js";
 import { FakeSocket, settled } from "./support/socket.js";
 
 let airwave: Airwave;
@@ -59,6 +61,31 @@ describe("the line", () => {
     await settled();
     expect(heard).toEqual([1, 2, "too-slow", 4, 5]);
     expect(channel.state).toBe("waiting");
+  });
+
+  test("a further row of the table of transports carries what the server gives it", async () => {
+    const table = TRANSPORTS as unknown as Record<string, unknown>;
+    class OtherConnection extends SocketConnection {
+      override readonly kind = "other" as "websocket";
+      static override works = (): boolean => true;
+    }
+    table["other"] = OtherConnection;
+    const page = { transport: "other", transports: ["other", "sse"], ended: false };
+    try {
+      start({ transport: "auto", fetch: () => Promise.resolve(Response.json(page)) });
+      const channels = ["a", "b"].map((name) => airwave.channel(name));
+      await settled();
+      const socket = await FakeSocket.last.open();
+      socket.confirm();
+      expect(channels.map(({ state, transport }) => [state, transport])).toEqual([["open", "other"], ["open", "other"]]);
+      expect(FakeSocket.made.length).toBe(1);
+    } finally {
+      delete table["other"];
+    }
+    // Without its row the name says nothing to this client, and the next one of the rule is used.
+    const later = airwave.channel("c");
+    await settled();
+    expect(later.transport).toBe("sse");
   });
 
   test("a page that the server does not allow is told so once, with the word", async () => {
