@@ -102,11 +102,17 @@ describe.skipIf(missing)("tabs", () => {
     const server = await Server.start();
     const all = await context();
     const [first, second] = [await Tab.open(all, server), await Tab.open(all, server)];
-    const send = (tab: Tab, n: number): Promise<unknown> => tab.in((window, n) => window.channels["both/a"].send("n", n), n);
+    const send = (tab: Tab, n: number): Promise<unknown> => tab.in((window, n) => window.channels["both/a"].send("n", n, { key: `k${n}`, attributes: { tab: `t${n}` } }), n);
+    await second!.in((window) => {
+      window.said = [];
+      window.channels["both/a"].on("n", (_: unknown, { key, attributes }: { key: string; attributes: object }) => window.said.push([key, attributes]));
+    });
     expect(await send(second!, 1)).toBe(null);
     await first!.page.close();
     expect(await send(second!, 2)).toBe(null);
     await expect.poll(() => second!.heard()).toEqual([1, 2]);
+    // The leader passes on what an event says beside its data, in both directions.
+    expect(await second!.in((window) => window.said)).toEqual([["k1", { tab: "t1" }], ["k2", { tab: "t2" }]]);
     const refused = await second!.in(async (window) => {
       const channel = window.airwave.channel("silent/x");
       return channel.send("n", 1).catch((error: { code: string }) => error.code);
