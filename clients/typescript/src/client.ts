@@ -10,7 +10,7 @@ import { after } from "./timing.js";
 import { TRANSPORTS } from "./transports.js";
 import { type Airwave, AirwaveError, type AnyEvents, type Channel, type ChannelOptions, type Code, type Options, type TransportName } from "./types.js";
 
-/** How long an answer may take that is not a stream. */
+/** How long an answer other than a stream may take. */
 const ANSWER_MS = 15_000;
 
 /** How long the server may take to answer when the browser says that it is offline. */
@@ -26,13 +26,13 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
   readonly hasToken: boolean;
   readonly options: Options;
   relay: Relay | undefined;
-  /** What does not pass something on the way. */
+  /** The transports that a proxy between does not pass. */
   readonly #blocked = new Set<string>();
-  /** Why this client cannot connect at all. */
+  /** Why this client cannot connect to anything. */
   fault: AirwaveError | undefined;
-  /** An answer could be read: pages of this origin are allowed. */
+  /** Whether an answer could be read, so that the server allows pages of this origin. */
   #read = false;
-  /** The page is in the back/forward cache, where nothing connects. */
+  /** Whether the page is in the back/forward cache, where nothing connects. */
   #suspended = false;
   #fetch: typeof fetch;
   #token: Promise<string | undefined> | undefined;
@@ -64,8 +64,8 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
       subscription = new Subscription(this, name, options);
       this.#subscriptions.set(name, subscription);
       const made = subscription;
-      // A name that is none never becomes part of a URL: "../admin" would leave the server's path,
-      // with the token.
+      // An invalid name never becomes part of a URL: "../admin" would leave the server's path, with
+      // the token.
       const wrong = this.fault ?? checkChannel(name);
       // Later, so that the caller has the time to add listeners.
       queueMicrotask(() => (wrong ? made.refused(wrong) : void this.place(made)));
@@ -104,7 +104,7 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
     return options.transport ?? this.options.transport ?? "auto";
   }
 
-  /** Puts the channel on a connection of this client's own. */
+  /** Puts the channel on a connection of this client. */
   carry(subscription: Subscription, kind: TransportName): void {
     let connection = [...this.#connections].find((each) => each.kind === kind && each.takes(subscription));
     if (!connection) {
@@ -115,7 +115,7 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
   }
 
   /**
-   * What the server says to use, as far as that is possible here. Tries until there is an answer.
+   * Asks the server for a channel's transport, until it answers. Undefined: the channel is over.
    */
   async #asked(subscription: Subscription): Promise<TransportName | undefined> {
     for (let tries = 0; !subscription.isOver; tries += 1) {
@@ -150,14 +150,14 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
     return this.page(name, undefined, 1);
   }
 
-  /** What the channel's URL says, and the events after a cursor. */
+  /** Asks for a channel's page: how to listen, and the events after a cursor. */
   async page<T extends Info>(name: string, cursor: string | undefined, limit = 100): Promise<T> {
     const after = cursor === undefined ? "" : `&after=${encodeURIComponent(cursor)}`;
     const response = await this.request(`channels/${name}?limit=${limit}${after}`, { headers: { accept: "application/json" } });
     return this.json<T>(response, ({ transports }) => Array.isArray(transports));
   }
 
-  /** Whether the server answers within seconds. */
+  /** Resolves with whether the server answers within seconds. */
   async answers({ name }: Subscription): Promise<boolean> {
     const signal = AbortSignal.timeout(OFFLINE_MS);
     return this.request(`channels/${name}?limit=1`, { headers: { accept: "application/json" }, signal }).then(
@@ -167,8 +167,8 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
   }
 
   /**
-   * The JSON object of an answer. Rejects, as a connection that broke, where it is not one that
-   * Airwave gives.
+   * Reads the JSON object of an answer. Rejects with `disconnected` if it is not one that Airwave
+   * gives.
    */
   async json<T extends object>(response: Response, fits: (value: T) => boolean): Promise<T> {
     const value = object(await response.text().catch(() => "")) as T | undefined;
@@ -176,7 +176,7 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
     throw foreign(response);
   }
 
-  /** Why the channel is refused, if it is. */
+  /** Resolves with the reason for which the server refuses the channel, if it does. */
   async check(subscription: Subscription): Promise<AirwaveError | undefined> {
     try {
       const { transports } = (subscription.info = await this.ask(subscription));
@@ -188,13 +188,13 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
     }
   }
 
-  /** Whether plain HTTP works now. */
+  /** Resolves with whether plain HTTP works now. */
   async reaches(subscription: Subscription): Promise<boolean> {
     const error = await this.check(subscription);
     return !error || error.code === "wrong-transport";
   }
 
-  /** The server names another transport: the channel moves there unless an option fixes it. */
+  /** Moves the channel to the transport that a refusal names, unless an option fixes it. */
   moves(subscription: Subscription, { transport }: AirwaveError): boolean {
     if (this.#wanted(subscription) !== "auto" || !this.#can(transport) || transport === subscription.transport || this.#blocked.has(transport)) return false;
     subscription.connection?.remove(subscription);
@@ -203,8 +203,8 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
   }
 
   /**
-   * Nothing comes over such a connection: its channels move, with their cursors, to what their
-   * rules allow and what may pass.
+   * Moves the channels of a connection over which nothing comes, with their cursors, to a transport
+   * that their rules allow and that may pass.
    */
   fallBack(connection: Connection): void {
     if (connection.kind === "polling") return;
@@ -218,19 +218,19 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
     }
   }
 
-  /** A connection that carries nothing any more. */
+  /** Forgets a connection that carries nothing any more. */
   idle(connection: Connection): void {
     this.#connections.delete(connection);
   }
 
-  /** What few pages need, and those that need it load. */
+  /** Loads what few pages need; undefined if it cannot be loaded. */
   readonly extra = (): Promise<typeof import("./client-share.js") | undefined> => import("./client-share.js").catch(() => undefined);
 
   async #share(): Promise<void> {
     try {
       this.relay = await (await this.extra())?.share(this);
     } catch {
-      // Each tab for itself, then: dearer, and otherwise the same.
+      // Each tab has its own connections then: more of them, and otherwise the same.
     }
   }
 
@@ -244,7 +244,7 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
 
   // ---- what connections need ---------------------------------------------------------------
 
-  /** Waits so long, or until there is a reason to try at once. */
+  /** Waits for `ms`, or until there is a reason to try at once. */
   pause(ms: number): Promise<void> {
     return new Promise((resolve) => {
       const done = (): void => {
@@ -261,12 +261,12 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
     for (const done of [...this.#pauses]) done();
   }
 
-  /** What the page tells, in a browser. */
+  /** The listeners of a browser's page. */
   readonly #page: [string, (event: Event) => void][] = [
     [
       "online",
       () => {
-        // Another network, perhaps, with other things in between.
+        // The new network may have other proxies.
         this.#blocked.clear();
         this.#wake();
         for (const connection of this.#connections) connection.online();
@@ -309,7 +309,7 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
   async token(wanted: TokenWanted): Promise<string | undefined> {
     const { token } = this.options;
     if (!token) return undefined;
-    // Lines that connect together ask once.
+    // Connections that begin together ask once.
     if (!this.#token || wanted === "refused" || (wanted === "new" && !this.#asking)) {
       this.#asking = true;
       this.#token = (async () => (await token(wanted === "refused")) ?? undefined)();
@@ -326,9 +326,9 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
   }
 
   /**
-   * A request to the server, whose answer is a success.
+   * Calls the server and resolves with an answer that is a success.
    *
-   * A token that is refused is replaced once. Rejects with an {@link AirwaveError}.
+   * Replaces a token that the server refuses once. Rejects with an {@link AirwaveError}.
    */
   async request(path: string, init: RequestInit, wanted: TokenWanted = "same"): Promise<Response> {
     const token = await this.token(wanted);
@@ -338,7 +338,7 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
       const signal = init.signal ?? AbortSignal.timeout(ANSWER_MS);
       response = await this.#fetch(this.url + path, { credentials: this.credentials, ...init, headers, signal });
     } catch (error) {
-      // A browser tells a script no more than that where the server does not allow its page.
+      // A script learns no more from a browser if the server does not allow its page.
       const extra = this.#read ? undefined : await this.extra();
       throw disconnected((await extra?.notAllowed(this.url)) ?? `the server cannot be reached: ${error}`);
     }
@@ -355,18 +355,18 @@ export class Client implements Airwave, Owner, ConnectionHost, ShareHost {
 }
 
 /**
- * An answer that has not the shape of Airwave's is a proxy's, or a server's that is about to be
- * replaced: never the last word.
+ * Makes the error of an answer that is not Airwave's. A proxy gave it, or a server that is about to
+ * be replaced, so the client tries again.
  */
 function foreign({ status, headers }: Response): AirwaveError {
   return disconnected(`what answers is not Airwave: status ${status}, type ${headers.get("content-type")}`);
 }
 
 /**
- * A client of the server at `url`: absolute, or relative to the page.
+ * Makes a client of the server at `url`: absolute, or relative to the page.
  *
- * Nothing is connected before the first channel. Where there is no page to be relative to (a server
- * that renders one), the client is made all the same, and its channels are refused.
+ * The client connects with its first channel. Without a page to be relative to (on a server that
+ * renders one), it refuses its channels.
  *
  * Throws an {@link AirwaveError} without a URL. The server's own `/client.js` has a default: the
  * place that it was loaded from.

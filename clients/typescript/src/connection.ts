@@ -1,5 +1,5 @@
-// One connection that carries several channels: comes back by itself, and notices when it is dead.
-// What is said on it is its heirs' business.
+// One connection that carries several channels: it comes back by itself, and notices when it is
+// dead. Each transport is a subclass, which knows what goes over the connection.
 
 import { fromBase64 } from "./bytes.js";
 import type { ServerFrame } from "./frames.js";
@@ -8,14 +8,14 @@ import type { Carrier, Info, Sending, Subscription } from "./subscription.js";
 import { after, now, type Timer } from "./timing.js";
 import { AirwaveError, type Gap, type Member, type Options, type TransportName } from "./types.js";
 
-/** How long a connection may take to come about. */
+/** How long a connection may take until it stands. */
 const CONNECT_MS = 10_000;
 /** How long a connection without a channel is kept. */
 const LINGER_MS = 100;
 /** A connection that held so long was a good one: the next wait begins small again. */
 const GOOD_MS = 5_000;
 
-/** The server takes so many channels on one connection. */
+/** How many channels the server takes on one connection. */
 const CHANNELS_PER_CONNECTION = 100;
 
 /**
@@ -74,16 +74,16 @@ export abstract class Connection implements Carrier {
   readonly members: Map<string, Subscription> = new Map();
   up = false;
   /**
-   * Something has come over the present connection. A proxy may let it stand and hold back what it
-   * carries.
+   * Whether something has come over the present connection. A proxy may let a connection open and
+   * hold back what it carries.
    */
   protected proven = false;
-  /** How often in a row nothing came over a connection although plain HTTP worked. */
+  /** How many connections in a row carried nothing although plain HTTP worked. */
   #unproven = 0;
   protected readonly client: ConnectionHost;
   /** Set when a connection ends only so that a new one begins at once. */
   protected again = false;
-  /** Milliseconds that the server asked us to wait. */
+  /** How long the server asked the client to wait, in ms. */
   protected hint: number | undefined;
   protected base: number;
   protected last = 0;
@@ -100,14 +100,14 @@ export abstract class Connection implements Carrier {
   protected abstract connect(): Promise<void>;
   /** Ends the present connection, so that `connect` settles. */
   protected abstract cut(error?: AirwaveError): void;
-  /** A channel has come (`added`) or gone. */
+  /** Takes the report that a channel was added or removed. */
   protected abstract changed(subscription: Subscription, added: boolean): void;
   abstract flush(subscription: Subscription): void;
-  /** Something may have changed (the page's visibility): is this connection still alive? */
+  /** Checks whether the connection is alive, because the page is visible again. */
   abstract probe(): void;
-  /** The network has changed: what stood on the old one is dead or soon will be. */
+  /** Takes the report that the network has changed: a connection over the old one is dead soon. */
   abstract online(): void;
-  /** The browser has lost its network: is this connection still alive? */
+  /** Checks whether the connection is alive, because the browser has lost its network. */
   abstract offline(): void;
 
   /**
@@ -178,8 +178,8 @@ export abstract class Connection implements Carrier {
   }
 
   /**
-   * Where plain HTTP works and this does not, twice in a row, something on the way does not let it
-   * pass.
+   * Asks over plain HTTP whether the server answers. If it does, and two connections in a row carry
+   * nothing, a proxy between does not pass this transport, and its channels move.
    */
   async #doubt(): Promise<void> {
     const [first] = this.members.values();
@@ -189,7 +189,7 @@ export abstract class Connection implements Carrier {
     else this.again = true;
   }
 
-  /** The connection is gone: what was on its way over it is unknown. */
+  /** Handles the messages of a connection that is gone: the server took them or did not. */
   protected broken(): void {
     for (const member of this.members.values()) {
       member.held = false;
@@ -197,19 +197,19 @@ export abstract class Connection implements Carrier {
     }
   }
 
-  /** The connection stands. */
+  /** Takes the report that the connection stands, and sends what waits. */
   protected opened(): void {
     this.up = true;
     for (const member of [...this.members.values()]) this.flush(member);
   }
 
-  /** The first that has come over this connection. */
+  /** Takes the first sign that the server hears this connection. */
   protected proves(): void {
     this.proven = true;
     this.heardWithin(this.client.silence);
   }
 
-  /** A sign of life. */
+  /** Takes a sign of life. */
   protected alive(): void {
     this.last = now();
   }
@@ -227,7 +227,7 @@ export abstract class Connection implements Carrier {
     this.#watch = after(limit, check);
   }
 
-  /** An event or a notice, in the form that both transports share. */
+  /** Hands an event or a notice, in the form that all transports share, to its channel. */
   protected take(frame: ServerFrame): void {
     const member = this.members.get((frame as { channel: string }).channel);
     const live = member?.live ? member : undefined;

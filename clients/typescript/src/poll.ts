@@ -8,7 +8,7 @@ import type { Subscription } from "./subscription.js";
 import { after } from "./timing.js";
 import type { AirwaveError } from "./types.js";
 
-/** How long a channel may be behind. */
+/** How long the client waits between two pages of a channel. */
 const POLL_MS = 2_000;
 
 export class PollConnection extends PostingConnection {

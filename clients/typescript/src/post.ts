@@ -1,22 +1,21 @@
-// What a connection says over HTTP: messages of its channels go by POST (docs/protocol.md, section
-// 6).
+// Messages of channels over HTTP, one POST each (docs/protocol.md, section 6).
 
 import { Connection, jitter } from "./connection.js";
 import { envelope, isTemporary } from "./protocol.js";
 import type { Sending, Subscription } from "./subscription.js";
 import type { AirwaveError } from "./types.js";
 
-/** A connection whose channels speak by POST. */
+/** A connection whose channels send by POST. */
 export abstract class PostingConnection extends Connection {
-  #speaking = new Set<Subscription>();
+  #sending = new Set<Subscription>();
 
   flush(subscription: Subscription): void {
-    if (!this.#speaking.has(subscription)) void this.#speak(subscription);
+    if (!this.#sending.has(subscription)) void this.#send(subscription);
   }
 
-  /** One POST after the other, so that what was said first is heard first. */
-  async #speak(subscription: Subscription): Promise<void> {
-    this.#speaking.add(subscription);
+  /** Sends one POST after the other, so that messages arrive in their order. */
+  async #send(subscription: Subscription): Promise<void> {
+    this.#sending.add(subscription);
     let tries = 0;
     for (let sending = subscription.outbox[0]; sending && subscription.connection === this; sending = subscription.outbox[0]) {
       try {
@@ -32,7 +31,7 @@ export abstract class PostingConnection extends Connection {
         }
       }
     }
-    this.#speaking.delete(subscription);
+    this.#sending.delete(subscription);
   }
 
   async #post({ to, event, data, key, attributes, idempotencyKey }: Sending): Promise<unknown> {

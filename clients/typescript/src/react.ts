@@ -1,5 +1,5 @@
 "use client";
-// A React hook: a channel for as long as a component is there.
+// A React hook: a channel for as long as a component is mounted.
 
 import { useEffect, useReducer, useRef } from "react";
 import type { Airwave, AnyEvents, Channel, ChannelEvent, ChannelOptions, ControlEvents, EventsOf, Member, State, TransportName } from "./types.js";

@@ -9,12 +9,12 @@ import { after, now, type Timer } from "./timing.js";
 import { AirwaveError } from "./types.js";
 
 /**
- * The server takes 100 frames per second and twice as many in a burst, and closes on more: stay
- * below both.
+ * Stays below the server's limits: it takes 100 frames per second and 200 in a burst, and closes
+ * the connection on more.
  */
 const FRAMES_PER_MS = 0.09;
 const BURST = 150;
-/** How long a connection that is asked may take to answer. */
+/** How long a connection may take to answer a ping. */
 const PONG_MS = 5_000;
 
 export class SocketConnection extends Connection {
@@ -22,7 +22,7 @@ export class SocketConnection extends Connection {
   #socket: WebSocket | undefined;
   #over: ((error: AirwaveError | undefined) => void) | undefined;
   #id = 0;
-  /** Who waits for the answer to which number. */
+  /** What waits for the answer to the command of a number. */
   #asked = new Map<number, Sending | Subscription>();
   #queue: (string | Uint8Array)[] = [];
   #allowance = BURST;
@@ -43,8 +43,8 @@ export class SocketConnection extends Connection {
     const Socket = client.WebSocket as typeof WebSocket;
     const socket = token ? new Socket(url, ["airwave", `airwave.bearer.${toBase64Url(token)}`]) : new Socket(url);
     socket.binaryType = "arraybuffer";
-    // What went wrong is told by the close that follows; but an error without a listener ends a
-    // Node process.
+    // The close that follows tells what went wrong. Without this listener an error ends a Node
+    // process.
     socket.onerror = () => {};
     this.#socket = socket;
     let said: AirwaveError | undefined;
@@ -66,7 +66,7 @@ export class SocketConnection extends Connection {
           return;
         }
         const told = object(data);
-        // Many that wait come as one frame: a browser spends more on a frame than on an event.
+        // Events that wait come in one frame: a browser spends more on a frame than on an event.
         for (const frame of [told].flat() as (ServerFrame | null | undefined)[]) {
           if (typeof frame !== "object" || !frame) return this.cut(disconnected("what answers is not Airwave: a frame is no JSON object"));
           if (frame.type === "error" && frame.id === null) said = refusal(frame);
@@ -87,7 +87,7 @@ export class SocketConnection extends Connection {
     }
   }
 
-  /** A refusal that no repetition changes is told to everybody on this connection. */
+  /** Refuses all channels of this connection, unless a later try may succeed. */
   #judge(error: AirwaveError): void {
     if (error.code === "too-large") {
       for (const asked of this.#asked.values()) if (!(asked instanceof Subscription)) asked.settle(error);
@@ -122,7 +122,7 @@ export class SocketConnection extends Connection {
   probe(): void {
     if (!this.up) return;
     const asked = now();
-    // What was heard in this very moment is no answer.
+    // A frame that came in this moment is no answer.
     this.last = asked - 1;
     this.#write('{"type":"ping"}');
     after(PONG_MS, () => {
@@ -197,8 +197,10 @@ export class SocketConnection extends Connection {
   }
 
   /**
-   * A message was refused for now. The messages behind it wait, and then all that is unanswered is
-   * sent again, in order: those that were done meanwhile are known by their keys.
+   * Makes a channel's messages wait because the server refused one for now.
+   *
+   * Later all messages without an answer go again, in order. The server knows those that it has
+   * done by their idempotency keys.
    */
   #hold(subscription: Subscription): void {
     if (subscription.held) return;
@@ -229,7 +231,7 @@ export class SocketConnection extends Connection {
     } else subscription.refused(error);
   }
 
-  /** A new connection at once, with a fresh token. The channels go on where they were. */
+  /** Connects again at once, with a fresh token. The channels go on behind their cursors. */
   #renew(): void {
     this.#refusedToken = true;
     this.again = true;

@@ -10,27 +10,28 @@ import { after, now, type Timer } from "./timing.js";
 import { AirwaveError } from "./types.js";
 
 /**
- * A stream is opened anew for a channel that comes or goes: several of them at once are one reason.
+ * How long a stream waits for further changes before it opens again, because a channel was added or
+ * removed.
  */
 const COMING_MS = 10;
 const GOING_MS = 250;
-/** The server gives a sign of life every 15 s. */
+/** A stream is suspect after that time: the server gives a sign of life every 15 s. */
 const QUIET_MS = 20_000;
-/** A line of a request that every proxy takes: the shortest limit of those in use is 4 kB. */
+/** How long a request may be that every proxy takes: the smallest limit in use is 4 kB. */
 const REQUEST_BYTES = 3_500;
 /**
- * What one channel adds to the request: its name, its cursor of 16 digits, and the names of the
- * parameters.
+ * Returns how many bytes a channel adds to the request: its name, a cursor of 16 digits, and the
+ * names of the parameters.
  */
 const bytesOf = ({ name }: Subscription): number => encodeURIComponent(name).length + 16 + "&channel=&after=".length;
 
 export class StreamConnection extends PostingConnection {
   readonly kind = "sse";
-  /** A stream tells of presence in all its channels or in none, and a rule without it refuses. */
+  /** Whether the stream asks for presence: in all its channels or in none. */
   readonly #presence: boolean;
   #over: ((error: AirwaveError | undefined) => void) | undefined;
   #reopening: Timer | undefined;
-  /** How long the list of channels in the request may be. Smaller after a proxy has refused it. */
+  /** How many bytes the channels may add to the request; fewer after a proxy refused it. */
   #room: number = REQUEST_BYTES;
   #refusedToken = false;
 
@@ -104,8 +105,8 @@ export class StreamConnection extends PostingConnection {
       onComment: () => this.alive(),
     });
     const reader = (response.body as ReadableStream<Uint8Array>).getReader();
-    // A stream that was given up ends its body with an error. The code that gave it up has gone on
-    // by then.
+    // The body of an aborted stream ends with an error. The code that aborted it has gone on by
+    // then.
     const decoder = new TextDecoder();
     for (;;) {
       const { done, value } = await reader.read();
@@ -117,7 +118,7 @@ export class StreamConnection extends PostingConnection {
     if (error) throw error;
   }
 
-  /** Takes one event of the stream; gives the error if it tells one. */
+  /** Handles one event of the stream; returns the error that it tells, if it tells one. */
   #hear({ event, data }: EventSourceMessage): AirwaveError | undefined {
     this.alive();
     const frame = object(data);
@@ -125,7 +126,7 @@ export class StreamConnection extends PostingConnection {
     const type = event?.startsWith("airwave.") ? event.slice(8) : undefined;
     if (type === "error") return refusal(frame as Failure);
     if (type === "subscribed") {
-      // What came before was told for the case that this stream breaks, not to make us wait.
+      // The `retry:` before this event is for the case that this stream breaks.
       if (this.hint !== undefined) this.base = this.hint;
       this.hint = undefined;
       this.#refusedToken = false;
@@ -140,8 +141,8 @@ export class StreamConnection extends PostingConnection {
   }
 
   /**
-   * What a refused stream means for its channels: the refusal does not say which of them it is
-   * about.
+   * Finds the channels for which the server refused the stream, because the refusal does not name
+   * them, and refuses or moves those.
    */
   async #judge(error: AirwaveError): Promise<void> {
     if (isTemporary(error)) return;
@@ -164,8 +165,8 @@ export class StreamConnection extends PostingConnection {
   }
 
   /**
-   * Something on the way takes no request that long: half of the channels move to another
-   * connection, and both try at once.
+   * Moves half of the channels to another connection, because a proxy between takes no request of
+   * that length. Both connections try at once.
    */
   #split(): void {
     const members = [...this.members.values()];
@@ -195,7 +196,7 @@ export class StreamConnection extends PostingConnection {
     if (this.up && now() - this.last > QUIET_MS) this.cut(disconnected("nothing was heard"));
   }
 
-  // A stream cannot be asked whether it is alive, and a dead one looks like a quiet one.
+  // Nothing goes to the server on a stream, so that a dead one looks like a quiet one.
   online(): void {
     if (!this.#over) return;
     this.again = true;

@@ -1,5 +1,4 @@
-// One channel, whatever carries it: its cursor, its listeners, and the messages that wait to be
-// said.
+// One channel over any transport: its cursor, its listeners, and the messages that wait.
 
 import {
   AirwaveError,
@@ -22,24 +21,24 @@ import { checkSend, toJson } from "./names.js";
 import { disconnected } from "./protocol.js";
 import { after } from "./timing.js";
 
-/** What a subscription needs of the client that it belongs to. */
+/** The client as its subscriptions see it. */
 export interface Owner {
   readonly queue: number;
-  /** Called once, when nothing more comes. */
+  /** Takes the report, once, that nothing more comes. */
   over(subscription: Subscription): void;
 }
 
 /** What carries a channel: a connection of this client's own, or another tab's. */
 export interface Carrier {
   readonly kind: TransportName;
-  /** Messages can be said now. */
+  /** Whether messages can go now. */
   readonly up: boolean;
-  /** Says what waits in a channel's outbox, if that can be said now. */
+  /** Sends what waits in a channel's outbox, if it can go now. */
   flush(subscription: Subscription): void;
   remove(subscription: Subscription): void;
 }
 
-/** What the channel's URL says about how to listen. */
+/** How to listen to a channel, as its page says. */
 export interface Info {
   transport: string | null;
   transports: string[];
@@ -50,23 +49,23 @@ export interface Info {
 export interface Sending {
   readonly to: Subscription;
   readonly event: string;
-  /** JSON text, written once when the message was handed over; or bytes. */
+  /** Bytes, or JSON text that was written once, when the application handed the message over. */
   readonly data: string | Uint8Array;
   readonly key: string | undefined;
   readonly attributes: Attributes | undefined;
   readonly idempotencyKey: string;
   readonly repeat: boolean;
   readonly reply: boolean;
-  /** On its way over the present connection. */
+  /** Whether it is on its way over the present connection. */
   sent: boolean;
-  /** A fresh token has been tried for it already. */
+  /** Whether a fresh token was tried for it already. */
   retried: boolean;
-  /** Why it was not taken the last time, if it is tried again. */
+  /** Why the server refused it the last time, if it goes again. */
   why: string | undefined;
   settle(error: AirwaveError | null, value?: unknown): void;
 }
 
-/** What a slow `for await` may leave lying before it is told that it was too slow. */
+/** How many events a slow `for await` may be behind before it ends with `overflow`. */
 const READER_LIMIT = 10_000;
 
 const CONTROL: { [K in keyof ControlEvents]: true } = { gap: true, end: true, resumed: true, state: true, stale: true, presence: true, error: true };
@@ -80,18 +79,18 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
   state: State = "connecting";
   members: readonly Member[] = [];
   connection: Carrier | undefined;
-  /** Confirmed on the present connection: what came before that is not this subscription's. */
+  /** Whether it is confirmed on the present connection. Events before that are not its own. */
   live = false;
-  /** A fresh token has been tried since it was last confirmed. */
+  /** Whether a fresh token was tried since it was last confirmed. */
   retried = false;
   info: Info | undefined;
-  /** How often it was asked for. */
+  /** How many callers of `channel` have it. */
   users = 1;
-  /** A message was refused for now: the messages behind it wait until it is tried again. */
+  /** Whether messages wait because the server refused one for now. */
   held = false;
   readonly outbox: Sending[] = [];
   #owner: Owner;
-  /** The pages so far of a list of members that is not whole yet. */
+  /** The pages so far of a list of members that is not complete yet. */
   #page: readonly Member[] | undefined;
   #wasDown = false;
   #listeners = new Map<string, Set<Listener>>();
@@ -115,8 +114,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
   // ---- listening ---------------------------------------------------------------------------
 
   on(event: string, listener: (first: never, second: never) => void): Off {
-    // No event's name has a "!", so what the client tells cannot be mistaken for what was
-    // published.
+    // No published event has a "!" in its name, so an event of the client cannot be taken for one.
     const name = Object.hasOwn(CONTROL, event) ? `!${event}` : event;
     let set = this.#listeners.get(name);
     if (!set) this.#listeners.set(name, (set = new Set()));
@@ -131,7 +129,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
       try {
         listener(first, second);
       } catch (error) {
-        // A fault of the application's is its own: the next event must be heard all the same.
+        // A listener that throws keeps no other listener from the event.
         queueMicrotask(() => {
           throw error;
         });
@@ -172,14 +170,14 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     }
   }
 
-  // ---- what the connection tells -----------------------------------------------------------
+  // ---- what the connection reports ---------------------------------------------------------
 
-  /** `resumed`: the cursor that was given is followed. */
+  /** Takes a confirmation. `resumed`: the channel goes on behind the cursor that was given. */
   confirmed(cursor: string, resumed: boolean): void {
     this.live = true;
     this.retried = false;
-    // If the cursor could not be followed, the old one stays until the gap has been told: a
-    // connection that breaks in between must not make it silent.
+    // If the server could not follow the cursor, the old one stays until the gap comes. Otherwise a
+    // connection that breaks between them would hide the gap.
     if (resumed || this.cursor === undefined) this.cursor = cursor;
     const back = this.#wasDown && resumed;
     this.#wasDown &&= !resumed;
@@ -224,7 +222,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     this.become("waiting", error);
   }
 
-  /** A page of who is there. */
+  /** Takes a page of the list of members. */
   listed(members: readonly Member[], more: boolean): void {
     const all = [...(this.#page ?? []), ...members];
     this.#page = more ? all : undefined;
@@ -236,7 +234,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     this.#tell("!presence", presence);
   }
 
-  /** A member joined, left or changed. */
+  /** Takes a member that joined, left or changed. */
   moved(kind: "joined" | "left" | "updated", member: Member): void {
     const others = this.members.filter(({ user }) => user !== member.user);
     this.present({ members: kind === "left" ? others : [...others, member], [kind]: member });
@@ -248,7 +246,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     this.#tell("!state", { state, transport: this.transport, ...(error && { error }) });
   }
 
-  // ---- speaking ----------------------------------------------------------------------------
+  // ---- sending -----------------------------------------------------------------------------
 
   // biome-ignore lint: the typed signature is the interface's
   send(event: string, data?: unknown, options: SendOptions = {}): Promise<any> {
@@ -264,7 +262,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
       const idempotencyKey = options.idempotencyKey ?? unique();
       const wrong = checkSend(event, idempotencyKey);
       if (wrong) return reject(wrong);
-      // Here and nowhere else: what cannot be written fails this promise alone, and a later change
+      // Written only here: data that JSON cannot carry fails this promise alone, and a later change
       // of the data changes nothing.
       const text = data instanceof Uint8Array ? data.slice() : toJson(data);
       const timer = after(timeout, () => sending.settle(new AirwaveError("timeout", `no answer within ${timeout} ms${sending.why ? `; the last one: ${sending.why}` : ""}`)));
@@ -273,7 +271,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
         event,
         data: text,
         key: options.key,
-        // As they are now: a later change changes nothing.
+        // A copy, for the same reason.
         attributes: options.attributes && { ...options.attributes },
         idempotencyKey,
         repeat,
@@ -300,7 +298,7 @@ export class Subscription implements Channel<AnyEvents, AnyEvents> {
     if (this.users <= 0) this.shut();
   }
 
-  /** Closes, however often it was asked for. */
+  /** Closes for all callers. */
   shut(): void {
     this.#finish("closed", new AirwaveError("closed", `the channel '${this.name}' was closed`));
   }

@@ -1,9 +1,6 @@
 // What an application sees of the client. The wire behind it is docs/protocol.md.
 
-/**
- * What a position, a gap's reason and a refusal's code are, is said in docs/protocol.md; the words
- * are the same here.
- */
+/** Why events are lost: the reasons of docs/protocol.md. */
 export type GapReason = "unknown-position" | "history-expired" | "too-slow" | "broker-lost-data" | (string & {});
 
 /**
@@ -27,11 +24,11 @@ export type Code =
   | "overflow"
   | (string & {});
 
-/** A "no", with a code to act on and a message for people. */
+/** A refusal or a failure: a code for the program, and a message for people. */
 export class AirwaveError extends Error {
-  /** What kind of "no". */
+  /** What went wrong. */
   readonly code: Code;
-  /** With `wrong-transport`: the one to use. */
+  /** With `wrong-transport`: the transport to use instead. */
   readonly transport: string | undefined;
 
   constructor(code: Code, message: string, transport?: string) {
@@ -43,35 +40,35 @@ export class AirwaveError extends Error {
 }
 
 /**
- * The events of a channel as a map of names to payloads, from what an application writes: that map
- * itself, or the union of `{ event, data }` that the generator makes from a Rust enum.
+ * The events of a channel as a map of names to payloads. An application gives that map itself, or
+ * the union of `{ event, data }` that the generator makes from a Rust enum.
  */
 export type EventsOf<E> = [E] extends [{ event: string }]
   ? { [U in E as U["event"]]: U extends { data: infer D } ? D : null }
   : E;
 
-/** Any events at all: what a channel without a type has. */
+/** The events of a channel without a type: any name, any payload. */
 // biome-ignore lint: payloads of untyped channels are whatever was published
 export type AnyEvents = Record<string, any>;
 
 /** One event, as `for await` yields it and listeners get it as their second argument. */
 export interface ChannelEvent<Name extends string = string, Data = unknown> {
   readonly channel: string;
-  /** Its position: a cursor from which a listener goes on behind it. */
+  /** Its position, which is a cursor: a listener that gives it goes on behind this event. */
   readonly id: string;
   readonly event: Name;
   /** JSON as it was published, a string for text, a `Uint8Array` for binary. */
   readonly data: Data;
-  /** What it is about, if its publisher said so. */
+  /** What the event is about, if its publisher gave a key. */
   readonly key?: string;
   /**
-   * What it says about itself beside its data, such as `content-type`. A binary event on a
-   * WebSocket and an event of a plain `EventSource` have none, and no key.
+   * Texts beside the data, such as `content-type`. A binary event on a WebSocket and an event of a
+   * plain `EventSource` have none, and no key.
    */
   readonly attributes?: Readonly<Record<string, string>>;
 }
 
-/** An announced loss: events after `after` are gone, the channel goes on behind `cursor`. */
+/** An announced loss: events after `after` are gone, and the channel goes on behind `cursor`. */
 export interface Gap {
   readonly channel: string;
   /** The last event before the loss; null if the cursor that was given could not be read. */
@@ -95,17 +92,19 @@ export interface GapEvent {
 export type AnyEvent<E> = { [K in keyof E & string]: ChannelEvent<K, E[K]> }[keyof E & string] | GapEvent;
 
 /**
- * - `connecting`: the first time, nothing has been heard yet
- * - `open`: confirmed; nothing is missed without a word
- * - `waiting`: the connection is down; it is tried again by itself
- * - `ended`, `refused`, `closed`: over, for good
+ * The state of a channel.
+ *
+ * - `connecting`: not confirmed yet for the first time
+ * - `open`: confirmed; no event is missed without a `gap`
+ * - `waiting`: the connection is down; the client tries again by itself
+ * - `ended`, `refused`, `closed`: over; nothing follows
  */
 export type State = "connecting" | "open" | "waiting" | "ended" | "refused" | "closed";
 
 /** A change of a channel's state. */
 export interface StateChange {
   readonly state: State;
-  /** How it is carried now, if it is. */
+  /** The transport that carries it now, if one does. */
   readonly transport: TransportName | undefined;
   /** Why it is `waiting` or `refused`, if that is known. */
   readonly error?: AirwaveError;
@@ -113,106 +112,104 @@ export interface StateChange {
 
 /** A member of a channel, as presence reports it. */
 export interface Member {
-  /** Null: the anonymous, who are counted together. */
+  /** The id of the user; null for all anonymous clients, which are one member. */
   readonly user: string | null;
-  /** By how many connections; 0 for one who has left. */
+  /** How many connections the member has; 0 after it left. */
   readonly connections: number;
-  /** What the application said of them. */
+  /** Metadata that the application gave. */
   readonly meta?: unknown;
 }
 
-/** Who is there after a change, and the change. */
+/** The members of a channel after a change, and the change. */
 export interface Presence {
   readonly members: readonly Member[];
-  /** Who came, left or changed; none of them on the first list. */
+  /** The member that joined, left or changed; the first list has none of the three. */
   readonly joined?: Member;
   readonly left?: Member;
   readonly updated?: Member;
 }
 
 /**
- * What the client itself tells. These names win over an application's events of the same name,
- * which `"*"` and `for await` still give.
+ * The events of the client itself. A listener of such a name does not hear an application's events
+ * of the same name, which `"*"` and `for await` still give.
  */
 export interface ControlEvents {
-  /**
-   * Events were lost: load afresh. Never silent: without a listener for it, the console is told.
-   */
+  /** Events were lost: load the page's data again. Without a listener the console shows it. */
   gap: Gap;
   /** The channel has ended; no event follows. */
   end: { readonly channel: string; readonly cursor: string };
-  /** The connection was down, is up again, and nothing was missed. */
+  /** The connection was down and is up again, and no event is missed. */
   resumed: { readonly channel: string; readonly cursor: string };
   state: StateChange;
   /** The server has not reached its broker for 10 s; it catches up by itself. */
   stale: Record<string, never>;
-  /** Asked for with `presence: true`. */
+  /** The members changed. Comes with the option `presence: true`. */
   presence: Presence;
-  /** The channel is refused, for good. */
+  /** The server refused the channel; the client does not try again. */
   error: AirwaveError;
 }
 
-/** How one message is sent. */
+/** Options of one message. */
 export interface SendOptions {
-  /** What it is about. */
+  /** What the message is about. */
   key?: string;
-  /** What it says about itself beside its data: at most 8 names and texts, 1 KiB together. */
+  /** Texts beside the data: at most 8 names and texts, 1 KiB together. */
   attributes?: Record<string, string>;
-  /** Keeps a repetition from being done twice. Made up if absent. */
+  /** Makes a repetition harmless: the server does it once. Default: a random key. */
   idempotencyKey?: string;
   /**
-   * Milliseconds until the promise is rejected with `timeout`; whether it was done is unknown then.
+   * Milliseconds until the promise rejects with `timeout`. The server may have done it or not.
    * Default 30,000.
    */
   timeout?: number;
   /**
-   * False: said once, never repeated; rejected with `disconnected` if the connection is down or
-   * breaks before the answer. On a WebSocket, binary data then goes as a binary frame, which has no
-   * room for an idempotency key. Default true.
+   * False: the client sends it once. The promise rejects with `disconnected` if the connection is
+   * down or breaks before the answer. On a WebSocket, binary data then goes as a binary frame,
+   * which has no room for an idempotency key. Default true.
    */
   repeat?: boolean;
   /**
-   * False: no answer is asked for; the promise resolves with null once the message is on its way.
+   * False: the server gives no answer, and the promise resolves with null once the message is sent.
    * Only with `repeat: false` over a WebSocket.
    */
   reply?: boolean;
 }
 
 /**
- * The transports that this client speaks. `polling` asks for a channel's JSON page every 2 s: the
- * last resort, where neither of the others passes.
+ * The transports of this client. `polling` asks for a channel's JSON page every 2 s: the last
+ * resort, where neither of the others passes.
  */
 export type TransportName = "websocket" | "sse" | "polling";
 
-/** What is decided for one channel. */
+/** Options of one channel. */
 export interface ChannelOptions {
   /** `auto` asks the channel's URL. Default: that of `connect`. */
   transport?: TransportName | "auto";
   /**
-   * A cursor (of a publish, of the JSON history, of an earlier visit) after which to begin.
-   * Default: as the channel's rule says.
+   * The cursor after which to begin: of a publish, of the JSON history, of an earlier visit.
+   * Default: the channel's rule decides.
    */
   after?: string;
-  /** Asks for who is there, and for changes of it. */
+  /** Asks for the members of the channel, and for their changes. */
   presence?: boolean;
 }
 
-/** What is decided for a client. */
+/** Options of a client. */
 export interface Options {
   /**
-   * `auto` (default) does as each channel's rule says. Where nothing comes over that transport,
-   * twice in a row, although the server answers plain HTTP, the channel moves to the other one that
-   * its rule allows, and else to `polling`.
+   * `auto` (default) follows each channel's rule. If that transport carries nothing, twice in a
+   * row, although the server answers plain HTTP, the channel moves to the other one that its rule
+   * allows, or else to `polling`.
    */
   transport?: TransportName | "auto";
   /**
-   * Gives the token to show: asked at every new connection, and when the server refused the one
-   * before (then `refused` is true). Goes as `Authorization: Bearer` or, where a browser allows no
-   * headers, as a WebSocket subprotocol; never in a URL.
+   * Returns the token. The client calls it for every new connection, and when the server refused
+   * the token before (then `refused` is true). The token goes as `Authorization: Bearer` or, where
+   * a browser allows no headers, as a WebSocket subprotocol; never in a URL.
    */
   token?: (refused: boolean) => string | null | undefined | Promise<string | null | undefined>;
   /**
-   * How many sends wait while there is no connection. 0: they are refused with `disconnected`.
+   * How many messages wait while there is no connection. 0: `send` rejects with `disconnected`.
    * Default 100.
    */
   queue?: number;
@@ -221,16 +218,16 @@ export interface Options {
    * each tab has its own.
    */
   share?: boolean;
-  /** Sent with every request: `include` for cookies of another origin. Default `same-origin`. */
+  /** Of every request: `include` sends cookies to another origin. Default `same-origin`. */
   credentials?: RequestCredentials;
   /**
-   * The bounds of the wait before another try, in ms; the server's hint goes first. Default `[1000,
-   * 30000]`.
+   * The bounds of the wait before another try, in ms, unless the server names a time. Default
+   * `[1000, 30000]`.
    */
   backoff?: readonly [number, number];
   /**
-   * After so many ms without a sign of life the connection counts as dead. The server gives one
-   * every 15 s. Default 40,000.
+   * Milliseconds without a sign of life after which the connection counts as dead. The server gives
+   * one every 15 s. Default 40,000.
    */
   silence?: number;
   /** In place of the platform's; `overEventSource` of `airwave-client/eventsource` is one. */
@@ -239,34 +236,35 @@ export interface Options {
   WebSocket?: unknown;
 }
 
-/** Takes a listener away again. */
+/** Removes the listener. */
 export type Off = () => void;
 
-/** One channel, listened to. */
+/** A channel that the client listens to. */
 export interface Channel<E = AnyEvents, C = AnyEvents> extends AsyncIterable<AnyEvent<EventsOf<E>>> {
   readonly name: string;
   readonly state: State;
-  /** How it is carried now. */
+  /** The transport that carries it now. */
   readonly transport: TransportName | undefined;
-  /** The position up to which everything has been heard: for `after` of a later visit. */
+  /** The position of the last event, for `after` of a later visit. */
   readonly cursor: string | undefined;
-  /** Who is there, if `presence` was asked for. */
+  /** The members, with the option `presence: true`. */
   readonly members: readonly Member[];
-  /** Listens to what the client itself tells. */
+  /** Listens to an event of the client itself. */
   on<K extends keyof ControlEvents>(event: K, listener: (told: ControlEvents[K]) => void): Off;
   /** Listens to every event. */
   on(event: "*", listener: (data: unknown, event: AnyEvent<EventsOf<E>>) => void): Off;
-  /** Listens to events of a name. */
+  /** Listens to the events of one name. */
   on<K extends keyof EventsOf<E> & string>(event: K, listener: (data: EventsOf<E>[K], event: ChannelEvent<K, EventsOf<E>[K]>) => void): Off;
   /**
-   * Says something to the channel's handler and resolves with its answer. Messages of a channel
-   * keep their order. While the connection is down they wait, and what got no answer is repeated
-   * with the same idempotency key.
+   * Sends a message to the channel's handler and resolves with its answer.
+   *
+   * Messages of a channel keep their order. While the connection is down they wait, and the client
+   * repeats those without an answer with the same idempotency key. Rejects with an
+   * {@link AirwaveError}.
    */
   send<R = unknown, K extends keyof EventsOf<C> & string = keyof EventsOf<C> & string>(event: K, data?: EventsOf<C>[K], options?: SendOptions): Promise<R>;
   /**
-   * Stops listening. A channel that was asked for several times closes when it has been closed as
-   * often.
+   * Stops listening. A channel that several callers share closes when each of them has closed it.
    */
   close(): void;
 }
@@ -277,7 +275,7 @@ export interface Airwave {
   readonly url: string;
   /**
    * Listens to a channel. The same name gives the same channel while it is open, with the options
-   * of the first.
+   * of the first call.
    */
   channel<E = AnyEvents, C = AnyEvents>(name: string, options?: ChannelOptions): Channel<E, C>;
   /** Closes all channels and connections. */

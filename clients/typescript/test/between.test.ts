@@ -49,7 +49,7 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
-describe("an answer that is not Airwave's is never the last word", () => {
+describe("an answer that is not Airwave's is never final", () => {
   const foreign: [string, () => Response][] = [
     ["a page with 404", () => page(404)],
     ["a page with 403", () => page(403)],
@@ -96,7 +96,7 @@ describe("an answer that is not Airwave's is never the last word", () => {
     });
   }
 
-  test("but a refusal of Airwave's own is", async () => {
+  test("a refusal of Airwave's own is final", async () => {
     vi.spyOn(console, "error").mockImplementation(() => {});
     const channel = start(() => json({ error: { code: "forbidden", message: "no" } }, 403)).channel("a");
     await vi.advanceTimersByTimeAsync(1000);
@@ -202,7 +202,7 @@ describe("long requests", () => {
 });
 
 describe("names and data", () => {
-  test("a name that is none makes no request, whatever it names", async () => {
+  test("an invalid name makes no request", async () => {
     vi.spyOn(console, "error").mockImplementation(() => {});
     start(() => info(), { token: () => "secret" });
     for (const name of ["jobs/../../../admin/x?y=", "", "/a", "a/", "a//b", "..", "a/.", "a b", "a?b", "a#b", "ü", "a%2e", "x".repeat(256), "a\nb"]) {
@@ -330,7 +330,7 @@ describe("a page", () => {
     expect(channel.state).toBe("open");
   });
 
-  test("offline is said, and a line that does not answer is given up within seconds", async () => {
+  test("an offline browser is told in the state, and a connection that does not answer is given up within seconds", async () => {
     let lost = false;
     const answers: Answer = (path, { signal }) => {
       if (lost) throw new TypeError("Failed to fetch");

@@ -2,7 +2,7 @@
 
 import { describe, expect, test } from "vitest";
 import { client, Heard } from "./support/heard.js";
-import { line, withoutUpgrades } from "./support/lines.js";
+import { cuttableProxy, withoutUpgrades } from "./support/proxies.js";
 import { config, redis, Server } from "./support/server.js";
 
 for (const transport of ["websocket", "sse"] as const) {
@@ -29,7 +29,7 @@ for (const transport of ["websocket", "sse"] as const) {
       const server = await Server.start();
       const airwave = client(server.url, { transport });
       const heard = new Heard(airwave.channel("both/a"));
-      // Before there is a line: it waits.
+      // Waits, because there is no connection yet.
       await expect(heard.channel.send("say", { text: "early" })).resolves.toBe(null);
       await heard.channel.send("say", { text: "hi" }, { key: "k" });
       await heard.channel.send("bytes", new Uint8Array([1, 2, 3]));
@@ -44,17 +44,17 @@ for (const transport of ["websocket", "sse"] as const) {
       await expect(airwave.channel("silent/a").send("say", 1)).rejects.toMatchObject({ code: "forbidden" });
     });
   
-    test("goes on behind the last event after the line was cut: everything once, no gap", async () => {
+    test("goes on behind the last event after a cut: each event once, no gap", async () => {
       const server = await Server.start();
-      const wire = await line(server.port);
-      const heard = new Heard(client(wire.url, { transport }).channel("both/a"));
+      const proxy = await cuttableProxy(server.port);
+      const heard = new Heard(client(proxy.url, { transport }).channel("both/a"));
       await heard.state("open");
       await server.publish([1, 2].map((data) => ({ channel: "both/a", event: "n", data })));
       await heard.data("n", 2);
-      wire.cut();
+      proxy.cut();
       await heard.state("waiting");
       await server.publish([3, 4].map((data) => ({ channel: "both/a", event: "n", data })));
-      wire.restore();
+      proxy.restore();
       await heard.first("!resumed");
       await server.publish({ channel: "both/a", event: "n", data: 5 });
       expect(await heard.data("n", 5)).toEqual([1, 2, 3, 4, 5]);
@@ -107,23 +107,23 @@ for (const transport of ["websocket", "sse"] as const) {
       }
     });
 
-    test("what is said while there is no line is said once, when there is one, in order", async () => {
+    test("messages without a connection wait for one, and go once and in order", async () => {
       const server = await Server.start();
-      const wire = await line(server.port);
-      const airwave = client(wire.url, { transport, queue: 3 });
+      const proxy = await cuttableProxy(server.port);
+      const airwave = client(proxy.url, { transport, queue: 3 });
       const heard = new Heard(airwave.channel("both/a"));
       await heard.state("open");
-      wire.cut();
+      proxy.cut();
       await heard.state("waiting");
       const sent = [1, 2, 3].map((n) => heard.channel.send("n", n));
       await expect(heard.channel.send("n", 4)).rejects.toMatchObject({ code: "disconnected" });
       await expect(heard.channel.send("n", 5, { repeat: false })).rejects.toMatchObject({ code: "disconnected" });
-      wire.restore();
+      proxy.restore();
       await Promise.all(sent);
       expect(await heard.data("n", 3)).toEqual([1, 2, 3]);
     });
 
-    test("is told of the end, and listens no more", async () => {
+    test("hears the end, and stops listening", async () => {
       const server = await Server.start();
       const airwave = client(server.url, { transport });
       const heard = new Heard(airwave.channel("both/a"));
@@ -146,11 +146,11 @@ for (const transport of ["websocket", "sse"] as const) {
 
     test("channels share one connection, and one that comes later loses nothing of the others", async () => {
       const server = await Server.start();
-      const wire = await line(server.port);
-      const airwave = client(wire.url, { transport });
+      const proxy = await cuttableProxy(server.port);
+      const airwave = client(proxy.url, { transport });
       const first = new Heard(airwave.channel("both/1"));
       await first.state("open");
-      // Nothing is published through the line, so that what it counts is the client's.
+      // Nothing is published through the proxy, so that it counts only the client's connections.
       let n = 0;
       let going = true;
       const publishing = (async () => {
@@ -171,12 +171,12 @@ for (const transport of ["websocket", "sse"] as const) {
       await expect.poll(() => server.sessions(transport === "sse" ? "sse-many" : "websocket")).toBe(1);
     });
 
-    test("a dead line is noticed by its silence", async () => {
+    test("a dead connection is noticed by its silence", async () => {
       const server = await Server.start();
-      const wire = await line(server.port);
-      const heard = new Heard(client(wire.url, { transport, silence: 300 }).channel("both/a"));
+      const proxy = await cuttableProxy(server.port);
+      const heard = new Heard(client(proxy.url, { transport, silence: 300 }).channel("both/a"));
       await heard.state("open");
-      wire.swallow();
+      proxy.swallow();
       const { error } = await heard.first("!state", 0, ({ state }) => state === "waiting");
       expect(error.code).toBe("disconnected");
       await server.publish({ channel: "both/a", event: "n", data: "missed" });
@@ -225,7 +225,7 @@ describe("the choice of a transport", () => {
     expect(heard.channel.transport).toBe("websocket");
     await server.publish({ channel: "both/a", event: "n", data: 1 });
     await heard.first("n");
-    // The line breaks, and from now on nothing is upgraded.
+    // The connection breaks, and from now on nothing is upgraded.
     proxy.allow = false;
     const { cursor } = heard.channel;
     const from = heard.entries.length;

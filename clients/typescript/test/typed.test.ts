@@ -7,7 +7,7 @@ import { describe, expect, expectTypeOf, test } from "vitest";
 import type { AirwaveError, Options } from "../src/index.js";
 import type { Item, OrderCommands, OrderEvents } from "./orders.js";
 import { client, Heard } from "./support/heard.js";
-import { line } from "./support/lines.js";
+import { cuttableProxy } from "./support/proxies.js";
 import { example, Server } from "./support/server.js";
 
 const program = example("typed");
@@ -61,15 +61,15 @@ for (const transport of ["websocket", "sse"] as const) {
 
     test("a token that is good no more is replaced, and nothing is missed", async () => {
       const server = await Server.of(program, []);
-      const wire = await line(server.port);
+      const proxy = await cuttableProxy(server.port);
       const options = signIn(server.url);
-      const heard = new Heard(client(wire.url, options).channel("orders/1"));
+      const heard = new Heard(client(proxy.url, options).channel("orders/1"));
       await heard.state("open");
       await heard.channel.send("cancel", { why: "first" });
-      wire.cut();
+      proxy.cut();
       await heard.state("waiting");
       await fetch(`${server.url}/sign-out-everybody`, { method: "POST" });
-      wire.restore();
+      proxy.restore();
       await heard.first("!resumed");
       await heard.channel.send("cancel", { why: "second" });
       expect(await heard.data("cancelled", 2)).toEqual([{ why: "first" }, { why: "second" }]);

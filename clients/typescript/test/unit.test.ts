@@ -41,7 +41,7 @@ describe("bytes", () => {
   });
 });
 
-describe("the line", () => {
+describe("a connection", () => {
   test("several frames in one are heard in their order", async () => {
     start();
     const channel = airwave.channel("a");
@@ -88,7 +88,7 @@ describe("the line", () => {
     expect(later.transport).toBe("sse");
   });
 
-  test("a page that the server does not allow is told so once, with the word", async () => {
+  test("a page that the server does not allow reads so once in the console, with `origins`", async () => {
     vi.stubGlobal("document", { addEventListener: () => {}, removeEventListener: () => {}, baseURI: "https://app.example/" });
     vi.stubGlobal("location", { origin: "https://app.example", href: "https://app.example/" });
     const probes: unknown[] = [];
@@ -161,7 +161,7 @@ describe("the line", () => {
     expect(FakeSocket.made.length).toBe(count + 1);
   });
 
-  test("a line that held begins small again", async () => {
+  test("the wait is short again after a connection that held", async () => {
     start({ backoff: [1000, 60_000] }).channel("a");
     for (let i = 0; i < 5; i += 1) {
       await settled();
@@ -197,7 +197,7 @@ describe("the line", () => {
       await settled();
       expect(FakeSocket.made.length).toBe(count + 1);
     }
-    // A line that seems to stand is asked whether it does.
+    // The client asks a connection that seems to stand whether it does.
     const socket = await FakeSocket.last.open();
     socket.confirm();
     target.dispatchEvent(new Event("online"));
@@ -208,7 +208,7 @@ describe("the line", () => {
     vi.unstubAllGlobals();
   });
 
-  test("a silent line is given up", async () => {
+  test("a silent connection is given up", async () => {
     start({ silence: 40_000, backoff: [10, 10] }).channel("a");
     await settled();
     const socket = await FakeSocket.last.open();
@@ -223,7 +223,7 @@ describe("the line", () => {
     expect(FakeSocket.made.length).toBe(2);
   });
 
-  test("of a client that is closed leaves no timer that would keep a process alive", async () => {
+  test("a closed client leaves no timer that would keep a process alive", async () => {
     for (const open of [true, false]) {
       start().channel("a");
       await settled();
@@ -231,14 +231,14 @@ describe("the line", () => {
       else FakeSocket.last.drop();
       await settled();
       airwave.close();
-      // As long as a line without a channel is kept for another one that may come.
+      // As long as a connection without a channel is kept for another one that may come.
       await vi.advanceTimersByTimeAsync(100);
       expect(vi.getTimerCount()).toBe(0);
       expect(FakeSocket.last.closed).toBe(true);
     }
   });
 
-  test("says no more frames than the server takes", async () => {
+  test("sends no more frames than the server takes", async () => {
     const channel = start().channel("a");
     await settled();
     const socket = await FakeSocket.last.open();
@@ -281,7 +281,7 @@ describe("the line", () => {
 });
 
 describe("a channel", () => {
-  test("a line that breaks between confirmation and gap does not make the gap silent", async () => {
+  test("a connection that breaks between confirmation and gap does not make the gap silent", async () => {
     const channel = start({ backoff: [10, 10] }).channel("a", { after: "5" });
     const gaps: unknown[] = [];
     channel.on("gap", (gap) => gaps.push(gap));
@@ -367,7 +367,7 @@ describe("a channel", () => {
     expect(warn).toHaveBeenCalledOnce();
   });
 
-  test("who is there", async () => {
+  test("presence lists who is there, and who comes and goes", async () => {
     const channel = start().channel("a", { presence: true });
     const told: unknown[] = [];
     channel.on("presence", ({ members, joined, left, updated }) => told.push([members.map(({ user }) => user), joined?.user, left?.user, updated?.user]));
@@ -389,7 +389,7 @@ describe("a channel", () => {
     expect(channel.members).toEqual([{ user: null, connections: 7 }, { user: "bob", connections: 2, meta: { colour: "blue" } }]);
   });
 
-  test("what got no answer is said again with the same key; what shall be said once is not", async () => {
+  test("a message without an answer goes again with the same key, unless `repeat` is false", async () => {
     const channel = start({ backoff: [10, 10] }).channel("a");
     await settled();
     let socket = await FakeSocket.last.open();

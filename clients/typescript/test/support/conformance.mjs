@@ -49,10 +49,10 @@ async function one(connect, url, name, transport, options, say) {
   const refused = await airwave.channel("unknown/a").send("n", 1).catch(({ code }) => code);
   same(refused, "unknown-channel", "the refusal");
 
-  // The server dies, and while the line is down it begins anew and something is published.
+  // The server dies, and while it is gone it starts again and an event is published.
   const from = states.length;
   say({ cut: channel.name });
-  await until(() => states.indexOf("waiting", from) >= 0, "the loss of the line");
+  await until(() => states.indexOf("waiting", from) >= 0, "the loss of the connection");
   say({ down: channel.name });
   await until(() => heard.length === 4, "what was missed");
   same(heard.slice(2).sort(), ["missed", "resumed"], "what the client came back to");

@@ -121,10 +121,10 @@ export class Server {
     return JSON.parse(body) as { cursor: string };
   }
 
-  /** How many sessions of a wire are open, by the server's own count. */
-  async sessions(wire: string): Promise<number> {
+  /** How many sessions of a transport are open, by the server's own count. */
+  async sessions(transport: string): Promise<number> {
     const text = await (await fetch(`${this.url}/metrics`)).text();
-    return Number(new RegExp(`^airwave_connections\\{[^}]*"${wire}"[^}]*\\} (\\d+)`, "m").exec(text)?.[1] ?? 0);
+    return Number(new RegExp(`^airwave_connections\\{[^}]*"${transport}"[^}]*\\} (\\d+)`, "m").exec(text)?.[1] ?? 0);
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { line } from "./lines.js";
+import { cuttableProxy } from "./proxies.js";
 import { config, redis, Server } from "./server.js";
 
 /** What the script wants done, or says at its end. */
@@ -15,28 +15,28 @@ export interface Said {
 }
 
 /**
- * A server that forgets nothing when it dies, behind a line that can be cut; and what the script's
- * words do to them.
+ * A server that forgets nothing when it dies, behind a proxy that can be cut, and what the
+ * script's requests do to both.
  */
 export async function stage(): Promise<{ url: string; hear: (said: Said) => Promise<void> }> {
   const server = await Server.start(config(`[broker]\nurl = "${await redis()}"`));
-  const wire = await line(server.port);
+  const proxy = await cuttableProxy(server.port);
   const [cut, down] = [new Set<string>(), new Set<string>()];
   const hear = async (said: Said): Promise<void> => {
     if (said.cut) cut.add(said.cut);
     if (said.cut && cut.size === 2) {
       await server.kill();
-      wire.cut();
+      proxy.cut();
     }
     if (said.down) down.add(said.down);
     if (said.down && down.size === 2) {
       await server.restart();
       for (const channel of down) await server.publish({ channel, event: "n", data: "missed" });
-      wire.restore();
+      proxy.restore();
     }
     if (said.finish) await server.publish({ channel: said.finish, event: "n", data: "last", end: true });
   };
-  return { url: wire.url, hear };
+  return { url: proxy.url, hear };
 }
 
 /**

@@ -1,4 +1,4 @@
-// What stands between a client and the server, or in its way.
+// Proxies between a client and the server, which break what passes them.
 
 import { once } from "node:events";
 import http from "node:http";
@@ -15,7 +15,8 @@ async function listen(server: net.Server): Promise<string> {
   return `http://127.0.0.1:${(server.address() as net.AddressInfo).port}`;
 }
 
-export interface Line {
+/** A proxy of connections that a test cuts. */
+export interface CuttableProxy {
   url: string;
   /** How many connections were made. */
   made: number;
@@ -28,8 +29,8 @@ export interface Line {
   swallow(): void;
 }
 
-/** A line to the server that can be cut. */
-export async function line(port: number): Promise<Line> {
+/** Starts a proxy of connections to the server. */
+export async function cuttableProxy(port: number): Promise<CuttableProxy> {
   const pairs = new Set<{ client: net.Socket; upstream: net.Socket }>();
   let down = false;
   const relay = net.createServer((client) => {
@@ -50,7 +51,7 @@ export async function line(port: number): Promise<Line> {
     });
     upstream.on("close", () => client.destroy());
   });
-  const made: Line = {
+  const made: CuttableProxy = {
     url: "",
     made: 0,
     get open() {
