@@ -4,7 +4,8 @@ Called by scripts/public-api.sh.
 
     scripts/public-api.py list FILE              lists the crate of which FILE is rustdoc's JSON
     scripts/public-api.py changelog OLD NEW LOG  fails if a difference of two lists is not in LOG
-    scripts/public-api.py --self-test            tries both on small crates and lists
+    scripts/public-api.py growth LIST            fails if a type of the list cannot grow
+    scripts/public-api.py --self-test            tries them on small crates and lists
 
 A line is an item with its signature, under the shortest path at which it is public. Its other paths
 have a line `pub use`, and so has what another crate defines and this one passes on.
@@ -375,6 +376,39 @@ def changelog(old, new, log):
     sys.exit(bool(missing))
 
 
+# ---- growth --------------------------------------------------------------------------------------
+
+# Types that other crates may build and match whole, each with its reason.
+CLOSED = {
+    "airwave_core::Position": "a number under a name of its own: it never has a second field",
+    "airwave_protocol::Attributes": "pairs under a name of their own, as the wire has them",
+    "airwave_protocol::Base64": "bytes under a name of their own, for their form on the wire",
+}
+
+
+def closed(lines):
+    """The public enums, and the structs with public fields, that are not `#[non_exhaustive]`.
+
+    A new variant or field of such a type breaks every crate that matches or builds it.
+    """
+    with_fields = {own_path(line).rsplit("::", 1)[0] for line in lines if line.startswith("pub field ")}
+    found = []
+    for line in lines:
+        kind = re.match(r"pub (enum|struct|union) ", line)
+        if not kind or own_path(line) in CLOSED:
+            continue
+        if kind[1] == "enum" or own_path(line) in with_fields or re.search(r"\(.*\bpub ", line):
+            found.append(line)
+    return found
+
+
+def growth(path):
+    found = closed(lines_of(path))
+    for line in found:
+        print(f"{line}\n    is not #[non_exhaustive], and has no reason in CLOSED of scripts/public-api.py", file=sys.stderr)
+    sys.exit(bool(found))
+
+
 # ---- self-test -----------------------------------------------------------------------------------
 
 LOG = "# Changelog\n\n## 0.2.0 (unreleased)\n\n- `Hub::ready` and `Port` are new, as we said; do not wait.\n\n## 0.1.0\n\n- `Old::thing`\n"
@@ -394,11 +428,28 @@ CHANGES = [
 ]
 
 
+FIELD = "pub field house::Door::width: u8"
+TYPES = [
+    ("an enum", ["pub enum house::Room"], True),
+    ("an enum that can grow", ["#[non_exhaustive] pub enum house::Room"], False),
+    ("a struct with a public field", ["pub struct house::Door", FIELD], True),
+    ("a struct with type parameters", ["pub struct house::Door<T: Send>", FIELD], True),
+    ("a struct that can grow", ["#[non_exhaustive] pub struct house::Door", FIELD], False),
+    ("a struct without public fields", ["pub struct house::Door", "pub field house::Doors::width: u8"], False),
+    ("a tuple with a public field", ["pub struct house::Door(_, pub u8)"], True),
+    ("a tuple without public fields", ["pub struct house::Door(_)"], False),
+    ("a type with a reason", ["pub struct airwave_core::Position(pub u64)"], False),
+]
+
+
 def self_test():
+    for name, lines, bad in TYPES:
+        if bool(closed(lines)) != bad:
+            sys.exit(f"self-test: {'not noticed' if bad else 'wrongly refused'}: {name}")
     for name, old, new, bad in CHANGES:
         if bool(unmentioned(old, new, LOG)) != bad:
             sys.exit(f"self-test: {'not noticed' if bad else 'wrongly refused'}: {name}")
-    print("self-test: every difference that the changelog does not name was noticed")
+    print("self-test: every difference that the changelog does not name, and every type that cannot grow, was noticed")
 
 
 def main(arguments):
@@ -407,6 +458,8 @@ def main(arguments):
     elif arguments[:1] == ["list"] and len(arguments) == 2:
         with open(arguments[1], encoding="utf-8") as file:
             print("\n".join(sorted(Crate(json.load(file)).lines)))
+    elif arguments[:1] == ["growth"] and len(arguments) == 2:
+        growth(arguments[1])
     elif arguments[:1] == ["changelog"] and len(arguments) == 4:
         changelog(*arguments[1:])
     else:

@@ -79,6 +79,7 @@ impl Sources {
 
 /// Settings that the command line can give, as they were typed.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Flags {
     /// `--listen`
     pub listen: Option<String>,
@@ -93,6 +94,36 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// Returns the same flags with `--listen`, if it was given.
+    pub fn with_listen(mut self, listen: Option<String>) -> Self {
+        self.listen = listen;
+        self
+    }
+
+    /// Returns the same flags with `--broker`, if it was given.
+    pub fn with_broker(mut self, broker: Option<String>) -> Self {
+        self.broker = broker;
+        self
+    }
+
+    /// Returns the same flags with `--log-format`, if it was given.
+    pub fn with_log_format(mut self, log_format: Option<String>) -> Self {
+        self.log_format = log_format;
+        self
+    }
+
+    /// Returns the same flags with `--log`, if it was given.
+    pub fn with_log_level(mut self, log_level: Option<String>) -> Self {
+        self.log_level = log_level;
+        self
+    }
+
+    /// Returns the same flags with `--live-page`, if it was given.
+    pub fn with_live_page(mut self, live_page: Option<String>) -> Self {
+        self.live_page = live_page;
+        self
+    }
+
     fn apply(&self, config: &mut Config) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (flag, text) in [

@@ -141,7 +141,7 @@ pub(crate) fn routes(config: &Config, hub: &Hub, transports: Transports, embedde
         AllowedOrigins::Listed(list) if list.is_empty() => Origins::Same,
         AllowedOrigins::Listed(list) => Origins::List(list.clone()),
     };
-    let options = Options { origins, publishers };
+    let options = Options::default().with_origins(origins).with_publishers(publishers);
     let router = airwave_transports::router(hub.clone(), options, transports).merge(client::routes());
     if config.live_page && !embedded {
         router.merge(local_only(live::routes("/", hub.clone())))

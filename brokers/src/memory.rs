@@ -99,19 +99,13 @@ impl Broker for Memory {
                 if first != append.fingerprint() {
                     return Err(BrokerError::another_payload());
                 }
-                return Ok(Published {
-                    position,
-                    duplicate: true,
-                });
+                return Ok(Published::duplicate_of(position));
             }
             if state.ended {
                 return Err(BrokerError::ended());
             }
             let position = state.append(&channel.history, now, append);
-            Ok(Published {
-                position,
-                duplicate: false,
-            })
+            Ok(Published::new(position))
         })
     }
 
@@ -142,11 +136,7 @@ impl Broker for Memory {
             let first = after.filter(|after| *after < state.base && self.shared.epochs.honours(*after));
             let mut replay = state.replay(first.map_or(after, |_| Some(state.base)), limit);
             if let (Some(first), true, [event, ..]) = (first, replay.complete, &mut replay.events[..]) {
-                let previous = first;
-                *event = Arc::new(Event {
-                    previous,
-                    ..Event::clone(event)
-                });
+                *event = Arc::new(Event::new(event.position, first, event.message.clone()));
             }
             replay
         }))

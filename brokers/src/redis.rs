@@ -229,18 +229,15 @@ impl Redis {
             (Some("other"), _) => Err(BrokerError::another_payload()),
             // Its end was a publish of its own, and may be missing.
             (Some("old"), Some(position)) if append.end_behind().is_some() => match self.publish(channel, Append::end()).await {
-                Ok(end) => Ok(Published { duplicate: true, ..end }),
-                Err(error) if error.kind == BrokerErrorKind::Ended => Ok(Published {
-                    position,
-                    duplicate: true,
-                }),
+                Ok(end) => Ok(Published::duplicate_of(end.position)),
+                Err(error) if error.kind == BrokerErrorKind::Ended => Ok(Published::duplicate_of(position)),
                 Err(error) => Err(error),
             },
             (Some(outcome @ ("new" | "known" | "old")), Some(position)) => {
                 self.marks.note(partition(channel), position);
-                Ok(Published {
-                    position,
-                    duplicate: outcome != "new",
+                Ok(match outcome {
+                    "new" => Published::new(position),
+                    _ => Published::duplicate_of(position),
                 })
             }
             _ => Err(not_ours(channel)),

@@ -377,11 +377,7 @@ fn memory(flaw: Flaw) -> Memory {
             Flaw::KeepsHalf => rule.history.events /= 2,
             Flaw::KeepsHalfTheBytes => rule.history.bytes /= 2,
             Flaw::KeepsEverything => {
-                rule.history = airwave_core::rule::History {
-                    events: usize::MAX,
-                    age: std::time::Duration::MAX,
-                    bytes: usize::MAX,
-                }
+                rule.history = airwave_core::rule::History::new(usize::MAX, std::time::Duration::MAX).with_bytes(usize::MAX)
             }
             _ => {}
         }
@@ -548,20 +544,14 @@ impl Broker for Node {
             }
             (Flaw::KeysAreForAllChannels, _) => {
                 if let Some(position) = key.as_ref().and_then(|key| self.keys.lock().unwrap().get(key).copied()) {
-                    return Ok(Published {
-                        position,
-                        duplicate: true,
-                    });
+                    return Ok(Published::duplicate_of(position));
                 }
             }
             (Flaw::TakesAnyPayload, _) if key.is_some() => {
                 append.idempotency_key = None;
                 let known = key.as_ref().and_then(|key| self.keys.lock().unwrap().get(key).copied());
                 if let Some(position) = known {
-                    return Ok(Published {
-                        position,
-                        duplicate: true,
-                    });
+                    return Ok(Published::duplicate_of(position));
                 }
             }
             (Flaw::KeysAreForAllSources, _) => {
@@ -693,10 +683,7 @@ impl Broker for Node {
                 for event in me.shown(count, event, &mut held) {
                     let mut event = me.told_event(&event, true);
                     if std::mem::take(&mut secretly) {
-                        event = Arc::new(Event {
-                            previous: Position::ZERO,
-                            ..(*event).clone()
-                        });
+                        event = Arc::new(Event::new(event.position, Position::ZERO, event.message.clone()));
                     }
                     if !sender.push(event) {
                         return;

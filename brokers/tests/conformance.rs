@@ -138,6 +138,7 @@ mod redis_server {
                     self.0.set_clock(-600);
                     assert!(self.0.run());
                 }
+                fault => unreachable!("this fixture does not offer {fault:?}"),
             }
         }
 
@@ -186,6 +187,7 @@ mod redis_cluster {
                 Verdict::Held => {}
                 Verdict::Skipped(fault) => panic!("{}: this fixture makes {fault:?}", clause.name),
                 Verdict::Broken(why) => broken.push(format!("{}: {why}", clause.name)),
+                verdict => panic!("{}: a verdict that this test does not know: {verdict:?}", clause.name),
             }
         }
         assert!(broken.is_empty(), "{}", broken.join("\n"));
@@ -217,6 +219,7 @@ mod redis_cluster {
                         master.set_clock(-600);
                         assert!(master.run());
                     }
+                    fault => unreachable!("this fixture does not offer {fault:?}"),
                 }
             }
             if matches!(fault, Fault::Restart | Fault::ReturnBehind) {
@@ -318,10 +321,7 @@ mod nats {
         }
 
         async fn node_with_clock(&self, ahead: i64) -> Arc<dyn Broker> {
-            let tuning = Tuning {
-                clock_ahead: ahead,
-                ..Tuning::default()
-            };
+            let tuning = Tuning::default().with(|tuning| tuning.clock_ahead = ahead);
             Arc::new(Nats::connect_tuned(&self.0.url(), rules(), tuning).await.unwrap())
         }
 
@@ -341,6 +341,7 @@ mod nats {
                     assert!(self.0.run());
                 }
                 Fault::ReturnBehind => unreachable!("positions come from the nodes' clocks here"),
+                fault => unreachable!("this fixture does not offer {fault:?}"),
             }
         }
 

@@ -152,12 +152,7 @@ mod nodes {
     }
 
     pub async fn member(hub: &Hub, user: &str, watches: bool) -> Session {
-        let request = ConnectRequest {
-            transport: TEST,
-            peer: None,
-            query: user.to_owned(),
-            headers: Vec::new(),
-        };
+        let request = ConnectRequest::new(TEST).with_query(user);
         let format = hub.register_format(Arc::new(Mute)).unwrap();
         let mut session = Session::new(hub.connect(request, false).unwrap(), &format);
         let subscriber = session.subscriber().with_presence(watches);
@@ -291,12 +286,7 @@ mod redis_server {
         for node in [killed, left] {
             redis.heartbeat(node).await.unwrap();
             for n in 0..300 {
-                let entry = MemberEntry {
-                    node,
-                    member: "ann".into(),
-                    stamp: 1,
-                    value: Some(b"here"[..].into()),
-                };
+                let entry = MemberEntry::new(node, "ann", 1, Some(b"here"[..].into()));
                 let channel = ChannelName::new(&format!("room/{n}")).unwrap();
                 redis.set(&channel, &[entry]).await.unwrap();
             }
@@ -566,12 +556,7 @@ mod nats {
     }
 
     fn here(node: NodeId, member: &str, stamp: u64, value: Option<&str>) -> MemberEntry {
-        MemberEntry {
-            node,
-            member: member.into(),
-            stamp,
-            value: value.map(|value| value.to_owned().into()),
-        }
+        MemberEntry::new(node, member, stamp, value.map(|value| value.to_owned().into()))
     }
 
     async fn messages(server: &NatsServer) -> u64 {

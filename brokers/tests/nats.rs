@@ -119,10 +119,7 @@ async fn a_stream_in_memory_gives_no_position_again() {
 async fn a_stream_in_memory_that_a_clock_ahead_made_gives_no_position_again() {
     let Some(server) = NatsServer::start() else { return };
     let url = format!("{}?storage=memory", server.url());
-    let ahead = Tuning {
-        clock_ahead: 120_000_000,
-        ..Tuning::default()
-    };
+    let ahead = Tuning::default().with(|tuning| tuning.clock_ahead = 120_000_000);
     let broker = Nats::connect_tuned(&url, Rules::default(), ahead).await.unwrap();
     let mut feed = broker.follow(&name("a")).await.unwrap();
     let old = ten(&broker, &mut feed).await;
@@ -202,10 +199,7 @@ async fn what_the_client_library_drops_is_never_missed_in_silence() {
     let Some(server) = NatsServer::start() else { return };
     let other = Nats::connect(&server.url(), hub::rules()).await.unwrap();
     let url = server.url();
-    let tuning = Tuning {
-        held: Some(2),
-        ..Tuning::default()
-    };
+    let tuning = Tuning::default().with(|tuning| tuning.held = Some(2));
     let (ready, is_ready) = tokio::sync::oneshot::channel();
     let (go_on, stands) = std::sync::mpsc::channel::<()>();
     let node = tokio::task::spawn_blocking(move || {
@@ -456,10 +450,7 @@ async fn a_page_that_trimming_overtakes_begins_again_behind_the_hole() {
         let Some(server) = NatsServer::of(release) else { return };
         let near = Arc::new(connect(&server).await);
         let proxy = Proxy::to(server.port);
-        let tuning = Tuning {
-            batch: Some(10),
-            ..Tuning::default()
-        };
+        let tuning = Tuning::default().with(|tuning| tuning.batch = Some(10));
         let through = format!("nats://127.0.0.1:{}", proxy.port);
         let far = Nats::connect_tuned(&through, Rules::default(), tuning).await.unwrap();
         for _ in 0..150 {
@@ -507,10 +498,7 @@ async fn a_quiet_channel_that_is_followed_outlives_the_age_of_the_stream() {
     let broker = Nats::connect_tuned(
         &server.url(),
         Rules::default(),
-        Tuning {
-            head_lives: Some(Duration::from_secs(4)),
-            ..Tuning::default()
-        },
+        Tuning::default().with(|tuning| tuning.head_lives = Some(Duration::from_secs(4))),
     )
     .await
     .unwrap();
@@ -935,10 +923,7 @@ async fn figures_of_fresh_streams_beside_skewed_clocks() {
     for skew in [20_000_i64, -20_000, 120_000_000, -120_000_000] {
         let Some(server) = NatsServer::start() else { return };
         let with_clock = async |ahead: i64| {
-            let tuning = Tuning {
-                clock_ahead: ahead,
-                ..Tuning::default()
-            };
+            let tuning = Tuning::default().with(|tuning| tuning.clock_ahead = ahead);
             Arc::new(Nats::connect_tuned(&server.url(), rules.clone(), tuning).await.unwrap())
         };
         let publisher = Publisher::to(
@@ -995,10 +980,7 @@ async fn figures_of_resumes_at_a_node_that_is_far_away() {
         let batch = std::env::var("AIRWAVE_FIGURES_BATCH")
             .ok()
             .and_then(|batch| batch.parse().ok());
-        let tuning = Tuning {
-            batch,
-            ..Tuning::default()
-        };
+        let tuning = Tuning::default().with(|tuning| tuning.batch = batch);
         let far = Arc::new(Nats::connect_tuned(&through, rules.clone(), tuning).await.unwrap());
         proxy.delay(Duration::from_millis(150));
         let node = hub::Node::with(far.clone(), rules.clone());

@@ -173,6 +173,7 @@ impl BrokerStats {
 /// One append to a channel, as a broker is asked for it. An application says it with
 /// [`Publish`](crate::Publish).
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Append {
     /// The event to append. For a bare end of the channel: [`Append::end`].
     pub message: Message,
@@ -234,6 +235,7 @@ impl Append {
 
 /// Where a publish was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Published {
     /// The event's position; with [`Append::and_end`], the end's, which is the channel's last.
     pub position: Position,
@@ -241,8 +243,27 @@ pub struct Published {
     pub duplicate: bool,
 }
 
+impl Published {
+    /// Returns the answer to a publish that was appended at `position`.
+    pub const fn new(position: Position) -> Self {
+        Self {
+            position,
+            duplicate: false,
+        }
+    }
+
+    /// Returns the answer to a repeated publish: the first one stands at `position`.
+    pub const fn duplicate_of(position: Position) -> Self {
+        Self {
+            position,
+            duplicate: true,
+        }
+    }
+}
+
 /// What a failed call leaves open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BrokerErrorKind {
     /// Try again. A publish may have happened.
     Unavailable,
@@ -255,6 +276,7 @@ pub enum BrokerErrorKind {
 /// Why the broker could not do it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
+#[non_exhaustive]
 pub struct BrokerError {
     /// What the caller can do.
     pub kind: BrokerErrorKind,
@@ -326,6 +348,7 @@ impl BrokerError {
 ///
 /// Within one feed nothing is missing, so an event whose `previous` is zero continues the one
 /// before it.
+#[non_exhaustive]
 pub struct Feed {
     /// The channel's newest position when the feed opened; never zero. Every later event is shown.
     pub head: Position,

@@ -28,6 +28,7 @@ const MAX_ENTRIES: usize = 1000;
 /// cursor, and a WebSocket takes it as well. A stream of `orders/1` and `chat/x` gives one id that
 /// holds both positions, and each event moves one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Cursor {
     /// The cursor of a stream of one channel, whichever it is.
     One(Position),

@@ -82,6 +82,7 @@ pub trait Directory: Send + Sync + 'static {
 /// One life of one node in the directory. A node that was taken for dead comes back as another
 /// incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct NodeId {
     /// The same as long as the node runs.
     pub process: u64,
@@ -133,6 +134,7 @@ impl FromStr for NodeId {
 
 /// What one node says about one member of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MemberEntry {
     /// Whose it is.
     pub node: NodeId,
@@ -145,14 +147,35 @@ pub struct MemberEntry {
     pub value: Option<Bytes>,
 }
 
+impl MemberEntry {
+    /// Returns what `node` says about `member`. Without a `value` the entry is cleared.
+    pub fn new(node: NodeId, member: impl Into<Arc<str>>, stamp: u64, value: Option<Bytes>) -> Self {
+        Self {
+            node,
+            member: member.into(),
+            stamp,
+            value,
+        }
+    }
+}
+
 /// What a node hears when it says that it lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Heartbeat {
     /// Whether the node was alive before. False the first time, and after it had died or the
     /// directory was lost: then its entries are gone.
     pub known: bool,
     /// All nodes that live now. This one is among them, unless it had died.
     pub living: Vec<NodeId>,
+}
+
+impl Heartbeat {
+    /// Returns the answer to a heartbeat: whether the node was alive before, and all nodes that
+    /// live now.
+    pub fn new(known: bool, living: Vec<NodeId>) -> Self {
+        Self { known, living }
+    }
 }
 
 /// One node's live stream of the entries of one channel.

@@ -40,6 +40,7 @@ pub trait DirectoryFixture: Send + Sync {
 
 /// One clause of the contract.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct DirectoryClause {
     /// The name of its function.
     pub name: &'static str,

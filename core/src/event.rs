@@ -19,6 +19,7 @@ pub use self::position::Position;
 
 /// A message at a position of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Event {
     /// Its position.
     pub position: Position,
@@ -33,6 +34,27 @@ pub struct Event {
 }
 
 impl Event {
+    /// Returns the event of `message` at `position`, right behind `previous`. A broker builds its
+    /// events with this.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use airwave_core::{Event, Message, Position};
+    ///
+    /// let message = Message::json_of("shipped", &7)?;
+    /// let event = Event::new(Position(30), Position(20), message);
+    /// assert_eq!(event.previous, Position(20));
+    /// # Ok::<(), airwave_core::event::Invalid>(())
+    /// ```
+    pub fn new(position: Position, previous: Position, message: Message) -> Self {
+        Self {
+            position,
+            previous,
+            message,
+        }
+    }
+
     /// Whether this is the event that ends its channel.
     pub fn is_end(&self) -> bool {
         self.message.event.as_str() == "airwave.end"

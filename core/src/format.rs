@@ -36,6 +36,7 @@ pub type Stamp = fn(cursor: &dyn std::fmt::Display, out: &mut bytes::BytesMut);
 
 /// An announced loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Gap {
     /// The last position before the loss; `None` if the listener's cursor could not be read.
     pub after: Option<Position>,
@@ -45,9 +46,17 @@ pub struct Gap {
     pub reason: GapReason,
 }
 
+impl Gap {
+    /// Returns the loss of everything after `after`, up to `cursor`.
+    pub const fn new(after: Option<Position>, cursor: Position, reason: GapReason) -> Self {
+        Self { after, cursor, reason }
+    }
+}
+
 /// A member of a channel: a user, over all their connections on all nodes. All clients without a
 /// user are one member, who is only counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Member {
     /// The user's id; `None`: the anonymous.
     pub user: Option<Arc<str>>,
@@ -57,8 +66,26 @@ pub struct Member {
     pub meta: Option<JsonText>,
 }
 
+impl Member {
+    /// Returns a member with this number of connections. Without a user it is the anonymous member.
+    pub fn new(user: Option<Arc<str>>, connections: u32) -> Self {
+        Self {
+            user,
+            connections,
+            meta: None,
+        }
+    }
+
+    /// Returns the same member with metadata. [`Data::json`](crate::Data::json) makes the text.
+    pub fn with_meta(mut self, meta: JsonText) -> Self {
+        self.meta = Some(meta);
+        self
+    }
+}
+
 /// What has happened to a [`Member`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Change {
     /// They have come.
     Join,
@@ -82,6 +109,7 @@ impl Change {
 /// What the server says that is not an event. `id` is the number that the client gave its command,
 /// if it gave one.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub enum Notice<'a> {
     /// A subscription is confirmed. `stamp` is the cursor of the whole stream, where the format has
     /// one.
@@ -175,4 +203,61 @@ pub enum Notice<'a> {
         /// How long the client should wait before it connects again, in milliseconds.
         retry: u32,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::{Delivery, ReplayOnSubscribe, SendPolicy, SlowPolicy};
+    use crate::session::{CloseReason, Turn};
+    use crate::{Data, LeaveReason};
+
+    /// Other crates match these with a `_` arm. A new variant stops this test from compiling, so
+    /// that its author looks at those arms: the formats and tasks of SSE and WebSocket,
+    /// `transports/tests/wire.rs`, and `[[channels]]` of the configuration.
+    #[test]
+    fn each_variant_that_other_crates_match_is_listed_here() {
+        fn of_notice(notice: &Notice<'_>) {
+            match notice {
+                Notice::Subscribed { .. } | Notice::Unsubscribed { .. } | Notice::Gap { .. } | Notice::End { .. } => {}
+                Notice::Reply { .. } | Notice::Refused { .. } | Notice::Members { .. } | Notice::Change { .. } => {}
+                Notice::Stale | Notice::Heartbeat { .. } | Notice::Drain { .. } => {}
+            }
+        }
+        fn of_session(turn: &Turn) {
+            match turn {
+                Turn::Frames => {}
+                Turn::Closed(CloseReason::Drain { .. } | CloseReason::Ended | CloseReason::Silent) => {}
+                Turn::Closed(CloseReason::Stalled | CloseReason::TooSlow) => {}
+            }
+        }
+        fn of_data(data: &Data) {
+            match data {
+                Data::Json(_) | Data::Text(_) | Data::Binary(_) | Data::Opaque { .. } => {}
+            }
+        }
+        fn of_members(change: Change, reason: LeaveReason) {
+            match (change, reason) {
+                (Change::Join | Change::Leave | Change::Update, LeaveReason::Unsubscribed) => {}
+                (_, LeaveReason::Disconnected | LeaveReason::Ended) => {}
+            }
+        }
+        fn of_rules(delivery: Delivery, replay: ReplayOnSubscribe, slow: SlowPolicy, send: SendPolicy) {
+            match (delivery, replay) {
+                (
+                    Delivery::Every | Delivery::Latest,
+                    ReplayOnSubscribe::None | ReplayOnSubscribe::Last | ReplayOnSubscribe::All,
+                ) => {}
+            }
+            match (slow, send) {
+                (SlowPolicy::Refill | SlowPolicy::Skip | SlowPolicy::Close, SendPolicy::Handler | SendPolicy::Publish) => {}
+                (_, SendPolicy::Refuse) => {}
+            }
+        }
+        of_notice(&Notice::Stale);
+        of_session(&Turn::Frames);
+        of_data(&Data::text(""));
+        of_members(Change::Join, LeaveReason::Ended);
+        of_rules(Delivery::Every, ReplayOnSubscribe::None, SlowPolicy::Skip, SendPolicy::Refuse);
+    }
 }

@@ -278,6 +278,7 @@ impl<H: Handler> DynHandler for H {
 
 /// Why a subscription is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LeaveReason {
     /// The client said so.
     Unsubscribed,
@@ -289,6 +290,7 @@ pub enum LeaveReason {
 
 /// The request that a connection began with.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ConnectRequest {
     /// The transport it came over.
     pub transport: TransportName,
@@ -301,6 +303,47 @@ pub struct ConnectRequest {
 }
 
 impl ConnectRequest {
+    /// Returns a request over `transport`, without address, query and headers. A transport adds
+    /// what it knows; a test of a handler adds what the handler reads.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use airwave_core::ConnectRequest;
+    /// use airwave_core::rule::TransportName;
+    ///
+    /// let request = ConnectRequest::new(TransportName::SSE)
+    ///     .with_query("room=7")
+    ///     .with_header("Authorization", "Bearer secret");
+    /// assert_eq!(request.bearer_token(), Some("secret"));
+    /// ```
+    pub fn new(transport: TransportName) -> Self {
+        Self {
+            transport,
+            peer: None,
+            query: String::new(),
+            headers: Vec::new(),
+        }
+    }
+
+    /// Returns the same request with the client's address, if it is known.
+    pub fn with_peer(mut self, peer: impl Into<Option<IpAddr>>) -> Self {
+        self.peer = peer.into();
+        self
+    }
+
+    /// Returns the same request with a query string, without `?`.
+    pub fn with_query(mut self, query: impl Into<String>) -> Self {
+        self.query = query.into();
+        self
+    }
+
+    /// Returns the same request with one header more. The name is taken in lower case.
+    pub fn with_header(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.headers.push((name.to_ascii_lowercase(), value.into()));
+        self
+    }
+
     /// The first value of a header; `name` in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
@@ -392,6 +435,7 @@ impl Client {
 
 /// One connected client, as its handler sees it.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Client {
     /// Tells connections of this node apart.
     pub id: u64,

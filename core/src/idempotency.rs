@@ -19,6 +19,7 @@ pub const UNGUESSABLE: usize = 20;
 /// The client that chose an idempotency key. Keys of different sources are different keys, and none
 /// is one of the application's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeySource<'a> {
     /// A client with a user id, over all of its connections.
     User(&'a str),

@@ -48,6 +48,7 @@ pub(crate) struct Round {
 
 /// A channel's state on this node, for people who look at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ChannelState {
     /// Its name.
     pub name: ChannelName,

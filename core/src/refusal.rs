@@ -30,6 +30,7 @@ use crate::event::{Invalid, quoted};
 /// assert!(!refusal.message.contains("digit"), "that is for the log alone");
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Refusal {
     /// What kind of "no".
     pub code: Code,

@@ -13,6 +13,7 @@ const CLOCKS_DIFFER: Duration = Duration::from_secs(600);
 
 /// How much one page of history may hold: it ends at the bound that comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct PageLimit {
     /// At most this many events.
     pub events: usize,
@@ -52,6 +53,7 @@ impl PageLimit {
 /// complete, from 40 or 30 on. After 10 or 35: not complete, and `events` are those that are left
 /// after it.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Replay {
     /// Oldest first, each once, all after the position asked for.
     pub events: Vec<Arc<Event>>,
@@ -66,15 +68,45 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// The page that a broker gives to a caller that has everything up to `head`.
-    pub(crate) fn nothing_after(head: Position) -> Self {
+    /// Returns a page of `events` in a channel whose newest position is `head`. It is complete,
+    /// nothing follows it, and the channel has not ended, unless the methods below say otherwise.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use airwave_core::{Position, Replay};
+    ///
+    /// let page = Replay::new(Position(30), Vec::new()).with_complete(false);
+    /// assert!(!page.complete && !page.more && !page.ended);
+    /// ```
+    pub fn new(head: Position, events: Vec<Arc<Event>>) -> Self {
         Self {
-            events: Vec::new(),
+            events,
             complete: true,
             more: false,
             head,
             ended: false,
         }
+    }
+
+    /// Returns the same page with [`Replay::complete`] set to `complete`.
+    pub fn with_complete(self, complete: bool) -> Self {
+        Self { complete, ..self }
+    }
+
+    /// Returns the same page with [`Replay::more`] set to `more`.
+    pub fn with_more(self, more: bool) -> Self {
+        Self { more, ..self }
+    }
+
+    /// Returns the same page with [`Replay::ended`] set to `ended`.
+    pub fn with_ended(self, ended: bool) -> Self {
+        Self { ended, ..self }
+    }
+
+    /// The page that a broker gives to a caller that has everything up to `head`.
+    pub(crate) fn nothing_after(head: Position) -> Self {
+        Self::new(head, Vec::new())
     }
 
     /// Returns the position after which a stream goes on that this page continues.

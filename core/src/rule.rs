@@ -49,6 +49,7 @@ impl fmt::Display for TransportName {
 
 /// What a listener is sent of the events that wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Delivery {
     /// All of them.
     Every,
@@ -58,6 +59,7 @@ pub enum Delivery {
 
 /// What a fresh listener, one without a cursor, is sent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ReplayOnSubscribe {
     /// Nothing: it hears what happens from now on.
     None,
@@ -69,6 +71,7 @@ pub enum ReplayOnSubscribe {
 
 /// What happens to a listener whose cursor has fallen off the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SlowPolicy {
     /// It is given the missing events from the broker's history; a gap if history does not hold
     /// them.
@@ -81,6 +84,7 @@ pub enum SlowPolicy {
 
 /// What a client's message does where no handler is registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SendPolicy {
     /// Only a handler may decide; without one it is refused.
     Handler,
@@ -90,8 +94,11 @@ pub enum SendPolicy {
     Refuse,
 }
 
+const DEFAULT_HISTORY_BYTES: usize = 16 << 20;
+
 /// How much of a channel the broker keeps. Whichever bound is met first trims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct History {
     /// At most so many events; 0: none.
     pub events: usize,
@@ -101,19 +108,36 @@ pub struct History {
     pub bytes: usize,
 }
 
+impl History {
+    /// Returns a history of at most `events` events, none older than `age`, and 16 MiB.
+    pub const fn new(events: usize, age: Duration) -> Self {
+        Self {
+            events,
+            age,
+            bytes: DEFAULT_HISTORY_BYTES,
+        }
+    }
+
+    /// Returns the same history with another bound in bytes.
+    pub const fn with_bytes(self, bytes: usize) -> Self {
+        Self { bytes, ..self }
+    }
+}
+
 impl Default for History {
     /// 100 events, one hour, 16 MiB.
     fn default() -> Self {
         Self {
             events: 100,
             age: Duration::from_secs(3600),
-            bytes: 16 << 20,
+            bytes: DEFAULT_HISTORY_BYTES,
         }
     }
 }
 
 /// A `[[channels]]` entry of the configuration: a pattern and its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rule {
     /// Which channels.
     pub pattern: Pattern,
@@ -139,8 +163,23 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// A rule with default settings: every event, 100 events or an hour of history, no replay,
-    /// refill.
+    /// Returns a rule with default settings: every event, 100 events or an hour of history, no
+    /// replay, refill. The methods below change them; [`UseCase::rule`] has others to begin with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use airwave_core::Rule;
+    /// use airwave_core::rule::{Delivery, History, TransportName};
+    ///
+    /// let rule = Rule::new("prices/{id}".parse()?, vec![TransportName::SSE])
+    ///     .with_delivery(Delivery::Latest)
+    ///     .with_history(History::new(1000, Duration::from_secs(60)));
+    /// assert_eq!(rule.history.events, 1000);
+    /// # Ok::<(), airwave_core::event::Invalid>(())
+    /// ```
     pub fn new(pattern: Pattern, transports: Vec<TransportName>) -> Self {
         Self {
             pattern,
@@ -154,6 +193,48 @@ impl Rule {
             send: SendPolicy::Handler,
             presence: false,
         }
+    }
+
+    /// Returns the same rule with which events it delivers: [`Rule::delivery`].
+    pub fn with_delivery(mut self, delivery: Delivery) -> Self {
+        self.delivery = delivery;
+        self
+    }
+
+    /// Returns the same rule with another rate: [`Rule::max_rate`].
+    pub fn with_max_rate(mut self, max_rate: Option<NonZeroU32>) -> Self {
+        self.max_rate = max_rate;
+        self
+    }
+
+    /// Returns the same rule with another history: [`Rule::history`].
+    pub fn with_history(mut self, history: History) -> Self {
+        self.history = history;
+        self
+    }
+
+    /// Returns the same rule with what a fresh listener is sent first: [`Rule::replay`].
+    pub fn with_replay(mut self, replay: ReplayOnSubscribe) -> Self {
+        self.replay = replay;
+        self
+    }
+
+    /// Returns the same rule with another policy for slow listeners: [`Rule::slow`].
+    pub fn with_slow(mut self, slow: SlowPolicy) -> Self {
+        self.slow = slow;
+        self
+    }
+
+    /// Returns the same rule with another policy for messages without a handler: [`Rule::send`].
+    pub fn with_send(mut self, send: SendPolicy) -> Self {
+        self.send = send;
+        self
+    }
+
+    /// Returns the same rule with presence, or without it: [`Rule::presence`].
+    pub fn with_presence(mut self, presence: bool) -> Self {
+        self.presence = presence;
+        self
     }
 
     /// Whether clients may listen over `transport`.

@@ -37,6 +37,7 @@ const SAMPLE: u32 = 32;
 
 /// What a transport does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Turn {
     /// Write what there is, then ask again.
     Frames,
@@ -46,6 +47,7 @@ pub enum Turn {
 
 /// Why a session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CloseReason {
     /// All its channels have ended.
     Ended,

@@ -33,11 +33,7 @@ fn is_sound(body: &[u8], message: Message) {
     assert!(depth(body) <= 32, "the JSON nests {} deep", depth(body));
     assert!(message.event.as_str().len() <= 255);
     let channel = ChannelName::new("fuzz").expect("it is a name");
-    let event = Event {
-        position: Position(7),
-        previous: Position(6),
-        message,
-    };
+    let event = Event::new(Position(7), Position(6), message);
     let line = envelope(&channel, &event);
     let breaks = |c: char| c.is_control() || c == '\u{2028}' || c == '\u{2029}';
     assert!(!line.contains(breaks), "{line:?}");

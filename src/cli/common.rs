@@ -47,13 +47,12 @@ impl ConfigArgs {
             },
         };
         sources.environment = std::env::vars_os().collect();
-        sources.flags = Flags {
-            listen: self.listen,
-            broker: self.broker,
-            log_format: self.log_format,
-            log_level: self.log,
-            live_page: self.live_page,
-        };
+        sources.flags = Flags::default()
+            .with_listen(self.listen)
+            .with_broker(self.broker)
+            .with_log_format(self.log_format)
+            .with_log_level(self.log)
+            .with_live_page(self.live_page);
         Ok(sources)
     }
 }

@@ -88,7 +88,8 @@ fn start_log(config: &Config) -> Result<(), Stop> {
         LogFormat::Text => log
             .with(lines.with_ansi(colours(&std::io::stderr())).with_filter(filter))
             .init(),
-        LogFormat::Json => log.with(lines.json().flatten_event(true).with_filter(filter)).init(),
+        // A format that this command line does not know is written as JSON, which machines read.
+        _ => log.with(lines.json().flatten_event(true).with_filter(filter)).init(),
     }
     Ok(())
 }

@@ -80,6 +80,7 @@ impl Origins {
 
 /// One thing that is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Problem {
     /// Where the wrong value stands. [`Origin::Default`] if a value is missing and so stands
     /// nowhere.

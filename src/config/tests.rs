@@ -81,13 +81,12 @@ fn a_full_file_is_read() {
     assert!(config.publish_token.as_ref().unwrap().matches(b"0123456789abcdef"));
     assert_eq!(
         config.limits,
-        Limits {
-            connections: 5,
-            message_bytes: 32 << 10,
-            ring_bytes: 1 << 20,
-            idle: Duration::from_secs(120),
-            ..Limits::default()
-        }
+        Limits::default().with(|limits| {
+            limits.connections = 5;
+            limits.message_bytes = 32 << 10;
+            limits.ring_bytes = 1 << 20;
+            limits.idle = Duration::from_secs(120);
+        })
     );
     assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Json, "debug"));
     let rule = config.rules.iter().next().unwrap();

@@ -175,6 +175,7 @@ pub(crate) fn is_loopback_name(host: &str) -> bool {
 
 /// Whose pages may listen and send, besides the server's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AllowedOrigins {
     /// Everybody's, without credentials.
     Any,
@@ -291,6 +292,7 @@ impl Default for LogConfig {
 
 /// Lines for people or for machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LogFormat {
     /// Text, coloured on a terminal.
     Text,

@@ -211,13 +211,7 @@ fn detach<S>(parts: http1::Parts<Io, S>, detached: Detached, keep: Box<dyn Any +
     // A copy: even when it is empty, it would keep hyper's read buffer of 8 KiB alive.
     let read = [&parts.read_buf[..], &unseen[..]].concat().into();
     drop(parts.service);
-    go_on(DetachedSocket {
-        stream,
-        read,
-        head,
-        chunked,
-        keep,
-    });
+    go_on(DetachedSocket::new(stream, head, keep).with_read(read).with_chunked(chunked));
 }
 
 /// Ends a connection so that the last answer arrives. A socket that is closed with unread bytes

@@ -8,6 +8,7 @@ use http::header::{AsHeaderName, FORWARDED};
 
 /// The header in which trusted proxies name the client's address. The other one is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum ClientIpHeader {
     /// `X-Forwarded-For`, with `X-Forwarded-Proto` for the scheme.
     #[default]

@@ -42,9 +42,10 @@ pub fn envelope(channel: &ChannelName, event: &Event) -> String {
             json.push_str(",\"text\":");
             json.push_str(&quoted(text));
         }
-        Data::Binary(bytes) | Data::Opaque { bytes, .. } => {
+        // Binary and opaque data, and any kind that core adds.
+        binary => {
             json.push_str(",\"base64\":\"");
-            STANDARD.encode_string(bytes, &mut json);
+            STANDARD.encode_string(binary.as_bytes(), &mut json);
             json.push('"');
         }
     }
@@ -96,7 +97,8 @@ pub fn data_as_json(data: Option<&Data>) -> Cow<'_, str> {
         None => Cow::Borrowed("null"),
         Some(Data::Json(text)) => Cow::Borrowed(text.as_str()),
         Some(Data::Text(text)) => Cow::Owned(quoted(text)),
-        Some(Data::Binary(bytes) | Data::Opaque { bytes, .. }) => Cow::Owned(format!("\"{}\"", STANDARD.encode(bytes))),
+        // Binary and opaque data, and any kind that core adds.
+        Some(binary) => Cow::Owned(format!("\"{}\"", STANDARD.encode(binary.as_bytes()))),
     }
 }
 
@@ -146,6 +148,7 @@ fn check_depth(text: &str) -> Result<(), Refusal> {
 
 /// What may be said in a `send` frame, a POST and a publication alike.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Payload<'a> {
     /// Any JSON.
     pub data: Option<&'a RawValue>,
@@ -232,6 +235,7 @@ pub fn message(event: &str, payload: Payload<'_>, key: Option<Key>, attributes: 
 /// One publication of `POST /publish`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Publication<'a> {
     /// To where.
     #[serde(borrow)]
@@ -410,7 +414,7 @@ mod tests {
         #[test]
         fn an_envelope_is_one_line_of_json_with_the_same_data(text in "\\PC{0,40}|[\\x00-\\x1f\u{80}-\u{a0}\u{2028}\u{2029}]{0,9}", json: bool) {
             let data = if json { Data::json(&text).unwrap() } else { Data::text(text.clone()) };
-            let event = Event { position: Position(7), previous: Position(6), message: Message::new(EventName::new("e").unwrap(), data) };
+            let event = Event::new(Position(7), Position(6), Message::new(EventName::new("e").unwrap(), data));
             let line = envelope(&ChannelName::new("a/b").unwrap(), &event);
             prop_assert!(!line.chars().any(|c| c.is_control() || c == '\u{2028}' || c == '\u{2029}'), "{line:?}");
             let value: serde_json::Value = serde_json::from_str(&line).unwrap();

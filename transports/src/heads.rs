@@ -6,6 +6,7 @@
 
 /// What hyper has found out about a request, told to the gate under it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum News {
     /// A head was read; so many bytes of body follow it.
     Body(u64),

@@ -28,6 +28,7 @@ static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Which pages of other origins may listen, send and connect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Origins {
     /// Only pages that this server served itself.
     #[default]
@@ -40,6 +41,7 @@ pub enum Origins {
 
 /// Who may `POST /publish`.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub enum Publishers {
     /// No client: the route answers `forbidden`.
     #[default]
@@ -127,6 +129,7 @@ pub fn came_through_a_proxy(parts: &Parts) -> bool {
 
 /// What the transports need to know besides the hub.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Options {
     /// Which foreign pages are let in.
     pub origins: Origins,
@@ -134,9 +137,24 @@ pub struct Options {
     pub publishers: Publishers,
 }
 
+impl Options {
+    /// Returns the same options with other origins.
+    pub fn with_origins(mut self, origins: Origins) -> Self {
+        self.origins = origins;
+        self
+    }
+
+    /// Returns the same options with other publishers.
+    pub fn with_publishers(mut self, publishers: Publishers) -> Self {
+        self.publishers = publishers;
+        self
+    }
+}
+
 /// The scheme by which a client reached the server, where that is known: the request's extensions
 /// hold it if a trusted proxy tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ClientScheme {
     /// `http`, also for `ws`.
     Http,
@@ -211,6 +229,7 @@ impl<'a> WebOrigin<'a> {
 
 /// What a request's `Origin` means.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Origin {
     /// None was sent, or it is our own.
     Ours,
@@ -321,12 +340,11 @@ pub fn connect_request(parts: &Parts, transport: TransportName) -> ConnectReques
     {
         headers.push((AUTHORIZATION.as_str().to_owned(), format!("Bearer {token}")));
     }
-    ConnectRequest {
-        transport,
-        peer: peer(parts),
-        query: parts.uri.query().unwrap_or_default().to_owned(),
-        headers,
-    }
+    let mut request = ConnectRequest::new(transport)
+        .with_peer(peer(parts))
+        .with_query(parts.uri.query().unwrap_or_default());
+    request.headers = headers;
+    request
 }
 
 /// What a browser's WebSocket shows in place of an `Authorization` header, which it cannot send:

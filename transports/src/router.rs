@@ -61,7 +61,7 @@ async fn channel(State(app): State<App>, request: Request) -> Response {
     if let Some(transport) = app.transports.iter().find(|transport| transport.wants(&parts)) {
         // A WebSocket over HTTP/2 is a CONNECT (RFC 8441); everything else that listens is a GET.
         if method == Method::GET || method == Method::HEAD || method == Method::CONNECT {
-            return transport.listen(&app.hub, ChannelRequest { channel, parts, body }).await;
+            return transport.listen(&app.hub, ChannelRequest::new(channel, parts, body)).await;
         }
     }
     let result = match (channel, method) {

@@ -164,6 +164,7 @@ impl Io {
 pub type OnDetached = Box<dyn FnOnce(DetachedSocket) + Send>;
 
 /// A socket that was taken out of hyper, and all that belongs to it.
+#[non_exhaustive]
 pub struct DetachedSocket {
     /// The socket.
     pub stream: TcpStream,
@@ -177,6 +178,32 @@ pub struct DetachedSocket {
     /// The task holds this until it ends: by it the server counts the task, and its place among the
     /// connections.
     pub keep: Box<dyn Any + Send>,
+}
+
+impl DetachedSocket {
+    /// Returns a socket of which nothing was read beyond the request, and whose body ends with the
+    /// connection. `head` is the response's head; the task holds `keep` until it ends.
+    pub fn new(stream: TcpStream, head: Bytes, keep: Box<dyn Any + Send>) -> Self {
+        Self {
+            stream,
+            read: Bytes::new(),
+            head,
+            chunked: false,
+            keep,
+        }
+    }
+
+    /// Returns the same socket with what was read from it beyond the request.
+    pub fn with_read(mut self, read: Bytes) -> Self {
+        self.read = read;
+        self
+    }
+
+    /// Returns the same socket with [`DetachedSocket::chunked`] set to `chunked`.
+    pub fn with_chunked(mut self, chunked: bool) -> Self {
+        self.chunked = chunked;
+        self
+    }
 }
 
 /// Spawns a task that serves a detached socket. The future stands in the task itself and not in a

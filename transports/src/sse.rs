@@ -339,7 +339,8 @@ impl http_body::Body for Stream {
         match turn {
             // Until we are polled again, the server waits for the socket.
             Turn::Frames => session.stalled(true),
-            Turn::Closed(_) => {
+            // Closed. A turn that this stream does not know ends it too: the client comes back.
+            _ => {
                 self.done = true;
                 self.session = None;
             }
@@ -410,7 +411,8 @@ impl<S: Socket> SocketStream<S> {
             match ready!(self.session.poll_turn(cx, &mut self.out.pieces)) {
                 Turn::Frames => {}
                 Turn::Closed(CloseReason::Stalled) => return Poll::Ready(()),
-                Turn::Closed(_) => self.closing = true,
+                // Closed. A turn that this stream does not know ends it too: the client comes back.
+                _ => self.closing = true,
             }
             if self.chunked {
                 self.out.make_chunk();
@@ -447,19 +449,20 @@ impl Format for OneChannel {
     fn event(&self, _channel: &ChannelName, event: &Event) -> Bytes {
         let message = &event.message;
         let mut text = String::with_capacity(48 + message.event.as_str().len() + message.data.len());
-        let suffix = if matches!(message.data, Data::Binary(_) | Data::Opaque { .. }) {
-            ";base64"
-        } else {
+        let suffix = if matches!(message.data, Data::Json(_) | Data::Text(_)) {
             ""
+        } else {
+            ";base64"
         };
         // Writing to a String cannot fail.
         let _ = write!(text, "id: {}\nevent: {}{suffix}\n", event.position, message.event);
         match &message.data {
             Data::Json(json) => data_line(&mut text, json.as_str()),
             Data::Text(lines) => data_lines(&mut text, lines),
-            Data::Binary(bytes) | Data::Opaque { bytes, .. } => {
+            // Binary and opaque data, and any kind that core adds.
+            binary => {
                 text.push_str("data: ");
-                STANDARD.encode_string(bytes, &mut text);
+                STANDARD.encode_string(binary.as_bytes(), &mut text);
                 text.push('\n');
             }
         }
@@ -567,6 +570,8 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
         Notice::Drain { retry } => format!("retry: {retry}\n\n"),
         // An SSE client sends nothing on its stream that these could answer.
         Notice::Unsubscribed { .. } | Notice::Reply { .. } => String::new(),
+        // A notice that core adds has no event in this protocol.
+        _ => String::new(),
     };
     Bytes::from(text)
 }

@@ -27,6 +27,7 @@ pub trait Transport: Send + Sync + 'static {
 }
 
 /// A GET of a channel's URL.
+#[non_exhaustive]
 pub struct ChannelRequest {
     /// The channel; an error if the path holds no valid name.
     pub channel: Result<ChannelName, Refusal>,
@@ -34,4 +35,11 @@ pub struct ChannelRequest {
     pub parts: Parts,
     /// What the client sends with it. A listener has nothing to send.
     pub body: Body,
+}
+
+impl ChannelRequest {
+    /// Returns the request for `channel`, as a router or a test of a transport gives it.
+    pub fn new(channel: Result<ChannelName, Refusal>, parts: Parts, body: Body) -> Self {
+        Self { channel, parts, body }
+    }
 }

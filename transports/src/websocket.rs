@@ -906,7 +906,11 @@ impl<S: Socket> WebSocketTask<S> {
                     CloseReason::TooSlow => self.close(4408, "too-slow"),
                     CloseReason::Silent => self.close(1001, "nothing was heard for too long"),
                     CloseReason::Ended => self.close(1000, "ended"),
+                    // A reason that core adds has no code of its own: the client comes back.
+                    _ => self.close(1001, "closed"),
                 },
+                // A turn that this task does not know cannot be served.
+                _ => self.close(1001, "closed"),
             }
         }
     }
@@ -1169,6 +1173,8 @@ impl Format for Frames {
             }
             // Said by the close frame.
             Notice::Drain { .. } => return Bytes::new(),
+            // A notice that core adds has no frame in this protocol.
+            _ => return Bytes::new(),
         })
     }
 
@@ -1353,12 +1359,7 @@ mod tests {
                 &[0x00, 0x81, 0, 0, 0, 0, b' '],
             ),
         ] {
-            let request = ConnectRequest {
-                transport: TransportName::WEBSOCKET,
-                peer: None,
-                query: String::new(),
-                headers: Vec::new(),
-            };
+            let request = ConnectRequest::new(TransportName::WEBSOCKET);
             let session = Session::new(hub.connect(request, true).unwrap(), &format).expects_answers();
             let (client, server) = tokio::io::duplex(1 << 16);
             let socket = TokioIo::new(TokioIo::new(server));

@@ -115,11 +115,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         let event = |(message, step): (Message, u64)| {
             let previous = Position(position);
             position += step;
-            Event {
-                position: Position(position),
-                previous,
-                message,
-            }
+            Event::new(Position(position), previous, message)
         };
         messages.into_iter().map(event).collect()
     })
@@ -224,16 +220,8 @@ fn members(text: &str) -> Vec<Arc<Member>> {
     let Data::Json(meta) = Data::json(text).unwrap() else {
         panic!()
     };
-    let named = Member {
-        user: Some(text.into()),
-        connections: 3,
-        meta: Some(meta),
-    };
-    let anonymous = Member {
-        user: None,
-        connections: 2,
-        meta: None,
-    };
+    let named = Member::new(Some(text.into()), 3).with_meta(meta);
+    let anonymous = Member::new(None, 2);
     vec![Arc::new(named), Arc::new(anonymous)]
 }
 
@@ -241,11 +229,7 @@ fn check_member(member: &Value, text: &str) {
     assert_eq!(*member, serde_json::json!({"user": text, "connections": 3, "meta": text}));
 }
 
-const GAP: Gap = Gap {
-    after: None,
-    cursor: Position(8),
-    reason: GapReason::TooSlow,
-};
+const GAP: Gap = Gap::new(None, Position(8), GapReason::TooSlow);
 
 proptest! {
     #[test]
@@ -400,7 +384,7 @@ fn as_envelope<'a>(channel: &'a ChannelName, event: &'a Event) -> Envelope<'a> {
     let payload = match &message.data {
         Data::Json(json) => Payload::Json(Json::parse(json.as_str()).unwrap()),
         Data::Text(text) => Payload::text(&**text),
-        Data::Binary(bytes) | Data::Opaque { bytes, .. } => Payload::binary(&bytes[..]),
+        binary => Payload::binary(binary.as_bytes()),
     };
     let mut envelope = Envelope::new(channel.as_str(), event.position.to_string(), message.event.as_str(), payload);
     envelope.key = message.key.as_ref().map(|key| key.as_str().into());
@@ -439,7 +423,7 @@ fn as_frame<'a>(notice: &Notice<'a>) -> Option<ServerFrame<'a>> {
                 Some(Data::Json(json)) => Json::parse(json.as_str()),
                 // With the escapes that keep it on one line.
                 Some(Data::Text(text)) => Ok(Json::parse(&quoted(text)).unwrap().into_owned()),
-                Some(Data::Binary(bytes) | Data::Opaque { bytes, .. }) => Json::of(&STANDARD.encode(bytes)),
+                Some(binary) => Json::of(&STANDARD.encode(binary.as_bytes())),
             };
             ServerFrame::Reply(protocol::Reply::new(id, json.unwrap()))
         }
@@ -466,11 +450,13 @@ fn as_frame<'a>(notice: &Notice<'a>) -> Option<ServerFrame<'a>> {
                 Change::Join => ServerFrame::Join(member),
                 Change::Leave => ServerFrame::Leave(member),
                 Change::Update => ServerFrame::Update(member),
+                _ => panic!("a change without a frame: {change:?}"),
             }
         }
         Notice::Stale => ServerFrame::parse("{\"type\":\"stale\"}").unwrap(),
         Notice::Heartbeat { visible: true } => ServerFrame::parse("{\"type\":\"heartbeat\"}").unwrap(),
         Notice::Heartbeat { visible: false } | Notice::Drain { .. } => return None,
+        _ => panic!("a notice without a frame: {notice:?}"),
     })
 }
 
@@ -488,7 +474,7 @@ proptest! {
         let mut all = notices(&channel, &refusal, &GAP, &members);
         let changes = [Change::Join, Change::Leave].map(|change| Notice::Change { channel: &channel, change, member: &members[1] });
         all.extend(changes);
-        let gap = Gap { after: Some(Position(3)), cursor: Position(8), reason: GapReason::HistoryExpired };
+        let gap = Gap::new(Some(Position(3)), Position(8), GapReason::HistoryExpired);
         all.push(Notice::Gap { channel: &channel, gap: &gap, stamp: None });
         let only_sockets = [
             Notice::Reply { id: 3, data: Some(&reply) },

@@ -86,11 +86,7 @@ impl ChannelState {
 
     pub(super) fn append_one(&mut self, history: &History, now: Instant, message: Message) {
         let position = self.head.next();
-        let event = Arc::new(Event {
-            position,
-            previous: self.head,
-            message,
-        });
+        let event = Arc::new(Event::new(position, self.head, message));
         self.head = position;
         self.bytes += event.message.weight();
         self.kept.push_back(Kept {
@@ -120,13 +116,12 @@ impl ChannelState {
                 (first..self.kept.len(), first == 0 && begin == self.base)
             }
         };
-        Replay {
-            more: range.end < self.kept.len(),
-            events: self.kept.range(range).map(|kept| kept.event.clone()).collect(),
-            complete,
-            head: self.head,
-            ended: self.ended,
-        }
+        let more = range.end < self.kept.len();
+        let events = self.kept.range(range).map(|kept| kept.event.clone()).collect();
+        Replay::new(self.head, events)
+            .with_complete(complete)
+            .with_more(more)
+            .with_ended(self.ended)
     }
 
     /// Drops events and keys that are too old, at most `most` of each, and gives how many that

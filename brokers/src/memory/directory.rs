@@ -64,10 +64,7 @@ impl Directory for Memory {
         let now = Instant::now();
         members.expire(now);
         let known = members.beats.insert(node, now).is_some();
-        Ok(Heartbeat {
-            known,
-            living: members.beats.keys().copied().collect(),
-        })
+        Ok(Heartbeat::new(known, members.beats.keys().copied().collect()))
     }
 
     async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {

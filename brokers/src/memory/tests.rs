@@ -33,7 +33,7 @@ fn key(text: &str) -> airwave_core::event::IdempotencyKey {
 /// Every channel has this history.
 fn keeping(events: usize, age: Duration, bytes: usize) -> Memory {
     let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
-    rule.history = History { events, age, bytes };
+    rule.history = History::new(events, age).with_bytes(bytes);
     Memory::new(Rules::new([rule]))
 }
 
@@ -462,11 +462,7 @@ fn used(broker: &Memory) -> usize {
 async fn ever_new_channels_stay_within_the_bound() {
     const BOUND: usize = 4 << 20;
     let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
-    rule.history = History {
-        events: 100,
-        age: A_WHILE,
-        bytes: 16 << 20,
-    };
+    rule.history = History::new(100, A_WHILE).with_bytes(16 << 20);
     let broker = Memory::bounded(Rules::new([rule]), BOUND);
     let payload = "x".repeat(60_000);
     let mut cursors = Vec::new();
@@ -512,11 +508,7 @@ async fn at_the_bound_channels_of_which_nothing_is_left_are_forgotten() {
 async fn at_the_bound_the_oldest_history_of_all_channels_goes_first() {
     const BOUND: usize = 1 << 20;
     let mut rule = Rule::new("{*all}".parse().unwrap(), vec![TransportName::SSE]);
-    rule.history = History {
-        events: 10_000,
-        age: A_WHILE,
-        bytes: 16 << 20,
-    };
+    rule.history = History::new(10_000, A_WHILE).with_bytes(16 << 20);
     let broker = Memory::bounded(Rules::new([rule]), BOUND);
     let payload = "x".repeat(1000);
     let feed = broker.follow(&name("old")).await.unwrap();

@@ -64,10 +64,7 @@ impl Nats {
             match self.store(&link, channel, behind, payload.clone(), &ids).await? {
                 Outcome::At(sequence) => {
                     self.remember(&mut known, channel, sequence, payload);
-                    return Ok(Published {
-                        position: last(sequence),
-                        duplicate: false,
-                    });
+                    return Ok(Published::new(last(sequence)));
                 }
                 Outcome::Known(sequence) => {
                     drop(known);
@@ -78,10 +75,7 @@ impl Nats {
                     if let Some((MADE_BY, id)) = ids.first()
                         && let Some(position) = self.stored_all_the_same(&link, channel, &chain, id).await?
                     {
-                        return Ok(Published {
-                            position,
-                            duplicate: false,
-                        });
+                        return Ok(Published::new(position));
                     }
                     known.chain = self.chain_that_overtook(&link, channel, by).await?;
                 }
@@ -134,10 +128,7 @@ impl Nats {
             },
             First::Is(_) | First::Old | First::Gone => Position(sequence + u64::from(and_end)),
         };
-        Ok(Published {
-            position,
-            duplicate: true,
-        })
+        Ok(Published::duplicate_of(position))
     }
 
     /// What the next try builds on: the message that was stored instead, as the server that refused

@@ -124,11 +124,7 @@ mod tests {
     const SECOND: u64 = 1_000_000;
 
     fn keeping(events: usize, bytes: usize, seconds: u64) -> History {
-        History {
-            events,
-            bytes,
-            age: Duration::from_secs(seconds),
-        }
+        History::new(events, Duration::from_secs(seconds)).with_bytes(bytes)
     }
 
     /// What is swept after each of so many events, of ten bytes and a second each.

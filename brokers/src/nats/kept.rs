@@ -90,11 +90,11 @@ fn read(metadata: &Value) -> Vec<(Pattern, History)> {
         .and_then(|text| serde_json::from_str::<Value>(text).ok());
     let entries = entries.as_ref().and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let entry = |entry: &Value| {
-        let history = History {
-            events: usize::try_from(entry[1].as_u64()?).ok()?,
-            age: Duration::from_secs(entry[2].as_u64()?),
-            bytes: usize::try_from(entry[3].as_u64()?).ok()?,
-        };
+        let history = History::new(
+            usize::try_from(entry[1].as_u64()?).ok()?,
+            Duration::from_secs(entry[2].as_u64()?),
+        )
+        .with_bytes(usize::try_from(entry[3].as_u64()?).ok()?);
         Some((entry[0].as_str()?.parse().ok()?, history))
     };
     entries.iter().filter_map(entry).collect()
@@ -102,11 +102,7 @@ fn read(metadata: &Value) -> Vec<(Pattern, History)> {
 
 /// Ages in whole seconds, as the metadata has them.
 fn most(a: &History, b: &History) -> History {
-    History {
-        events: a.events.max(b.events),
-        age: a.age.max(b.age),
-        bytes: a.bytes.max(b.bytes),
-    }
+    History::new(a.events.max(b.events), a.age.max(b.age)).with_bytes(a.bytes.max(b.bytes))
 }
 
 #[cfg(test)]

@@ -34,13 +34,10 @@ impl Page {
     }
 
     pub(super) fn replay(&self, events: Vec<Arc<Event>>, complete: bool, more: bool) -> Replay {
-        Replay {
-            events,
-            complete,
-            more,
-            head: self.chain.head,
-            ended: self.chain.ended,
-        }
+        Replay::new(self.chain.head, events)
+            .with_complete(complete)
+            .with_more(more)
+            .with_ended(self.chain.ended)
     }
 
     pub(super) fn newest(&self, events: Vec<Arc<Event>>) -> Replay {

@@ -34,10 +34,7 @@ impl Nats {
             newest = self.chain_and_newest(&link, channel).await?;
         }
         let mut page = self.page(channel, newest);
-        let limit = PageLimit {
-            events: limit.events.min(MOST_AT_ONCE),
-            ..limit
-        };
+        let limit = PageLimit::events(limit.events.min(MOST_AT_ONCE)).with_bytes(limit.bytes);
         if page.history.events == 0 || page.chain.head == page.chain.base {
             let complete = after.unwrap_or(page.chain.base) == page.chain.head;
             let replay = page.replay(Vec::new(), complete, false);
@@ -49,10 +46,7 @@ impl Nats {
             }
             // The first event after the position says whether the page is complete, so a page of
             // nothing reads that one, too.
-            let read = PageLimit {
-                events: limit.events.max(1),
-                ..limit
-            };
+            let read = PageLimit::events(limit.events.max(1)).with_bytes(limit.bytes);
             let replay = self.read_after(&link, channel, &page, position, read).await?;
             let mut replay = self.with_epochs(&link, &page, after, replay).await?;
             if limit.events == 0 {

@@ -24,6 +24,7 @@ pub(super) struct Settings {
 /// What only tests change.
 #[doc(hidden)]
 #[derive(Clone, Copy, Default)]
+#[non_exhaustive]
 pub struct Tuning {
     /// How many untaken messages a subscription holds; `None`: as many as the client library thinks
     /// good.
@@ -34,6 +35,14 @@ pub struct Tuning {
     pub head_lives: Option<Duration>,
     /// How far the node's clock is ahead of the real time, in µs; below zero, how far it is behind.
     pub clock_ahead: i64,
+}
+
+impl Tuning {
+    /// Returns this tuning after `change`.
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]

@@ -216,16 +216,12 @@ pub(super) fn read(sequence: u64, bytes: Bytes) -> Option<Stored> {
     // A first event without a mark before it stands right behind its base.
     let place = |given: u64| Position(if given == 0 { sequence - 1 } else { given });
     let and_end = rest.starts_with(AND_END);
-    let event = Event {
-        position: Position(sequence),
-        previous: place(head),
-        message: Message::from_stored(&rest.slice(if and_end { AND_END.len() } else { 0 }..)),
-    };
-    let end = and_end.then(|| Event {
-        position: Position(sequence + 1),
-        previous: event.position,
-        message: Append::end().message,
-    });
+    let event = Event::new(
+        Position(sequence),
+        place(head),
+        Message::from_stored(&rest.slice(if and_end { AND_END.len() } else { 0 }..)),
+    );
+    let end = and_end.then(|| Event::new(Position(sequence + 1), event.position, Append::end().message));
     if and_end && event.is_end() {
         return None;
     }

@@ -215,10 +215,7 @@ impl Directory for Redis {
             .await?;
             (_, living, dead, _) = ask().await?;
         }
-        let heartbeat = Heartbeat {
-            known,
-            living: nodes(living).ok_or_else(wrong_leases)?,
-        };
+        let heartbeat = Heartbeat::new(known, nodes(living).ok_or_else(wrong_leases)?);
         for dead in texts(dead).ok_or_else(wrong_leases)? {
             match timeout(EXPIRE_FOR, self.expire(&dead, until)).await {
                 Ok(Ok(true)) => tracing::debug!(node = dead, "what a dead node had said is removed"),

@@ -41,12 +41,12 @@ pub(super) fn stored(entry: &MemberEntry) -> Vec<u8> {
 pub(super) fn listed_entry(field: &[u8], value: &[u8]) -> Option<MemberEntry> {
     let (node, member) = field.split_at_checked(NODE)?;
     let (stamp, value) = value.split_first_chunk::<8>()?;
-    Some(MemberEntry {
-        node: std::str::from_utf8(node).ok()?.parse().ok()?,
-        member: std::str::from_utf8(member).ok()?.into(),
-        stamp: u64::from_be_bytes(*stamp),
-        value: Some(Bytes::copy_from_slice(value)),
-    })
+    Some(MemberEntry::new(
+        std::str::from_utf8(node).ok()?.parse().ok()?,
+        std::str::from_utf8(member).ok()?,
+        u64::from_be_bytes(*stamp),
+        Some(Bytes::copy_from_slice(value)),
+    ))
 }
 
 /// Entries as one message: `m`, and for each its node, stamp, member and value, with their lengths
@@ -86,12 +86,7 @@ pub(super) fn decode(message: &[u8]) -> Option<Vec<MemberEntry>> {
             CLEARED => None,
             length => Some(Bytes::copy_from_slice(take(length.into())?)),
         };
-        entries.push(MemberEntry {
-            node,
-            member,
-            stamp,
-            value,
-        });
+        entries.push(MemberEntry::new(node, member, stamp, value));
     }
     Some(entries)
 }
@@ -103,12 +98,8 @@ mod tests {
     #[test]
     fn entries_come_back_as_they_were() {
         let node = NodeId::draw().next();
-        let entry = |member: &str, value: Option<&[u8]>| MemberEntry {
-            node,
-            member: member.into(),
-            stamp: u64::MAX - 1,
-            value: value.map(Bytes::copy_from_slice),
-        };
+        let entry =
+            |member: &str, value: Option<&[u8]>| MemberEntry::new(node, member, u64::MAX - 1, value.map(Bytes::copy_from_slice));
         let long = "\0".repeat(255);
         let entries = [
             entry("", Some(b"")),

@@ -21,11 +21,7 @@ pub(super) fn decode(bytes: Vec<u8>) -> Option<Event> {
     let position = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let previous = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let message = bytes.slice_ref(parts.next()?);
-    Some(Event {
-        position,
-        previous,
-        message: Message::from_stored(&message),
-    })
+    Some(Event::new(position, previous, Message::from_stored(&message)))
 }
 
 /// Whether a script answers that it was not given enough.
@@ -59,13 +55,12 @@ pub(super) fn replay_of(answer: Value) -> Option<Replay> {
         Value::BulkString(bytes) => decode(bytes).map(Arc::new),
         _ => None,
     });
-    Some(Replay {
-        events: events.collect::<Option<_>>()?,
-        complete,
-        more,
-        head,
-        ended,
-    })
+    Some(
+        Replay::new(head, events.collect::<Option<_>>()?)
+            .with_complete(complete)
+            .with_more(more)
+            .with_ended(ended),
+    )
 }
 
 #[cfg(test)]

@@ -94,11 +94,10 @@ impl Node {
     }
 
     pub fn with(broker: Arc<dyn Broker>, rules: Rules) -> Node {
-        let limits = Limits {
-            connections: 100_000,
-            connections_per_address: 100_000,
-            ..Limits::default()
-        };
+        let limits = Limits::default().with(|limits| {
+            limits.connections = 100_000;
+            limits.connections_per_address = 100_000;
+        });
         let hub = Hub::builder(broker, rules).limits(limits).build();
         let format = hub.register_format(Arc::new(Lines)).unwrap();
         Node { hub, format }
@@ -109,12 +108,7 @@ impl Node {
     }
 
     pub async fn try_listen(&self, channel: &str, after: Option<Position>) -> Result<Client, Refusal> {
-        let request = ConnectRequest {
-            transport: TEST,
-            peer: None,
-            query: String::new(),
-            headers: Vec::new(),
-        };
+        let request = ConnectRequest::new(TEST);
         let mut session = Session::new(self.hub.connect(request, true).unwrap(), &self.format);
         let after = after.map_or(After::Nothing, After::Position);
         let name = ChannelName::new(channel).unwrap();

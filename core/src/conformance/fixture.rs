@@ -43,6 +43,7 @@ pub trait Fixture: Send + Sync {
 
 /// What can happen to a backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Fault {
     /// All that it held is lost, for the nodes that are there as for later ones. It works again at
     /// once.

@@ -18,6 +18,7 @@ pub(super) const CLAUSE_BOUND: Duration = Duration::from_secs(180);
 
 /// One clause of the contract.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Clause {
     /// The name of its function.
     pub name: &'static str,
@@ -32,6 +33,7 @@ pub type Run<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// Whether a clause holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Verdict {
     /// It does.
     Held,

@@ -14,6 +14,7 @@ use super::names::Invalid;
 /// JSON is valid, on one line, and free of C0 and C1 controls, U+0085, U+2028 and U+2029 (they are
 /// escaped), whichever way it came in.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Data {
     /// JSON text, normalised.
     Json(JsonText),

@@ -12,6 +12,7 @@ use super::names::{EventName, Invalid, Key};
 
 /// A message to publish: event name, data, an optional key, attributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Message {
     /// The event's name.
     pub event: EventName,

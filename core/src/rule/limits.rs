@@ -4,6 +4,7 @@ use std::time::Duration;
 
 /// What a node allows. Every input has a stated limit (docs/guarantees.md, P13).
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Sessions at once on this node.
     pub connections: usize,
@@ -48,6 +49,23 @@ pub struct Limits {
     pub linger: Duration,
     /// How long the broker may take to answer before it counts as unavailable.
     pub broker_timeout: Duration,
+}
+
+impl Limits {
+    /// Returns these limits after `change`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use airwave_core::rule::Limits;
+    ///
+    /// let limits = Limits::default().with(|limits| limits.connections = 500);
+    /// assert_eq!(limits.connections, 500);
+    /// ```
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
 }
 
 impl Default for Limits {

@@ -6,6 +6,7 @@ use crate::event::Invalid;
 
 /// A row of the decision matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum UseCase {
     /// Live dashboard, analytics.
     Dashboard,

@@ -23,6 +23,7 @@ use crate::session_handle::SessionHandle;
 
 /// Where a listener wants to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum After {
     /// It has no cursor: a fresh subscription.
     Nothing,

@@ -37,12 +37,9 @@ fn rules() -> impl Iterator<Item = Rule> {
     let rates = [None, NonZeroU32::new(10)];
     replays.into_iter().flat_map(move |replay| {
         deliveries.into_iter().flat_map(move |delivery| {
-            rates.into_iter().map(move |max_rate| Rule {
-                replay,
-                delivery,
-                max_rate,
-                ..rule()
-            })
+            rates
+                .into_iter()
+                .map(move |max_rate| rule().with_replay(replay).with_delivery(delivery).with_max_rate(max_rate))
         })
     })
 }

@@ -26,11 +26,11 @@ struct Lab {
     asked: Mutex<u32>,
 }
 fn ev(position: u64, previous: u64) -> Arc<Event> {
-    Arc::new(Event {
-        position: Position(position),
-        previous: Position(previous),
-        message: Message::new(EventName::new("x").unwrap(), Data::text(position.to_string())),
-    })
+    Arc::new(Event::new(
+        Position(position),
+        Position(previous),
+        Message::new(EventName::new("x").unwrap(), Data::text(position.to_string())),
+    ))
 }
 impl Lab {
     fn set(&self, head: u64, held: &[(u64, u64)]) {
@@ -60,13 +60,7 @@ impl Broker for Lab {
                 Some(a) => a == head || held.iter().any(|e| e.position == a) || held.first().is_some_and(|e| e.previous == a),
             };
             let events = held.into_iter().filter(|e| after.is_none_or(|a| e.position > a)).collect();
-            Replay {
-                events,
-                complete,
-                more: false,
-                head,
-                ended: false,
-            }
+            Replay::new(head, events).with_complete(complete)
         };
         *self.asked.lock().unwrap() += 1;
         let gate = self.gates.lock().unwrap().pop_front();

@@ -855,14 +855,7 @@ async fn a_listener_that_is_caught_up_from_pages_that_were_overtaken_misses_noth
         let node = backbone.node();
         let mut few = rule();
         few.history.events = 5;
-        let hub = hub_with(
-            &node,
-            few,
-            airwave_core::rule::Limits {
-                ring_events: 5,
-                ..limits()
-            },
-        );
+        let hub = hub_with(&node, few, limits().with(|limits| limits.ring_events = 5));
         let format = hub.register_format(Lines::plain("a")).unwrap();
         let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
         node.tear(2, torn);
@@ -885,10 +878,7 @@ async fn a_listener_that_history_cannot_catch_up_goes_on_live_after_the_second_g
     let node = backbone.node();
     let mut few = rule();
     few.history.events = 5;
-    let limits = airwave_core::rule::Limits {
-        ring_events: 8,
-        ..limits()
-    };
+    let limits = limits().with(|limits| limits.ring_events = 8);
     let hub = hub_with(&node, few, limits);
     let format = hub.register_format(Lines::plain("a")).unwrap();
     let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;
@@ -924,10 +914,7 @@ async fn a_listener_that_goes_on_live_gets_what_its_last_page_holds() {
     let mut positions = say_all(&backbone, 0..100);
     backbone.keep("c", 12);
     let node = backbone.node();
-    let limits = airwave_core::rule::Limits {
-        ring_events: 8,
-        ..limits()
-    };
+    let limits = limits().with(|limits| limits.ring_events = 8);
     let mut few = rule();
     few.history.events = 5;
     let hub = hub_with(&node, few, limits);
@@ -979,10 +966,7 @@ async fn a_listener_that_catches_up_goes_on_in_the_ring_as_soon_as_that_reaches_
     let node = backbone.node();
     let mut some = rule();
     some.history.events = 900;
-    let limits = airwave_core::rule::Limits {
-        ring_events: 900,
-        ..limits()
-    };
+    let limits = limits().with(|limits| limits.ring_events = 900);
     let hub = hub_with(&node, some, limits);
     let format = hub.register_format(Lines::plain("a")).unwrap();
     let _keeps_it_open = Listener::at(&hub, &format, "c", After::Nothing).await;

@@ -113,10 +113,7 @@ impl Scene {
 }
 
 fn who(user: &str) -> ConnectRequest {
-    ConnectRequest {
-        query: user.to_owned(),
-        ..request()
-    }
+    request().with_query(user)
 }
 
 #[tokio::test(start_paused = true)]
@@ -373,11 +370,10 @@ async fn a_messages_key_makes_what_the_handler_publishes_repeatable() {
 /// What a client or a channel may have of them is bounded, and what is over it has not happened.
 #[tokio::test(start_paused = true)]
 async fn idempotency_keys_are_bounded() {
-    let scene = scene(Limits {
-        idempotency_keys_per_client: 3,
-        idempotency_keys_per_channel: 5,
-        ..limits()
-    });
+    let scene = scene(limits().with(|limits| {
+        limits.idempotency_keys_per_client = 3;
+        limits.idempotency_keys_per_channel = 5;
+    }));
     let send = async |user: &str, n: u32| {
         let connection = scene.hub.connect(who(user), true).unwrap();
         let key = IdempotencyKey::new(&format!("key-{n}")).unwrap();
@@ -457,16 +453,12 @@ async fn a_panic_is_caught_wherever_it_happens() {
 
 #[tokio::test(start_paused = true)]
 async fn places_are_limited_and_freed() {
-    let scene = scene(Limits {
-        connections: 5,
-        connections_per_address: 2,
-        channels: 3,
-        ..limits()
-    });
-    let from = |last| ConnectRequest {
-        peer: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last))),
-        ..who("ann")
-    };
+    let scene = scene(limits().with(|limits| {
+        limits.connections = 5;
+        limits.connections_per_address = 2;
+        limits.channels = 3;
+    }));
+    let from = |last| who("ann").with_peer(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)));
     let refused = |request| scene.hub.connect(request, true).map(|_| ()).unwrap_err().code;
     let mut open: Vec<_> = (0..2).map(|_| scene.hub.connect(from(1), true).unwrap()).collect();
     assert_eq!(refused(from(1)), Code::TooMany);

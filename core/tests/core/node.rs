@@ -56,21 +56,11 @@ async fn ten_thousand_that_subscribe_at_once_are_one_follow_and_one_replay() {
 /// ask once.
 #[tokio::test(start_paused = true)]
 async fn a_thousand_that_ask_the_same_at_once_are_one_replay() {
-    let (backbone, node, hub) = listening_hub(Limits {
-        ring_events: 10,
-        ..limits()
-    });
+    let (backbone, node, hub) = listening_hub(limits().with(|limits| limits.ring_events = 10));
     let mut rule = rule();
     rule.history.events = 10;
     drop(hub);
-    let hub = hub_with(
-        &node,
-        rule,
-        Limits {
-            ring_events: 10,
-            ..limits()
-        },
-    );
+    let hub = hub_with(&node, rule, limits().with(|limits| limits.ring_events = 10));
     let format = hub.register_format(Lines::plain("a")).unwrap();
     let history: Vec<_> = (0..100).map(|n| backbone.say("c", &n.to_string())).collect();
     let _open = Listener::at(&hub, &format, "c", After::Nothing).await;
@@ -150,11 +140,10 @@ async fn an_unused_log_is_closed_and_opened_again() {
 /// and no feed is left over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn subscribing_in_the_moment_of_closing_works() {
-    let (backbone, node, hub) = listening_hub(Limits {
-        linger: Duration::ZERO,
-        heartbeat: Duration::from_millis(40),
-        ..limits()
-    });
+    let (backbone, node, hub) = listening_hub(limits().with(|limits| {
+        limits.linger = Duration::ZERO;
+        limits.heartbeat = Duration::from_millis(40);
+    }));
     let format = hub.register_format(Lines::plain("a")).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let joins = Arc::new(AtomicUsize::new(0));
@@ -281,10 +270,7 @@ async fn an_outage_is_told_once() {
 
 #[tokio::test(start_paused = true)]
 async fn silence_is_broken_by_heartbeats() {
-    let (backbone, _, hub) = listening_hub(Limits {
-        heartbeat: 15 * SECOND,
-        ..limits()
-    });
+    let (backbone, _, hub) = listening_hub(limits().with(|limits| limits.heartbeat = 15 * SECOND));
     let format = hub.register_format(Lines::plain("a")).unwrap();
     for visible in [false, true] {
         let session = Session::new(hub.connect(request(), true).unwrap(), &format).visible_heartbeat(visible);
@@ -310,11 +296,10 @@ async fn silence_is_broken_by_heartbeats() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_is_expected_to_answer_and_does_not_is_closed() {
-    let (_, _, hub) = listening_hub(Limits {
-        heartbeat: 15 * SECOND,
-        idle: 60 * SECOND,
-        ..limits()
-    });
+    let (_, _, hub) = listening_hub(limits().with(|limits| {
+        limits.heartbeat = 15 * SECOND;
+        limits.idle = 60 * SECOND;
+    }));
     let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut listener = Listener::of(Session::new(hub.connect(request(), true).unwrap(), &format).expects_answers());
     for _ in 0..10 {
@@ -384,14 +369,7 @@ async fn when_every_client_has_gone_nothing_is_left() {
     ] {
         let mut rule = rule();
         rule.history.events = 4;
-        let hub = hub_with(
-            &node,
-            rule,
-            Limits {
-                ring_events: 4,
-                ..limits()
-            },
-        );
+        let hub = hub_with(&node, rule, limits().with(|limits| limits.ring_events = 4));
         let lines = Lines::plain("a");
         let format = hub.register_format(lines.clone()).unwrap();
         let mut listeners = Vec::new();
@@ -514,11 +492,10 @@ async fn a_flood_of_large_events_to_new_channels_stays_within_the_memory_of_the_
             let backbone = Backbone::new();
             let mut rule = rule();
             rule.replay = replay;
-            let limits = Limits {
-                memory: 8 << 20,
-                heartbeat: Duration::from_secs(3600),
-                ..Limits::default()
-            };
+            let limits = Limits::default().with(|limits| {
+                limits.memory = 8 << 20;
+                limits.heartbeat = Duration::from_secs(3600);
+            });
             let bound = limits.memory / 2;
             let hub = hub_with(&backbone.node(), rule, limits);
             let format = hub.register_format(Lines::plain("a")).unwrap();

@@ -3,7 +3,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use airwave_core::Hub;
-use airwave_core::rule::Limits;
 use airwave_core::session::{After, CloseCause};
 use airwave_core::warnings::Warning;
 use tokio::time::{Instant, sleep};
@@ -156,10 +155,8 @@ async fn metrics_of_events_are_by_rule() {
         own.history.events = 2;
         rules.push(own);
     }
-    let hub = Hub::builder(backbone.node(), airwave_core::Rules::new(rules)).limits(Limits {
-        ring_events: 2,
-        ..limits()
-    });
+    let hub =
+        Hub::builder(backbone.node(), airwave_core::Rules::new(rules)).limits(limits().with(|limits| limits.ring_events = 2));
     let hub = hub.build();
     let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut order = Listener::at(&hub, &format, "orders/1", After::Nothing).await;

@@ -122,10 +122,7 @@ impl Directory for Desk {
         let mut state = self.state.lock().unwrap();
         Self::living(&mut state);
         let known = state.beats.insert(node, Instant::now()).is_some();
-        Ok(Heartbeat {
-            known,
-            living: state.beats.keys().copied().collect(),
-        })
+        Ok(Heartbeat::new(known, state.beats.keys().copied().collect()))
     }
 
     async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
@@ -190,10 +187,7 @@ impl Handler for ByQuery {
 }
 
 fn with_presence() -> Rule {
-    Rule {
-        presence: true,
-        ..rule()
-    }
+    rule().with_presence(true)
 }
 
 /// One node of its own, with the wire its clients are written to.
@@ -219,10 +213,7 @@ impl PresenceNode {
     }
 
     fn session(&self, who: &str) -> Listener {
-        let request = ConnectRequest {
-            query: who.to_owned(),
-            ..request()
-        };
+        let request = request().with_query(who);
         Listener::of(Session::new(self.hub.connect(request, true).unwrap(), &self.format))
     }
 
@@ -726,10 +717,7 @@ async fn an_id_that_is_too_long_is_refused_and_the_longest_is_not() {
 async fn members_are_listened_to_on_a_stream_of_several_channels() {
     let (_, [here]) = nodes();
     let format = here.hub.register_format(Lines::stamped("stamped")).unwrap();
-    let request = ConnectRequest {
-        query: "ann".to_owned(),
-        ..request()
-    };
+    let request = request().with_query("ann");
     let mut listener = Listener::of(Session::new(here.hub.connect(request, true).unwrap(), &format));
     let subscriber = listener.session.subscriber().with_presence(true);
     let mut joined = Vec::new();

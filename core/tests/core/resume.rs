@@ -161,7 +161,7 @@ fn step() -> impl Strategy<Value = Action> {
 const CHANNELS: [&str; 3] = ["a", "b", "c"];
 
 async fn run(steps: Vec<Action>, rule: Rule, stamped: bool, ring_events: usize) -> Client {
-    let limits = Limits { ring_events, ..limits() };
+    let limits = limits().with(|limits| limits.ring_events = ring_events);
     let backbone = Backbone::new();
     let places = [(); 2].map(|()| TestNode::new(&backbone, rule.clone(), limits.clone()));
     let channels = if stamped { &CHANNELS[..] } else { &CHANNELS[..1] };
@@ -267,11 +267,10 @@ async fn hundreds_of_resumes_while_publishing_goes_on() {
     let backbone = Backbone::new();
     let mut rule = rule();
     rule.history.events = 16;
-    let limits = Limits {
-        ring_events: 16,
-        linger: Duration::from_millis(40),
-        ..limits()
-    };
+    let limits = limits().with(|limits| {
+        limits.ring_events = 16;
+        limits.linger = Duration::from_millis(40);
+    });
     let places: Arc<[TestNode]> = (0..2)
         .map(|_| TestNode::new(&backbone, rule.clone(), limits.clone()))
         .collect();
@@ -373,14 +372,7 @@ async fn a_stream_that_is_cut_off_after_its_first_line_is_resumed_whole() {
 async fn a_long_absence_is_made_up_in_pages() {
     for stamped in [false, true] {
         let backbone = Backbone::new();
-        let place = TestNode::new(
-            &backbone,
-            rule(),
-            Limits {
-                ring_events: 100,
-                ..limits()
-            },
-        );
+        let place = TestNode::new(&backbone, rule(), limits().with(|limits| limits.ring_events = 100));
         let mut client = Client::new(&CHANNELS[..1], stamped);
         client.come_to(&place).await;
         client.read(usize::MAX);

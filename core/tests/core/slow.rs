@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use airwave_core::format::GapReason::TooSlow;
 use airwave_core::hub::FormatHandle;
-use airwave_core::rule::{Delivery, Limits, ReplayOnSubscribe, SlowPolicy};
+use airwave_core::rule::{Delivery, ReplayOnSubscribe, SlowPolicy};
 use airwave_core::session::{After, CloseReason};
 use airwave_core::{Hub, Position, Rule};
 
@@ -26,14 +26,7 @@ fn scene(slow: SlowPolicy, change: impl FnOnce(&mut Rule)) -> SlowScene {
     change(&mut rule);
     let backbone = Backbone::new();
     let node = backbone.node();
-    let hub = hub_with(
-        &node,
-        rule,
-        Limits {
-            ring_events: RING,
-            ..limits()
-        },
-    );
+    let hub = hub_with(&node, rule, limits().with(|limits| limits.ring_events = RING));
     let formats = [
         hub.register_format(Lines::plain("a")).unwrap(),
         hub.register_format(Lines::stamped("b")).unwrap(),
@@ -239,10 +232,7 @@ async fn large_events_of_many_keys_are_bounded() {
     rule.delivery = Delivery::Latest;
     rule.replay = ReplayOnSubscribe::Last;
     let backbone = Backbone::new();
-    let limits = Limits {
-        ring_bytes: 1 << 20,
-        ..limits()
-    };
+    let limits = limits().with(|limits| limits.ring_bytes = 1 << 20);
     let hub = hub_with(&backbone.node(), rule, limits);
     let format = hub.register_format(Lines::plain("a")).unwrap();
     let mut open = Listener::at(&hub, &format, "c", After::Nothing).await;
@@ -263,10 +253,7 @@ async fn large_events_of_many_keys_are_bounded() {
 async fn rings_and_turns_are_bounded() {
     for format in 0..2 {
         let backbone = Backbone::new();
-        let limits = Limits {
-            ring_bytes: 1 << 20,
-            ..limits()
-        };
+        let limits = limits().with(|limits| limits.ring_bytes = 1 << 20);
         let hub = hub_with(&backbone.node(), rule(), limits);
         let formats = [
             hub.register_format(Lines::plain("a")).unwrap(),
@@ -304,10 +291,7 @@ async fn all_that_history_holds_is_more_than_the_ring() {
         (rule.replay, rule.delivery) = (ReplayOnSubscribe::All, delivery);
         rule.history.events = 2000;
         let backbone = Backbone::new();
-        let limits = Limits {
-            ring_bytes: 100_000,
-            ..limits()
-        };
+        let limits = limits().with(|limits| limits.ring_bytes = 100_000);
         let hub = hub_with(&backbone.node(), rule, limits);
         let formats = [
             hub.register_format(Lines::plain("a")).unwrap(),

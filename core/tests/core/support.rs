@@ -114,7 +114,7 @@ impl Format for Lines {
             Notice::Stale => "stale\n".to_owned(),
             Notice::Heartbeat { visible } => format!("heartbeat {visible}\n"),
             Notice::Drain { .. } => "drain\n".to_owned(),
-            Notice::Unsubscribed { .. } | Notice::Reply { .. } | Notice::Refused { .. } => "other\n".to_owned(),
+            _ => "other\n".to_owned(),
         }
         .into()
     }
@@ -279,12 +279,7 @@ pub struct Listener {
 }
 
 pub fn request() -> ConnectRequest {
-    ConnectRequest {
-        transport: TEST,
-        peer: None,
-        query: String::new(),
-        headers: Vec::new(),
-    }
+    ConnectRequest::new(TEST)
 }
 
 impl Listener {
@@ -555,10 +550,7 @@ impl Backbone {
                 if first != fingerprint {
                     return Err(BrokerError::another_payload());
                 }
-                return Ok(Published {
-                    position,
-                    duplicate: true,
-                });
+                return Ok(Published::duplicate_of(position));
             }
             if channel.ended {
                 return Err(BrokerError::ended());
@@ -568,11 +560,11 @@ impl Backbone {
             for message in [append.message].into_iter().chain(end) {
                 let position = channel.given.next();
                 let forgotten = self.forgets_previous.load(SeqCst) && channel.events.is_empty();
-                let event = Arc::new(Event {
+                let event = Arc::new(Event::new(
                     position,
-                    previous: if forgotten { Position::ZERO } else { channel.head },
+                    if forgotten { Position::ZERO } else { channel.head },
                     message,
-                });
+                ));
                 (channel.given, channel.head) = (position, position);
                 channel.events.push_back(event.clone());
                 while channel.events.len() > channel.keep {
@@ -583,10 +575,7 @@ impl Backbone {
             if let Some(key) = append.idempotency_key {
                 channel.keys.insert(key, (channel.head, fingerprint));
             }
-            Ok(Published {
-                position: channel.head,
-                duplicate: false,
-            })
+            Ok(Published::new(channel.head))
         })
     }
 
@@ -822,13 +811,10 @@ impl Broker for Node {
                 forgotten.previous = Position::ZERO;
                 *event = Arc::new(forgotten);
             }
-            Replay {
-                events,
-                complete,
-                more,
-                head: channel.head,
-                ended: channel.ended,
-            }
+            Replay::new(channel.head, events)
+                .with_complete(complete)
+                .with_more(more)
+                .with_ended(channel.ended)
         });
         holding.wait_for(|holding| !holding).await.unwrap();
         let mut replay = replay;
@@ -860,13 +846,12 @@ impl Broker for Node {
 
 /// Limits under which a test's clients are never held back by anything but what the test is about.
 pub fn limits() -> Limits {
-    Limits {
-        connections: 1_000_000,
-        connections_per_address: 1_000_000,
+    Limits::default().with(|limits| {
+        limits.connections = 1_000_000;
+        limits.connections_per_address = 1_000_000;
         // A test with paused time lets hours pass.
-        heartbeat: Duration::from_secs(1_000_000),
-        ..Limits::default()
-    }
+        limits.heartbeat = Duration::from_secs(1_000_000);
+    })
 }
 
 /// A hub of its own on this node's broker.

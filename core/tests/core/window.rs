@@ -9,10 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::support::*;
 
 fn at_most(rate: u32) -> Rule {
-    Rule {
-        max_rate: NonZeroU32::new(rate),
-        ..rule()
-    }
+    rule().with_max_rate(NonZeroU32::new(rate))
 }
 
 async fn listener(hub: &Hub, stamped: bool) -> Listener {
@@ -134,13 +131,7 @@ async fn a_confirmed_subscription_misses_nothing_for_the_window() {
 #[tokio::test(start_paused = true)]
 async fn a_busy_key_is_sent_once_a_window() {
     let backbone = Backbone::new();
-    let hub = hub(
-        &backbone.node(),
-        Rule {
-            delivery: Delivery::Latest,
-            ..at_most(10)
-        },
-    );
+    let hub = hub(&backbone.node(), at_most(10).with_delivery(Delivery::Latest));
     let mut listener = listener(&hub, false).await;
     let mut heard = 0;
     for n in 0..1000 {

@@ -289,11 +289,7 @@ impl Inner {
         if (position, previous) == (event.position, event.previous) {
             return event.clone();
         }
-        Arc::new(Event {
-            position,
-            previous,
-            ..Event::clone(event)
-        })
+        Arc::new(Event::new(position, previous, event.message.clone()))
     }
 
     /// What the broker holds of a channel, its head, and whether it has ended.
@@ -323,13 +319,10 @@ impl Inner {
             Some(after) => after == head || after == oldest_previous || kept.iter().any(|event| event.position == after),
             None => false,
         };
-        Replay {
-            more: end < kept.len(),
-            events: kept[first..end].to_vec(),
-            complete,
-            head,
-            ended,
-        }
+        Replay::new(head, kept[first..end].to_vec())
+            .with_complete(complete)
+            .with_more(end < kept.len())
+            .with_ended(ended)
     }
 
     fn append(&mut self, name: &ChannelName, append: Append, node: usize) -> Result<Published, BrokerError> {
@@ -449,21 +442,14 @@ impl Broker for Node {
             if let Err(refused) = self.writes(inner) {
                 if *lie == Some(Lie::ShowsWhatItRefuses) {
                     let previous = Position(inner.truth[channel].head);
-                    let event = Event {
-                        position: previous.next(),
-                        previous,
-                        message: append.message.clone(),
-                    };
+                    let event = Event::new(previous.next(), previous, append.message.clone());
                     inner.refused.push((channel.clone(), Arc::new(event)));
                 }
                 return Err(refused);
             }
             if *lie == Some(Lie::AcknowledgesNothing) && inner.random.chance(0.1) {
                 let position = Position(inner.truth[channel].head).next();
-                return Ok(Published {
-                    position,
-                    duplicate: false,
-                });
+                return Ok(Published::new(position));
             }
             inner.publish(channel, &append, self.index, *lie, clock)
         })
@@ -534,11 +520,9 @@ impl Broker for Node {
                 let rest = self.call(|inner| Ok(inner.replay(channel, None, limit))).await?;
                 let newer = rest.events.iter().filter(|event| event.position > last.position);
                 let events: Vec<_> = page.events.iter().chain(newer).cloned().collect();
-                Ok(Replay {
-                    events: chained(&events),
-                    head: rest.head,
-                    ..page
-                })
+                let mut page = page;
+                (page.events, page.head) = (chained(&events), rest.head);
+                Ok(page)
             }
             _ => Ok(page),
         }
@@ -646,10 +630,7 @@ impl Pump {
         }
         let position = event.position;
         let event = match self.unsaid && lie {
-            true => Arc::new(Event {
-                previous: self.shown,
-                ..Event::clone(&event)
-            }),
+            true => Arc::new(Event::new(position, self.shown, event.message.clone())),
             false => event,
         };
         self.unsaid = false;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use airwave_core::Rules;
-use airwave_core::rule::{History, Limits, ReplayOnSubscribe, Rule, SlowPolicy, TransportName};
+use airwave_core::rule::{Limits, ReplayOnSubscribe, Rule, SlowPolicy, TransportName};
 
 use crate::backbone::Away;
 use crate::random::Random;
@@ -75,10 +75,7 @@ impl Plan {
         let random = &mut Random::new(seed, 1);
         let mut rules = CHANNELS.map(|channel| {
             let mut rule = Rule::new(channel.parse().unwrap(), vec![TransportName::SSE, TransportName::WEBSOCKET]);
-            rule.history = History {
-                events: random.pick(&[5, 30, 30, 1000]),
-                ..History::default()
-            };
+            rule.history.events = random.pick(&[5, 30, 30, 1000]);
             rule.replay = random.pick(&[ReplayOnSubscribe::None, ReplayOnSubscribe::All]);
             rule.slow = random.pick(&[SlowPolicy::Refill, SlowPolicy::Refill, SlowPolicy::Skip, SlowPolicy::Close]);
             rule.max_rate = random.pick(&[None, None, std::num::NonZeroU32::new(10)]);
@@ -123,17 +120,16 @@ impl Plan {
 
     /// As a server has them, but in a hurry.
     pub fn limits(&self) -> Limits {
-        Limits {
-            message_bytes: 2048,
-            ring_events: 8,
-            ring_bytes: self.ring_bytes,
-            heartbeat: Duration::from_secs(1),
-            idle: Duration::from_secs(4),
-            stalled_write: Duration::from_secs(3),
-            linger: Duration::from_secs(2),
-            broker_timeout: Duration::from_secs(1),
-            ..Limits::default()
-        }
+        Limits::default().with(|limits| {
+            limits.message_bytes = 2048;
+            limits.ring_events = 8;
+            limits.ring_bytes = self.ring_bytes;
+            limits.heartbeat = Duration::from_secs(1);
+            limits.idle = Duration::from_secs(4);
+            limits.stalled_write = Duration::from_secs(3);
+            limits.linger = Duration::from_secs(2);
+            limits.broker_timeout = Duration::from_secs(1);
+        })
     }
 }
 

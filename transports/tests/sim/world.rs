@@ -201,10 +201,7 @@ async fn serve(node: Node, hubs: Hubs, rules: Rules, limits: Limits, seed: u64) 
     let index = node.index;
     let hub = Hub::builder(Arc::new(node), rules).limits(limits).seed(seed).build();
     hubs.lock().unwrap()[index] = Some(hub.clone());
-    let options = Options {
-        publishers: Publishers::Anybody,
-        ..Options::default()
-    };
+    let options = Options::default().with_publishers(Publishers::Anybody);
     let app: Router = router(hub.clone(), options, standard(&hub).unwrap());
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
     loop {

@@ -254,7 +254,7 @@ impl Nats {
             }
             if self.replace_leases(&way, &leases, by).await? {
                 let living = leases.living();
-                return Ok((way, Heartbeat { known, living }, dead));
+                return Ok((way, Heartbeat::new(known, living), dead));
             }
         }
     }

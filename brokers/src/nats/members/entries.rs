@@ -89,12 +89,7 @@ pub(super) fn decode(node: NodeId, mut rest: &[u8]) -> Option<Vec<MemberEntry>> 
             CLEARED => None,
             length => Some(Bytes::copy_from_slice(take(length.into())?)),
         };
-        entries.push(MemberEntry {
-            node,
-            member,
-            stamp,
-            value,
-        });
+        entries.push(MemberEntry::new(node, member, stamp, value));
     }
     Some(entries)
 }
@@ -106,12 +101,8 @@ mod tests {
     #[test]
     fn entries_come_back_as_they_were_and_in_parts_that_fit() {
         let node = NodeId::draw().next();
-        let entry = |member: &str, value: Option<&[u8]>| MemberEntry {
-            node,
-            member: member.into(),
-            stamp: u64::MAX - 1,
-            value: value.map(Bytes::copy_from_slice),
-        };
+        let entry =
+            |member: &str, value: Option<&[u8]>| MemberEntry::new(node, member, u64::MAX - 1, value.map(Bytes::copy_from_slice));
         let long = "\0".repeat(255);
         let mut entries = vec![entry("", Some(b"")), entry("é*?[a]{}", None)];
         entries.extend((0..100).map(|_| entry(&long, Some(&[255; 2048]))));
