@@ -1,10 +1,10 @@
-// One connection for all tabs of a browser: the tab that holds a Web Lock leads and has the
-// connections, the others hear through a BroadcastChannel.
+// One connection for all tabs of a browser. The tab that holds a Web Lock leads: it has the
+// connections, and passes events to the other tabs, its followers, through a BroadcastChannel.
 //
-// Every tab keeps its own cursors, so the leader may change at any time without a loss. A tab that
-// begins to lead, or to follow another leader, goes on behind its own cursor. A tab that is not
-// where the leader is (it begins afresh, with the channel's replay) has a connection of its own
-// until it is.
+// Each tab keeps its own cursors, so that the leader may change at any time without a loss. A tab
+// that begins to lead, or to follow another leader, goes on behind its own cursor. A tab at another
+// position than the leader's (it begins with the channel's replay) has a connection of its own
+// until it has caught up.
 
 import type { Timer } from "./timing.js";
 import type { Carrier, Sending, Subscription } from "./subscription.js";
@@ -37,19 +37,19 @@ export interface ShareHost {
   error(code: Code, message: string): AirwaveError;
 }
 
-/** How long a leader may take to answer, before this tab helps itself. */
+/** How long a leader may take to answer, before this tab connects by itself. */
 const ANSWER_MS = 2_000;
 /**
- * How often a follower looks whether its leader is alive. A leader that dies gives up its lock at
+ * How often a follower asks whether its leader is alive. A leader that dies gives up its lock at
  * once; one that hangs does not.
  */
-const LOOK_MS = 10_000;
-/** What is remembered of a channel while this tab catches up with the leader. */
+const CHECK_MS = 10_000;
+/** How many events of a channel a tab keeps while it catches up with the leader. */
 const KEPT = 1_000;
 
 type Relayed = AnyEvent<AnyEvents>;
 
-/** From a follower (`to` is the leader's business), or from the leader to all, or to one (`to`). */
+/** A message between tabs: from a follower to the leader, from the leader to all or to one (`to`). */
 type Note =
   | { do: "who" | "here" | "lead"; from: string }
   | { do: "listen"; from: string; name: string; cursor: string | undefined; presence: boolean }
@@ -57,18 +57,18 @@ type Note =
   | { do: "base"; from: string; to: string; name: string; cursor: string | undefined; fresh: boolean; open: boolean; kind: TransportName | undefined; presence: Presence | undefined }
   | { do: "event"; from: string; name: string; event: Relayed }
   | { do: "open" | "resumed" | "waiting" | "end" | "stale"; from: string; name: string; cursor: string; kind: TransportName | undefined }
-  | { do: "refused"; from: string; name: string; error: Told }
+  | { do: "refused"; from: string; name: string; error: PlainError }
   | { do: "presence"; from: string; name: string; presence: Presence }
   | { do: "send"; from: string; name: string; n: number; event: string; data: unknown; options: SendOptions }
-  | { do: "answer"; from: string; to: string; n: number; error?: Told; value?: unknown };
+  | { do: "answer"; from: string; to: string; n: number; error?: PlainError; value?: unknown };
 
-/** An error as it crosses: classes do not. */
-interface Told {
+/** An error as a BroadcastChannel carries it, without its class. */
+interface PlainError {
   code: Code;
   message: string;
 }
 
-/** A channel that the leader hears for others. */
+/** A channel that the leader listens to for other tabs. */
 interface Lent {
   channel: Channel;
   offs: Off[];
@@ -76,12 +76,12 @@ interface Lent {
   presence: Presence | undefined;
 }
 
-/** A channel that this tab wants to hear through the leader. */
+/** A channel to which this tab listens, or wants to listen, through the leader. */
 interface Borrowed {
   subscription: Subscription;
-  /** It is heard through the leader. */
+  /** Whether its events come through the leader. */
   adopted: boolean;
-  /** While this tab catches up: where the leader was, and what came since. */
+  /** While this tab catches up: the position where the leader was, and the events since. */
   base: string | undefined;
   since: Relayed[];
   offs: Off[];
@@ -92,8 +92,8 @@ interface Borrowed {
 const at = (cursor: string | undefined): number => Number(cursor ?? -1);
 
 /**
- * Carries this tab's channels over the connection of whichever tab leads. Rejects where the browser
- * cannot do that.
+ * Makes the relay of this tab's channels over the connection of the tab that leads. Rejects where
+ * the browser cannot do that.
  */
 export async function share(client: ShareHost): Promise<Relay> {
   if (!globalThis.navigator?.locks || !globalThis.BroadcastChannel) throw new Error("Web Locks or BroadcastChannel are missing");
@@ -106,32 +106,32 @@ class Shared implements Relay {
   readonly known: Promise<void>;
   #client: ShareHost;
   #me: string = Array.from({ length: 3 }, () => Math.random().toString(36).slice(2)).join("");
-  #air: BroadcastChannel;
+  #broadcast: BroadcastChannel;
   #lock: string;
   #stop = new AbortController();
   #leads = false;
   #leader: string | undefined;
   #heard = true;
   #missed = 0;
-  #look: ReturnType<typeof setInterval>;
+  #checking: ReturnType<typeof setInterval>;
   #lent = new Map<string, Lent>();
   #tabs = new Set<string>();
   #borrowed = new Map<string, Borrowed>();
-  #asked = new Map<number, (note: { error?: Told; value?: unknown }) => void>();
+  #asked = new Map<number, (note: { error?: PlainError; value?: unknown }) => void>();
   #n = 0;
   #found: () => void = () => {};
 
   constructor(client: ShareHost) {
     this.#client = client;
     this.#lock = `airwave:${client.url}`;
-    this.#air = new BroadcastChannel(this.#lock);
-    this.#air.onmessage = ({ data }: MessageEvent<Note>) => this.#hear(data);
+    this.#broadcast = new BroadcastChannel(this.#lock);
+    this.#broadcast.onmessage = ({ data }: MessageEvent<Note>) => this.#hear(data);
     const { signal } = this.#stop;
     const { locks } = navigator;
     const held = (): Promise<void> => new Promise((done) => signal.addEventListener("abort", () => done()));
     this.known = new Promise((done) => {
       this.#found = done;
-      // A leader that hangs: this tab helps itself, until another leads.
+      // A leader that hangs: this tab connects by itself, until another tab leads.
       client.after(ANSWER_MS, done);
     });
     const lead = (): Promise<void> => {
@@ -139,24 +139,24 @@ class Shared implements Relay {
       return held();
     };
     // A tab that waits for this lock learns that this tab is gone. So this tab takes the lock
-    // before any other tab hears of it.
+    // before it sends its first message.
     const begin = (): Promise<void> => {
       locks.request(this.#lock, { signal }, lead).catch(() => {});
       this.#say({ do: "who", from: this.#me });
       return held();
     };
     locks.request(this.#lock + this.#me, { signal }, begin).catch(() => {});
-    this.#look = setInterval(() => this.#lookAfter(), LOOK_MS);
+    this.#checking = setInterval(() => this.#checkLeader(), CHECK_MS);
   }
 
   #say(note: Note): void {
-    if (!this.#stop.signal.aborted) this.#air.postMessage(note);
+    if (!this.#stop.signal.aborted) this.#broadcast.postMessage(note);
   }
 
   close(): void {
-    clearInterval(this.#look);
+    clearInterval(this.#checking);
     this.#stop.abort();
-    this.#air.close();
+    this.#broadcast.close();
   }
 
   takes(subscription: Subscription): boolean {
@@ -187,11 +187,11 @@ class Shared implements Relay {
     let lent = this.#lent.get(name);
     const wantsMore = lent && presence && !lent.presence;
     const channel = lent?.channel ?? this.#client.channel(name, { presence, ...(cursor !== undefined && { after: cursor }) });
-    // Whether this tab's own application has it already is told by where it stands: nothing has
-    // been heard of one that was just made.
+    // The channel's position says whether this tab's own application has it already: one that was
+    // just made has no event yet.
     const fresh = !lent && channel.state === "connecting" && channel.transport === undefined && channel.cursor === cursor;
     if (!lent) {
-      // Of one that this tab's application has already, only the members are known here.
+      // If this tab's application has it already, only the list of members is known here.
       const presence = channel.members.length ? { members: channel.members } : undefined;
       lent = { channel, offs: [], tabs: new Set(), presence };
       this.#lent.set(name, lent);
@@ -267,7 +267,7 @@ class Shared implements Relay {
     this.#say({ do: "listen", from: this.#me, name, cursor, presence: options.presence === true });
   }
 
-  /** The leader does not answer, or cannot help with this channel: it is carried here. */
+  /** Carries a channel here, because the leader does not answer or cannot carry it. */
   #alone(name: string): void {
     const borrowed = this.#borrowed.get(name);
     if (!borrowed) return;
@@ -290,7 +290,7 @@ class Shared implements Relay {
     const { cursor: mine } = subscription;
     if (note.kind) borrowed.kind = note.kind;
     if (subscription.options.presence && !note.presence && !note.fresh) return this.#alone(note.name);
-    // Behind my cursor the leader tells everything; before it, it has told already.
+    // The leader passes on all events behind the cursor of this tab, if it is not ahead of it.
     const together = note.fresh || (mine === undefined ? note.cursor === undefined : note.cursor !== undefined && at(note.cursor) <= at(mine));
     if (together) {
       this.#adopt(borrowed, note.open);
@@ -304,8 +304,8 @@ class Shared implements Relay {
   }
 
   /**
-   * Where this tab's own connection has come to a place at which the leader was since we asked, the
-   * leader's events take over.
+   * Changes to the leader's events, once this tab's own connection has come to a position at which
+   * the leader was since this tab asked.
    */
   #catchUp(borrowed: Borrowed): void {
     const { subscription, base, since } = borrowed;
@@ -316,7 +316,7 @@ class Shared implements Relay {
     for (const off of borrowed.offs) off();
     borrowed.offs = [];
     borrowed.since = [];
-    // Not from within the event's own delivery, which others have still to hear.
+    // Not within the delivery of the event, because other listeners still have to get it.
     queueMicrotask(() => {
       if (subscription.isOver || this.#borrowed.get(subscription.name) !== borrowed) return;
       const rest = since.slice(i);
@@ -365,13 +365,13 @@ class Shared implements Relay {
   }
 
   #relay({ subscription }: Borrowed, event: Relayed): void {
-    // A leader that began before my cursor tells what I have.
+    // A leader that began before this tab's cursor sends events that this tab has.
     if (subscription.isOver || at(event.id) <= at(subscription.cursor)) return;
     if (event.event === "airwave.gap") subscription.gap(event.data as Gap);
     else subscription.heard(event as ChannelEvent);
   }
 
-  /** All that went through the leader is this tab's again; what was on its way is unknown. */
+  /** Takes all channels back from the leader. Whether it sent the messages is unknown. */
   #giveBack(): Borrowed[] {
     const all = [...this.#borrowed.values()];
     this.#asked.clear();
@@ -379,7 +379,7 @@ class Shared implements Relay {
       const { subscription, adopted } = borrowed;
       this.#forget(borrowed);
       if (!adopted) {
-        // On its way to be: it has a connection of its own, or asks anew.
+        // It was about to change to the leader: it has a connection of its own, or asks again.
         borrowed.adopted = !subscription.connection;
         continue;
       }
@@ -390,7 +390,7 @@ class Shared implements Relay {
     return all;
   }
 
-  #lookAfter(): void {
+  #checkLeader(): void {
     if (this.#leads || !this.#leader) return;
     this.#missed = this.#heard ? 0 : this.#missed + 1;
     this.#heard = false;
@@ -475,8 +475,8 @@ class Shared implements Relay {
 const told = new Set<string>();
 
 /**
- * Says whether the server answers, but not to pages of this origin; the console is told once of
- * each server.
+ * Returns the reason if the server answers, but not to pages of this origin. Writes it to the
+ * console once for each server.
  */
 export async function notAllowed(url: string): Promise<string | undefined> {
   const origin = globalThis.location?.origin;
@@ -493,12 +493,11 @@ export async function notAllowed(url: string): Promise<string | undefined> {
 }
 
 /*
- * A browser opens six connections to a host over HTTP/1.1, for all its tabs, and a stream keeps
- * one.
- * The seventh tab loads nothing.
+ * A browser opens six connections to a host over HTTP/1.1 for all its tabs, and each stream keeps
+ * one: the seventh tab loads nothing.
  */
 
-/** So many streams leave two connections for everything else. */
+/** How many streams leave two connections for everything else. */
 const CROWD = 4;
 /** How long other tabs may take to answer. */
 const COUNT_MS = 500;
@@ -511,14 +510,14 @@ export function crowd(url: string, signal: AbortSignal): void {
   // Without TLS a browser speaks HTTP/1.1; over TLS the last finished request tells.
   if (!globalThis.BroadcastChannel || (!url.startsWith("http:") && spoken !== "http/1.1")) return;
   const { host } = new URL(url);
-  const air = new BroadcastChannel(`airwave:streams:${host}`);
+  const broadcast = new BroadcastChannel(`airwave:streams:${host}`);
   const me = Math.random();
   let count = 1;
-  air.onmessage = ({ data }: MessageEvent<{ from?: number; to?: number }>) => {
+  broadcast.onmessage = ({ data }: MessageEvent<{ from?: number; to?: number }>) => {
     if (data.to === me) count += 1;
-    else if (data.from) air.postMessage({ to: data.from });
+    else if (data.from) broadcast.postMessage({ to: data.from });
   };
-  air.postMessage({ from: me });
+  broadcast.postMessage({ from: me });
   const timer = setTimeout( () => {
     if (count < CROWD || warned) return;
     warned = true;
@@ -526,7 +525,7 @@ export function crowd(url: string, signal: AbortSignal): void {
   }, COUNT_MS);
   const over = (): void => {
     clearTimeout(timer);
-    air.close();
+    broadcast.close();
   };
   if (signal.aborted) over();
   else signal.addEventListener("abort", over);

@@ -6,7 +6,7 @@ import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 import { describe, expect, onTestFinished, test } from "vitest";
-import { type Said, stage, worker } from "./support/stage.js";
+import { type StageRequest, stage, worker } from "./support/stage.js";
 
 const root = resolve(import.meta.dirname, "..");
 const support = join(import.meta.dirname, "support");
@@ -21,7 +21,7 @@ describe("the client", () => {
     ["bun", join(root, "node_modules/.bin/bun"), ["run"]],
   ] as const) {
     test(`in ${name}`, async () => {
-      const { url, hear } = await stage();
+      const { url, handle } = await stage();
       const child: ChildProcess = spawn(program, [...args, join(support, "runtime.mjs"), url, name], { cwd: root, stdio: ["ignore", "pipe", "pipe"] });
       const exited = new Promise<number | null>((done) => child.once("close", done));
       onTestFinished(async () => {
@@ -31,15 +31,15 @@ describe("the client", () => {
       let errors = "";
       child.stderr!.setEncoding("utf8").on("data", (text: string) => (errors += text));
       let over = false;
-      let hearing = Promise.resolve();
+      let handling = Promise.resolve();
       createInterface({ input: child.stdout! }).on("line", (text) => {
-        const said = JSON.parse(text) as Said;
+        const said = JSON.parse(text) as StageRequest;
         if (said.done) over = true;
-        hearing = hearing.then(() => hear(said));
+        handling = handling.then(() => handle(said));
       });
       // By itself: nothing of a closed client keeps a process alive.
       expect(await exited, errors).toBe(0);
-      await hearing;
+      await handling;
       expect(over, errors).toBe(true);
     });
   }
@@ -48,17 +48,17 @@ describe("the client", () => {
 describe.skipIf(missing)("the client in Chromium", () => {
   for (const kind of ["Worker", "SharedWorker"] as const) {
     test(`in a ${kind}`, async () => {
-      const { url, hear } = await stage();
+      const { url, handle } = await stage();
       const browser = await chromium.launch({ executablePath, headless: true, args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"] });
       onTestFinished(() => browser.close());
       const page = await browser.newPage();
       await page.goto(`${url}/healthz`);
-      let hearing = Promise.resolve();
-      let finish: (said: Said) => void;
-      const over = new Promise<Said>((done) => (finish = done));
-      await page.exposeFunction("told", (said: Said) => {
+      let handling = Promise.resolve();
+      let finish: (said: StageRequest) => void;
+      const over = new Promise<StageRequest>((done) => (finish = done));
+      await page.exposeFunction("told", (said: StageRequest) => {
         if (said.done || said.failed) finish(said);
-        hearing = hearing.then(() => hear(said));
+        handling = handling.then(() => handle(said));
       });
       await page.evaluate(
         ([kind, script]) => {
@@ -73,7 +73,7 @@ describe.skipIf(missing)("the client in Chromium", () => {
         [kind, worker(url, kind)],
       );
       expect(await over).toEqual({ done: true });
-      await hearing;
+      await handling;
     });
   }
 });

@@ -3,7 +3,7 @@
 import { existsSync } from "node:fs";
 import puppeteer from "puppeteer-core";
 import { describe, expect, onTestFinished, test } from "vitest";
-import { inPage, type Said, stage, worker } from "../support/stage.js";
+import { inPage, type StageRequest, stage, worker } from "../support/stage.js";
 
 const executablePath = process.env["AIRWAVE_TEST_FIREFOX"] ?? "/usr/bin/firefox-esr";
 
@@ -12,17 +12,17 @@ describe("the client in Firefox", () => {
 
   for (const where of ["page", "Worker"] as const) {
     test(`in a ${where}`, async () => {
-      const { url, hear } = await stage();
+      const { url, handle } = await stage();
       const browser = await puppeteer.launch({ browser: "firefox", executablePath, headless: true });
       onTestFinished(() => browser.close());
       const page = await browser.newPage();
       await page.goto(`${url}/healthz`);
-      let hearing = Promise.resolve();
-      let finish: (said: Said) => void;
-      const over = new Promise<Said>((done) => (finish = done));
-      await page.exposeFunction("told", (said: Said) => {
+      let handling = Promise.resolve();
+      let finish: (said: StageRequest) => void;
+      const over = new Promise<StageRequest>((done) => (finish = done));
+      await page.exposeFunction("told", (said: StageRequest) => {
         if (said.done || said.failed) finish(said);
-        hearing = hearing.then(() => hear(said));
+        handling = handling.then(() => handle(said));
       });
       if (where === "page") await page.addScriptTag({ type: "module", content: inPage(url, "firefox-page") });
       else
@@ -33,7 +33,7 @@ describe("the client in Firefox", () => {
           worker.onerror = (event) => told({ failed: `the worker did not start: ${event.message}` });
         }, worker(url, "firefox-worker"));
       expect(await over).toEqual({ done: true });
-      await hearing;
+      await handling;
     });
   }
 });

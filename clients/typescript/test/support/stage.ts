@@ -1,12 +1,12 @@
-// What happens to a server while conformance.mjs runs in some runtime.
+// A server, and what a test does to it while conformance.mjs runs in some runtime.
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { cuttableProxy } from "./proxies.js";
 import { config, redis, Server } from "./server.js";
 
-/** What the script wants done, or says at its end. */
-export interface Said {
+/** What the script asks for, or reports at its end. */
+export interface StageRequest {
   cut?: string;
   down?: string;
   finish?: string;
@@ -15,28 +15,28 @@ export interface Said {
 }
 
 /**
- * A server that forgets nothing when it dies, behind a proxy that can be cut, and what the
- * script's requests do to both.
+ * Starts a server that forgets nothing when it dies, behind a proxy that can be cut. `handle` does
+ * to them what the script asks for.
  */
-export async function stage(): Promise<{ url: string; hear: (said: Said) => Promise<void> }> {
+export async function stage(): Promise<{ url: string; handle: (request: StageRequest) => Promise<void> }> {
   const server = await Server.start(config(`[broker]\nurl = "${await redis()}"`));
   const proxy = await cuttableProxy(server.port);
   const [cut, down] = [new Set<string>(), new Set<string>()];
-  const hear = async (said: Said): Promise<void> => {
-    if (said.cut) cut.add(said.cut);
-    if (said.cut && cut.size === 2) {
+  const handle = async (request: StageRequest): Promise<void> => {
+    if (request.cut) cut.add(request.cut);
+    if (request.cut && cut.size === 2) {
       await server.kill();
       proxy.cut();
     }
-    if (said.down) down.add(said.down);
-    if (said.down && down.size === 2) {
+    if (request.down) down.add(request.down);
+    if (request.down && down.size === 2) {
       await server.restart();
       for (const channel of down) await server.publish({ channel, event: "n", data: "missed" });
       proxy.restore();
     }
-    if (said.finish) await server.publish({ channel: said.finish, event: "n", data: "last", end: true });
+    if (request.finish) await server.publish({ channel: request.finish, event: "n", data: "last", end: true });
   };
-  return { url: proxy.url, hear };
+  return { url: proxy.url, handle };
 }
 
 /**
