@@ -70,7 +70,7 @@ use self::settings::Settings;
 pub use self::settings::Tuning;
 use self::stored::token;
 use self::sweep::ToSweep;
-use crate::silence::while_heard;
+use crate::silence::while_active;
 
 /// The broker. Dropping it ends its feeds and closes its connection.
 pub struct Nats {
@@ -150,7 +150,7 @@ impl Nats {
     /// Carries out a call as long as anything arrives on the connection, and no longer than
     /// [`LONGEST`].
     async fn within<T>(&self, call: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
-        let call = while_heard(DEADLINE, || self.connection.arrived(), call);
+        let call = while_active(DEADLINE, || self.connection.arrived(), call);
         match timeout(LONGEST, call).await {
             Ok(Some(answer)) => answer,
             Ok(None) | Err(_) => Err(late()),
@@ -191,13 +191,13 @@ async fn carry(
     (feed, feed_head): (FeedSender, Position),
     _follows: Follows,
 ) {
-    let (dead, told) = (link.dead.clone(), link.told.clone());
+    let (dead, from_leader) = (link.dead.clone(), link.from_leader.clone());
     // Held by a quiet feed, it would keep a dead connection's client.
     drop(link);
     let (head, mut last) = (feed_head, feed_head);
     let carry = async {
         while let Some(message) = live.next().await {
-            told.fetch_add(1, Ordering::Relaxed);
+            from_leader.fetch_add(1, Ordering::Relaxed);
             let stored = sequence_of(&message).and_then(|sequence| stored::read(sequence, message.payload));
             let Some(stored) = stored else {
                 tracing::warn!(subject = %message.subject, "a message is not one of ours: its feed ends");
@@ -256,7 +256,7 @@ impl Broker for Nats {
     async fn ping(&self) -> Result<(), BrokerError> {
         let ping = async {
             let link = self.connection.link().await?;
-            self.connection.hears_itself(&link).await
+            self.connection.probe_itself(&link).await
         };
         self.within(ping).await
     }

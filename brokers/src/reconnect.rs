@@ -21,13 +21,13 @@ const GOOD_AFTER: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(crate) struct Disconnected {
     is: AtomicBool,
-    told: Notify,
+    lost: Notify,
 }
 
 impl Disconnected {
     pub(crate) fn tell(&self) {
         self.is.store(true, Ordering::Release);
-        self.told.notify_waiters();
+        self.lost.notify_waiters();
     }
 
     pub(crate) fn is(&self) -> bool {
@@ -35,12 +35,12 @@ impl Disconnected {
     }
 
     pub(crate) async fn wait(&self) {
-        let told = self.told.notified();
-        let mut told = std::pin::pin!(told);
+        let lost = self.lost.notified();
+        let mut lost = std::pin::pin!(lost);
         // Listening before looking, or the word is lost between the two.
-        told.as_mut().enable();
+        lost.as_mut().enable();
         if !self.is() {
-            told.await;
+            lost.await;
         }
     }
 }

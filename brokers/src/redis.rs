@@ -374,8 +374,8 @@ impl Broker for Redis {
     async fn ping(&self) -> Result<(), BrokerError> {
         let hears = async {
             match &self.servers {
-                Servers::One { shard, .. } => shard.listening.hears_itself().await,
-                Servers::Cluster(cluster) => cluster.hears_itself().await,
+                Servers::One { shard, .. } => shard.listening.probe_itself().await,
+                Servers::Cluster(cluster) => cluster.probe_itself().await,
             }
         };
         timeout(LONGEST, hears).await.unwrap_or_else(|_| Err(late()))

@@ -14,17 +14,17 @@ use tokio::time::{Instant, timeout};
 /// earlier than the limit the silence may be called one, and never later.
 const LOOKS: u32 = 18;
 
-/// Waits for `call` until nothing has been heard for `limit`. `heard` is a number that changes
+/// Waits for `call` until nothing has been heard for `limit`. `activity` is a number that changes
 /// whenever something is heard on the connection. `None`: it was silent for that long.
-pub(crate) async fn while_heard<T>(limit: Duration, heard: impl Fn() -> u64, call: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn while_active<T>(limit: Duration, activity: impl Fn() -> u64, call: impl Future<Output = T>) -> Option<T> {
     let mut call = pin!(call);
-    let (mut before, mut since) = (heard(), Instant::now());
+    let (mut before, mut since) = (activity(), Instant::now());
     loop {
         let look = Instant::now();
         if let Ok(done) = timeout(limit / LOOKS, &mut call).await {
             return Some(done);
         }
-        let now = heard();
+        let now = activity();
         if now != before {
             (before, since) = (now, look);
         } else if since.elapsed() >= limit {
@@ -47,22 +47,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_on_a_silent_connection_ends_after_its_limit() {
         let begin = Instant::now();
-        assert_eq!(while_heard(LIMIT, || 7, pending::<()>()).await, None);
+        assert_eq!(while_active(LIMIT, || 7, pending::<()>()).await, None);
         assert_eq!(begin.elapsed(), LIMIT);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_call_behind_others_waits_as_long_as_they_are_answered() {
-        let heard = AtomicU64::new(0);
+        let activity = AtomicU64::new(0);
         let others = async {
             for _ in 0..10 {
                 sleep(Duration::from_secs(1)).await;
-                heard.fetch_add(1, Ordering::Relaxed);
+                activity.fetch_add(1, Ordering::Relaxed);
             }
             pending::<()>().await
         };
         let begin = Instant::now();
-        let answered = while_heard(LIMIT, || heard.load(Ordering::Relaxed), sleep(Duration::from_secs(8)));
+        let answered = while_active(LIMIT, || activity.load(Ordering::Relaxed), sleep(Duration::from_secs(8)));
         tokio::select! {
             answered = answered => assert_eq!(answered, Some(())),
             () = others => {}
@@ -72,15 +72,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silence_counts_from_the_last_thing_that_was_heard() {
-        let heard = AtomicU64::new(0);
+        let activity = AtomicU64::new(0);
         let once = async {
             sleep(Duration::from_secs(1)).await;
-            heard.fetch_add(1, Ordering::Relaxed);
+            activity.fetch_add(1, Ordering::Relaxed);
             pending::<()>().await
         };
         let begin = Instant::now();
         tokio::select! {
-            silent = while_heard(LIMIT, || heard.load(Ordering::Relaxed), pending::<()>()) => assert_eq!(silent, None),
+            silent = while_active(LIMIT, || activity.load(Ordering::Relaxed), pending::<()>()) => assert_eq!(silent, None),
             () = once => {}
         }
         let silent = begin.elapsed() - Duration::from_secs(1);

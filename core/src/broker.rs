@@ -113,7 +113,7 @@ pub struct BrokerStats(Arc<Noted>);
 struct Noted {
     since: Instant,
     /// Of the last sign of life: ms after `since`.
-    heard: AtomicU64,
+    last_activity: AtomicU64,
     reconnects: AtomicU64,
     /// Whether there is a connection to anything.
     remote: bool,
@@ -129,7 +129,7 @@ impl BrokerStats {
     fn new(remote: bool) -> Self {
         Self(Arc::new(Noted {
             since: Instant::now(),
-            heard: AtomicU64::new(0),
+            last_activity: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             remote,
         }))
@@ -145,9 +145,9 @@ impl BrokerStats {
         self.0.remote
     }
 
-    /// The backbone has delivered something: a probe of this node's, for example.
-    pub fn heard(&self) {
-        self.0.heard.store(self.now(), Ordering::Relaxed);
+    /// Notes that the backbone has delivered something: a probe of this node's, for example.
+    pub fn record_activity(&self) {
+        self.0.last_activity.store(self.now(), Ordering::Relaxed);
     }
 
     /// A connection to the backbone was lost and has been made again.
@@ -162,7 +162,7 @@ impl BrokerStats {
 
     /// How long ago the backbone delivered anything; at first, how long this has been there.
     pub fn silent_for(&self) -> Duration {
-        Duration::from_millis(self.now().saturating_sub(self.0.heard.load(Ordering::Relaxed)))
+        Duration::from_millis(self.now().saturating_sub(self.0.last_activity.load(Ordering::Relaxed)))
     }
 
     fn now(&self) -> u64 {
@@ -228,8 +228,8 @@ impl Append {
     /// What must be the same when this is repeated under its key: what the key's source said, or
     /// else the message itself.
     pub fn fingerprint(&self) -> Fingerprint {
-        let said = self.idempotency_key.as_ref().and_then(ScopedKey::said);
-        said.unwrap_or_else(|| Fingerprint::of_message(&self.message, self.ends_channel()))
+        let of_source = self.idempotency_key.as_ref().and_then(ScopedKey::fingerprint);
+        of_source.unwrap_or_else(|| Fingerprint::of_message(&self.message, self.ends_channel()))
     }
 }
 

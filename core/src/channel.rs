@@ -35,7 +35,7 @@ struct ClientKey {
     /// Of a client without a user.
     connection: KeySource<'static>,
     key: IdempotencyKey,
-    said: Fingerprint,
+    fingerprint: Fingerprint,
     parts: AtomicU32,
 }
 
@@ -75,7 +75,7 @@ impl Channel {
                 user,
                 connection,
                 key,
-                said: Fingerprint::of_message(message, false),
+                fingerprint: Fingerprint::of_message(message, false),
                 parts: AtomicU32::new(0),
             })
         });
@@ -281,7 +281,7 @@ impl ClientKey {
     fn next(&self) -> ScopedKey {
         let part = self.parts.fetch_add(1, Ordering::Relaxed);
         let source = self.user.as_deref().map_or(self.connection, KeySource::User);
-        ScopedKey::client(source, &self.key, part, self.said)
+        ScopedKey::client(source, &self.key, part, self.fingerprint)
     }
 }
 

@@ -188,7 +188,7 @@ impl Follower {
     }
 
     fn event(&self, generation: u64, event: Arc<Event>) {
-        self.backbone.metrics.stats.heard();
+        self.backbone.metrics.stats.record_activity();
         self.backbone.newer.look(&event.message);
         {
             let mut state = self.lock();

@@ -39,7 +39,7 @@ pub enum KeySource<'a> {
 pub struct ScopedKey {
     text: Box<str>,
     /// Of what the source said. `None`: of what is published under the key.
-    said: Option<Fingerprint>,
+    fingerprint: Option<Fingerprint>,
 }
 
 impl PartialEq for ScopedKey {
@@ -62,7 +62,7 @@ impl ScopedKey {
     pub fn backend(key: &IdempotencyKey) -> Self {
         Self {
             text: key.as_str().into(),
-            said: None,
+            fingerprint: None,
         }
     }
 
@@ -70,7 +70,7 @@ impl ScopedKey {
     ///
     /// The client repeats the message, and what a handler makes of it may differ: so the client's
     /// message is what must be the same.
-    pub fn client(source: KeySource<'_>, key: &IdempotencyKey, part: u32, said: Fingerprint) -> Self {
+    pub fn client(source: KeySource<'_>, key: &IdempotencyKey, part: u32, fingerprint: Fingerprint) -> Self {
         // A caller's key has neither spaces nor more than 255 bytes. So no two of these are the
         // same text, none is a backend's own key, and the longest has 310 bytes.
         let scope = match source {
@@ -83,7 +83,7 @@ impl ScopedKey {
         let part = if part == 0 { String::new() } else { format!(" {part}") };
         Self {
             text: format!("{key}{scope}{part}").into(),
-            said: Some(said),
+            fingerprint: Some(fingerprint),
         }
     }
 
@@ -94,8 +94,8 @@ impl ScopedKey {
         &self.text
     }
 
-    pub(crate) fn said(&self) -> Option<Fingerprint> {
-        self.said
+    pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint
     }
 }
 
@@ -177,13 +177,13 @@ mod tests {
         IdempotencyKey::new(text).unwrap()
     }
 
-    fn said(text: &str) -> Message {
+    fn message_of(text: &str) -> Message {
         Message::new(EventName::new("said").unwrap(), Data::text(text))
     }
 
     #[test]
     fn sources_and_parts_never_meet_and_no_caller_can_write_a_derived_key() {
-        let print = Fingerprint::of_message(&said("x"), false);
+        let print = Fingerprint::of_message(&message_of("x"), false);
         let long = "k".repeat(255);
         let mut texts = Vec::new();
         for caller in ["k", "k~end", "k~1", "k-1", &long] {
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_long_key_of_a_client_without_a_user_is_the_same_over_its_next_connection() {
-        let print = Fingerprint::of_message(&said("x"), false);
+        let print = Fingerprint::of_message(&message_of("x"), false);
         let over = |source, text: &str| ScopedKey::client(source, &key(text), 0, print);
         let long = "0123456789abcdef0123456789abcdef";
         assert_eq!(over(KeySource::Connection(1, 2), long), over(KeySource::Address(None), long));
@@ -228,13 +228,13 @@ mod tests {
     #[test]
     fn fingerprints_tell_every_part_of_a_message_apart() {
         let print = |message: &Message| Fingerprint::of_message(message, false);
-        let message = said("x");
+        let message = message_of("x");
         let other_name = Message::new(EventName::new("sai").unwrap(), Data::text("dx"));
         let other_kind = Message::new(EventName::new("said").unwrap(), Data::binary(&b"x"[..]));
-        let with_key = said("x").with_key(Key::new("k").unwrap());
-        let with = |name, value| said("x").with_attributes(Attributes::new().with(name, value).unwrap());
+        let with_key = message_of("x").with_key(Key::new("k").unwrap());
+        let with = |name, value| message_of("x").with_attributes(Attributes::new().with(name, value).unwrap());
         let (tagged, elsewhere) = (with("a", "1"), with("a1", ""));
-        for other in [&said("y"), &other_name, &other_kind, &with_key, &tagged, &elsewhere] {
+        for other in [&message_of("y"), &other_name, &other_kind, &with_key, &tagged, &elsewhere] {
             assert_ne!(print(&message), print(other));
         }
         assert_ne!(print(&tagged), print(&elsewhere));

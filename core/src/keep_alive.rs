@@ -13,8 +13,8 @@ pub(crate) struct KeepAlive {
     /// expected, from the heartbeat before. Those are asked for even while events go out: a client
     /// that only listens says nothing else.
     quiet: AtomicU64,
-    /// Zero: nothing is expected to be heard.
-    heard: AtomicU64,
+    /// When the client last sent something. Zero: it is not expected to.
+    last_activity: AtomicU64,
     stalled: AtomicU64,
 }
 
@@ -34,14 +34,14 @@ impl KeepAlive {
 
     /// Something was written, if only to the buffer.
     pub(crate) fn wrote(&self, now: u64) {
-        if self.heard.load(Ordering::Relaxed) == 0 {
+        if self.last_activity.load(Ordering::Relaxed) == 0 {
             self.quiet.store(now, Ordering::Relaxed);
         }
     }
 
     /// The client said something.
-    pub(crate) fn heard(&self, now: u64) {
-        self.heard.store(now, Ordering::Relaxed);
+    pub(crate) fn record_activity(&self, now: u64) {
+        self.last_activity.store(now, Ordering::Relaxed);
     }
 
     /// Since when a write has waited for the socket; zero: none does.
@@ -58,7 +58,7 @@ impl KeepAlive {
         if longer(&self.stalled, limits.stalled_write) {
             return Orders::CUT;
         }
-        if longer(&self.heard, limits.idle) {
+        if longer(&self.last_activity, limits.idle) {
             return Orders::SILENT;
         }
         if longer(&self.quiet, limits.heartbeat) {
@@ -91,7 +91,7 @@ mod tests {
         );
         times.wrote(150);
         assert_eq!(times.due(249, &limits), Orders::NONE, "a write stands for a heartbeat");
-        times.heard(250);
+        times.record_activity(250);
         times.wrote(250);
         assert_eq!(
             times.due(250, &limits),
@@ -102,7 +102,7 @@ mod tests {
         times.stalled(150);
         assert_eq!(times.due(450, &limits), Orders::CUT);
         times.stalled(0);
-        times.heard(450);
+        times.record_activity(450);
         assert_eq!(times.due(450, &limits), Orders::HEARTBEAT);
     }
 }

@@ -39,11 +39,11 @@ impl Newer {
     /// Says it, unless it has been said. True: for the first time.
     pub(crate) fn say(&self, what: &str, instead: &str) -> bool {
         {
-            let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if said.len() >= KINDS || said.iter().any(|other| other == what) {
+            let mut reported = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if reported.len() >= KINDS || reported.iter().any(|other| other == what) {
                 return false;
             }
-            said.push(what.to_owned());
+            reported.push(what.to_owned());
         }
         tracing::warn!(
             what,

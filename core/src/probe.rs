@@ -50,7 +50,7 @@ impl BrokerProbe {
 struct Silence {
     since: Instant,
     /// Whether the listeners were told.
-    told: bool,
+    announced: bool,
 }
 
 async fn watch_broker(sessions: Weak<Sessions>, answers: watch::Sender<LastAnswer>) {
@@ -87,11 +87,11 @@ fn note_silence(silence: &mut Option<Silence>, sessions: &Sessions, error: &str)
         tracing::warn!(broker = sessions.backbone.broker.name(), error, "the broker is gone");
         Silence {
             since: Instant::now(),
-            told: false,
+            announced: false,
         }
     });
-    if !silence.told && silence.since.elapsed() >= STALE_AFTER {
-        silence.told = true;
+    if !silence.announced && silence.since.elapsed() >= STALE_AFTER {
+        silence.announced = true;
         sessions.give_all(Orders::STALE);
     }
 }

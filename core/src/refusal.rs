@@ -197,8 +197,8 @@ mod tests {
     fn what_a_client_is_told_is_one_line() {
         let fields = Refusal::forbidden("a\r\nb\u{85}c\u{2028}d\u{7f}").json_fields(None);
         assert!(fields.is_ascii() && !fields.contains(char::is_control), "{fields:?}");
-        let told: serde_json::Value = serde_json::from_str(&format!("{{{fields}}}")).unwrap();
-        assert_eq!(told["message"], "a\r\nb\u{85}c\u{2028}d\u{7f}");
+        let body: serde_json::Value = serde_json::from_str(&format!("{{{fields}}}")).unwrap();
+        assert_eq!(body["message"], "a\r\nb\u{85}c\u{2028}d\u{7f}");
     }
 
     #[test]

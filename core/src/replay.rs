@@ -170,10 +170,10 @@ impl Replay {
 
     /// Returns why a page that was asked for with `after` is not whole.
     ///
-    /// `seen` is the newest position that this node has seen of the channel. Up to there a position
-    /// was given, whatever this node's clock says of it.
-    pub(crate) fn lost_reason(&self, after: Position, seen: Position) -> GapReason {
-        if after > Position::now().plus(CLOCKS_DIFFER).max(self.head).max(seen) {
+    /// `newest_known` is the newest position that this node has received of the channel. Up to
+    /// there a position was given, whatever this node's clock says of it.
+    pub(crate) fn lost_reason(&self, after: Position, newest_known: Position) -> GapReason {
+        if after > Position::now().plus(CLOCKS_DIFFER).max(self.head).max(newest_known) {
             GapReason::UnknownPosition
         } else if after > self.head {
             GapReason::BrokerLostData
@@ -305,7 +305,7 @@ mod tests {
     fn the_reason_of_a_loss_is_told_from_where_the_lost_position_stands() {
         let now = Position::now();
         let page = incomplete(vec![event(30, 20), event(40, 30)], 40);
-        for (after, seen, reason) in [
+        for (after, newest_known, reason) in [
             (Position(10), Position(40), GapReason::HistoryExpired),
             (Position(25), Position(40), GapReason::BrokerLostData),
             (Position(50), Position(40), GapReason::BrokerLostData),
@@ -317,7 +317,11 @@ mod tests {
                 GapReason::BrokerLostData,
             ),
         ] {
-            assert_eq!(page.lost_reason(after, seen), reason, "after {after}, seen {seen}");
+            assert_eq!(
+                page.lost_reason(after, newest_known),
+                reason,
+                "after {after}, seen {newest_known}"
+            );
         }
         let forgotten = incomplete(vec![event(30, 0)], 30);
         assert_eq!(forgotten.lost_reason(Position(25), Position(30)), GapReason::HistoryExpired);

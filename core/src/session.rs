@@ -142,10 +142,10 @@ impl Session {
         self
     }
 
-    /// The client answers heartbeats: if nothing is [heard](Session::heard) for the idle time, the
-    /// session closes.
+    /// The client answers heartbeats: if no [activity](Session::record_activity) is recorded for
+    /// the idle time, the session closes.
     pub fn expects_answers(self) -> Self {
-        self.heard();
+        self.record_activity();
         self
     }
 
@@ -261,9 +261,9 @@ impl Session {
         }
     }
 
-    /// The client said something, if only a pong.
-    pub fn heard(&self) {
-        self.handle.keep_alive.heard(self.sessions.now());
+    /// Notes that the client has sent something, if only a pong.
+    pub fn record_activity(&self) {
+        self.handle.keep_alive.record_activity(self.sessions.now());
     }
 
     /// Tells whether a write waits for the client's socket. While it does, [`Session::poll_cut`]
@@ -322,7 +322,7 @@ impl Session {
     }
 
     fn close_cause(&self) -> CloseCause {
-        let told = match self.closed {
+        let from_reason = match self.closed {
             Some(CloseReason::Ended) => Some(CloseCause::Ended),
             Some(CloseReason::Drain { .. }) => Some(CloseCause::Drain),
             Some(CloseReason::TooSlow) => Some(CloseCause::TooSlow),
@@ -330,7 +330,7 @@ impl Session {
             Some(CloseReason::Stalled) => Some(CloseCause::Stalled),
             None => None,
         };
-        self.cause.or(told).unwrap_or(CloseCause::Client)
+        self.cause.or(from_reason).unwrap_or(CloseCause::Client)
     }
 
     fn stamp_cursor(&self) -> Option<Cursor> {

@@ -96,7 +96,7 @@ impl HeadGate {
     }
 
     /// Takes note of what hyper found out.
-    pub(crate) fn hear(&mut self, news: News) {
+    pub(crate) fn receive(&mut self, news: News) {
         match (self.state, news) {
             (State::Ended, News::Body(0)) => self.next_head(),
             (State::Ended, News::Body(length)) => self.state = State::Body(length),
@@ -210,11 +210,11 @@ mod tests {
             let head = b"\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n";
             let both = [&head[..], b"body\n", head].concat();
             assert_eq!(passes(&mut gate, &both, piece), head);
-            gate.hear(News::Body(5));
+            gate.receive(News::Body(5));
             let mut body = both[head.len()..].to_vec();
             assert_eq!(gate.pass(&mut body), 5, "the body, whatever is in it");
             assert_eq!(passes(&mut gate, head, piece), head);
-            gate.hear(News::Body(0));
+            gate.receive(News::Body(0));
             assert_eq!(passes(&mut gate, head, piece), head);
         }
     }
@@ -238,7 +238,7 @@ mod tests {
                 // The next head of a connection, too.
                 let mut gate = HeadGate::new();
                 passes(&mut gate, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", piece);
-                gate.hear(News::Body(0));
+                gate.receive(News::Body(0));
                 assert!(passes(&mut gate, head, piece).contains(&0));
                 let mut gate = HeadGate::new();
                 assert_eq!(gate.end_of_refused(), None);
@@ -256,9 +256,9 @@ mod tests {
             for piece in 1..20 {
                 let mut gate = HeadGate::new();
                 passes(&mut gate, head, piece);
-                gate.hear(News::Chunked);
+                gate.receive(News::Chunked);
                 assert_eq!(passes(&mut gate, chunks, piece), chunks);
-                gate.hear(News::ChunkedEnd);
+                gate.receive(News::ChunkedEnd);
                 assert_eq!(gate.state == State::Head, looked_at);
             }
         }
@@ -269,13 +269,13 @@ mod tests {
         let head = b"GET / HTTP/1.1\r\nhost: a\r\nupgrade: x\r\n\r\n";
         let mut gate = HeadGate::new();
         passes(&mut gate, head, 7);
-        gate.hear(News::Upgrade);
-        gate.hear(News::NoUpgrade);
+        gate.receive(News::Upgrade);
+        gate.receive(News::NoUpgrade);
         assert_eq!(gate.state, State::Head);
         passes(&mut gate, head, 7);
-        gate.hear(News::Upgrade);
+        gate.receive(News::Upgrade);
         assert_eq!(passes(&mut gate, b"\n\n\x00", 1), b"\n\n\x00");
-        gate.hear(News::NoUpgrade);
+        gate.receive(News::NoUpgrade);
         assert_eq!(gate.state, State::Off);
     }
 

@@ -175,8 +175,8 @@ impl ClientScheme {
     /// target says so. That a target says `http` means nothing: behind a proxy that ends TLS all of
     /// them may.
     pub fn of(uri: &http::Uri, extensions: &http::Extensions) -> Option<Self> {
-        let told = extensions.get::<ClientScheme>().copied();
-        told.or_else(|| (uri.scheme() == Some(&http::uri::Scheme::HTTPS)).then_some(ClientScheme::Https))
+        let from_proxy = extensions.get::<ClientScheme>().copied();
+        from_proxy.or_else(|| (uri.scheme() == Some(&http::uri::Scheme::HTTPS)).then_some(ClientScheme::Https))
     }
 }
 
@@ -694,10 +694,10 @@ mod tests {
             let checked = Origins::Same.check(&headers(host, Some(origin)), None, scheme);
             assert_eq!(checked.is_ok(), ours, "{scheme:?} {host} {origin}");
         }
-        let of = |uri: &str, told: Option<ClientScheme>| {
+        let of = |uri: &str, from_proxy: Option<ClientScheme>| {
             let mut request = http::Request::get(uri).body(()).unwrap();
-            if let Some(told) = told {
-                request.extensions_mut().insert(told);
+            if let Some(from_proxy) = from_proxy {
+                request.extensions_mut().insert(from_proxy);
             }
             ClientScheme::of(request.uri(), request.extensions())
         };

@@ -255,7 +255,7 @@ impl rt::Read for Io {
         let news = this.usage.news.load(Ordering::Relaxed);
         if let Some(news) = News::decode(news) {
             this.usage.news.store(0, Ordering::Relaxed);
-            this.gate.hear(news);
+            this.gate.receive(news);
         }
         if let Some(end) = this.gate.end_of_refused() {
             buf.put_slice(&end[..end.len().min(want)]);

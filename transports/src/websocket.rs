@@ -641,7 +641,7 @@ impl<S: Socket> WebSocketTask<S> {
         ) {
             self.unfinished = None;
         }
-        self.session.heard();
+        self.session.record_activity();
         match message {
             Some(Ok(tungstenite::Message::Text(text))) if self.command.is_none() => self.text(text.as_str()),
             Some(Ok(tungstenite::Message::Binary(frame))) if self.command.is_none() => self.binary(&frame),
@@ -921,7 +921,7 @@ impl<S: Socket> WebSocketTask<S> {
         let under_way = self.command.is_some();
         if under_way && (!self.has_room() || self.hub.is_draining()) {
             // We do not listen meanwhile, so a silence is ours.
-            self.session.heard();
+            self.session.record_activity();
             return Poll::Pending;
         }
         match self.poll_read(cx) {
@@ -1376,14 +1376,14 @@ mod tests {
                     }
                 }
             });
-            let mut said = Vec::new();
-            reads.read_to_end(&mut said).await.unwrap();
+            let mut answer = Vec::new();
+            reads.read_to_end(&mut answer).await.unwrap();
             dripping.abort();
             let took = begun.elapsed();
-            let said = String::from_utf8_lossy(&said);
+            let answer = String::from_utf8_lossy(&answer);
             assert!(
-                said.contains("not finished within 30 seconds"),
-                "{what}: {said:?} after {took:?}"
+                answer.contains("not finished within 30 seconds"),
+                "{what}: {answer:?} after {took:?}"
             );
             assert!(took < MESSAGE_TIMEOUT + Duration::from_secs(10), "{what}: {took:?}");
         }

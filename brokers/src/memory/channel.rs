@@ -52,7 +52,7 @@ pub(super) struct Kept {
 }
 
 impl ChannelState {
-    pub(super) fn born(base: Position, now: Instant) -> Self {
+    pub(super) fn new(base: Position, now: Instant) -> Self {
         ChannelState {
             base,
             head: base,

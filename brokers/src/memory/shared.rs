@@ -91,7 +91,7 @@ impl Shared {
         let channel = Arc::new(Channel {
             name: name.clone(),
             history,
-            state: Mutex::new(ChannelState::born(self.epochs.current(), Instant::now())),
+            state: Mutex::new(ChannelState::new(self.epochs.current(), Instant::now())),
         });
         channels.insert(name.clone(), channel.clone());
         drop(channels);

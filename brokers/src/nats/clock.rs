@@ -15,14 +15,14 @@ pub(super) struct ServerClock(Mutex<Option<(u64, Instant)>>);
 
 impl ServerClock {
     /// A message that was stored at this time (µs since 1970) has just been heard.
-    pub(super) fn heard(&self, stored_at: u64) {
+    pub(super) fn set(&self, stored_at: u64) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((stored_at, Instant::now()));
     }
 
     /// µs since 1970; zero as long as nothing was heard, so that nothing is too old.
     pub(super) fn now(&self) -> u64 {
-        let heard = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.map_or(0, |(at, since)| at.saturating_add(micros(since.elapsed())))
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.map_or(0, |(at, since)| at.saturating_add(micros(since.elapsed())))
     }
 }
 
@@ -97,10 +97,10 @@ mod tests {
     fn the_last_word_counts_and_time_goes_on_from_it() {
         let clock = ServerClock::default();
         assert_eq!(clock.now(), 0);
-        clock.heard(5_000_000);
+        clock.set(5_000_000);
         assert!(clock.now() >= 5_000_000);
         // The server's clock was set back.
-        clock.heard(1_000_000);
+        clock.set(1_000_000);
         assert!((1_000_000..5_000_000).contains(&clock.now()));
     }
 }

@@ -224,8 +224,8 @@ impl Connection {
         // With nowhere to go, the library gives up a broken connection at once, and all that still
         // waits in it.
         let nowhere: async_nats::ServerAddr = "nats://127.0.0.1:0".parse().map_err(|_| self.unreachable("no address"))?;
-        let told = timeout(CONNECT_WITHIN, client.set_server_pool(vec![nowhere])).await;
-        if !matches!(told, Ok(Ok(()))) {
+        let pinned = timeout(CONNECT_WITHIN, client.set_server_pool(vec![nowhere])).await;
+        if !matches!(pinned, Ok(Ok(()))) {
             return Err(self.unreachable("the connection broke"));
         }
         let info = client.server_info();
@@ -239,8 +239,8 @@ impl Connection {
             forbidden,
             is_2_10: version < (2, 11),
             members: Mutex::default(),
-            heard: watch::Sender::new(0),
-            told: Arc::default(),
+            last_probe: watch::Sender::new(0),
+            from_leader: Arc::default(),
         });
         let ready = async {
             self.examine(&link).await?;
@@ -250,11 +250,11 @@ impl Connection {
             }
             self.listen_to_itself(&link).await?;
             if first {
-                let heard = timeout(LONGEST, self.hears_itself(&link)).await;
-                match heard.unwrap_or_else(|_| Err(lost("this node does not hear itself"))) {
+                let probed = timeout(LONGEST, self.probe_itself(&link)).await;
+                match probed.unwrap_or_else(|_| Err(lost("this node does not hear itself"))) {
                     // What is stored is served, and the rest is an outage like any other.
                     Err(_) if self.refuses() => {}
-                    heard => heard.map_err(|error| self.unreachable(error.message))?,
+                    probed => probed.map_err(|error| self.unreachable(error.message))?,
                 }
             }
             Ok(())
@@ -380,7 +380,7 @@ impl Connection {
         let Ok(Ok(mut probes)) = timeout(CONNECT_WITHIN, subscribing).await else {
             return Err(self.unreachable("the connection broke"));
         };
-        let (heard, dead, server_clock) = (link.heard.clone(), link.dead.clone(), self.server_clock.clone());
+        let (last_probe, dead, server_clock) = (link.last_probe.clone(), link.dead.clone(), self.server_clock.clone());
         tokio::spawn(async move {
             loop {
                 let probe = tokio::select! {
@@ -389,13 +389,13 @@ impl Connection {
                 };
                 let Some(probe) = probe else { return dead.tell() };
                 if let Some(stored_at) = stored_at(&probe) {
-                    server_clock.heard(stored_at);
+                    server_clock.set(stored_at);
                 }
                 let number = std::str::from_utf8(&probe.payload)
                     .ok()
                     .and_then(|text| text.trim_end().parse::<u64>().ok());
                 if let Some(number) = number {
-                    heard.send_modify(|heard| *heard = number.max(*heard));
+                    last_probe.send_modify(|last| *last = number.max(*last));
                 }
             }
         });
@@ -403,28 +403,28 @@ impl Connection {
     }
 
     /// Publishes to itself through the stream, as events go, and waits until it hears that.
-    pub(super) async fn hears_itself(&self, link: &Link) -> Result<(), BrokerError> {
-        let mut heard = link.heard.subscribe();
+    pub(super) async fn probe_itself(&self, link: &Link) -> Result<(), BrokerError> {
+        let mut last_probe = link.last_probe.subscribe();
         let number = self.says_something(link).await?;
         let begin = Instant::now();
-        let heard = loop {
+        let returned = loop {
             let before = link.arrived();
-            let heard = tokio::select! {
-                heard = timeout(PROBE_WITHIN, heard.wait_for(|heard| *heard >= number)) => heard.map(|heard| heard.is_ok()),
+            let returned = tokio::select! {
+                waited = timeout(PROBE_WITHIN, last_probe.wait_for(|last| *last >= number)) => waited.map(|waited| waited.is_ok()),
                 () = link.dead.wait() => Ok(false),
             };
-            match heard {
-                Ok(heard) => break heard,
+            match returned {
+                Ok(returned) => break returned,
                 Err(_) if link.arrived() > before && begin.elapsed() < PROBE_BEHIND => {}
                 Err(_) => break false,
             }
         };
-        if !heard {
+        if !returned {
             // It was stored and not told: so may have been an event.
             link.dead.tell();
             return Err(lost("this node does not hear itself"));
         }
-        self.stats.heard();
+        self.stats.record_activity();
         Ok(())
     }
 
@@ -499,15 +499,15 @@ impl Connection {
                 () = link.dead.wait() => return "it broke",
                 () = sleep(PROBE_EVERY) => {}
             }
-            let before = link.told.load(Ordering::Relaxed);
-            match timeout(PROBE_WITHIN, self.hears_itself(link)).await {
+            let before = link.from_leader.load(Ordering::Relaxed);
+            match timeout(PROBE_WITHIN, self.probe_itself(link)).await {
                 Ok(Ok(())) => unanswered = 0,
                 // A refusal is an answer. Another connection would be refused, too.
                 Ok(Err(_)) if self.refuses() && !link.dead.is() => unanswered = 0,
                 _ if link.dead.is() => return "it broke, or this node does not hear itself any more",
                 // The stream's leader is heard, and the probe's answer stands behind that. Replicas
                 // answer, too, when they are cut off from their leader: they prove nothing.
-                Err(_) if link.told.load(Ordering::Relaxed) > before => unanswered = 0,
+                Err(_) if link.from_leader.load(Ordering::Relaxed) > before => unanswered = 0,
                 _ => unanswered += 1,
             }
             if unanswered >= PROBES_UNANSWERED {

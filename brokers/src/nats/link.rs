@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, broadcast, watch};
 use super::clock::time_of;
 use super::errors::{late, lost};
 use crate::reconnect::Disconnected;
-use crate::silence::while_heard;
+use crate::silence::while_active;
 
 /// How long a call waits while nothing arrives on the connection. Below the two seconds within
 /// which callers are promised an answer.
@@ -47,7 +47,7 @@ impl Forbidden {
     /// From now on.
     pub(super) fn watch(&self, doing: &str, subject: &str) -> PermissionWatch {
         PermissionWatch {
-            told: self.0.subscribe(),
+            refusals: self.0.subscribe(),
             what: format!("{doing} to \"{subject}\""),
         }
     }
@@ -55,7 +55,7 @@ impl Forbidden {
 
 /// Whether one thing is forbidden.
 pub(super) struct PermissionWatch {
-    told: broadcast::Receiver<Arc<str>>,
+    refusals: broadcast::Receiver<Arc<str>>,
     what: String,
 }
 
@@ -63,7 +63,7 @@ impl PermissionWatch {
     /// Comes back when it is.
     pub(super) async fn wait(&mut self) -> BrokerError {
         loop {
-            match self.told.recv().await {
+            match self.refusals.recv().await {
                 Ok(text) if text.contains(&self.what) => return forbidden(&text),
                 Ok(_) => {}
                 Err(broadcast::error::RecvError::Lagged(_)) => return lost("the server forbids much"),
@@ -75,7 +75,7 @@ impl PermissionWatch {
     /// Whether it was said until now.
     pub(super) fn look(&mut self) -> Result<(), BrokerError> {
         loop {
-            match self.told.try_recv() {
+            match self.refusals.try_recv() {
                 Ok(text) if text.contains(&self.what) => return Err(forbidden(&text)),
                 Ok(_) => {}
                 Err(broadcast::error::TryRecvError::Lagged(_)) => return Err(lost("the server forbids much")),
@@ -101,9 +101,9 @@ pub(super) struct Link {
     /// no matter of the events.
     pub(super) members: Mutex<Option<Arc<Disconnected>>>,
     /// The newest of this node's own probes that has come back.
-    pub(super) heard: watch::Sender<u64>,
-    /// How much was heard of the stream's leader: its answers, and what it tells of events.
-    pub(super) told: Arc<AtomicU64>,
+    pub(super) last_probe: watch::Sender<u64>,
+    /// How many messages have come from the stream's leader: its answers, and events.
+    pub(super) from_leader: Arc<AtomicU64>,
 }
 
 /// What a server's refusal or answer is, as JSON says it.
@@ -120,8 +120,8 @@ impl Link {
     }
 
     /// The stream's leader has answered.
-    pub(super) fn hears_the_leader(&self) {
-        self.told.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count_leader_message(&self) {
+        self.from_leader.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Asks and waits for one answer, as long as the connection lives.
@@ -142,7 +142,7 @@ impl Link {
             request = request.headers(headers);
         }
         let mut watched = self.forbidden.watch("Publish", &subject);
-        let answered = while_heard(DEADLINE, || self.arrived(), self.client.send_request(subject, request));
+        let answered = while_active(DEADLINE, || self.arrived(), self.client.send_request(subject, request));
         let answer = tokio::select! {
             answer = answered => answer.ok_or_else(late)?,
             () = self.dead.wait() => return Err(lost("the connection broke")),

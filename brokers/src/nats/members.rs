@@ -33,10 +33,10 @@ use airwave_core::directory::NodeId;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-/// What this broker said about members.
+/// What this broker has stored about members.
 #[derive(Default)]
 pub(super) struct MemberAccounts {
-    said: Mutex<HashMap<(NodeId, ChannelName), Account>>,
+    accounts: Mutex<HashMap<(NodeId, ChannelName), Account>>,
     /// Channels without members, of which only empty messages are left.
     empty: Mutex<HashSet<(NodeId, ChannelName)>>,
     /// When each of our lives sent its last heartbeat; `None`: it is over. Entries of a life that
@@ -47,12 +47,12 @@ pub(super) struct MemberAccounts {
 /// One call at a time: each builds on what the one before said.
 type Account = Arc<tokio::sync::Mutex<ChannelEntries>>;
 
-/// What one node has said of one channel.
+/// What one node has stored of one channel.
 #[derive(Default)]
 struct ChannelEntries {
     buckets: BTreeMap<u64, Bucket>,
-    /// How often something was told.
-    told: u64,
+    /// How often something was stored.
+    updates: u64,
     /// It is no longer in the table: another one counts.
     over: bool,
 }

@@ -268,11 +268,11 @@ mod tests {
             "nats://h?s3cret",
             "redis://u:s3cret@h",
         ] {
-            let Err(told) = Settings::new(bad) else {
+            let Err(refusal) = Settings::new(bad) else {
                 panic!("{bad} was taken")
             };
-            assert!(!told.contains("s3") && !told.contains("cret"), "{bad}: {told}");
-            assert!(told.contains("write"), "{bad}: {told}");
+            assert!(!refusal.contains("s3") && !refusal.contains("cret"), "{bad}: {refusal}");
+            assert!(refusal.contains("write"), "{bad}: {refusal}");
         }
     }
 }

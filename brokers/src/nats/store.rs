@@ -68,7 +68,7 @@ impl Nats {
         } else {
             call.await?
         };
-        link.hears_the_leader();
+        link.count_leader_message();
         match answer {
             Answer::Done(ack) => self.stored_as(link, before, &ack),
             Answer::Refused { code, text } => refused_as(&behind, code, &text),

@@ -294,13 +294,13 @@ mod tests {
 
     #[test]
     fn an_event_and_the_end_behind_it_are_one_message() {
-        let said = Message::new(EventName::new("said").unwrap(), Data::text("last"));
-        let bytes = event(&BEFORE, &said, true, 7);
+        let message = Message::new(EventName::new("said").unwrap(), Data::text("last"));
+        let bytes = event(&BEFORE, &message, true, 7);
         let stored = read(50, bytes.clone()).unwrap();
         let events: Vec<_> = stored.events().collect();
         assert_eq!(
             (events[0].position.0, events[0].previous.0, &events[0].message),
-            (50, 30, &said)
+            (50, 30, &message)
         );
         assert_eq!(
             (events[1].position.0, events[1].previous.0, events[1].is_end()),
@@ -313,7 +313,7 @@ mod tests {
         );
         assert!(chain.ended && stored.events_before() == 2);
         let parts: Vec<_> = stored.clone().parts().collect();
-        assert_eq!(parts[0], read(50, event(&BEFORE, &said, false, 7)).unwrap());
+        assert_eq!(parts[0], read(50, event(&BEFORE, &message, false, 7)).unwrap());
         let before = Chain {
             newest: 50,
             ..parts[0].chain
@@ -333,8 +333,8 @@ mod tests {
 
     #[test]
     fn a_first_event_and_a_birth_find_their_places() {
-        let said = Message::new(EventName::new("said").unwrap(), Data::text(""));
-        let first = read(50, event(&Chain::NONE, &said, false, 7)).unwrap();
+        let message = Message::new(EventName::new("said").unwrap(), Data::text(""));
+        let first = read(50, event(&Chain::NONE, &message, false, 7)).unwrap();
         assert_eq!((first.chain.base.0, first.event.unwrap().previous.0), (49, 49));
         let base = read(50, mark(&Chain::NONE, 7)).unwrap().chain;
         assert_eq!((base.newest, base.head.0, base.base.0, base.ended), (50, 50, 50, false));

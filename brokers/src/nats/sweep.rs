@@ -180,12 +180,12 @@ async fn all_stored(connection: &Connection, link: &Link) -> Result<(u64, u64, V
         };
         let page = info["state"]["subjects"].as_object();
         let page: Vec<_> = page.into_iter().flatten().collect();
-        let told = page.len();
+        let listed = page.len();
         channels.extend(page.into_iter().map(|(subject, count)| {
             let channel = subject.strip_prefix(&before).and_then(channel_of);
             (channel, count.as_u64().unwrap_or(0))
         }));
-        if told == 0 || channels.len() as u64 >= info["total"].as_u64().unwrap_or(0) {
+        if listed == 0 || channels.len() as u64 >= info["total"].as_u64().unwrap_or(0) {
             let now = info["ts"]
                 .as_str()
                 .and_then(time_of)

@@ -196,7 +196,7 @@ impl Place {
 
     /// As servers write it: `host:port`, without brackets around an IPv6 address. One that tells no
     /// host means its own.
-    pub(super) fn told(text: &str, by: &Place) -> Option<Place> {
+    pub(super) fn parse(text: &str, by: &Place) -> Option<Place> {
         let (host, port) = text.rsplit_once(':')?;
         Some(Place {
             host: if host.is_empty() || host == "?" { &by.host } else { host }.to_owned(),

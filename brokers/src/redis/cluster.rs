@@ -298,9 +298,9 @@ impl Cluster {
             };
             // With each of these nothing has happened.
             match error.code() {
-                Some("MOVED") => self.moved(partition, told_place(&error, &connected)),
+                Some("MOVED") => self.moved(partition, redirect_of(&error, &connected)),
                 Some("ASK") => {
-                    if let Some(place) = told_place(&error, &connected) {
+                    if let Some(place) = redirect_of(&error, &connected) {
                         asked = Some(self.shard(&mut lock(&self.map), &place, partition));
                         if script.own {
                             // Mostly not all are there.
@@ -357,7 +357,7 @@ impl Cluster {
     }
 
     /// Does every master deliver?
-    pub(super) async fn hears_itself(&self) -> Result<(), BrokerError> {
+    pub(super) async fn probe_itself(&self) -> Result<(), BrokerError> {
         let listening: Vec<Arc<Listening>> = {
             let map = lock(&self.map);
             if map.owners.iter().any(Option::is_none) {
@@ -367,7 +367,7 @@ impl Cluster {
         };
         let mut asked = JoinSet::new();
         for listening in listening {
-            asked.spawn(async move { listening.hears_itself().await });
+            asked.spawn(async move { listening.probe_itself().await });
         }
         while let Some(answer) = asked.join_next().await {
             answer.map_err(|_| lost("it is closed"))??;
@@ -384,8 +384,8 @@ impl Drop for Cluster {
     }
 }
 
-fn told_place(error: &RedisError, by: &Connected) -> Option<Place> {
-    Place::told(error.redirect_node()?.0, by.place())
+fn redirect_of(error: &RedisError, by: &Connected) -> Option<Place> {
+    Place::parse(error.redirect_node()?.0, by.place())
 }
 
 /// Is the cluster whole from there, and who has what?
@@ -447,11 +447,11 @@ impl View {
     fn of(answers: &[Value], by: &Place) -> Option<View> {
         let [info, slots] = answers else { return None };
         let info = text_of(info)?;
-        let told = |what: &str| info.lines().find_map(|line| line.strip_prefix(what)).map(str::trim);
-        if told("cluster_state:")? != "ok" {
+        let field = |what: &str| info.lines().find_map(|line| line.strip_prefix(what)).map(str::trim);
+        if field("cluster_state:")? != "ok" {
             return None;
         }
-        let epoch = told("cluster_current_epoch:")?.parse().ok()?;
+        let epoch = field("cluster_current_epoch:")?.parse().ok()?;
         let Value::Array(ranges) = slots else { return None };
         let number = |value: &Value| match value {
             Value::Int(number) => u16::try_from(*number).ok(),
@@ -535,7 +535,7 @@ mod tests {
             host: "::1".into(),
             port: 1,
         };
-        for (told, place) in [
+        for (text, place) in [
             ("10.0.0.1:7000", Some("10.0.0.1:7000")),
             ("fd00::2:7000", Some("[fd00::2]:7000")),
             (":7000", Some("[::1]:7000")),
@@ -544,9 +544,9 @@ mod tests {
             ("host:port", None),
         ] {
             assert_eq!(
-                Place::told(told, &by).map(|place| place.to_string()).as_deref(),
+                Place::parse(text, &by).map(|place| place.to_string()).as_deref(),
                 place,
-                "{told}"
+                "{text}"
             );
         }
     }

@@ -19,7 +19,7 @@ use super::server::{CONNECT_WITHIN, Server, ServerConnection};
 use super::times::{DEADLINE, READ_DEADLINE};
 use super::values::text_of;
 use crate::reconnect::{Backoff, Disconnected};
-use crate::silence::while_heard;
+use crate::silence::while_active;
 
 /// How long a call waits for a connection before it says that there is none. Nothing has been sent
 /// then.
@@ -69,7 +69,7 @@ impl Connected {
     /// Waits for an answer as long as the server answers anything within `limit`: it answers in
     /// turn, so what is answered stood before this.
     async fn answered<T>(&self, limit: Duration, answer: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
-        match while_heard(limit, || self.answers(), answer).await {
+        match while_active(limit, || self.answers(), answer).await {
             Some(answer) => {
                 self.answers.fetch_add(1, Ordering::Relaxed);
                 answer

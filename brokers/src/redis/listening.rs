@@ -36,7 +36,7 @@ use super::server::{Server, ServerConnection};
 use super::times::{DEADLINE, HEAD_LIVES, LONGEST, bounded, millis};
 use super::values::decode;
 use crate::reconnect::{Backoff, random_bits};
-use crate::silence::while_heard;
+use crate::silence::while_active;
 
 /// How often this node publishes to itself.
 const PROBE_EVERY: Duration = Duration::from_millis(750);
@@ -46,7 +46,7 @@ const PROBE_LIVES: Duration = Duration::from_secs(10);
 
 /// So many probes in a row unheard, and the connection is dead: after three seconds. Counted, not
 /// timed, so that a process that stood still itself does not take its server for dead.
-const PROBES_UNHEARD: u32 = 3;
+const PROBES_MISSED: u32 = 3;
 
 /// So many in a row unheard although other things arrive, and it is asked why. What arrives proves
 /// that the connection lives, and mostly the probe stands behind that.
@@ -101,7 +101,7 @@ pub(super) struct Listening {
     changed: Notify,
     asked: AtomicU64,
     answered: AtomicU64,
-    heard: watch::Sender<u64>,
+    last_probe: watch::Sender<u64>,
     /// How many things have arrived on the connection.
     arrived: AtomicU64,
 }
@@ -144,9 +144,9 @@ enum Follower {
 }
 
 impl Follower {
-    /// False: something is missing, or there is no listener any more. `heard`: the latest probe
-    /// that was heard.
-    fn hear(&mut self, event: &Arc<Event>, heard: u64) -> bool {
+    /// False: something is missing, or there is no listener any more. `last_probe`: the newest
+    /// probe that has come back.
+    fn receive(&mut self, event: &Arc<Event>, last_probe: u64) -> bool {
         match self {
             Follower::Opening(waiting) => {
                 waiting.push(event.clone());
@@ -156,7 +156,7 @@ impl Follower {
             // a server that has lost the head and goes on below it.
             Follower::Open {
                 head, last, settled_by, ..
-            } if event.position <= *head => *last == *head && heard < *settled_by,
+            } if event.position <= *head => *last == *head && last_probe < *settled_by,
             Follower::Open { feed, last, .. } => {
                 let follows = event.previous == *last;
                 *last = event.position;
@@ -244,7 +244,7 @@ impl Listener {
             let mut subscription = lock(&subscription);
             let mine = subscription.followers.iter_mut().find(|(other, _)| *other == id);
             let Some((_, mine)) = mine else { return false };
-            let whole = matches!(mine, Follower::Opening(waiting) if waiting.iter().all(|event| follower.hear(event, 0)));
+            let whole = matches!(mine, Follower::Opening(waiting) if waiting.iter().all(|event| follower.receive(event, 0)));
             if whole {
                 *mine = follower;
             }
@@ -282,7 +282,7 @@ impl Listening {
             changed: Notify::new(),
             asked: AtomicU64::new(0),
             answered: AtomicU64::new(0),
-            heard: watch::Sender::new(0),
+            last_probe: watch::Sender::new(0),
             arrived: AtomicU64::new(0),
         })
     }
@@ -335,7 +335,7 @@ impl Listening {
             (listener, confirmed)
         };
         if let Some(confirmed) = confirmed {
-            let confirmed = while_heard(DEADLINE, || self.arrived.load(Ordering::Relaxed), confirmed).await;
+            let confirmed = while_active(DEADLINE, || self.arrived.load(Ordering::Relaxed), confirmed).await;
             confirmed
                 .ok_or_else(late)?
                 .map_err(|_| lost("the connection for subscriptions broke"))?;
@@ -363,8 +363,8 @@ impl Listening {
 
     /// Writes a key of this node's, publishes to itself and waits until it hears that. A server may
     /// carry messages and refuse what is written: it has too few replicas, is full, cannot save.
-    pub(super) async fn hears_itself(&self) -> Result<(), BrokerError> {
-        let mut heard = self.heard.subscribe();
+    pub(super) async fn probe_itself(&self) -> Result<(), BrokerError> {
+        let mut last_probe = self.last_probe.subscribe();
         let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let connected = self.commands.connected().await?;
         if *self.connection.borrow() == 0 {
@@ -400,9 +400,9 @@ impl Listening {
         if let Some(error) = refused {
             return Err(self.commands.failed(&connected, error));
         }
-        let heard = heard.wait_for(|heard| *heard >= number);
-        let heard = while_heard(DEADLINE, || self.arrived.load(Ordering::Relaxed), heard).await;
-        heard.ok_or_else(late)?.map(|_| ()).map_err(|_| lost("it is closed"))
+        let returned = last_probe.wait_for(|last| *last >= number);
+        let returned = while_active(DEADLINE, || self.arrived.load(Ordering::Relaxed), returned).await;
+        returned.ok_or_else(late)?.map(|_| ()).map_err(|_| lost("it is closed"))
     }
 
     /// Ends all feeds and takes no more.
@@ -414,7 +414,7 @@ impl Listening {
         let me = Arc::downgrade(&self);
         let wire = self
             .server
-            .open(move |kind, data| Listening::told(&me, number, &kind, data))
+            .open(move |kind, data| Listening::on_push(&me, number, &kind, data))
             .await?;
         let probe: Arc<str> = self.naming.probe(self.home.load(Ordering::Relaxed), &self.tag).into();
         let mut connection = wire.connection.clone();
@@ -484,7 +484,7 @@ impl Listening {
         let mut probes = interval(PROBE_EVERY);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut remember = tokio::time::interval_at(tokio::time::Instant::now() + REMEMBER_EVERY, REMEMBER_EVERY);
-        let (mut last, mut unheard, mut behind) = (0, 0, 0);
+        let (mut last, mut missed, mut behind) = (0, 0, 0);
         let mut before = (0, 0);
         let first = self.asked.load(Ordering::Relaxed) + 1;
         loop {
@@ -502,27 +502,27 @@ impl Listening {
                         false => now.0 > before.0,
                     };
                     before = now;
-                    (unheard, behind) = match *self.heard.borrow() < last {
+                    (missed, behind) = match *self.last_probe.borrow() < last {
                         // Whatever arrives proves that it lives.
                         true if moves => (0, behind + 1),
-                        true => (unheard + 1, behind),
+                        true => (missed + 1, behind),
                         false => (0, 0),
                     };
                     if behind >= PROBES_BEHIND {
                         behind = 0;
                         tokio::spawn(self.clone().asks_whether_it_is_deaf(connection.clone(), first));
                     }
-                    if unheard >= PROBES_UNHEARD {
+                    if missed >= PROBES_MISSED {
                         if self.answered.load(Ordering::Relaxed) < last && let Some(commands) = self.commands.now() {
                             commands.give_up();
                         }
                         return "this node does not hear itself any more";
                     }
-                    // `hears_itself` takes the next number; another may take one in between, which
+                    // `probe_itself` takes the next number; another may take one in between, which
                     // is as good.
                     last = self.asked.load(Ordering::Relaxed) + 1;
                     let me = self.clone();
-                    tokio::spawn(async move { timeout(LONGEST, me.hears_itself()).await });
+                    tokio::spawn(async move { timeout(LONGEST, me.probe_itself()).await });
                 }
                 _ = remember.tick() => {
                     let me = self.clone();
@@ -531,7 +531,7 @@ impl Listening {
                 () = self.changed.notified() => {
                     let (subscribe, unsubscribe) = self.take_changes();
                     let change = self.change(&mut connection, &subscribe, &unsubscribe);
-                    match while_heard(DEADLINE, || self.arrived.load(Ordering::Relaxed), change).await {
+                    match while_active(DEADLINE, || self.arrived.load(Ordering::Relaxed), change).await {
                         Some(Ok(())) => {}
                         Some(Err(error)) => {
                             tracing::warn!(server = %self.server, %error, "Redis refuses subscriptions");
@@ -553,7 +553,7 @@ impl Listening {
         if published >= first
             && connection.send_packed_command(&cmd("TIME")).await.is_ok()
             && *self.connection.borrow() == number
-            && *self.heard.borrow() < published
+            && *self.last_probe.borrow() < published
         {
             self.deaf.notify_one();
         }
@@ -703,7 +703,7 @@ impl Listening {
     }
 
     /// Called by the connection's own task, with one thing after the other.
-    fn told(me: &Weak<Listening>, connection: u64, kind: &PushKind, data: Vec<Value>) {
+    fn on_push(me: &Weak<Listening>, connection: u64, kind: &PushKind, data: Vec<Value>) {
         let Some(me) = me.upgrade() else { return };
         me.arrived.fetch_add(1, Ordering::Relaxed);
         let mut data = data.into_iter();
@@ -755,10 +755,10 @@ impl Listening {
             if channel.ends_with(&*self.tag)
                 && let Some(number) = std::str::from_utf8(&payload).ok().and_then(|text| text.parse::<u64>().ok())
             {
-                self.stats.heard();
-                self.heard.send_if_modified(|heard| {
-                    let newer = number > *heard;
-                    *heard = number.max(*heard);
+                self.stats.record_activity();
+                self.last_probe.send_if_modified(|last| {
+                    let newer = number > *last;
+                    *last = number.max(*last);
                     newer
                 });
             }
@@ -807,10 +807,10 @@ impl Listening {
             }
             Some(event) => {
                 self.marks.note(subscription.partition, event.position);
-                let heard = *self.heard.borrow();
+                let last_probe = *self.last_probe.borrow();
                 subscription
                     .followers
-                    .retain_mut(|(_, follower)| follower.hear(&event, heard));
+                    .retain_mut(|(_, follower)| follower.receive(&event, last_probe));
             }
             None => {
                 tracing::warn!(channel = name, "a message in pub/sub is not an event of ours: its feeds end");

@@ -164,17 +164,17 @@ impl Sentinel {
                 )));
             }
         };
-        let told = |what: &str| {
+        let field = |what: &str| {
             let mut pairs = answer.as_map_iter()?;
             pairs.find_map(|(name, value)| (text_of(name)? == what).then(|| text_of(value)).flatten())
         };
         let known = || {
             Some(KnownMaster {
                 place: Place {
-                    host: told("ip")?.to_owned(),
-                    port: told("port")?.parse().ok()?,
+                    host: field("ip")?.to_owned(),
+                    port: field("port")?.parse().ok()?,
                 },
-                epoch: told("config-epoch")?.parse().ok()?,
+                epoch: field("config-epoch")?.parse().ok()?,
             })
         };
         known().ok_or_else(|| Useless::Refuses(format!("what answers at {} is not a sentinel", self.place)))

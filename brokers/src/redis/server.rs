@@ -103,18 +103,18 @@ impl Server {
         }
     }
 
-    /// Opens a connection to a server that can be used. `told` is called with what a subscription
-    /// brings, in order.
+    /// Opens a connection to a server that can be used. `on_push` is called with what a
+    /// subscription brings, in order.
     pub(super) async fn open(
         &self,
-        told: impl Fn(PushKind, Vec<Value>) + Send + Sync + 'static,
+        on_push: impl Fn(PushKind, Vec<Value>) + Send + Sync + 'static,
     ) -> Result<ServerConnection, RedisConnectError> {
         match &self.mode {
             Mode::Watched(sentinels) => {
                 let place = sentinels.master().await?;
-                self.at(&place).open_here(told, true).await
+                self.at(&place).open_here(on_push, true).await
             }
-            _ => self.open_here(told, true).await,
+            _ => self.open_here(on_push, true).await,
         }
     }
 
@@ -125,7 +125,7 @@ impl Server {
 
     async fn open_here(
         &self,
-        told: impl Fn(PushKind, Vec<Value>) + Send + Sync + 'static,
+        on_push: impl Fn(PushKind, Vec<Value>) + Send + Sync + 'static,
         master: bool,
     ) -> Result<ServerConnection, RedisConnectError> {
         let client = Client::open(self.info.clone()).map_err(|error| self.explain(&error))?;
@@ -147,7 +147,7 @@ impl Server {
                 move |push: PushInfo| -> Result<(), redis::aio::SendError> {
                     match push.kind {
                         PushKind::Disconnection => dead.tell(),
-                        kind => told(kind, push.data),
+                        kind => on_push(kind, push.data),
                     }
                     Ok(())
                 }
@@ -174,18 +174,18 @@ impl Server {
         let greeting = greeting
             .and_then(Value::extract_error)
             .map_err(|error| self.explain(&error))?;
-        let told = |what: &str| {
+        let field = |what: &str| {
             let text = greeting
                 .as_map_iter()?
                 .find_map(|(name, value)| (text_of(name)? == what).then_some(value));
             text_of(text?)
         };
-        let version = told("version").unwrap_or_default();
+        let version = field("version").unwrap_or_default();
         let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
         if major < 7 {
             return Err(self.unusable(format!("it is version {version}; install 7.0 or newer")));
         }
-        match (told("mode"), &self.mode) {
+        match (field("mode"), &self.mode) {
             (Some("standalone"), Mode::Alone | Mode::Watched(_)) | (Some("cluster"), Mode::Clustered) => {}
             (Some("standalone"), _) => {
                 return Err(self.unusable("it is no cluster; write redis:// or rediss:// in the broker's URL".into()));
@@ -207,7 +207,7 @@ impl Server {
                 );
             }
         }
-        if master && told("role") != Some("master") {
+        if master && field("role") != Some("master") {
             return Err(self.unusable("it is a replica, which may lag and takes no events; name its master".into()));
         }
         Ok(())
@@ -241,10 +241,10 @@ impl Server {
     /// Whether the server says that it is loading its data. Where it cannot be asked: no.
     pub(super) async fn is_loading(&self, connection: &mut MultiplexedConnection) -> bool {
         let question = cmd("INFO").arg("persistence").to_owned();
-        let Ok(Ok(told)) = timeout(CONNECT_WITHIN, connection.send_packed_command(&question)).await else {
+        let Ok(Ok(answer)) = timeout(CONNECT_WITHIN, connection.send_packed_command(&question)).await else {
             return false;
         };
-        text_of(&told).is_some_and(|told| told.lines().any(|line| line.trim() == "loading:1"))
+        text_of(&answer).is_some_and(|text| text.lines().any(|line| line.trim() == "loading:1"))
     }
 
     fn unusable(&self, reason: String) -> RedisConnectError {

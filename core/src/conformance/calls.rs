@@ -36,7 +36,7 @@ pub(super) fn key(text: &str) -> IdempotencyKey {
     IdempotencyKey::new(text).unwrap()
 }
 
-pub(super) fn said(event: &Event) -> &str {
+pub(super) fn text_of(event: &Event) -> &str {
     std::str::from_utf8(event.message.data.as_bytes()).unwrap()
 }
 

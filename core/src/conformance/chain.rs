@@ -61,10 +61,10 @@ impl Chain {
     pub(super) fn allows(&self, after: Option<Position>, limit: usize, promised: usize, replay: &Replay) {
         let positions: Vec<Position> = replay.events.iter().map(|event| event.position).collect();
         let about = {
-            let told = (replay.complete, replay.more, replay.head);
+            let answer = (replay.complete, replay.more, replay.head);
             let (events, chain) = (brief(&positions), brief(&self.0));
             format!(
-                "replay after {after:?}, at most {limit}: (complete, more, head) {told:?}, events {events}, of the chain {chain}"
+                "replay after {after:?}, at most {limit}: (complete, more, head) {answer:?}, events {events}, of the chain {chain}"
             )
         };
         assert_eq!(replay.head, self.head(), "not the head; {about}");

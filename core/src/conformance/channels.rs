@@ -1,7 +1,7 @@
 //! Names, payloads, and many channels; and any sequence of calls.
 
 use super::calls::{
-    assert_ended, at_once, channel, follow, key, named, next, patiently, publish, replay, said, take, text, unique,
+    assert_ended, at_once, channel, follow, key, named, next, patiently, publish, replay, take, text, text_of, unique,
 };
 use super::chain::{Chain, assert_same};
 use super::fixture::{Fixture, Kept, TEN};
@@ -103,7 +103,7 @@ pub async fn channels_do_not_hear_each_other(fixture: &dyn Fixture) {
         let shown = take(feed, 21).await;
         chain.names_previous_of(&shown);
         for (n, event) in shown.iter().enumerate() {
-            assert_eq!(said(event), format!("{channel} {n}"));
+            assert_eq!(text_of(event), format!("{channel} {n}"));
         }
         chain.replays(&*node, channel, 21).await;
     }
@@ -129,12 +129,12 @@ pub async fn names_that_look_alike_are_different_channels(fixture: &dyn Fixture)
             replayed.complete && replayed.events.len() == 1,
             "{name} shares its chain: {replayed:?}"
         );
-        assert_eq!(said(&replayed.events[0]), *name);
+        assert_eq!(text_of(&replayed.events[0]), *name);
     }
     for (name, feed) in &mut feeds {
-        assert_eq!(said(&*next(feed).await), *name);
+        assert_eq!(text_of(&*next(feed).await), *name);
         publish(&*node, &named(Kept::Ample, &format!("{rest}/{name}")), text("last")).await;
-        assert_eq!(said(&*next(feed).await), "last", "{name} heard another channel");
+        assert_eq!(text_of(&*next(feed).await), "last", "{name} heard another channel");
     }
 }
 
@@ -154,7 +154,7 @@ pub async fn ten_thousand_channels_work(fixture: &dyn Fixture) {
     .await;
     for (n, (name, mut feed)) in feeds.into_iter().enumerate() {
         let event = next(&mut feed).await;
-        assert_eq!(said(&event), name.as_str());
+        assert_eq!(text_of(&event), name.as_str());
         if n % 100 == 0 {
             let replayed = replay(&*nodes[1], &name, Some(feed.head), 10).await;
             assert!(replayed.complete && replayed.events.len() == 1, "{name}: {replayed:?}");

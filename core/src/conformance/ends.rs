@@ -1,6 +1,6 @@
 //! The end of a channel.
 
-use super::calls::{assert_ended, channel, follow, give_up, key, patiently, replay, said, take, text};
+use super::calls::{assert_ended, channel, follow, give_up, key, patiently, replay, take, text, text_of};
 use super::chain::Chain;
 use super::fixture::{Fixture, Kept, TEN};
 use crate::broker::Append;
@@ -99,7 +99,7 @@ pub async fn an_event_and_the_end_behind_it_are_one_append(fixture: &dyn Fixture
             let published = patiently("publish", nodes[0].publish(&channel, last.clone())).await.unwrap();
             assert!(!published.duplicate);
             let shown = take(&mut feed, earlier + 2).await;
-            assert_eq!(said(&shown[earlier]), "last");
+            assert_eq!(text_of(&shown[earlier]), "last");
             assert!(shown[earlier + 1].is_end());
             chain.0.extend(shown[earlier..].iter().map(|event| event.position));
             assert!(chain.0.is_sorted_by(|a, b| a < b));
@@ -134,7 +134,7 @@ pub async fn an_event_with_its_end_that_was_given_up_happened_whole_or_not(fixtu
             let replayed = replay(&**node, &channel, Some(base), 10).await;
             match &replayed.events[..] {
                 [] => assert!(!replayed.ended),
-                [event, end] => assert!(said(event) == "last" && end.is_end() && replayed.ended),
+                [event, end] => assert!(text_of(event) == "last" && end.is_end() && replayed.ended),
                 other => panic!("half of it happened: {other:?}"),
             }
         }

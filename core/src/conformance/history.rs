@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::calls::{channel, follow, next, patiently, replay, said, take, text};
+use super::calls::{channel, follow, next, patiently, replay, take, text, text_of};
 use super::chain::Chain;
 use super::fixture::{FEW_BYTES, Fixture, Kept, TEN, at_most};
 
@@ -130,7 +130,7 @@ pub async fn a_channel_without_history_keeps_its_chain(fixture: &dyn Fixture) {
     for n in 0..2 * at_most(0) {
         chain.publish(&*nodes[0], &channel, text(n)).await;
         let event = next(&mut feed).await;
-        assert_eq!((event.position, said(&event)), (chain.head(), n.to_string().as_str()));
+        assert_eq!((event.position, text_of(&event)), (chain.head(), n.to_string().as_str()));
         chain.names_previous_of(&[event]);
         if n < 5 || n % 100 == 0 {
             chain.replays(&*nodes[1], &channel, 0).await;

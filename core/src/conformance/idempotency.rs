@@ -1,7 +1,7 @@
 //! Idempotency keys, and publishes that were given up.
 
 use super::calls::{
-    at_once, channel, follow, give_up, key, named, patiently, publish, replay, said, take, take_until, text, unique,
+    at_once, channel, follow, give_up, key, named, patiently, publish, replay, take, take_until, text, text_of, unique,
 };
 use super::chain::{Chain, assert_same};
 use super::fixture::{Fixture, Kept, TEN, at_most};
@@ -31,7 +31,7 @@ pub async fn a_repeated_key_gives_the_first_position_and_no_second_event(fixture
     chain.publish(&*nodes[1], &channel, text("one")).await;
     let shown = take(&mut feed, 4).await;
     assert_eq!(
-        shown.iter().map(|event| said(event)).collect::<Vec<_>>(),
+        shown.iter().map(|event| text_of(event)).collect::<Vec<_>>(),
         ["one", "two", "one", "one"]
     );
     chain.replays(&*nodes[1], &channel, 4).await;
@@ -180,12 +180,12 @@ pub async fn keys_of_different_sources_do_not_meet(fixture: &dyn Fixture) {
         assert_eq!((again.position, again.duplicate), (positions[n], true), "{key:?}");
     }
     // What a handler makes of a repeated message may differ. What its client says may not.
-    let said = |text: &str| ScopedKey::client(KeySource::User("ann"), &key("k"), 0, print(text));
-    let again = patiently("publish", nodes[0].publish(&channel, keyed(1000, &said("said"))))
+    let of_ann = |text: &str| ScopedKey::client(KeySource::User("ann"), &key("k"), 0, print(text));
+    let again = patiently("publish", nodes[0].publish(&channel, keyed(1000, &of_ann("said"))))
         .await
         .unwrap();
     assert_eq!((again.position, again.duplicate), (positions[1], true));
-    let other = patiently("publish", nodes[1].publish(&channel, keyed(1, &said("other")))).await;
+    let other = patiently("publish", nodes[1].publish(&channel, keyed(1, &of_ann("other")))).await;
     assert!(other.is_err_and(|error| error.kind == BrokerErrorKind::Rejected));
     assert_eq!(replay(&*nodes[0], &channel, None, 0).await.head, chain.head());
 }
@@ -205,7 +205,10 @@ pub async fn a_publish_that_was_given_up_may_be_repeated_with_its_key(fixture: &
     let last = publish(&*nodes[0], &channel, text("last")).await;
     expected.push((last, "last".into()));
     let shown = take_until(&mut feed, last).await;
-    let shown: Vec<_> = shown.iter().map(|event| (event.position, said(event).to_owned())).collect();
+    let shown: Vec<_> = shown
+        .iter()
+        .map(|event| (event.position, text_of(event).to_owned()))
+        .collect();
     assert_eq!(shown, expected);
 }
 
@@ -227,7 +230,7 @@ pub async fn a_publish_that_was_given_up_happened_or_did_not(fixture: &dyn Fixtu
     // One that was under way may still have come after the last one.
     replayed.events.retain(|event| event.position <= last);
     assert_same(&shown, &replayed.events);
-    let mut texts: Vec<_> = shown.iter().map(|event| said(event)).collect();
+    let mut texts: Vec<_> = shown.iter().map(|event| text_of(event)).collect();
     texts.sort();
     let count = texts.len();
     texts.dedup();

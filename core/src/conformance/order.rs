@@ -1,6 +1,6 @@
 //! The order of events: positions, `previous`, several publishers and nodes.
 
-use super::calls::{at_once, channel, follow, next, patiently, publish, replay, said, take, text};
+use super::calls::{at_once, channel, follow, next, patiently, publish, replay, take, text, text_of};
 use super::chain::{Chain, assert_same};
 use super::fixture::{Fixture, Kept};
 use crate::event::Position;
@@ -158,8 +158,11 @@ pub async fn concurrent_publishers_are_put_into_one_order_that_every_feed_shows(
     chain.allows(Some(base), 1000, 4 * EACH, &replayed);
     for feed in &mut feeds {
         let shown = take(feed, 4 * EACH).await;
-        let told: Vec<_> = shown.iter().map(|event| (event.position, said(event).to_owned())).collect();
-        assert_eq!(told, given, "a feed shows another order");
+        let received: Vec<_> = shown
+            .iter()
+            .map(|event| (event.position, text_of(event).to_owned()))
+            .collect();
+        assert_eq!(received, given, "a feed shows another order");
         assert_same(&shown, &replayed.events);
     }
 }
@@ -175,7 +178,7 @@ pub async fn two_nodes_share_one_channel(fixture: &dyn Fixture) {
         let position = chain.publish(&**node, &channel, text(n)).await;
         for feed in &mut feeds {
             let event = next(feed).await;
-            assert_eq!((event.position, said(&event)), (position, n.to_string().as_str()));
+            assert_eq!((event.position, text_of(&event)), (position, n.to_string().as_str()));
         }
     }
     for node in &nodes {

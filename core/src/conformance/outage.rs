@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::calls::{assert_ended, channel, follow, key, patiently, publish, said, take, text, unique};
+use super::calls::{assert_ended, channel, follow, key, patiently, publish, take, text, text_of, unique};
 use super::chain::Chain;
 use super::fixture::{Fault, Fixture, Kept};
 use crate::broker::{Append, Broker, BrokerErrorKind, Feed, PageLimit, Replay};
@@ -76,7 +76,7 @@ pub async fn after_a_wipe_nothing_old_goes_on(fixture: &dyn Fixture) {
     match patiently("the old feed's end or next event", feed.next()).await {
         None => {}
         Some(event) => {
-            assert_eq!(said(&event), "new");
+            assert_eq!(text_of(&event), "new");
             let goes_on = event.previous == Position::ZERO || event.previous == old.head();
             assert!(!goes_on, "a feed shows the new chain as if it continued the old one");
         }
@@ -95,11 +95,11 @@ pub async fn a_store_that_returns_behind_goes_on_above_what_it_gave(fixture: &dy
     take(&mut feed, 20).await;
     let had = publish(&*nodes[0], &forgotten, text("old")).await;
     // This node has published nothing and asked for nothing but its feed.
-    let heard = nodes[1].clone();
+    let witness = nodes[1].clone();
 
     fixture.inflict(Fault::ReturnBehind).await;
 
-    let new = insist(&*heard, &known, text("new").with_idempotency_key(key("new"))).await;
+    let new = insist(&*witness, &known, text("new").with_idempotency_key(key("new"))).await;
     assert!(new > old.head(), "{new} was given after {} had been heard", old.head());
     for after in &old.0 {
         let replayed = insist_on_replay(&*nodes[0], &known, *after).await;

@@ -163,18 +163,22 @@ pub async fn large_histories_come_in_pages(fixture: &dyn Fixture) {
     chain.0.sort();
     for limit in [300, 625, 1000, EVENTS, 5000] {
         let mut after = chain.0[0];
-        let mut seen = Vec::new();
+        let mut received = Vec::new();
         loop {
             let page = replay(&*node, &channel, Some(after), limit).await;
             chain.allows(Some(after), limit, EVENTS, &page);
-            assert_eq!(page.events.len(), limit.min(EVENTS - seen.len()), "a page that is not full");
-            seen.extend(page.events.iter().map(|event| event.position));
-            after = seen[seen.len() - 1];
+            assert_eq!(
+                page.events.len(),
+                limit.min(EVENTS - received.len()),
+                "a page that is not full"
+            );
+            received.extend(page.events.iter().map(|event| event.position));
+            after = received[received.len() - 1];
             if !page.more {
                 break;
             }
         }
-        assert_eq!(seen, chain.0[1..]);
+        assert_eq!(received, chain.0[1..]);
     }
 }
 
@@ -241,21 +245,21 @@ pub async fn a_page_ends_at_its_bytes(fixture: &dyn Fixture) {
                 "a page {about} holds events of {sizes:?} bytes"
             );
         };
-        let (mut seen, mut pages) = (Vec::new(), 0);
+        let (mut received, mut pages) = (Vec::new(), 0);
         loop {
-            let after = seen.last().copied().unwrap_or(chain.0[0]);
+            let after = received.last().copied().unwrap_or(chain.0[0]);
             let replay = page(&*node, &channel, Some(after), limit).await;
             within(&replay);
             chain.allows(Some(after), events, EVENTS, &replay);
             assert!(replay.complete, "a page {about} after {after} is incomplete");
             assert!(!replay.events.is_empty(), "a page {about} after {after} is empty");
-            seen.extend(replay.events.iter().map(|event| event.position));
+            received.extend(replay.events.iter().map(|event| event.position));
             pages += 1;
             if !replay.more {
                 break;
             }
         }
-        assert_eq!(seen, chain.0[1..], "the pages {about} are not all events");
+        assert_eq!(received, chain.0[1..], "the pages {about} are not all events");
         assert!(pages <= most_pages, "{pages} pages {about}, where {most_pages} are enough");
 
         let newest = page(&*node, &channel, None, limit).await;

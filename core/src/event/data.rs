@@ -204,8 +204,8 @@ mod tests {
     fn numbers_that_no_double_holds_are_refused() {
         let digits = |count: usize| format!("[{}]", "9".repeat(count));
         for bad in ["1e309", "-1E+400", r#"{"a":["\\",2e308]}"#, &digits(310)] {
-            let told = Data::json_text(bad).unwrap_err().to_string();
-            assert!(told.contains("too large for a double") && told.len() < 200, "{told}");
+            let refusal = Data::json_text(bad).unwrap_err().to_string();
+            assert!(refusal.contains("too large for a double") && refusal.len() < 200, "{refusal}");
             assert!(serde_json::from_str::<serde_json::Value>(bad).is_err(), "{bad}");
         }
         let text = format!(r#"["1e400\"1e400", 1e308, 1e-400, 0e999, 1.5E3, {}]"#, "1".repeat(300));

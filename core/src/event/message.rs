@@ -198,7 +198,7 @@ mod tests {
             assert_eq!(message.typed::<Command>().unwrap(), command);
         }
         assert_eq!(Message::of_typed(&Command::Clear).unwrap().event.as_str(), "clear");
-        for (event, data, told) in [
+        for (event, data, reason) in [
             (
                 "add-items",
                 r#"{"items":[{"price":1},{"price":-1}]}"#,
@@ -209,7 +209,7 @@ mod tests {
             ("remove", "{}", "unknown variant `remove`"),
         ] {
             let text = message(event, data).typed::<Command>().unwrap_err().to_string();
-            assert!(text.contains(told) && !text.contains("column"), "{text}");
+            assert!(text.contains(reason) && !text.contains("column"), "{text}");
         }
         let text = message("x", r#"[{"price":"1"}]"#)
             .json::<Vec<Purchase>>()

@@ -122,7 +122,7 @@ mod tests {
         bytes.into()
     }
 
-    fn said(data: Data) -> Message {
+    fn message_of(data: Data) -> Message {
         Message::new(EventName::new("said").unwrap(), data)
     }
 
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_each_version_stay_what_they_are() {
-        let message = said(Data::text("hi")).with_key(Key::new("k").unwrap());
+        let message = message_of(Data::text("hi")).with_key(Key::new("k").unwrap());
         assert_eq!(&stored(&message)[..], b"t0401saidkhi");
         let attributes = Attributes::new().with("a", "1").unwrap();
         let message = message.with_attributes(attributes);
@@ -209,8 +209,8 @@ mod tests {
             assert_eq!(stored(&message), bytes);
         };
         for message in [
-            said(Data::text("text")),
-            said(Data::text("text")).with_attributes(attributes()),
+            message_of(Data::text("text")),
+            message_of(Data::text("text")).with_attributes(attributes()),
         ] {
             let whole = stored(&message);
             for length in 0..whole.len() - 4 {

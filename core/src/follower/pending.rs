@@ -83,8 +83,8 @@ impl Pending {
         self.gaps += 1;
         let live = self.shown_beyond(replay);
         let goes_on_live = live.is_some();
-        let heard = live.or_else(|| self.goes_on_after(replay));
-        let goes_on = heard.unwrap_or_else(|| replay.goes_on_after());
+        let known = live.or_else(|| self.goes_on_after(replay));
+        let goes_on = known.unwrap_or_else(|| replay.goes_on_after());
         tracing::warn!(channel = %log.name, %after, %goes_on, reason = reason.as_str(), "events are lost");
         log.append_gap(goes_on, reason);
         goes_on_live

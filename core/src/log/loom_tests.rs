@@ -54,7 +54,7 @@ fn publish(log: &Log, position: u64) {
 
 /// Reads from `next` until `last` has come, as a session does: reset, read, wait.
 fn read_to(log: &Log, listener: &SessionHandle, mut next: u64, last: u64) -> Vec<u64> {
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     block_on(std::future::poll_fn(|cx| {
         loop {
             listener.wake.reset();
@@ -62,13 +62,13 @@ fn read_to(log: &Log, listener: &SessionHandle, mut next: u64, last: u64) -> Vec
                 Read::Some(Collected {
                     entries, next: after, ..
                 }) => {
-                    heard.extend(entries.iter().map(|entry| entry.position().0));
+                    received.extend(entries.iter().map(|entry| entry.position().0));
                     next = after;
                 }
                 Read::Nothing => {}
                 Read::FellOff => panic!("the ring has room"),
             }
-            if heard.last() == Some(&last) {
+            if received.last() == Some(&last) {
                 return Poll::Ready(());
             }
             if listener.wake.poll(cx).is_pending() {
@@ -76,7 +76,7 @@ fn read_to(log: &Log, listener: &SessionHandle, mut next: u64, last: u64) -> Vec
             }
         }
     }));
-    heard
+    received
 }
 
 /// P4 and P6: a fresh listener has its start, and everything after it.
@@ -92,8 +92,8 @@ fn loom_a_listener_that_registers_while_events_come_misses_none() {
         let registration = log.register(listener.clone(), 0).unwrap();
         let start = log.begin_fresh().unwrap();
         if start.cursor.0 < 102 {
-            let heard = read_to(&log, &listener, start.next, 102);
-            assert_eq!(heard, (start.cursor.0 + 1..=102).collect::<Vec<_>>());
+            let received = read_to(&log, &listener, start.next, 102);
+            assert_eq!(received, (start.cursor.0 + 1..=102).collect::<Vec<_>>());
         }
         publisher.join().unwrap();
         drop(registration);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::changes::ChangeRing;
-use super::member::{self, OtherNode, Words};
+use super::member::{self, MemberReport, OtherNode};
 use super::own::OwnMembers;
 use crate::directory::{MemberEntry, NodeId, Watch};
 use crate::format::{Change, Member};
@@ -121,29 +121,29 @@ impl Followed {
     }
 
     /// The watch shows an entry of another node.
-    pub(super) fn heard(&mut self, entry: &MemberEntry) {
-        if let Some(heard) = &mut self.listing {
-            heard.insert((entry.node, entry.member.clone()), entry.stamp);
+    pub(super) fn apply(&mut self, entry: &MemberEntry) {
+        if let Some(meanwhile) = &mut self.listing {
+            meanwhile.insert((entry.node, entry.member.clone()), entry.stamp);
         }
         self.take_in(entry);
     }
 
     /// Takes in what another node says, unless it is older than what is known.
     pub(super) fn take_in(&mut self, entry: &MemberEntry) {
-        let words = match &entry.value {
+        let report = match &entry.value {
             None => None,
-            Some(value) => match Words::decode(value) {
-                Some(words) => Some(words),
+            Some(value) => match MemberReport::decode(value) {
+                Some(report) => Some(report),
                 None => {
                     NEWER.say("a node's report of its members", "its members are not shown here");
                     return;
                 }
             },
         };
-        if words.is_none() && !self.members.contains_key(&entry.member) {
+        if report.is_none() && !self.members.contains_key(&entry.member) {
             return;
         }
-        if member::take_in(&mut self.state_of(&entry.member).others, entry, words) {
+        if member::take_in(&mut self.state_of(&entry.member).others, entry, report) {
             self.mark(&entry.member);
             self.tidy(&entry.member);
         }
@@ -158,11 +158,11 @@ impl Followed {
         complete: bool,
         own: &OwnMembers,
     ) -> Option<bool> {
-        let heard = self.listing.take()?;
+        let meanwhile = self.listing.take()?;
         let mut listed = HashSet::new();
         for entry in entries {
             let key = (entry.node, entry.member.clone());
-            if heard.get(&key).is_none_or(|newer| *newer < entry.stamp) {
+            if meanwhile.get(&key).is_none_or(|newer| *newer < entry.stamp) {
                 self.take_in(entry);
             }
             listed.insert(key);
@@ -170,7 +170,7 @@ impl Followed {
         if complete {
             self.forget(|node, member| {
                 let key = (node, member.clone());
-                !listed.contains(&key) && !heard.contains_key(&key)
+                !listed.contains(&key) && !meanwhile.contains_key(&key)
             });
         }
         let first = !std::mem::replace(&mut self.whole, true);
@@ -269,9 +269,9 @@ impl Followed {
             }
             self.tidy(&id);
         }
-        let told = self.ring.end() != before;
+        let changed = self.ring.end() != before;
         self.ring.trim();
-        told
+        changed
     }
 
     /// All members that were told, and the index behind which the list stands.

@@ -124,7 +124,7 @@ impl Lease {
     }
 
     /// The node that sends a heartbeat; `None`: it has left the directory.
-    pub(super) fn beating(&self) -> Option<NodeId> {
+    pub(super) fn living_node(&self) -> Option<NodeId> {
         let life = lock(&self.life);
         (!life.over).then_some(life.node)
     }
@@ -210,7 +210,7 @@ impl Lease {
     }
 
     /// Notes that the directory has shown members of these nodes.
-    pub(super) fn heard_of(&self, nodes: impl IntoIterator<Item = NodeId>) {
+    pub(super) fn note_nodes(&self, nodes: impl IntoIterator<Item = NodeId>) {
         let mut others = lock(&self.others);
         for node in nodes {
             others.entry(node).or_insert_with(Instant::now);

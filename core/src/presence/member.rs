@@ -39,12 +39,12 @@ pub(super) enum Announced {
 pub(super) struct OtherNode {
     node: NodeId,
     stamp: u64,
-    words: Words,
+    report: MemberReport,
 }
 
 /// What a node says of a member.
 #[derive(Clone)]
-pub(super) struct Words {
+pub(super) struct MemberReport {
     pub(super) connections: u32,
     pub(super) metadata: Metadata,
 }
@@ -118,8 +118,8 @@ impl OwnConnections {
         !known
     }
 
-    pub(super) fn words(&self) -> Option<Words> {
-        (self.count() > 0).then(|| Words {
+    pub(super) fn report(&self) -> Option<MemberReport> {
+        (self.count() > 0).then(|| MemberReport {
             connections: self.count(),
             metadata: self.metadata.clone(),
         })
@@ -136,7 +136,7 @@ impl OtherNode {
     }
 }
 
-impl Words {
+impl MemberReport {
     /// A byte for the format, the number of connections, when the metadata was set, and the
     /// metadata as JSON.
     pub(super) fn encode(&self) -> Bytes {
@@ -171,9 +171,9 @@ impl Words {
     }
 }
 
-/// Takes in what another node says, unless it is older than what is known. `words` are what the
+/// Takes in what another node says, unless it is older than what is known. `report` is what the
 /// entry says; `None`: that it is cleared. True: something has changed.
-pub(super) fn take_in(others: &mut Vec<OtherNode>, entry: &MemberEntry, words: Option<Words>) -> bool {
+pub(super) fn take_in(others: &mut Vec<OtherNode>, entry: &MemberEntry, report: Option<MemberReport>) -> bool {
     let node = entry.node;
     let newer = (node.incarnation, entry.stamp);
     let known = |other: &OtherNode| other.node.process == node.process && (other.node.incarnation, other.stamp) >= newer;
@@ -183,11 +183,11 @@ pub(super) fn take_in(others: &mut Vec<OtherNode>, entry: &MemberEntry, words: O
     // If a node began another life, only the last one counts. So no member is counted twice before
     // the first life is known to be dead.
     others.retain(|other| other.node.process != node.process);
-    if let Some(words) = words {
+    if let Some(report) = report {
         others.push(OtherNode {
             node,
             stamp: entry.stamp,
-            words,
+            report,
         });
     }
     true
@@ -196,13 +196,13 @@ pub(super) fn take_in(others: &mut Vec<OtherNode>, entry: &MemberEntry, words: O
 /// The member over all nodes; `None`: is on none.
 pub(super) fn merge(id: &Arc<str>, others: &[OtherNode], own: Option<&OwnConnections>) -> Option<Member> {
     let own = own.filter(|own| own.count() > 0);
-    let connections = others.iter().map(|other| other.words.connections);
+    let connections = others.iter().map(|other| other.report.connections);
     let connections = connections.fold(own.map_or(0, OwnConnections::count), u32::saturating_add);
     if connections == 0 {
         return None;
     }
     // The newest metadata counts. Where two are as new, all nodes choose the same.
-    let metadata = others.iter().map(|other| &other.words.metadata);
+    let metadata = others.iter().map(|other| &other.report.metadata);
     let metadata = metadata.chain(own.map(|own| &own.metadata));
     let newest = metadata.max_by_key(|metadata| (metadata.at, metadata.meta.as_ref().map(|meta| meta.as_str())))?;
     Some(Member {

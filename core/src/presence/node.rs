@@ -142,7 +142,7 @@ impl Drop for Presence {
 async fn heartbeat(me: Weak<PresenceSets>) {
     loop {
         let Some(sets) = me.upgrade() else { return };
-        let Some(node) = sets.lease.beating() else { return };
+        let Some(node) = sets.lease.living_node() else { return };
         let directory = sets.lease.directory.clone();
         // Only a weak handle is held across waits.
         drop(sets);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::member::{Announced, OwnConnections, Words};
+use super::member::{Announced, MemberReport, OwnConnections};
 use crate::directory::{MemberEntry, NodeId};
 use crate::event::JsonText;
 
@@ -126,7 +126,7 @@ impl OwnMembers {
                     node,
                     member: member.clone(),
                     stamp: stamp(),
-                    value: own.words().as_ref().map(Words::encode),
+                    value: own.report().as_ref().map(MemberReport::encode),
                 });
             }
             self.tidy(&member);
@@ -201,10 +201,10 @@ impl OwnMembers {
         // What cannot be read is no connections at all, so it never agrees.
         let listed: HashMap<&Arc<str>, Announced> = listed
             .map(|entry| {
-                let words = entry.value.as_ref().and_then(Words::decode);
-                let announced = words.map(|words| Announced::Connections {
-                    count: words.connections,
-                    metadata_at: words.metadata.at,
+                let report = entry.value.as_ref().and_then(MemberReport::decode);
+                let announced = report.map(|report| Announced::Connections {
+                    count: report.connections,
+                    metadata_at: report.metadata.at,
                 });
                 (&entry.member, announced.unwrap_or_default())
             })

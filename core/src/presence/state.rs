@@ -228,15 +228,15 @@ impl PresenceState {
     }
 
     /// Whether a watch of that generation counts, and shows an entry of another node.
-    pub(super) fn hears(&self, generation: u64, node: NodeId) -> bool {
+    pub(super) fn accepts(&self, generation: u64, node: NodeId) -> bool {
         self.generation == generation && node.process != self.node.process
     }
 
-    /// The watch shows an entry that this set [hears](PresenceState::hears).
-    pub(super) fn heard(&mut self, entry: &MemberEntry) -> Work {
+    /// The watch shows an entry that this set [accepts](PresenceState::accepts).
+    pub(super) fn apply(&mut self, entry: &MemberEntry) -> Work {
         let mut work = Work::default();
         if let Some(followed) = &mut self.followed {
-            followed.heard(entry);
+            followed.apply(entry);
             self.show_if_due(&mut work);
         }
         work

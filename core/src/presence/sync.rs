@@ -198,7 +198,7 @@ async fn open_watch(me: &Weak<PresenceSet>, directory: &BoundedDirectory) -> Res
     let Some(set) = me.upgrade() else { return Ok(true) };
     let Some(sets) = set.sets.upgrade() else { return Ok(true) };
     let complete = sets.lease.is_settled();
-    sets.lease.heard_of(entries.iter().map(|entry| entry.node));
+    sets.lease.note_nodes(entries.iter().map(|entry| entry.node));
     drop(sets);
     let taken = set.change(|state| state.take_list(generation, &entries, complete));
     let Some(work) = taken else { return Ok(false) };
@@ -233,7 +233,7 @@ async fn compare(me: Weak<PresenceSet>) {
             if let Some(sets) = set.sets.upgrade()
                 && comparison.listing
             {
-                sets.lease.heard_of(entries.iter().map(|entry| entry.node));
+                sets.lease.note_nodes(entries.iter().map(|entry| entry.node));
             }
             change(&set, |state| state.compare(&comparison, &entries));
         }
@@ -255,13 +255,13 @@ impl FeedSink<MemberEntry> for LiveWatch {
         let Some(set) = self.set.upgrade() else { return };
         let sets = set.sets.upgrade();
         change(&set, |state| {
-            if !state.hears(self.generation, entry.node) {
+            if !state.accepts(self.generation, entry.node) {
                 return Work::default();
             }
             if let Some(sets) = &sets {
-                sets.lease.heard_of([entry.node]);
+                sets.lease.note_nodes([entry.node]);
             }
-            state.heard(&entry)
+            state.apply(&entry)
         });
     }
 

@@ -228,11 +228,11 @@ impl CatchUp {
 
 /// Of what waits, only the newest of each key, and what has none.
 fn newest_of_each_key(entries: impl IntoIterator<Item = Arc<Entry>, IntoIter: DoubleEndedIterator>) -> VecDeque<Arc<Entry>> {
-    let mut seen = HashSet::new();
+    let mut newer_keys = HashSet::new();
     let mut newest = VecDeque::new();
     for entry in entries.into_iter().rev() {
         let sent = match &entry.item {
-            Item::Event(event) if !event.is_end() => seen.insert(event.message.conflation_key().clone()),
+            Item::Event(event) if !event.is_end() => newer_keys.insert(event.message.conflation_key().clone()),
             _ => true,
         };
         if sent {

@@ -304,7 +304,7 @@ async fn a_client_that_is_expected_to_answer_and_does_not_is_closed() {
     let mut listener = Listener::of(Session::new(hub.connect(request(), true).unwrap(), &format).expects_answers());
     for _ in 0..10 {
         assert_eq!(listener.line().await, Frame::Heartbeat { visible: false });
-        listener.session.heard();
+        listener.session.record_activity();
     }
     let since = Instant::now();
     let lines = listener.rest().await;

@@ -148,7 +148,7 @@ async fn metrics_show_what_the_broker_notes() {
         assert!(metric(&hub, "airwave_broker_silent_seconds", &[]) >= quiet.as_secs_f64());
         let before = std::time::Instant::now();
         if sign_of_life {
-            stats.heard();
+            stats.record_activity();
         } else {
             backbone.say("c", "text");
             listener.line().await;

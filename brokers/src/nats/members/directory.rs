@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::entries::{TELLS, bucket_of, decode, encode, node_of, parts, told};
+use super::entries::{TELLS, bucket_of, decode, encode, node_of, parts, update_of};
 use super::leases::{LeaseState, Leases, wrong_leases};
 use super::{Account, ChannelEntries, lock};
 use crate::nats::Nats;
@@ -146,8 +146,11 @@ impl Nats {
         Ok(())
     }
 
-    fn said(&self, node: NodeId, channel: &ChannelName) -> Account {
-        lock(&self.members.said).entry((node, channel.clone())).or_default().clone()
+    fn account(&self, node: NodeId, channel: &ChannelName) -> Account {
+        lock(&self.members.accounts)
+            .entry((node, channel.clone()))
+            .or_default()
+            .clone()
     }
 
     /// Tells and stores some entries, which are few enough for it.
@@ -155,14 +158,14 @@ impl Nats {
         &self,
         way: &Way,
         channel: &ChannelName,
-        said: &mut ChannelEntries,
+        account: &mut ChannelEntries,
         entries: &[MemberEntry],
     ) -> Result<(), BrokerError> {
         let Some(first) = entries.first() else { return Ok(()) };
         let mut touched = Vec::new();
         for entry in entries {
             let number = bucket_of(&entry.member);
-            let bucket = said.buckets.entry(number).or_default();
+            let bucket = account.buckets.entry(number).or_default();
             match &entry.value {
                 Some(value) => drop(bucket.insert(entry.member.clone(), (entry.stamp, value.clone()))),
                 None => drop(bucket.remove(&entry.member)),
@@ -174,7 +177,7 @@ impl Nats {
         let place = format!("c.{}.{}", token(channel), first.node);
         let mut messages: Vec<(String, Bytes)> = Vec::new();
         for number in touched {
-            let bucket = said.buckets.get(&number).into_iter().flatten();
+            let bucket = account.buckets.get(&number).into_iter().flatten();
             let bytes = encode(bucket.map(|(member, (stamp, value))| (&**member, *stamp, Some(value))));
             messages.push((self.connection.members(&format!("{place}.{number}")), bytes.into()));
         }
@@ -184,18 +187,18 @@ impl Nats {
         };
         let others = stream::iter(messages).map(|(subject, bytes)| put(way, subject, None, bytes));
         others.buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
-        said.told += 1;
-        let mut told = said.told.to_be_bytes().to_vec();
-        told.extend(encode(
+        account.updates += 1;
+        let mut update = account.updates.to_be_bytes().to_vec();
+        update.extend(encode(
             entries
                 .iter()
                 .map(|entry| (&*entry.member, entry.stamp, entry.value.as_ref())),
         ));
         let mut headers = HeaderMap::new();
-        headers.insert(TELLS, BASE64_STANDARD.encode(told));
+        headers.insert(TELLS, BASE64_STANDARD.encode(update));
         let stored = put(way, subject, Some(headers), last).await;
-        said.buckets.retain(|_, bucket| !bucket.is_empty());
-        if said.buckets.is_empty() {
+        account.buckets.retain(|_, bucket| !bucket.is_empty());
+        if account.buckets.is_empty() {
             lock(&self.members.empty).insert((first.node, channel.clone()));
         }
         stored
@@ -205,32 +208,32 @@ impl Nats {
     async fn tidy(&self, way: &Way) -> Result<(), BrokerError> {
         let empty: Vec<_> = lock(&self.members.empty).iter().cloned().collect();
         let tidied = stream::iter(empty).map(|(node, channel)| async move {
-            let said = self.said(node, &channel);
-            let mut said = said.lock().await;
-            if said.buckets.is_empty() {
+            let account = self.account(node, &channel);
+            let mut account = account.lock().await;
+            if account.buckets.is_empty() {
                 let filter = self.connection.members(&format!("c.{}.{node}.*", token(&channel)));
                 self.ask_members(way, "STREAM.PURGE", &json!({ "filter": filter })).await?;
                 // A call that waits for the lock looks into the table again.
-                said.over = true;
-                lock(&self.members.said).remove(&(node, channel.clone()));
+                account.over = true;
+                lock(&self.members.accounts).remove(&(node, channel.clone()));
             }
             lock(&self.members.empty).remove(&(node, channel));
             Ok(())
         });
         let tidied = tidied.buffer_unordered(AT_ONCE).try_collect().await;
-        shrink(&mut *lock(&self.members.said));
+        shrink(&mut *lock(&self.members.accounts));
         shrink(&mut *lock(&self.members.empty));
         tidied
     }
 
     /// A life of ours is over, or was never known: what it said does not count.
     fn forget_life(&self, node: NodeId) {
-        lock(&self.members.said).retain(|(other, _), _| *other != node);
+        lock(&self.members.accounts).retain(|(other, _), _| *other != node);
         lock(&self.members.empty).retain(|(other, _)| *other != node);
     }
 
-    async fn beat_once(&self, node: NodeId) -> Result<(Way, Heartbeat, Vec<NodeId>), BrokerError> {
-        let mut buried = HashSet::new();
+    async fn heartbeat_once(&self, node: NodeId) -> Result<(Way, Heartbeat, Vec<NodeId>), BrokerError> {
+        let mut expired = HashSet::new();
         loop {
             let (way, now, _) = self.survey(&self.connection.members("roll")).await?;
             let mut leases = self.leases(&way).await?;
@@ -238,12 +241,12 @@ impl Nats {
             let known = matches!(leases.nodes.get(&node), Some(LeaseState::Heartbeat(_)));
             let gone = matches!(leases.nodes.get(&node), Some(LeaseState::Gone(_)));
             // Whatever was left under that name must not come back with it.
-            if !known && !gone && buried.insert(node) {
+            if !known && !gone && expired.insert(node) {
                 self.forget_life(node);
                 self.expire(&way, node).await?;
             }
             for forgotten in leases.forgotten(now) {
-                if buried.insert(forgotten) {
+                if expired.insert(forgotten) {
                     self.expire(&way, forgotten).await?;
                 }
                 leases.nodes.remove(&forgotten);
@@ -327,7 +330,7 @@ async fn show(
             if message.headers.as_ref().is_none_or(|headers| headers.get(TELLS).is_none()) {
                 continue;
             }
-            let Some((number, entries)) = told(&message) else {
+            let Some((number, entries)) = update_of(&message) else {
                 tracing::warn!(subject = %message.subject, "a message is not one of ours: its watch ends");
                 return;
             };
@@ -374,13 +377,13 @@ impl Directory for Nats {
         let set = async {
             let way = self.way().await?;
             loop {
-                let said = self.said(first.node, channel);
-                let mut said = said.lock().await;
-                if said.over {
+                let account = self.account(first.node, channel);
+                let mut account = account.lock().await;
+                if account.over {
                     continue;
                 }
                 for part in parts(entries) {
-                    self.say(&way, channel, &mut said, part).await?;
+                    self.say(&way, channel, &mut account, part).await?;
                 }
                 return Ok(());
             }
@@ -398,7 +401,7 @@ impl Directory for Nats {
 
     async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
         let asked = Instant::now();
-        let (way, heartbeat, dead) = self.within(self.beat_once(node)).await?;
+        let (way, heartbeat, dead) = self.within(self.heartbeat_once(node)).await?;
         let lives = heartbeat.living.contains(&node).then_some(asked);
         lock(&self.members.answered).insert(node, lives);
         let tidy = async {

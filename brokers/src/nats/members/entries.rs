@@ -22,7 +22,7 @@ pub(super) const TELLS: &str = "Airwave-Told";
 const CLEARED: u16 = u16::MAX;
 
 /// What a message tells: how often its node had told of the channel, with this; and the entries.
-pub(super) fn told(message: &Message) -> Option<(u64, Vec<MemberEntry>)> {
+pub(super) fn update_of(message: &Message) -> Option<(u64, Vec<MemberEntry>)> {
     let header = message.headers.as_ref()?.get(TELLS)?;
     let bytes = BASE64_STANDARD.decode(header.as_str()).ok()?;
     let (number, entries) = bytes.split_first_chunk::<8>()?;

@@ -122,14 +122,16 @@ impl Connection {
 /// What of a stream's configuration Airwave makes otherwise, and cannot do without.
 fn differs(config: &Value, wanted: &Value) -> Option<&'static str> {
     let shape = ["subjects", "retention", "max_msgs_per_subject", "storage"];
-    let told = ["src", "dest", "headers_only"];
-    let other_told = told.iter().any(|what| config["republish"][what] != wanted["republish"][what]);
+    let republished = ["src", "dest", "headers_only"];
+    let other_republish = republished
+        .iter()
+        .any(|what| config["republish"][what] != wanted["republish"][what]);
     let forgets = config["max_age"].as_u64().is_some_and(|age| age > 0);
     let other_format = config["metadata"]["airwave-format"] != wanted["metadata"]["airwave-format"];
     shape
         .into_iter()
         .find(|what| config[what] != wanted[what])
-        .or(other_told.then_some("republish"))
+        .or(other_republish.then_some("republish"))
         .or(forgets.then_some("max_age"))
         .or(other_format.then_some("metadata"))
 }
