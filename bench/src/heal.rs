@@ -463,14 +463,28 @@ async fn sample_heals(seen: &HealProgress) -> Result<(), String> {
     until("healed", sockets, heard).await
 }
 
-async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, String> {
-    let (cut, _) = broadcast::channel(1);
-    let (way_cut, runtime) = (cut.clone(), tokio::runtime::Handle::current());
+/// Starts a node whose connections to its broker are cut with `cut`.
+fn start_cuttable(kind: Kind, airwave: &Path, cut: &broadcast::Sender<()>) -> Result<Server, String> {
+    let (cut, runtime) = (cut.clone(), tokio::runtime::Handle::current());
     let behind = move |broker: SocketAddr| {
-        let cuttable = cuttable(broker, way_cut.clone());
+        let cuttable = cuttable(broker, cut.clone());
         tokio::task::block_in_place(|| runtime.block_on(cuttable))
     };
-    let mut server = Server::start_behind(kind, airwave, CONFIG, &behind)?;
+    Server::start_behind(kind, airwave, CONFIG, &behind)
+}
+
+/// Kills the node, starts it again, and gives the time until every channel is confirmed once more.
+async fn restart(server: &mut Server, airwave: &Path, seen: &HealProgress) -> Result<Duration, String> {
+    seen.life.store(2, Ordering::Relaxed);
+    let begin = Instant::now();
+    server.kill_and_start_again(airwave)?;
+    until("back", seen.waves.len(), || HealProgress::count(&seen.confirmed, 2)).await?;
+    Ok(begin.elapsed())
+}
+
+async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, String> {
+    let (cut, _) = broadcast::channel(1);
+    let mut server = start_cuttable(kind, airwave, &cut)?;
     let address = server.address;
     let seen = Arc::new(HealProgress::new(address, channels));
     publish_wave(address, 0..channels, 1).await?;
@@ -504,11 +518,7 @@ async fn measure(kind: Kind, airwave: &Path, channels: usize) -> Result<Healed, 
     let after = resident(server.process());
     let heals = server.metric("heals").unwrap_or(0.0) - heals;
 
-    seen.life.store(2, Ordering::Relaxed);
-    let begin = Instant::now();
-    server.kill_and_start_again(airwave)?;
-    until("back", channels, || HealProgress::count(&seen.confirmed, 2)).await?;
-    let back = begin.elapsed();
+    let back = restart(&mut server, airwave, &seen).await?;
     listeners.abort_all();
     let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
     Ok(Healed {

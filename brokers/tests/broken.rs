@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use airwave_brokers::Memory;
-use airwave_core::broker::BrokerStats;
+use airwave_core::broker::{BrokerStats, FeedSender};
 use airwave_core::conformance::{CLAUSES, Fault, Fixture, Verdict, clause, rules, table};
 use airwave_core::event::IdempotencyKey;
 use airwave_core::idempotency::ScopedKey;
@@ -508,6 +508,114 @@ impl Node {
         Arc::new(event)
     }
 
+    /// Applies the flaw to an append before it is stored. `Some` is the answer, and nothing else is
+    /// stored.
+    async fn before_the_append(
+        &self,
+        memory: &Memory,
+        channel: &ChannelName,
+        append: &mut Append,
+    ) -> Result<Option<Published>, BrokerError> {
+        let (key, ends) = (append.idempotency_key.clone(), append.ends_channel());
+        let known = || key.as_ref().and_then(|key| self.keys.lock().unwrap().get(key).copied());
+        match (self.flaw, &mut append.message.data) {
+            (Flaw::ChangesLineBreaks, Data::Text(text)) => *text = text.replace("\r\n", "\n").into(),
+            (Flaw::CutsLargePayloads, Data::Binary(bytes)) => bytes.truncate(64 << 10),
+            (Flaw::IgnoresKeys, _) => append.idempotency_key = None,
+            (Flaw::GoesOnAfterTheEnd, _) if ends => {
+                append.message = Message::new(EventName::new("over").unwrap(), Data::text(""));
+            }
+            (Flaw::KeysAreForAllChannels, _) => return Ok(known().map(Published::duplicate_of)),
+            (Flaw::TakesAnyPayload, _) if key.is_some() => {
+                append.idempotency_key = None;
+                return Ok(known().map(Published::duplicate_of));
+            }
+            (Flaw::KeysAreForAllSources, _) => {
+                let callers = append.idempotency_key.take().map(|key| {
+                    let callers = key.as_str().split(' ').next().unwrap_or_default();
+                    IdempotencyKey::new(callers).unwrap()
+                });
+                append.idempotency_key = callers.map(Into::into);
+            }
+            (Flaw::EndsInASecondStep, _) if append.and_end => {
+                append.and_end = false;
+                memory.publish(channel, append.clone()).await?;
+                yield_now().await;
+                return memory.publish(channel, Append::end()).await.map(Some);
+            }
+            (Flaw::EndRefusesOldKeys, _) if memory.replay(channel, None, PageLimit::events(0)).await?.ended => {
+                return Err(BrokerError::ended());
+            }
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    /// The node as the task of a feed sees it.
+    fn for_a_feed(&self) -> Node {
+        Node {
+            cuts: self.cuts.clone(),
+            base: Mutex::new(*self.base.lock().unwrap()),
+            memory: self.memory.clone(),
+            subscriptions: self.subscriptions.clone(),
+            silenced: self.silenced.clone(),
+            fresh: AtomicBool::new(false),
+            keys: Mutex::default(),
+            names: Mutex::default(),
+            clock_ahead: self.clock_ahead,
+            written_late: self.written_late.clone(),
+            behind: self.behind.clone(),
+            flaw: self.flaw,
+        }
+    }
+
+    /// Hands the events of `inner` to the feed, with the flaw, until the feed is gone or cut.
+    async fn feed(
+        self,
+        channel: ChannelName,
+        mut inner: Feed,
+        sender: FeedSender,
+        mut gone: watch::Receiver<()>,
+        mut cuts: watch::Receiver<usize>,
+    ) {
+        let (mut count, mut held, mut secretly) = (0, None, false);
+        loop {
+            let event = tokio::select! {
+                // What was shown before the cut counts.
+                biased;
+                _ = gone.changed() => return,
+                event = inner.next() => event,
+                _ = cuts.changed() => None,
+            };
+            let Some(event) = event else {
+                if self.flaw != Flaw::FollowsAgainInSecret {
+                    return;
+                }
+                // With paused time: when everybody else waits, which is to say, late.
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                inner = self.memory().follow(&channel).await.unwrap();
+                secretly = true;
+                continue;
+            };
+            if self.flaw == Flaw::OneDropSilencesAll && self.silenced.load(Ordering::SeqCst) {
+                continue;
+            }
+            count += 1;
+            if self.flaw == Flaw::EndsAfterMany && count > 500 {
+                return;
+            }
+            for event in self.shown(count, event, &mut held) {
+                let mut event = self.told_event(&event, true);
+                if std::mem::take(&mut secretly) {
+                    event = Arc::new(Event::new(event.position, Position::ZERO, event.message.clone()));
+                }
+                if !sender.push(event) {
+                    return;
+                }
+            }
+        }
+    }
+
     /// What a feed shows instead of the `count`th event.
     fn shown(&self, count: usize, event: Arc<Event>, held: &mut Option<Arc<Event>>) -> Vec<Arc<Event>> {
         match self.flaw {
@@ -533,44 +641,9 @@ impl Broker for Node {
 
     async fn publish(&self, channel: &ChannelName, mut append: Append) -> Result<Published, BrokerError> {
         let channel = &self.renamed(channel);
-        let (memory, key, ends) = (self.memory(), append.idempotency_key.clone(), append.ends_channel());
-        let and_end = append.and_end;
-        match (self.flaw, &mut append.message.data) {
-            (Flaw::ChangesLineBreaks, Data::Text(text)) => *text = text.replace("\r\n", "\n").into(),
-            (Flaw::CutsLargePayloads, Data::Binary(bytes)) => bytes.truncate(64 << 10),
-            (Flaw::IgnoresKeys, _) => append.idempotency_key = None,
-            (Flaw::GoesOnAfterTheEnd, _) if ends => {
-                append.message = Message::new(EventName::new("over").unwrap(), Data::text(""));
-            }
-            (Flaw::KeysAreForAllChannels, _) => {
-                if let Some(position) = key.as_ref().and_then(|key| self.keys.lock().unwrap().get(key).copied()) {
-                    return Ok(Published::duplicate_of(position));
-                }
-            }
-            (Flaw::TakesAnyPayload, _) if key.is_some() => {
-                append.idempotency_key = None;
-                let known = key.as_ref().and_then(|key| self.keys.lock().unwrap().get(key).copied());
-                if let Some(position) = known {
-                    return Ok(Published::duplicate_of(position));
-                }
-            }
-            (Flaw::KeysAreForAllSources, _) => {
-                let callers = append.idempotency_key.take().map(|key| {
-                    let callers = key.as_str().split(' ').next().unwrap_or_default();
-                    IdempotencyKey::new(callers).unwrap()
-                });
-                append.idempotency_key = callers.map(Into::into);
-            }
-            (Flaw::EndsInASecondStep, _) if append.and_end => {
-                append.and_end = false;
-                memory.publish(channel, append).await?;
-                yield_now().await;
-                return memory.publish(channel, Append::end()).await;
-            }
-            (Flaw::EndRefusesOldKeys, _) if memory.replay(channel, None, PageLimit::events(0)).await?.ended => {
-                return Err(BrokerError::ended());
-            }
-            _ => {}
+        let (memory, key, and_end) = (self.memory(), append.idempotency_key.clone(), append.and_end);
+        if let Some(answer) = self.before_the_append(&memory, channel, &mut append).await? {
+            return Ok(answer);
         }
         let secret =
             (self.flaw == Flaw::RetriesInSecret).then(|| RetriesInSecret(memory.clone(), channel.clone(), append.clone()));
@@ -614,7 +687,7 @@ impl Broker for Node {
         if self.flaw == Flaw::FollowsLate {
             yield_now().await;
         }
-        let mut inner = self.memory().follow(&channel).await?;
+        let inner = self.memory().follow(&channel).await?;
         if self.flaw != Flaw::FollowsLate {
             head = inner.head;
         }
@@ -628,7 +701,7 @@ impl Broker for Node {
         {
             head = Position::now();
         }
-        let (dropped, mut gone) = watch::channel(());
+        let (dropped, gone) = watch::channel(());
         let (subscriptions, silenced, flaw) = (self.subscriptions.clone(), self.silenced.clone(), self.flaw);
         subscriptions.fetch_add(1, Ordering::SeqCst);
         let (sender, feed) = Feed::new(self.told(head), move || {
@@ -638,59 +711,8 @@ impl Broker for Node {
             }
             silenced.store(true, Ordering::SeqCst);
         });
-        let me = Node {
-            cuts: self.cuts.clone(),
-            base: Mutex::new(*self.base.lock().unwrap()),
-            memory: self.memory.clone(),
-            subscriptions: self.subscriptions.clone(),
-            silenced: self.silenced.clone(),
-            fresh: AtomicBool::new(false),
-            keys: Mutex::default(),
-            names: Mutex::default(),
-            clock_ahead: self.clock_ahead,
-            written_late: self.written_late.clone(),
-            behind: self.behind.clone(),
-            flaw,
-        };
-        let mut cuts = self.cuts.subscribe();
-        tokio::spawn(async move {
-            let (mut count, mut held, mut secretly) = (0, None, false);
-            loop {
-                let event = tokio::select! {
-                    // What was shown before the cut counts.
-                    biased;
-                    _ = gone.changed() => return,
-                    event = inner.next() => event,
-                    _ = cuts.changed() => None,
-                };
-                let Some(event) = event else {
-                    if flaw != Flaw::FollowsAgainInSecret {
-                        return;
-                    }
-                    // With paused time: when everybody else waits, which is to say, late.
-                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-                    inner = me.memory().follow(&channel).await.unwrap();
-                    secretly = true;
-                    continue;
-                };
-                if flaw == Flaw::OneDropSilencesAll && me.silenced.load(Ordering::SeqCst) {
-                    continue;
-                }
-                count += 1;
-                if flaw == Flaw::EndsAfterMany && count > 500 {
-                    return;
-                }
-                for event in me.shown(count, event, &mut held) {
-                    let mut event = me.told_event(&event, true);
-                    if std::mem::take(&mut secretly) {
-                        event = Arc::new(Event::new(event.position, Position::ZERO, event.message.clone()));
-                    }
-                    if !sender.push(event) {
-                        return;
-                    }
-                }
-            }
-        });
+        let cuts = self.cuts.subscribe();
+        tokio::spawn(self.for_a_feed().feed(channel, inner, sender, gone, cuts));
         Ok(feed)
     }
 

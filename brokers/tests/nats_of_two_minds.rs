@@ -16,7 +16,7 @@ use airwave_brokers::Nats;
 use airwave_core::{Append, Broker, ChannelName, Data, EventName, Message, PageLimit, Position, Replay, Rules};
 use support::NatsServer;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
@@ -51,47 +51,54 @@ async fn liar(server: &NatsServer, judge: Arc<Judge>) -> SocketAddr {
                 return;
             };
             let (from_client, to_client) = client.into_split();
-            let (from_server, mut to_server) = server.into_split();
+            let (from_server, to_server) = server.into_split();
             let to_client = Arc::new(tokio::sync::Mutex::new(to_client));
-            let answers = to_client.clone();
-            tokio::spawn(async move {
-                let mut from_server = BufReader::new(from_server);
-                while let Some((_, unit)) = unit(&mut from_server).await {
-                    if answers.lock().await.write_all(&unit).await.is_err() {
-                        return;
-                    }
-                }
-                // An error says that it is closed already.
-                let _ = answers.lock().await.shutdown().await;
-            });
-            let judge = judge.clone();
-            tokio::spawn(async move {
-                let mut from_client = BufReader::new(from_client);
-                let mut subscribed: Vec<(String, String)> = Vec::new();
-                while let Some((line, unit)) = unit(&mut from_client).await {
-                    let words: Vec<&str> = line.split_whitespace().collect();
-                    match words[..] {
-                        ["SUB", subject, .., number] => subscribed.push((subject.to_owned(), number.to_owned())),
-                        ["PUB" | "HPUB", subject, reply, .., _] if reply.starts_with("_INBOX") => {
-                            let payload = String::from_utf8_lossy(&unit[line.len()..]).into_owned();
-                            let lie = judge(subject.to_owned(), payload).await;
-                            if let Some(lie) = &lie {
-                                tell(&mut *to_client.lock().await, reply, &subscribed, &lie.answer).await;
-                            }
-                            if lie.is_some_and(|lie| !lie.pass) {
-                                continue;
-                            }
-                        }
-                        _ => {}
-                    }
-                    if to_server.write_all(&unit).await.is_err() {
-                        return;
-                    }
-                }
-            });
+            tokio::spawn(pass_answers(from_server, to_client.clone()));
+            tokio::spawn(judge_questions(from_client, to_server, to_client, judge.clone()));
         }
     });
     address
+}
+
+/// What both directions of a connection write to.
+type ToClient = Arc<tokio::sync::Mutex<OwnedWriteHalf>>;
+
+async fn pass_answers(from_server: OwnedReadHalf, to_client: ToClient) {
+    let mut from_server = BufReader::new(from_server);
+    while let Some((_, unit)) = unit(&mut from_server).await {
+        if to_client.lock().await.write_all(&unit).await.is_err() {
+            return;
+        }
+    }
+    // An error says that it is closed already.
+    let _ = to_client.lock().await.shutdown().await;
+}
+
+/// Passes on what the client writes. A question may be answered with a lie, and may then not reach
+/// the server.
+async fn judge_questions(from_client: OwnedReadHalf, mut to_server: OwnedWriteHalf, to_client: ToClient, judge: Arc<Judge>) {
+    let mut from_client = BufReader::new(from_client);
+    let mut subscribed: Vec<(String, String)> = Vec::new();
+    while let Some((line, unit)) = unit(&mut from_client).await {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["SUB", subject, .., number] => subscribed.push((subject.to_owned(), number.to_owned())),
+            ["PUB" | "HPUB", subject, reply, .., _] if reply.starts_with("_INBOX") => {
+                let payload = String::from_utf8_lossy(&unit[line.len()..]).into_owned();
+                let lie = judge(subject.to_owned(), payload).await;
+                if let Some(lie) = &lie {
+                    tell(&mut *to_client.lock().await, reply, &subscribed, &lie.answer).await;
+                }
+                if lie.is_some_and(|lie| !lie.pass) {
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        if to_server.write_all(&unit).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// One message of the protocol with its payload, and its first line.

@@ -14,11 +14,12 @@ use futures_util::{SinkExt, StreamExt};
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
-use super::client::{Backoff, CredentialArgs, Server, ServerArgs, channel_name, query_value};
+use super::client::{Backoff, Connection, CredentialArgs, Server, ServerArgs, channel_name, query_value};
 use super::{Stop, block_on, say};
 
 pub(super) const HELP: &str = "\
@@ -389,11 +390,8 @@ impl<W: Write> Listener<W> {
         }
     }
 
-    async fn over_sse(&mut self) -> Over {
-        let mut connection = match self.server.open().await {
-            Ok(connection) => connection,
-            Err(why) => return Over::lost(why),
-        };
+    /// Asks for the stream and waits for the head of the answer.
+    async fn open_sse(&self, connection: &mut Connection) -> Result<Incoming, Over> {
         let mut request = self
             .server
             .request(Method::GET, &self.place.path())
@@ -401,20 +399,18 @@ impl<W: Write> Listener<W> {
         if let Some(id) = &self.place.last_id {
             request = request.header("Last-Event-ID", id);
         }
-        let request = match request.body(Full::<Bytes>::default()) {
-            Ok(request) => request,
-            Err(error) => return Over::Stop(Stop::Failed(error.to_string())),
-        };
-        let response = match timeout(SILENCE, connection.send_request(request)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Over::lost(format!("no answer ({error})")),
-            Err(_) => return Over::lost("no answer"),
-        };
+        let request = request
+            .body(Full::<Bytes>::default())
+            .map_err(|error| Over::Stop(Stop::Failed(error.to_string())))?;
+        let response = timeout(SILENCE, connection.send_request(request))
+            .await
+            .map_err(|_| Over::lost("no answer"))?
+            .map_err(|error| Over::lost(format!("no answer ({error})")))?;
         match response.status() {
-            StatusCode::OK if is_stream(response.headers()) => {}
+            StatusCode::OK if is_stream(response.headers()) => Ok(response.into_body()),
             StatusCode::NO_CONTENT => {
                 say("everything asked for has ended");
-                return Over::Done;
+                Err(Over::Done)
             }
             status => {
                 let body = Limited::new(response.into_body(), LARGEST_ERROR).collect();
@@ -423,10 +419,21 @@ impl<W: Write> Listener<W> {
                     .ok()
                     .and_then(Result::ok)
                     .map(|body| body.to_bytes());
-                return of_status(status, &body.unwrap_or_default());
+                Err(of_status(status, &body.unwrap_or_default()))
             }
         }
-        let mut body = response.into_body();
+    }
+
+    async fn over_sse(&mut self) -> Over {
+        // It stays until the stream is over.
+        let mut connection = match self.server.open().await {
+            Ok(connection) => connection,
+            Err(why) => return Over::lost(why),
+        };
+        let mut body = match self.open_sse(&mut connection).await {
+            Ok(body) => body,
+            Err(over) => return over,
+        };
         let mut parser = Parser::default();
         let wait = |parser: &Parser| parser.retry().map(|millis| Duration::from_millis(millis).min(LONGEST_WAIT));
         loop {
@@ -766,6 +773,29 @@ mod tests {
         assert!(matches!(stop, Stop::Failed(why) if why.contains("no transport in common")));
     }
 
+    /// Accepts a WebSocket, takes two commands, sends the frames and closes as a node that drains.
+    async fn drained_after(tcp: &tokio::net::TcpListener, frames: &[&'static str]) -> Vec<Value> {
+        let (stream, _) = tcp.accept().await.unwrap();
+        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+        let mut commands = Vec::new();
+        for _ in 0..2 {
+            let Message::Text(text) = socket.next().await.unwrap().unwrap() else {
+                panic!()
+            };
+            commands.push(serde_json::from_str(&text).unwrap());
+        }
+        for frame in frames {
+            socket.send(Message::text(*frame)).await.unwrap();
+        }
+        let close = CloseFrame {
+            code: 1012.into(),
+            reason: "retry=1".into(),
+        };
+        let _ = socket.close(Some(close)).await;
+        while let Some(Ok(_)) = socket.next().await {}
+        commands
+    }
+
     /// The server sends the client from SSE to WebSocket, drains in the middle, and is told the
     /// right cursors afterwards.
     #[tokio::test]
@@ -791,23 +821,7 @@ mod tests {
                     "{\"type\":\"end\",\"channel\":\"b\",\"cursor\":\"9\"}",
                 ],
             ] {
-                let (stream, _) = tcp.accept().await.unwrap();
-                let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-                for _ in 0..2 {
-                    let Message::Text(text) = socket.next().await.unwrap().unwrap() else {
-                        panic!()
-                    };
-                    commands.push(serde_json::from_str::<Value>(&text).unwrap());
-                }
-                for frame in frames {
-                    socket.send(Message::text(*frame)).await.unwrap();
-                }
-                let close = CloseFrame {
-                    code: 1012.into(),
-                    reason: "retry=1".into(),
-                };
-                let _ = socket.close(Some(close)).await;
-                while let Some(Ok(_)) = socket.next().await {}
+                commands.extend(drained_after(&tcp, frames).await);
             }
             commands
         });

@@ -1,6 +1,7 @@
 //! One connection, from its first byte to its end.
 
 use std::any::Any;
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use airwave_transports::request::MAX_HEAD;
 use airwave_transports::socket::{DetachedSocket, FirstBytes, Io, News, Usage};
 use axum::body::Body;
 use http::header::UPGRADE;
-use http::{Method, Request, Version};
+use http::{Method, Request, Response, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -25,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::admission::ConnectionPermit;
 use super::answer::{Detached, Slot, Step, answer, call};
-use super::idle::{Chunked, HeadClock, Requests, Streams, Waits, without_streams};
+use super::idle::{Answer, Chunked, HeadClock, Requests, Streams, Waits, without_streams};
 use super::node::Node;
 
 /// How long a client may go on sending after its last answer, and how long it may pause.
@@ -37,6 +38,9 @@ const REFUSAL_WAIT: Duration = Duration::from_secs(1);
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// RFC 9113, section 3.4: how an HTTP/2 connection begins. No HTTP/1 method has these four letters.
 const HTTP2_PREFACE: &[u8; FirstBytes::ENOUGH] = b"PRI ";
+
+/// The answer to a request of HTTP/1. `poll_without_shutdown` wants a future that can be moved.
+type PinnedAnswer = Pin<Box<dyn Future<Output = Result<Response<Answer>, Infallible>> + Send>>;
 
 /// One accepted connection.
 pub(super) struct Served {
@@ -125,23 +129,29 @@ impl Served {
         }
     }
 
+    /// How each request of an HTTP/1 connection is answered.
+    fn http1_answers(
+        &self,
+        slot: &Slot,
+        usage: &Arc<Usage>,
+        requests: &Arc<Requests>,
+    ) -> impl Fn(Request<Incoming>) -> PinnedAnswer + use<> {
+        let (node, peer, refuse) = (self.node.clone(), self.peer, self.place.is_for_refusal());
+        let (slot, requests, usage) = (slot.clone(), requests.clone(), usage.clone());
+        move |request| {
+            // A client of HTTP/1.0 knows no chunks.
+            let chunked = request.version() == Version::HTTP_11;
+            let (request, upgrade) = told_to_the_gate(request, &usage);
+            let call = call(node.clone(), request, peer, refuse);
+            Box::pin(answer(call, slot.clone(), requests.begin(), upgrade, chunked))
+        }
+    }
+
     async fn http1(self, stream: TcpStream, first: FirstBytes) {
         let slot = Slot::default();
         let usage = Arc::new(Usage::default());
         let requests = Requests::new();
-        let service = {
-            let (node, peer, refuse) = (self.node.clone(), self.peer, self.place.is_for_refusal());
-            let (slot, requests, usage) = (slot.clone(), requests.clone(), usage.clone());
-            service_fn(move |request: Request<Incoming>| {
-                // A client of HTTP/1.0 knows no chunks.
-                let chunked = request.version() == Version::HTTP_11;
-                let (request, upgrade) = told_to_the_gate(request, &usage);
-                let call = call(node.clone(), request, peer, refuse);
-                // `poll_without_shutdown` wants a future that can be moved.
-                let call = answer(call, slot.clone(), requests.begin(), upgrade, chunked);
-                Box::pin(call) as Pin<Box<dyn Future<Output = _> + Send>>
-            })
-        };
+        let service = service_fn(self.http1_answers(&slot, &usage, &requests));
         let mut builder = http1::Builder::new();
         // Its time-out would be one for the wait and for the head: `HeadClock` has one for each.
         builder.header_read_timeout(None).max_buf_size(MAX_HEAD);

@@ -49,6 +49,18 @@ fn check_goodbye(way: Way, closed: &Heard) {
     assert!((1000..5000).contains(&wait), "{way:?} is to wait {wait} ms");
 }
 
+/// Publishes numbers without a pause, and gives how many.
+async fn publish_until(airwave: Airwave, over: Arc<AtomicBool>) -> u64 {
+    let channel = airwave.channel("a").unwrap();
+    let mut published = 0;
+    while !over.load(Ordering::SeqCst) {
+        channel.publish("n", &published).await.unwrap();
+        tokio::task::yield_now().await;
+        published += 1;
+    }
+    published
+}
+
 #[test]
 fn every_listener_is_let_go_after_a_whole_event() {
     run(async {
@@ -69,20 +81,7 @@ fn every_listener_is_let_go_after_a_whole_event() {
         let confirmation = raw.chunk().await.unwrap();
         assert!(confirmation.contains("airwave.subscribed"), "{confirmation}");
         let over = Arc::new(AtomicBool::new(false));
-        let publisher = tokio::spawn({
-            let (airwave, over) = (node.airwave.clone(), over.clone());
-            async move {
-                let channel = airwave.channel("a").unwrap();
-                for number in 0u64.. {
-                    channel.publish("n", &number).await.unwrap();
-                    tokio::task::yield_now().await;
-                    if over.load(Ordering::SeqCst) {
-                        return number + 1;
-                    }
-                }
-                0
-            }
-        });
+        let publisher = tokio::spawn(publish_until(node.airwave.clone(), over.clone()));
         for (_, listener) in &mut listeners {
             assert_eq!(listener.number().await, 0);
         }

@@ -1,5 +1,7 @@
 //! Heads, bodies and names at the edges of HTTP.
 
+use std::net::SocketAddr;
+
 use airwave::rule::SendPolicy;
 use airwave::{Airwave, Data, Handler};
 use serde_json::{Value, json};
@@ -298,6 +300,137 @@ fn an_application_cannot_publish_half_a_surrogate_pair_either() {
     });
 }
 
+/// A path whose requests are answered at once.
+const PATH: &str = "/channels/a";
+/// A body in which lines end as they like.
+const BODY: &str = "{\"channel\":\"b\",\n\"data\":1\n}\n";
+
+/// Sends the head, sees the status of the answer, and gives the connection.
+async fn answered(address: SocketAddr, head: &str, status: u16) -> Raw {
+    let mut raw = Raw::saying(address, head).await;
+    let (answer, _) = raw.answer().await;
+    // The version is that of the request.
+    assert!(
+        answer.starts_with("HTTP/1.") && answer[8..].starts_with(&format!(" {status} ")),
+        "{head:?}: {answer}"
+    );
+    raw
+}
+
+fn get() -> String {
+    format!("GET {PATH} HTTP/1.1\r\nhost: a\r\n\r\n")
+}
+
+fn post(framing: &str, body: &str) -> String {
+    format!("POST /publish HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n{framing}\r\n\r\n{body}")
+}
+
+fn post_with_length() -> String {
+    post(&format!("content-length: {}", BODY.len()), BODY)
+}
+
+fn post_in_chunks() -> String {
+    let chunked = format!("{:x}\r\n{BODY}\r\n0\r\n\r\n", BODY.len());
+    post("transfer-encoding: chunked", &chunked)
+}
+
+async fn exactly_one_host_is_asked_for(address: SocketAddr) {
+    for hosts in [
+        "",
+        "host: a\r\nhost: a\r\n",
+        "host: a\r\nHost: b\r\n",
+        "host: a b\r\n",
+        "host: a@b\r\n",
+    ] {
+        for accept in ["", "accept: text/event-stream\r\n"] {
+            answered(address, &format!("GET {PATH} HTTP/1.1\r\n{hosts}{accept}\r\n"), 400).await;
+        }
+    }
+    answered(address, &format!("GET {PATH} HTTP/1.0\r\nhost: a\r\nhost: a\r\n\r\n"), 400).await;
+    answered(address, &format!("GET http://a{PATH} HTTP/1.1\r\n\r\n"), 400).await;
+    let upgrade = handshake(address, PATH).replace(&format!("host: {address}\r\n"), "");
+    answered(address, &upgrade, 400).await;
+    for good in [
+        format!("GET {PATH} HTTP/1.1\r\nHOST:a\r\n\r\n"),
+        format!("GET {PATH} HTTP/1.0\r\n\r\n"),
+        format!("GET {PATH} HTTP/1.0\r\nhost: a\r\n\r\n"),
+        format!("\r\nGET {PATH} HTTP/1.1\r\nhost: a\r\n\r\n"),
+    ] {
+        answered(address, &good, 200).await;
+    }
+}
+
+async fn bare_line_feeds_are_refused(address: SocketAddr) {
+    let get = get();
+    let bare = [
+        get.replace("\r\n", "\n"),
+        get.replacen("\r\n", "\n", 1),
+        get.replace("a\r\n\r\n", "a\n\r\n"),
+        get.replace("a\r\n\r\n", "a\r\n\n"),
+        get.replace("host", "x: y\nhost"),
+        get.replace("host: a", "host: a\r\nx: y\n z"),
+        format!("\n{get}"),
+        get.replace(" HTTP/1.1\r\n", " HTTP/1.1\r\naccept: text/event-stream\n"),
+        handshake(address, PATH).replace("\r\nupgrade", "\nupgrade"),
+    ];
+    for head in &bare {
+        answered(address, head, 400).await;
+        // Later on a connection as well, and behind bodies in which a line may end as it likes.
+        for before in [get.clone(), post_with_length(), post_in_chunks()] {
+            let mut raw = answered(address, &before, 200).await;
+            raw.say(head).await;
+            let (answer, _) = raw.answer().await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{before:?} {head:?}: {answer}");
+            if before.starts_with("GET") || before.contains("content-length") {
+                let mut raw = answered(address, &format!("{before}{head}"), 200).await;
+                let (answer, _) = raw.answer().await;
+                assert!(answer.starts_with("HTTP/1.1 400 "), "together: {before:?} {head:?}: {answer}");
+            }
+        }
+    }
+}
+
+/// What is whole goes on: pipelined, and byte by byte.
+async fn whole_requests_are_answered(address: SocketAddr) {
+    let get = get();
+    let requests = [
+        post_with_length(),
+        get.clone(),
+        post_in_chunks(),
+        get.clone(),
+        get.replace("host: a", "host: a\r\nupgrade: h2c\r\nconnection: upgrade"),
+        get,
+    ];
+    let mut raw = Raw::saying(address, requests.concat()).await;
+    for request in &requests {
+        let (answer, _) = raw.answer().await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{request:?}: {answer}");
+    }
+    let mut raw = Raw::connect(address).await;
+    for byte in requests.concat().bytes() {
+        raw.say([byte]).await;
+    }
+    for request in &requests {
+        let (answer, _) = raw.answer().await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{request:?}: {answer}");
+    }
+}
+
+async fn frames_together_with_their_handshake_are_answered(address: SocketAddr) {
+    let early = [
+        handshake(address, PATH).as_bytes(),
+        &frame(0x81, b"{\"type\":\"ping\",\n\n\"id\":10}\n"),
+    ]
+    .concat();
+    let mut raw = Raw::saying(address, early).await;
+    assert!(raw.head().await.starts_with("HTTP/1.1 101 "));
+    // In either order.
+    let mut frames = [raw.frame().await.unwrap().text(), raw.frame().await.unwrap().text()];
+    frames.sort_unstable_by_key(|frame| !frame.contains("pong"));
+    assert_eq!(frames[0], r#"{"type":"pong","id":10}"#);
+    assert!(frames[1].contains("subscribed"), "{frames:?}");
+}
+
 /// RFC 9112, sections 2.2, 3.2 and 6.1.
 #[test]
 fn heads_that_servers_may_understand_differently_are_refused() {
@@ -306,117 +439,15 @@ fn heads_that_servers_may_understand_differently_are_refused() {
         let mut config = crate::support::config([rule("{*all}", |_| {})]);
         config.hosts = vec!["*".into()];
         let node = Node::of(config).await;
-        let refused = async |address, head: &str, status: u16| {
-            let mut raw = Raw::saying(address, head).await;
-            let (answer, _) = raw.answer().await;
-            // The version is that of the request.
-            assert!(
-                answer.starts_with("HTTP/1.") && answer[8..].starts_with(&format!(" {status} ")),
-                "{head:?}: {answer}"
-            );
-            raw
-        };
-        let path = "/channels/a";
         for address in [node.own, node.axum] {
-            for hosts in [
-                "",
-                "host: a\r\nhost: a\r\n",
-                "host: a\r\nHost: b\r\n",
-                "host: a b\r\n",
-                "host: a@b\r\n",
-            ] {
-                for accept in ["", "accept: text/event-stream\r\n"] {
-                    refused(address, &format!("GET {path} HTTP/1.1\r\n{hosts}{accept}\r\n"), 400).await;
-                }
-            }
-            refused(address, &format!("GET {path} HTTP/1.0\r\nhost: a\r\nhost: a\r\n\r\n"), 400).await;
-            refused(address, &format!("GET http://a{path} HTTP/1.1\r\n\r\n"), 400).await;
-            let upgrade = handshake(address, path).replace(&format!("host: {address}\r\n"), "");
-            refused(address, &upgrade, 400).await;
-            for good in [
-                format!("GET {path} HTTP/1.1\r\nHOST:a\r\n\r\n"),
-                format!("GET {path} HTTP/1.0\r\n\r\n"),
-                format!("GET {path} HTTP/1.0\r\nhost: a\r\n\r\n"),
-                format!("\r\nGET {path} HTTP/1.1\r\nhost: a\r\n\r\n"),
-            ] {
-                refused(address, &good, 200).await;
-            }
+            exactly_one_host_is_asked_for(address).await;
         }
-        let post = |framing: &str, body: &str| {
-            format!("POST /publish HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n{framing}\r\n\r\n{body}")
-        };
-        let mut raw = refused(node.own, &post("transfer-encoding: gzip, chunked", "0\r\n\r\n"), 501).await;
+        let mut raw = answered(node.own, &post("transfer-encoding: gzip, chunked", "0\r\n\r\n"), 501).await;
         assert!(raw.is_done().await);
-        let get = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
-        let bare = [
-            get.replace("\r\n", "\n"),
-            get.replacen("\r\n", "\n", 1),
-            get.replace("a\r\n\r\n", "a\n\r\n"),
-            get.replace("a\r\n\r\n", "a\r\n\n"),
-            get.replace("host", "x: y\nhost"),
-            get.replace("host: a", "host: a\r\nx: y\n z"),
-            format!("\n{get}"),
-            get.replace(" HTTP/1.1\r\n", " HTTP/1.1\r\naccept: text/event-stream\n"),
-            handshake(node.own, path).replace("\r\nupgrade", "\nupgrade"),
-        ];
-        for head in &bare {
-            refused(node.own, head, 400).await;
-            // Later on a connection as well, and behind bodies in which a line may end as it likes.
-            let body = "{\"channel\":\"b\",\n\"data\":1\n}\n";
-            let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
-            for before in [
-                get.clone(),
-                post(&format!("content-length: {}", body.len()), body),
-                post("transfer-encoding: chunked", &chunked),
-            ] {
-                let mut raw = refused(node.own, &before, 200).await;
-                raw.say(head).await;
-                let (answer, _) = raw.answer().await;
-                assert!(answer.starts_with("HTTP/1.1 400 "), "{before:?} {head:?}: {answer}");
-                if before.starts_with("GET") || before.contains("content-length") {
-                    let mut raw = refused(node.own, &format!("{before}{head}"), 200).await;
-                    let (answer, _) = raw.answer().await;
-                    assert!(answer.starts_with("HTTP/1.1 400 "), "together: {before:?} {head:?}: {answer}");
-                }
-            }
-        }
+        bare_line_feeds_are_refused(node.own).await;
         assert_eq!(node.airwave.hub().sessions(), 0);
-        // What is whole goes on: pipelined, byte by byte, and before another protocol.
-        let body = "{\"channel\":\"b\",\n\"data\":1\n}\n";
-        let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
-        let requests = [
-            post(&format!("content-length: {}", body.len()), body),
-            get.clone(),
-            post("transfer-encoding: chunked", &chunked),
-            get.clone(),
-            get.replace("host: a", "host: a\r\nupgrade: h2c\r\nconnection: upgrade"),
-            get.clone(),
-        ];
-        let mut raw = Raw::saying(node.own, requests.concat()).await;
-        for request in &requests {
-            let (answer, _) = raw.answer().await;
-            assert!(answer.starts_with("HTTP/1.1 200 "), "{request:?}: {answer}");
-        }
-        let mut raw = Raw::connect(node.own).await;
-        for byte in requests.concat().bytes() {
-            raw.say([byte]).await;
-        }
-        for request in &requests {
-            let (answer, _) = raw.answer().await;
-            assert!(answer.starts_with("HTTP/1.1 200 "), "{request:?}: {answer}");
-        }
-        let early = [
-            handshake(node.own, path).as_bytes(),
-            &frame(0x81, b"{\"type\":\"ping\",\n\n\"id\":10}\n"),
-        ]
-        .concat();
-        let mut raw = Raw::saying(node.own, early).await;
-        assert!(raw.head().await.starts_with("HTTP/1.1 101 "));
-        // In either order.
-        let mut frames = [raw.frame().await.unwrap().text(), raw.frame().await.unwrap().text()];
-        frames.sort_unstable_by_key(|frame| !frame.contains("pong"));
-        assert_eq!(frames[0], r#"{"type":"pong","id":10}"#);
-        assert!(frames[1].contains("subscribed"), "{frames:?}");
+        whole_requests_are_answered(node.own).await;
+        frames_together_with_their_handshake_are_answered(node.own).await;
     });
 }
 

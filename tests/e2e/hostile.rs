@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use airwave::listener::{self, Serving};
 use airwave::{Airwave, Channel, Client, ConnectRequest, Handler, Identity, LeaveReason, Message, Refusal, Reply};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::support::raw::{Raw, frame, handshake};
@@ -47,66 +47,72 @@ fn lying(first: u8, length: u64) -> Vec<u8> {
     bytes
 }
 
+/// A message whose end never comes.
+fn fragments(count: usize) -> Vec<u8> {
+    let mut bytes = frame(0x01, b"x");
+    for _ in 1..count {
+        bytes.extend(frame(0x00, b"x"));
+    }
+    bytes
+}
+
+/// What it is, its bytes, and the code with which the connection is closed.
+fn malformed_frames() -> Vec<(&'static str, Vec<u8>, u16)> {
+    let large = vec![b'x'; 60_000];
+    vec![
+        ("not masked", vec![0x81, 2, b'h', b'i'], 1002),
+        ("reserved bit 1", frame(0xc1, b"{}"), 1002),
+        ("reserved bit 2", frame(0xa1, b"{}"), 1002),
+        ("reserved bit 3", frame(0x91, b"{}"), 1002),
+        ("reserved opcode 3", frame(0x83, b"{}"), 1002),
+        ("reserved opcode 15", frame(0x8f, b"{}"), 1002),
+        ("a ping in fragments", frame(0x09, b"x"), 1002),
+        ("a ping of 126 bytes", frame(0x89, &[b'x'; 126]), 1002),
+        ("a continuation of nothing", frame(0x80, b"x"), 1002),
+        (
+            "a message within a message",
+            [frame(0x01, b"x"), frame(0x81, b"y")].concat(),
+            1002,
+        ),
+        ("129 fragments", fragments(129), 1009),
+        ("a large frame", frame(0x82, &vec![0; 200_000]), 1009),
+        ("a large frame that never comes", lying(0x82, 1 << 30), 1009),
+        ("the largest length", lying(0x82, (1 << 63) - 1), 1009),
+        ("a length beyond", lying(0x82, u64::MAX), 1009),
+        (
+            "large in fragments",
+            [
+                frame(0x02, &large),
+                frame(0x00, &large),
+                frame(0x00, &large),
+                frame(0x80, &large),
+            ]
+            .concat(),
+            1009,
+        ),
+        ("text that is not UTF-8", frame(0x81, b"\xff\xfe"), 1007),
+        ("half a character", frame(0x81, b"\"\xe2\x82"), 1007),
+        ("a surrogate", frame(0x81, b"\xed\xa0\x80"), 1007),
+        (
+            "not UTF-8 in fragments",
+            [frame(0x01, b"\xe2"), frame(0x80, b"x")].concat(),
+            1007,
+        ),
+        ("a close of one byte", frame(0x88, b"\x03"), 1002),
+        ("a close code below 1000", frame(0x88, &999u16.to_be_bytes()), 1002),
+        ("a close code that is never sent", frame(0x88, &1006u16.to_be_bytes()), 1002),
+        ("401 pings at once", frame(0x89, b"").repeat(401), 4429),
+        ("401 commands at once", frame(0x81, br#"{"type":"ping"}"#).repeat(401), 4429),
+    ]
+}
+
 #[test]
 fn malformed_frames_end_their_connection() {
     run(async {
         let node = Node::new().await;
         let mut bystanders = Bystanders::of(&node).await;
-        let fragments = |count: usize| {
-            let mut bytes = frame(0x01, b"x");
-            for _ in 1..count {
-                bytes.extend(frame(0x00, b"x"));
-            }
-            bytes
-        };
-        let large = vec![b'x'; 60_000];
-        let cases: Vec<(&str, Vec<u8>, u16)> = vec![
-            ("not masked", vec![0x81, 2, b'h', b'i'], 1002),
-            ("reserved bit 1", frame(0xc1, b"{}"), 1002),
-            ("reserved bit 2", frame(0xa1, b"{}"), 1002),
-            ("reserved bit 3", frame(0x91, b"{}"), 1002),
-            ("reserved opcode 3", frame(0x83, b"{}"), 1002),
-            ("reserved opcode 15", frame(0x8f, b"{}"), 1002),
-            ("a ping in fragments", frame(0x09, b"x"), 1002),
-            ("a ping of 126 bytes", frame(0x89, &[b'x'; 126]), 1002),
-            ("a continuation of nothing", frame(0x80, b"x"), 1002),
-            (
-                "a message within a message",
-                [frame(0x01, b"x"), frame(0x81, b"y")].concat(),
-                1002,
-            ),
-            ("129 fragments", fragments(129), 1009),
-            ("a large frame", frame(0x82, &vec![0; 200_000]), 1009),
-            ("a large frame that never comes", lying(0x82, 1 << 30), 1009),
-            ("the largest length", lying(0x82, (1 << 63) - 1), 1009),
-            ("a length beyond", lying(0x82, u64::MAX), 1009),
-            (
-                "large in fragments",
-                [
-                    frame(0x02, &large),
-                    frame(0x00, &large),
-                    frame(0x00, &large),
-                    frame(0x80, &large),
-                ]
-                .concat(),
-                1009,
-            ),
-            ("text that is not UTF-8", frame(0x81, b"\xff\xfe"), 1007),
-            ("half a character", frame(0x81, b"\"\xe2\x82"), 1007),
-            ("a surrogate", frame(0x81, b"\xed\xa0\x80"), 1007),
-            (
-                "not UTF-8 in fragments",
-                [frame(0x01, b"\xe2"), frame(0x80, b"x")].concat(),
-                1007,
-            ),
-            ("a close of one byte", frame(0x88, b"\x03"), 1002),
-            ("a close code below 1000", frame(0x88, &999u16.to_be_bytes()), 1002),
-            ("a close code that is never sent", frame(0x88, &1006u16.to_be_bytes()), 1002),
-            ("401 pings at once", frame(0x89, b"").repeat(401), 4429),
-            ("401 commands at once", frame(0x81, br#"{"type":"ping"}"#).repeat(401), 4429),
-        ];
         for address in [node.own, node.axum] {
-            for (what, bytes, code) in &cases {
+            for (what, bytes, code) in &malformed_frames() {
                 let mut raw = Raw::websocket(address, "/channels/a").await;
                 // The server may close before it has read all of it.
                 let _ = raw.try_say(bytes).await;
@@ -164,68 +170,80 @@ fn unusual_frames_are_understood() {
     });
 }
 
+/// The text, the number of the command that its answer names, and the code.
+type NotUnderstood<T> = (T, Option<u64>, &'static str);
+
+const NOT_UNDERSTOOD: &[NotUnderstood<&str>] = &[
+    ("", None, "bad-request"),
+    ("{", None, "bad-request"),
+    ("null", None, "bad-request"),
+    ("[]", None, "bad-request"),
+    ("\"subscribe\"", None, "bad-request"),
+    ("{}", None, "bad-request"),
+    (r#"{"type":"ping","id":"7"}"#, None, "bad-request"),
+    (r#"{"type":"ping","id":-1}"#, None, "bad-request"),
+    (r#"{"type":"ping","id":1.5}"#, None, "bad-request"),
+    (r#"{"type":"ping","id":9007199254740992}"#, None, "bad-request"),
+    (r#"{"type":"ping","id":1,"id":2}"#, None, "bad-request"),
+    (r#"{"type":"dance","id":5}"#, Some(5), "bad-request"),
+    (r#"{"type":7,"id":5}"#, Some(5), "bad-request"),
+    (r#"{"type":"ping","id":5,"colour":"red"}"#, Some(5), "bad-request"),
+    (r#"{"type":"subscribe","id":5}"#, Some(5), "bad-request"),
+    (r#"{"type":"subscribe","id":5,"channel":""}"#, Some(5), "bad-request"),
+    (r#"{"type":"subscribe","id":5,"channel":"a/../b"}"#, Some(5), "bad-request"),
+    (r#"{"type":"subscribe","id":5,"channel":"a\r\nb"}"#, Some(5), "bad-request"),
+    (r#"{"type":"subscribe","id":5,"channel":"a\u0000"}"#, Some(5), "bad-request"),
+    (
+        r#"{"type":"subscribe","id":5,"channel":"a","after":{}}"#,
+        Some(5),
+        "bad-request",
+    ),
+    (r#"{"type":"unsubscribe","id":5,"channel":"a"}"#, Some(5), "bad-request"),
+    (r#"{"type":"send","id":5,"channel":"a","data":1}"#, Some(5), "bad-request"),
+    (r#"{"type":"send","id":5,"channel":"a","event":"e"}"#, Some(5), "bad-request"),
+    (
+        r#"{"type":"send","id":5,"channel":"a","event":"e","data":01}"#,
+        None,
+        "bad-request",
+    ),
+    (
+        r#"{"type":"send","id":5,"channel":"a","event":"e","data":1}"#,
+        Some(5),
+        "forbidden",
+    ),
+];
+
+fn frames_that_are_not_understood() -> Vec<NotUnderstood<String>> {
+    let deep = format!("{{\"type\":\"ping\",\"id\":{}1{}}}", "[".repeat(40), "]".repeat(40));
+    let deeper = "[".repeat(50_000);
+    let long_name = format!(r#"{{"type":"subscribe","id":5,"channel":"{}"}}"#, "x".repeat(300));
+    let too_large = format!(
+        r#"{{"type":"send","id":5,"channel":"a","event":"e","text":"{}"}}"#,
+        "x".repeat(70_000)
+    );
+    let large = [
+        (deep, None, "bad-request"),
+        (deeper, None, "bad-request"),
+        (long_name, Some(5), "bad-request"),
+        (too_large, Some(5), "too-large"),
+    ];
+    let small = NOT_UNDERSTOOD.iter().map(|(text, id, code)| ((*text).to_owned(), *id, *code));
+    small.chain(large).collect()
+}
+
 /// Text frames that are no command: an answer, and the conversation goes on.
 #[test]
 fn frames_that_are_not_understood_are_answered() {
     run(async {
         let node = Node::new().await;
         let mut bystanders = Bystanders::of(&node).await;
-        let deep = format!("{{\"type\":\"ping\",\"id\":{}1{}}}", "[".repeat(40), "]".repeat(40));
-        let deeper = "[".repeat(50_000);
-        let long_name = format!(r#"{{"type":"subscribe","id":5,"channel":"{}"}}"#, "x".repeat(300));
-        let large = format!(
-            r#"{{"type":"send","id":5,"channel":"a","event":"e","text":"{}"}}"#,
-            "x".repeat(70_000)
-        );
         let mut socket = node.open(Way::WebSocket, "/socket").await;
-        for (text, id, code) in [
-            ("", Value::Null, "bad-request"),
-            ("{", Value::Null, "bad-request"),
-            ("null", Value::Null, "bad-request"),
-            ("[]", Value::Null, "bad-request"),
-            ("\"subscribe\"", Value::Null, "bad-request"),
-            ("{}", Value::Null, "bad-request"),
-            (r#"{"type":"ping","id":"7"}"#, Value::Null, "bad-request"),
-            (r#"{"type":"ping","id":-1}"#, Value::Null, "bad-request"),
-            (r#"{"type":"ping","id":1.5}"#, Value::Null, "bad-request"),
-            (r#"{"type":"ping","id":9007199254740992}"#, Value::Null, "bad-request"),
-            (r#"{"type":"ping","id":1,"id":2}"#, Value::Null, "bad-request"),
-            (r#"{"type":"dance","id":5}"#, json!(5), "bad-request"),
-            (r#"{"type":7,"id":5}"#, json!(5), "bad-request"),
-            (r#"{"type":"ping","id":5,"colour":"red"}"#, json!(5), "bad-request"),
-            (r#"{"type":"subscribe","id":5}"#, json!(5), "bad-request"),
-            (r#"{"type":"subscribe","id":5,"channel":""}"#, json!(5), "bad-request"),
-            (r#"{"type":"subscribe","id":5,"channel":"a/../b"}"#, json!(5), "bad-request"),
-            (r#"{"type":"subscribe","id":5,"channel":"a\r\nb"}"#, json!(5), "bad-request"),
-            (r#"{"type":"subscribe","id":5,"channel":"a\u0000"}"#, json!(5), "bad-request"),
-            (
-                r#"{"type":"subscribe","id":5,"channel":"a","after":{}}"#,
-                json!(5),
-                "bad-request",
-            ),
-            (r#"{"type":"unsubscribe","id":5,"channel":"a"}"#, json!(5), "bad-request"),
-            (r#"{"type":"send","id":5,"channel":"a","data":1}"#, json!(5), "bad-request"),
-            (r#"{"type":"send","id":5,"channel":"a","event":"e"}"#, json!(5), "bad-request"),
-            (
-                r#"{"type":"send","id":5,"channel":"a","event":"e","data":01}"#,
-                Value::Null,
-                "bad-request",
-            ),
-            (
-                r#"{"type":"send","id":5,"channel":"a","event":"e","data":1}"#,
-                json!(5),
-                "forbidden",
-            ),
-            (deep.as_str(), Value::Null, "bad-request"),
-            (deeper.as_str(), Value::Null, "bad-request"),
-            (long_name.as_str(), json!(5), "bad-request"),
-            (large.as_str(), json!(5), "too-large"),
-        ] {
+        for (text, id, code) in frames_that_are_not_understood() {
+            let shown: String = text.chars().take(80).collect();
             socket.send_message(tokio_tungstenite::tungstenite::Message::text(text)).await;
             let answer = socket.answer().await;
-            let shown: String = text.chars().take(80).collect();
             assert_eq!((&answer["type"], &answer["code"]), (&json!("error"), &json!(code)), "{shown}");
-            assert_eq!(answer["id"], id, "{shown}");
+            assert_eq!(answer["id"], json!(id), "{shown}");
             assert!(answer["message"].as_str().unwrap().len() > 10, "{shown}");
         }
         socket.send(json!({"type": "subscribe", "id": 8, "channel": "a"})).await;
@@ -263,53 +281,57 @@ fn handshakes_that_are_none() {
     });
 }
 
+/// The body, and a word of the answer.
+fn bodies_that_are_refused() -> Vec<(Vec<u8>, &'static str)> {
+    let deep = format!(r#"{{"channel":"a","data":{}1{}}}"#, "[".repeat(32), "]".repeat(32));
+    let bottomless = format!(r#"{{"channel":"a","data":{}"#, "[".repeat(1_000_000));
+    let name = "x".repeat(256);
+    vec![
+        (b"".to_vec(), "not understood"),
+        (b"{".to_vec(), "line 1"),
+        (b"null".to_vec(), "not understood"),
+        (b"7".to_vec(), "not understood"),
+        (b"\xff\xfe".to_vec(), "UTF-8"),
+        (b"{\"channel\":\"a\",\"data\":\"\xff\"}".to_vec(), "UTF-8"),
+        (b"\xef\xbb\xbf".to_vec(), "not understood"),
+        (br#"{"channel":"a","data":"\ud800"}"#.to_vec(), "surrogate"),
+        (br#"{"channel":"a","key":"\udfff","data":1}"#.to_vec(), "surrogate"),
+        (br#"{"channel":"a","data":[1e400]}"#.to_vec(), "too large for a double"),
+        (br#"{"data":1}"#.to_vec(), "channel"),
+        (br#"{"channel":7,"data":1}"#.to_vec(), "not understood"),
+        (br#"{"channel":"a","data":1,"colour":2}"#.to_vec(), "colour"),
+        (br#"{"channel":"a","channel":"b","data":1}"#.to_vec(), "duplicate"),
+        (br#"{"channel":"a","data":1,"text":"x"}"#.to_vec(), "exactly one"),
+        (br#"{"channel":"a","base64":"not base64!"}"#.to_vec(), "base64"),
+        (br#"{"channel":"a","event":"x"}"#.to_vec(), "data"),
+        (br#"{"channel":"a","event":"","data":1}"#.to_vec(), "empty"),
+        (br#"{"channel":"a","event":"a b","data":1}"#.to_vec(), "event name"),
+        (
+            br#"{"channel":"a","event":"x\ndata: forged","data":1}"#.to_vec(),
+            "event name",
+        ),
+        (br#"{"channel":"a","event":"airwave.gap","data":1}"#.to_vec(), "reserved"),
+        (br#"{"channel":"a\u0000","data":1}"#.to_vec(), "channel name"),
+        (br#"{"channel":"..","data":1}"#.to_vec(), "'..'"),
+        (format!(r#"{{"channel":"{name}","data":1}}"#).into_bytes(), "255"),
+        (br#"{"channel":"a","data":1,"key":""}"#.to_vec(), "key"),
+        (br#"{"channel":"a","data":1,"idempotency_key":"a b"}"#.to_vec(), "idempotency"),
+        (br#"{"channel":"a","data":NaN}"#.to_vec(), "not understood"),
+        (
+            br#"{"channel":"a","data":1}{"channel":"a","data":2}"#.to_vec(),
+            "not understood",
+        ),
+        (deep.into_bytes(), "nested"),
+        (bottomless.into_bytes(), "nested"),
+    ]
+}
+
 #[test]
 fn bodies_that_are_not_understood() {
     run(async {
         let node = Node::new().await;
         let mut bystanders = Bystanders::of(&node).await;
-        let deep = format!(r#"{{"channel":"a","data":{}1{}}}"#, "[".repeat(32), "]".repeat(32));
-        let bottomless = format!(r#"{{"channel":"a","data":{}"#, "[".repeat(1_000_000));
-        let name = "x".repeat(256);
-        let cases: Vec<(Vec<u8>, &str)> = vec![
-            (b"".to_vec(), "not understood"),
-            (b"{".to_vec(), "line 1"),
-            (b"null".to_vec(), "not understood"),
-            (b"7".to_vec(), "not understood"),
-            (b"\xff\xfe".to_vec(), "UTF-8"),
-            (b"{\"channel\":\"a\",\"data\":\"\xff\"}".to_vec(), "UTF-8"),
-            (b"\xef\xbb\xbf".to_vec(), "not understood"),
-            (br#"{"channel":"a","data":"\ud800"}"#.to_vec(), "surrogate"),
-            (br#"{"channel":"a","key":"\udfff","data":1}"#.to_vec(), "surrogate"),
-            (br#"{"channel":"a","data":[1e400]}"#.to_vec(), "too large for a double"),
-            (br#"{"data":1}"#.to_vec(), "channel"),
-            (br#"{"channel":7,"data":1}"#.to_vec(), "not understood"),
-            (br#"{"channel":"a","data":1,"colour":2}"#.to_vec(), "colour"),
-            (br#"{"channel":"a","channel":"b","data":1}"#.to_vec(), "duplicate"),
-            (br#"{"channel":"a","data":1,"text":"x"}"#.to_vec(), "exactly one"),
-            (br#"{"channel":"a","base64":"not base64!"}"#.to_vec(), "base64"),
-            (br#"{"channel":"a","event":"x"}"#.to_vec(), "data"),
-            (br#"{"channel":"a","event":"","data":1}"#.to_vec(), "empty"),
-            (br#"{"channel":"a","event":"a b","data":1}"#.to_vec(), "event name"),
-            (
-                br#"{"channel":"a","event":"x\ndata: forged","data":1}"#.to_vec(),
-                "event name",
-            ),
-            (br#"{"channel":"a","event":"airwave.gap","data":1}"#.to_vec(), "reserved"),
-            (br#"{"channel":"a\u0000","data":1}"#.to_vec(), "channel name"),
-            (br#"{"channel":"..","data":1}"#.to_vec(), "'..'"),
-            (format!(r#"{{"channel":"{name}","data":1}}"#).into_bytes(), "255"),
-            (br#"{"channel":"a","data":1,"key":""}"#.to_vec(), "key"),
-            (br#"{"channel":"a","data":1,"idempotency_key":"a b"}"#.to_vec(), "idempotency"),
-            (br#"{"channel":"a","data":NaN}"#.to_vec(), "not understood"),
-            (
-                br#"{"channel":"a","data":1}{"channel":"a","data":2}"#.to_vec(),
-                "not understood",
-            ),
-            (deep.into_bytes(), "nested"),
-            (bottomless.into_bytes(), "nested"),
-        ];
-        for (body, word) in cases {
+        for (body, word) in bodies_that_are_refused() {
             let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
             let answer = node.post("/publish", &[], body).await;
             assert_eq!((answer.status, answer.error().as_str()), (400, "bad-request"), "{shown}");
@@ -734,52 +756,53 @@ impl Drop for Bomb {
     }
 }
 
+/// Panics in the methods that the query names, and in messages that it does not know.
+struct Broken;
+
+fn panic_if_named(query: &str, method: &str) {
+    assert!(!query.split('&').any(|part| part == method), "on purpose");
+}
+
+impl Handler for Broken {
+    fn query_parameters(&self) -> &[&str] {
+        &["*"]
+    }
+
+    async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
+        panic_if_named(&request.query, "connect");
+        let bomb = Bomb(request.query.contains("details"));
+        Ok(Identity::anonymous().with((request.query.clone(), bomb)))
+    }
+
+    async fn subscribe(&self, client: &Client, _: &Channel) -> Result<(), Refusal> {
+        let (query, _) = client.details::<(String, Bomb)>().unwrap();
+        let _bomb = Bomb(query.contains("drops"));
+        tokio::task::yield_now().await;
+        panic_if_named(query, "subscribe");
+        Ok(())
+    }
+
+    async fn message(&self, _: &Client, _: &Channel, message: Message) -> Result<Reply, Refusal> {
+        match message.event.as_str() {
+            "calm" => Ok(Reply::done()),
+            "late" => {
+                tokio::task::yield_now().await;
+                panic!("on purpose")
+            }
+            "any" => std::panic::panic_any(Bomb(true)),
+            _ => panic!("on purpose"),
+        }
+    }
+
+    async fn unsubscribe(&self, _: &Client, _: &Channel, _: LeaveReason) {
+        panic!("on purpose")
+    }
+}
+
 /// A handler that panics is answered `internal`, over every transport; its client's connection goes
 /// on, and so does everybody else's.
 #[test]
 fn a_panic_in_a_handler_is_an_answer() {
-    struct Broken;
-
-    fn panics(query: &str, method: &str) {
-        assert!(!query.split('&').any(|part| part == method), "on purpose");
-    }
-
-    impl Handler for Broken {
-        fn query_parameters(&self) -> &[&str] {
-            &["*"]
-        }
-
-        async fn connect(&self, request: &ConnectRequest) -> Result<Identity, Refusal> {
-            panics(&request.query, "connect");
-            let bomb = Bomb(request.query.contains("details"));
-            Ok(Identity::anonymous().with((request.query.clone(), bomb)))
-        }
-
-        async fn subscribe(&self, client: &Client, _: &Channel) -> Result<(), Refusal> {
-            let (query, _) = client.details::<(String, Bomb)>().unwrap();
-            let _bomb = Bomb(query.contains("drops"));
-            tokio::task::yield_now().await;
-            panics(query, "subscribe");
-            Ok(())
-        }
-
-        async fn message(&self, _: &Client, _: &Channel, message: Message) -> Result<Reply, Refusal> {
-            match message.event.as_str() {
-                "calm" => Ok(Reply::done()),
-                "late" => {
-                    tokio::task::yield_now().await;
-                    panic!("on purpose")
-                }
-                "any" => std::panic::panic_any(Bomb(true)),
-                _ => panic!("on purpose"),
-            }
-        }
-
-        async fn unsubscribe(&self, _: &Client, _: &Channel, _: LeaveReason) {
-            panic!("on purpose")
-        }
-    }
-
     run(async {
         let builder = Airwave::from_config(config([rule("{*all}", |_| {})])).handle("broken/{id}", Broken);
         let node = Node::serving(builder, Airwave::router).await;

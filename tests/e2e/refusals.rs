@@ -373,82 +373,99 @@ async fn all_pages_are_let_in(way: Way) {
 /// The caps: of the node, of one address, of one connection.
 async fn too_many_connections(way: Way) {
     for per_address in [false, true] {
-        let mut config = config([rule("{*all}", |_| {})]);
-        if per_address {
-            config.limits.connections_per_address = 3;
-        } else {
-            config.limits.connections = 3;
-        }
-        let node = Node::of(config).await;
-        let mut listeners = Vec::new();
-        for _ in 0..3 {
-            listeners.push(node.listen(way, "a").await);
-        }
-        let refused = refusal(&node, way, "/channels/a").await;
-        assert_eq!(refused.code, "too-many");
-        assert!(refused.error["message"].as_str().unwrap().contains("limits.connections"));
-        assert_eq!((refused.status, refused.close), (None, (!way.is_sse()).then_some(4429)));
-        // Those who are in stay in, and requests that do not stay need no place.
-        assert_eq!(node.post("/publish", &[], r#"{"channel":"a","data":7}"#).await.status, 200);
-        for listener in &mut listeners {
-            assert_eq!(listener.number().await, 7);
-        }
-        // A place that becomes free is given again.
-        drop(listeners.pop());
-        crate::support::until("the place is free", || node.airwave.hub().sessions() == 2).await;
-        crate::support::within("the place is given", async {
-            loop {
-                match node.try_open(way, "/channels/a", &[]).await {
-                    Ok(mut listener) => match listener.next().await {
-                        Heard::Subscribed(_) => break,
-                        // The session is gone a moment before its connection is.
-                        Heard::Refused { code, .. } => assert_eq!(code, "too-many"),
-                        other => panic!("{other:?}"),
-                    },
-                    Err(answer) => panic!("{answer:?}"),
-                }
-            }
-        })
-        .await;
+        too_many_sessions(way, per_address).await;
     }
     let mut config = config([rule("{*all}", |_| {})]);
     config.limits.channels_per_connection = 2;
     let node = Node::of(config).await;
     if way.is_sse() {
-        let refused = refusal(&node, way, "/events?channel=a&channel=b&channel=c").await;
-        assert_eq!((refused.status, refused.code.as_str()), (Some(400), "bad-request"));
-        for (path, word) in [
-            ("/events", "channel="),
-            ("/events?channel=a&channel=a", "twice"),
-            ("/events?channel=a&channel=b&after=1&after=2&after=3", "after"),
-            ("/events?channel=a&heartbeat=no", "heartbeat"),
-            ("/channels/a?after=1&after=2", "after"),
-        ] {
-            let refused = refusal(&node, way, path).await;
-            assert_eq!((refused.status, refused.code.as_str()), (Some(400), "bad-request"), "{path}");
-            assert!(
-                refused.error["message"].as_str().unwrap().contains(word),
-                "{path}: {refused:?}"
-            );
-        }
+        queries_that_are_refused(&node, way).await;
     } else {
-        let mut socket = node.open(way, "/socket").await;
-        for (channel, code) in [("a", None), ("b", None), ("c", Some("too-many"))] {
-            socket.send(json!({"type": "subscribe", "id": 1, "channel": channel})).await;
-            match (socket.next().await, code) {
-                (Heard::Subscribed(subscribed), None) => assert_eq!(subscribed.id, Some(1)),
-                (Heard::Refused { code, .. }, Some(wanted)) => assert_eq!(code, wanted),
-                other => panic!("{other:?}"),
+        too_many_subscriptions(&node, way).await;
+    }
+}
+
+async fn too_many_sessions(way: Way, per_address: bool) {
+    let mut config = config([rule("{*all}", |_| {})]);
+    if per_address {
+        config.limits.connections_per_address = 3;
+    } else {
+        config.limits.connections = 3;
+    }
+    let node = Node::of(config).await;
+    let mut listeners = Vec::new();
+    for _ in 0..3 {
+        listeners.push(node.listen(way, "a").await);
+    }
+    let refused = refusal(&node, way, "/channels/a").await;
+    assert_eq!(refused.code, "too-many");
+    assert!(refused.error["message"].as_str().unwrap().contains("limits.connections"));
+    assert_eq!((refused.status, refused.close), (None, (!way.is_sse()).then_some(4429)));
+    // Those who are in stay in, and requests that do not stay need no place.
+    assert_eq!(node.post("/publish", &[], r#"{"channel":"a","data":7}"#).await.status, 200);
+    for listener in &mut listeners {
+        assert_eq!(listener.number().await, 7);
+    }
+    // A place that becomes free is given again.
+    drop(listeners.pop());
+    crate::support::until("the place is free", || node.airwave.hub().sessions() == 2).await;
+    a_place_is_given(&node, way).await;
+}
+
+/// Tries until there is a place.
+async fn a_place_is_given(node: &Node, way: Way) {
+    crate::support::within("the place is given", async {
+        loop {
+            match node.try_open(way, "/channels/a", &[]).await {
+                Ok(mut listener) => match listener.next().await {
+                    Heard::Subscribed(_) => break,
+                    // The session is gone a moment before its connection is.
+                    Heard::Refused { code, .. } => assert_eq!(code, "too-many"),
+                    other => panic!("{other:?}"),
+                },
+                Err(answer) => panic!("{answer:?}"),
             }
         }
-        socket.send(json!({"type": "unsubscribe", "id": 2, "channel": "a"})).await;
-        assert_eq!(
-            socket.answer().await,
-            json!({"type": "unsubscribed", "id": 2, "channel": "a"})
+    })
+    .await;
+}
+
+async fn queries_that_are_refused(node: &Node, way: Way) {
+    let refused = refusal(node, way, "/events?channel=a&channel=b&channel=c").await;
+    assert_eq!((refused.status, refused.code.as_str()), (Some(400), "bad-request"));
+    for (path, word) in [
+        ("/events", "channel="),
+        ("/events?channel=a&channel=a", "twice"),
+        ("/events?channel=a&channel=b&after=1&after=2&after=3", "after"),
+        ("/events?channel=a&heartbeat=no", "heartbeat"),
+        ("/channels/a?after=1&after=2", "after"),
+    ] {
+        let refused = refusal(node, way, path).await;
+        assert_eq!((refused.status, refused.code.as_str()), (Some(400), "bad-request"), "{path}");
+        assert!(
+            refused.error["message"].as_str().unwrap().contains(word),
+            "{path}: {refused:?}"
         );
-        socket.send(json!({"type": "subscribe", "id": 3, "channel": "c"})).await;
-        socket.subscribed().await;
     }
+}
+
+async fn too_many_subscriptions(node: &Node, way: Way) {
+    let mut socket = node.open(way, "/socket").await;
+    for (channel, code) in [("a", None), ("b", None), ("c", Some("too-many"))] {
+        socket.send(json!({"type": "subscribe", "id": 1, "channel": channel})).await;
+        match (socket.next().await, code) {
+            (Heard::Subscribed(subscribed), None) => assert_eq!(subscribed.id, Some(1)),
+            (Heard::Refused { code, .. }, Some(wanted)) => assert_eq!(code, wanted),
+            other => panic!("{other:?}"),
+        }
+    }
+    socket.send(json!({"type": "unsubscribe", "id": 2, "channel": "a"})).await;
+    assert_eq!(
+        socket.answer().await,
+        json!({"type": "unsubscribed", "id": 2, "channel": "a"})
+    );
+    socket.send(json!({"type": "subscribe", "id": 3, "channel": "c"})).await;
+    socket.subscribed().await;
 }
 
 /// A broker that can be switched off.

@@ -149,7 +149,15 @@ async fn story(world: &World) -> Vec<String> {
         story.hear(&mut late, count).await;
     }
     story.page(node, "short", 0).await;
-    // Who is there.
+    members(&mut story, node).await;
+    let no_name = json!({"channel": "no name", "data": 1});
+    let (status, answer) = clients::publish(node, &no_name).await.unwrap();
+    story.tell(format!("refused: {status} {}", answer["error"]["code"]));
+    story.told
+}
+
+/// A second client comes to a room.
+async fn members(story: &mut Story, node: SocketAddr) {
     let mut room = WebSocket::open(node, "/channels/room?presence=true", &[], false)
         .await
         .unwrap();
@@ -166,10 +174,6 @@ async fn story(world: &World) -> Vec<String> {
         .await
         .unwrap();
     story.tell(format!("members: {}", answer["members"]));
-    let no_name = json!({"channel": "no name", "data": 1});
-    let (status, answer) = clients::publish(node, &no_name).await.unwrap();
-    story.tell(format!("refused: {status} {}", answer["error"]["code"]));
-    story.told
 }
 
 /// `[broker] url`, nothing else.

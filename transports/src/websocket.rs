@@ -1369,11 +1369,9 @@ mod tests {
             let begun = Instant::now();
             writes.write_all(first).await.unwrap();
             let dripping = tokio::spawn(async move {
-                loop {
+                sleep(Duration::from_secs(5)).await;
+                while writes.write_all(drip).await.is_ok() {
                     sleep(Duration::from_secs(5)).await;
-                    if writes.write_all(drip).await.is_err() {
-                        return;
-                    }
                 }
             });
             let mut answer = Vec::new();

@@ -752,15 +752,8 @@ impl Listening {
 
     fn message(&self, connection: u64, channel: &str, payload: Vec<u8>) {
         let Some(name) = self.naming.channel(channel) else {
-            if channel.ends_with(&*self.tag)
-                && let Some(number) = std::str::from_utf8(&payload).ok().and_then(|text| text.parse::<u64>().ok())
-            {
-                self.stats.record_activity();
-                self.last_probe.send_if_modified(|last| {
-                    let newer = number > *last;
-                    *last = number.max(*last);
-                    newer
-                });
+            if channel.ends_with(&*self.tag) {
+                self.note_probe(&payload);
             }
             return;
         };
@@ -786,26 +779,10 @@ impl Listening {
             return;
         }
         let look = payload == LOOK.as_bytes();
-        let event = decode(payload).map(Arc::new);
-        let there = subscription;
-        let mut subscription = lock(&there);
-        match event {
-            // One that is due covers this word, too.
-            None if look && subscription.looks => {}
-            None if look => {
-                subscription.looks = true;
-                let there = there.clone();
-                tokio::spawn(async move {
-                    sleep(LOOK_AFTER).await;
-                    let ended = {
-                        let mut subscription = lock(&there);
-                        subscription.looks = false;
-                        std::mem::take(&mut subscription.followers)
-                    };
-                    drop(ended);
-                });
-            }
+        match decode(payload).map(Arc::new) {
+            None if look => end_later(&subscription),
             Some(event) => {
+                let mut subscription = lock(&subscription);
                 self.marks.note(subscription.partition, event.position);
                 let last_probe = *self.last_probe.borrow();
                 subscription
@@ -814,9 +791,22 @@ impl Listening {
             }
             None => {
                 tracing::warn!(channel = name, "a message in pub/sub is not an event of ours: its feeds end");
-                subscription.followers.clear();
+                lock(&subscription).followers.clear();
             }
         }
+    }
+
+    /// Notes the number of a probe that this node has published and now receives.
+    fn note_probe(&self, payload: &[u8]) {
+        let Some(number) = std::str::from_utf8(payload).ok().and_then(|text| text.parse::<u64>().ok()) else {
+            return;
+        };
+        self.stats.record_activity();
+        self.last_probe.send_if_modified(|last| {
+            let newer = number > *last;
+            *last = number.max(*last);
+            newer
+        });
     }
 
     /// Lets the heads of all channels that are followed live on.
@@ -853,6 +843,23 @@ impl Listening {
             }
         }
     }
+}
+
+/// Ends the subscription's feeds after [`LOOK_AFTER`]. An end that is due already is also this one.
+fn end_later(subscription: &Arc<Mutex<Subscription>>) {
+    if std::mem::replace(&mut lock(subscription).looks, true) {
+        return;
+    }
+    let subscription = subscription.clone();
+    tokio::spawn(async move {
+        sleep(LOOK_AFTER).await;
+        let ended = {
+            let mut subscription = lock(&subscription);
+            subscription.looks = false;
+            std::mem::take(&mut subscription.followers)
+        };
+        drop(ended);
+    });
 }
 
 /// Empties the subscription, so that a message on its way finds no listener.

@@ -63,6 +63,19 @@ async fn listeners_are_told_of_the_end_and_let_go() {
     }
 }
 
+/// Of each format, without a cursor and with one that is not understood.
+async fn each_is_told_once(hub: &Hub, end: Position, what: &str) {
+    for format in formats(hub) {
+        for after in [After::Nothing, After::Unreadable] {
+            let mut listener = at(hub, &format, after).await;
+            let lines = listener.rest().await;
+            assert!(is_end(lines.last().unwrap(), end), "{what}: {lines:?}");
+            assert_eq!(lines.iter().filter(|line| matches!(line, Frame::End { .. })).count(), 1);
+            assert_eq!(listener.closed, Some(CloseReason::Ended));
+        }
+    }
+}
+
 /// A client that comes after the end is told of it, whether history still holds it or not, on a
 /// node that saw it and on one that did not.
 #[tokio::test(start_paused = true)]
@@ -78,15 +91,7 @@ async fn a_fresh_listener_on_an_ended_channel_is_told() {
             settle().await;
             tokio::time::sleep(Duration::from_secs(1)).await;
             for hub in [saw_it, hub(&backbone.node(), rule.clone())] {
-                for format in formats(&hub) {
-                    for after in [After::Nothing, After::Unreadable] {
-                        let mut listener = at(&hub, &format, after).await;
-                        let lines = listener.rest().await;
-                        assert!(is_end(lines.last().unwrap(), end), "{rule:?}, {kept} kept: {lines:?}");
-                        assert_eq!(lines.iter().filter(|line| matches!(line, Frame::End { .. })).count(), 1);
-                        assert_eq!(listener.closed, Some(CloseReason::Ended));
-                    }
-                }
+                each_is_told_once(&hub, end, &format!("{rule:?}, {kept} kept")).await;
             }
         }
     }

@@ -678,15 +678,7 @@ impl Resume {
                 state.budget.trims -= 1;
                 state.broker.trim();
             }
-            Step::Failover { lost } => {
-                state.budget.failovers -= 1;
-                for _ in 0..lost {
-                    state.broker.lose_head();
-                }
-                for node in &mut state.nodes {
-                    node.doomed = node.has_feed() && !self.feeds_outlive_failover;
-                }
-            }
+            Step::Failover { lost } => self.fail_over(state, lost),
             Step::FeedEnds(node) => {
                 state.budget.feed_ends -= 1;
                 self.feed_ends(&mut state.nodes[usize::from(node)]);
@@ -714,39 +706,53 @@ impl Resume {
             Step::Confirm => self.confirm(state),
             Step::Read => self.read(state, false),
             Step::ReadFromReplica => self.read(state, true),
-            Step::Follow(node) => {
-                state.broker.touch(self.fault);
-                let node = &mut state.nodes[usize::from(node)];
-                node.stage = match node.stage {
-                    Stage::Down => Stage::Healing,
-                    Stage::Closed if self.fills_ring => Stage::Opening,
-                    Stage::Closed => {
-                        node.head = state.broker.head;
-                        node.log_start = state.broker.head;
-                        Stage::Live
-                    }
-                    _ => Stage::Live,
-                };
-            }
+            Step::Follow(node) => self.follow(state, node),
             Step::Ask(node) => {
                 let node = &mut state.nodes[usize::from(node)];
                 node.answer = Some(state.broker.answer(node.head, self.fault));
             }
-            Step::Heal(node) => {
-                let node = &mut state.nodes[usize::from(node)];
-                match (node.stage, node.answer.take()) {
-                    (Stage::Opening, _) => node.fill(&mut state.broker, self.ring, self.fault),
-                    (_, Some(answer)) => node.heal(answer, self.ring),
-                    (_, None) => node.heal(state.broker.answer(node.head, self.fault), self.ring),
-                }
-                node.stage = match node.stage {
-                    Stage::Down => Stage::HealedFirst,
-                    _ => Stage::Live,
-                };
-            }
+            Step::Heal(node) => self.heal(state, node),
             Step::Take(node) => self.take(state, node),
             Step::DoomedFeedEnds(node) => self.feed_ends(&mut state.nodes[usize::from(node)]),
         }
+    }
+
+    fn fail_over(&self, state: &mut State, lost: u8) {
+        state.budget.failovers -= 1;
+        for _ in 0..lost {
+            state.broker.lose_head();
+        }
+        for node in &mut state.nodes {
+            node.doomed = node.has_feed() && !self.feeds_outlive_failover;
+        }
+    }
+
+    fn follow(&self, state: &mut State, node: u8) {
+        state.broker.touch(self.fault);
+        let node = &mut state.nodes[usize::from(node)];
+        node.stage = match node.stage {
+            Stage::Down => Stage::Healing,
+            Stage::Closed if self.fills_ring => Stage::Opening,
+            Stage::Closed => {
+                node.head = state.broker.head;
+                node.log_start = state.broker.head;
+                Stage::Live
+            }
+            _ => Stage::Live,
+        };
+    }
+
+    fn heal(&self, state: &mut State, node: u8) {
+        let node = &mut state.nodes[usize::from(node)];
+        match (node.stage, node.answer.take()) {
+            (Stage::Opening, _) => node.fill(&mut state.broker, self.ring, self.fault),
+            (_, Some(answer)) => node.heal(answer, self.ring),
+            (_, None) => node.heal(state.broker.answer(node.head, self.fault), self.ring),
+        }
+        node.stage = match node.stage {
+            Stage::Down => Stage::HealedFirst,
+            _ => Stage::Live,
+        };
     }
 
     fn feed_ends(&self, node: &mut ModelNode) {

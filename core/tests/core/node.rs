@@ -355,6 +355,34 @@ async fn a_write_that_makes_no_progress_is_cut() {
     );
 }
 
+fn drop_hub_last(hub: Hub, listeners: Vec<Listener>) {
+    drop(listeners);
+    assert_eq!(hub.sessions(), 0);
+    assert!(hub.channels(9).iter().all(|channel| channel.listeners.is_empty()));
+}
+
+async fn drop_hub_first(hub: Hub, listeners: Vec<Listener>, lines: &Arc<Lines>) {
+    drop(hub);
+    settle().await;
+    assert!(Arc::strong_count(lines) > 1, "a session is enough to keep its hub");
+    drop(listeners);
+}
+
+/// Subscribes to a channel that is not open yet, and gives up before the broker has answered.
+async fn give_up_a_subscription(listener: &Listener) {
+    let subscriber = listener.session.subscriber();
+    let joining = tokio::spawn(async move { subscriber.subscribe(&name("e"), After::Nothing).await.is_ok() });
+    sleep(SECOND).await;
+    joining.abort();
+}
+
+async fn no_call_comes(node: &Node, ending: &str) {
+    let calls = || node.pings.load(SeqCst) + node.follows.load(SeqCst) + node.replays.load(SeqCst);
+    let before = calls();
+    sleep(60 * SECOND).await;
+    assert_eq!(calls(), before, "{ending}: a task still calls the broker");
+}
+
 /// Nothing holds a hub but those who use it, and nothing of it is left when they are gone.
 #[tokio::test(start_paused = true)]
 async fn when_every_client_has_gone_nothing_is_left() {
@@ -381,18 +409,8 @@ async fn when_every_client_has_gone_nothing_is_left() {
         }
         drop(format);
         match ending {
-            "hub last" => {
-                drop(std::mem::take(&mut listeners));
-                assert_eq!(hub.sessions(), 0);
-                assert!(hub.channels(9).iter().all(|channel| channel.listeners.is_empty()));
-                drop(hub);
-            }
-            "session last" => {
-                drop(hub);
-                settle().await;
-                assert!(Arc::strong_count(&lines) > 1, "a session is enough to keep its hub");
-                drop(listeners);
-            }
+            "hub last" => drop_hub_last(hub, listeners),
+            "session last" => drop_hub_first(hub, listeners, &lines).await,
             "while healing" => {
                 node.unavailable(true);
                 node.cut();
@@ -410,10 +428,7 @@ async fn when_every_client_has_gone_nothing_is_left() {
             _ => {
                 node.hang(true);
                 node.cut();
-                let subscriber = listeners[0].session.subscriber();
-                let joining = tokio::spawn(async move { subscriber.subscribe(&name("e"), After::Nothing).await.is_ok() });
-                sleep(SECOND).await;
-                joining.abort();
+                give_up_a_subscription(&listeners[0]).await;
                 drop((listeners, hub));
             }
         }
@@ -423,10 +438,7 @@ async fn when_every_client_has_gone_nothing_is_left() {
         node.hang(false);
         assert_eq!(Arc::strong_count(&lines), 1, "{ending}: the hub lives on");
         assert_eq!(node.feeds.load(SeqCst), 0, "{ending}: a feed is still open");
-        let calls = || node.pings.load(SeqCst) + node.follows.load(SeqCst) + node.replays.load(SeqCst);
-        let before = calls();
-        sleep(60 * SECOND).await;
-        assert_eq!(calls(), before, "{ending}: a task still calls the broker");
+        no_call_comes(&node, ending).await;
         // The test's own handle, and each node's handle on itself.
         assert_eq!(Arc::strong_count(&node), 1, "{ending}");
     }

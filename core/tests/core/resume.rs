@@ -260,6 +260,57 @@ proptest! {
     }
 }
 
+/// Publishes to all channels until it is stopped, and gives what it has published. Both nodes are
+/// behind for most of the time, by different amounts.
+fn publish_without_pause(
+    backbone: &Backbone,
+    places: &[TestNode],
+    stop: &std::sync::atomic::AtomicBool,
+) -> HashMap<String, Vec<Position>> {
+    let mut published: HashMap<String, Vec<Position>> = HashMap::new();
+    let mut turn = 0;
+    while !stop.load(SeqCst) {
+        let channel = CHANNELS[turn % 3];
+        published
+            .entry(channel.to_owned())
+            .or_default()
+            .push(backbone.say(channel, &turn.to_string()));
+        match turn % 64 {
+            10 => places[0].node.lag(),
+            20 => places[1].node.lag(),
+            30 => places[0].node.catch_up(),
+            50 => places[1].node.catch_up(),
+            _ => {}
+        }
+        if turn % 700 == 0 {
+            places[turn % 2].node.cut();
+        }
+        turn += 1;
+        std::thread::sleep(Duration::from_micros(300));
+    }
+    places.iter().for_each(|place| place.node.catch_up());
+    for channel in CHANNELS {
+        published.get_mut(channel).unwrap().push(backbone.say(channel, "last"));
+    }
+    published
+}
+
+/// A client that changes the node each time, the `n`th of several.
+async fn resume_300_times(n: usize, places: Arc<[TestNode]>) -> Client {
+    let stamped = n.is_multiple_of(2);
+    let mut client = Client::new(if stamped { &CHANNELS } else { &CHANNELS[n % 3..][..1] }, stamped);
+    for turn in 0..300 {
+        client.come_to(&places[(turn + n) % 2]).await;
+        // The confirmations at least, now and then some events.
+        let want = client.channels.len() + [0, 1, 7, 40][turn % 4];
+        for _ in 0..want {
+            let line = client.listener.as_mut().unwrap().line().await;
+            client.take_in(line);
+        }
+    }
+    client
+}
+
 /// The same with real threads and real time: a publisher that does not pause, nodes whose lag
 /// changes, hundreds of resumes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,53 +328,9 @@ async fn hundreds_of_resumes_while_publishing_goes_on() {
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let publisher = {
         let (backbone, stop, places) = (backbone.clone(), stop.clone(), places.clone());
-        std::thread::spawn(move || {
-            let mut published: HashMap<String, Vec<Position>> = HashMap::new();
-            let mut turn = 0;
-            while !stop.load(SeqCst) {
-                let channel = CHANNELS[turn % 3];
-                published
-                    .entry(channel.to_owned())
-                    .or_default()
-                    .push(backbone.say(channel, &turn.to_string()));
-                // Both nodes are behind for most of the time, by different amounts.
-                match turn % 64 {
-                    10 => places[0].node.lag(),
-                    20 => places[1].node.lag(),
-                    30 => places[0].node.catch_up(),
-                    50 => places[1].node.catch_up(),
-                    _ => {}
-                }
-                if turn % 700 == 0 {
-                    places[turn % 2].node.cut();
-                }
-                turn += 1;
-                std::thread::sleep(Duration::from_micros(300));
-            }
-            places.iter().for_each(|place| place.node.catch_up());
-            for channel in CHANNELS {
-                published.get_mut(channel).unwrap().push(backbone.say(channel, "last"));
-            }
-            published
-        })
+        std::thread::spawn(move || publish_without_pause(&backbone, &places, &stop))
     };
-    let clients = (0..4).map(|n| {
-        let places = places.clone();
-        tokio::spawn(async move {
-            let stamped = n % 2 == 0;
-            let mut client = Client::new(if stamped { &CHANNELS } else { &CHANNELS[n % 3..][..1] }, stamped);
-            for turn in 0..300 {
-                client.come_to(&places[(turn + n) % 2]).await;
-                // The confirmations at least, now and then some events.
-                let want = client.channels.len() + [0, 1, 7, 40][turn % 4];
-                for _ in 0..want {
-                    let line = client.listener.as_mut().unwrap().line().await;
-                    client.take_in(line);
-                }
-            }
-            client
-        })
-    });
+    let clients = (0..4).map(|n| tokio::spawn(resume_300_times(n, places.clone())));
     let mut done = Vec::new();
     for client in clients.collect::<Vec<_>>() {
         done.push(client.await.unwrap());

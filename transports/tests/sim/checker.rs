@@ -254,23 +254,20 @@ impl Standing {
         let losses = truth.losses.iter().filter(|lost| **lost < at).count();
         let moves = stood != Some(cursor);
         let repeated = !moves && self.unmoved >= losses;
-        if after != stood {
-            return breach(
-                Promise::NoSilentGap,
-                format!("the gap begins after {after:?}, but it stood at {stood:?}"),
-            );
-        }
-        if self.announced.is_some_and(|announced| announced != cursor) {
-            return breach(
-                Promise::NoSilentGap,
-                format!("the gap leads to {cursor}, the confirmation said {:?}", self.announced),
-            );
-        }
-        if !truth.places.contains_key(&cursor) {
-            return breach(
-                Promise::NoSilentGap,
-                format!("the gap leads to {cursor}, a position that the broker never gave"),
-            );
+        let misplaced = if after != stood {
+            Some(format!("the gap begins after {after:?}, but it stood at {stood:?}"))
+        } else if self.announced.is_some_and(|announced| announced != cursor) {
+            Some(format!(
+                "the gap leads to {cursor}, the confirmation said {:?}",
+                self.announced
+            ))
+        } else if !truth.places.contains_key(&cursor) {
+            Some(format!("the gap leads to {cursor}, a position that the broker never gave"))
+        } else {
+            None
+        };
+        if let Some(what) = misplaced {
+            return breach(Promise::NoSilentGap, what);
         }
         let after = after.unwrap_or(0);
         let is_gone = |position: &u64| {
@@ -354,6 +351,21 @@ mod tests {
     use super::*;
     use crate::history::{Clock, Publication};
 
+    fn publication(clock: &Clock, truth: &mut Truth, position: u64, previous: u64) -> Publication {
+        let began = clock.now();
+        let body = format!("m{position}");
+        truth.event(position, previous, &body, clock.now());
+        Publication {
+            channel: "a".into(),
+            body,
+            began,
+            outcome: Outcome::Acknowledged {
+                at: clock.now(),
+                position,
+            },
+        }
+    }
+
     /// A channel born at 10 with events at 20, 30, … 90; 20 to 40 are trimmed before anybody
     /// listens; 70 and 80 are lost, so that 90 follows 60. One listener hears it until 70, and
     /// comes back.
@@ -363,18 +375,7 @@ mod tests {
         let mut truth = Truth::default();
         truth.base(10, clock.now());
         let publish = |truth: &mut Truth, history: &mut History, position: u64, previous: u64| {
-            let began = clock.now();
-            let body = format!("m{position}");
-            truth.event(position, previous, &body, clock.now());
-            history.publications.push(Publication {
-                channel: "a".into(),
-                body,
-                began,
-                outcome: Outcome::Acknowledged {
-                    at: clock.now(),
-                    position,
-                },
-            });
+            history.publications.push(publication(&clock, truth, position, previous));
         };
         for position in [20, 30, 40] {
             publish(&mut truth, &mut history, position, position - 10);

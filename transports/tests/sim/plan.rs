@@ -133,33 +133,52 @@ impl Plan {
     }
 }
 
+/// When something goes wrong, and what.
+type TimedFault = (Duration, Fault);
+
 /// Not every seed has every kind of fault: a run in which the broker never loses anything shows
 /// false gaps that another would excuse.
-fn faults(random: &mut Random) -> Vec<(Duration, Fault)> {
+fn faults(random: &mut Random) -> Vec<TimedFault> {
     let mut faults = Vec::new();
-    let clients: Vec<&'static str> = PLACES.into_iter().chain([CELLAR]).collect();
-    let (begin, end) = (500, TROUBLE.as_millis() as u64);
-    let kind = |random: &mut Random, probability, most, fault: &mut dyn FnMut(&mut Random, Duration)| {
-        if random.chance(probability) {
-            for _ in 0..=random.below(most) {
-                let at = random.millis(begin, end);
-                fault(random, at);
-            }
+    add_network_faults(random, &mut faults);
+    add_node_faults(random, &mut faults);
+    add_feed_faults(random, &mut faults);
+    add_broker_faults(random, &mut faults);
+    // Whatever ends later is put right with everything else.
+    faults.retain(|(at, _)| *at < TROUBLE);
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}
+
+/// Adds one kind of fault with this probability: at least once, at most `most` times.
+fn now_and_then(random: &mut Random, probability: f64, most: u64, mut fault: impl FnMut(&mut Random, Duration)) {
+    if random.chance(probability) {
+        for _ in 0..=random.below(most) {
+            let at = random.millis(500, TROUBLE.as_millis() as u64);
+            fault(random, at);
         }
-    };
+    }
+}
+
+fn add_network_faults(random: &mut Random, faults: &mut Vec<TimedFault>) {
+    let clients: Vec<&'static str> = PLACES.into_iter().chain([CELLAR]).collect();
     let mut add = |at: Duration, fault: Fault| faults.push((at, fault));
-    kind(random, 0.6, 6, &mut |random, at| {
+    now_and_then(random, 0.6, 6, |random, at| {
         let (client, node) = (random.pick(&clients), random.index(2));
         add(at, Fault::Hold(client, node));
         add(at + random.millis(100, 4000), Fault::Release(client, node));
     });
-    kind(random, 0.6, 6, &mut |random, at| {
+    now_and_then(random, 0.6, 6, |random, at| {
         let (client, node) = (random.pick(&clients), random.index(2));
         let fault = random.pick(&[Fault::Partition(client, node), Fault::Mute(client, node)]);
         add(at, fault);
         add(at + random.millis(100, 4000), Fault::Release(client, node));
     });
-    kind(random, 0.5, 3, &mut |random, at| {
+}
+
+fn add_node_faults(random: &mut Random, faults: &mut Vec<TimedFault>) {
+    let mut add = |at: Duration, fault: Fault| faults.push((at, fault));
+    now_and_then(random, 0.5, 3, |random, at| {
         let node = random.index(2);
         if random.chance(0.4) {
             add(at, Fault::Drain(node));
@@ -169,19 +188,27 @@ fn faults(random: &mut Random) -> Vec<(Duration, Fault)> {
         add(dies, death);
         add(dies + random.millis(100, 3000), Fault::Start(node));
     });
-    kind(random, 0.6, 4, &mut |random, at| {
+}
+
+fn add_feed_faults(random: &mut Random, faults: &mut Vec<TimedFault>) {
+    let mut add = |at: Duration, fault: Fault| faults.push((at, fault));
+    now_and_then(random, 0.6, 4, |random, at| {
         let node = random.index(2);
         add(at, Fault::HoldFeeds(node, true));
         add(at + random.millis(200, 4000), Fault::HoldFeeds(node, false));
     });
-    kind(random, 0.6, 4, &mut |random, at| {
+    now_and_then(random, 0.6, 4, |random, at| {
         add(at, Fault::Lag(random.index(2), random.millis(0, 1500)))
     });
-    kind(random, 0.6, 6, &mut |random, at| add(at, Fault::EndFeeds(random.index(2))));
-    kind(random, 0.5, 6, &mut |random, at| {
+    now_and_then(random, 0.6, 6, |random, at| add(at, Fault::EndFeeds(random.index(2))));
+    now_and_then(random, 0.5, 6, |random, at| {
         add(at, Fault::SkipEvents(random.index(2), 1 + random.below(4) as u32));
     });
-    kind(random, 0.5, 3, &mut |random, at| {
+}
+
+fn add_broker_faults(random: &mut Random, faults: &mut Vec<TimedFault>) {
+    let mut add = |at: Duration, fault: Fault| faults.push((at, fault));
+    now_and_then(random, 0.5, 3, |random, at| {
         let away = random.pick(&[Away::Refuses, Away::Hangs]);
         let nodes = random.pick(&[&[0][..], &[1], &[0, 1]]);
         let back = at + random.millis(200, 5000);
@@ -193,19 +220,13 @@ fn faults(random: &mut Random) -> Vec<(Duration, Fault)> {
             }
         }
     });
-    kind(random, 0.4, 3, &mut |random, at| {
-        add(at, Fault::FailOver(1 + random.index(5)))
-    });
-    kind(random, 0.25, 2, &mut |_, at| add(at, Fault::RestartEmpty));
-    // Whatever ends later is put right with everything else.
-    faults.retain(|(at, _)| *at < TROUBLE);
-    faults.sort_by_key(|(at, _)| *at);
-    faults
+    now_and_then(random, 0.4, 3, |random, at| add(at, Fault::FailOver(1 + random.index(5))));
+    now_and_then(random, 0.25, 2, |_, at| add(at, Fault::RestartEmpty));
 }
 
 /// A node that opens a busy channel over a slow line, and a broker that refuses writes. Gives the
 /// channel that is busy.
-fn more_faults(random: &mut Random, faults: &mut Vec<(Duration, Fault)>) -> Option<usize> {
+fn more_faults(random: &mut Random, faults: &mut Vec<TimedFault>) -> Option<usize> {
     let end = TROUBLE.as_millis() as u64;
     let busy = random.chance(0.4).then(|| random.index(CHANNELS.len()));
     if let Some(channel) = busy {

@@ -22,7 +22,7 @@ use turmoil::net::TcpListener;
 
 use crate::backbone::{Backbone, Lie, Node};
 use crate::client::{self, Heard, Line, PORT, Sse, WebSocket};
-use crate::history::{Clock, History, Listener, Moment, Outcome, Publication, Told};
+use crate::history::{Clock, History, Listener, Moment, Outcome, Publication, Told, Truth};
 use crate::plan::{CELLAR, CHANNELS, Fault, LISTENERS, NODES, PLACES, PUBLISHERS, Plan, TROUBLE};
 use crate::random::Random;
 
@@ -53,6 +53,41 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(seed: u64, clock: Clock) -> Self {
+        Self {
+            seed,
+            clock,
+            trouble: AtomicBool::new(true),
+            publishing: AtomicUsize::new(PUBLISHERS.len()),
+            busy: Mutex::default(),
+            last_round: AtomicBool::new(false),
+            publications: Mutex::default(),
+            told: Mutex::default(),
+            wrong: Mutex::default(),
+        }
+    }
+
+    /// Takes what was published and heard.
+    fn history(&self, plan: &Plan, channels: BTreeMap<String, Truth>) -> History {
+        let mut history = History {
+            channels,
+            publications: std::mem::take(&mut self.publications.lock().unwrap()),
+            listeners: Vec::new(),
+        };
+        for (name, truth) in &mut history.channels {
+            truth.skips = plan.skips(name);
+            truth.busy = plan.is_busy(name);
+        }
+        for ((name, channel), told) in std::mem::take(&mut *self.told.lock().unwrap()) {
+            history.listeners.push(Listener {
+                name: name.into(),
+                channel: channel.into(),
+                told,
+            });
+        }
+        history
+    }
+
     fn in_trouble(&self) -> bool {
         self.trouble.load(Ordering::Relaxed)
     }
@@ -105,30 +140,10 @@ pub fn run(seed: u64, lie: Option<Lie>) -> Run {
     catch_panics();
     let plan = Plan::new(seed);
     let clock = Clock::default();
-    let shared = Arc::new(Shared {
-        seed,
-        clock: clock.clone(),
-        trouble: AtomicBool::new(true),
-        publishing: AtomicUsize::new(PUBLISHERS.len()),
-        busy: Mutex::default(),
-        last_round: AtomicBool::new(false),
-        publications: Mutex::default(),
-        told: Mutex::default(),
-        wrong: Mutex::default(),
-    });
+    let shared = Arc::new(Shared::new(seed, clock.clone()));
     let backbone = Backbone::new(plan.rules(), &plan.skews, Random::new(seed, 2), clock, lie);
     let hubs: Hubs = Arc::default();
-    let mut builder = turmoil::Builder::new();
-    builder
-        .rng_seed(seed)
-        .tick_duration(TICK)
-        .simulation_duration(TROUBLE + 4 * SETTLE)
-        .min_message_latency(plan.latency.0)
-        .max_message_latency(plan.latency.1);
-    if plan.random_order {
-        builder.enable_random_order();
-    }
-    let mut sim = builder.build();
+    let mut sim = simulation(seed, &plan);
     for (index, name) in NODES.iter().enumerate() {
         let (backbone, hubs, rules, limits) = (backbone.clone(), hubs.clone(), plan.rules(), plan.limits());
         sim.host(*name, move || {
@@ -139,6 +154,43 @@ pub fn run(seed: u64, lie: Option<Lie>) -> Run {
             serve(node, hubs.clone(), rules.clone(), limits.clone(), seed ^ index as u64)
         });
     }
+    add_clients(&mut sim, seed, &shared);
+    let mut stage = Stage {
+        sim,
+        backbone: backbone.clone(),
+        hubs,
+        shared: shared.clone(),
+    };
+    stage.play(&plan);
+    let took = stage.sim.elapsed();
+    drop(stage);
+    let history = shared.history(&plan, backbone.truth());
+    let mut wrong = std::mem::take(&mut *shared.wrong.lock().unwrap());
+    wrong.extend(PANICS.take().into_iter().flatten());
+    Run {
+        plan,
+        history,
+        wrong,
+        took,
+    }
+}
+
+fn simulation(seed: u64, plan: &Plan) -> turmoil::Sim<'static> {
+    let mut builder = turmoil::Builder::new();
+    builder
+        .rng_seed(seed)
+        .tick_duration(TICK)
+        .simulation_duration(TROUBLE + 4 * SETTLE)
+        .min_message_latency(plan.latency.0)
+        .max_message_latency(plan.latency.1);
+    if plan.random_order {
+        builder.enable_random_order();
+    }
+    builder.build()
+}
+
+/// The listeners, each at its place, and the publishers.
+fn add_clients(sim: &mut turmoil::Sim<'_>, seed: u64, shared: &Arc<Shared>) {
     for place in PLACES {
         let here = LISTENERS.into_iter().enumerate().filter(|(_, (_, home, _))| *home == place);
         let listeners: Vec<_> = here
@@ -158,39 +210,6 @@ pub fn run(seed: u64, lie: Option<Lie>) -> Run {
         }
         pending().await
     });
-    let mut stage = Stage {
-        sim,
-        backbone: backbone.clone(),
-        hubs,
-        shared: shared.clone(),
-    };
-    stage.play(&plan);
-    let took = stage.sim.elapsed();
-    drop(stage);
-    let mut history = History {
-        channels: backbone.truth(),
-        publications: std::mem::take(&mut shared.publications.lock().unwrap()),
-        listeners: Vec::new(),
-    };
-    for (name, truth) in &mut history.channels {
-        truth.skips = plan.skips(name);
-        truth.busy = plan.is_busy(name);
-    }
-    for ((name, channel), told) in std::mem::take(&mut *shared.told.lock().unwrap()) {
-        history.listeners.push(Listener {
-            name: name.into(),
-            channel: channel.into(),
-            told,
-        });
-    }
-    let mut wrong = std::mem::take(&mut *shared.wrong.lock().unwrap());
-    wrong.extend(PANICS.take().into_iter().flatten());
-    Run {
-        plan,
-        history,
-        wrong,
-        took,
-    }
 }
 
 type Hubs = Arc<Mutex<[Option<Hub>; NODES.len()]>>;
@@ -345,6 +364,17 @@ enum How {
     Socket,
 }
 
+impl How {
+    fn name(self) -> &'static str {
+        match self {
+            How::Sse => "sse",
+            How::SseMany => "sse of several channels",
+            How::WebSocket => "websocket of a channel",
+            How::Socket => "websocket",
+        }
+    }
+}
+
 impl Client {
     fn new(name: &'static str, channels: &'static [&'static str], random: Random, shared: Arc<Shared>) -> Self {
         Self {
@@ -394,12 +424,6 @@ impl Client {
         let how = self.random.pick(hows);
         let token = self.token.take().filter(|_| how == How::SseMany);
         let said = token.as_deref().map(Cursor::parse);
-        let name = match how {
-            How::Sse => "sse",
-            How::SseMany => "sse of several channels",
-            How::WebSocket => "websocket of a channel",
-            How::Socket => "websocket",
-        };
         for channel in self.channels {
             let after = match &said {
                 None => after(channel),
@@ -411,7 +435,7 @@ impl Client {
                     None
                 }
             };
-            self.tell(channel, Told::Asked { after, how: name });
+            self.tell(channel, Told::Asked { after, how: how.name() });
         }
         let result = match how {
             How::Sse => {
