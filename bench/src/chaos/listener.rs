@@ -39,6 +39,17 @@ enum StreamKind {
     Socket,
 }
 
+impl StreamKind {
+    fn name(self) -> &'static str {
+        match self {
+            StreamKind::Sse => "sse",
+            StreamKind::SseMany => "sse of several channels",
+            StreamKind::WebSocket => "websocket of a channel",
+            StreamKind::Socket => "websocket",
+        }
+    }
+}
+
 impl Client {
     pub(super) fn new(
         name: &'static str,
@@ -100,6 +111,19 @@ impl Client {
             .push((at, told));
     }
 
+    /// The path of a stream of all its channels, with the cursor of each where no header has them.
+    fn path_of_all(&self, with_cursors: bool) -> String {
+        let mut path = "/events?".to_owned();
+        for channel in self.channels {
+            path += &format!("channel={channel}&");
+            if with_cursors {
+                let after = self.cursors.get(channel).map_or(String::new(), ToString::to_string);
+                path += &format!("after={after}&");
+            }
+        }
+        path
+    }
+
     async fn connect(&mut self, node: SocketAddr) -> std::io::Result<EventStream> {
         let first = self.channels[0];
         let after = |channel: &str| self.cursors.get(channel).copied();
@@ -123,14 +147,8 @@ impl Client {
         };
         let all_stand = self.channels.iter().all(|channel| self.cursors.contains_key(channel));
         let token = self.token.take().filter(|_| how == StreamKind::SseMany && all_stand);
-        let name = match how {
-            StreamKind::Sse => "sse",
-            StreamKind::SseMany => "sse of several channels",
-            StreamKind::WebSocket => "websocket of a channel",
-            StreamKind::Socket => "websocket",
-        };
         for channel in self.channels {
-            let (after, how) = (after(channel), name.to_owned());
+            let (after, how) = (after(channel), how.name().to_owned());
             self.tell(channel, Told::Asked { after, how });
         }
         let small = self.manner == Manner::Slow;
@@ -144,13 +162,7 @@ impl Client {
                 }
             }
             StreamKind::SseMany => {
-                let mut path = "/events?".to_owned();
-                for channel in self.channels {
-                    path += &format!("channel={channel}&");
-                    if token.is_none() {
-                        path += &format!("after={}&", text(channel));
-                    }
-                }
+                let path = self.path_of_all(token.is_none());
                 Sse::open(node, &path, None, token.as_deref(), small).await
             }
             StreamKind::WebSocket => {

@@ -144,7 +144,7 @@ fn heard(frame: &ServerFrame<'_>) -> io::Result<Heard> {
 
 /// A connection that brings events.
 pub enum Line {
-    Sse(Sse),
+    Sse(Box<Sse>),
     WebSocket(Box<WebSocket>),
 }
 
@@ -179,13 +179,13 @@ impl Sse {
         if response.status() != 200 {
             return Err(wrong(format!("an SSE request was answered {}", response.status())));
         }
-        Ok(Line::Sse(Self {
+        Ok(Line::Sse(Box::new(Self {
             body: response.into_body(),
             _connection: connection,
             one: one.map(str::to_owned),
             parser: Parser::default(),
             heard: VecDeque::new(),
-        }))
+        })))
     }
 
     /// Whether it is a stream of one channel, whose ids are positions.
