@@ -25,6 +25,56 @@ pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(120);
 /// within a few seconds, with [`BrokerErrorKind::Unavailable`] if need be, and MUST NOT retry in
 /// secret. Dropping a returned future leaves nothing half done but what a network error could leave
 /// too.
+///
+/// # Examples
+///
+/// A broker that notes how long a publish takes, around any other broker:
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Instant;
+///
+/// use airwave_core::broker::{Append, Broker, BrokerError, BrokerStats, Feed, Published};
+/// use airwave_core::broker::{PageLimit, Replay};
+/// use airwave_core::{ChannelName, Position};
+/// use async_trait::async_trait;
+///
+/// struct Timed(Arc<dyn Broker>);
+///
+/// #[async_trait]
+/// impl Broker for Timed {
+///     fn name(&self) -> &'static str {
+///         self.0.name()
+///     }
+///
+///     async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError> {
+///         let begun = Instant::now();
+///         let published = self.0.publish(channel, append).await;
+///         println!("{channel}: {:?}", begun.elapsed());
+///         published
+///     }
+///
+///     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError> {
+///         self.0.follow(channel).await
+///     }
+///
+///     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
+///         self.0.replay(channel, after, limit).await
+///     }
+///
+///     async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError> {
+///         self.0.open(channel, limit).await
+///     }
+///
+///     async fn ping(&self) -> Result<(), BrokerError> {
+///         self.0.ping().await
+///     }
+///
+///     fn stats(&self) -> BrokerStats {
+///         self.0.stats()
+///     }
+/// }
+/// ```
 #[async_trait]
 pub trait Broker: Send + Sync + 'static {
     /// A short name for logs and metrics: `memory`, `redis`.

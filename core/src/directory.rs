@@ -35,6 +35,45 @@ pub const MAX_MEMBER: usize = 255;
 /// Every method MUST come back within a few seconds, with `Unavailable` if need be, and MUST NOT
 /// retry in secret. Names of channels and members are literal: whatever a member's id holds, it is
 /// never a pattern or a part of a key that could be taken for another.
+///
+/// # Examples
+///
+/// A directory that says which nodes live, around any other directory:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use airwave_core::directory::{Heartbeat, MemberEntry, NodeId, Watch};
+/// use airwave_core::{BrokerError, ChannelName, Directory};
+/// use async_trait::async_trait;
+///
+/// struct Counted(Arc<dyn Directory>);
+///
+/// #[async_trait]
+/// impl Directory for Counted {
+///     async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError> {
+///         self.0.set(channel, entries).await
+///     }
+///
+///     async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
+///         self.0.list(channel).await
+///     }
+///
+///     async fn watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError> {
+///         self.0.watch(channel).await
+///     }
+///
+///     async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError> {
+///         let heartbeat = self.0.heartbeat(node).await?;
+///         println!("{} nodes live", heartbeat.living.len());
+///         Ok(heartbeat)
+///     }
+///
+///     async fn leave(&self, node: NodeId) -> Result<(), BrokerError> {
+///         self.0.leave(node).await
+///     }
+/// }
+/// ```
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
     /// Sets or clears entries of one node in one channel, in this order, and shows them to every

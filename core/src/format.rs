@@ -15,6 +15,39 @@ pub(crate) const MAX_FORMATS: usize = 4;
 ///
 /// The bytes are ready for the socket, framing included, so that a socket loop knows nothing of
 /// what it writes.
+///
+/// # Examples
+///
+/// One line of text for each event, and nothing for notices but the end of a channel:
+///
+/// ```
+/// use airwave_core::format::Stamp;
+/// use airwave_core::{ChannelName, Event, Format, Notice};
+/// use bytes::Bytes;
+///
+/// struct Lines;
+///
+/// impl Format for Lines {
+///     fn name(&self) -> &'static str {
+///         "lines"
+///     }
+///
+///     fn event(&self, channel: &ChannelName, event: &Event) -> Bytes {
+///         format!("{channel} {} {}\n", event.position, event.message.event).into()
+///     }
+///
+///     fn notice(&self, notice: &Notice<'_>) -> Bytes {
+///         match notice {
+///             Notice::End { channel, .. } => format!("{channel} has ended\n").into(),
+///             _ => Bytes::new(),
+///         }
+///     }
+///
+///     fn stamp(&self) -> Option<Stamp> {
+///         None
+///     }
+/// }
+/// ```
 pub trait Format: Send + Sync + 'static {
     /// A short name for metrics: `sse`, `websocket`.
     fn name(&self) -> &'static str;
