@@ -33,6 +33,9 @@ mod edges;
 mod hostile;
 /// Heartbeats, silence, HEAD, the stream byte by byte.
 mod line;
+/// A broker, a format, a transport and a rule of an application's own.
+mod own_parts;
+
 /// A broker that does not answer: what waits, and what does not.
 mod outage;
 
