@@ -3,7 +3,8 @@
 //!
 //! `axum::serve` has none of these. And it keeps about 12 KB for each connection that streams:
 //! here, once the routes have admitted an SSE or WebSocket listener over HTTP/1.1, the socket is
-//! taken back from hyper ([`Detach`]) and a bare task goes on with it.
+//! taken back from hyper ([`Detach`](airwave_transports::socket::Detach)) and a bare task goes on
+//! with it.
 //!
 //! `admission` is who gets a place, `connection` serves one, `answer` is one request on it, `drain`
 //! waits aloud at the end, `files` is what open files leave room for, `forwarded` who the client is
