@@ -1,4 +1,4 @@
-//! Airwave's transports, as axum routes on a [`Hub`].
+//! Airwave's transports, as axum routes on a [`Hub`](airwave_core::Hub).
 //!
 //! - [`sse`]: the server tells, the client listens
 //! - [`websocket`]: client and server converse
