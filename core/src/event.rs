@@ -1,7 +1,8 @@
-//! The values everything else passes around: names, positions, messages, events.
+//! This module defines the values that everything else passes around: names, positions, messages
+//! and events.
 //!
-//! Parse at the door: a [`ChannelName`] or [`EventName`] exists only if it is valid, so no format
-//! has to check again and no line break can ever forge a field of an SSE stream.
+//! Construction checks each value: a [`ChannelName`] or [`EventName`] exists only if it is valid.
+//! So no format has to check again, and no line break can forge a field of an SSE stream.
 
 mod attributes;
 mod data;
@@ -17,25 +18,26 @@ pub use self::message::Message;
 pub use self::names::{ChannelName, EventName, IdempotencyKey, Invalid, Key, MAX_NAME, RESERVED_PREFIX};
 pub use self::position::Position;
 
-/// A message at a position of a channel.
+/// An event is a message at a position of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {
-    /// Its position.
+    /// Holds the event's position.
     pub position: Position,
-    /// The position of the event before it in this channel; zero: none is known.
+    /// Holds the position of the event before this one in its channel. Zero means that none is
+    /// known.
     ///
-    /// For example: events 10, 20, 30 have previous 10's base, 10 and 20. A reader that has 20 and
-    /// gets 30 has missed nothing; a reader that has 10 and gets 30 asks the broker for what lies
-    /// between.
+    /// For example, events 10, 20 and 30 have as previous the base of 10, then 10, then 20. A
+    /// reader that has 20 and gets 30 has missed nothing. A reader that has 10 and gets 30 asks the
+    /// broker for the events in between.
     pub previous: Position,
-    /// What was said.
+    /// Holds the message.
     pub message: Message,
 }
 
 impl Event {
     /// Returns the event of `message` at `position`, right behind `previous`. A broker builds its
-    /// events with this.
+    /// events with this function.
     ///
     /// # Examples
     ///
@@ -55,13 +57,13 @@ impl Event {
         }
     }
 
-    /// Whether this is the event that ends its channel.
+    /// Returns whether this event ends its channel.
     pub fn is_end(&self) -> bool {
         self.message.event.as_str() == "airwave.end"
     }
 
-    /// Whether no listener is shown this event. It has its position, and cursors pass it: a later
-    /// version of Airwave has stored it for itself.
+    /// Returns whether the event is hidden from all listeners. It has its position, and cursors
+    /// pass it. A later version of Airwave has stored it for its own use.
     pub fn is_hidden(&self) -> bool {
         self.message.is_hidden()
     }

@@ -1,5 +1,5 @@
-//! Who one connection is. This is the one place where identities are kept, so that each source of
-//! them is asked once for a connection.
+//! This module keeps the identities of one connection. No other place keeps any, so each source of
+//! identities is asked once for a connection.
 
 use std::sync::Arc;
 
@@ -7,24 +7,24 @@ use crate::handler::{Client, ConnectRequest};
 use crate::refusal::Refusal;
 use crate::sync::{Mutex, lock};
 
-/// Who says who a client is. A source that all handlers share would be one more.
+/// A source says who a client is. A source that all handlers share would be one more variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IdentitySource {
     /// The channel has no handler: every client is anonymous there.
     Anonymous,
-    /// The handler with this number.
+    /// The handler with this number says it.
     Handler(usize),
 }
 
-/// The identities of one connection, by the source that gave them.
+/// A connection has one identity for each source that gave one.
 pub(crate) struct Identities {
-    /// Kept as long as a source may still have to be asked.
+    /// Holds the request as long as a source may still need it.
     request: Mutex<Option<Box<ConnectRequest>>>,
     known: Mutex<Vec<(IdentitySource, Arc<Client>)>>,
 }
 
 impl Identities {
-    /// `request`: `None` if no source reads it.
+    /// Creates an empty set. `request` is `None` if no source reads it.
     pub(crate) fn new(request: Option<ConnectRequest>) -> Self {
         Self {
             request: Mutex::new(request.map(Box::new)),
@@ -32,30 +32,30 @@ impl Identities {
         }
     }
 
-    /// The client as `source` knows it, if `source` was asked already.
+    /// Returns the client as `source` knows it, if `source` was asked already.
     pub(crate) fn known(&self, source: IdentitySource) -> Option<Arc<Client>> {
         let known = lock(&self.known);
         let found = known.iter().find(|(of, _)| *of == source);
         found.map(|(_, client)| client.clone())
     }
 
-    /// The request that the connection began with, for a source that has not been asked.
+    /// Returns the request that the connection began with, for a source that has not been asked.
     ///
     /// # Errors
-    /// `internal`: it was forgotten.
+    /// Fails with `internal` if the request was dropped.
     pub(crate) fn request(&self) -> Result<Box<ConnectRequest>, Refusal> {
         let request = lock(&self.request).clone();
         request.ok_or_else(|| Refusal::internal("the connection can no longer be identified"))
     }
 
-    /// Keeps what `source` said.
+    /// Keeps the client that `source` returned.
     pub(crate) fn keep(&self, source: IdentitySource, client: Client) -> Arc<Client> {
         let client = Arc::new(client);
         lock(&self.known).push((source, client.clone()));
         client
     }
 
-    /// No further source will be asked: lets go of the request's headers.
+    /// Drops the request's headers, because no further source needs them.
     pub(crate) fn forget_request(&self) {
         lock(&self.request).take();
         lock(&self.known).shrink_to_fit();

@@ -1,7 +1,9 @@
-//! One channel on this node: a ring of recent events, the listeners that read it, and the wake.
+//! A log is one channel on this node: a ring of recent events, the listeners that read it, and
+//! their wake.
 //!
-//! The hub's follower appends, sessions read. Neither side waits for the other: a read takes what
-//! there is, and a listener that was too slow finds that its index has fallen off the ring.
+//! The hub's follower appends, and sessions read. Neither side waits for the other. A read takes
+//! the events that are there. A listener that was too slow finds that its index has fallen off the
+//! ring.
 
 mod batch;
 mod entry;
@@ -34,26 +36,26 @@ use crate::rule::{Limits, Rule};
 use crate::session_handle::SessionHandle;
 use crate::sync::{AtomicU64, Mutex, lock};
 
-/// How long a log lingers at most whose channel has never had an event: a client can name as many
-/// of those as it likes.
+/// Bounds how long a log stays open whose channel has never had an event. A client can name as many
+/// such channels as it likes.
 pub(crate) const UNPUBLISHED_LINGER: Duration = Duration::from_secs(5);
 
-/// One channel on this node.
+/// A log is one channel on this node.
 pub(crate) struct Log {
     pub(crate) name: ChannelName,
     pub(crate) rule: Arc<Rule>,
-    /// The figures of the rule.
+    /// Holds the figures of the rule.
     pub(crate) figures: Arc<RuleMetrics>,
-    /// One past the last index that listeners may read. Lags behind the ring's end only where the
-    /// rule has a rate.
+    /// Holds one past the last index that listeners may read. It lags behind the ring's end only
+    /// where the rule has a rate.
     visible: AtomicU64,
     ring: Mutex<Ring>,
     listeners: Listeners,
-    /// What all rings of the node take.
+    /// Counts the memory of all rings of the node.
     memory: Arc<RingMemory>,
 }
 
-/// What a read found.
+/// A read finds nothing new, finds entries, or fails because its index is gone.
 pub(crate) enum Read<T> {
     Nothing,
     Some(T),
@@ -62,8 +64,8 @@ pub(crate) enum Read<T> {
 }
 
 impl Log {
-    /// A log that begins with the newest page of the channel's history. `None`: events are missing
-    /// in that page, so a caller that came to this log would miss them without a word.
+    /// Opens a log that begins with the newest page of the channel's history. Returns `None` if
+    /// events are missing in that page: a caller of this log would miss them silently.
     pub(crate) fn open(
         name: ChannelName,
         rule: Arc<Rule>,
@@ -100,36 +102,37 @@ impl Log {
         appended
     }
 
-    /// Whether this very event stands in the ring.
+    /// Returns whether this same event is in the ring.
     pub(crate) fn has(&self, event: &Event) -> bool {
         lock(&self.ring).has(event)
     }
 
     /// Announces to all listeners that events after the head are lost, or the head itself. The log
-    /// goes on after `expected_previous`.
+    /// continues after `expected_previous`.
     pub(crate) fn append_gap(&self, expected_previous: Position, reason: GapReason) {
         lock(&self.ring).append_gap(expected_previous, reason);
     }
 
-    /// The position of the newest event that this node has.
+    /// Returns the position of the newest event that this node has.
     pub(crate) fn head(&self) -> Position {
         lock(&self.ring).head()
     }
 
-    /// The position after which the broker is asked for what is missing.
+    /// Returns the position after which the broker is asked for missing events.
     pub(crate) fn expected_previous(&self) -> Position {
         lock(&self.ring).expected_previous()
     }
 
     /// Lets listeners see everything that was appended, and wakes those that sleep.
     ///
-    /// Wakes none if they see everything already: a listener of many channels looks at all of them
-    /// when it wakes, and most logs that heal have nothing new.
+    /// Wakes no listener if all see everything already. A listener of many channels looks at all of
+    /// them when it wakes, and most logs that heal have nothing new.
     pub(crate) fn show(&self) {
         {
             let ring = lock(&self.ring);
             let end = ring.end_index();
-            // Who changed it wakes them. Changes are made under the ring's lock.
+            // The call that changed the value wakes the listeners. Changes are made under the
+            // ring's lock.
             if self.visible.load(Ordering::Relaxed) == end {
                 return;
             }
@@ -138,29 +141,29 @@ impl Log {
         self.listeners.wake();
     }
 
-    /// One past the last index that listeners may read.
+    /// Returns one past the last index that listeners may read.
     fn visible(&self) -> u64 {
         self.visible.load(Ordering::Acquire)
     }
 
-    /// Registers a listener: from now on appends wake it. `format` is the index of its format, for
-    /// metrics. `None`: the log has been closed, open it again.
+    /// Registers a listener: from now on, appends wake it. `format` is the index of its format, for
+    /// metrics. Returns `None` if the log is closed; the caller then opens it again.
     pub(crate) fn register(self: &Arc<Self>, listener: Arc<SessionHandle>, format: usize) -> Option<Registration> {
         let key = self.listeners.register(listener, format, &self.figures)?;
         Some(Registration { log: self.clone(), key })
     }
 
-    /// How many listeners there are, by the index of their format.
+    /// Counts the listeners by the index of their format.
     pub(crate) fn listeners(&self) -> [usize; MAX_FORMATS] {
         self.listeners.count()
     }
 
-    /// Whether there is no listener.
+    /// Returns whether there is no listener.
     pub(crate) fn is_unused(&self) -> bool {
         self.listeners.is_empty()
     }
 
-    /// Whether the channel has never had an event, as far as this node knows.
+    /// Returns whether the channel has never had an event, as far as this node knows.
     pub(crate) fn is_unpublished(&self) -> bool {
         lock(&self.ring).is_unpublished()
     }
@@ -175,76 +178,80 @@ impl Log {
         self.listeners.close_if_empty(linger)
     }
 
-    /// Drops what is older than the rule's age, and what only sped up reading. Listeners that stand
-    /// there have it or are very slow.
+    /// Drops the entries that are older than the rule's age, and the batches that only sped up
+    /// reading. Listeners that stand there have read them or are very slow.
     pub(crate) fn trim(&self) {
         lock(&self.ring).trim(self.rule.history.age);
     }
 
-    /// Entries and estimated bytes in the ring, and whether the channel has ended.
+    /// Returns the number of entries and estimated bytes in the ring, and whether the channel has
+    /// ended.
     pub(crate) fn size(&self) -> (usize, usize, bool) {
         lock(&self.ring).size()
     }
 
-    /// Estimated bytes of the ring, and of the newest event of each key where that is kept longer.
+    /// Estimates the bytes of the ring, and of the newest event of each key where that stays
+    /// longer.
     pub(crate) fn held(&self) -> usize {
         lock(&self.ring).held()
     }
 
-    /// Where a listener without a cursor begins. `None`: the ring holds less than it is sent, and
-    /// history must be asked.
+    /// Finds where a listener without a cursor begins. Returns `None` if the ring holds less than
+    /// the listener is sent; the caller then asks history.
     pub(crate) fn begin_fresh(&self) -> Option<Start> {
         let ring = lock(&self.ring);
         ring.begin_fresh(&self.rule, self.visible())
     }
 
-    /// Where a listener begins that has everything up to `cursor`.
+    /// Finds where a listener begins that has everything up to `cursor`.
     pub(crate) fn find(&self, cursor: Position) -> Found {
         lock(&self.ring).find(cursor)
     }
 
-    /// A page of the events after `after` up to `through`, and whether the limit cuts it short.
-    /// `None`: the ring does not hold all of these, without a hole.
+    /// Returns a page of the events after `after` up to `through`, and whether the limit cuts it
+    /// short. Returns `None` if the ring does not hold all of these without a hole.
     pub(crate) fn page(&self, after: Position, through: Position, limit: PageLimit) -> Option<(Vec<Arc<Event>>, bool)> {
         lock(&self.ring).page(after, through, limit)
     }
 
-    /// What a listener at `index` is sent first, and its index.
+    /// Finds the first entry that a listener at `index` is sent, and its index.
     pub(crate) fn next_sent(&self, index: u64) -> Option<(u64, Arc<Entry>)> {
         lock(&self.ring).next_sent(index)
     }
 
-    /// Whether the channel has ended, and a listener at `index` has had all of it.
+    /// Returns whether the channel has ended and a listener at `index` has had all of it.
     pub(crate) fn is_over(&self, index: u64) -> bool {
         lock(&self.ring).is_over(index)
     }
 
-    /// The index where a listener goes on that gives up what it missed, and the position it then
-    /// stands at.
+    /// Returns the index and the position at which a listener continues that gives up what it
+    /// missed.
     pub(crate) fn skip(&self) -> (u64, Position) {
         let ring = lock(&self.ring);
         ring.skip(self.visible())
     }
 
-    /// The beginning of the ring, if that is behind this position, and the position before it.
+    /// Returns the first index of the ring and the position before it, if the ring begins behind
+    /// `position`.
     pub(crate) fn begin_behind(&self, position: Position) -> Option<(u64, Position)> {
         lock(&self.ring).begin_behind(position)
     }
 
-    /// For conflated channels: the newest of each key that a listener at `cursor` and `index` has
-    /// not had, if all of them are remembered.
+    /// Collects, for conflated channels, the newest event of each key that a listener has not had.
+    /// The listener stands at `cursor` and `index`. Returns `None` unless the log remembers all of
+    /// these events.
     pub(crate) fn catch_up_latest(&self, cursor: Position, index: u64) -> Option<Start> {
         let ring = lock(&self.ring);
         ring.catch_up_latest(cursor, index, self.visible())
     }
 
-    /// Whether a listener at `from` has had everything that may be read.
+    /// Returns whether a listener at `from` has had everything that may be read.
     pub(crate) fn is_read(&self, from: u64) -> bool {
         from >= self.visible()
     }
 
-    /// What a listener at `from` has not had, as one piece of bytes. Listeners at the same index
-    /// share it.
+    /// Returns the entries that a listener at `from` has not had, as one piece of bytes. Listeners
+    /// at the same index share it.
     pub(crate) fn read_batch(&self, from: u64, slot: &FormatSlot) -> Read<Batch> {
         let visible = self.visible();
         if from >= visible {
@@ -269,7 +276,7 @@ impl Log {
         Read::Some(batch)
     }
 
-    /// What a listener at `from` has not had, one by one.
+    /// Returns the entries that a listener at `from` has not had, one by one.
     pub(crate) fn read_entries(&self, from: u64) -> Read<Collected> {
         let visible = self.visible();
         if from >= visible {
@@ -304,7 +311,7 @@ impl CountedRing for Log {
     }
 }
 
-/// A listener among those that are woken. Dropping it ends that.
+/// Appends wake a registered listener. Dropping the registration ends that.
 pub(crate) struct Registration {
     pub(crate) log: Arc<Log>,
     key: u64,

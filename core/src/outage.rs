@@ -1,5 +1,5 @@
-//! An outage of the broker, as a node counts it: channels that cannot be healed, and calls without
-//! an answer. Each kind is logged when it begins and summed up when it is over.
+//! A node counts an outage of the broker as channels that cannot be healed, and as calls without an
+//! answer. It logs each kind when it begins, and sums it up when it is over.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,17 +10,17 @@ use tokio::time::Instant;
 
 use crate::broker::BrokerError;
 
-/// How many logs heal at once. When a connection to the broker breaks, all of a node's logs heal.
-/// Together they would stand before everything else that the node asks of its broker, its publishes
-/// and its own probe among them.
+/// Bounds how many logs heal at once. When a connection to the broker breaks, all of a node's logs
+/// heal. Together they would delay everything else that the node asks of its broker. Its publishes
+/// and its own probe are among those calls.
 const HEALS_AT_ONCE: usize = 512;
-/// How many of those are logs without listeners, and logs whose last try failed: they must not
+/// Bounds how many of those have no listeners, or failed at their last try. These logs must not
 /// delay the others.
 const OTHER_HEALS_AT_ONCE: usize = 64;
 
-/// Whose turn it is to heal, in the order in which they ask.
+/// Logs take turns to heal, in the order in which they ask.
 pub(crate) struct HealTurns {
-    /// Logs with listeners.
+    /// Gives the turns of logs with listeners.
     pub(crate) awaited: Semaphore,
     pub(crate) other: Semaphore,
 }
@@ -34,18 +34,18 @@ impl Default for HealTurns {
     }
 }
 
-/// Channels that cannot be healed, counted, so that an outage is logged once for the node and not
-/// for each channel and try.
+/// The node counts the channels that cannot be healed. So it logs an outage once, and not for each
+/// channel and try.
 #[derive(Default)]
 pub(crate) struct Outage(Mutex<Troubled>);
 
 #[derive(Default)]
 pub(crate) struct Troubled {
-    /// When the first of them failed.
+    /// Holds the time at which the first channel failed.
     pub(crate) since: Option<Instant>,
-    /// Channels that cannot be healed now.
+    /// Counts the channels that cannot be healed now.
     pub(crate) now: usize,
-    /// Channels that could not be healed since the outage began.
+    /// Counts the channels that could not be healed since the outage began.
     pub(crate) in_all: usize,
     pub(crate) tries: u64,
 }
@@ -56,15 +56,15 @@ impl Outage {
     }
 }
 
-/// An outage is over when the broker answers and has left nothing unanswered for so long. Part of a
+/// An outage is over when the broker answers and has answered every call for this long. Part of a
 /// cluster may be away while the rest answers.
 const ANSWERS_AGAIN: Duration = Duration::from_secs(5);
 
-/// Calls that were refused because the broker did not answer, counted, so that an outage is logged
-/// once for the node and not for each of them.
+/// The node counts the calls that it refused because the broker did not answer. So it logs an
+/// outage once, and not for each call.
 #[derive(Default)]
 pub(crate) struct Unanswered {
-    /// Whether there are any: looked at with each call.
+    /// Says whether there are any such calls. Each call reads this flag.
     any: AtomicBool,
     calls: Mutex<Option<Calls>>,
 }
@@ -80,7 +80,7 @@ impl Unanswered {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call was refused with `error`.
+    /// Notes that a call was refused with `error`.
     pub(crate) fn refused(&self, error: &BrokerError) {
         let now = Instant::now();
         let mut calls = self.lock();
@@ -100,7 +100,8 @@ impl Unanswered {
         }
     }
 
-    /// A call was answered. Called with each: it looks at one flag while there is no outage.
+    /// Notes that a call was answered. Each call runs this: it reads one flag while there is no
+    /// outage.
     pub(crate) fn answered(&self) {
         if !self.any.load(Ordering::Relaxed) {
             return;

@@ -1,8 +1,8 @@
-//! How long one request waits for a broker that does not answer.
+//! A request waits only for a limited time for a broker that does not answer.
 //!
 //! A request may call the broker several times: an application's handler does, and so does a
-//! subscription to many channels. The waits for one that does not answer must not add up. So the
-//! time counts from the first call that is not answered, and an answer gives the request its whole
+//! subscription to many channels. The waits for a broker that does not answer must not add up. So
+//! the time counts from the first call that is not answered. An answer gives the request its whole
 //! time again: a request that makes progress may be long.
 
 use std::cell::Cell;
@@ -15,13 +15,12 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::broker::{BrokerError, BrokerErrorKind};
 
-/// What a request has left: the moment at which it gives up. None while the broker has answered its
-/// last call.
+/// A request gives up at this moment. It is `None` while the broker has answered the last call.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Patience(Option<Instant>);
 
 impl Patience {
-    /// Whether the next call has the whole time.
+    /// Returns whether the next call has the whole time.
     pub fn is_whole(self) -> bool {
         self.0.is_none()
     }
@@ -31,15 +30,15 @@ task_local! {
     static LEFT: Cell<Patience>;
 }
 
-/// Carries out one request: its calls of the broker share one time.
+/// Carries out one request, whose calls of the broker share one time.
 ///
-/// No `async fn`: that would hold `request` twice, once as it was given and once as it runs. The
+/// This is no `async fn`: that would hold `request` twice, as it was given and as it runs. The
 /// futures of a client's requests are large, and each copy of one costs.
 pub(crate) fn request<F: Future>(request: F) -> impl Future<Output = F::Output> {
     LEFT.scope(Cell::default(), request)
 }
 
-/// [`request`] of which `left` is there. Returns what is left behind it.
+/// Carries out a [`request`] that has `left` of its time. Returns the time that remains after it.
 pub(crate) fn request_behind<F: Future>(left: Patience, request: F) -> impl Future<Output = (F::Output, Patience)> {
     let request = LEFT.scope(Cell::new(left), request);
     async move {
@@ -72,14 +71,14 @@ pub(crate) async fn call<T>(limit: Duration, call: impl Future<Output = Result<T
         .err()
         .is_none_or(|error| error.kind != BrokerErrorKind::Unavailable);
     if answered {
-        // Outside of a request there is nothing to give back.
+        // Outside of a request, no time is shared, so the call resets none.
         let _ = LEFT.try_with(|left| left.set(Patience(None)));
     }
     result
 }
 
-/// Waits for a call that many share, and that has a limit of its own. A request that has less left
-/// waits no longer than that.
+/// Waits for a call that many requests share and that has a limit of its own. A request that has
+/// less time left waits no longer than that.
 pub(crate) async fn wait<T>(limit: Duration, shared: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
     let whole = LEFT.try_with(|left| left.get().is_whole()).unwrap_or(true);
     if !whole {
@@ -92,7 +91,7 @@ pub(crate) async fn wait<T>(limit: Duration, shared: impl Future<Output = Result
         .err()
         .is_some_and(|error| error.kind == BrokerErrorKind::Unavailable);
     if unanswered {
-        // Outside of a request nothing more is called.
+        // Outside of a request, no further call shares this time.
         let _ = LEFT.try_with(|left| left.set(Patience(Some(began + limit))));
     }
     result
@@ -124,7 +123,7 @@ mod tests {
         };
         let ((), left) = request_behind(Patience::default(), calls).await;
         assert_eq!(begin.elapsed(), LIMIT);
-        // So does a request that waited behind this one.
+        // A request that waited behind this one shares the same time.
         let unasked = async { call::<()>(LIMIT, async { panic!("the broker is called") }).await };
         let (answer, _) = request_behind(left, unasked).await;
         assert!(answer.is_err());

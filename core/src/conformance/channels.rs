@@ -1,4 +1,4 @@
-//! Names, payloads, and many channels; and any sequence of calls.
+//! This module checks names, payloads, many channels at once, and random sequences of calls.
 
 use super::calls::{
     assert_ended, at_once, channel, follow, key, named, next, patiently, publish, replay, take, text, text_of, unique,
@@ -8,8 +8,8 @@ use super::fixture::{Fixture, Kept, TEN};
 use crate::broker::{Append, Broker, Feed};
 use crate::event::{ChannelName, Data, EventName, Key, Message, Position};
 
-/// Every character that is allowed, the longest names, every byte; each through feed and replay of
-/// another node.
+/// Checks every allowed character, the longest names and every byte. Each passes through the feed
+/// and the replay of another node.
 pub async fn any_valid_name_and_payload_survives(fixture: &dyn Fixture) {
     const NAME: &str = "ABCXYZabcxyz0189-_.~:@=+";
     let nodes = [fixture.node().await, fixture.node().await];
@@ -65,7 +65,8 @@ pub async fn any_valid_name_and_payload_survives(fixture: &dyn Fixture) {
     }
 }
 
-/// Whatever the limit of the servers before it is.
+/// Checks that payloads of one mebibyte arrive unchanged. They do so whatever the limit of the
+/// servers in front of the broker is.
 pub async fn binary_payloads_of_one_mebibyte_survive(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
@@ -83,7 +84,8 @@ pub async fn binary_payloads_of_one_mebibyte_survive(fixture: &dyn Fixture) {
     }
 }
 
-/// Nor do their chains, ends and positions touch.
+/// Checks that each channel delivers its own events alone. The chains, ends and positions of
+/// different channels do not touch either.
 pub async fn channels_do_not_hear_each_other(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     let channels = [channel(Kept::Ample), channel(Kept::Ample), channel(Kept::Ample)];
@@ -109,7 +111,8 @@ pub async fn channels_do_not_hear_each_other(fixture: &dyn Fixture) {
     }
 }
 
-/// A broker with another alphabet for its names must not fold two into one.
+/// Checks that each name has its own chain. A broker with another alphabet for its names must not
+/// fold two names into one.
 pub async fn names_that_look_alike_are_different_channels(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     let rest = unique();
@@ -138,7 +141,8 @@ pub async fn names_that_look_alike_are_different_channels(fixture: &dyn Fixture)
     }
 }
 
-/// Followed and published to at once; each feed shows its own event.
+/// Follows ten thousand channels and publishes to all of them at once. Each feed shows its own
+/// event.
 pub async fn ten_thousand_channels_work(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let names: Vec<ChannelName> = (0..10_000).map(|_| channel(Kept::Ample)).collect();
@@ -162,7 +166,8 @@ pub async fn ten_thousand_channels_work(fixture: &dyn Fixture) {
     }
 }
 
-/// Publish, repeat, follow, drop, replay, end, by dice, over two nodes, checked against a list.
+/// Draws calls at random and checks each against a list. The calls publish, repeat, follow, drop,
+/// replay and end, over two nodes.
 pub async fn any_sequence_of_calls_agrees_with_a_list(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     for (seed, kept, promised) in [
@@ -191,16 +196,16 @@ pub async fn any_sequence_of_calls_agrees_with_a_list(fixture: &dyn Fixture) {
     }
 }
 
-/// Calls by dice, and the list that they must agree with.
+/// Random calls must agree with the list that this type keeps.
 struct RandomCalls {
     seed: u64,
     dice: Dice,
     channel: ChannelName,
-    /// How many events history promises.
+    /// Counts the events that history promises.
     promised: usize,
     chain: Chain,
     keys: Vec<(Append, Position)>,
-    /// Each with the position that it has shown last.
+    /// Holds each open feed with the last position that it has shown.
     feeds: Vec<(Feed, Position)>,
 }
 
@@ -238,7 +243,7 @@ impl RandomCalls {
         }
     }
 
-    /// Reads a feed to the head, and sometimes drops it then.
+    /// Reads a feed to the head, and then drops it in half of the cases.
     async fn read_feed(&mut self, at: &str) {
         let index = self.dice.roll(self.feeds.len());
         let (feed, shown) = &mut self.feeds[index];
@@ -253,7 +258,7 @@ impl RandomCalls {
     }
 }
 
-/// Small, repeatable, and no dependency (splitmix64).
+/// The generator (splitmix64) is small, repeatable, and needs no dependency.
 struct Dice(u64);
 
 impl Dice {

@@ -1,17 +1,18 @@
-//! JSON as Airwave keeps it: on one line, and readable by strict readers.
+//! Airwave keeps JSON on one line, in a form that strict readers accept.
 
 use std::sync::Arc;
 
 use super::names::Invalid;
 
-/// Puts valid JSON on one line, and escapes what could be mistaken for a line break or a control by
-/// a reader.
+/// Puts valid JSON on one line, and escapes what a reader could mistake for a line break or a
+/// control.
 ///
-/// In valid JSON raw C0 controls stand only between tokens, and everything beyond ASCII only inside
-/// strings. So the first become spaces and the second `\u` escapes, and the value stays the same.
+/// In valid JSON, raw C0 controls stand only between tokens. Everything beyond ASCII stands only
+/// inside strings. So the first become spaces and the second `\u` escapes, and the value stays the
+/// same.
 ///
-/// A string with half of a surrogate pair is refused: it is no text, and strict readers of
-/// listeners fail on it. So is a number that no double holds (`1e400`), RFC 8259, section 6.
+/// Refuses a string with half of a surrogate pair. It is no text, and the strict readers of some
+/// listeners fail on it. Refuses a number that no double holds (`1e400`), too: RFC 8259, section 6.
 pub(super) fn one_line(text: impl AsRef<str> + Into<Arc<str>>) -> Result<Arc<str>, Invalid> {
     if let Some(half) = half_of_a_pair(text.as_ref()) {
         return Err(Invalid::new(format!(
@@ -47,7 +48,7 @@ pub(super) fn one_line(text: impl AsRef<str> + Into<Arc<str>>) -> Result<Arc<str
     Ok(line.into())
 }
 
-/// The first escape in valid JSON that is one half of a surrogate pair without the other.
+/// Finds the first escape in valid JSON that is one half of a surrogate pair without the other.
 fn half_of_a_pair(json: &str) -> Option<&str> {
     // In valid JSON a backslash stands only in strings, and four hex digits follow `\u`.
     let unit = |at: usize| {
@@ -68,10 +69,10 @@ fn half_of_a_pair(json: &str) -> Option<&str> {
     None
 }
 
-/// How many digits a number without an exponent may have and be surely held by a double.
+/// A double surely holds a number of this many digits, if the number has no exponent.
 const DIGITS_OF_A_DOUBLE: usize = 308;
 
-/// The first number in valid JSON that is too large for a double.
+/// Finds the first number in valid JSON that is too large for a double.
 fn number_beyond_doubles(json: &str) -> Option<&str> {
     let bytes = json.as_bytes();
     let is_exponent = |pair: &[u8]| pair[0].is_ascii_digit() && pair[1] | 0x20 == b'e';

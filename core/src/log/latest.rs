@@ -1,4 +1,4 @@
-//! Conflation: the newest event of each key, also of those that have left the ring.
+//! Conflation keeps the newest event of each key, also of those that have left the ring.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,29 +6,29 @@ use std::sync::Arc;
 use super::entry::{Entry, Item};
 use crate::shrink::shrink;
 
-/// How many keys are remembered, within the ring's bound of bytes; beyond that the oldest is
+/// Bounds how many keys are remembered, within the ring's bound of bytes. Beyond that the oldest is
 /// forgotten.
 const MAX_KEYS: usize = 10_000;
 
-/// The newest event of each key.
+/// This type remembers the newest event of each key.
 #[derive(Default)]
 pub(super) struct Latest {
     by_key: HashMap<Arc<str>, (u64, Arc<Entry>)>,
-    /// Oldest first, every event that `by_key` has, and some that newer ones of their key have
-    /// replaced.
+    /// Holds every event that `by_key` has, oldest first. Some entries are old: a newer event of
+    /// their key has replaced them.
     order: VecDeque<(u64, Arc<str>)>,
     bytes: usize,
-    /// Of those bytes, what has left the ring.
+    /// Counts those of the bytes that have left the ring.
     beyond_ring: usize,
-    /// Whether the node's memory has taken away the newest event of a key.
+    /// Says whether the newest event of a key was dropped because the node needed memory.
     cut_short: bool,
-    /// Everything before this index may have been forgotten: by the bound, or because the log
-    /// opened later.
+    /// Everything before this index may have been forgotten: because of the bound, or because the
+    /// log opened later.
     whole_from: u64,
 }
 
 impl Latest {
-    /// Remembers the event at `index`. `first`: the first index of the ring.
+    /// Remembers the event at `index`. `first` is the first index of the ring.
     pub(super) fn put(&mut self, key: &Arc<str>, index: u64, entry: &Arc<Entry>, first: u64, max_bytes: usize) {
         self.order.push_back((index, key.clone()));
         self.bytes += entry.cost();
@@ -36,8 +36,7 @@ impl Latest {
             older.supersede(index);
             self.forgot(before, &older, first);
         }
-        // Keys are chosen by who publishes, so neither their number nor their weight is bounded by
-        // anything but this.
+        // Publishers choose the keys, so only this loop bounds their number and their weight.
         while self.by_key.len() > MAX_KEYS || (self.bytes > max_bytes && self.by_key.len() > 1) {
             self.forget_oldest(first);
         }
@@ -47,8 +46,8 @@ impl Latest {
         }
     }
 
-    /// Forgets the oldest until at most `bytes`, or `keys` keys, are left: the node's memory needs
-    /// the room.
+    /// Forgets the oldest events until at most `bytes`, or `keys` keys, are left. The node calls
+    /// this when it needs memory.
     pub(super) fn drop_oldest(&mut self, bytes: usize, keys: usize, first: u64) {
         while self.bytes > bytes && self.by_key.len() > keys {
             self.cut_short = true;
@@ -75,7 +74,7 @@ impl Latest {
         }
     }
 
-    /// The ring has dropped this entry. If it is the newest of its key, it stays here.
+    /// Notes that the ring has dropped this entry. If it is the newest of its key, it stays here.
     pub(super) fn left_ring(&mut self, entry: &Arc<Entry>) {
         let Item::Event(event) = &entry.item else { return };
         let newest = self.by_key.get(event.message.conflation_key());
@@ -84,19 +83,19 @@ impl Latest {
         }
     }
 
-    /// What came before `index` may be missing here: events were lost.
+    /// Notes that events before `index` may be missing here, because events were lost.
     pub(super) fn lost_before(&mut self, index: u64) {
         self.whole_from = index;
     }
 
-    /// Whether the newest event of each key is here that came at `index` or later.
+    /// Returns whether this type holds the newest event of each key that came at `index` or later.
     pub(super) fn is_whole_from(&self, index: u64) -> bool {
         self.whole_from <= index
     }
 
-    /// In order: what stands at `from` or later, and before `visible`. Indices, not positions:
-    /// behind a lost tail a listener's cursor goes back to the fork, and the lost events must not
-    /// come again.
+    /// Returns the events at `from` or later and before `visible`, in order. The bounds are
+    /// indices, not positions. Behind a lost tail a listener's cursor goes back to the fork, and
+    /// the lost events must not come again.
     pub(super) fn between(&self, from: u64, visible: u64) -> Vec<Arc<Entry>> {
         let mut found: Vec<_> = self
             .by_key
@@ -111,17 +110,17 @@ impl Latest {
         self.bytes
     }
 
-    /// The bytes of what has left the ring.
+    /// Returns the bytes of the events that have left the ring.
     pub(super) fn bytes_beyond_ring(&self) -> usize {
         self.beyond_ring
     }
 
-    /// Whether the node's memory has taken away the newest event of a key.
+    /// Says whether the newest event of a key was dropped because the node needed memory.
     pub(super) fn is_cut_short(&self) -> bool {
         self.cut_short
     }
 
-    /// Gives back memory that many keys needed.
+    /// Gives back memory that was needed for many keys.
     pub(super) fn shrink(&mut self) {
         shrink(&mut self.by_key);
         shrink(&mut self.order);
@@ -144,8 +143,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// What is remembered of each key is the newest, oldest forgotten first, and it is known
-        /// what may be missing.
+        /// Checks that the newest event of each key is remembered and the oldest is forgotten
+        /// first. The type also knows which events may be missing.
         #[test]
         fn what_is_forgotten_is_the_oldest(puts in prop::collection::vec((0..12u8, 0..300usize), 1..200), roomy in any::<bool>()) {
             let max_bytes = if roomy { 1 << 30 } else { 8 * ENTRY_COST };

@@ -1,4 +1,5 @@
-//! The node's life in the directory, and the calls to the directory, each with a limit of time.
+//! A lease keeps the node registered in the directory. This module also limits the time of each
+//! call to the directory.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,13 +16,13 @@ use crate::event::{ChannelName, Position};
 use crate::jitter::Jitter;
 use crate::patience;
 
-/// Locks what presence keeps.
+/// Locks the state of presence.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing here panics half-way through a change that matters.
+    // No code here panics half-way through a change that matters.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The directory, each call of which comes back within a limit.
+/// Presence calls the directory through this type, which bounds the time of each call.
 #[derive(Clone)]
 pub(super) struct BoundedDirectory {
     directory: Arc<dyn Directory>,
@@ -44,7 +45,7 @@ impl BoundedDirectory {
         self.within(self.directory.list(channel)).await
     }
 
-    /// Lists for a request, which has one time for all its calls.
+    /// Lists the members for a request, which has one time for all its calls.
     pub(super) async fn list_for_request(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError> {
         patience::call(self.limit, self.directory.list(channel)).await
     }
@@ -62,44 +63,44 @@ impl BoundedDirectory {
     }
 }
 
-/// One node in the directory.
+/// A lease is one node's registration in the directory.
 pub(super) struct Lease {
     pub(super) directory: BoundedDirectory,
     pub(super) jitter: Jitter,
     pub(super) runtime: Handle,
     life: Mutex<Life>,
-    /// Whether the node lives in the directory, so that its entries count.
+    /// Says whether the node is registered in the directory, so that its entries count.
     lives: watch::Sender<bool>,
-    /// From the first missed heartbeat until an outage is over, no member counts as gone: other
-    /// nodes are coming back, too.
+    /// While this is set, no member counts as gone, because other nodes are coming back, too. The
+    /// time lasts from the first missed heartbeat until the outage is over.
     unsettled: AtomicBool,
     stamp: AtomicU64,
-    /// The nodes that were heard of, and when that was first.
+    /// Holds the nodes that the directory has shown, and when each was first seen.
     others: Mutex<HashMap<NodeId, Instant>>,
 }
 
 struct Life {
     node: NodeId,
-    /// The last heartbeat failed.
+    /// Says whether the last heartbeat failed.
     missed: bool,
     settles: Instant,
     over: bool,
 }
 
-/// What the answer to a heartbeat means for this node.
+/// The answer to a heartbeat gives the node one of these standings.
 pub(super) enum Standing {
     /// The node has left the directory.
     Over,
-    /// The directory did not know it any more. It goes on as `next`.
+    /// The directory no longer knows the node. The node continues as `next`.
     Expired { dead: NodeId, next: NodeId },
-    /// It lives, but other nodes may still be coming back.
+    /// The node is registered, but other nodes may still be coming back.
     Unsettled,
-    /// It lives. `again`: since this answer, no outage is under way any more.
+    /// The node is registered. `again` says that an outage ended with this answer.
     Settled { again: bool },
 }
 
 impl Lease {
-    /// Must be called within a tokio runtime.
+    /// Creates the lease. The caller must be within a tokio runtime.
     pub(super) fn new(directory: Arc<dyn Directory>, jitter: Jitter, limit: Duration) -> Self {
         Self {
             directory: BoundedDirectory { directory, limit },
@@ -118,12 +119,12 @@ impl Lease {
         }
     }
 
-    /// This node's present incarnation.
+    /// Returns this node's present incarnation.
     pub(super) fn node(&self) -> NodeId {
         lock(&self.life).node
     }
 
-    /// The node that sends a heartbeat; `None`: it has left the directory.
+    /// Returns the node that sends heartbeats, or `None` once it has left the directory.
     pub(super) fn living_node(&self) -> Option<NodeId> {
         let life = lock(&self.life);
         (!life.over).then_some(life.node)
@@ -137,30 +138,31 @@ impl Lease {
         *self.lives.borrow()
     }
 
-    /// Follows [`Lease::lives`].
+    /// Returns a receiver that follows [`Lease::lives`].
     pub(super) fn watch_life(&self) -> watch::Receiver<bool> {
         self.lives.subscribe()
     }
 
-    /// Whether an entry that the directory does not list counts as gone.
+    /// Returns whether an entry that the directory does not list counts as gone.
     pub(super) fn is_settled(&self) -> bool {
         !self.unsettled.load(Ordering::Relaxed)
     }
 
-    /// Ends the node's life. Returns the incarnation that has to leave the directory.
+    /// Ends the node's registration. Returns the incarnation that has to leave the directory.
     pub(super) fn end(&self) -> NodeId {
         let mut life = lock(&self.life);
         life.over = true;
         life.node
     }
 
-    /// A heartbeat was not answered.
+    /// Notes that a heartbeat was not answered.
     pub(super) fn missed(&self) {
         lock(&self.life).missed = true;
         self.unsettled.store(true, Ordering::Relaxed);
     }
 
-    /// A heartbeat was answered. `known`: the directory has kept this node's entries.
+    /// Notes that a heartbeat was answered. `known` says that the directory has kept this node's
+    /// entries.
     pub(super) fn answered(&self, known: bool) -> Standing {
         let now = Instant::now();
         let mut life = lock(&self.life);
@@ -168,8 +170,8 @@ impl Lease {
             return Standing::Over;
         }
         if self.lives() && !known {
-            // The node was taken for dead, or the directory has lost everything. What dies stays
-            // dead: others may be removing it right now.
+            // The directory let the node expire, or has lost everything. An expired incarnation
+            // never returns, because other nodes may be removing it right now.
             let dead = life.node;
             life.node = dead.next();
             life.settles = now + NODE_EXPIRES;
@@ -194,7 +196,7 @@ impl Lease {
         }
     }
 
-    /// The stamp of the next entry: greater than all before it.
+    /// Returns the stamp of the next entry, which is greater than all before it.
     pub(super) fn stamp(&self) -> u64 {
         let mut last = self.stamp.load(Ordering::Relaxed);
         loop {
@@ -217,14 +219,14 @@ impl Lease {
         }
     }
 
-    /// Forgets the nodes that do not live any more, and returns them. `living` is the answer to a
-    /// heartbeat that was sent at `asked`.
+    /// Forgets the nodes that have expired, and returns them. `living` is the answer to a heartbeat
+    /// that was sent at `asked`.
     pub(super) fn take_dead(&self, asked: Instant, living: &[NodeId]) -> HashSet<NodeId> {
         let living: HashSet<&NodeId> = living.iter().collect();
         let mut dead = HashSet::new();
         lock(&self.others).retain(|node, since| {
-            // A node sends a heartbeat before it says anything: one that was heard of before this
-            // node asked, and is not among the living, is dead.
+            // A node sends a heartbeat before it announces anything. So a node has expired if it
+            // was seen before `asked` and is not in `living`.
             let lives = living.contains(node) || *since >= asked;
             if !lives {
                 dead.insert(*node);

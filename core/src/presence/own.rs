@@ -1,5 +1,5 @@
-//! This node's members of one channel: their connections, the departures that do not count yet, and
-//! what the directory was told.
+//! This module keeps this node's members of one channel: their connections, the departures that do
+//! not count yet, and the entries that the directory has received.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use super::member::{Announced, MemberReport, OwnConnections};
 use crate::directory::{MemberEntry, NodeId};
 use crate::event::JsonText;
 
-/// How long a member whose connection broke still counts, so that a page that is loaded again
+/// Bounds how long a member still counts whose connection broke. So a page that is loaded again
 /// neither leaves nor joins.
 const GRACE: Duration = Duration::from_secs(3);
-/// How many entries are announced in one call.
+/// Bounds how many entries are announced in one call.
 const BATCH: usize = 500;
 
-/// By id; the anonymous have an empty one.
+/// Each member has its id as its key. Anonymous members share the empty id.
 #[derive(Default)]
 pub(super) struct OwnMembers {
     members: HashMap<Arc<str>, OwnConnections>,
-    /// Departures that do not count yet, in the order of their times.
+    /// Holds the departures that do not count yet, in the order of their times.
     departures: VecDeque<(Instant, Arc<str>)>,
-    /// Whether a task waits for the first of them.
+    /// Says whether a task waits for the first of them.
     departing: bool,
     unannounced: VecDeque<Arc<str>>,
     announcing: bool,
-    /// How often something was announced.
+    /// Counts the announcements.
     rounds: u64,
 }
 
@@ -44,13 +44,13 @@ impl OwnMembers {
         self.members.keys()
     }
 
-    /// How often something was announced; `None`: something is being announced now.
+    /// Returns the number of announcements, or `None` while one is under way.
     pub(super) fn quiet_round(&self) -> Option<u64> {
         (!self.announcing).then_some(self.rounds)
     }
 
     fn connections_of(&mut self, member: &Arc<str>) -> &mut OwnConnections {
-        // Looked up first: the key is cloned only for one who is new.
+        // The lookup comes first, so that the key is cloned only for a new member.
         if !self.members.contains_key(member) {
             self.members.insert(member.clone(), OwnConnections::default());
         }
@@ -64,19 +64,19 @@ impl OwnMembers {
         }
     }
 
-    /// A connection of `member` begins. True: what this node says of the member is now something
-    /// else.
+    /// Notes that a connection of `member` begins. Returns whether this changes the node's report
+    /// of the member.
     pub(super) fn enter(&mut self, member: &Arc<str>, meta: Option<&JsonText>) -> bool {
         self.connections_of(member).enter(meta)
     }
 
-    /// A connection of `member` is over and does not count any more.
+    /// Notes that a connection of `member` is over and no longer counts.
     pub(super) fn exit(&mut self, member: &Arc<str>) {
         self.connections_of(member).exit();
     }
 
-    /// A connection of `member` broke, and counts for [`GRACE`] more. True: a task is to wait for
-    /// its departure.
+    /// Notes that a connection of `member` broke, which counts for [`GRACE`] more. Returns whether
+    /// the caller must start a task that waits for the departure.
     pub(super) fn begin_to_leave(&mut self, member: &Arc<str>) -> bool {
         self.connections_of(member).begin_to_leave();
         self.departures.push_back((Instant::now() + GRACE, member.clone()));
@@ -84,7 +84,8 @@ impl OwnMembers {
     }
 
     /// Carries out the departures that are due. Returns the members that have one connection less,
-    /// and when the next departure is due; `None`: there is none, and the task ends.
+    /// and the time of the next departure. The time is `None` if no departure is left; the task
+    /// then ends.
     pub(super) fn depart(&mut self) -> (Vec<Arc<str>>, Option<Instant>) {
         let now = Instant::now();
         let mut departed = Vec::new();
@@ -103,7 +104,7 @@ impl OwnMembers {
         (departed, None)
     }
 
-    /// What this node says of `member` is to be announced. True: a task is to do it.
+    /// Queues `member` for an announcement. Returns whether the caller must start a task for it.
     pub(super) fn queue(&mut self, member: &Arc<str>) -> bool {
         let own = self.connections_of(member);
         if !own.queued {
@@ -113,7 +114,7 @@ impl OwnMembers {
         !std::mem::replace(&mut self.announcing, true)
     }
 
-    /// What is to be announced next; empty: nothing is, and the task ends.
+    /// Returns the entries to announce next. If there are none, the task ends.
     pub(super) fn next_entries(&mut self, node: NodeId, stamp: impl Fn() -> u64) -> Vec<MemberEntry> {
         let mut entries = Vec::new();
         while entries.len() < BATCH
@@ -136,7 +137,7 @@ impl OwnMembers {
         entries
     }
 
-    /// The directory has `entries`.
+    /// Notes that the directory has `entries`.
     pub(super) fn announced(&mut self, entries: &[MemberEntry]) {
         for entry in entries.iter().filter(|entry| entry.value.is_none()) {
             let own = self.connections_of(&entry.member);
@@ -147,7 +148,7 @@ impl OwnMembers {
         }
     }
 
-    /// The directory may have `entries` or not.
+    /// Notes that the directory may have `entries` or not.
     pub(super) fn not_announced(&mut self, entries: &[MemberEntry]) {
         for entry in entries {
             let own = self.connections_of(&entry.member);
@@ -159,7 +160,8 @@ impl OwnMembers {
         }
     }
 
-    /// The node has begun another life, in which it has said nothing. True: a task is to announce.
+    /// Queues all present members again, because the node has a new incarnation that has announced
+    /// nothing. Returns whether the caller must start a task that announces.
     pub(super) fn announce_again(&mut self) -> bool {
         let mut announce = false;
         let members: Vec<Arc<str>> = self.members.keys().cloned().collect();
@@ -175,7 +177,7 @@ impl OwnMembers {
         announce
     }
 
-    /// Clears all that was announced, in batches.
+    /// Returns the entries that clear all announced members, in batches.
     pub(super) fn removals(&mut self, node: NodeId, stamp: impl Fn() -> u64) -> Vec<Vec<MemberEntry>> {
         let mut entries = Vec::new();
         for (member, own) in &mut self.members {
@@ -191,14 +193,15 @@ impl OwnMembers {
         entries.chunks(BATCH).map(<[MemberEntry]>::to_vec).collect()
     }
 
-    /// Announces again what the directory holds otherwise than this node has told it. `listed` are
-    /// the directory's entries of this node; they count only if nothing was announced since
-    /// [`OwnMembers::quiet_round`] was `round`. True: a task is to announce.
+    /// Queues the members again whose entries in the directory differ from this node's
+    /// announcements. `listed` are the directory's entries of this node. They count only if
+    /// [`OwnMembers::quiet_round`] is still `round`: no announcement came since. Returns whether
+    /// the caller must start a task that announces.
     pub(super) fn correct<'a>(&mut self, round: u64, listed: impl Iterator<Item = &'a MemberEntry>) -> bool {
         if self.quiet_round() != Some(round) {
             return false;
         }
-        // What cannot be read is no connections at all, so it never agrees.
+        // An unreadable value counts as no connections at all, so it never agrees.
         let listed: HashMap<&Arc<str>, Announced> = listed
             .map(|entry| {
                 let report = entry.value.as_ref().and_then(MemberReport::decode);
@@ -235,7 +238,7 @@ impl OwnMembers {
 mod tests {
     use super::*;
 
-    /// Announces all that is queued.
+    /// Announces all queued members.
     fn announce(own: &mut OwnMembers, node: NodeId) {
         loop {
             let entries = own.next_entries(node, || 1);

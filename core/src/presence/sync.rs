@@ -1,7 +1,7 @@
-//! The tasks that bring a presence set and the directory together.
+//! The tasks of this module keep a presence set and the directory in agreement.
 //!
-//! A healthy presence set has no task. Those here run while there is something to do, and hold only
-//! a weak handle across waits.
+//! A healthy presence set has no task. A task runs only while it has work, and holds only a weak
+//! handle across waits.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::broker::BrokerError;
 use crate::directory::MemberEntry;
 use crate::inbox::FeedSink;
 
-/// How often a channel's changes are announced to other nodes at most.
+/// Bounds how often a channel's changes are announced to other nodes.
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(100);
-/// How long other nodes are followed without a listener.
+/// The node follows other nodes for this long without a listener.
 const LINGER: Duration = Duration::from_secs(10);
-/// The pauses between attempts to reach the directory.
+/// Bounds the pauses between attempts to reach the directory.
 pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// Does what a change of the set's state calls for.
+/// Starts the work that a change of the set's state requires.
 pub(super) fn carry_out(set: &Arc<PresenceSet>, work: Work) {
     if work.wake {
         set.wake_listeners();
@@ -47,7 +47,7 @@ pub(super) fn carry_out(set: &Arc<PresenceSet>, work: Work) {
     }
 }
 
-/// Changes the set's state, and does what the change calls for.
+/// Changes the set's state, and starts the work that the change requires.
 pub(super) fn change(set: &Arc<PresenceSet>, change: impl FnOnce(&mut PresenceState) -> Work) {
     let work = set.change(change);
     carry_out(set, work);
@@ -69,7 +69,7 @@ fn directory_of(set: &PresenceSet) -> Option<BoundedDirectory> {
     Some(set.sets.upgrade()?.lease.directory.clone())
 }
 
-/// Tells listeners what has changed, at the time when they may be told again.
+/// Sends listeners the changes, at the time when they may receive the next ones.
 async fn show(me: Weak<PresenceSet>, due: Instant) {
     sleep_until(due).await;
     if let Some(set) = me.upgrade() {
@@ -77,7 +77,7 @@ async fn show(me: Weak<PresenceSet>, due: Instant) {
     }
 }
 
-/// Ends what is leaving, each when its grace is over.
+/// Ends each departing connection when its grace is over.
 async fn depart(me: Weak<PresenceSet>) {
     loop {
         let Some(set) = me.upgrade() else { return };
@@ -92,7 +92,7 @@ async fn depart(me: Weak<PresenceSet>) {
     }
 }
 
-/// Tells the directory what this node has to say, until nothing is left.
+/// Sends the directory this node's announcements until none is left.
 async fn announce(me: Weak<PresenceSet>) {
     let mut backoff = BACKOFF.0;
     loop {
@@ -130,7 +130,8 @@ async fn announce(me: Weak<PresenceSet>) {
     }
 }
 
-/// Waits until the node lives in the directory. False: it is gone.
+/// Waits until the node is registered in the directory. Returns false if the set or the node is
+/// gone.
 async fn lives(me: &Weak<PresenceSet>) -> bool {
     let Some(set) = me.upgrade() else { return false };
     let Some(sets) = set.sets.upgrade() else { return false };
@@ -139,7 +140,7 @@ async fn lives(me: &Weak<PresenceSet>) -> bool {
     lives.wait_for(|lives| *lives).await.is_ok()
 }
 
-/// What is to be announced next. `None`: the node has left the directory.
+/// Returns the entries to announce next, or `None` if the node has left the directory.
 fn next_entries(set: &PresenceSet) -> Option<(BoundedDirectory, Vec<MemberEntry>)> {
     let sets = set.sets.upgrade()?;
     if sets.lease.is_over() {
@@ -149,7 +150,7 @@ fn next_entries(set: &PresenceSet) -> Option<(BoundedDirectory, Vec<MemberEntry>
     Some((sets.lease.directory.clone(), entries))
 }
 
-/// Opens the watch. Runs until that is done, or until there is no listener.
+/// Opens the watch. Runs until the watch is open, or until there is no listener.
 async fn follow(me: Weak<PresenceSet>, mut pause: Duration) {
     let mut backoff = BACKOFF.0;
     loop {
@@ -178,8 +179,8 @@ async fn follow(me: Weak<PresenceSet>, mut pause: Duration) {
     }
 }
 
-/// Opens the watch, then lists: what is set between the two is in both. False: the watch ended
-/// before that, or is not wanted any more.
+/// Opens the watch, then lists the members: an entry that is set between the two is in both.
+/// Returns false if the watch ended before that, or is no longer wanted.
 async fn open_watch(me: &Weak<PresenceSet>, directory: &BoundedDirectory) -> Result<bool, BrokerError> {
     let Some(name) = me.upgrade().map(|set| set.name.clone()) else {
         return Ok(true);
@@ -217,7 +218,7 @@ async fn linger(me: Weak<PresenceSet>) {
     }
 }
 
-/// Lists the channel, and puts right whatever this node and the directory do not agree on.
+/// Lists the channel, and corrects every difference between this node and the directory.
 async fn compare(me: Weak<PresenceSet>) {
     let Some(set) = me.upgrade() else { return };
     let Some(directory) = directory_of(&set) else { return };
@@ -244,7 +245,7 @@ async fn compare(me: Weak<PresenceSet>) {
     }
 }
 
-/// A watch's way into its presence set.
+/// A watch delivers its entries to the presence set through this type.
 struct LiveWatch {
     set: Weak<PresenceSet>,
     generation: u64,

@@ -1,4 +1,5 @@
-//! A listener that is given what the ring does not hold, until it is back at the ring.
+//! A listener that catches up receives the events that the ring does not hold, until it is back at
+//! the ring.
 
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
@@ -18,45 +19,45 @@ use crate::log::{Entry, Found, Item, Log, READ_BYTES};
 use crate::logs::Logs;
 use crate::rule::Delivery;
 
-/// How many events a listener is given from the broker's history at a time.
+/// Bounds how many events a listener receives from the broker's history at a time.
 pub(super) const PAGE: PageLimit = PageLimit::events(500).with_bytes(1 << 20);
-/// After so many gaps on the way a listener goes on in the ring, whatever of history could still be
-/// read before that.
+/// After more gaps than this on the way, a listener continues in the ring. It then skips the events
+/// before the ring that history could still give.
 const PATIENT_GAPS: usize = 1;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// What a listener is given before it reads the ring.
+/// A listener receives these entries before it reads the ring.
 pub(super) struct CatchUp {
     waiting: VecDeque<Arc<Entry>>,
-    /// What follows once nothing waits.
+    /// Names the step that follows once no entry waits.
     then: Then,
-    /// Whether the listener is here because it fell off the ring.
+    /// Says whether the listener catches up because it fell off the ring.
     too_slow: bool,
-    /// How many gaps it was told on the way.
+    /// Counts the gaps that the listener received on the way.
     gaps: usize,
     backoff: Duration,
 }
 
 enum Then {
-    /// Another page of history, unless the ring reaches back to the listener by then.
+    /// The listener needs another page of history, unless the ring reaches back to it by then.
     Page,
-    /// The page that is being read.
+    /// A page is being read.
     Reading(Pin<Box<dyn Future<Output = Arc<Replay>> + Send>>),
-    /// The ring, at this index.
+    /// The listener reads the ring from this index on.
     Ring(u64),
-    /// The ring, where it has what the listener expects as the next event's previous.
+    /// The listener reads the ring where the ring holds the previous that the next event must have.
     Search,
 }
 
-/// What a listener that catches up does next.
+/// A listener that catches up takes one of these steps next.
 pub(super) enum CatchUpStep {
-    /// It is given these.
+    /// The listener receives these entries.
     Send(Vec<Arc<Entry>>),
-    /// It takes another step.
+    /// The listener takes another step.
     Again,
-    /// It reads the ring from this index on.
+    /// The listener reads the ring from this index on.
     Ring(u64),
-    /// It is beyond what this node has of the channel.
+    /// The listener is beyond what this node has of the channel.
     Ahead,
 }
 
@@ -71,46 +72,48 @@ impl CatchUp {
         })
     }
 
-    /// A page of history first.
+    /// Begins with a page of history.
     pub(super) fn from_history() -> Box<Self> {
         Self::new(VecDeque::new(), Then::Page)
     }
 
-    /// [`CatchUp::from_history`] for a listener that fell off the ring.
+    /// Begins with a page of history, like [`CatchUp::from_history`], for a listener that fell off
+    /// the ring.
     pub(super) fn too_slow() -> Box<Self> {
         let mut catch_up = Self::from_history();
         catch_up.too_slow = true;
         catch_up
     }
 
-    /// Some entries first, then the ring from `index`.
+    /// Begins with some entries, and then continues in the ring from `index`.
     pub(super) fn before_ring(waiting: VecDeque<Arc<Entry>>, index: u64) -> Box<Self> {
         Self::new(waiting, Then::Ring(index))
     }
 
-    /// The page that was read for a listener that stands at `progress`.
+    /// Begins with the page that was read for a listener that stands at `progress`.
     pub(super) fn with_page(log: &Log, progress: &Progress, replay: &Replay) -> Box<Self> {
         let mut catch_up = Self::new(VecDeque::new(), Then::Search);
         catch_up.take_in(log, progress, replay);
         catch_up
     }
 
-    /// The first entry that the listener is given, as far as it is known.
+    /// Returns the first entry that the listener receives, as far as it is known.
     pub(super) fn first(&self) -> Option<&Arc<Entry>> {
         self.waiting.front()
     }
 
-    /// Has the listener told of `gap` before all else.
+    /// Makes the listener receive `gap` before all else.
     pub(super) fn announce(&mut self, gap: Arc<Entry>) {
         self.waiting.push_front(gap);
     }
 
-    /// Keeps of what waits only the newest event of each key.
+    /// Keeps only the newest event of each key among the waiting entries.
     pub(super) fn conflate(&mut self) {
         self.waiting = newest_of_each_key(std::mem::take(&mut self.waiting));
     }
 
-    /// Takes the next step of a listener that stands at `progress`. Pending: a page is being read.
+    /// Takes the next step of a listener that stands at `progress`. Returns `Pending` while a page
+    /// is being read.
     pub(super) fn poll_step(
         &mut self,
         log: &Log,
@@ -123,8 +126,8 @@ impl CatchUp {
         }
         let after = progress.expected_previous;
         if let Then::Page = self.then {
-            // The ring may reach further back than what history still holds: then no other page is
-            // needed.
+            // The ring may reach further back than history does. Then the listener needs no other
+            // page.
             if let Found::At(next) = log.find(after) {
                 return Poll::Ready(CatchUpStep::Ring(next));
             }
@@ -149,7 +152,8 @@ impl CatchUp {
             Found::At(next) => CatchUpStep::Ring(next),
             Found::Ahead => CatchUpStep::Ahead,
             Found::Unknown => {
-                // The ring has moved on, or the log is healing: another page, soon.
+                // The ring has moved on, or the log is healing. The listener soon reads another
+                // page.
                 self.then = Then::Page;
                 self.backoff = (self.backoff * 2).clamp(BACKOFF.0, BACKOFF.1);
                 CatchUpStep::Again
@@ -157,7 +161,7 @@ impl CatchUp {
         }
     }
 
-    /// About as much as one write takes.
+    /// Takes about as many waiting entries as one write takes.
     fn next_piece(&mut self) -> Vec<Arc<Entry>> {
         let mut bytes = 0;
         let mut piece = Vec::new();
@@ -170,7 +174,7 @@ impl CatchUp {
         piece
     }
 
-    /// `replay`: what history holds after the position that `progress` expects.
+    /// Takes in `replay`: the events that history holds after the position that `progress` expects.
     fn take_in(&mut self, log: &Log, progress: &Progress, replay: &Replay) {
         self.then = match replay.more {
             true => Then::Page,
@@ -185,8 +189,8 @@ impl CatchUp {
         self.wait_for(log, replay.events.iter().cloned().chain(replay.lost_end()));
     }
 
-    /// Announces that events are missing before `replay`. Returns whether the ring goes on instead
-    /// of it.
+    /// Announces that events are missing before `replay`. Returns whether the listener continues in
+    /// the ring instead of in `replay`.
     fn announce_loss(&mut self, log: &Log, progress: &Progress, replay: &Replay) -> bool {
         let reason = match self.too_slow {
             true => GapReason::TooSlow,
@@ -195,8 +199,9 @@ impl CatchUp {
         let goes_on = replay.goes_on_after();
         let gap = |goes_on| Entry::gap(Some(progress.cursor), goes_on, reason);
         self.gaps += 1;
-        // History is trimmed faster than it can be read, so the next page would begin with a gap,
-        // too, and so on for ever. The ring goes on instead, behind this page if that reaches it.
+        // The broker trims history faster than the listener can read it. So the next page would
+        // begin with a gap again, and so on for ever. The listener continues in the ring instead,
+        // behind this page if the page reaches the ring.
         let ring = match self.gaps > PATIENT_GAPS {
             true => log.begin_behind(goes_on),
             false => None,
@@ -216,7 +221,7 @@ impl CatchUp {
         true
     }
 
-    /// Has events wait to be sent: all of them, or the newest of each key, as the rule says.
+    /// Queues events to be sent: all of them, or the newest of each key, as the rule says.
     fn wait_for(&mut self, log: &Log, events: impl Iterator<Item = Arc<Event>>) {
         let entries: Vec<_> = events.map(Entry::event).collect();
         match log.rule.delivery {
@@ -226,7 +231,7 @@ impl CatchUp {
     }
 }
 
-/// Of what waits, only the newest of each key, and what has none.
+/// Keeps the newest event of each key, the end, and every entry that is not an event.
 fn newest_of_each_key(entries: impl IntoIterator<Item = Arc<Entry>, IntoIter: DoubleEndedIterator>) -> VecDeque<Arc<Entry>> {
     let mut newer_keys = HashSet::new();
     let mut newest = VecDeque::new();
@@ -242,7 +247,8 @@ fn newest_of_each_key(entries: impl IntoIterator<Item = Arc<Entry>, IntoIter: Do
     newest
 }
 
-/// Reads the page after `after`, however long the broker is away: the listener stays connected.
+/// Reads the page after `after`. It waits however long the broker is away: the listener stays
+/// connected.
 async fn fetch_page(logs: Arc<Logs>, name: ChannelName, after: Position, pause: Duration) -> Arc<Replay> {
     if pause > Duration::ZERO {
         sleep(logs.backbone.jitter.spread(pause)).await;

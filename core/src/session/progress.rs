@@ -1,26 +1,27 @@
-//! How far a listener has come in its channel.
+//! This module records how far a listener has come in its channel.
 
 use crate::event::Position;
 use crate::log::Entry;
 
-/// Where a listener stands.
+/// Progress is the place where a listener stands in its channel.
 ///
-/// In the order of its fields, like the subscription that holds it.
+/// The fields keep their order in memory, like those of the subscription that holds this type.
 #[derive(Debug, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct Progress {
-    /// What the listener holds.
+    /// Holds the position up to which the listener has the events.
     pub(super) cursor: Position,
-    /// What the next event must name as its previous: the cursor, except after a lost tail that the
-    /// listener had seen.
+    /// The next event must name this position as its previous. It is the cursor, except after a
+    /// lost tail that the listener had seen.
     pub(super) expected_previous: Position,
-    /// Events up to here are left out: the listener had them before they were lost, and this node
-    /// may not know that they are.
+    /// Events up to here are left out, because the listener had them before they were lost. This
+    /// node may not know that they are lost.
     skip_through: Position,
 }
 
 impl Progress {
-    /// A listener that holds `cursor`, in a stream that goes on after `expected_previous`.
+    /// Returns the progress of a listener that holds `cursor`, in a stream that continues after
+    /// `expected_previous`.
     pub(super) fn new(cursor: Position, expected_previous: Position) -> Self {
         Self {
             cursor,
@@ -29,12 +30,12 @@ impl Progress {
         }
     }
 
-    /// Whether the listener needs every entry that comes next.
+    /// Returns whether the listener needs every entry that comes next.
     pub(super) fn skips_nothing(&self) -> bool {
         self.skip_through == Position::ZERO
     }
 
-    /// Moves behind `entry`. False: it is left out, because it is hidden, or because the listener
+    /// Moves behind `entry`. Returns false if the entry is left out: it is hidden, or the listener
     /// had it before.
     pub(super) fn advance(&mut self, entry: &Entry) -> bool {
         self.expected_previous = entry.expected_previous();
@@ -46,11 +47,11 @@ impl Progress {
         true
     }
 
-    /// Behind a gap that went back: leaves out the events up to the cursor. `head` is the newest
+    /// Leaves out the events up to the cursor, behind a gap that went back. `head` is the newest
     /// position that the log of this node has.
     ///
-    /// What is published from now on may stand before a cursor that is ahead of the clock, so only
-    /// what this node holds already is left out then.
+    /// An event that is published from now on may stand before a cursor that is ahead of the clock.
+    /// So then this function leaves out only the events that this node already holds.
     pub(super) fn skip_what_was_lost(&mut self, head: impl FnOnce() -> Position) {
         if self.cursor > self.expected_previous {
             self.skip_through = match self.cursor > Position::now() {
