@@ -1,4 +1,5 @@
-//! The origin check of every request, and the CORS headers of the origins that are allowed.
+//! This module checks the origin of every request, and adds the CORS headers of the allowed
+//! origins.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,9 +18,9 @@ use http::{Method, StatusCode};
 
 use crate::request::{ClientScheme, Options, Origin, check_host, refusal_response};
 
-/// The headers that Airwave reads, and those that the page wants to send beside them. A page whose
-/// origin is allowed may be instrumented (`traceparent`), and what Airwave does not read changes
-/// nothing.
+/// Returns the headers that Airwave reads, and those that the page wants to send beside them. A
+/// page whose origin is allowed may be instrumented (`traceparent`). A header that Airwave does not
+/// read changes nothing.
 fn allowed_headers(asked: Option<&HeaderValue>) -> HeaderValue {
     const READ: &str = "authorization, content-type, idempotency-key, last-event-id";
     asked
@@ -28,8 +29,8 @@ fn allowed_headers(asked: Option<&HeaderValue>) -> HeaderValue {
         .unwrap_or_else(|| HeaderValue::from_static(READ))
 }
 
-/// One host in each request (RFC 9112, section 3.2), same origin by default, on every route and
-/// every transport; CORS headers for the origins that are allowed.
+/// Requires one host in each request (RFC 9112, section 3.2) and, by default, the same origin. It
+/// does so on every route and every transport, and adds the CORS headers of the allowed origins.
 pub(crate) async fn guard_origin(State((hub, options)): State<(Hub, Arc<Options>)>, request: Request, next: Next) -> Response {
     if let Err(refusal) = check_host(request.version(), request.uri(), request.headers()) {
         hub.metrics().refused(refusal.code);
@@ -59,7 +60,7 @@ pub(crate) async fn guard_origin(State((hub, options)): State<(Hub, Arc<Options>
     response
 }
 
-/// Answers a preflight with what a page may send.
+/// Answers a preflight with the methods and headers that a page may send.
 fn preflight_response(asked: Option<&HeaderValue>) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
@@ -80,7 +81,7 @@ fn allow(headers: &mut HeaderMap, origin: Origin, preflight: bool) {
         Origin::Allowed(origin) => {
             headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
             headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-            // One header, as some caches read the first alone.
+            // The response has one such header, because some caches read only the first.
             let vary = match preflight {
                 true => "origin, access-control-request-headers",
                 false => "origin",

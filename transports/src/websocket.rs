@@ -1,9 +1,9 @@
-//! WebSocket (RFC 6455): client and server converse.
+//! A WebSocket (RFC 6455) carries messages in both directions between client and server.
 //!
-//! tungstenite reads: it unmasks, puts fragments together, checks UTF-8 and answers pings and
-//! closes. It writes nothing to the socket itself, but into `Tap::replies`; events are whole
-//! frames, encoded once and shared, and go to the socket as they are. So frames never mix, a
-//! connection needs no write buffer of its own, and everything that waits goes out in one write.
+//! tungstenite reads: it unmasks, joins fragments, checks UTF-8, and answers pings and closes. It
+//! writes nothing to the socket itself, but into `Tap::replies`. Events are whole frames, encoded
+//! once and shared, and go to the socket unchanged. So frames never mix, a connection needs no
+//! write buffer of its own, and all waiting frames go out in one write.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -52,43 +52,43 @@ use crate::request::{
 use crate::socket::{Detach, DetachedSocket, Outgoing, Socket, Written, poll_gone, spawn};
 use crate::transport::{ChannelRequest, Transport};
 
-/// tungstenite zero-fills this much before every read (snapview/tungstenite-rs#480), so it is
-/// small.
+/// tungstenite fills this many bytes with zeros before every read (snapview/tungstenite-rs#480), so
+/// the buffer is small.
 const READ_BUFFER: usize = 1024;
-/// A message may come in so many pieces.
+/// Bounds the pieces in which a message may come.
 const MAX_FRAGMENTS: u32 = 128;
-/// Answers to pings that wait for a client that does not read; beyond this it is not read from
-/// either.
+/// Bounds the answers to pings that wait for a client that does not read, in bytes. Beyond this the
+/// server does not read from the client either.
 const MAX_REPLIES: usize = 4096;
-/// So many frames wait behind a command that is being carried out, and so many bytes of them.
-/// Beyond this the client is not read from.
+/// Bounds the frames that wait behind a running command, by their number and their bytes. Beyond
+/// this the server does not read from the client.
 const MAX_WAITING: usize = 128;
 const MAX_WAITING_BYTES: usize = 64 << 10;
-/// Base64, names and punctuation around the payload of a message.
+/// Allows for base64, names and punctuation around the payload of a message.
 const FRAME_OVERHEAD: usize = 2048;
-/// How long a message may take from its first byte to its last, as the body of a POST may. Pings in
-/// between do not renew it.
+/// Bounds the time of a message from its first byte to its last, as for the body of a POST. Pings
+/// in between do not renew it.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long we wait for the other end to close, after we did.
+/// The server waits this long for the client to close, after it has closed its own side.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
-/// JSON numbers beyond this are not exact in JavaScript.
+/// JavaScript does not hold JSON numbers beyond this exactly.
 const MAX_ID: u64 = (1 << 53) - 1;
-/// The one subprotocol, chosen where it is offered. A browser that shows a token must offer it,
-/// because a token is no protocol that could be chosen.
+/// The server chooses this one subprotocol where the client offers it. A browser that shows a token
+/// must offer it, because a token is no protocol that the server could choose.
 const PROTOCOL: &str = "airwave";
-/// The `id` of a binary message whose client wants no reply.
+/// A binary message has this `id` if its client wants no reply.
 const NO_ID: u64 = u64::MAX;
 
-/// The WebSocket transport: `GET /socket`, and `GET /channels/{name}` with an upgrade.
+/// The WebSocket transport serves `GET /socket`, and `GET /channels/{name}` with an upgrade.
 pub struct WebSocket {
     format: FormatHandle,
 }
 
 impl WebSocket {
-    /// Registers its format with the hub.
+    /// Registers the transport's format with the hub.
     ///
     /// # Errors
-    /// Those of [`Hub::register_format`].
+    /// Fails with the errors of [`Hub::register_format`].
     pub fn new(hub: &Hub) -> Result<Self, FormatError> {
         Ok(Self {
             format: hub.register_format(Arc::new(Frames))?,
@@ -109,8 +109,8 @@ impl Transport for WebSocket {
     }
 
     fn wants(&self, request: &Parts) -> bool {
-        // Only a WebSocket client sends such a key. Without the two headers, a proxy has dropped
-        // them.
+        // Only a WebSocket client sends such a key. If the two headers are missing, a proxy has
+        // dropped them.
         asks_for_websocket(request) || request.headers.contains_key(SEC_WEBSOCKET_KEY)
     }
 
@@ -139,7 +139,8 @@ fn header_has(parts: &Parts, name: &http::HeaderName, word: &str) -> bool {
         .any(|value| value.split(',').any(|token| token.trim().eq_ignore_ascii_case(word)))
 }
 
-/// RFC 6455, section 4.2.1, or over HTTP/2 RFC 8441, section 4.
+/// Returns whether the request asks for a WebSocket, by RFC 6455, section 4.2.1, or over HTTP/2 by
+/// RFC 8441, section 4.
 fn asks_for_websocket(parts: &Parts) -> bool {
     over_http2(parts) || (header_has(parts, &UPGRADE, "websocket") && header_has(parts, &CONNECTION, "upgrade"))
 }
@@ -152,7 +153,7 @@ fn over_http2(parts: &Parts) -> bool {
             .is_some_and(|protocol| protocol.as_str() == "websocket")
 }
 
-/// A handshake that is refused before there is a WebSocket.
+/// The server refuses a malformed handshake before there is a WebSocket.
 struct Malformed {
     status: StatusCode,
     text: &'static str,
@@ -212,7 +213,7 @@ fn handshake(parts: &Parts) -> Result<Response, Malformed> {
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
-    // RFC 6455, section 4.2.2: only what was offered may be chosen.
+    // The server may choose only an offered protocol (RFC 6455, section 4.2.2).
     if header_has(parts, &SEC_WEBSOCKET_PROTOCOL, PROTOCOL) {
         let protocol = HeaderValue::from_static(PROTOCOL);
         response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, protocol);
@@ -220,8 +221,8 @@ fn handshake(parts: &Parts) -> Result<Response, Malformed> {
     Ok(response)
 }
 
-/// RFC 6455, section 4.2.1: the key is sixteen bytes in base64, which are 24 characters with two of
-/// padding.
+/// Returns the answer to the handshake's key. The key is sixteen bytes in base64 (RFC 6455, section
+/// 4.2.1). These are 24 characters, two of which are padding.
 fn accept_key(parts: &Parts) -> Result<HeaderValue, Malformed> {
     let key = parts.headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
     let base64 = |key: &&[u8]| {
@@ -260,7 +261,7 @@ async fn serve(hub: &Hub, format: &FormatHandle, mut parts: Parts, channel: Opti
     response
 }
 
-/// Takes the client in, and subscribes it to the channel whose URL it came to.
+/// Connects the client, and subscribes it to the channel of the URL that it requested.
 async fn begin(
     hub: &Hub,
     format: &FormatHandle,
@@ -286,7 +287,7 @@ async fn begin(
     Ok(session)
 }
 
-/// A WebSocket whose handshake is being answered.
+/// The server is still answering the handshake of this WebSocket.
 struct Begun {
     hub: Hub,
     session: Result<Session, Refusal>,
@@ -294,12 +295,12 @@ struct Begun {
     path: String,
 }
 
-/// Tells a client why it is refused, and lets it go.
+/// This future sends a client the reason for its refusal, and closes the connection.
 type Refused = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Begun {
-    /// Runs the conversation once the response is written: on the socket that [`Detach`] takes back
-    /// from hyper, or else on what hyper's upgrade gives.
+    /// Runs the WebSocket once the response is written. It runs on the socket that [`Detach`] takes
+    /// back from hyper, or else on the result of hyper's upgrade.
     fn attach(self, response: &mut Response, upgrade: OnUpgrade) {
         let unclaimed = Arc::new(Mutex::new(Some(self)));
         let take = {
@@ -325,11 +326,12 @@ impl Begun {
         tokio::spawn(async move {
             let upgraded = upgrade.await;
             let begun = unclaimed.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // Nothing is left if the socket was taken back; then there was no upgrade in hyper's
+            // The slot is empty if the socket was taken back. Then there was no upgrade in hyper's
             // sense.
             if let (Ok(upgraded), Some(begun)) = (upgraded, begun) {
                 match begun.task(TokioIo::new(upgraded), Bytes::new(), Bytes::new()) {
-                    // Boxed: this future must not keep room for it as long as the handshake lasts.
+                    // The task is boxed, so that this future keeps no room for it during the
+                    // handshake.
                     Ok(task) => Box::pin(task).await,
                     Err(refused) => refused.await,
                 }
@@ -337,8 +339,8 @@ impl Begun {
         });
     }
 
-    /// `read`: what came after the handshake already; `head`: what is to be written before anything
-    /// else.
+    /// Creates the WebSocket's task, or the future that refuses the client. `read` holds the bytes
+    /// that came after the handshake. `head` is written before anything else.
     fn task<S>(self, socket: S, read: Bytes, head: Bytes) -> Result<WebSocketTask<S>, Refused>
     where
         S: Socket + Send + 'static,
@@ -368,7 +370,7 @@ impl Begun {
     }
 }
 
-/// Says why in a frame, closes, and lets the client go.
+/// Sends the reason in a frame, closes, and waits for the client to close.
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, head: Bytes, refusal: &Refusal, url: &str) {
     use tokio::io::AsyncWriteExt;
     let notice = Notice::Refused {
@@ -386,46 +388,47 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, head: Bytes, r
             std::future::poll_fn(|cx| poll_gone(&mut socket, cx)).await;
         }
     };
-    // A client that neither reads nor closes is simply cut.
+    // The server cuts off a client that neither reads nor closes.
     let _ = tokio::time::timeout(CLOSE_WAIT, close_wait).await;
 }
 
-/// One client's WebSocket, until either side is done.
+/// This task serves one client's WebSocket until either side is done.
 ///
-/// In the order of its fields: what every event needs stands together, like in [`Session`].
+/// The fields keep their order in memory: those that every event needs stand together, as in
+/// [`Session`].
 #[repr(C)]
 struct WebSocketTask<S> {
     out: Outgoing,
-    /// Nothing more is said after this has been written.
+    /// Says whether the server sends nothing more after the pending output.
     closing: bool,
-    /// The client takes several frames as one (`?batch=true`).
+    /// Says whether the client accepts several frames as one (`?batch=true`).
     batches: bool,
-    /// The command that is being carried out; events go on.
+    /// Holds the running command. Events continue beside it.
     command: Option<Running>,
-    /// What came behind it.
+    /// Holds the frames that came behind it.
     waiting: Option<Box<WaitingFrames>>,
-    /// While a message or a frame is unfinished: how long the rest may take.
+    /// Bounds the time for the rest of a message or frame, while one is unfinished.
     unfinished: Option<Pin<Box<Sleep>>>,
     session: Session,
     websocket: WebSocketStream<Tap<S>>,
-    /// Set once everything is written: how long we wait for the other end.
+    /// Bounds the wait for the client to close. The task sets it once everything is written.
     close_wait: Option<Pin<Box<Sleep>>>,
-    /// What stands before `/channels/` in this server's URLs, as the client sees them.
+    /// Holds the part before `/channels/` in this server's URLs, as the client sees them.
     prefix: Box<str>,
     hub: Hub,
 }
 
-/// Frames that came while a command was being carried out, and are read when it is done. Pings and
-/// closes do not wait.
+/// These frames came during a running command, and are read when it is done. Pings and closes do
+/// not wait.
 #[derive(Default)]
 struct WaitingFrames {
     frames: VecDeque<Frame>,
     bytes: usize,
-    /// So many of them waited behind a command that the broker did not answer, and have no more
-    /// than this left.
+    /// Counts the frames that waited behind a command that the broker did not answer. Each begins
+    /// with at most `left`.
     shares: usize,
     left: Patience,
-    /// Of the command that begins now.
+    /// Holds the time that the command has that begins now.
     begins_with: Patience,
 }
 
@@ -463,11 +466,11 @@ impl Frame {
     }
 }
 
-/// A command that is carried out, and how much of its time for the broker it leaves to those behind
+/// A running command returns its result, and the time for the broker that it leaves to those behind
 /// it.
 type Running = Pin<Box<dyn Future<Output = (Done, Patience)> + Send>>;
 
-/// What became of a command.
+/// A command ends in one of these results.
 enum Done {
     Subscribed {
         id: Option<u64>,
@@ -481,7 +484,7 @@ enum Done {
     },
 }
 
-/// Reads a message. A client that has begun one gets a time to finish it.
+/// Reads a message. A client that has begun one has a limited time to finish it.
 #[inline(never)]
 fn next_message<S: Socket>(
     websocket: &mut WebSocketStream<Tap<S>>,
@@ -499,13 +502,13 @@ fn next_message<S: Socket>(
     message
 }
 
-/// What is still to be read of a frame that is not a [`Command`].
+/// The server reads only the number of a frame that is not a [`Command`].
 #[derive(Deserialize)]
 struct Numbered {
     id: Option<u64>,
 }
 
-/// A client's JSON frame.
+/// A client sends its commands as JSON frames.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Command<'a> {
@@ -531,10 +534,11 @@ struct Command<'a> {
 }
 
 impl<S: Socket> WebSocketTask<S> {
-    /// `None` cannot happen: making a WebSocket without a handshake waits for nothing.
+    /// Creates the task. The result is never `None`: making a WebSocket without a handshake waits
+    /// for nothing.
     fn new(hub: &Hub, session: Session, socket: S, first: Bytes, head: Bytes, prefix: Box<str>) -> Option<Self> {
         let limits = hub.limits();
-        // Base64 takes a third more than what it stands for.
+        // Base64 needs a third more bytes than its payload.
         let largest = limits.message_bytes.saturating_mul(2).saturating_add(FRAME_OVERHEAD);
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
@@ -579,7 +583,7 @@ impl<S: Socket> WebSocketTask<S> {
         self.closing = true;
     }
 
-    /// What tungstenite wants written: answers to pings and closes.
+    /// Takes the output of tungstenite: answers to pings and closes.
     fn take_replies(&mut self) {
         let replies = &mut self.websocket.get_mut().replies;
         if !replies.is_empty() {
@@ -601,15 +605,15 @@ impl<S: Socket> WebSocketTask<S> {
         });
     }
 
-    /// Ready(false): the connection is over.
+    /// Reads a message of the client. Returns `Ready(false)` if the connection is over.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if self.websocket.get_ref().replies.len() > MAX_REPLIES {
             return Poll::Pending;
         }
         let (websocket, unfinished) = (&mut self.websocket, &mut self.unfinished);
         let next = |cx: &mut Context<'_>| next_message(websocket, unfinished, cx);
-        // Functions of their own handle messages: an event that goes out passes here twice, and
-        // mostly no message came.
+        // Separate functions handle messages. An event that goes out passes here twice, and mostly
+        // no message came.
         match self.session.poll_readable(cx, next) {
             Poll::Ready(message) => Poll::Ready(self.read(message, cx)),
             Poll::Pending if self.unfinished.is_some() => self.poll_unfinished(cx),
@@ -617,7 +621,8 @@ impl<S: Socket> WebSocketTask<S> {
         }
     }
 
-    /// Ready: the client has not finished a message for too long, and is told so.
+    /// Returns `Ready` if the client has not finished a message for too long, and closes with that
+    /// reason.
     #[inline(never)]
     fn poll_unfinished(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if let Some(unfinished) = &mut self.unfinished {
@@ -631,7 +636,7 @@ impl<S: Socket> WebSocketTask<S> {
         Poll::Pending
     }
 
-    /// Does what a frame asks for. False: the conversation is over.
+    /// Carries out the request of a frame. Returns false if the connection is over.
     #[inline(never)]
     fn read(&mut self, message: Option<Result<tungstenite::Message, tungstenite::Error>>, cx: &mut Context<'_>) -> bool {
         // A ping in the middle of a message does not give it more time.
@@ -650,15 +655,15 @@ impl<S: Socket> WebSocketTask<S> {
                 _ => self.waiting.get_or_insert_default().push(Frame::Text(text.as_str().into())),
             },
             Some(Ok(tungstenite::Message::Binary(frame))) => {
-                // A copy: a piece of the reader's buffer would keep all of it.
+                // The frame is a copy, because a piece of the reader's buffer would keep all of it.
                 let frame = Frame::Binary(Bytes::copy_from_slice(&frame));
                 self.waiting.get_or_insert_default().push(frame);
             }
             // tungstenite has put the answer into `replies`.
             Some(Ok(tungstenite::Message::Ping(_) | tungstenite::Message::Pong(_) | tungstenite::Message::Frame(_))) => {}
             Some(Ok(tungstenite::Message::Close(_))) => {
-                // Unlike a pong, the answer to a close comes out only with the next call, and
-                // nothing is read any more.
+                // Unlike a pong, the answer to a close comes out only with the next call, and the
+                // task reads nothing any more.
                 let _ = Pin::new(&mut self.websocket).poll_flush(cx);
                 self.closing = true;
             }
@@ -668,7 +673,7 @@ impl<S: Socket> WebSocketTask<S> {
         true
     }
 
-    /// Says what the client did wrong, if it still can hear it.
+    /// Sends the client the reason for closing, if the connection can still carry it.
     fn fault(&mut self, error: &tungstenite::Error) -> bool {
         use tungstenite::error::CapacityError;
         let watch = &self.websocket.get_ref().watch;
@@ -678,8 +683,8 @@ impl<S: Socket> WebSocketTask<S> {
             tungstenite::Error::Capacity(CapacityError::MessageTooLong { .. }) => {
                 (Code::TooLarge.close_code(), "message too large")
             }
-            // RFC 6455, section 7.4.1: 1007 is text that is not UTF-8, 1002 any other breach of the
-            // protocol.
+            // Code 1007 means text that is not UTF-8, and 1002 any other breach of the protocol
+            // (RFC 6455, section 7.4.1).
             tungstenite::Error::Utf8(_) => (1007, "text is not UTF-8"),
             tungstenite::Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => return false,
             tungstenite::Error::Protocol(_) | tungstenite::Error::Capacity(_) => (1002, "protocol error"),
@@ -701,8 +706,8 @@ impl<S: Socket> WebSocketTask<S> {
                 }
             }
             Err(refusal) => {
-                // A client waits for the answer to its number, whatever else is wrong with the
-                // frame.
+                // A client waits for the answer to its number, even if the rest of the frame is
+                // wrong.
                 let numbered = serde_json::from_slice::<Numbered>(envelope::without_bom(text.as_bytes())).ok();
                 let id = numbered.and_then(|frame| frame.id).filter(|id| *id <= MAX_ID);
                 self.refuse(id, None, &refusal);
@@ -796,14 +801,15 @@ impl<S: Socket> WebSocketTask<S> {
         }));
     }
 
-    /// Whether another frame may be read: while a command is being carried out, only so many wait.
+    /// Returns whether the task may read another frame: only a bounded number waits behind a
+    /// running command.
     fn has_room(&self) -> bool {
         let has_room = |waiting: &WaitingFrames| waiting.frames.len() < MAX_WAITING && waiting.bytes < MAX_WAITING_BYTES;
         self.command.is_none() || self.waiting.as_deref().is_none_or(has_room)
     }
 
-    /// Goes on with the command, and with those that wait behind it. Ready: something was done, so
-    /// there may be something to write.
+    /// Continues the command and those that wait behind it. Returns `Ready` if one made progress,
+    /// so that there may be output.
     fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.command {
             Some(_) => self.go_on_with_command(cx),
@@ -819,7 +825,7 @@ impl<S: Socket> WebSocketTask<S> {
         let (done, left) = ready!(command.as_mut().poll(cx));
         self.command = None;
         if let Some(waiting) = &mut self.waiting {
-            // Their times do not add up.
+            // The waiting frames share one time, so that their times do not add up.
             (waiting.shares, waiting.left) = (if left.is_whole() { 0 } else { waiting.frames.len() }, left);
         }
         self.done(done);
@@ -867,7 +873,7 @@ impl<S: Socket> WebSocketTask<S> {
         }
     }
 
-    /// Writes, reads and takes turns until there is nothing to do.
+    /// Writes, reads and takes turns until no work is left.
     fn go_on(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.take_replies();
@@ -894,8 +900,8 @@ impl<S: Socket> WebSocketTask<S> {
                 Turn::Frames if self.batches => gather(&mut self.out.pieces),
                 Turn::Frames => {}
                 Turn::Closed(CloseReason::Drain { .. }) if self.command.is_some() => {
-                    // What is under way finishes and is answered first, unless the grace time is
-                    // over before (P11).
+                    // The running command finishes and is answered first, unless the grace time
+                    // ends before (P11).
                     if self.out.pieces.is_empty() {
                         return self.session.poll_cut(cx).map(|_| ());
                     }
@@ -906,21 +912,22 @@ impl<S: Socket> WebSocketTask<S> {
                     CloseReason::TooSlow => self.close(4408, "too-slow"),
                     CloseReason::Silent => self.close(1001, "nothing was heard for too long"),
                     CloseReason::Ended => self.close(1000, "ended"),
-                    // A reason that core adds has no code of its own: the client comes back.
+                    // A reason that a later core adds has no code of its own: the client comes
+                    // back.
                     _ => self.close(1001, "closed"),
                 },
-                // A turn that this task does not know cannot be served.
+                // This task cannot serve a turn that it does not know.
                 _ => self.close(1001, "closed"),
             }
         }
     }
 
-    /// Reads a message of the client, unless too many wait behind a command. Ready(false): the
-    /// connection is over.
+    /// Reads a message of the client, unless too many wait behind a command. Returns `Ready(false)`
+    /// if the connection is over.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let under_way = self.command.is_some();
         if under_way && (!self.has_room() || self.hub.is_draining()) {
-            // We do not listen meanwhile, so a silence is ours.
+            // The server does not read now, so a silence is its own and not the client's.
             self.session.record_activity();
             return Poll::Pending;
         }
@@ -934,21 +941,21 @@ impl<S: Socket> WebSocketTask<S> {
         }
     }
 
-    /// Waits until the client has closed as well, once everything is written.
+    /// Waits until the client has also closed, once everything is written.
     #[inline(never)]
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let socket = &mut self.websocket.get_mut().socket;
         let close_wait = match &mut self.close_wait {
             Some(close_wait) => close_wait,
             None => {
-                // Closing at once would turn what the client has sent meanwhile into a reset, which
+                // An immediate close would answer the client's data in flight with a reset, which
                 // may overtake our close frame.
                 let _ = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
                 self.close_wait.insert(Box::pin(sleep(CLOSE_WAIT)))
             }
         };
         let over = close_wait.as_mut().poll(cx).is_ready() || poll_gone(socket, cx).is_ready();
-        // The commands that the client sent before it left are carried out.
+        // The task carries out the commands that the client sent before it left.
         while self.poll_command(cx).is_ready() {}
         match over && self.command.is_none() {
             true => Poll::Ready(()),
@@ -968,13 +975,13 @@ impl<S: Socket> Future for WebSocketTask<S> {
     }
 }
 
-/// The socket as tungstenite sees it: reading is watched, writing goes into `replies`.
+/// tungstenite sees the socket through this type: it watches reads, and puts writes into `replies`.
 #[repr(C)]
 struct Tap<S> {
-    // Side by side: every event looks at both.
+    // The two fields stand side by side, because every event reads both.
     socket: S,
     replies: Vec<u8>,
-    /// What hyper had read beyond the handshake.
+    /// Holds the bytes that hyper had read beyond the handshake.
     first: Bytes,
     watch: FrameWatch,
 }
@@ -1009,15 +1016,16 @@ impl<S: Unpin> AsyncWrite for Tap<S> {
     }
 }
 
-/// Counts a client's frames as they come in, below tungstenite, which hides fragments and pings.
+/// The watch counts a client's frames as they come in, below tungstenite, which hides fragments and
+/// pings.
 #[derive(Debug)]
 struct FrameWatch {
-    /// Frames per second, and how many may still come now.
+    /// Holds the allowed frames per second. `tokens` counts how many may still come now.
     rate: f64,
     tokens: f64,
     last: Instant,
-    /// Bytes of the frame's head seen so far (RFC 6455, section 5.2: two, up to eight of length,
-    /// four of mask).
+    /// Holds the bytes of the frame's head that were read so far. A head has two bytes, up to eight
+    /// of length, and four of mask (RFC 6455, section 5.2).
     head: [u8; 14],
     head_len: usize,
     payload_left: u64,
@@ -1059,7 +1067,7 @@ impl FrameWatch {
         Ok(())
     }
 
-    /// Whether a frame or a message has begun and is not finished.
+    /// Returns whether a frame or a message has begun and is not finished.
     fn is_within_a_message(&self) -> bool {
         self.head_len > 0 || self.payload_left > 0 || self.fragments > 0
     }
@@ -1089,7 +1097,7 @@ impl FrameWatch {
         if opcode < 8 && fin {
             self.fragments = 0;
         }
-        // Fragments of one message count as one frame: they have a limit of their own.
+        // The fragments of one message count as one frame, because they have a limit of their own.
         if opcode >= 8 || fin {
             let now = Instant::now();
             self.tokens = (self.tokens + now.duration_since(self.last).as_secs_f64() * self.rate).min(2.0 * self.rate);
@@ -1104,7 +1112,7 @@ impl FrameWatch {
     }
 }
 
-/// The format: whole frames, unmasked as servers send them (RFC 6455, section 5.1).
+/// The format encodes whole frames, unmasked as servers send them (RFC 6455, section 5.1).
 pub struct Frames;
 
 impl Format for Frames {
@@ -1163,7 +1171,7 @@ impl Format for Frames {
                 member_json(member)
             ),
             Notice::Stale => "{\"type\":\"stale\"}".to_owned(),
-            // A ping, which every client answers; scripts cannot see it, so some ask for a frame as
+            // Every client answers this ping. Scripts cannot see it, so some ask for a frame as
             // well.
             Notice::Heartbeat { visible: false } => return Bytes::from_static(&[0x89, 0]),
             Notice::Heartbeat { visible: true } => {
@@ -1171,9 +1179,9 @@ impl Format for Frames {
                 both.extend_from_slice(&text_frame("{\"type\":\"heartbeat\"}"));
                 return both.freeze();
             }
-            // Said by the close frame.
+            // The close frame carries this notice.
             Notice::Drain { .. } => return Bytes::new(),
-            // A notice that core adds has no frame in this protocol.
+            // A notice that a later core adds has no frame in this protocol.
             _ => return Bytes::new(),
         })
     }
@@ -1206,7 +1214,7 @@ fn text_frame(text: &str) -> Bytes {
     frame(0x1, text.as_bytes())
 }
 
-/// RFC 6455, section 5.2: one whole, final frame without a mask.
+/// Encodes one whole, final frame without a mask (RFC 6455, section 5.2).
 fn frame(opcode: u8, payload: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(10 + payload.len());
     frame.extend_from_slice(&[0x80 | opcode]);
@@ -1225,7 +1233,7 @@ fn frame(opcode: u8, payload: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// `?batch=true`: the client takes a text frame that is an array of frames.
+/// Returns whether the client accepts a text frame that is an array of frames (`?batch=true`).
 fn wants_batches(parts: &Parts) -> Result<bool, Refusal> {
     match query_value(parts, "batch")?.as_deref() {
         None | Some("false") => Ok(false),
@@ -1236,9 +1244,8 @@ fn wants_batches(parts: &Parts) -> Result<bool, Refusal> {
 
 /// Makes one text frame, a JSON array, of each run of text frames, in their order.
 ///
-/// A browser spends more on a frame than on what is in it: a replay of 50,000 events took it
-/// seconds.
-/// It holds what one turn of the session gives, which has a bound of its own.
+/// A browser spends more time on a frame than on its content: a replay of 50,000 events took it
+/// seconds. The array holds the frames of one turn of the session, which has a bound of its own.
 fn gather(pieces: &mut Vec<Bytes>) {
     let mut from = 0;
     while from < pieces.len() {
@@ -1258,7 +1265,7 @@ fn gather(pieces: &mut Vec<Bytes>) {
     }
 }
 
-/// The texts of a piece that is made of whole text frames alone; `None` for any other.
+/// Returns the texts of a piece that consists of whole text frames, or `None` for any other piece.
 fn texts_of(piece: &[u8]) -> Option<Vec<&str>> {
     let mut texts = Vec::new();
     let mut rest = piece;
@@ -1282,7 +1289,8 @@ fn texts_of(piece: &[u8]) -> Option<Vec<&str>> {
     (rest.is_empty() && !texts.is_empty()).then_some(texts)
 }
 
-/// RFC 6455, section 5.5.1: a control frame holds at most 125 bytes, two of which are the code.
+/// Encodes a close frame. A control frame holds at most 125 bytes, two of which are the code (RFC
+/// 6455, section 5.5.1).
 fn close_frame(code: u16, reason: &str) -> Bytes {
     let mut payload = code.to_be_bytes().to_vec();
     payload.extend_from_slice(&reason.as_bytes()[..reason.len().min(123)]);
@@ -1294,8 +1302,8 @@ mod tests {
     use super::*;
     use tokio::net::TcpStream;
 
-    /// What each of ten thousand idle WebSockets costs beside its kernel buffers, one subscription
-    /// included. The test fails when a change makes it grow.
+    /// Each of ten thousand idle WebSockets costs this much beside its kernel buffers, one
+    /// subscription included. The test fails when a change makes it grow.
     #[test]
     fn the_task_of_a_websocket_is_small() {
         let size = size_of::<WebSocketTask<TcpStream>>();
@@ -1338,8 +1346,8 @@ mod tests {
         assert_eq!(pieces, [text_frame("1"), both, text_frame("2")]);
     }
 
-    /// Half a head, a payload that drips, and a message whose last fragment never comes, with pings
-    /// in between.
+    /// The clients send half a head, a payload that drips, and a message whose last fragment never
+    /// comes. A client whose last fragment never comes sends pings in between.
     #[tokio::test(start_paused = true)]
     async fn a_message_that_is_never_finished_is_given_up() {
         use airwave_core::{ConnectRequest, Rule, Rules};

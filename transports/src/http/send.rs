@@ -1,4 +1,4 @@
-//! `POST /channels/{name}`: a client's message.
+//! `POST /channels/{name}` sends a client's message.
 
 use airwave_core::rule::TransportName;
 use airwave_core::{ChannelName, Hub, Refusal};
@@ -14,8 +14,8 @@ use crate::request::{check_query, connect_request, json_response};
 pub(crate) async fn send(hub: &Hub, channel: ChannelName, parts: &mut Parts, body: Body) -> Result<Response, Refusal> {
     check_query(hub, parts, &[])?;
     let limit = hub.limits().message_bytes;
-    // Base64 and names take room of their own; the message itself is measured again once it has
-    // been read.
+    // Base64 and names need additional room. The message itself is measured again once it has been
+    // read.
     let body = json_body(&parts.headers, body, limit * 2).await?;
     let message = envelope::read_sent(&body)?;
     let key = idempotency_key(&parts.headers)?;
