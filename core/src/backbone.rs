@@ -1,7 +1,7 @@
-//! What every part of a node shares, and its calls of the broker.
+//! This module holds what all parts of a node share, and makes the node's calls of the broker.
 //!
-//! Each call has the time that `limits.broker_timeout` gives it, is counted, and fails with an
-//! error as clients see it.
+//! The node counts each call and gives it the time `limits.broker_timeout`. A call that fails gives
+//! an error as clients see it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::refusal::{Code, Refusal};
 use crate::rule::{Limits, Params, Rule, Rules};
 use crate::warnings::Warnings;
 
-/// What every part of a node shares: the broker, the rules, the limits, the figures.
+/// Holds what all parts of a node share: the broker, the rules, the limits, the metrics.
 pub(crate) struct Backbone {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) rules: Rules,
@@ -31,17 +31,17 @@ pub(crate) struct Backbone {
     pub(crate) outage: Outage,
     pub(crate) unanswered: Unanswered,
     pub(crate) turns: HealTurns,
-    /// What later versions have stored.
+    /// Records what later versions have stored.
     pub(crate) newer: Newer,
-    /// Idempotency keys that this node has used, by channel.
+    /// Counts the idempotency keys that this node has used, by channel.
     pub(crate) keys: KeyCounts<ChannelName>,
     pub(crate) warnings: Warnings,
-    /// Where there is a directory and a rule that asks for it.
+    /// Exists if the node has a directory and a rule that asks for presence.
     pub(crate) presence: Option<Arc<Presence>>,
 }
 
 impl Backbone {
-    /// The rule of a channel, and what the parameters of its pattern stand for.
+    /// Returns the rule of a channel, and the values of the parameters of its pattern.
     pub(crate) fn rule(&self, name: &ChannelName) -> Result<(Arc<Rule>, Params), Refusal> {
         self.rules.find(name).ok_or_else(|| {
             Refusal::new(
@@ -51,8 +51,8 @@ impl Backbone {
         })
     }
 
-    /// What a client is told of a broker's error. Details of an outage are for the operator, who
-    /// finds them in the log.
+    /// Returns the refusal that a client receives for a broker's error. Details of an outage are
+    /// for the operator, who finds them in the log.
     pub(crate) fn refusal(&self, error: &BrokerError) -> Refusal {
         match error.kind {
             BrokerErrorKind::Unavailable => {
@@ -68,13 +68,14 @@ impl Backbone {
         }
     }
 
-    /// Publishes within the broker's time. `rule`: where the figures of the channel's rule stand.
+    /// Publishes within the broker's time. `rule` is the index of the rule's metrics.
     pub(crate) async fn publish(&self, channel: &ChannelName, rule: usize, mut append: Append) -> Result<Published, Refusal> {
         if append.message.is_hidden() {
             self.metrics.publish_error(Code::BadRequest);
             return Err(EventName::reserved().into());
         }
-        // A handler may publish again what it has read, and sees none of them.
+        // A handler may publish again what it has read. It sees no reserved attribute, so it sends
+        // none.
         append.message.attributes = std::mem::take(&mut append.message.attributes).without_reserved();
         let weight = append.message.weight();
         let events = 1 + u64::from(append.end_behind().is_some());
@@ -118,7 +119,7 @@ impl Backbone {
         }
     }
 
-    /// Presence of a channel with this rule.
+    /// Returns the presence of a channel that follows this rule.
     ///
     /// # Errors
     /// `bad-request`: there is none.
@@ -168,7 +169,7 @@ impl Backbone {
         replay.events.iter().for_each(|event| self.newer.look(&event.message));
     }
 
-    /// A page without a hole, from a broker that may have been overtaken while it read.
+    /// Returns a page without a hole. Publishers may have overtaken the broker while it read.
     async fn page(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError> {
         for pause in TORN_PAUSES {
             let replay = self.broker.replay(channel, after, limit).await?;
@@ -186,7 +187,8 @@ impl Backbone {
     }
 }
 
-/// How long to wait before a page with a hole is read again. As many tries as there are pauses.
+/// Each pause passes before the node reads a page with a hole again. There are as many tries as
+/// pauses.
 const TORN_PAUSES: [Duration; 4] = [
     Duration::ZERO,
     Duration::from_millis(10),
@@ -194,7 +196,7 @@ const TORN_PAUSES: [Duration; 4] = [
     Duration::from_millis(40),
 ];
 
-/// The broker gives no page without a hole.
+/// Returns the error for a broker that gives no page without a hole.
 pub(crate) fn torn() -> BrokerError {
     BrokerError::unavailable("events are missing in the page of history that the broker gives, again and again")
 }

@@ -1,5 +1,5 @@
-//! The handle that applications publish with. It stands on the broker alone: publishing needs no
-//! listener and no open log.
+//! This module holds the handle that applications publish with. The handle needs the broker alone:
+//! publishing needs no listener and no open log.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -15,24 +15,25 @@ use crate::publish::Publish;
 use crate::refusal::Refusal;
 use crate::rule::{Params, Rule};
 
-/// A channel, as an application holds it: publish, end, history. Cheap to clone.
+/// An application publishes to a channel, ends it and reads its history through this handle. A
+/// clone is cheap.
 #[derive(Clone)]
 pub struct Channel {
     backbone: Arc<Backbone>,
     name: ChannelName,
     rule: Arc<Rule>,
-    /// Where the rule's figures stand.
+    /// Holds the index of the rule's metrics.
     figures: usize,
     params: Params,
-    /// Set where a client's message brought a key: what the handler publishes through this handle
+    /// Is set if a client's message brought a key. What the handler publishes through this handle
     /// is then repeatable.
     key: Option<Arc<ClientKey>>,
 }
 
-/// The key of a client's message, for all that its handler publishes.
+/// Carries the key of a client's message for everything that its handler publishes.
 struct ClientKey {
     user: Option<Arc<str>>,
-    /// Of a client without a user.
+    /// Holds the source of the key for a client without a user.
     connection: KeySource<'static>,
     key: IdempotencyKey,
     fingerprint: Fingerprint,
@@ -40,7 +41,7 @@ struct ClientKey {
 }
 
 impl Channel {
-    /// The channel of that name on this node.
+    /// Finds the channel of that name on this node.
     ///
     /// # Errors
     /// `bad-request`: not a name; `unknown-channel`: no rule matches.
@@ -61,8 +62,8 @@ impl Channel {
         }
     }
 
-    /// The same for the handler of a client's `message` that came with a key. `connection`: the
-    /// key's source if there is no `user`.
+    /// Returns the same handle for the handler of a client's `message` that came with a key.
+    /// `connection` is the key's source if there is no `user`.
     pub(crate) fn with_key(
         mut self,
         key: Option<IdempotencyKey>,
@@ -82,12 +83,12 @@ impl Channel {
         self
     }
 
-    /// The channel called `name` on the same node: the way from a handler to all other channels. No
-    /// handler is asked.
+    /// Returns the channel called `name` on the same node. A handler reaches all other channels
+    /// this way. The node calls no handler for it.
     ///
-    /// In [`Handler::message`](crate::Handler::message) it continues the message's idempotency key:
-    /// when a client repeats the message, what the handler published to any channel is not
-    /// published again.
+    /// In [`Handler::message`](crate::Handler::message) the channel continues the message's
+    /// idempotency key. When a client repeats the message, the channels do not publish the
+    /// handler's events again.
     ///
     /// # Errors
     /// `bad-request`: not a name; `unknown-channel`: no rule matches.
@@ -114,24 +115,24 @@ impl Channel {
         })
     }
 
-    /// The channel's name.
+    /// Returns the channel's name.
     pub fn name(&self) -> &ChannelName {
         &self.name
     }
 
-    /// The rule that the channel follows.
+    /// Returns the rule that the channel follows.
     pub fn rule(&self) -> &Rule {
         &self.rule
     }
 
-    /// What a parameter of the pattern stands for: `room` of `chat/{room}`. In a handler the
+    /// Returns the value of a parameter of the pattern: `room` of `chat/{room}`. In a handler the
     /// handler's pattern counts, elsewhere the rule's.
     pub fn param(&self, name: &str) -> Option<&str> {
         self.params.get(name)
     }
 
-    /// Publishes `value` as JSON and waits for the broker's answer. The position that comes back is
-    /// a cursor of this channel.
+    /// Publishes `value` as JSON and waits for the broker's answer. The returned position is a
+    /// cursor of this channel.
     ///
     /// # Errors
     /// `bad-request`: the name or value is not acceptable; `too-large`; `ended`: the channel takes
@@ -203,7 +204,7 @@ impl Channel {
         self.backbone.publish(&self.name, self.figures, append).await
     }
 
-    /// Ends the channel: its listeners are told and let go, and it takes no more events.
+    /// Ends the channel. Its listeners receive the end and are let go, and it takes no more events.
     ///
     /// # Errors
     /// `ended` if it has ended already; `unavailable`.
@@ -211,8 +212,8 @@ impl Channel {
         self.append(Append::end()).await
     }
 
-    /// What the broker keeps after `after`, or without it the newest events; at most `limit`,
-    /// oldest first.
+    /// Returns what the broker keeps after `after`, or without it the newest events. The page holds
+    /// at most `limit` events, oldest first.
     ///
     /// # Errors
     /// `unavailable`.
@@ -220,15 +221,15 @@ impl Channel {
         self.page(after, PageLimit::events(limit)).await
     }
 
-    /// [`Channel::history`] with a bound in bytes as well.
+    /// Returns a page like [`Channel::history`], with a bound in bytes as well.
     ///
     /// # Errors
     /// `unavailable`.
     pub async fn page(&self, after: Option<Position>, limit: PageLimit) -> Result<Replay, Refusal> {
         let mut page = self.whole_page(after, limit).await?;
         let complete = page.complete;
-        // Hidden events are left out. The last event of a page is where the caller goes on, so a
-        // page of hidden events alone is followed by the next.
+        // The page leaves hidden events out. The caller goes on from the last event of a page, so
+        // the channel reads the next page after a page of hidden events alone.
         while after.is_some() && page.more && page.events.iter().all(|event| event.is_hidden()) {
             let Some(last) = page.events.last() else { break };
             page = self.whole_page(Some(last.position), limit).await?;
@@ -238,7 +239,7 @@ impl Channel {
         Ok(page)
     }
 
-    /// A page with the events that no listener is shown.
+    /// Returns a page that includes the hidden events.
     pub(crate) async fn whole_page(&self, after: Option<Position>, limit: PageLimit) -> Result<Replay, Refusal> {
         self.backbone
             .replay(&self.name, after, limit)
@@ -262,9 +263,9 @@ fn warn_of_name(channel: &ChannelName, event: &EventName) {
 }
 
 impl Channel {
-    /// Who is in the channel now, on all nodes: users in the order of their ids, the anonymous
-    /// last. The directory of members is asked, unless this node follows the channel's members for
-    /// a listener anyway.
+    /// Returns the channel's current members on all nodes: users in the order of their ids, the
+    /// anonymous last. The node asks the directory of members, unless it already follows the
+    /// channel's members for a listener.
     ///
     /// # Errors
     /// `bad-request`: the channel's rule says nothing of presence; `unavailable`.
@@ -276,8 +277,8 @@ impl Channel {
 }
 
 impl ClientKey {
-    /// A key for the next publish: the same ones, in the same order, whenever the message is
-    /// repeated.
+    /// Returns a key for the next publish. A repeated message gives the same keys in the same
+    /// order.
     fn next(&self) -> ScopedKey {
         let part = self.parts.fetch_add(1, Ordering::Relaxed);
         let source = self.user.as_deref().map_or(self.connection, KeySource::User);

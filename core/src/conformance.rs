@@ -1,47 +1,50 @@
-//! The broker contract as tests: one public function for each clause. A broker is finished when all
-//! of them hold over it.
+//! This module states the broker contract as tests: one public function for each clause. A broker
+//! is finished when all clauses hold over it.
 //!
 //! # The contract
 //!
-//! [`Broker`], [`Feed`] and [`Replay`] state it method by method; this is what it comes to. A
-//! channel is a **chain**: a first position, then events, each of which names the one before it.
+//! [`Broker`], [`Feed`] and [`Replay`] state the contract method by method. This section sums it
+//! up. A channel is a **chain**: a first position, then events, each of which names the one before
+//! it.
 //!
-//! - **Positions** strictly increase and are never given twice, whichever node publishes, whatever
-//!   was lost. An acknowledged event stands before one whose publish began later. A channel without
-//!   events has a first position to resume from. Brokers may give several of them out, and they are
-//!   of equal worth: after each of them comes the first event, which names the one that was asked
-//!   with. One is good for five minutes at least after it was given out, and as long as a feed goes
-//!   on from it.
-//! - **`previous`** is the position before, or zero where the broker does not know it any more;
-//!   never another one. A feed knows it at least while history holds the event before.
-//! - **A feed** shows every event after its head, each once, in order, and what it has shown can be
-//!   replayed. One that may have missed something ends.
-//! - **A replay** is everything after the position asked for, or says `complete: false`. A position
-//!   that the channel never gave, zero among them, is never complete. It ends at the bound of its
-//!   page, in events or in bytes, and says `more`; one event always comes, unless the page asks for
-//!   none. Such a page says `complete` as every other, and `more` if an event is left.
-//! - **History** holds at least what the rule says: after the event that stands before the newest
-//!   `events` ones (or before those that fit `bytes`, or `age`) a replay is complete. It may hold
-//!   more, but not without bound: at most `2 * events + 200` events and `4 * bytes` bytes, and what
-//!   is older than `age` goes within half a minute. Without history the chain still stands.
+//! - **Positions** strictly increase. No position is given twice, whichever node publishes and
+//!   whatever was lost. An acknowledged event stands before one whose publish began later. A
+//!   channel without events has a first position to resume from. Brokers may give several of them
+//!   out, and they are of equal worth: after each of them comes the first event, which names the
+//!   one that the caller asked with. A first position is good for at least five minutes after the
+//!   broker gave it out, and as long as a feed goes on from it.
+//! - **`previous`** is the position before, or zero if the broker no longer knows it. It is never
+//!   another position. A feed knows it at least while history holds the event before.
+//! - **A feed** shows every event after its head, each once and in order. A replay can return what
+//!   the feed has shown. A feed that may have missed something ends.
+//! - **A replay** returns everything after the requested position, or says `complete: false`. A
+//!   position that the channel never gave, zero among them, is never complete. A replay ends at the
+//!   bound of its page, in events or in bytes, and says `more`. One event always comes, unless the
+//!   page asks for none. Such a page says `complete` as every other, and `more` if an event is
+//!   left.
+//! - **History** holds at least what the rule says. After the event that stands before the newest
+//!   `events` ones (or before those that fit `bytes`, or `age`) a replay is complete. History may
+//!   hold more, within bounds: at most `2 * events + 200` events and `4 * bytes` bytes. Events
+//!   older than `age` go within half a minute. Without history the chain still stands.
 //! - **Reading stores nothing** for longer than five minutes: neither a replay nor a feed that is
 //!   dropped.
-//! - **An idempotency key** makes one event per channel, however often, from however many nodes and
-//!   at once it is published. With another payload it is refused while history holds the first
-//!   event, and nothing is appended. Keys are text; different texts are different keys.
-//! - **An end** is the last event. One that is published with an event is appended with it, or
-//!   neither is.
+//! - **An idempotency key** makes one event per channel. The number of publishes and nodes does not
+//!   matter, nor whether they publish at once. With another payload the broker refuses the key
+//!   while history holds the first event, and appends nothing. Keys are text; different texts are
+//!   different keys.
+//! - **An end** is the last event. A broker appends an event and the end that is published with it
+//!   together, or neither.
 //! - **Names** are literal, and different names are different channels. **Payloads** come back byte
-//!   for byte, a mebibyte at least.
+//!   for byte, at least up to a mebibyte.
 //!
 //! # Running it
 //!
-//! A broker's tests give a [`Fixture`], whose brokers are made with [`rules`], and call
+//! A broker's tests give a [`Fixture`], whose brokers are made with [`rules`]. They call
 //! [`conformance_tests!`](crate::conformance_tests), which makes a test of each clause, in a module
 //! that bears the broker's name. [`table`] shows clauses against brokers. Names are new in every
-//! run, so a server may be shared and used again; clauses that break things need one of their own.
-//! No clause depends on speed: a wait is for an event, and [`PATIENCE`] only turns a hang into a
-//! failure.
+//! run, so runs may share a server and use it again. Clauses that break things need a server of
+//! their own. No clause depends on speed: a clause waits for an event, and [`PATIENCE`] only turns
+//! a hang into a failure.
 
 // A clause fails by panicking.
 #![allow(clippy::unwrap_used)]
@@ -75,13 +78,13 @@ pub use replays::*;
 pub use verdict::{Clause, RECORD, Run, Verdict};
 
 /// Makes a test of each clause: `conformance_tests!(fixture);`, with
-/// `async fn fixture(needs: &[Fault]) -> Option<impl Fixture>`. It returns `None`, after printing
-/// why, where there is no backbone. Where a fault is needed, it returns a backbone that no other
-/// test uses. The calling crate needs tokio as a dependency.
+/// `async fn fixture(needs: &[Fault]) -> Option<impl Fixture>`. The function prints why and returns
+/// `None` if there is no backbone. If a clause needs a fault, the function returns a backbone that
+/// no other test uses. The calling crate needs tokio as a dependency.
 #[macro_export]
 macro_rules! conformance_tests {
     ($fixture:path) => { $crate::conformance_tests! { @each [tests $fixture] } };
-    // The one list of clauses, in the order in which one would want to know about them.
+    // This is the one list of clauses, in the order in which a reader wants to know about them.
     (@each $what:tt) => { $crate::conformance_tests! { @make $what
         a_broker_that_works_says_so;
         positions_strictly_increase_and_name_their_previous;
@@ -154,7 +157,7 @@ macro_rules! conformance_tests {
         }
     )*};
     (@make [list] $($name:ident $(: $fault:ident)?;)*) => {
-        /// Every clause of the contract.
+        /// This list holds every clause of the contract.
         pub const CLAUSES: &[Clause] = &[$(
             Clause {
                 name: stringify!($name),
@@ -167,7 +170,7 @@ macro_rules! conformance_tests {
 
 conformance_tests! { @each [list] }
 
-/// The clause of that name.
+/// Returns the clause of that name.
 ///
 /// # Panics
 /// If there is none.
@@ -178,8 +181,8 @@ pub fn clause(name: &str) -> &'static Clause {
         .unwrap_or_else(|| panic!("no clause is named {name}"))
 }
 
-/// Runs every clause over every fixture and gives a Markdown table of the verdicts, then why those
-/// that are broken are.
+/// Runs every clause over every fixture and returns a Markdown table of the verdicts. The reasons
+/// of the broken clauses follow the table.
 pub async fn table(fixtures: &[(&str, &dyn Fixture)]) -> String {
     let mut verdicts = HashMap::new();
     let mut reasons = String::new();
@@ -196,9 +199,9 @@ pub async fn table(fixtures: &[(&str, &dyn Fixture)]) -> String {
     markdown(&brokers, |broker, clause| verdicts[&(broker, clause)].clone()) + &reasons
 }
 
-/// The table of what the tests of these brokers have written into this folder, with [`RECORD`]:
-/// each by the name it recorded under, and the one that readers know it by. What did not run is
-/// `not run`.
+/// Returns the table of the verdicts that the tests of these brokers wrote into this folder, with
+/// [`RECORD`]. Each pair of `brokers` holds the name in the record and the name that readers know.
+/// A clause that did not run shows as `not run`.
 pub fn recorded_table(folder: &Path, brokers: &[(&str, &str)]) -> String {
     let titles: Vec<&str> = brokers.iter().map(|(_, title)| *title).collect();
     markdown(&titles, |title, clause| {

@@ -1,4 +1,4 @@
-//! Connects core and transports: a format turns events and notices into bytes.
+//! A format connects core and transports: it turns events and notices into bytes.
 
 use std::sync::Arc;
 
@@ -8,17 +8,19 @@ use bytes::Bytes;
 use crate::event::{ChannelName, Event, JsonText, Position};
 use crate::refusal::Refusal;
 
-/// How many formats a hub can have. Each entry of a ring has a slot for each.
+/// Bounds the number of formats of a hub. Each entry of a ring has a slot for each format.
 pub(crate) const MAX_FORMATS: usize = 4;
 
-/// One format. Called once per event and format, never per listener. Pure, cannot fail.
+/// A format encodes events and notices. The node calls it once per event and format, never per
+/// listener. It is pure and cannot fail.
 ///
-/// The bytes are ready for the socket, framing included, so that a socket loop knows nothing of
-/// what it writes.
+/// The bytes are ready for the socket, framing included. A socket loop knows nothing of what it
+/// writes.
 ///
 /// # Examples
 ///
-/// One line of text for each event, and nothing for notices but the end of a channel:
+/// This format writes one line of text for each event, and nothing for notices but the end of a
+/// channel:
 ///
 /// ```
 /// use airwave_core::format::Stamp;
@@ -49,33 +51,35 @@ pub(crate) const MAX_FORMATS: usize = 4;
 /// }
 /// ```
 pub trait Format: Send + Sync + 'static {
-    /// A short name for metrics: `sse`, `websocket`.
+    /// Returns a short name for metrics: `sse`, `websocket`.
     fn name(&self) -> &'static str;
 
-    /// An event as bytes. Never called for the event that ends a channel: that is [`Notice::End`].
+    /// Encodes an event. The node never calls it for the event that ends a channel: that event is
+    /// [`Notice::End`].
     fn event(&self, channel: &ChannelName, event: &Event) -> Bytes;
 
-    /// Something that the server says about a channel or the connection.
+    /// Encodes a notice of the server about a channel or the connection.
     fn notice(&self, notice: &Notice<'_>) -> Bytes;
 
-    /// For formats of streams of several channels in which each event carries the cursor of them
-    /// all: what follows an event's bytes. `None`: the format carries the position of each event in
-    /// itself.
+    /// Returns the function that writes what follows an event's bytes. A stream of several
+    /// channels, in which each event carries the cursor of them all, needs it. `None`: the format
+    /// carries the position of each event in itself.
     fn stamp(&self) -> Option<Stamp>;
 }
 
 /// Appends the cursor of a stream of several channels to an event that was encoded without it.
 pub type Stamp = fn(cursor: &dyn std::fmt::Display, out: &mut bytes::BytesMut);
 
-/// An announced loss.
+/// A gap is an announced loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Gap {
-    /// The last position before the loss; `None` if the listener's cursor could not be read.
+    /// Holds the last position before the loss; `None` if the node cannot read the listener's
+    /// cursor.
     pub after: Option<Position>,
     /// The stream goes on after this position.
     pub cursor: Position,
-    /// Why.
+    /// Names the reason of the loss.
     pub reason: GapReason,
 }
 
@@ -86,16 +90,16 @@ impl Gap {
     }
 }
 
-/// A member of a channel: a user, over all their connections on all nodes. All clients without a
-/// user are one member, who is only counted.
+/// A member of a channel is a user, over all their connections on all nodes. All clients without a
+/// user are one member, which the node only counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Member {
-    /// The user's id; `None`: the anonymous.
+    /// Holds the user's id; `None` is the anonymous member.
     pub user: Option<Arc<str>>,
-    /// How many connections there are; zero only where a member has left.
+    /// Counts the connections of the member. It is zero only if the member has left.
     pub connections: u32,
-    /// What [`Identity::with_meta`](crate::Identity::with_meta) was given.
+    /// Holds the value that [`Identity::with_meta`](crate::Identity::with_meta) was given.
     pub meta: Option<JsonText>,
 }
 
@@ -116,20 +120,20 @@ impl Member {
     }
 }
 
-/// What has happened to a [`Member`].
+/// A change says what has happened to a [`Member`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Change {
-    /// They have come.
+    /// The member has come.
     Join,
-    /// They have left, with their last connection.
+    /// The member has left, with their last connection.
     Leave,
-    /// The number of their connections or what is said about them is another.
+    /// The number of connections or the metadata of the member has changed.
     Update,
 }
 
 impl Change {
-    /// The change as clients see it.
+    /// Returns the change as clients see it.
     pub fn as_str(self) -> &'static str {
         match self {
             Change::Join => "join",
@@ -139,101 +143,103 @@ impl Change {
     }
 }
 
-/// What the server says that is not an event. `id` is the number that the client gave its command,
-/// if it gave one.
+/// A notice is a frame of the server that is not an event. `id` is the number that the client gave
+/// its command, if it gave one.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Notice<'a> {
-    /// A subscription is confirmed. `stamp` is the cursor of the whole stream, where the format has
-    /// one.
+    /// The node confirms a subscription. `stamp` is the cursor of the whole stream, if the format
+    /// has one.
     Subscribed {
-        /// The client's number of the command.
+        /// Holds the client's number of the command.
         id: Option<u64>,
-        /// The channel.
+        /// Names the channel.
         channel: &'a ChannelName,
-        /// The position before the first event that follows.
+        /// Holds the position before the first event that follows.
         cursor: Position,
-        /// The cursor of all channels of the stream, where that is another.
+        /// Holds the cursor of all channels of the stream, if it is a different one.
         stamp: Option<&'a crate::Cursor>,
-        /// Whether a cursor was given and everything after it follows.
+        /// Says whether the client gave a cursor and everything after it follows.
         resumed: bool,
-        /// How long the client should wait before it connects again, in milliseconds.
+        /// Says how long the client should wait before it connects again, in milliseconds.
         retry: u32,
     },
-    /// A subscription is over because the client said so.
+    /// The subscription is over because the client asked for that.
     Unsubscribed {
-        /// The client's number of the command.
+        /// Holds the client's number of the command.
         id: Option<u64>,
-        /// The channel.
+        /// Names the channel.
         channel: &'a ChannelName,
     },
-    /// Events are lost.
+    /// The channel has lost events.
     Gap {
-        /// The channel.
+        /// Names the channel.
         channel: &'a ChannelName,
-        /// From where, to where, why.
+        /// Says from where, to where and why events are lost.
         gap: &'a Gap,
-        /// The cursor of all channels of the stream, where that is another.
+        /// Holds the cursor of all channels of the stream, if it is a different one.
         stamp: Option<&'a crate::Cursor>,
     },
     /// The channel has ended.
     End {
-        /// The channel.
+        /// Names the channel.
         channel: &'a ChannelName,
-        /// The end's position.
+        /// Holds the end's position.
         cursor: Position,
-        /// The cursor of all channels of the stream, where that is another.
+        /// Holds the cursor of all channels of the stream, if it is a different one.
         stamp: Option<&'a crate::Cursor>,
     },
-    /// What the handler answers to a message.
+    /// The handler answers a message.
     Reply {
-        /// The client's number of the command.
+        /// Holds the client's number of the command.
         id: u64,
-        /// The answer.
+        /// Holds the answer.
         data: Option<&'a crate::Data>,
     },
-    /// A command or the whole session is refused.
+    /// The server refuses a command or the whole session.
     Refused {
-        /// The client's number of the command.
+        /// Holds the client's number of the command.
         id: Option<u64>,
-        /// The channel, if it is about one.
+        /// Names the channel, if the refusal is about one.
         channel: Option<&'a ChannelName>,
-        /// Why.
+        /// Says why.
         refusal: &'a Refusal,
-        /// Where to go instead, with `wrong-transport`.
+        /// Names the address to use instead, with `wrong-transport`.
         url: Option<&'a str>,
-        /// How long the client should wait before it connects again, in milliseconds.
+        /// Says how long the client should wait before it connects again, in milliseconds.
         retry: u32,
     },
-    /// A page of who is in a channel. The first page of a new list follows one without `more`, or
-    /// none; the changes that follow the last page are those after the list.
+    /// A page lists the members of a channel. A page begins a new list if it is the first one or
+    /// follows a page without `more`. The changes that follow the last page are those after the
+    /// list.
     Members {
-        /// The channel.
+        /// Names the channel.
         channel: &'a ChannelName,
-        /// Each once in the whole list, users in the order of their ids, the anonymous last.
+        /// Holds each member once in the whole list, users in the order of their ids, the anonymous
+        /// last.
         members: &'a [Arc<Member>],
-        /// Whether another page follows.
+        /// Says whether another page follows.
         more: bool,
     },
     /// A member has joined a channel, left it, or changed.
     Change {
-        /// The channel.
+        /// Names the channel.
         channel: &'a ChannelName,
-        /// What has happened.
+        /// Says what has happened.
         change: Change,
-        /// As they are now.
+        /// Holds the member's present state.
         member: &'a Member,
     },
     /// The node has not reached its broker for a while.
     Stale,
-    /// Nothing happened for a while. `visible`: scripts must be able to see it.
+    /// Nothing happened for a while. `visible`: scripts must be able to see the heartbeat.
     Heartbeat {
-        /// Whether scripts must be able to see it.
+        /// Says whether scripts must be able to see the heartbeat.
         visible: bool,
     },
     /// The node goes away.
     Drain {
-        /// How long the client should wait before it connects again, in milliseconds.
+        /// Says how long the client should wait before it connects again, in milliseconds.
         retry: u32,
     },
 }

@@ -1,5 +1,6 @@
-//! The formats of one node. Their list is frozen when the first log is opened: from then on their
-//! number is known, and each entry of a ring has room for the bytes of each of them.
+//! This module holds the formats of one node. The node freezes their list when it opens the first
+//! log. From then on their number is known, and each entry of a ring has room for the bytes of each
+//! format.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -7,15 +8,15 @@ use crate::format::{Format, MAX_FORMATS};
 use crate::format_slot::FormatSlot;
 use crate::observe::Metrics;
 
-/// A format that is registered with a hub.
+/// A handle stands for a format that is registered with a hub.
 #[derive(Clone)]
 pub struct FormatHandle(pub(crate) Arc<FormatSlot>);
 
-/// Why a format cannot be registered.
+/// An error says why the node cannot register a format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FormatError {
-    /// The node has four formats already: each event has a slot for each.
+    /// The node has four formats already, and each event has a slot for each.
     #[error("the format '{0}' finds no room: a hub has at most {MAX_FORMATS} formats")]
     TooMany(&'static str),
     /// The node has opened a channel, and its list of formats is frozen since then.
@@ -23,7 +24,7 @@ pub enum FormatError {
     TooLate(&'static str),
 }
 
-/// The formats that are registered, by the index of their slot.
+/// Holds the registered formats, by the index of their slot.
 #[derive(Default)]
 pub(crate) struct Formats(RwLock<FormatList>);
 
@@ -59,19 +60,19 @@ impl Formats {
         Ok(FormatHandle(slot))
     }
 
-    /// Takes no further formats. Called before a log is opened.
+    /// Closes the list of formats. The node calls it before it opens a log.
     pub(crate) fn freeze(&self) {
         if !self.read().frozen {
             self.0.write().unwrap_or_else(PoisonError::into_inner).frozen = true;
         }
     }
 
-    /// The names of the formats, in the order of their slots.
+    /// Returns the names of the formats, in the order of their slots.
     pub(crate) fn names(&self) -> Vec<&'static str> {
         self.read().slots.iter().map(|slot| slot.format.name()).collect()
     }
 
-    /// How many sessions each format has.
+    /// Returns the number of sessions of each format.
     pub(crate) fn sessions(&self) -> Vec<(&'static str, usize)> {
         let sessions = |slot: &FormatSlot| usize::try_from(slot.metrics.connections.get()).unwrap_or(0);
         let list = self.read();

@@ -1,4 +1,4 @@
-//! The end of a channel.
+//! These clauses are about the end of a channel.
 
 use super::calls::{assert_ended, channel, follow, give_up, key, patiently, replay, take, text, text_of};
 use super::chain::Chain;
@@ -32,7 +32,7 @@ pub async fn an_ended_channel_takes_no_more_events(fixture: &dyn Fixture) {
     assert!(shown[1].is_end() && shown[1].position == chain.head());
 }
 
-/// A late visitor hears all of it, and that it is over.
+/// A late visitor receives all events, and learns that the channel has ended.
 pub async fn an_ended_channel_can_still_be_followed_and_replayed(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     for kept in [Kept::Ample, Kept::None] {
@@ -55,7 +55,8 @@ pub async fn an_ended_channel_can_still_be_followed_and_replayed(fixture: &dyn F
     }
 }
 
-/// And so does the key of an earlier event; only something new is refused.
+/// A repeated end gives its position, and so does the key of an earlier event. The broker refuses
+/// only something new.
 pub async fn a_repeated_end_with_its_key_gives_its_position(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
@@ -85,8 +86,8 @@ pub async fn a_repeated_end_with_its_key_gives_its_position(fixture: &dyn Fixtur
     chain.replays(&*nodes[1], &channel, 2).await;
 }
 
-/// Behind the event stands its end and nothing else, in feeds and in pages of any size, and the
-/// end's position is given.
+/// The end stands directly behind its event, in feeds and in pages of any size. Nothing follows the
+/// end. The publish gives the end's position.
 pub async fn an_event_and_the_end_behind_it_are_one_append(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     for (kept, promised) in [(Kept::Ample, 100), (Kept::Ten, TEN), (Kept::None, 0)] {
@@ -123,7 +124,7 @@ pub async fn an_event_and_the_end_behind_it_are_one_append(fixture: &dyn Fixture
     }
 }
 
-/// Never the event without its end.
+/// The broker never appends the event without its end.
 pub async fn an_event_with_its_end_that_was_given_up_happened_whole_or_not(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     for n in 0..24 {

@@ -1,4 +1,4 @@
-//! What clauses run over: a backbone, what can happen to it, and the rules of its brokers.
+//! Clauses run over a backbone. This module describes it, its faults, and the rules of its brokers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,55 +9,58 @@ use crate::broker::Broker;
 use crate::event::ChannelName;
 use crate::rule::{History, Rule, Rules, TransportName};
 
-/// How long a clause waits for anything. It decides nothing but when a hang is called one.
+/// Bounds the time that a clause waits for anything. It decides only when a wait counts as a hang.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What clauses run over: one backbone.
+/// A fixture is one backbone that clauses run over.
 #[async_trait]
 pub trait Fixture: Send + Sync {
-    /// The broker of another node on this backbone, made with [`rules`]. A broker that is one
-    /// process gives the same one each time.
+    /// Returns the broker of another node on this backbone, made with [`rules`]. A broker that is
+    /// one process gives the same one each time.
     async fn node(&self) -> Arc<dyn Broker>;
 
-    /// The same of a node whose clock is `ahead` µs ahead, or below zero so far behind. A broker
-    /// that never reads its node's clock needs none of its own.
+    /// Returns the same for a node whose clock is `ahead` µs ahead, or behind if `ahead` is
+    /// negative. A fixture whose broker never reads its node's clock keeps this default.
     async fn node_with_clock(&self, ahead: i64) -> Arc<dyn Broker> {
         let _ = ahead;
         self.node().await
     }
 
-    /// What this fixture can do to its backbone. Clauses that need more are skipped, aloud.
+    /// Returns the faults that this fixture can cause. A clause that needs another fault is
+    /// skipped, and its test prints that.
     fn faults(&self) -> &[Fault];
 
-    /// Makes `fault`, one of [`Fixture::faults`], happen, and comes back when it has.
+    /// Causes `fault`, one of [`Fixture::faults`], and returns when it has happened.
     async fn inflict(&self, fault: Fault);
 
-    /// How many subscriptions the backbone counts for `channel`, if it counts them.
+    /// Returns the number of subscriptions that the backbone counts for `channel`, if it counts
+    /// them.
     async fn subscriptions(&self, channel: &ChannelName) -> Option<usize>;
 
-    /// How many things the backbone stores that are of single channels, if it counts them.
+    /// Returns the number of things that the backbone stores for single channels, if it counts
+    /// them.
     async fn stored(&self) -> Option<usize> {
         None
     }
 }
 
-/// What can happen to a backbone.
+/// A fault is an event that can happen to a backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// All that it held is lost, for the nodes that are there as for later ones. It works again at
+    /// The backbone loses all that it held, for current and for later nodes. It works again at
     /// once.
     Wipe,
     /// Every connection of every node breaks, once.
     Cut,
-    /// It dies, without warning, and comes back with what it had stored. Only for a backbone that
-    /// stores.
+    /// The backbone stops without warning, and comes back with what it had stored. Only a backbone
+    /// that stores has this fault.
     Restart,
-    /// It dies, and comes back with nothing and with a clock that is ten minutes behind.
+    /// The backbone stops, and comes back with nothing and with a clock that is ten minutes behind.
     ReturnBehind,
 }
 
-/// The rules with which a fixture's brokers are made.
+/// Returns the rules with which a fixture makes its brokers.
 pub fn rules() -> Rules {
     let hour = Duration::from_secs(3600);
     let rule = |kept: Kept| {
@@ -91,12 +94,12 @@ pub(super) const TEN: usize = 10;
 
 pub(super) const FEW_BYTES: usize = 20_000;
 
-/// The bound on what a broker keeps beyond its rule, see the module's doc.
+/// Returns the bound on what a broker keeps beyond its rule, see the module's doc.
 pub(super) const fn at_most(events: usize) -> usize {
     2 * events + 200
 }
 
-/// A history policy of [`rules`].
+/// Each variant is a history policy of [`rules`].
 #[derive(Clone, Copy)]
 pub(super) enum Kept {
     Ample,

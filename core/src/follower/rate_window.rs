@@ -1,4 +1,4 @@
-//! When a log whose rule has a rate shows what it has: once in each window.
+//! A log whose rule has a rate shows its events once in each window. This module says when.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,17 +9,17 @@ pub(super) struct RateWindow(Mutex<Shown>);
 
 struct Shown {
     last: Instant,
-    /// A timer will show what comes until then.
+    /// Says whether a timer will show the events that come until it fires.
     scheduled: bool,
 }
 
-/// What the caller does with what was appended.
+/// The variant tells the caller what to do with an appended event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Show {
     Now,
-    /// When this time has come. The caller then calls [`RateWindow::shown`].
+    /// The caller shows it at this time, and calls [`RateWindow::shown`] then.
     At(Instant),
-    /// Nothing: another caller was told to.
+    /// The caller does nothing: the timer of another caller will show it.
     Scheduled,
 }
 
@@ -35,7 +35,7 @@ impl RateWindow {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something was appended, and windows are so long.
+    /// Records that an event was appended. `window` is the length of a window.
     pub(super) fn appended(&self, window: Duration) -> Show {
         let mut shown = self.lock();
         if shown.scheduled {
@@ -50,10 +50,11 @@ impl RateWindow {
         Show::At(due)
     }
 
-    /// What was scheduled is about to be shown.
+    /// Records that the caller is about to show what was scheduled.
     pub(super) fn shown(&self, due: Instant) {
-        // When it was due: a timer is late by a millisecond or two, which would make sixty a second
-        // fifty-six. One that is very late is made up for once, and no more.
+        // The next window begins when the timer was due. A timer is late by a millisecond or two,
+        // which would make sixty a second fifty-six. A very late timer is made up for once, and no
+        // more.
         *self.lock() = Shown {
             last: due,
             scheduled: false,
