@@ -1,6 +1,6 @@
-//! One node, put together: its admission, its logs, its sessions, its formats.
+//! A hub is one node, put together of its admission, its logs, its sessions and its formats.
 //!
-//! Each part is in a file of its own; what is public of them is reached here.
+//! Each part is in a file of its own. This module makes the public parts reachable.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -37,13 +37,14 @@ use crate::rule::{Limits, Pattern, Rules};
 use crate::sessions::Sessions;
 use crate::warnings::{Warning, Warnings};
 
-/// How often the hub looks after its sessions and logs; more often where a limit is shorter.
+/// Sets how often the hub looks after its sessions and logs. It does so more often if a limit is
+/// shorter.
 const TICK: Duration = Duration::from_secs(1);
-/// How long taking members back may hold up the end of a node.
+/// Bounds how long the deregistration of members may hold up the end of a node.
 const DEREGISTER_WITHIN: Duration = Duration::from_secs(2);
 
-/// One running Airwave process: cheap to clone, gone when the last clone and the last connection
-/// are.
+/// A hub is one running Airwave process. A clone is cheap. The node goes when its last clone and
+/// its last connection are gone.
 #[derive(Clone)]
 pub struct Hub(Arc<Parts>);
 
@@ -67,34 +68,34 @@ struct Parts {
 }
 
 impl HubBuilder {
-    /// What this node allows.
+    /// Sets what this node allows.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Adds the application's code for the channels that match `pattern`. The first handler whose
-    /// pattern matches is asked.
+    /// Adds the application's code for the channels that match `pattern`. The node asks the first
+    /// handler whose pattern matches.
     pub fn handle(mut self, pattern: Pattern, handler: impl Handler) -> Self {
         self.handlers.push((pattern, Arc::new(handler)));
         self
     }
 
-    /// Where this node finds out who is in the channels whose rules have presence. Without it they
-    /// have none.
+    /// Sets the directory in which this node finds the members of channels whose rules have
+    /// presence. Without a directory these channels have no presence.
     pub fn directory(mut self, directory: Arc<dyn Directory>) -> Self {
         self.directory = Some(directory);
         self
     }
 
-    /// Makes this node's random pauses and hints the same each time. For simulations: nodes that
-    /// share a seed come back together.
+    /// Makes this node's random pauses and hints the same each time. Simulations use this. Nodes
+    /// that share a seed come back together.
     pub fn seed(mut self, seed: u64) -> Self {
         self.jitter = Jitter::new(seed);
         self
     }
 
-    /// Starts the node. Must be called within a tokio runtime, which it then uses.
+    /// Starts the node. The caller must be within a tokio runtime, which the node then uses.
     pub fn build(self) -> Hub {
         let handlers = self.handlers;
         let wanted = self.rules.iter().any(|rule| rule.presence);
@@ -134,7 +135,7 @@ impl HubBuilder {
 }
 
 impl Hub {
-    /// A hub on `broker` for the channels of `rules`.
+    /// Returns the builder of a hub on `broker` for the channels of `rules`.
     pub fn builder(broker: Arc<dyn Broker>, rules: Rules) -> HubBuilder {
         HubBuilder {
             broker,
@@ -157,7 +158,7 @@ impl Hub {
         self.0.formats.register(format, self.metrics())
     }
 
-    /// The channel of that name, to publish to.
+    /// Returns the channel of that name, to publish to.
     ///
     /// # Errors
     /// `bad-request`: not a name; `unknown-channel`: no rule matches.
@@ -165,33 +166,33 @@ impl Hub {
         Channel::find(&self.0.backbone, name)
     }
 
-    /// The node's figures.
+    /// Returns the node's metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.0.backbone.metrics
     }
 
-    /// The node's limits.
+    /// Returns the node's limits.
     pub fn limits(&self) -> &Limits {
         &self.0.backbone.limits
     }
 
-    /// The node's rules.
+    /// Returns the node's rules.
     pub fn rules(&self) -> &Rules {
         &self.0.backbone.rules
     }
 
-    /// The broker's short name.
+    /// Returns the broker's short name.
     pub fn broker_name(&self) -> &'static str {
         self.0.backbone.broker.name()
     }
 
-    /// How long this node has been running.
+    /// Returns how long this node has been running.
     pub fn uptime(&self) -> Duration {
         self.0.sessions.uptime()
     }
 
-    /// Whether this node can deliver, as it was when the broker was last asked: the node asks every
-    /// second. Answers at once, but for a node whose first question has no answer yet.
+    /// Returns whether this node could deliver when it last asked the broker. The node asks every
+    /// second. The answer comes at once, except when the first question has no answer yet.
     ///
     /// # Errors
     /// What the node waits for.
@@ -202,33 +203,35 @@ impl Hub {
         self.0.probe.answer(&self.0.backbone).await
     }
 
-    /// Warns the operator of something that a client at `peer` causes: a few lines a minute for
-    /// each cause and one for each address. What is more is counted, and summed up in one line.
-    /// `detail` is shown shortened and quoted; it must not hold a secret.
+    /// Warns the operator of something that a client at `peer` causes. The log has a few lines a
+    /// minute for each cause and one for each address. The node counts the rest and sums it up in
+    /// one line. The line shows `detail` shortened and quoted; `detail` must not hold a secret.
     pub fn warn(&self, warning: Warning, peer: Option<IpAddr>, detail: &str) {
         self.0.backbone.warnings.warn(warning, peer, detail);
     }
 
-    /// Says that a drain is about to begin: from now on [`Hub::ready`] fails, and everything else
-    /// goes on. Load balancers that ask for it send no more clients.
+    /// Announces that a drain is about to begin. From now on [`Hub::ready`] fails, and everything
+    /// else goes on. Load balancers that ask for it send no more clients.
     pub fn announce_drain(&self) {
         self.0.sessions.announce_drain();
     }
 
-    /// Begins to go away: no new connections, and every session is told to end. Returns at once.
+    /// Begins a drain: the node takes no new connections and orders every session to end. Returns
+    /// at once.
     pub fn drain(&self) {
         self.0.sessions.drain();
     }
 
-    /// Ends every session at once, whatever it has still to write. For when the grace time of a
-    /// drain is over.
+    /// Ends every session at once, whatever the session has still to write. The caller uses this
+    /// when the grace time of a drain is over.
     pub fn cut(&self) {
         self.0.sessions.give_all(Orders::CUT);
     }
 
-    /// Takes this node's members out of their channels, for other nodes to see at once. For the end
-    /// of a drain, before the process ends: members of a node that ends without it are gone after a
-    /// quarter of a minute. Does nothing where there is no presence.
+    /// Takes this node's members out of their channels, so that other nodes see it at once. The
+    /// caller uses this at the end of a drain, before the process ends. If a node ends without this
+    /// call, its members expire after a quarter of a minute. The call does nothing if there is no
+    /// presence.
     pub async fn deregister(&self) {
         if let Some(presence) = &self.0.backbone.presence
             && timeout(DEREGISTER_WITHIN, presence.deregister()).await.is_err()
@@ -237,12 +240,12 @@ impl Hub {
         }
     }
 
-    /// Whether [`Hub::drain`] was called.
+    /// Returns whether [`Hub::drain`] was called.
     pub fn is_draining(&self) -> bool {
         self.0.sessions.is_draining()
     }
 
-    /// Sessions that are open.
+    /// Returns the number of open sessions.
     pub fn sessions(&self) -> usize {
         self.0.sessions.count()
     }
@@ -254,26 +257,26 @@ impl Hub {
     }
 
     /// Lowers the number of connections that this node takes in to `count`, for example because it
-    /// may not open more files. Does nothing if `limits.connections` is lower.
+    /// may not open more files. It does nothing if `limits.connections` is lower.
     pub fn bound_connections(&self, count: usize) {
         self.0.admission.bound_connections(count);
     }
 
-    /// Carries out one client's request: everything that it asks of the broker shares one time,
-    /// `limits.broker_timeout`. It counts while the broker does not answer, so a request that makes
-    /// progress may take longer. Each channel of an array that is published is a request of its
-    /// own.
+    /// Carries out one client's request. All broker calls of the request share one time,
+    /// `limits.broker_timeout`. The time counts while the broker does not answer, so a request that
+    /// makes progress may take longer. Each channel of a published array is a request of its own.
     pub fn request<F: Future>(&self, request: F) -> impl Future<Output = F::Output> {
         patience::request(request)
     }
 
-    /// [`Hub::request`] for one that waited behind another, of which `left` was left: the times of
-    /// the two do not add up. Returns what is left now.
+    /// Carries out a request like [`Hub::request`] that waited behind another one. The other
+    /// request left `left` of its time, and the times of the two do not add up. Returns the time
+    /// that is left now.
     pub fn request_behind<F: Future>(&self, left: Patience, request: F) -> impl Future<Output = (F::Output, Patience)> {
         patience::request_behind(left, request)
     }
 
-    /// Takes in a client. `counted`: it stays, and takes one of the node's places.
+    /// Takes in a client. `counted` says that the client stays and takes one of the node's places.
     ///
     /// # Errors
     /// `unavailable`: the node is draining; `too-many`: no place is left, on the node or for this
@@ -282,18 +285,18 @@ impl Hub {
         self.0.admission.connect(request, counted)
     }
 
-    /// Whether one handler is asked about every channel that `pattern` matches.
+    /// Returns whether the node asks one handler about every channel that `pattern` matches.
     pub fn has_handler(&self, pattern: &Pattern) -> bool {
         self.0.admission.has_handler(pattern)
     }
 
-    /// The query parameters that the handlers read, [`Handler::query_parameters`].
+    /// Returns the query parameters that the handlers read, [`Handler::query_parameters`].
     pub fn query_parameters(&self) -> impl Iterator<Item = &str> {
         self.0.admission.query_parameters()
     }
 
-    /// Counts one request over HTTP of `user`, or without one of the address. A request whose
-    /// address is not known is not counted.
+    /// Counts one HTTP request of `user`, or of the address if there is no user. The node does not
+    /// count a request whose address is not known.
     ///
     /// # Errors
     /// `too-many`.
@@ -301,8 +304,9 @@ impl Hub {
         self.0.admission.count_request(user, peer)
     }
 
-    /// A client's message that came by itself, not over a subscription: to the handler, or without
-    /// one, what the rule says. The handler is asked first whether the client may listen.
+    /// Takes a client's message that came by itself, not over a subscription. The message goes to
+    /// the handler; without a handler the rule decides. The node first asks the handler whether the
+    /// client may listen.
     ///
     /// # Errors
     /// What the handler refuses, and `bad-request`, `unknown-channel`, `too-large`, `too-many`,
@@ -317,8 +321,8 @@ impl Hub {
         self.0.admission.send(connection, name, message, key).await
     }
 
-    /// A client's message over a connection that can listen. `listens`: it does listen to this
-    /// channel.
+    /// Takes a client's message over a connection that can listen. `listens` says that the
+    /// connection listens to this channel.
     ///
     /// # Errors
     /// Those of [`Hub::send`]. Where it does not listen and would have to: why it may not, or
@@ -335,9 +339,9 @@ impl Hub {
         admission.send_from_listener(connection, listens, name, message, key).await
     }
 
-    /// A page of a channel's history for a client, with the channel it is allowed to see.
+    /// Returns a page of a channel's history for a client, and the channel that the client may see.
     ///
-    /// The page holds [hidden events](crate::Event::is_hidden), too, so that the last one says
+    /// The page holds [hidden events](crate::Event::is_hidden), too, so that the last event says
     /// where the next page begins. A transport leaves them out of what it writes.
     ///
     /// # Errors
@@ -352,14 +356,15 @@ impl Hub {
         self.0.admission.history(connection, name, after, limit).await
     }
 
-    /// The channels that are open on this node, in the order of their names; at most `limit`.
+    /// Returns the channels that are open on this node, in the order of their names; at most
+    /// `limit`.
     pub fn channels(&self, limit: usize) -> Vec<ChannelState> {
         self.channels_after(None, limit)
     }
 
-    /// The channels that are open on this node and whose names come after `after`, in the order of
-    /// their names; at most `limit`. The last of them is the `after` of the next page. It costs
-    /// what the page holds, however many channels are open.
+    /// Returns the open channels of this node whose names come after `after`, in the order of their
+    /// names; at most `limit`. The last one is the `after` of the next page. The cost depends on
+    /// the page alone, however many channels are open.
     ///
     /// # Examples
     /// ```
@@ -380,14 +385,14 @@ impl Hub {
         self.0.logs.states(after, limit)
     }
 
-    /// Sessions by format.
+    /// Returns the number of sessions of each format.
     pub fn sessions_by_wire(&self) -> Vec<(&'static str, usize)> {
         self.0.formats.sessions()
     }
 }
 
-/// Heartbeats, stalled and silent sessions, unused logs: one timer for all of them, which ends with
-/// the last connection.
+/// Sends heartbeats, ends stalled and silent sessions, and closes unused logs. One timer serves all
+/// of them, and ends with the last connection.
 async fn keep_house(admission: Weak<Admission>) {
     let shortest = match admission.upgrade() {
         Some(admission) => {

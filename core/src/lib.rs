@@ -1,4 +1,4 @@
-//! Airwave's core: a channel is a log, a listener is a cursor.
+//! In Airwave's core, a channel is a log, and a listener is a cursor.
 //!
 //! This crate knows no socket, no HTTP framework and no broker client. Read the modules in this
 //! order; each one uses only those above it:
@@ -11,26 +11,26 @@
 //! 5. [`refusal`]: the few error codes that clients see
 //! 6. [`idempotency`]: keys that make a repeated publish harmless, as brokers see them
 //! 7. [`broker`]: the backbone's contract: [`Broker`], [`Feed`], [`Replay`] (`replay`: what a page
-//!    of history tells; [`patience`]: how long one request waits for a broker)
+//!    of history holds; [`patience`]: how long one request waits for a broker)
 //! 8. [`directory`]: a further ability of a backbone: who is in a channel on which node
 //! 9. [`mod@format`]: how events become bytes of a transport: [`Format`], [`Notice`]
-//! 10. [`observe`]: what a node counts, and what its metrics say now
+//! 10. [`observe`]: what a node counts, and the present values of its metrics
 //! 11. `sync`, `wake`, `orders`, `keep_alive`, `session_handle`, `registry`, `format_slot`,
-//!     `ring_memory`, `log`: one channel on this node: ring, listeners, wake; what all rings take
-//!     together
+//!     `ring_memory`, `log`: one channel on this node: ring, listeners, wake; the memory of
+//!     all rings
 //! 12. `presence`: who is in a channel, as this node knows it
-//! 13. `outage`, `backbone`: what every part of a node shares, and its calls of the broker
+//! 13. `outage`, `backbone`: what all parts of a node share, and the calls of the broker
 //! 14. [`publish`], [`channel`]: what applications publish, and the handle that they publish with
-//! 15. [`handler`]: what the application says about clients
+//! 15. [`handler`]: what the application decides about clients
 //! 16. `unhealed`, `follower`: fills a channel's log from the broker, and heals it
 //! 17. `logs`: the open logs of one node
 //! 18. `sessions`, `probe`: the node's sessions and the orders that it gives them
 //! 19. `places`, `identities`, `admission`: who may connect, listen and send
-//! 20. [`hub`]: one node, put together of these
+//! 20. [`hub`]: one node, made of these parts
 //! 21. [`session`]: one connected client, as every transport uses it
 //!
-//! `response` (feature `axum`) makes a refusal an HTTP response. `conformance` and
-//! `directory_conformance` (feature `conformance`) are the two contracts as suites of tests.
+//! `response` (feature `axum`) turns a refusal into an HTTP response. `conformance` and
+//! `directory_conformance` (feature `conformance`) state the two contracts as test suites.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]

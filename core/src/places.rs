@@ -1,4 +1,4 @@
-//! The places that a node has for connections: in all, and for each address.
+//! A node has places for connections: in all, and for each address.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use crate::refusal::{Code, Refusal};
 /// Counts the connections that stay.
 pub(crate) struct Places {
     taken: AtomicUsize,
-    /// How many there may be: `limits.connections`, or fewer.
+    /// Bounds the number of places: `limits.connections`, or fewer.
     limit: AtomicUsize,
     addresses: Arc<AddressCounts>,
     per_address: usize,
 }
 
-/// The place of one connection. Dropping it gives the place back.
+/// A place belongs to one connection. Dropping it gives the place back.
 pub(crate) struct Place {
     places: Arc<Places>,
-    /// Its place among those of its address, where the address is known.
+    /// Holds the connection's place among those of its address, if the address is known.
     _of_address: Option<AddressPlace>,
 }
 
@@ -39,7 +39,7 @@ impl Places {
     /// `too-many`: no place is left, on the node or for this address.
     pub(crate) fn take(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<Place, Refusal> {
         let open = self.taken.fetch_add(1, Ordering::Relaxed);
-        // From here on its drop gives the place back.
+        // From here on the drop of `place` gives the place back.
         let mut place = Place {
             places: self.clone(),
             _of_address: None,
@@ -61,7 +61,7 @@ impl Places {
         Ok(place)
     }
 
-    /// How many places are taken.
+    /// Returns the number of places that are taken.
     pub(crate) fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
     }

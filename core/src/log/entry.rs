@@ -1,4 +1,4 @@
-//! What a ring holds at one index, with the bytes that its listeners are sent.
+//! An entry is what a ring holds at one index, with the bytes that its listeners receive.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -11,44 +11,45 @@ use crate::format::{Gap, GapReason, MAX_FORMATS, Notice};
 use crate::format_slot::FormatSlot;
 use crate::sync::AtomicU64;
 
-/// What an entry costs besides its payload: the entry, its slots, names.
+/// Counts what an entry costs besides its payload: the entry, its slots, its names.
 pub(super) const ENTRY_COST: usize = 320;
 
-/// An event of a channel, or an announced loss.
+/// An entry is an event of a channel, or an announced loss.
 pub(crate) struct Entry {
     pub(crate) item: Item,
     pub(crate) at: Instant,
-    /// The index of the newer event with the same key; [`u64::MAX`]: there is none.
+    /// Holds the index of the newer event with the same key; [`u64::MAX`] means that there is none.
     superseded_by: AtomicU64,
     encoded: [OnceLock<Bytes>; MAX_FORMATS],
 }
 
 pub(crate) enum Item {
     Event(Arc<Event>),
-    /// An event of a later version that no listener is shown. It keeps its place in the chain, and
-    /// cursors pass it.
+    /// The event is of a later version, and no listener sees it. It keeps its index in the chain,
+    /// and cursors pass it.
     Hidden(Arc<Event>),
-    /// What its listeners are told, and the position that the next event names as its previous.
-    /// After a lost tail that lies behind what listeners have had; the cursor they are given does
-    /// not go back, or a node that does not know of the loss yet would send them the lost events
-    /// once more.
+    /// Listeners receive `gap`. `expected_previous` is the position that the next event names as
+    /// its previous. After a lost tail this position lies behind what listeners have had. The
+    /// cursor of the gap does not go back. Otherwise a node that does not know of the loss yet
+    /// would send the listeners the lost events once more.
     Gap {
         gap: Gap,
         expected_previous: Position,
     },
 }
 
-/// What a listener is sent of the ring.
+/// Holds the part of the ring that a listener receives.
 pub(crate) struct Collected {
     pub(crate) entries: Vec<Arc<Entry>>,
-    /// The index after the last entry that was looked at.
+    /// Holds the index after the last entry that was looked at.
     pub(crate) next: u64,
-    /// What the next event names as its previous: the position of that entry, which may be hidden.
+    /// Holds the position that the next event names as its previous. It is the position of that
+    /// last entry, which may be hidden.
     pub(crate) expected_previous: Position,
 }
 
 impl Entry {
-    /// An event, which is shown or hidden.
+    /// Makes the entry of an event. A hidden event makes a hidden entry.
     pub(crate) fn event(event: Arc<Event>) -> Arc<Self> {
         Self::new(match event.is_hidden() {
             true => Item::Hidden(event),
@@ -65,10 +66,11 @@ impl Entry {
         })
     }
 
-    /// A gap that `after` stands before, in a stream that goes on after `expected_previous`.
+    /// Makes the entry of a gap with `after` before it, in a stream that goes on after
+    /// `expected_previous`.
     pub(crate) fn gap(after: Option<Position>, expected_previous: Position, reason: GapReason) -> Arc<Self> {
         let cursor = match reason {
-            // A position that was never given: nothing has been seen up to there.
+            // The position was never given, so the listener has seen nothing up to there.
             GapReason::UnknownPosition => expected_previous,
             _ => after.map_or(expected_previous, |after| after.max(expected_previous)),
         };
@@ -78,7 +80,7 @@ impl Entry {
         })
     }
 
-    /// Where a listener stands that has been given this.
+    /// Returns the position of a listener that has received this entry.
     pub(crate) fn position(&self) -> Position {
         match &self.item {
             Item::Event(event) | Item::Hidden(event) => event.position,
@@ -86,7 +88,7 @@ impl Entry {
         }
     }
 
-    /// The position that the next event names as its previous.
+    /// Returns the position that the next event names as its previous.
     pub(crate) fn expected_previous(&self) -> Position {
         match &self.item {
             Item::Event(event) | Item::Hidden(event) => event.position,
@@ -94,7 +96,7 @@ impl Entry {
         }
     }
 
-    /// The event, also a hidden one.
+    /// Returns the event, also a hidden one.
     pub(super) fn as_event(&self) -> Option<&Arc<Event>> {
         match &self.item {
             Item::Event(event) | Item::Hidden(event) => Some(event),
@@ -102,13 +104,14 @@ impl Entry {
         }
     }
 
-    /// Whether no listener is shown this.
+    /// Returns whether no listener sees this entry.
     pub(crate) fn is_hidden(&self) -> bool {
         matches!(self.item, Item::Hidden(_))
     }
 
-    /// Whether a listener with this cursor goes on behind this entry. Not behind a gap whose cursor
-    /// stands for lost events: a listener with that cursor may not have been told.
+    /// Returns whether a listener with this cursor goes on behind this entry. It does not go on
+    /// behind a gap whose cursor stands for lost events: a listener with that cursor may not have
+    /// received the gap.
     pub(super) fn is_at(&self, cursor: Position) -> bool {
         self.position() == cursor && self.expected_previous() == cursor
     }
@@ -121,17 +124,18 @@ impl Entry {
         matches!(self.item, Item::Gap { .. })
     }
 
-    /// A newer event with the same key has come, at this index.
+    /// Records that a newer event with the same key has come, at this index.
     pub(super) fn supersede(&self, index: u64) {
         self.superseded_by.store(index, Ordering::Release);
     }
 
-    /// Whether a newer event with the same key stands before `index`.
+    /// Returns whether a newer event with the same key stands before `index`.
     pub(super) fn is_superseded_before(&self, index: u64) -> bool {
         self.superseded_by.load(Ordering::Acquire) < index
     }
 
-    /// The bytes for the socket: made once per format, on first need. None for what is hidden.
+    /// Returns the bytes for the socket. Each format makes them once, on first need. There are none
+    /// for a hidden event.
     pub(crate) fn bytes(&self, channel: &ChannelName, slot: &FormatSlot) -> &Bytes {
         self.encoded[slot.index].get_or_init(|| match &self.item {
             Item::Event(event) if event.is_end() => slot.format.notice(&Notice::End {
@@ -152,12 +156,12 @@ impl Entry {
         })
     }
 
-    /// The payload's part of [`Entry::cost`], and of what one read takes.
+    /// Returns the payload's part of [`Entry::cost`], and of what one read takes.
     pub(crate) fn weight(&self) -> usize {
         self.as_event().map_or(0, |event| event.message.weight())
     }
 
-    /// What it costs to keep, with room for its bytes in two formats.
+    /// Returns the cost of keeping the entry, with room for its bytes in two formats.
     pub(super) fn cost(&self) -> usize {
         ENTRY_COST + 3 * self.weight()
     }

@@ -1,9 +1,9 @@
-//! What the metrics of a node say at one moment, as plain values.
+//! A snapshot is what the metrics of a node say at one moment, as plain values.
 //!
-//! An exporter turns a [`Snapshot`] into its own format: the Prometheus text is made of it above
-//! this crate.
+//! An exporter turns a [`Snapshot`] into its own format. Code above this crate makes the Prometheus
+//! text of it.
 
-/// The metrics of a node at one moment, family by family.
+/// A snapshot holds the metrics of a node at one moment, family by family.
 ///
 /// [`Metrics::read`](super::Metrics::read) returns one. The sources of
 /// [`Metrics::add_source`](super::Metrics::add_source) add families to it.
@@ -27,68 +27,69 @@ pub struct Snapshot {
     families: Vec<Family>,
 }
 
-/// The samples of one name.
+/// A family holds the samples of one name.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Family {
-    /// Its name, with the suffix of its kind (`_total`, `_info`).
+    /// Holds the name, with the suffix of its kind (`_total`, `_info`).
     pub name: String,
-    /// What it counts or measures, in one line.
+    /// Says what the family counts or measures, in one line.
     pub help: String,
-    /// How its values behave.
+    /// Says how the values behave.
     pub kind: Kind,
-    /// One for each combination of labels.
+    /// Holds one sample for each combination of labels.
     pub samples: Vec<Sample>,
 }
 
-/// How the values of a family behave.
+/// The kind says how the values of a family behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kind {
-    /// They only grow.
+    /// The values only grow.
     Counter,
-    /// They go up and down.
+    /// The values go up and down.
     Gauge,
     /// The labels carry the information; the value is 1.
     Info,
-    /// They count observations by size.
+    /// The values count observations by size.
     Histogram,
 }
 
-/// One value, and the labels that tell it from the others of its family.
+/// A sample is one value, with the labels that tell it from the others of its family.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Sample {
-    /// Names and values.
+    /// Holds the names and values of the labels.
     pub labels: Vec<(String, String)>,
-    /// The value.
+    /// Holds the value.
     pub value: Value,
 }
 
-/// What a sample says.
+/// A value is what a sample says.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Value {
-    /// A whole number that cannot be negative.
+    /// The value is a whole number that cannot be negative.
     Unsigned(u64),
-    /// A whole number.
+    /// The value is a whole number.
     Signed(i64),
-    /// Any other number, such as seconds.
+    /// The value is any other number, such as seconds.
     Float(f64),
-    /// Observations by size.
+    /// The value holds observations by size.
     Histogram(Histogram),
 }
 
-/// Observations, counted by size.
+/// A histogram counts observations by size.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Histogram {
-    /// The upper bound of each bucket but the last, in the unit of the family, in ascending order.
-    /// A bucket includes its bound.
+    /// Holds the upper bound of each bucket but the last, in the unit of the family, in ascending
+    /// order. A bucket includes its bound.
     pub bounds: Vec<f64>,
-    /// Observations in each bucket. The last bucket, which has no bound, holds all larger ones.
+    /// Counts the observations in each bucket. The last bucket, which has no bound, holds all
+    /// larger ones.
     pub counts: Vec<u64>,
-    /// The sum of all observations, in the unit of the family.
+    /// Holds the sum of all observations, in the unit of the family.
     pub sum: f64,
 }
 
@@ -135,8 +136,8 @@ impl Snapshot {
 
     /// Returns the sum of the samples of a family that have these labels, whatever else they have.
     ///
-    /// Of a histogram it is the number of observations. `None`: no sample has this name and these
-    /// labels.
+    /// The sum of a histogram is its number of observations. `None`: no sample has this name and
+    /// these labels.
     pub fn total(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let families = self.families.iter().filter(|family| family.name == name);
         let samples = families.flat_map(|family| &family.samples);
