@@ -1,5 +1,5 @@
-//! The JSON that WebSocket frames, several-channel SSE and plain HTTP have in common: the envelope
-//! out, messages and publications in.
+//! This module holds the JSON that WebSocket frames, several-channel SSE and plain HTTP share. It
+//! writes the envelope, and reads messages and publications.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-/// How deep JSON from outside may nest.
+/// Bounds how deep JSON from outside may nest.
 pub const MAX_DEPTH: usize = 32;
 
-/// The event as one JSON object. JSON data is embedded as it stands; binary data as base64.
+/// Encodes the event as one JSON object. JSON data is embedded as it stands; binary data as base64.
 pub fn envelope(channel: &ChannelName, event: &Event) -> String {
     let message = &event.message;
     let mut json = String::with_capacity(96 + channel.as_str().len() + message.data.len());
@@ -42,7 +42,7 @@ pub fn envelope(channel: &ChannelName, event: &Event) -> String {
             json.push_str(",\"text\":");
             json.push_str(&quoted(text));
         }
-        // Binary and opaque data, and any kind that core adds.
+        // Base64 carries binary and opaque data, and any kind that core adds.
         binary => {
             json.push_str(",\"base64\":\"");
             STANDARD.encode_string(binary.as_bytes(), &mut json);
@@ -53,7 +53,7 @@ pub fn envelope(channel: &ChannelName, event: &Event) -> String {
     json
 }
 
-/// The attributes of an event as a further field; nothing, if it has none.
+/// Writes the attributes of an event as a further field, or nothing if it has none.
 fn attributes_field(attributes: &Attributes, json: &mut String) {
     for (at, (name, value)) in attributes.iter().enumerate() {
         json.push_str(if at == 0 { ",\"attributes\":{\"" } else { ",\"" });
@@ -67,7 +67,7 @@ fn attributes_field(attributes: &Attributes, json: &mut String) {
     }
 }
 
-/// A member of a channel as one JSON object.
+/// Encodes a member of a channel as one JSON object.
 pub fn member_json(member: &Member) -> String {
     let user = member.user.as_deref().map_or_else(|| "null".to_owned(), quoted);
     let meta = member
@@ -77,7 +77,7 @@ pub fn member_json(member: &Member) -> String {
     format!("{{\"user\":{user},\"connections\":{}{meta}}}", member.connections)
 }
 
-/// The fields of a page of members.
+/// Returns the fields of a page of members.
 pub fn members_fields(channel: &ChannelName, members: &[Arc<Member>], more: bool) -> String {
     format!(
         "\"channel\":\"{channel}\",\"members\":{},\"more\":{more}",
@@ -85,30 +85,30 @@ pub fn members_fields(channel: &ChannelName, members: &[Arc<Member>], more: bool
     )
 }
 
-/// Members as a JSON array.
+/// Encodes members as a JSON array.
 pub fn members_json(members: &[Arc<Member>]) -> String {
     let members: Vec<String> = members.iter().map(|member| member_json(member)).collect();
     format!("[{}]", members.join(","))
 }
 
-/// Data as JSON: an answer's `data` field.
+/// Encodes data as JSON, for the `data` field of an answer.
 pub fn data_as_json(data: Option<&Data>) -> Cow<'_, str> {
     match data {
         None => Cow::Borrowed("null"),
         Some(Data::Json(text)) => Cow::Borrowed(text.as_str()),
         Some(Data::Text(text)) => Cow::Owned(quoted(text)),
-        // Binary and opaque data, and any kind that core adds.
+        // Base64 carries binary and opaque data, and any kind that core adds.
         Some(binary) => Cow::Owned(format!("\"{}\"", STANDARD.encode(binary.as_bytes()))),
     }
 }
 
-/// JSON without the byte order mark that some editors and libraries write before it (RFC 8259,
-/// section 8.1: it may be ignored).
+/// Strips the byte order mark that some editors and libraries write before JSON. RFC 8259, section
+/// 8.1, lets a reader ignore it.
 pub fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// Reads JSON from outside: UTF-8, not too deep, of the right shape. A byte order mark is skipped.
+/// Reads JSON from outside: UTF-8, not too deep, of the right shape. It skips a byte order mark.
 ///
 /// # Errors
 /// `bad-request`, with what is wrong and where.
@@ -116,7 +116,7 @@ pub fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {
     let text = std::str::from_utf8(without_bom(bytes)).map_err(|_| Refusal::bad_request("the text is not UTF-8"))?;
     check_depth(text)?;
     serde_json::from_str(text).map_err(|e| {
-        // Where it is valid JSON, what its strings and numbers hold may be what is wrong.
+        // If the text is valid JSON, the fault may lie in what its strings and numbers hold.
         let whole: Result<&RawValue, _> = serde_json::from_str(text);
         match whole.map(Data::raw_json) {
             Ok(Err(invalid)) => Refusal::bad_request(invalid.to_string()),
@@ -146,26 +146,26 @@ fn check_depth(text: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What may be said in a `send` frame, a POST and a publication alike.
+/// A `send` frame, a POST and a publication all carry this payload.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Payload<'a> {
-    /// Any JSON.
+    /// Holds any JSON.
     pub data: Option<&'a RawValue>,
-    /// Any text.
+    /// Holds any text.
     pub text: Option<Cow<'a, str>>,
-    /// Any bytes.
+    /// Holds any bytes, as base64.
     pub base64: Option<Cow<'a, str>>,
 }
 
 impl Payload<'_> {
-    /// The one payload; `None`: there is none.
+    /// Returns the one payload; `None`: there is none.
     ///
     /// # Errors
     /// `bad-request`: there are several, or the base64 cannot be read.
     pub fn read(self) -> Result<Option<Data>, Refusal> {
         let elsewhere = self.text.is_some() || self.base64.is_some();
-        // `null` is data where it stands alone, and an absent field beside another payload.
+        // `null` is data if it stands alone, and an absent field beside another payload.
         let data = self.data.filter(|raw| !elsewhere || raw.get() != "null");
         match (data, self.text, self.base64) {
             (None, None, None) => Ok(None),
@@ -180,7 +180,7 @@ impl Payload<'_> {
     }
 }
 
-/// The body of a `POST /channels/{name}`.
+/// The fields are the body of a `POST /channels/{name}`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sent<'a> {
@@ -196,7 +196,7 @@ struct Sent<'a> {
     attributes: Option<Attributes>,
 }
 
-/// `"data": null` is data, unlike an absent field.
+/// Reads a field that may be `null`: `"data": null` is data, unlike an absent field.
 pub fn some_raw<'de: 'a, 'a, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
@@ -219,7 +219,7 @@ pub fn read_sent(body: &[u8]) -> Result<Message, Refusal> {
     )
 }
 
-/// A client's message from its parts.
+/// Builds a client's message from its parts.
 ///
 /// # Errors
 /// `bad-request`: a name or payload that is not acceptable, or no payload.
@@ -232,12 +232,12 @@ pub fn message(event: &str, payload: Payload<'_>, key: Option<Key>, attributes: 
     Ok(message)
 }
 
-/// One publication of `POST /publish`.
+/// A publication is one item of `POST /publish`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Publication<'a> {
-    /// To where.
+    /// Names the channel to publish to.
     #[serde(borrow)]
     pub channel: Cow<'a, str>,
     #[serde(borrow)]
@@ -250,19 +250,19 @@ pub struct Publication<'a> {
     base64: Option<Cow<'a, str>>,
     key: Option<Key>,
     attributes: Option<Attributes>,
-    /// Makes repeating it harmless.
+    /// Makes a repeated publication harmless.
     pub idempotency_key: Option<IdempotencyKey>,
     #[serde(rename = "end")]
     ends: Option<bool>,
 }
 
 impl Publication<'_> {
-    /// Whether the channel ends after it.
+    /// Returns whether the channel ends after the publication.
     pub fn ends(&self) -> bool {
         self.ends.unwrap_or(false)
     }
 
-    /// The message; `None`: only the end of the channel.
+    /// Takes the message out; `None`: the publication is only the end of the channel.
     ///
     /// # Errors
     /// `bad-request`.
@@ -288,7 +288,7 @@ impl Publication<'_> {
     }
 }
 
-/// A JSON number or text, as cursors and counts come.
+/// Reads a JSON number or text, as cursors and counts come.
 pub fn text_or_number(value: &RawValue) -> Result<String, Refusal> {
     fn as_is<T: DeserializeOwned>(value: &RawValue) -> Option<T> {
         serde_json::from_str(value.get()).ok()
@@ -298,10 +298,10 @@ pub fn text_or_number(value: &RawValue) -> Result<String, Refusal> {
         .ok_or_else(|| Refusal::bad_request("'after' is a cursor: a text or a whole number"))
 }
 
-/// The head of a binary frame.
+/// Marks the head of a binary frame.
 const BINARY_FORMAT: u8 = 1;
 
-/// A binary event or message as one frame's payload: format, names, a number, payload.
+/// Encodes a binary event or message as one frame's payload: format, names, a number, payload.
 pub fn binary(channel: &ChannelName, event: &EventName, number: u64, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(11 + channel.as_str().len() + event.as_str().len() + payload.len());
     frame.push(BINARY_FORMAT);

@@ -1,4 +1,4 @@
-//! The contract of a transport: what the router asks of it.
+//! This module holds the contract of a transport: the methods that the router calls.
 
 use airwave_core::rule::TransportName;
 use airwave_core::{ChannelName, Hub, Refusal};
@@ -8,32 +8,32 @@ use axum::body::Body;
 use axum::response::Response;
 use http::request::Parts;
 
-/// A way to deliver over an HTTP connection. One that is not HTTP needs no trait: it drives a
+/// A transport delivers over an HTTP connection. One that is not HTTP needs no trait: it drives a
 /// [`Session`](airwave_core::Session).
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
-    /// Its name in configuration.
+    /// Returns the transport's name in configuration.
     fn name(&self) -> TransportName;
 
-    /// The paths of its own, beside the channels' URLs.
+    /// Returns the routes of the transport's own paths, beside the channels' URLs.
     fn routes(&self, hub: Hub) -> Router;
 
-    /// Whether a request to a channel's URL asks for this transport. The first that says yes serves
-    /// it.
+    /// Returns whether a request to a channel's URL asks for this transport. The first transport
+    /// that returns true serves the request.
     fn wants(&self, request: &Parts) -> bool;
 
     /// Serves a request to a channel's URL.
     async fn listen(&self, hub: &Hub, request: ChannelRequest) -> Response;
 }
 
-/// A GET of a channel's URL.
+/// The request is a GET of a channel's URL.
 #[non_exhaustive]
 pub struct ChannelRequest {
-    /// The channel; an error if the path holds no valid name.
+    /// Names the channel; an error if the path holds no valid name.
     pub channel: Result<ChannelName, Refusal>,
-    /// The request without its body.
+    /// Holds the request without its body.
     pub parts: Parts,
-    /// What the client sends with it. A listener has nothing to send.
+    /// Holds what the client sends with the request. A listener has nothing to send.
     pub body: Body,
 }
 

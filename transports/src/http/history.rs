@@ -1,4 +1,4 @@
-//! `GET /channels/{name}`: a page of recent events, of members, and how to listen.
+//! `GET /channels/{name}` returns a page of recent events, of members, and how to listen.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use crate::request::{check_query, connect_request, json_response, path_as_seen, 
 
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 50;
-/// A page of members ends at whichever comes first.
+/// Bounds a page of members, in members and in bytes. The page ends at the bound that comes first.
 const MEMBERS_PAGE: (usize, usize) = (500, 32 << 10);
 
-/// What the query of a request asks for.
+/// Holds what the query of a request asks for.
 struct PageQuery {
-    /// Events at most.
+    /// Bounds the number of events.
     limit: usize,
-    /// The position that the page follows; `None`: the newest events.
+    /// Holds the position that the page follows; `None`: the newest events.
     after: Option<Position>,
 }
 
@@ -47,7 +47,7 @@ impl PageQuery {
         Ok(Self { limit, after })
     }
 
-    /// Returns how much of history the broker is asked for.
+    /// Returns how much of history the node asks of the broker.
     fn page_limit(&self) -> PageLimit {
         // The mark of the end is no event to the client, so it takes no event's place among the
         // newest.
@@ -56,14 +56,14 @@ impl PageQuery {
     }
 }
 
-/// Asks for a page of members beside the events.
+/// A request may ask for a page of members beside the events.
 struct MembersQuery {
-    /// The user that the page follows; `None`: the page begins with the first member.
+    /// Names the user that the page follows; `None`: the page begins with the first member.
     after: Option<String>,
 }
 
 impl MembersQuery {
-    /// `None`: the request asks for no members.
+    /// Reads the query. `None`: the request asks for no members.
     fn of(parts: &Parts) -> Result<Option<Self>, Refusal> {
         match (query_value(parts, "members_after")?, wants_presence(parts)?) {
             (after, true) => Ok(Some(Self { after })),
@@ -107,7 +107,7 @@ pub(crate) async fn history(
     Ok(response)
 }
 
-/// `members`: the fields of the members, or nothing.
+/// Encodes the page as JSON. `members` holds the fields of the members, or nothing.
 fn page_json(channel: &Channel, page: &Replay, query: &PageQuery, known: &[TransportName], url: &str, members: &str) -> String {
     let shown = |event: &&Arc<Event>| !event.is_end() && !event.is_hidden();
     let events: Vec<_> = page.events.iter().filter(shown).collect();
@@ -137,8 +137,8 @@ fn page_json(channel: &Channel, page: &Replay, query: &PageQuery, known: &[Trans
     )
 }
 
-/// The members behind the user `after`, in the order of their ids, the anonymous last; and whether
-/// there are more behind those.
+/// Returns the members behind the user `after`, in the order of their ids, the anonymous last. The
+/// flag says whether there are more behind those.
 fn members_page(mut members: Vec<Arc<Member>>, after: Option<&str>) -> (Vec<Arc<Member>>, bool) {
     if let Some(after) = after {
         members.retain(|member| member.user.as_deref().is_none_or(|user| user > after));

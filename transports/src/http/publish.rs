@@ -1,4 +1,4 @@
-//! `POST /publish`: backends publish, one event or an array of events.
+//! Backends publish one event or an array of events with `POST /publish`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -100,8 +100,8 @@ async fn publish_array(hub: &Hub, publications: Vec<Publication<'_>>) -> Result<
     Ok(json_response(status, format!("[{}]", items.join(","))))
 }
 
-/// Publishes an array. Channels do not wait for each other: where the broker does not answer, their
-/// times do not add up. The answers stand in the order of the array.
+/// Publishes an array. Channels do not wait for each other: if the broker does not answer, their
+/// times do not add up. The answers are in the order of the array.
 async fn publish_each(hub: &Hub, publications: Vec<Publication<'_>>) -> Vec<Result<String, Refusal>> {
     let count = publications.len();
     let mut groups: Vec<Vec<(usize, Publication<'_>)>> = Vec::new();
@@ -120,9 +120,9 @@ async fn publish_each(hub: &Hub, publications: Vec<Publication<'_>>) -> Vec<Resu
     answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
-/// Publishes what an array has for one channel, one after the other: what stands first in the array
-/// stands first in the channel. Behind a failure that may pass nothing more is tried, so that a
-/// caller that repeats the failed ones keeps their order.
+/// Publishes the items of an array for one channel, one after the other. The first in the array is
+/// the first in the channel. After a failure that may pass, the node tries nothing more. A caller
+/// that repeats the failed items thus keeps their order.
 async fn publish_in_order(hub: &Hub, group: Vec<(usize, Publication<'_>)>) -> Vec<(usize, Result<String, Refusal>)> {
     let mut answers = Vec::with_capacity(group.len());
     let mut stopped = false;
@@ -152,7 +152,7 @@ async fn publish_one(hub: &Hub, mut publication: Publication<'_>) -> Result<Stri
     if let Some(key) = &publication.idempotency_key {
         publish = publish.idempotency_key(key.as_str());
     }
-    // One append: what is refused has not happened, not even in part.
+    // The publication is one append: if the broker refuses it, no part of it has happened.
     let published = channel.publish_with(publish).await?;
     Ok(format!(
         "{{\"channel\":\"{}\",\"cursor\":\"{}\",\"duplicate\":{}}}",
