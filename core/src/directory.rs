@@ -1,12 +1,13 @@
-//! Who is where, as a broker carries it between nodes: the contract behind presence.
+//! A directory carries between nodes which members are in which channel. It is the contract behind
+//! presence.
 //!
 //! Each node keeps **entries** in the directory: one for each member that it has in a channel. Only
-//! its own node ever writes an entry, so the nodes need no agreement. What an entry says is core's
-//! business: it counts a member's connections over all nodes, tells joins from leaves, and
-//! announces everything again after an outage (`presence`).
+//! its own node ever writes an entry, so the nodes need no agreement. Core alone reads an entry's
+//! content. It counts a member's connections over all nodes, tells joins from leaves, and announces
+//! everything again after an outage (`presence`).
 //!
-//! `airwave_brokers::memory` is the reference; the contract as tests is the module
-//! `directory_conformance` (feature `conformance`).
+//! `airwave_brokers::memory` is the reference implementation. The module `directory_conformance`
+//! (feature `conformance`) holds the contract as tests.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,24 +22,24 @@ use crate::event::{ChannelName, Invalid};
 use crate::inbox::{FeedSink, Inbox, InboxSender};
 use crate::jitter::random;
 
-/// How often a node says that it lives.
+/// A node sends a heartbeat each time this interval has passed.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
 
-/// A node that has said nothing for so long is dead, and its entries are gone.
+/// A node that sends no heartbeat for this time expires, and its entries are gone.
 pub const NODE_EXPIRES: Duration = Duration::from_secs(15);
 
-/// The longest member id, in bytes.
+/// Bounds the length of a member id, in bytes.
 pub const MAX_MEMBER: usize = 255;
 
-/// A further ability of a broker: it knows which members each node has in a channel.
+/// A directory is a further ability of a broker: it knows which members each node has in a channel.
 ///
-/// Every method MUST come back within a few seconds, with `Unavailable` if need be, and MUST NOT
-/// retry in secret. Names of channels and members are literal: whatever a member's id holds, it is
-/// never a pattern or a part of a key that could be taken for another.
+/// Every method MUST return within a few seconds, with `Unavailable` if need be, and MUST NOT retry
+/// in secret. Names of channels and members are literal. A member's id is never a pattern, whatever
+/// it holds. It is never a part of a key that the broker could take for another.
 ///
 /// # Examples
 ///
-/// A directory that says which nodes live, around any other directory:
+/// This directory prints how many nodes live, around any other directory:
 ///
 /// ```
 /// use std::sync::Arc;
@@ -79,58 +80,60 @@ pub trait Directory: Send + Sync + 'static {
     /// Sets or clears entries of one node in one channel, in this order, and shows them to every
     /// watch of the channel.
     ///
-    /// All `entries` are of the same node, one that has [sent a heartbeat](Directory::heartbeat). A
-    /// call for a node that is dead or has left MAY be carried out, but what it sets is never
-    /// listed, and does not stay for ever. At most 500 entries a call.
+    /// All `entries` are of the same node, and that node has [sent a
+    /// heartbeat](Directory::heartbeat). A broker MAY carry out a call for a node that has expired
+    /// or left. It then never lists the entries of that call, and does not keep them for ever. A
+    /// call holds at most 500 entries.
     ///
     /// # Errors
-    /// `Unavailable`: some or all of it may have happened. It is repeated with newer stamps.
+    /// `Unavailable`: some or all of it may have happened. The caller repeats it with newer stamps.
     async fn set(&self, channel: &ChannelName, entries: &[MemberEntry]) -> Result<(), BrokerError>;
 
-    /// What living nodes have set in the channel and not cleared, in any order.
+    /// Returns the entries that living nodes have set in the channel and not cleared, in any order.
     ///
     /// # Errors
     /// `Unavailable`.
     async fn list(&self, channel: &ChannelName) -> Result<Vec<MemberEntry>, BrokerError>;
 
-    /// Watches the channel: every [`Directory::set`] that begins after this has come back is shown,
-    /// in the order of its node. Those before may be shown, too. A watch that may have missed
-    /// something MUST end; the caller then watches and lists again. Dropping the watch ends it.
-    /// About one for each channel and node. A node's death is not shown: [`Directory::heartbeat`]
-    /// tells.
+    /// Watches the channel and shows every [`Directory::set`] that begins after this has returned.
+    /// The watch shows the sets of one node in their order, and may show earlier ones, too. A watch
+    /// that may have missed something MUST end; the caller then watches and lists again. Dropping
+    /// the watch ends it. A node opens about one watch for each channel. A watch does not show that
+    /// a node expires: [`Directory::heartbeat`] returns the living nodes.
     ///
     /// # Errors
     /// `Unavailable`.
     async fn watch(&self, channel: &ChannelName) -> Result<Watch, BrokerError>;
 
-    /// `node` lives for another [`NODE_EXPIRES`]. One without a heartbeat for longer is dead for
-    /// everybody, also if its process was killed: its entries are listed no more, MUST NOT come
-    /// back if it sends a heartbeat again, and the node that notices removes them in the end.
+    /// Extends the lease of `node` by [`NODE_EXPIRES`]. A node without a heartbeat for longer
+    /// expires for all nodes, also if its process was killed. The broker no longer lists its
+    /// entries. They MUST NOT come back if the node sends a heartbeat again. The node that notices
+    /// the expiry removes them in the end.
     ///
     /// # Errors
     /// `Unavailable`: it may have happened.
     async fn heartbeat(&self, node: NodeId) -> Result<Heartbeat, BrokerError>;
 
-    /// `node` goes away: its entries are listed no more.
+    /// Deregisters `node`: the broker no longer lists its entries.
     ///
     /// # Errors
-    /// `Unavailable`: it may have happened. If not, the node dies in time.
+    /// `Unavailable`: it may have happened. If not, the node expires in time.
     async fn leave(&self, node: NodeId) -> Result<(), BrokerError>;
 }
 
-/// One life of one node in the directory. A node that was taken for dead comes back as another
-/// incarnation.
+/// A node id names one incarnation of one node in the directory. A node that has expired comes back
+/// as another incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct NodeId {
-    /// The same as long as the node runs.
+    /// Names the process; it stays the same as long as the node runs.
     pub process: u64,
-    /// Counted from zero.
+    /// Counts the incarnations of the node, from zero.
     pub incarnation: u32,
 }
 
 impl NodeId {
-    /// The first life of a new node.
+    /// Draws the first incarnation of a new node.
     pub fn draw() -> Self {
         Self {
             process: random(),
@@ -138,7 +141,7 @@ impl NodeId {
         }
     }
 
-    /// The next life of this node.
+    /// Returns the next incarnation of this node.
     pub fn next(self) -> Self {
         Self {
             incarnation: self.incarnation.wrapping_add(1),
@@ -148,7 +151,7 @@ impl NodeId {
 }
 
 impl fmt::Display for NodeId {
-    /// 25 characters: hexadecimal digits and `-`.
+    /// Writes 25 characters: hexadecimal digits and `-`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}-{:08x}", self.process, self.incarnation)
     }
@@ -171,23 +174,24 @@ impl FromStr for NodeId {
     }
 }
 
-/// What one node says about one member of a channel.
+/// A member entry holds the value that one node sets for one member of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemberEntry {
-    /// Whose it is.
+    /// Names the node that owns the entry.
     pub node: NodeId,
-    /// The member's id: 0 to [`MAX_MEMBER`] bytes of any text.
+    /// Holds the member's id: 0 to [`MAX_MEMBER`] bytes of any text.
     pub member: Arc<str>,
     /// Strictly increases with each entry of this node about this member in this channel, set or
     /// cleared.
     pub stamp: u64,
-    /// What it says, opaque to brokers, at most 2 KiB; `None`: the entry is cleared.
+    /// Holds the entry's value, opaque to brokers, of at most 2 KiB. `None` means that the entry is
+    /// cleared.
     pub value: Option<Bytes>,
 }
 
 impl MemberEntry {
-    /// Returns what `node` says about `member`. Without a `value` the entry is cleared.
+    /// Creates the entry of `node` for `member`. Without a `value` the entry is cleared.
     pub fn new(node: NodeId, member: impl Into<Arc<str>>, stamp: u64, value: Option<Bytes>) -> Self {
         Self {
             node,
@@ -198,39 +202,40 @@ impl MemberEntry {
     }
 }
 
-/// What a node hears when it says that it lives.
+/// The directory answers a node's heartbeat with this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Heartbeat {
-    /// Whether the node was alive before. False the first time, and after it had died or the
-    /// directory was lost: then its entries are gone.
+    /// Says whether the directory knew the node before. It is false the first time. It is also
+    /// false after the node had expired or the directory was lost: then the node's entries are
+    /// gone.
     pub known: bool,
-    /// All nodes that live now. This one is among them, unless it had died.
+    /// Holds all nodes that live now. This node is among them, unless it had expired.
     pub living: Vec<NodeId>,
 }
 
 impl Heartbeat {
-    /// Returns the answer to a heartbeat: whether the node was alive before, and all nodes that
+    /// Creates the answer to a heartbeat: whether the node was known before, and all nodes that
     /// live now.
     pub fn new(known: bool, living: Vec<NodeId>) -> Self {
         Self { known, living }
     }
 }
 
-/// One node's live stream of the entries of one channel.
+/// A watch is one node's live stream of the entries of one channel.
 pub struct Watch(Inbox<MemberEntry>);
 
-/// The broker's end of a [`Watch`]. Dropping it ends the watch.
+/// The broker holds this end of a [`Watch`]. Dropping it ends the watch.
 pub struct WatchSender(InboxSender<MemberEntry>);
 
 impl Watch {
-    /// A watch and the broker's end of it. `unsubscribe` is called once, when the watch is dropped.
+    /// Creates a watch and the broker's end of it. Dropping the watch calls `unsubscribe` once.
     pub fn new(unsubscribe: impl FnOnce() + Send + 'static) -> (WatchSender, Watch) {
         let (sender, inbox) = Inbox::new(unsubscribe);
         (WatchSender(sender), Watch(inbox))
     }
 
-    /// The next entry that was set or cleared; `None` when the watch has ended.
+    /// Returns the next entry that was set or cleared; `None` when the watch has ended.
     pub async fn next(&mut self) -> Option<MemberEntry> {
         std::future::poll_fn(|cx| self.0.poll_next(cx)).await
     }
@@ -247,7 +252,7 @@ impl WatchSender {
         self.0.push(entry)
     }
 
-    /// Whether the watch has been dropped.
+    /// Returns whether the watch has been dropped.
     pub fn is_closed(&self) -> bool {
         self.0.is_closed()
     }

@@ -1,10 +1,10 @@
-//! The contract of [`Directory`] as tests: one public function for each clause, run over every
-//! broker that has one.
+//! This module holds the contract of [`Directory`] as tests. Each clause is one public function,
+//! and every broker that has a directory runs it.
 //!
 //! A broker's tests give a [`DirectoryFixture`] and call
 //! [`directory_conformance_tests!`](crate::directory_conformance_tests). Names are new in every
 //! run. No clause depends on speed: a wait is for an event, and [`PATIENCE`] only turns a hang into
-//! a failure. That a node dies is waited for, too, which takes its quarter of a minute.
+//! a failure. One clause waits until a node expires, which takes a quarter of a minute.
 
 // A clause fails by panicking.
 #![allow(clippy::unwrap_used)]
@@ -22,31 +22,33 @@ use crate::conformance::{Fault, Run};
 use crate::directory::{Directory, MAX_MEMBER, MemberEntry, NodeId, Watch};
 use crate::event::{ChannelName, Position};
 
-/// How long a clause waits for anything. It decides nothing but when a hang is called one.
+/// Bounds how long a clause waits for anything. It decides only when a clause counts as hung.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What clauses run over: one backbone.
+/// A fixture gives the clauses one backbone to run over.
 #[async_trait]
 pub trait DirectoryFixture: Send + Sync {
-    /// The directory as another node has it. One that is one process gives the same each time.
+    /// Returns the directory as another node has it. A directory of one process returns the same
+    /// each time.
     async fn node(&self) -> Arc<dyn Directory>;
 
-    /// What this fixture can do to its backbone. Clauses that need more are skipped, aloud.
+    /// Returns the faults that this fixture can inflict on its backbone. A clause that needs more
+    /// prints that it is skipped.
     fn faults(&self) -> &[Fault];
 
-    /// Makes `fault` happen, and comes back when it has.
+    /// Inflicts `fault`, and returns when it has happened.
     async fn inflict(&self, fault: Fault);
 }
 
-/// One clause of the contract.
+/// A clause is one test of the contract.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct DirectoryClause {
-    /// The name of its function.
+    /// Names the clause's function.
     pub name: &'static str,
-    /// What must happen to the backbone for it.
+    /// Names the faults of the backbone that the clause needs.
     pub needs: &'static [Fault],
-    /// Runs it; panics if the clause is broken.
+    /// Runs the clause; panics if the directory breaks it.
     pub run: for<'a> fn(&'a dyn DirectoryFixture) -> Run<'a>,
 }
 
@@ -54,7 +56,7 @@ impl DirectoryClause {
     /// Runs the clause as a test. A skip is printed.
     ///
     /// # Panics
-    /// If the clause is broken.
+    /// Panics if the directory breaks the clause.
     pub async fn prove(&self, fixture: &dyn DirectoryFixture) {
         if let Some(fault) = self.needs.iter().find(|fault| !fixture.faults().contains(fault)) {
             eprintln!("skipped: {}, because this fixture makes no {fault:?}", self.name);
@@ -65,10 +67,10 @@ impl DirectoryClause {
     }
 }
 
-/// The clause of that name.
+/// Returns the clause with that name.
 ///
 /// # Panics
-/// If there is none.
+/// Panics if no clause has that name.
 pub fn clause(name: &str) -> &'static DirectoryClause {
     CLAUSES
         .iter()
@@ -112,7 +114,7 @@ macro_rules! directory_conformance_tests {
         }
     )*};
     (@make [list] $($name:ident $(: $fault:ident)?;)*) => {
-        /// Every clause of the contract.
+        /// Lists every clause of the contract.
         pub const CLAUSES: &[DirectoryClause] = &[$(
             DirectoryClause {
                 name: stringify!($name),
@@ -124,14 +126,14 @@ macro_rules! directory_conformance_tests {
 }
 directory_conformance_tests! { @each [list] }
 
-/// A channel that no other run and no other call names.
+/// Returns a channel that no other run and no other call names.
 fn channel() -> ChannelName {
     static CALL: AtomicU64 = AtomicU64::new(0);
     let call = CALL.fetch_add(1, Ordering::Relaxed);
     ChannelName::new(&format!("members/{}-{call}", Position::now())).unwrap()
 }
 
-/// One node, alive, with a directory of its own.
+/// A living node has sent a heartbeat and has a directory of its own.
 struct Living {
     directory: Arc<dyn Directory>,
     node: NodeId,
@@ -201,7 +203,7 @@ async fn shown_value(watch: &mut Watch) -> (String, Option<String>) {
     (entry.member.to_string(), value)
 }
 
-/// A node's first heartbeat makes it known, and its next finds it so.
+/// A node's first heartbeat makes it known, and its next heartbeat finds it known.
 pub async fn a_node_is_unknown_once_and_then_known(fixture: &dyn DirectoryFixture) {
     let (one, other) = (Living::on(fixture).await, Living::on(fixture).await);
     for living in [&one, &other] {
@@ -215,7 +217,8 @@ pub async fn a_node_is_unknown_once_and_then_known(fixture: &dyn DirectoryFixtur
     }
 }
 
-/// What a node sets is shown to a watch on another, and listed there, with its stamp.
+/// A watch on another node shows the entry that a node sets. The other node lists it with its
+/// stamp.
 pub async fn what_is_set_is_seen_on_another_node(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut watch = other.directory.watch(&channel).await.unwrap();
@@ -225,14 +228,14 @@ pub async fn what_is_set_is_seen_on_another_node(fixture: &dyn DirectoryFixture)
     assert_eq!(other.directory.list(&channel).await.unwrap(), [entry]);
 }
 
-/// What a node clears is shown, and is not listed any more.
+/// A watch shows the entry that a node clears, and no node lists it any more.
 pub async fn what_is_cleared_is_gone_on_another_node(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     one.set(&channel, "ann", "here").await;
     one.set(&channel, "bob", "here").await;
     let mut watch = other.directory.watch(&channel).await.unwrap();
     one.clear(&channel, "ann").await;
-    // What was set before the watch may be shown, too.
+    // The watch may also show entries that were set before it began.
     while shown_value(&mut watch).await != ("ann".to_owned(), None) {}
     assert_eq!(other.list(&channel).await, BTreeMap::from([one.is("bob", "here")]));
 }
@@ -255,7 +258,7 @@ pub async fn clearing_what_is_not_there_is_no_error(fixture: &dyn DirectoryFixtu
     assert_eq!(one.list(&channel).await, BTreeMap::from([one.is("ann", "1")]));
 }
 
-/// Two nodes may have the same member, and what one does to its entry leaves the other's alone.
+/// Two nodes may have the same member. A change of one node's entry does not change the other's.
 pub async fn each_node_has_its_own_entry_of_a_member(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
@@ -266,14 +269,14 @@ pub async fn each_node_has_its_own_entry_of_a_member(fixture: &dyn DirectoryFixt
     assert_eq!(one.list(&channel).await, BTreeMap::from([other.is("ann", "2")]));
 }
 
-/// Every change after the watch began is shown, each once, those of one node in their order; also
-/// those of its own node.
+/// A watch shows every change after it began, each once, and those of one node in their order. It
+/// also shows the changes of its own node.
 pub async fn a_watch_shows_every_entry_in_the_order_of_its_node(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut watch = one.directory.watch(&channel).await.unwrap();
     for n in 0..200 {
         for living in [&one, &other] {
-            // However long all of it takes, no node may be taken for dead.
+            // No node may expire, however long all of it takes.
             if n % 20 == 0 {
                 living.directory.heartbeat(living.node).await.unwrap();
             }
@@ -293,7 +296,7 @@ pub async fn a_watch_shows_every_entry_in_the_order_of_its_node(fixture: &dyn Di
     }
 }
 
-/// A watch that is dropped is gone, and those beside it go on.
+/// A dropped watch ends, and those beside it go on.
 pub async fn dropping_a_watch_ends_no_other(fixture: &dyn DirectoryFixture) {
     let (one, channel) = (Living::on(fixture).await, channel());
     let mut stays = one.directory.watch(&channel).await.unwrap();
@@ -305,7 +308,7 @@ pub async fn dropping_a_watch_ends_no_other(fixture: &dyn DirectoryFixture) {
     }
 }
 
-/// After a node has left, nothing of it is listed and it is not among the living.
+/// A directory lists no entry of a node that has left, and the node is not among the living.
 pub async fn a_node_that_leaves_is_gone_at_once(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
@@ -314,13 +317,13 @@ pub async fn a_node_that_leaves_is_gone_at_once(fixture: &dyn DirectoryFixture) 
     assert_eq!(other.list(&channel).await, BTreeMap::from([other.is("bob", "2")]));
     let heartbeat = other.directory.heartbeat(other.node).await.unwrap();
     assert!(!heartbeat.living.contains(&one.node));
-    // To leave twice is no error, nor for one who never was there.
+    // Leaving twice is no error, and leaving is none for a node that never was there.
     one.directory.leave(one.node).await.unwrap();
     one.directory.leave(one.node.next()).await.unwrap();
 }
 
-/// A node without a heartbeat for a while is listed nowhere. If it sends a heartbeat again it is
-/// unknown, and what it said does not come back.
+/// The directory lists no entry of a node that sends no heartbeat for a while. If the node sends a
+/// heartbeat again, it is unknown, and its entries do not come back.
 pub async fn a_node_that_stops_beating_is_dead_for_everybody_and_does_not_come_back(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;
@@ -341,7 +344,7 @@ pub async fn a_node_that_stops_beating_is_dead_for_everybody_and_does_not_come_b
     assert_eq!(other.list(&channel).await, only);
 }
 
-/// Channels whose names look alike are different ones.
+/// Channels with similar names are different channels.
 pub async fn channels_do_not_hear_each_other(fixture: &dyn DirectoryFixture) {
     let (one, channel) = (Living::on(fixture).await, channel());
     let mut watch = one.directory.watch(&channel).await.unwrap();
@@ -357,7 +360,7 @@ pub async fn channels_do_not_hear_each_other(fixture: &dyn DirectoryFixture) {
     assert_eq!(shown_value(&mut watch).await, ("ann".to_owned(), Some("here".to_owned())));
 }
 
-/// Ids that a broker might take for a pattern, a part of a key, or each other.
+/// A broker might take these ids for a pattern, a part of a key, or each other.
 const ODD_IDS: &[&str] = &[
     "",
     " ",
@@ -415,7 +418,7 @@ pub async fn a_member_may_be_any_text(fixture: &dyn DirectoryFixture) {
         assert_eq!(shown_value(&mut watch).await, (id.clone(), None));
     }
     assert_eq!(other.list(&channel).await, all);
-    // A value may be anything, too, and two kibibytes of it.
+    // A value may hold any bytes, and up to two kibibytes.
     let value = Bytes::from((0..2048).map(|n| n as u8).collect::<Vec<_>>());
     let entry = MemberEntry {
         value: Some(value),
@@ -426,7 +429,7 @@ pub async fn a_member_may_be_any_text(fixture: &dyn DirectoryFixture) {
     assert!(other.directory.list(&channel).await.unwrap().contains(&entry));
 }
 
-/// A large channel is listed whole, and shown whole to one who watches.
+/// The directory lists a large channel completely, and shows it completely to a watch.
 pub async fn ten_thousand_members_are_listed(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut watch = other.directory.watch(&channel).await.unwrap();
@@ -445,7 +448,7 @@ pub async fn ten_thousand_members_are_listed(fixture: &dyn DirectoryFixture) {
     assert_eq!(other.list(&channel).await.len(), 0);
 }
 
-/// A watch whose connection breaks ends, unless it shows everything all the same.
+/// A watch whose connection breaks ends, unless it still shows everything.
 pub async fn a_watch_that_was_cut_ends_or_misses_nothing(fixture: &dyn DirectoryFixture) {
     let (one, other, channel) = (Living::on(fixture).await, Living::on(fixture).await, channel());
     let mut watch = other.directory.watch(&channel).await.unwrap();
@@ -476,7 +479,7 @@ pub async fn a_watch_that_was_cut_ends_or_misses_nothing(fixture: &dyn Directory
     assert_eq!(listed, ["ann", "bob"]);
 }
 
-/// When everything is lost, nothing is listed and no node is known.
+/// After the broker loses everything, it lists no entry and knows no node.
 pub async fn after_a_wipe_no_member_is_known(fixture: &dyn DirectoryFixture) {
     let (one, channel) = (Living::on(fixture).await, channel());
     one.set(&channel, "ann", "1").await;

@@ -1,4 +1,4 @@
-//! Feeds: what they show, and what asking alone leaves behind.
+//! This module tests what feeds show, and what a mere request leaves behind.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use super::fixture::{Fixture, Kept};
 use crate::broker::{Append, PageLimit};
 use crate::event::{Data, EventName, Key, Message, Position};
 
-/// Feeds are opened while a client publishes as fast as it can: no event falls between the head and
-/// the first event that the feed shows.
+/// A client publishes as fast as it can while the test opens feeds. No event falls between a feed's
+/// head and the first event that the feed shows.
 pub async fn a_feed_shows_every_event_after_its_head(fixture: &dyn Fixture) {
     const EVENTS: usize = 300;
     let nodes = [fixture.node().await, fixture.node().await];
@@ -43,7 +43,7 @@ pub async fn a_feed_shows_every_event_after_its_head(fixture: &dyn Fixture) {
     }
 }
 
-/// Channels are opened while another publishes: nothing falls between the page and the feed.
+/// A client publishes while the test opens channels. No event falls between the page and the feed.
 pub async fn an_opened_channel_has_every_event_in_its_page_or_its_feed(fixture: &dyn Fixture) {
     const EVENTS: usize = 300;
     const PAGE: usize = 5;
@@ -86,7 +86,8 @@ pub async fn an_opened_channel_has_every_event_in_its_page_or_its_feed(fixture: 
     }
 }
 
-/// Neither publishers nor the feeds beside it; and what it did not read it still has.
+/// An unread feed delays neither publishers nor the feeds beside it. It still has all events that
+/// its caller did not read.
 pub async fn a_feed_without_a_reader_delays_no_other(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
     let mut unread = follow(&*node, &channel).await;
@@ -100,8 +101,8 @@ pub async fn a_feed_without_a_reader_delays_no_other(fixture: &dyn Fixture) {
     assert_eq!(shown, chain.0[1..]);
 }
 
-/// It alone: another feed of the same channel goes on, and a later one works. Where the backbone
-/// counts subscriptions, none is left.
+/// Dropping a feed ends that feed alone. Another feed of the same channel continues, and a later
+/// one works. Where the backbone counts subscriptions, none is left.
 pub async fn dropping_a_feed_unsubscribes(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
     let mut stays = follow(&*node, &channel).await;
@@ -131,7 +132,7 @@ pub async fn dropping_a_feed_unsubscribes(fixture: &dyn Fixture) {
     assert_eq!(next(&mut again).await.position, position);
 }
 
-/// Keeping and showing are one step, on every node.
+/// The broker stores and shows an event in one step, on every node.
 pub async fn an_event_that_a_feed_has_shown_can_be_replayed(fixture: &dyn Fixture) {
     const EVENTS: usize = 200;
     let nodes = [fixture.node().await, fixture.node().await];
@@ -163,7 +164,8 @@ pub async fn an_event_that_a_feed_has_shown_can_be_replayed(fixture: &dyn Fixtur
     joined(publisher.await);
 }
 
-/// Every kind of payload, from every position on, on every node.
+/// The test publishes every kind of payload. It compares the replays from every position, on every
+/// node, with the feed.
 pub async fn replay_is_what_the_feed_showed(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
@@ -192,8 +194,8 @@ pub async fn replay_is_what_the_feed_showed(fixture: &dyn Fixture) {
     }
 }
 
-/// A stranger can name as many channels as they like. Where the backbone counts what it stores, it
-/// is not more afterwards.
+/// A client can name any number of channels. Where the backbone counts the things it stores, the
+/// count does not grow.
 pub async fn names_that_are_only_asked_for_are_not_stored(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     let spoken = channel(Kept::Ample);

@@ -1,4 +1,4 @@
-//! Idempotency keys, and publishes that were given up.
+//! This module tests idempotency keys, and publishes that their callers gave up.
 
 use super::calls::{
     at_once, channel, follow, give_up, key, named, patiently, publish, replay, take, take_until, text, text_of, unique,
@@ -9,7 +9,7 @@ use crate::broker::{Append, BrokerErrorKind};
 use crate::event::{Data, EventName, Key, Message, Position};
 use crate::idempotency::{Fingerprint, KeySource, ScopedKey};
 
-/// From whichever node it is repeated.
+/// A caller may repeat the key through any node.
 pub async fn a_repeated_key_gives_the_first_position_and_no_second_event(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
@@ -26,7 +26,7 @@ pub async fn a_repeated_key_gives_the_first_position_and_no_second_event(fixture
         let published = patiently("publish", node.publish(&channel, repeated)).await.unwrap();
         assert_eq!((published.position, published.duplicate), (first, true));
     }
-    // Without a key the same text is another event.
+    // The same text without a key makes another event.
     chain.publish(&*nodes[1], &channel, text("one")).await;
     chain.publish(&*nodes[1], &channel, text("one")).await;
     let shown = take(&mut feed, 4).await;
@@ -37,7 +37,7 @@ pub async fn a_repeated_key_gives_the_first_position_and_no_second_event(fixture
     chain.replays(&*nodes[1], &channel, 4).await;
 }
 
-/// The check and the append are one step, over all nodes.
+/// The broker checks the key and appends the event in one step, over all nodes.
 pub async fn a_repeated_key_among_concurrent_publishers_makes_one_event(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     for round in 0..10 {
@@ -67,7 +67,7 @@ pub async fn a_repeated_key_among_concurrent_publishers_makes_one_event(fixture:
     }
 }
 
-/// Its window does not depend on history.
+/// The key's window does not depend on the history that the channel keeps.
 pub async fn a_repeated_key_is_recognised_after_its_event_was_trimmed(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     for kept in [Kept::None, Kept::Ten] {
@@ -84,13 +84,13 @@ pub async fn a_repeated_key_is_recognised_after_its_event_was_trimmed(fixture: &
     }
 }
 
-/// The same key in another channel is another publish.
+/// The same key in another channel makes another publish.
 pub async fn a_key_counts_for_its_channel_alone(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     let rest = unique();
     for name in [format!("{rest}/a"), format!("{rest}/b"), format!("{rest}/a/b"), rest] {
         publish(&*node, &named(Kept::Ample, &name), text(&name).with_idempotency_key(key("k"))).await;
-        // A key that spells the boundary between name and key must not cross it either.
+        // A key that spells the boundary between name and key does not cross it either.
         publish(
             &*node,
             &named(Kept::Ample, &name),
@@ -106,7 +106,7 @@ pub async fn a_key_counts_for_its_channel_alone(fixture: &dyn Fixture) {
     }
 }
 
-/// The first payload counts, on every node, and after the channel's end too.
+/// The first payload counts, on every node and also after the channel's end.
 pub async fn a_key_with_another_payload_is_refused(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
@@ -148,7 +148,8 @@ pub async fn a_key_with_another_payload_is_refused(fixture: &dyn Fixture) {
     }
 }
 
-/// Backend, users, connections, and the parts of one handled message: each has keys of its own.
+/// Each source has keys of its own: the backend, users, connections, and the parts of one message
+/// that a handler publishes.
 pub async fn keys_of_different_sources_do_not_meet(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
@@ -179,7 +180,8 @@ pub async fn keys_of_different_sources_do_not_meet(fixture: &dyn Fixture) {
             .unwrap();
         assert_eq!((again.position, again.duplicate), (positions[n], true), "{key:?}");
     }
-    // What a handler makes of a repeated message may differ. What its client says may not.
+    // A handler may make different events of a repeated message. The client's message may not
+    // differ.
     let of_ann = |text: &str| ScopedKey::client(KeySource::User("ann"), &key("k"), 0, print(text));
     let again = patiently("publish", nodes[0].publish(&channel, keyed(1000, &of_ann("said"))))
         .await
@@ -190,7 +192,7 @@ pub async fn keys_of_different_sources_do_not_meet(fixture: &dyn Fixture) {
     assert_eq!(replay(&*nodes[0], &channel, None, 0).await.head, chain.head());
 }
 
-/// A caller that gave up waiting repeats it; either way there is one event.
+/// A caller that gave up waiting repeats its publish. In both cases there is one event.
 pub async fn a_publish_that_was_given_up_may_be_repeated_with_its_key(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
@@ -212,7 +214,7 @@ pub async fn a_publish_that_was_given_up_may_be_repeated_with_its_key(fixture: &
     assert_eq!(shown, expected);
 }
 
-/// Nothing in between: it is in feed and history alike, once, or in neither.
+/// The event is in both feed and history, once, or it is in neither.
 pub async fn a_publish_that_was_given_up_happened_or_did_not(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
     let mut feed = follow(&*node, &channel).await;
@@ -227,7 +229,7 @@ pub async fn a_publish_that_was_given_up_happened_or_did_not(fixture: &dyn Fixtu
     }
     let mut replayed = replay(&*node, &channel, Some(feed.head), 1000).await;
     assert!(replayed.complete);
-    // One that was under way may still have come after the last one.
+    // A publish that was under way may still arrive after the last one.
     replayed.events.retain(|event| event.position <= last);
     assert_same(&shown, &replayed.events);
     let mut texts: Vec<_> = shown.iter().map(|event| text_of(event)).collect();

@@ -1,18 +1,18 @@
-//! The order of events: positions, `previous`, several publishers and nodes.
+//! This module tests the order of events: positions, `previous`, several publishers and nodes.
 
 use super::calls::{at_once, channel, follow, next, patiently, publish, replay, take, text, text_of};
 use super::chain::{Chain, assert_same};
 use super::fixture::{Fixture, Kept};
 use crate::event::Position;
 
-/// [`Broker::ping`] of a backbone that works.
+/// A backbone that works answers [`Broker::ping`].
 pub async fn a_broker_that_works_says_so(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     patiently("ping", node.ping()).await.unwrap();
     assert!(!node.name().is_empty());
 }
 
-/// The chain, as the feed and history tell it.
+/// The feed and the history give the same chain of events.
 pub async fn positions_strictly_increase_and_name_their_previous(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
     let mut feed = follow(&*node, &channel).await;
@@ -30,14 +30,14 @@ pub async fn positions_strictly_increase_and_name_their_previous(fixture: &dyn F
     chain.allows(Some(chain.0[0]), 100, 50, &replay);
 }
 
-/// So that a store which begins anew begins above all it ever gave; and they fit a JavaScript
-/// number.
+/// The broker takes positions from the clock, and they fit a JavaScript number. A store that starts
+/// anew therefore starts above every position that it ever gave.
 pub async fn positions_come_from_the_clock(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
     let base = follow(&*node, &channel).await.head;
     let first = publish(&*node, &channel, text("first")).await;
-    // A store may count on from the clock at which it was made; none may run ahead of the clock for
-    // long.
+    // A store may count on from the clock at which it was made. No store may run ahead of the clock
+    // for long.
     let (made, soon) = (Position(1_577_836_800_000_000), Position(Position::now().0 + 60_000_000));
     for position in [base, first] {
         assert!(position > made && position < soon, "{position} is not from the clock");
@@ -45,8 +45,8 @@ pub async fn positions_come_from_the_clock(fixture: &dyn Fixture) {
     }
 }
 
-/// Whatever first position it was given, by whichever node: after that comes all that is ever
-/// published. Feeds that were there before the first event show it, too.
+/// Any node may give the listener its first position. All later events come after that position.
+/// Feeds that were open before the first event show it, too.
 pub async fn a_listener_without_events_misses_nothing(fixture: &dyn Fixture) {
     let (a, b) = (fixture.node().await, fixture.node().await);
     for kept in [Kept::Ample, Kept::Ten, Kept::None] {
@@ -87,8 +87,8 @@ pub async fn a_listener_without_events_misses_nothing(fixture: &dyn Fixture) {
         }
         for mut feed in feeds {
             let first = feed.head;
-            // One that has ended cannot tell whether anything is missing: who follows again asks
-            // history, as above.
+            // A feed that has ended cannot say whether an event is missing. A caller that follows
+            // again asks history, as above.
             if let Some(event) = patiently("a feed's first event", feed.next()).await {
                 assert_eq!(event.position, events[0], "a feed does not begin with the first event");
                 let follows = event.previous == first || event.previous == Position::ZERO;
@@ -103,7 +103,7 @@ pub async fn a_listener_without_events_misses_nothing(fixture: &dyn Fixture) {
     }
 }
 
-/// Also if they are published through different nodes, whose clocks and connections differ.
+/// The order also holds if different nodes publish them, whose clocks and connections differ.
 pub async fn an_acknowledged_event_stands_before_one_published_later(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
@@ -116,7 +116,7 @@ pub async fn an_acknowledged_event_stands_before_one_published_later(fixture: &d
     assert_eq!(shown, chain.0[1..]);
 }
 
-/// Four publishers on two nodes, two feeds on each.
+/// Four publishers publish on two nodes, and each node has two feeds.
 pub async fn concurrent_publishers_are_put_into_one_order_that_every_feed_shows(fixture: &dyn Fixture) {
     const EACH: usize = 50;
     let nodes = [fixture.node().await, fixture.node().await];
@@ -167,7 +167,7 @@ pub async fn concurrent_publishers_are_put_into_one_order_that_every_feed_shows(
     }
 }
 
-/// What one node publishes the other's feed shows and its replay gives, both ways.
+/// Each node's events appear in the other node's feed and in its replay.
 pub async fn two_nodes_share_one_channel(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);

@@ -1,4 +1,4 @@
-//! Replays: which are complete, and where a page ends.
+//! This module tests which replays are complete, and where a page ends.
 
 use super::calls::{at_once, channel, page, patiently, publish, replay, text};
 use super::chain::{Chain, assert_same, brief};
@@ -6,7 +6,7 @@ use super::fixture::{Fixture, Kept, TEN, at_most};
 use crate::broker::{PageLimit, Replay};
 use crate::event::Position;
 
-/// Whether the channel has events or not, and however little it keeps.
+/// The rule holds whether the channel has events or not, and however little it keeps.
 pub async fn replay_after_the_head_is_complete_and_empty(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     for kept in [Kept::Ample, Kept::Ten, Kept::None, Kept::FewBytes] {
@@ -21,7 +21,8 @@ pub async fn replay_after_the_head_is_complete_and_empty(fixture: &dyn Fixture) 
     }
 }
 
-/// Oldest first; complete only if that is all that the channel ever had.
+/// The page holds the oldest event first. It is complete only if it holds all events that the
+/// channel ever had.
 pub async fn replay_without_a_position_gives_the_newest(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     for (kept, promised) in [(Kept::Ample, 10_000), (Kept::Ten, TEN)] {
@@ -40,7 +41,7 @@ pub async fn replay_without_a_position_gives_the_newest(fixture: &dyn Fixture) {
     }
 }
 
-/// For its listener has missed nothing.
+/// The page is complete, because its listener has missed nothing.
 pub async fn replay_after_the_previous_of_the_oldest_is_complete(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ten));
     let mut chain = Chain::base(&*node, &channel).await;
@@ -62,7 +63,7 @@ pub async fn replay_after_the_previous_of_the_oldest_is_complete(fixture: &dyn F
     }
 }
 
-/// And gives what is left after it, without a hole.
+/// The page gives the events that are left after the position, without a hole.
 pub async fn replay_after_a_position_that_was_trimmed_is_incomplete(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ten));
     let mut chain = Chain::base(&*node, &channel).await;
@@ -90,14 +91,16 @@ pub async fn replay_after_a_position_that_was_trimmed_is_incomplete(fixture: &dy
     }
 }
 
-/// Such a position was lost in a failover, and its listener must be told: equality, not `<=`.
+/// A failover lost such a position, and its listener must learn of it. The broker must test for
+/// equality, not `<=`.
 pub async fn replay_inside_the_range_but_not_there_is_incomplete(fixture: &dyn Fixture) {
     let (node, channel, other) = (fixture.node().await, channel(Kept::Ample), channel(Kept::Ample));
     let mut chain = Chain::base(&*node, &channel).await;
     chain.publish(&*node, &channel, text("first")).await;
     let mut holes = Vec::new();
     for n in 0..1000 {
-        // Positions may come from a counter that all channels share, so the other one makes a hole.
+        // Positions may come from a counter that all channels share. An event of the other channel
+        // then makes a hole.
         publish(&*node, &other, text(n)).await;
         let before = chain.head();
         let position = chain.publish(&*node, &channel, text(n)).await;
@@ -118,8 +121,8 @@ pub async fn replay_inside_the_range_but_not_there_is_incomplete(fixture: &dyn F
     }
 }
 
-/// Zero, one, ahead of the head: clients send such things. Nothing comes after a position ahead of
-/// the head.
+/// Clients send zero, one, and positions ahead of the head. No event comes after a position ahead
+/// of the head.
 pub async fn replay_after_a_position_that_was_never_given_is_incomplete(fixture: &dyn Fixture) {
     let node = fixture.node().await;
     for (kept, promised) in [(Kept::Ample, 3), (Kept::Ten, 3), (Kept::None, 0)] {
@@ -149,7 +152,7 @@ pub async fn replay_after_a_position_that_was_never_given_is_incomplete(fixture:
     }
 }
 
-/// `more` until the last one; the pages together are all of it.
+/// Each page but the last has `more: true`, and the pages together hold all events.
 pub async fn large_histories_come_in_pages(fixture: &dyn Fixture) {
     const EVENTS: usize = 2500;
     let (node, channel) = (fixture.node().await, channel(Kept::Ample));
@@ -182,9 +185,9 @@ pub async fn large_histories_come_in_pages(fixture: &dyn Fixture) {
     }
 }
 
-/// A caller asks for no events to learn whether a position is still good: at the head, in the
-/// middle, before what was trimmed, at one that was never given, and at every first position of a
-/// channel.
+/// A caller asks for no events to learn whether a position is still good. The test asks at the
+/// head, in the middle and before the trimmed events. It also asks at a position that was never
+/// given, and at every first position of a channel.
 pub async fn a_page_of_nothing_answers_as_a_page_of_one(fixture: &dyn Fixture) {
     let (node, other) = (fixture.node().await, fixture.node().await);
     for kept in [Kept::Ample, Kept::Ten, Kept::None] {
@@ -213,9 +216,9 @@ pub async fn a_page_of_nothing_answers_as_a_page_of_one(fixture: &dyn Fixture) {
     }
 }
 
-/// A page ends at the bound of bytes with `more: true`, and the next one continues behind it. One
-/// event comes even if it alone is larger. Without a position the page holds the newest events that
-/// fit.
+/// A page ends at the bound of bytes with `more: true`, and the next one continues after it. A page
+/// holds one event even if that event alone is larger. Without a position the page holds the newest
+/// events that fit.
 pub async fn a_page_ends_at_its_bytes(fixture: &dyn Fixture) {
     const EVENTS: usize = 40;
     const LARGE: usize = 25;
