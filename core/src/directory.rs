@@ -202,7 +202,7 @@ impl MemberEntry {
     }
 }
 
-/// The directory answers a node's heartbeat with this.
+/// The directory returns this answer to a heartbeat of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Heartbeat {

@@ -1,4 +1,5 @@
-//! The application's code: who may connect, listen and send, and what a sent message does.
+//! The application's handlers decide who may connect, listen and send, and what a sent message
+//! does.
 
 use std::any::Any;
 use std::future::{Future, ready};
@@ -14,28 +15,29 @@ use crate::event::{Data, Invalid, JsonText, Message};
 use crate::refusal::Refusal;
 use crate::rule::TransportName;
 
-/// How much may be said about a user, in bytes of JSON.
+/// Bounds a user's metadata, in bytes of JSON.
 const MAX_META: usize = 1024;
 
-/// The application's code for the channels that match a pattern: who may connect, listen and send.
+/// A handler is the application's code for the channels that match a pattern: who may connect,
+/// listen and send.
 ///
-/// The same handler serves every transport: a message that a WebSocket client sends and one that an
-/// SSE client POSTs are the same call.
+/// The same handler serves every transport. A message that a WebSocket client sends and one that an
+/// SSE client POSTs make the same call.
 ///
-/// Every method has a default, so an application implements what it needs. Calls for one connection
-/// come one after the other; different connections call at the same time. A slow method delays only
-/// further commands of its own connection, never deliveries. A call that is under way when its
-/// connection breaks may be dropped at its next `await`: what must not stop half-way belongs in a
-/// task of its own. A drain waits for it.
+/// Every method has a default, so an application implements the methods that it needs. Calls for
+/// one connection come one after the other; different connections call at the same time. A slow
+/// method delays only further commands of its own connection, never deliveries. Airwave may drop a
+/// call under way at its next `await` when its connection breaks. Work that must not stop half-way
+/// belongs in a task of its own. A drain waits for a call under way.
 ///
-/// A method that panics is caught: the client is answered `internal`, the connection and its other
-/// channels go on, the log says in which channel and at which event it was, and
-/// `airwave_handler_panics_total` counts it.
+/// Airwave catches the panic of a method. The client receives `internal`, and the connection and
+/// its other channels go on. The log names the channel and the event, and
+/// `airwave_handler_panics_total` counts the panic.
 ///
-/// A handler that is shared with other parts of the application is given as an `Arc`.
+/// An application that shares a handler with its other parts gives it as an `Arc`.
 ///
 /// # Examples
-/// The methods are written with `async fn`. Their futures must be `Send`.
+/// The methods use `async fn`. Their futures must be `Send`.
 ///
 /// ```
 /// use airwave_core::{Channel, Client, ConnectRequest, Handler, Identity, Message, Refusal, Reply};
@@ -57,12 +59,13 @@ const MAX_META: usize = 1024;
 /// }
 /// ```
 pub trait Handler: Send + Sync + 'static {
-    /// Returns who the client is. Called once for each connection (an SSE stream, a WebSocket, a
-    /// single POST) that turns to a channel of this handler, before anything else. What it returns
-    /// is the client's identity in the other methods. Default: every client, anonymous.
+    /// Returns who the client is. Airwave calls it once for each connection that turns to a channel
+    /// of this handler, before anything else. A connection is an SSE stream, a WebSocket or a
+    /// single POST. The other methods receive the returned value as the client's identity. The
+    /// default admits every client as anonymous.
     ///
     /// # Errors
-    /// The refusal that the client is answered with.
+    /// Returns the refusal that the client receives.
     ///
     /// # Examples
     /// ```
@@ -81,9 +84,9 @@ pub trait Handler: Send + Sync + 'static {
         ready(Ok(Identity::anonymous()))
     }
 
-    /// Returns the names of the query parameters that [`Handler::connect`] reads. A request with a
-    /// parameter that neither Airwave nor a handler knows is refused, so that a misspelt one is
-    /// noticed. `&["*"]` accepts every parameter. Default: none.
+    /// Returns the names of the query parameters that [`Handler::connect`] reads. Airwave refuses a
+    /// request with a parameter that neither it nor a handler knows, so that the client notices a
+    /// misspelt one. `&["*"]` accepts every parameter. The default accepts none.
     ///
     /// # Examples
     /// ```
@@ -99,12 +102,13 @@ pub trait Handler: Send + Sync + 'static {
         &[]
     }
 
-    /// Admits a client that wants to listen to a channel, or refuses it. Called for each
-    /// subscription and each history request, and, unless [`Handler::requires_subscription`] says
-    /// otherwise, for each message that does not come over a subscription. Default: admits it.
+    /// Admits a client that wants to listen to a channel, or refuses it. Airwave calls it for each
+    /// subscription and each history request. Unless [`Handler::requires_subscription`] says
+    /// otherwise, it also calls it for each message that does not come over a subscription. The
+    /// default admits every client.
     ///
     /// # Errors
-    /// The refusal that the client is answered with.
+    /// Returns the refusal that the client receives.
     ///
     /// # Examples
     /// ```
@@ -124,12 +128,12 @@ pub trait Handler: Send + Sync + 'static {
         ready(Ok(()))
     }
 
-    /// Handles a message of a client: publishes it, acts on it, answers it, or refuses it. Called
-    /// for each `send` frame and each POST of a client that [`Handler::subscribe`] admitted.
-    /// Default: refused as `forbidden`.
+    /// Handles a message of a client: publishes it, acts on it, answers it, or refuses it. Airwave
+    /// calls it for each `send` frame and each POST of a client that [`Handler::subscribe`]
+    /// admitted. The default refuses the message as `forbidden`.
     ///
     /// # Errors
-    /// The refusal that the client is answered with.
+    /// Returns the refusal that the client receives.
     ///
     /// # Examples
     /// ```
@@ -157,13 +161,13 @@ pub trait Handler: Send + Sync + 'static {
         ready(Err(Refusal::forbidden("this channel takes no messages from clients")))
     }
 
-    /// Returns whether only those clients may send that may listen. Default: yes.
+    /// Returns whether only those clients may send that may listen. The default is yes.
     ///
-    /// Then a message over a WebSocket needs an open subscription of that connection to the
-    /// channel, and for a POST, [`Handler::subscribe`] is asked first, each time; if it refuses,
-    /// the message is refused with the same code. Without it, [`Handler::message`] runs for every
-    /// client that [`Handler::connect`] knows, and has to check by itself whatever must hold: for
-    /// channels to which clients write and that they never read.
+    /// With `true`, a message over a WebSocket needs an open subscription of that connection to the
+    /// channel. For a POST, Airwave calls [`Handler::subscribe`] first, each time; if it refuses,
+    /// Airwave refuses the message with the same code. With `false`, [`Handler::message`] runs for
+    /// every client that [`Handler::connect`] knows, and has to check all conditions by itself.
+    /// That is for channels to which clients write and that they never read.
     ///
     /// # Examples
     /// ```
@@ -179,8 +183,8 @@ pub trait Handler: Send + Sync + 'static {
         true
     }
 
-    /// Is told that a subscription is over. Called once for each subscription that `subscribe`
-    /// admitted, in its own task. Default: nothing.
+    /// Receives the end of a subscription. Airwave calls it once for each subscription that
+    /// `subscribe` admitted, in its own task. The default does nothing.
     ///
     /// # Examples
     /// ```
@@ -234,7 +238,8 @@ impl<H: Handler> Handler for Arc<H> {
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// A [`Handler`] whose type a node does not know: the same methods, with boxed futures.
+/// A node calls a [`Handler`] whose type it does not know by this trait: the same methods, with
+/// boxed futures.
 pub(crate) trait DynHandler: Send + Sync + 'static {
     fn connect<'a>(&'a self, request: &'a ConnectRequest) -> BoxFuture<'a, Result<Identity, Refusal>>;
     fn query_parameters(&self) -> &[&str];
@@ -276,34 +281,34 @@ impl<H: Handler> DynHandler for H {
     }
 }
 
-/// Why a subscription is over.
+/// The reason says why a subscription is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaveReason {
-    /// The client said so.
+    /// The client unsubscribed.
     Unsubscribed,
-    /// The connection is gone.
+    /// The connection has ended.
     Disconnected,
     /// The channel has ended.
     Ended,
 }
 
-/// The request that a connection began with.
+/// A connection begins with this request.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ConnectRequest {
-    /// The transport it came over.
+    /// Names the transport of the request.
     pub transport: TransportName,
-    /// The address it came from, if the server knows it.
+    /// Holds the client's address, if the server knows it.
     pub peer: Option<IpAddr>,
-    /// The query string, without `?`.
+    /// Holds the query string, without `?`.
     pub query: String,
-    /// Header names in lower case, and values that are text.
+    /// Holds header names in lower case, and values that are text.
     pub headers: Vec<(String, String)>,
 }
 
 impl ConnectRequest {
-    /// Returns a request over `transport`, without address, query and headers. A transport adds
+    /// Creates a request over `transport`, without address, query and headers. A transport adds
     /// what it knows; a test of a handler adds what the handler reads.
     ///
     /// # Examples
@@ -344,20 +349,20 @@ impl ConnectRequest {
         self
     }
 
-    /// The first value of a header; `name` in lower case.
+    /// Returns the first value of a header; `name` is in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
-    /// The token of an `Authorization: Bearer` header (RFC 6750, section 2.1), or of the
-    /// subprotocol that stands for it where a browser opens a WebSocket (docs/protocol.md, section
+    /// Returns the token of an `Authorization: Bearer` header (RFC 6750, section 2.1). Where a
+    /// browser opens a WebSocket, a subprotocol stands for that header (docs/protocol.md, section
     /// 5).
     pub fn bearer_token(&self) -> Option<&str> {
         let (scheme, token) = self.header("authorization")?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     }
 
-    /// The value of a cookie, as it was sent.
+    /// Returns the value of a cookie, as the client sent it.
     pub fn cookie(&self, name: &str) -> Option<&str> {
         let cookies = self.headers.iter().filter(|(n, _)| n == "cookie");
         cookies.flat_map(|(_, line)| line.split(';')).find_map(|pair| {
@@ -367,7 +372,7 @@ impl ConnectRequest {
     }
 }
 
-/// Who a client is, as the application sees it.
+/// An identity says who a client is, as the application sees it.
 #[derive(Clone, Default)]
 pub struct Identity {
     user: Option<Arc<str>>,
@@ -381,8 +386,9 @@ impl Identity {
         Self::default()
     }
 
-    /// A user by an id that the application chooses. In channels with presence it is what others
-    /// see, has at most 255 bytes, and an empty one is anonymous.
+    /// Creates the identity of a user by an id that the application chooses. In channels with
+    /// presence other clients see this id. It has at most 255 bytes there, and an empty one is
+    /// anonymous.
     pub fn user(id: impl Into<Arc<str>>) -> Self {
         Self {
             user: Some(id.into()),
@@ -390,12 +396,12 @@ impl Identity {
         }
     }
 
-    /// The same with a few words about the user that everybody in a channel with presence may see:
-    /// a name, a colour, a picture. Of a user with several connections the newest counts; of
-    /// anonymous clients it is not shown, because they are only counted.
+    /// Returns the same identity with metadata about the user, such as a name, a colour or a
+    /// picture. Every client in a channel with presence may see it. The newest connection of a user
+    /// counts. A channel only counts anonymous clients, so it does not show their metadata.
     ///
     /// # Errors
-    /// The value is no JSON, or more than 1 KiB of it.
+    /// The value is no JSON, or has more than 1 KiB of it.
     pub fn with_meta<T: Serialize + ?Sized>(mut self, meta: &T) -> Result<Self, Invalid> {
         let Data::Json(text) = Data::json(meta)? else {
             return Err(Invalid::new("what is said about a user is JSON"));
@@ -410,7 +416,8 @@ impl Identity {
         Ok(self)
     }
 
-    /// The same with a value of the application's own (claims, a session, a database row).
+    /// Returns the same identity with a value of the application's own (claims, a session, a
+    /// database row).
     pub fn with(mut self, details: impl Any + Send + Sync) -> Self {
         self.details = Some(Details::new(details));
         self
@@ -433,47 +440,47 @@ impl Client {
     }
 }
 
-/// One connected client, as its handler sees it.
+/// A client is one connection, as its handler sees it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Client {
     /// Tells connections of this node apart.
     pub id: u64,
-    /// The transport it came over.
+    /// Names the transport of the connection.
     pub transport: TransportName,
-    /// The address it came from, if the server knows it.
+    /// Holds the client's address, if the server knows it.
     pub peer: Option<IpAddr>,
     pub(crate) identity: Identity,
 }
 
 impl Client {
-    /// The user's id; `None`: anonymous.
+    /// Returns the user's id; `None` for an anonymous client.
     pub fn user(&self) -> Option<&str> {
         self.identity.user.as_deref()
     }
 
-    /// What [`Identity::with`] was given, if it was a `T`.
+    /// Returns the value that [`Identity::with`] received, if it is a `T`.
     pub fn details<T: Any>(&self) -> Option<&T> {
         self.identity.details.as_ref()?.downcast_ref()
     }
 }
 
-/// What a client is answered.
+/// A reply answers a client's message.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reply(pub(crate) Option<Data>);
 
 impl Reply {
-    /// "Done", and nothing else.
+    /// Creates the answer "done", without data.
     pub fn done() -> Self {
         Reply(None)
     }
 
-    /// A value, as JSON.
+    /// Creates an answer with a value, as JSON.
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self, Invalid> {
         Ok(Reply(Some(Data::json(value)?)))
     }
 
-    /// The answer's data; `None`: just "done".
+    /// Returns the answer's data; `None` means just "done".
     pub fn data(&self) -> Option<&Data> {
         self.0.as_ref()
     }

@@ -1,16 +1,16 @@
-//! Chance, for spreading in time what many would do at once.
+//! This module draws random numbers, which spread in time what many callers would do at once.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A number that no other process draws. Not for secrets.
+/// Returns a number that no other process draws. It is not for secrets.
 pub(crate) fn random() -> u64 {
     // The standard library's hasher keys differ from process to process and from call to call.
     RandomState::new().build_hasher().finish()
 }
 
-/// Spreads in time what many would do at once. Not for secrets.
+/// Jitter spreads in time what many callers would do at once. It is not for secrets.
 pub(crate) struct Jitter(AtomicU64);
 
 impl Default for Jitter {
@@ -24,7 +24,7 @@ impl Jitter {
         Self(AtomicU64::new(seed))
     }
 
-    /// Any number.
+    /// Draws any number.
     pub(crate) fn draw(&self) -> u64 {
         // SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
         let state = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
@@ -33,12 +33,12 @@ impl Jitter {
         mixed ^ (mixed >> 31)
     }
 
-    /// From 0 to 1.
+    /// Draws a number from 0 to 1.
     pub(crate) fn unit(&self) -> f64 {
         (self.draw() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Half to all of `full`, so that many who wait do not come back together.
+    /// Returns half to all of `full`, so that many callers that wait do not come back together.
     pub(crate) fn spread(&self, full: Duration) -> Duration {
         full / 2 + full.mul_f64(self.unit() / 2.0)
     }

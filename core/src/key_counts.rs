@@ -1,4 +1,4 @@
-//! Counts idempotency keys, so that no client fills a broker with them.
+//! This module counts idempotency keys, so that no client fills a broker with them.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,10 +10,11 @@ use tokio::time::Instant;
 use crate::broker::IDEMPOTENCY_WINDOW;
 use crate::shrink::shrink;
 
-/// How many keys each of many has used within [`IDEMPOTENCY_WINDOW`], so that no one fills a broker
-/// with them.
+/// Counts the keys that each caller has used within [`IDEMPOTENCY_WINDOW`], so that no caller fills
+/// a broker with them.
 ///
-/// Time is counted in steps, so a key may count for one step longer than a broker remembers it.
+/// The counter counts time in steps, so a key may count for one step longer than a broker remembers
+/// it.
 pub(crate) struct KeyCounts<K>(Mutex<Counted<K>>);
 
 struct Counted<K> {
@@ -22,7 +23,7 @@ struct Counted<K> {
     swept: u64,
 }
 
-/// A number for each step, in a ring; `newest` is the step of the newest one.
+/// The window holds a count for each step, in a ring; `newest` is the newest step.
 #[derive(Default)]
 struct KeyWindow {
     used: [u32; STEPS],
@@ -45,7 +46,7 @@ impl<K: Eq + Hash> Default for KeyCounts<K> {
 impl<K: Eq + Hash> KeyCounts<K> {
     /// Counts one more key of `who`; false if there are `limit` already.
     pub(crate) fn take(&self, who: K, limit: usize) -> bool {
-        // The map is whole between any two statements.
+        // No statement leaves the map half changed, so a poisoned lock does no harm.
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let step = counted.since.elapsed().as_secs() / STEP.as_secs();
         if step != counted.swept {

@@ -1,16 +1,17 @@
-//! What later versions of Airwave store and this one does not know, said once for each kind.
+//! This module logs what later versions of Airwave store and this version does not know, once for
+//! each kind.
 //!
-//! An operator who upgrades a node after the others, or goes back to an older version, finds here
-//! why listeners of that node see less.
+//! An operator may upgrade a node after the others, or go back to an older version. The log then
+//! explains why listeners of that node see less.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::event::{Data, Message};
 
-/// How many kinds are told apart at most: a store may hold anything.
+/// Bounds the kinds that the node tells apart, because a store may hold anything.
 const KINDS: usize = 16;
 
-/// The kinds that were said. One for each node.
+/// Holds the kinds that the node has logged. Each node has one such list.
 #[derive(Debug, Default)]
 pub(crate) struct Newer(Mutex<Vec<String>>);
 
@@ -19,9 +20,9 @@ impl Newer {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// Looks at a message of the store.
+    /// Checks a message of the store.
     pub(crate) fn look(&self, message: &Message) {
-        // Nearly every message is of our own version, and this is called for each.
+        // Nearly every message is of this version, and the node calls this for each.
         if message.is_hidden() {
             self.say(
                 &format!("an event named {}", message.event),
@@ -36,7 +37,7 @@ impl Newer {
         }
     }
 
-    /// Says it, unless it has been said. True: for the first time.
+    /// Logs `what`, unless the node has logged it. Returns whether this was the first time.
     pub(crate) fn say(&self, what: &str, instead: &str) -> bool {
         {
             let mut reported = self.0.lock().unwrap_or_else(PoisonError::into_inner);

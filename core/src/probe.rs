@@ -1,5 +1,5 @@
-//! Whether the broker is there: the node asks every second, and tells its listeners after a while
-//! without an answer.
+//! The node pings its broker every second. After a while without an answer it informs its
+//! listeners.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -12,30 +12,30 @@ use crate::not_ready::NotReady;
 use crate::orders::Orders;
 use crate::sessions::Sessions;
 
-/// How often the broker is asked.
+/// The node pings its broker each time this interval has passed.
 const EVERY: Duration = Duration::from_secs(1);
-/// After how long without its broker a node tells its listeners.
+/// A node that is without its broker for this time informs its listeners.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
-/// What the last question came to; `None`: the first has no answer yet.
+/// Holds the answer to the last ping; `None`: the first ping has no answer yet.
 type LastAnswer = Option<Result<(), NotReady>>;
 
-/// What the node knows of its broker.
+/// The probe holds what the node knows of its broker.
 pub(crate) struct BrokerProbe(watch::Receiver<LastAnswer>);
 
 impl BrokerProbe {
-    /// Begins to ask, for as long as there are sessions to tell. Must be called within a tokio
-    /// runtime.
+    /// Starts to ping the broker, for as long as there are sessions to inform. The caller must be
+    /// within a tokio runtime.
     pub(crate) fn start(sessions: &Arc<Sessions>) -> Self {
         let (answers, last) = watch::channel(None);
         tokio::spawn(watch_broker(Arc::downgrade(sessions), answers));
         Self(last)
     }
 
-    /// Returns what the broker answered last. Waits only for the answer to the first question.
+    /// Returns the broker's last answer. Waits only for the answer to the first ping.
     ///
     /// # Errors
-    /// Why the node cannot deliver.
+    /// Returns the reason why the node cannot deliver.
     pub(crate) async fn answer(&self, backbone: &Backbone) -> Result<(), NotReady> {
         let mut last = self.0.clone();
         let first = timeout(backbone.limits.broker_timeout, last.wait_for(Option::is_some)).await;
@@ -46,10 +46,10 @@ impl BrokerProbe {
     }
 }
 
-/// The broker's silence, since it began.
+/// A silence begins when the broker stops answering.
 struct Silence {
     since: Instant,
-    /// Whether the listeners were told.
+    /// Says whether the node has informed its listeners.
     announced: bool,
 }
 
@@ -81,7 +81,7 @@ async fn watch_broker(sessions: Weak<Sessions>, answers: watch::Sender<LastAnswe
     }
 }
 
-/// One more question has no answer.
+/// Notes that one more ping has failed.
 fn note_silence(silence: &mut Option<Silence>, sessions: &Sessions, error: &str) {
     let silence = silence.get_or_insert_with(|| {
         tracing::warn!(broker = sessions.backbone.broker.name(), error, "the broker is gone");

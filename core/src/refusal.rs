@@ -1,22 +1,22 @@
-//! A "no" with one of the few error codes that clients see, the same on every transport.
+//! A refusal has one of the few error codes that clients see, the same on every transport.
 
 use std::borrow::Cow;
 use std::error::Error;
 use std::sync::Arc;
 
-/// Why something was refused.
+/// A code says why Airwave refuses a request.
 pub use airwave_protocol::Code;
 
 use crate::event::{Invalid, quoted};
 
-/// A "no" with a code and a text that may be shown to the client.
+/// A refusal has a code and a text that the client may see.
 ///
-/// A handler refuses with it, and an axum handler of the application may return it: with the
-/// feature `axum` it is a response with the HTTP status of its code.
+/// A handler refuses with it. An axum handler of the application may return it: with the feature
+/// `axum` it is a response with the HTTP status of its code.
 ///
 /// # Examples
-/// An error of the application itself becomes `internal`. The client is told so and no more. The
-/// log has the error and all its causes.
+/// An error of the application itself becomes `internal`. The client receives this code and no
+/// more. The log has the error and all its causes.
 ///
 /// ```
 /// use airwave_core::{Code, Refusal};
@@ -32,17 +32,17 @@ use crate::event::{Invalid, quoted};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Refusal {
-    /// What kind of "no".
+    /// Names the kind of refusal.
     pub code: Code,
-    /// For people: what went wrong and what to do. Never holds secrets.
+    /// Tells people what went wrong and what to do. It never holds secrets.
     pub message: Cow<'static, str>,
-    /// Only with [`Code::WrongTransport`]: the transport to use instead.
+    /// Names the transport to use instead, only with [`Code::WrongTransport`].
     pub transport: Option<crate::rule::TransportName>,
-    /// For the log, never for the client.
+    /// Holds the cause for the log, never for the client.
     cause: Option<Arc<dyn Error + Send + Sync>>,
 }
 
-/// What a client is told counts. The cause does not.
+/// Two refusals are equal if the client receives the same. The cause does not count.
 impl PartialEq for Refusal {
     fn eq(&self, other: &Self) -> bool {
         (self.code, &self.message, &self.transport) == (other.code, &other.message, &other.transport)
@@ -64,7 +64,7 @@ impl Error for Refusal {
 }
 
 impl Refusal {
-    /// A refusal with a text for the client.
+    /// Creates a refusal with a text for the client.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             code,
@@ -74,12 +74,13 @@ impl Refusal {
         }
     }
 
-    /// [`Code::Internal`], because of an error of the application: any [`std::error::Error`], an
-    /// error type that collects others, or a text.
+    /// Creates a refusal with [`Code::Internal`] from an error of the application. It may be any
+    /// [`std::error::Error`], an error type that collects others, or a text.
     ///
-    /// The client is told nothing of it. The log has it, with all its sources, at the place where
-    /// the refusal is answered. For a function that returns `Box<dyn Error + Send + Sync>` a `?`
-    /// is enough. A [`Refusal`] stays what it is, and an [`Invalid`] is `bad-request`.
+    /// The client receives nothing of the error. The log has it, with all its sources, at the place
+    /// where Airwave answers with the refusal. A `?` is enough in a function that returns
+    /// `Box<dyn Error + Send + Sync>`. A [`Refusal`] stays what it is, and an [`Invalid`] is
+    /// `bad-request`.
     pub fn from_error(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         let error = match error.into().downcast::<Refusal>() {
             Ok(refusal) => return *refusal,
@@ -94,32 +95,32 @@ impl Refusal {
         }
     }
 
-    /// [`Code::BadRequest`].
+    /// Creates a refusal with [`Code::BadRequest`].
     pub fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::BadRequest, message)
     }
 
-    /// [`Code::Unauthorized`].
+    /// Creates a refusal with [`Code::Unauthorized`].
     pub fn unauthorized(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Unauthorized, message)
     }
 
-    /// [`Code::Forbidden`].
+    /// Creates a refusal with [`Code::Forbidden`].
     pub fn forbidden(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Forbidden, message)
     }
 
-    /// [`Code::Unavailable`].
+    /// Creates a refusal with [`Code::Unavailable`].
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Unavailable, message)
     }
 
-    /// [`Code::Internal`]. The text must not name details of the server.
+    /// Creates a refusal with [`Code::Internal`]. The text must not name details of the server.
     pub fn internal(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Internal, message)
     }
 
-    /// The fields of the JSON object that tells a client: `"code":…,"message":…` and, with
+    /// Returns the fields of the JSON object for the client: `"code":…,"message":…` and, with
     /// `wrong-transport`, the transport to use and its `url`.
     pub fn json_fields(&self, url: Option<&str>) -> String {
         let mut json = format!("\"code\":\"{}\",\"message\":{}", self.code.as_str(), quoted(&self.message));
@@ -132,7 +133,7 @@ impl Refusal {
         json
     }
 
-    /// Takes the cause away and gives the chain of its texts. Each cause so reaches the log once.
+    /// Takes the cause away and returns the chain of its texts. Each cause so reaches the log once.
     pub(crate) fn take_cause(&mut self) -> Option<String> {
         let cause = self.cause.take()?;
         let mut texts = cause.to_string();

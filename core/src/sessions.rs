@@ -1,5 +1,5 @@
-//! The sessions of one node: their registry, the clock that they share, and the orders that the
-//! node gives to all of them.
+//! This module holds the sessions of one node: their registry, the clock that they share, and the
+//! orders that the node gives to all of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,15 +13,15 @@ use crate::registry::Registry;
 use crate::session_handle::SessionHandle;
 use crate::sync::{Mutex, lock};
 
-/// All sessions of one node.
+/// Holds all sessions of one node.
 pub(crate) struct Sessions {
     pub(crate) backbone: Arc<Backbone>,
     open: Mutex<Registry<Arc<SessionHandle>>>,
     started: Instant,
-    /// Milliseconds since the start, plus one, as of the last tick.
+    /// Counts the milliseconds since the start, plus one, as of the last tick.
     clock: AtomicU64,
     draining: AtomicBool,
-    /// A drain is about to begin.
+    /// Says whether a drain is about to begin.
     leaving: AtomicBool,
 }
 
@@ -42,36 +42,37 @@ impl Sessions {
     pub(crate) fn register(&self) -> (Arc<SessionHandle>, u64) {
         let handle = Arc::new(SessionHandle::new(self.now()));
         let number = lock(&self.open).insert(handle.clone());
-        // A drain sets the flag before it visits the sessions: either it meets this one, or the
-        // flag is seen here.
+        // A drain sets the flag before it visits the sessions. Either the drain meets this session,
+        // or this session sees the flag here.
         if self.is_draining() {
             handle.give(Orders::DRAIN);
         }
         (handle, number)
     }
 
-    /// Forgets a session that has ended.
+    /// Removes a session that has ended.
     pub(crate) fn remove(&self, number: u64) {
         lock(&self.open).remove(number);
     }
 
-    /// How many sessions are open.
+    /// Returns how many sessions are open.
     pub(crate) fn count(&self) -> usize {
         lock(&self.open).len()
     }
 
-    /// The node's coarse clock: asking the system for the time costs more than the rest of a short
-    /// turn.
+    /// Returns the node's coarse clock. A system call for the time costs more than the rest of a
+    /// short turn.
     pub(crate) fn now(&self) -> u64 {
         self.clock.load(Ordering::Relaxed)
     }
 
-    /// How long the node has been running.
+    /// Returns how long the node has been running.
     pub(crate) fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Sets the clock, and gives each session what is due by it. Called every second or so.
+    /// Sets the clock, and gives each session the orders that are due by it. The node calls it
+    /// about every second.
     pub(crate) fn tick(&self) {
         let now = self.uptime().as_millis() as u64 + 1;
         self.clock.store(now, Ordering::Relaxed);
@@ -86,12 +87,12 @@ impl Sessions {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a drain has begun or is about to.
+    /// Returns whether a drain has begun or is about to.
     pub(crate) fn is_leaving(&self) -> bool {
         self.is_draining() || self.leaving.load(Ordering::Relaxed)
     }
 
-    /// Tells every session to end, those that begin from now on among them.
+    /// Orders every session to end, including those that begin later.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
         self.give_all(Orders::DRAIN);

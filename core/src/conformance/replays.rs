@@ -279,9 +279,9 @@ pub async fn a_page_ends_at_its_bytes(fixture: &dyn Fixture) {
     }
 }
 
-/// Whatever is published and trimmed while it is read: its events follow each other, and the last
-/// one is the head, unless there is more. A page that ends early and does not say so hides events
-/// for good.
+/// The rule holds while another node publishes and the broker trims. The events of a page follow
+/// each other, and the last one is the head, unless there is more. A page that ends early and does
+/// not say so hides events for good.
 pub async fn a_page_leads_to_the_head_or_says_that_there_is_more(fixture: &dyn Fixture) {
     const EVENTS: usize = 400;
     let (writer, reader) = (fixture.node().await, fixture.node().await);

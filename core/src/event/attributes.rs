@@ -1,4 +1,4 @@
-//! Attributes: what a message says about itself, beside its payload.
+//! Attributes describe a message, beside its payload.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::names::{Invalid, RESERVED_PREFIX};
 
-/// How many attributes a message carries at most.
+/// Bounds the number of attributes of a message.
 pub const MAX_ATTRIBUTES: usize = 8;
 
-/// The longest name of an attribute, in bytes.
+/// Bounds the name of an attribute, in bytes.
 pub const MAX_ATTRIBUTE_NAME: usize = 64;
 
-/// The most that the names and values of a message's attributes may have together, in bytes.
+/// Bounds the names and values of a message's attributes together, in bytes.
 pub const MAX_ATTRIBUTES_BYTES: usize = 1024;
 
-/// What a message says about itself, beside its payload: pairs of a name and a text, for example
-/// `content-type` and `text/markdown`. A listener reads them without reading the payload.
+/// Attributes describe a message, beside its payload. They are pairs of a name and a text, for
+/// example `content-type` and `text/markdown`. A listener reads them without reading the payload.
 ///
 /// A name has 1 to 64 bytes: ASCII letters, digits and `-_.~:@+`. Each name occurs once. Names that
 /// begin with `airwave.` are reserved: Airwave sets them itself, and no listener sees them. A value
@@ -44,16 +44,16 @@ pub const MAX_ATTRIBUTES_BYTES: usize = 1024;
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Attributes(Option<Arc<Pairs>>);
 
-/// In the order of their names, each once, never none.
+/// Holds the pairs in the order of their names, each name once. It is never empty.
 type Pairs = Vec<(Box<str>, Box<str>)>;
 
 impl Attributes {
-    /// No attributes.
+    /// Creates an empty set of attributes.
     pub const fn new() -> Self {
         Self(None)
     }
 
-    /// The same attributes with one more, or with another value for one.
+    /// Returns the same attributes with one more, or with another value for one.
     ///
     /// # Errors
     /// The name or the value is not acceptable, or the attributes are too many or too large.
@@ -75,7 +75,8 @@ impl Attributes {
         Ok(all)
     }
 
-    /// Airwave's own attributes do not count: their number is ours to bound.
+    /// Checks the bounds. Airwave's own attributes do not count: Airwave itself bounds their
+    /// number.
     fn check_limits(&self) -> Result<(), Invalid> {
         let count = self.iter().count();
         if count > MAX_ATTRIBUTES {
@@ -102,12 +103,12 @@ impl Attributes {
         self.all().filter(|(name, _)| !name.starts_with(RESERVED_PREFIX))
     }
 
-    /// Returns whether there is nothing that [`Attributes::iter`] returns.
+    /// Returns whether [`Attributes::iter`] returns nothing.
     pub fn is_empty(&self) -> bool {
         self.iter().next().is_none()
     }
 
-    /// With the reserved ones.
+    /// Returns all names and values, with the reserved ones.
     fn all(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0
             .iter()
@@ -115,7 +116,7 @@ impl Attributes {
             .map(|(name, value)| (&**name, &**value))
     }
 
-    /// The same without reserved ones.
+    /// Returns the same attributes without reserved ones.
     pub(crate) fn without_reserved(self) -> Self {
         if self.all().all(|(name, _)| !name.starts_with(RESERVED_PREFIX)) {
             return self;
@@ -124,18 +125,18 @@ impl Attributes {
         Self((!rest.is_empty()).then(|| Arc::new(rest)))
     }
 
-    /// What they take in memory and against limits, in bytes.
+    /// Returns the bytes that the attributes take in memory and against limits.
     pub(crate) fn weight(&self) -> usize {
         self.all().map(|(name, value)| name.len() + value.len()).sum()
     }
 
-    /// Whether a store keeps anything of them, reserved ones included.
+    /// Returns whether a store keeps anything of the attributes, reserved ones included.
     pub(super) fn is_stored(&self) -> bool {
         self.0.is_some()
     }
 
-    /// The block that a store keeps: of each attribute the length of its name as two hexadecimal
-    /// digits, the length of its value as four, the name and the value.
+    /// Returns the block that a store keeps. Each attribute has the length of its name as two
+    /// hexadecimal digits, the length of its value as four, the name and the value.
     pub(super) fn store(&self) -> String {
         let mut block = String::new();
         for (name, value) in self.all() {
@@ -144,9 +145,9 @@ impl Attributes {
         block
     }
 
-    /// Takes a block back from a store. `None`: it is not one.
+    /// Reads a block back from a store; `None` if it is no such block.
     ///
-    /// A later version may allow more or larger attributes, so only their form is checked here.
+    /// A later version may allow more or larger attributes, so this checks only their form.
     pub(super) fn from_stored(mut block: &str) -> Option<Self> {
         let mut pairs = Pairs::new();
         while !block.is_empty() {
@@ -164,14 +165,14 @@ impl Attributes {
         Some(Self((!pairs.is_empty()).then(|| Arc::new(pairs))))
     }
 
-    /// What tells the attributes of two publishes apart. Reserved ones do not count: a repeated
-    /// publish may have others.
+    /// Returns a text that tells the attributes of two publishes apart. Reserved ones do not count:
+    /// a repeated publish may have others.
     pub(crate) fn print(&self) -> String {
         self.clone().without_reserved().store()
     }
 }
 
-/// A number as lower-case hexadecimal digits.
+/// Reads a number from lower-case hexadecimal digits.
 pub(super) fn hex(digits: &str) -> Option<usize> {
     let ours = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     usize::from_str_radix(digits, 16).ok().filter(|_| ours)
@@ -205,14 +206,14 @@ fn check_value(name: &str, value: &str) -> Result<(), Invalid> {
 }
 
 impl fmt::Debug for Attributes {
-    // As payloads, values never reach a log.
+    // Values never reach a log, like payloads.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.all().map(|(name, _)| name)).finish()
     }
 }
 
 impl Serialize for Attributes {
-    /// One object, without reserved names.
+    /// Writes one object, without reserved names.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for (name, value) in self.iter() {
@@ -223,7 +224,7 @@ impl Serialize for Attributes {
 }
 
 impl<'de> Deserialize<'de> for Attributes {
-    /// One object of texts. A name that occurs twice is an error.
+    /// Reads one object of texts. A name that occurs twice is an error.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
 
@@ -330,7 +331,8 @@ mod tests {
         let reserved = Attributes::from_stored("0e0001airwave.except7").unwrap();
         assert!(reserved.is_empty() && reserved.is_stored());
         assert!(!reserved.without_reserved().is_stored());
-        // Twice, out of order, cut off, no length, not a name, a control character.
+        // These blocks have a name twice, names out of order, a cut, no length, no name, or a
+        // control character.
         for bad in [
             "010000a010000a",
             "010000b010000a",

@@ -1,4 +1,4 @@
-//! Messages: what is published.
+//! Clients and backends publish messages.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,22 +10,22 @@ use super::attributes::Attributes;
 use super::data::Data;
 use super::names::{EventName, Invalid, Key};
 
-/// A message to publish: event name, data, an optional key, attributes.
+/// A message to publish has an event name, data, an optional key and attributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Message {
-    /// The event's name.
+    /// Names the event.
     pub event: EventName,
-    /// The payload.
+    /// Holds the payload.
     pub data: Data,
-    /// What it is about; `None`: its event name stands for the key.
+    /// Names the thing that the message is about. `None`: its event name stands for the key.
     pub key: Option<Key>,
-    /// What it says about itself, beside its payload.
+    /// Holds texts that describe the message, beside its payload.
     pub attributes: Attributes,
 }
 
 impl Message {
-    /// A message without a key and without attributes.
+    /// Creates a message without a key and without attributes.
     pub fn new(event: EventName, data: Data) -> Self {
         Self {
             event,
@@ -35,35 +35,35 @@ impl Message {
         }
     }
 
-    /// The message that ends a channel.
+    /// Creates the message that ends a channel.
     pub(crate) fn end() -> Self {
         Self::new(EventName::end(), Data::text(""))
     }
 
-    /// A message whose data is `value` as JSON.
+    /// Creates a message whose data is `value` as JSON.
     pub fn json_of<T: Serialize + ?Sized>(event: &str, value: &T) -> Result<Self, Invalid> {
         Ok(Self::new(EventName::new(event)?, Data::json(value)?))
     }
 
-    /// The same message with a key.
+    /// Returns the same message with a key.
     pub fn with_key(mut self, key: Key) -> Self {
         self.key = Some(key);
         self
     }
 
-    /// The same message with these attributes, and no others.
+    /// Returns the same message with these attributes, and no others.
     pub fn with_attributes(mut self, attributes: Attributes) -> Self {
         self.attributes = attributes;
         self
     }
 
-    /// Whether no listener is shown this message: its name is reserved and not the end of a
+    /// Returns whether listeners do not see this message: its name is reserved and not the end of a
     /// channel. Only a later version of Airwave stores such messages.
     pub fn is_hidden(&self) -> bool {
         self.event.is_reserved() && self.event.as_str() != "airwave.end"
     }
 
-    /// The unit of conflation: the key, or the event name where there is none.
+    /// Returns the unit of conflation: the key, or the event name where there is none.
     pub fn conflation_key(&self) -> &Arc<str> {
         self.key.as_ref().map_or(&self.event.0, |key| &key.0)
     }
@@ -101,18 +101,18 @@ impl Message {
     /// # Errors
     /// As [`Message::json`]; also a name that is none of the enum's events.
     pub fn typed<E: DeserializeOwned>(&self) -> Result<E, Invalid> {
-        // The name's characters need no escape. It comes first, so that the data are read as what
-        // they must be, and an error knows its place.
+        // The name's characters need no escape. The name comes first, so that the parser reads the
+        // data as the event's type, and an error knows its path.
         let text = format!("{{\"event\":\"{}\",\"data\":{}}}", self.event, self.data_as_json()?);
         serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(&text))
             .map_err(|error| self.does_not_fit("data", &error))
     }
 
-    /// The message that [`Message::typed`] reads back: `event` is an enum with a variant for each
-    /// event, `#[serde(tag = "event", content = "data")]`.
+    /// Creates the message that [`Message::typed`] reads back: `event` is an enum with a variant
+    /// for each event, `#[serde(tag = "event", content = "data")]`.
     ///
     /// # Errors
-    /// It is not such an enum, or a variant's name is no event name.
+    /// `event` is not such an enum, or a variant's name is no event name.
     pub fn of_typed<E: Serialize + ?Sized>(event: &E) -> Result<Self, Invalid> {
         #[derive(serde::Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -146,12 +146,13 @@ impl Message {
         }
     }
 
-    /// `within`: the first step of the path, which is ours and not the sender's.
+    /// Describes the error to the sender. `within` is the first step of the path, which Airwave
+    /// adds and the sender does not know.
     fn does_not_fit(&self, within: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> Invalid {
         let path = error.path().to_string();
         let path = path.strip_prefix(within).unwrap_or(&path).trim_start_matches('.');
         let why = error.inner().to_string();
-        // Line and column are those of a text that the sender has not seen.
+        // Line and column count in a text that the sender has not seen.
         let why = why.rsplit_once(" at line ").map_or(why.as_str(), |(why, _)| why);
         match path {
             "" | "?" => Invalid::new(format!("the data of '{}' does not fit: {why}", self.event)),
@@ -159,8 +160,8 @@ impl Message {
         }
     }
 
-    /// What this message weighs in memory and against limits, in bytes: payload,
-    /// names and attributes.
+    /// Returns the bytes that this message takes in memory and against limits: payload, names and
+    /// attributes.
     pub fn weight(&self) -> usize {
         let names = self.event.0.len() + self.key.as_ref().map_or(0, |k| k.0.len());
         self.data.len() + names + self.attributes.weight()
@@ -216,7 +217,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(text.contains("at '[0].price': invalid type: string"), "{text}");
-        // No enum, no tag, a name that is none.
+        // These values are no enum, have no tag, or have a name that is no event name.
         assert!(Message::of_typed(&Purchase { price: 1 }).is_err());
         assert!(Message::of_typed(&serde_json::json!({"event": "a/b"})).is_err());
         let text = Message::new(EventName::new("note").unwrap(), Data::text("as \"text\""));
