@@ -1,8 +1,10 @@
-//! Taking a connection back from hyper: the socket under it, and what is still to be written to it.
+//! This module takes a connection back from hyper: the socket under it, and the bytes that are
+//! still to write.
 //!
-//! hyper keeps about 12 KB per connection for reading requests that a stream never sends. After the
-//! routes have admitted a listener over plain HTTP/1.1, our own accept loop takes the `TcpStream`
-//! back and a bare task goes on. Behind any other server the same session is an ordinary body.
+//! hyper keeps about 12 KB per connection for reading requests that a stream never sends. The
+//! routes first admit a listener over plain HTTP/1.1. Airwave's own accept loop then takes the
+//! `TcpStream` back, and a bare task goes on. Behind any other server the same session is an
+//! ordinary body.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -25,51 +27,52 @@ use tokio::net::TcpStream;
 use crate::heads::HeadGate;
 pub use crate::heads::News;
 
-/// What hyper's use of a socket shows from outside.
+/// This type shows hyper's use of a socket from outside.
 #[derive(Debug, Default)]
 pub struct Usage {
     blocked: AtomicBool,
     read: AtomicU64,
     written: AtomicU64,
-    /// [`News`] for the gate, as a number; zero: none.
+    /// Holds the [`News`] for the gate, as a number; zero means none.
     news: AtomicU64,
 }
 
 impl Usage {
-    /// Whether hyper holds bytes that the socket would not take. While it does, the socket must not
-    /// be taken back.
+    /// Returns whether hyper holds bytes that the socket did not take. While it does, the caller
+    /// must not take the socket back.
     pub fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
     }
 
-    /// Tells what hyper has found out about a request. To be called before hyper reads on.
+    /// Notes what hyper has found out about a request. The server must call it before hyper reads
+    /// on.
     pub fn tell(&self, news: News) {
         self.news.store(news.encode(), Ordering::Relaxed);
     }
 
-    /// How many bytes were read.
+    /// Returns the number of bytes that the socket gave.
     pub fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 
-    /// How many bytes were written.
+    /// Returns the number of bytes that the socket took.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Adds bytes that were read.
+    /// Adds bytes that the socket gave.
     pub fn count_read(&self, count: usize) {
         self.read.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// Adds bytes that were written.
+    /// Adds bytes that the socket took.
     pub fn count_written(&self, count: usize) {
         self.written.fetch_add(count as u64, Ordering::Relaxed);
     }
 }
 
-/// The first bytes of a connection: read before hyper has the socket, to tell HTTP/2 from HTTP/1,
-/// and handed to hyper before everything else.
+/// The server reads the first bytes of a connection before hyper has the socket, to tell HTTP/2
+/// from HTTP/1. hyper receives them before everything else.
 #[derive(Debug, Default)]
 pub struct FirstBytes {
     bytes: [u8; FirstBytes::ENOUGH],
@@ -78,38 +81,38 @@ pub struct FirstBytes {
 }
 
 impl FirstBytes {
-    /// As many as decide.
+    /// This number of bytes decides between HTTP/2 and HTTP/1.
     pub const ENOUGH: usize = 4;
 
-    /// Those that were read and not yet handed on.
+    /// Returns the bytes that the server has read and not yet handed on.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[self.from.into()..self.to.into()]
     }
 
-    /// Whether there are as many as decide.
+    /// Returns whether there are enough bytes to decide.
     pub fn are_enough(&self) -> bool {
         usize::from(self.to) == Self::ENOUGH
     }
 
-    /// Reads more of them; waits for the socket, and does nothing else. Returns how many came; 0:
-    /// the other end is done.
+    /// Reads more of the first bytes; waits for the socket, and does nothing else. Returns how many
+    /// came; 0 means that the other end is done.
     ///
     /// # Errors
     /// Returns the errors of the socket.
     pub async fn read_from(&mut self, socket: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
         let count = socket.read(&mut self.bytes[self.to.into()..]).await?;
-        // At most `ENOUGH`.
+        // The buffer takes at most `ENOUGH` bytes.
         self.to += count as u8;
         Ok(count)
     }
 }
 
-/// The transport under hyper on our own accept loop. A name of its own, so that an upgraded
-/// connection can be recognised and taken back.
+/// hyper uses this transport on Airwave's own accept loop. It is a type of its own, so that the
+/// server can recognise an upgraded connection and take it back.
 pub struct Io {
     stream: TcpStream,
     first: FirstBytes,
-    /// What was read and has to wait until hyper has understood what came before it.
+    /// Holds bytes from the socket that wait until hyper has understood what came before them.
     held: Bytes,
     gate: HeadGate,
     usage: Arc<Usage>,
@@ -117,10 +120,10 @@ pub struct Io {
 
 impl Io {
     /// Puts a socket under hyper's HTTP/1, which reads `first` before anything else. `usage` then
-    /// tells what hyper does with it.
+    /// shows what hyper does with it.
     ///
-    /// A line of a head that ends with a bare LF is handed on so that hyper refuses it. For that
-    /// the server tells what hyper has found out about each request ([`Usage::tell`]).
+    /// The gate hands on a line of a head that ends with a bare LF so that hyper refuses it. For
+    /// that the server tells what hyper has found out about each request ([`Usage::tell`]).
     pub fn http1(stream: TcpStream, first: FirstBytes, usage: Arc<Usage>) -> Self {
         Self::new(stream, first, HeadGate::new(), usage)
     }
@@ -141,11 +144,11 @@ impl Io {
         }
     }
 
-    /// The socket, and what was read from it and hyper has not seen.
+    /// Returns the socket, and the bytes from it that hyper has not seen.
     pub fn into_parts(self) -> (TcpStream, Bytes) {
         let unseen = match self.first.as_slice() {
             [] => self.held,
-            // What is held was first itself, and passed before the rest of it.
+            // The held bytes came from the first bytes, before the rest of them.
             first => [&self.held[..], first].concat().into(),
         };
         (self.stream, unseen)
@@ -160,29 +163,29 @@ impl Io {
     }
 }
 
-/// Goes on with a detached socket, in a task of its own.
+/// This function goes on with a detached socket, in a task of its own.
 pub type OnDetached = Box<dyn FnOnce(DetachedSocket) + Send>;
 
-/// A socket that was taken out of hyper, and all that belongs to it.
+/// The server took this socket out of hyper, with all that belongs to it.
 #[non_exhaustive]
 pub struct DetachedSocket {
-    /// The socket.
+    /// Holds the socket.
     pub stream: TcpStream,
-    /// What was read from it beyond the request.
+    /// Holds the bytes from the socket beyond the request.
     pub read: Bytes,
-    /// The response's head, which is written first.
+    /// Holds the response's head, which the task writes first.
     pub head: Bytes,
-    /// Whether the head says that the body comes in chunks (RFC 9112, section 7.1). A body that
-    /// ends with its connection is read in lumps by some clients.
+    /// Says whether the head announces a body in chunks (RFC 9112, section 7.1). Some clients read
+    /// a body that ends with its connection in lumps.
     pub chunked: bool,
-    /// The task holds this until it ends: by it the server counts the task, and its place among the
-    /// connections.
+    /// The task holds this until it ends. The server counts the task and its place among the
+    /// connections by it.
     pub keep: Box<dyn Any + Send>,
 }
 
 impl DetachedSocket {
-    /// Returns a socket of which nothing was read beyond the request, and whose body ends with the
-    /// connection. `head` is the response's head; the task holds `keep` until it ends.
+    /// Creates a socket without read bytes beyond the request, whose body ends with the connection.
+    /// `head` is the response's head; the task holds `keep` until it ends.
     pub fn new(stream: TcpStream, head: Bytes, keep: Box<dyn Any + Send>) -> Self {
         Self {
             stream,
@@ -193,7 +196,7 @@ impl DetachedSocket {
         }
     }
 
-    /// Returns the same socket with what was read from it beyond the request.
+    /// Returns the same socket with the bytes from it beyond the request.
     pub fn with_read(mut self, read: Bytes) -> Self {
         self.read = read;
         self
@@ -206,8 +209,8 @@ impl DetachedSocket {
     }
 }
 
-/// Spawns a task that serves a detached socket. The future stands in the task itself and not in a
-/// box: a box would be one more place in memory to fetch for each listener and event.
+/// Spawns a task that serves a detached socket. The task itself holds the future, and no box does.
+/// A box would be one more place in memory to fetch for each listener and event.
 pub(crate) fn spawn(serve: impl Future<Output = ()> + Send + Unpin + 'static, keep: Box<dyn Any + Send>) {
     tokio::spawn(Kept { serve, _keep: keep });
 }
@@ -225,19 +228,21 @@ impl<F: Future<Output = ()> + Unpin> Future for Kept<F> {
     }
 }
 
-/// Travels in a response's extensions. A server that knows it takes the socket out of hyper and
-/// lets this go on with it, instead of sending the response's body. Any other server sends the
-/// body.
+/// A response carries this value in its extensions. A server that knows the value takes the socket
+/// out of hyper and lets this value go on with it. It then does not send the response's body. Any
+/// other server sends the body.
 #[derive(Clone)]
 pub struct Detach(Arc<dyn Fn() -> Option<OnDetached> + Send + Sync>);
 
 impl Detach {
-    /// `take` gives what goes on with the socket to the first caller.
+    /// Creates the value from `take`, which gives the first caller the function that goes on with
+    /// the socket.
     pub(crate) fn new(take: impl Fn() -> Option<OnDetached> + Send + Sync + 'static) -> Self {
         Self(Arc::new(take))
     }
 
-    /// Takes what goes on with the socket, unless the body or an upgrade has it already.
+    /// Takes the function that goes on with the socket, unless the body or an upgrade has it
+    /// already.
     pub fn take(&self) -> Option<OnDetached> {
         (self.0)()
     }
@@ -245,9 +250,9 @@ impl Detach {
 
 impl rt::Read for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        // hyper hands out memory that is not initialised. Reading by way of a small buffer of our
-        // own costs a copy of each request's head, and no `unsafe`. That buffer is not initialised
-        // either: to write zeros over it at each read would cost more than the copy.
+        // hyper gives memory that is not initialised. Reading through a small buffer of our own
+        // costs a copy of each request's head, and needs no `unsafe`. That buffer is not
+        // initialised either: writing zeros over it at each read would cost more than the copy.
         let this = &mut *self;
         let mut piece = [const { MaybeUninit::<u8>::uninit() }; 4096];
         let want = buf.remaining().min(piece.len());
@@ -273,8 +278,9 @@ impl rt::Read for Io {
         let before = first.len().min(want);
         read.put_slice(&first[..before]);
         this.first.from += before as u8;
-        // hyper gets the first bytes together with what follows them. After a read that gave only
-        // these few it would ask for a buffer twice as large, and would parse the head twice.
+        // hyper receives the first bytes together with those that follow them. After a read of only
+        // these few bytes hyper would ask for a buffer twice as large, and would parse the head
+        // twice.
         if read.remaining() > 0 {
             let poll = Pin::new(&mut this.stream).poll_read(cx, &mut read);
             if before == 0 {
@@ -316,23 +322,23 @@ impl rt::Write for Io {
     }
 }
 
-/// What a session is written to.
+/// A session writes to a socket of this trait.
 pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin {
-    /// Writes what the socket takes at once, without asking the runtime whether it would. `None`:
-    /// it cannot be told, or it takes nothing now.
+    /// Writes what the socket takes at once, without asking the runtime first. Returns `None` if
+    /// the socket cannot say, or takes nothing now.
     fn send_now(&self, _bytes: &[u8]) -> Option<io::Result<usize>> {
         None
     }
 
-    /// The same with several pieces.
+    /// Writes several pieces in the same way.
     fn send_all_now(&self, _pieces: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
         None
     }
 }
 
 impl Socket for TcpStream {
-    // What the runtime knows of a socket stands in one more place in memory, and nearly always it
-    // says that the socket may be written.
+    // The runtime keeps its state of a socket in one more place in memory. Nearly always that state
+    // says that the socket is writable.
     #[cfg(target_os = "linux")]
     fn send_now(&self, bytes: &[u8]) -> Option<io::Result<usize>> {
         unless_blocked(socket2::SockRef::from(self).send_with_flags(bytes, libc::MSG_NOSIGNAL))
@@ -355,16 +361,16 @@ fn unless_blocked(result: io::Result<usize>) -> Option<io::Result<usize>> {
 impl<T> Socket for TokioIo<T> where Self: AsyncRead + AsyncWrite + Unpin {}
 
 thread_local! {
-    /// Room for the pieces of the connection that is polled on this thread. A connection without
-    /// anything to write keeps none.
+    /// Holds room for the pieces of the connection that this thread polls. A connection that has
+    /// nothing to write keeps no room.
     static ROOM: Cell<Vec<Bytes>> = const { Cell::new(Vec::new()) };
 }
 
-/// So much room is kept for the next.
+/// A thread keeps at most this much room for the next connection.
 const ROOM_KEPT: usize = 64;
 
-/// The heads of the chunks that most events fit in, so that an event allocates nothing: three hex
-/// digits, of which the first may be left out, and a line break.
+/// Holds the heads of the chunks that most events fit in, so that an event allocates nothing. A
+/// head has three hex digits, of which the first two may be left out, and a line break.
 static CHUNK_HEADS: [[u8; 5]; 4096] = {
     let digits = b"0123456789abcdef";
     let mut heads = [*b"000\r\n"; 4096];
@@ -389,27 +395,29 @@ fn chunk_head(length: usize) -> Bytes {
     }
 }
 
-/// Bytes on their way to one socket: shared pieces, and how much of the first is written.
+/// This type holds the bytes for one socket: shared pieces, of which the first may be partly
+/// written.
 #[derive(Default)]
 pub(crate) struct Outgoing {
     pub(crate) pieces: Vec<Bytes>,
     stalled: bool,
-    /// The next write goes to the socket directly. Only the first of a poll does: the others count
-    /// as the runtime counts, so that a listener whose events come faster than it writes gives way
-    /// to others. And none does that waits for the socket: each event would try it once more in
-    /// vain.
+    /// Says whether the next write goes to the socket directly. Only the first write of a poll
+    /// does. The runtime counts the other writes, so that a listener whose events come faster than
+    /// it writes lets others run. A write that waits for the socket never goes directly: each event
+    /// would try it once more in vain.
     direct: bool,
 }
 
-/// What became of a write.
+/// This type says how a write ended.
 pub(crate) enum Written {
     All,
-    /// The connection is of no more use.
+    /// The connection is broken and of no more use.
     Broken,
 }
 
 impl Outgoing {
-    /// At the beginning of a poll: there is room for pieces, which is to be given back at its end.
+    /// Takes room for pieces at the beginning of a poll. The caller gives it back at the end of the
+    /// poll.
     pub(crate) fn take_room(&mut self) {
         self.direct = !self.stalled;
         if self.pieces.capacity() == 0 {
@@ -417,25 +425,26 @@ impl Outgoing {
         }
     }
 
-    /// Gives the room back, unless it is needed.
+    /// Gives the room back, unless pieces still need it.
     pub(crate) fn give_room_back(&mut self) {
         if self.pieces.is_empty() {
             let room = std::mem::take(&mut self.pieces);
             if room.capacity() <= ROOM_KEPT {
-                // `LocalKey::set` costs more: it is made for values that are not there yet.
+                // `LocalKey::set` costs more, because it also serves values that do not exist yet.
                 ROOM.with(|kept| kept.set(room));
             }
         }
     }
 
-    /// Makes one chunk of all pieces (RFC 9112, section 7.1). They are not copied.
+    /// Makes one chunk of all pieces (RFC 9112, section 7.1). It does not copy them.
     pub(crate) fn make_chunk(&mut self) {
         let length = self.pieces.iter().map(Bytes::len).sum();
         // A chunk without bytes would end the body.
         if length == 0 {
             return;
         }
-        // Nearly always one event, which changes places with its head: nothing is moved.
+        // There is nearly always one event. It changes places with its head, so the list moves
+        // nothing.
         match self.pieces.as_mut_slice() {
             [event] => {
                 let event = std::mem::replace(event, chunk_head(length));
@@ -451,7 +460,7 @@ impl Outgoing {
         self.pieces.push(Bytes::from_static(b"0\r\n\r\n"));
     }
 
-    /// Writes all pieces. While the socket takes nothing, the session knows, and may say that it
+    /// Writes all pieces. While the socket takes nothing, the session knows it, and may say that it
     /// has waited long enough.
     pub(crate) fn poll_write<S: Socket>(&mut self, socket: &mut S, session: &mut Session, cx: &mut Context<'_>) -> Poll<Written> {
         while !self.pieces.is_empty() {
@@ -460,7 +469,7 @@ impl Outgoing {
                     Some(result) => Poll::Ready(result),
                     None => Pin::new(&mut *socket).poll_write(cx, only),
                 },
-                // One event as a chunk.
+                // These three pieces are one event as a chunk.
                 [head, event, end] => {
                     let slices = [IoSlice::new(head), IoSlice::new(event), IoSlice::new(end)];
                     let direct = std::mem::take(&mut self.direct);
@@ -511,7 +520,7 @@ impl Outgoing {
             written -= piece.len();
             whole += 1;
         }
-        // Nearly always all of them.
+        // The write nearly always takes all pieces.
         if whole == self.pieces.len() {
             self.pieces.clear();
         } else {
@@ -520,14 +529,14 @@ impl Outgoing {
     }
 }
 
-/// Reads and forgets. Ready: the other end is gone, or has sent more than `room` bytes.
+/// Reads and drops bytes. Ready: the other end is gone, or has sent more than `room` bytes.
 pub(crate) fn poll_gone_or_loud<S: AsyncRead + Unpin>(socket: &mut S, room: &mut u16, cx: &mut Context<'_>) -> Poll<()> {
     let mut piece = [0u8; 256];
     loop {
         let mut read = ReadBuf::new(&mut piece);
         match Pin::new(&mut *socket).poll_read(cx, &mut read) {
             Poll::Ready(Ok(())) if !read.filled().is_empty() => {
-                // A piece is far smaller than what a u16 holds.
+                // A `u16` holds far more than the length of a piece.
                 match room.checked_sub(read.filled().len() as u16) {
                     Some(left) => *room = left,
                     None => return Poll::Ready(()),
@@ -539,7 +548,7 @@ pub(crate) fn poll_gone_or_loud<S: AsyncRead + Unpin>(socket: &mut S, room: &mut
     }
 }
 
-/// Reads and forgets. Ready: the other end is gone.
+/// Reads and drops bytes. Ready: the other end is gone.
 pub(crate) fn poll_gone<S: AsyncRead + Unpin>(socket: &mut S, cx: &mut Context<'_>) -> Poll<()> {
     let mut piece = [0u8; 256];
     loop {
@@ -590,7 +599,7 @@ mod tests {
         assert!(out.pieces.concat().ends_with(b"\n\n\r\n0\r\n\r\n"));
     }
 
-    /// A client that sends one byte and waits costs nothing while it waits.
+    /// A client that sends one byte and then waits costs nothing while it waits.
     #[test]
     fn the_first_bytes_are_waited_for_without_looking_again() {
         let wakes = Arc::new(Wakes::default());
@@ -620,8 +629,8 @@ mod tests {
         assert_eq!((first.as_slice(), first.are_enough()), (&b"PRI "[..], true));
     }
 
-    /// With the first bytes alone hyper would parse each head twice, and take a buffer twice as
-    /// large for each connection.
+    /// hyper would parse each head twice if it received the first bytes alone. It would also take a
+    /// buffer twice as large for each connection.
     #[tokio::test]
     async fn the_first_bytes_come_together_with_what_follows_them() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -642,7 +651,7 @@ mod tests {
         assert_eq!(&read[..count], head);
         assert_eq!(usage.read(), head.len() as u64);
 
-        // Where nothing follows, they are not held back.
+        // The transport does not hold the first bytes back where nothing follows them.
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
         client.write_all(&head[..4]).await.unwrap();

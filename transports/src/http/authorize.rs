@@ -1,4 +1,4 @@
-//! Who may publish over HTTP.
+//! This module decides which requests may publish over HTTP.
 
 use airwave_core::Refusal;
 use http::header::{AUTHORIZATION, HeaderValue};
@@ -36,8 +36,8 @@ pub(super) fn authorize(publishers: &Publishers, parts: &Parts) -> Result<(), Re
     }
 }
 
-/// Takes as long for a wrong token as for the right one, so that time tells nothing about how much
-/// of it was right.
+/// Compares two tokens in a time that does not depend on their content. The time therefore does not
+/// show how much of a wrong token is right.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (x, y)| differ | (x ^ y)) == 0
 }
@@ -106,7 +106,7 @@ mod tests {
             assert_eq!(named(foreign), Err(Code::Forbidden), "{foreign}");
         }
         assert_eq!(refused(&Publishers::Local, &request("/publish", &[])), Err(Code::Forbidden));
-        // HTTP/2 has the name in the target.
+        // An HTTP/2 request has the name in the target.
         assert_eq!(refused(&Publishers::Local, &request("http://[::1]:80/publish", &[])), Ok(()));
         let rebound = request("http://evil.example/publish", &[(HOST, "localhost")]);
         assert_eq!(refused(&Publishers::Local, &rebound), Err(Code::Forbidden));
