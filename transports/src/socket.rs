@@ -176,7 +176,7 @@ pub struct DetachedSocket {
     /// Holds the response's head, which the task writes first.
     pub head: Bytes,
     /// Says whether the head announces a body in chunks (RFC 9112, section 7.1). Some clients read
-    /// a body that ends with its connection in lumps.
+    /// in lumps if a body ends with its connection instead.
     pub chunked: bool,
     /// The task holds this until it ends. The server counts the task and its place among the
     /// connections by it.
