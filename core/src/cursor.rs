@@ -1,8 +1,8 @@
-//! How far a listener has got, as the text that clients store and send back.
+//! A cursor says how far a listener has got, as the text that clients store and send back.
 //!
-//! One channel: the decimal position itself. Several channels: a token that names each channel by a
-//! short hash and its position, so that 100 channels stay under 1 KB: each event of such a stream
-//! carries it.
+//! The cursor of one channel is the decimal position itself. The cursor of several channels is a
+//! token. The token names each channel by a short hash and gives its position. So 100 channels stay
+//! under 1 KB, which matters because each event of such a stream carries the token.
 
 use base64::Engine;
 use base64::display::Base64Display;
@@ -11,28 +11,28 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::event::{ChannelName, Position};
 
 /// A token begins with this byte before it is written as base64, so that the format can change
-/// later. Tokens of the version before are read, too.
+/// later. The node reads tokens of the version before, too.
 const VERSION: u8 = 2;
 const VERSION_BEFORE: u8 = 1;
-/// How a channel is named in a token of the version before.
+/// A token of the version before names a channel by this many bytes.
 const HASH_BYTES: usize = 6;
-/// How a channel is named in a token. The salt keeps the channels of one stream apart. A channel
-/// that the stream did not have is taken for one of its 100 channels once in 40,000 times. The
-/// listener is then told of a gap, because positions are compared for equality.
+/// A token names a channel by this many bits. The salt keeps the channels of one stream apart. Once
+/// in 40,000 times, a channel that the stream did not have is taken for one of its 100 channels.
+/// The listener then receives a gap, because positions are compared for equality.
 const SHORT_BITS: u32 = 22;
 const MAX_ENTRIES: usize = 1000;
 
-/// The position of the last event that a listener has, for one or more channels.
+/// A cursor holds the position of the last event that a listener has, for one or more channels.
 ///
-/// For example: a stream of one channel gives ids like `1748123004217001`; that text *is* the
+/// For example, a stream of one channel gives ids like `1748123004217001`. That text *is* the
 /// cursor, and a WebSocket takes it as well. A stream of `orders/1` and `chat/x` gives one id that
 /// holds both positions, and each event moves one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cursor {
-    /// The cursor of a stream of one channel, whichever it is.
+    /// The cursor belongs to a stream of one channel, whichever it is.
     One(Position),
-    /// The cursor of a stream of several channels.
+    /// The cursor belongs to a stream of several channels.
     Many(Positions),
 }
 
@@ -40,37 +40,37 @@ pub enum Cursor {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Positions {
     naming: Naming,
-    /// In the order of the token.
+    /// Holds the hash and the position of each channel, in the order of the token.
     entries: Vec<(u64, Position)>,
 }
 
-/// How hashes stand for names.
+/// The naming says how hashes stand for names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Naming {
-    /// 48 bits, as version 0.1 wrote them.
+    /// A hash has 48 bits, as version 0.1 wrote it.
     Long,
-    /// [`SHORT_BITS`] bits, with this salt.
+    /// A hash has [`SHORT_BITS`] bits and depends on this salt.
     Short(u8),
 }
 
-/// The text is not a cursor. Its listener is told of a gap, never refused.
+/// The text is not a cursor. Its listener receives a gap and never a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this is not a cursor")]
 pub struct BadCursor;
 
 impl Positions {
-    /// How many channels they are of.
+    /// Returns the number of channels.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether they are of no channel.
+    /// Returns whether there is no channel.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The position of `channel`, if they know the channel. An error if its hash stands for two
-    /// channels with different positions.
+    /// Returns the position of `channel`, or `None` if its hash is unknown. Fails if the hash
+    /// stands for two channels with different positions.
     fn find(&self, channel: &ChannelName) -> Result<Option<Position>, BadCursor> {
         let full = stable_hash(channel.as_str());
         let wanted = match self.naming {
@@ -89,7 +89,7 @@ impl Positions {
 }
 
 impl Cursor {
-    /// A cursor of several channels, in any order. Of a channel that is given twice the last
+    /// Makes a cursor of several channels, in any order. If a channel is given twice, its last
     /// position counts.
     pub fn many<'a>(positions: impl IntoIterator<Item = (&'a ChannelName, Position)>) -> Self {
         let mut stream = StreamCursor::default();
@@ -99,8 +99,8 @@ impl Cursor {
         stream.snapshot()
     }
 
-    /// How many bytes the cursor of a stream of so many channels has at most, as text, while
-    /// positions are below 2^53.
+    /// Returns how many bytes the cursor of a stream of so many channels has at most, as text. The
+    /// bound holds while positions are below 2^53.
     pub fn most_bytes(channels: usize) -> usize {
         if channels < 2 {
             return 24;
@@ -131,13 +131,14 @@ impl Cursor {
         }
     }
 
-    /// The position of `channel`; `None` if this cursor does not know the channel or cannot tell it
-    /// from another.
+    /// Returns the position of `channel`. Returns `None` if this cursor does not know the channel
+    /// or cannot tell it from another.
     pub fn position(&self, channel: &ChannelName) -> Option<Position> {
         self.find(channel).unwrap_or(None)
     }
 
-    /// The position of `channel`; `None` if this cursor does not know the channel.
+    /// Returns the position of `channel`, or `None` if this cursor does not know the channel. Fails
+    /// if the cursor cannot tell the channel from another.
     pub(crate) fn find(&self, channel: &ChannelName) -> Result<Option<Position>, BadCursor> {
         match self {
             Cursor::One(position) => Ok(Some(*position)),
@@ -145,8 +146,8 @@ impl Cursor {
         }
     }
 
-    /// Whether the cursor is of one channel, whichever it is: then it says nothing for a stream of
-    /// several.
+    /// Returns whether the cursor belongs to a stream of one channel, whichever it is. Such a
+    /// cursor says nothing for a stream of several channels.
     pub fn is_one(&self) -> bool {
         matches!(self, Cursor::One(_))
     }
@@ -166,13 +167,13 @@ impl std::fmt::Display for Cursor {
     }
 }
 
-/// The cursor of a stream of several channels while it moves. The hashes of the names are kept, and
-/// the channels are kept in the order of their positions, in which they are written.
+/// This cursor belongs to a stream of several channels and moves with it. It keeps the hashes of
+/// the names. It keeps the channels in the order of their positions, in which they are written.
 #[derive(Debug, Default)]
 pub(crate) struct StreamCursor {
     salt: u8,
     channels: Vec<StreamChannel>,
-    /// Indexes into `channels`.
+    /// Holds indexes into `channels`, in the order of their positions.
     order: Vec<usize>,
 }
 
@@ -185,7 +186,7 @@ struct StreamChannel {
 }
 
 impl StreamCursor {
-    /// Sets the position of a channel, which is new or not; gives its index.
+    /// Sets the position of a channel, which may be new. Returns its index.
     pub(crate) fn set(&mut self, name: &ChannelName, position: Position) -> usize {
         if let Some(index) = self.channels.iter().position(|known| known.name == *name) {
             self.advance(index, position);
@@ -216,7 +217,7 @@ impl StreamCursor {
         }
     }
 
-    /// The cursor as it is now.
+    /// Returns the cursor as it is now.
     pub(crate) fn snapshot(&self) -> Cursor {
         Cursor::Many(Positions {
             naming: Naming::Short(self.salt),
@@ -243,9 +244,9 @@ impl StreamCursor {
         }
     }
 
-    /// Looks for a salt that keeps all channels apart. One salt in nine fails for 1,000 channels.
-    /// A stream keeps its channels, so a salt that has failed is not tried again: names made to
-    /// collide cost a stream 255 tries in all. A listener of such channels is told of a gap.
+    /// Looks for a salt that keeps all channels apart. One salt in nine fails for 1,000 channels. A
+    /// stream keeps its channels, so it does not try a salt again that has failed. Names made to
+    /// collide cost a stream 255 tries in all. A listener of such channels receives a gap.
     fn salt_anew(&mut self) {
         while let Some(salt) = self.salt.checked_add(1) {
             self.salt = salt;
@@ -269,11 +270,11 @@ impl std::fmt::Display for StreamCursor {
     }
 }
 
-/// A token's bytes: version, salt, how many channels, the lowest position, `low_bits`, then bits:
-/// the hash of each channel, from the lowest position to the highest, and the distance from the
-/// position before. Of a distance, the lowest `low_bits` bits are written as they are. What is
-/// above them has its length in unary before it, so that one channel far behind the others costs
-/// little.
+/// Writes a token's bytes: version, salt, number of channels, lowest position, `low_bits`, then
+/// bits. The bits hold the hash of each channel, from the lowest position to the highest. They also
+/// hold its distance from the position before. The lowest `low_bits` bits of a distance are written
+/// as they are. The length of the bits above them comes first, in unary. So one channel far behind
+/// the others costs little.
 fn encode(salt: u8, entries: impl ExactSizeIterator<Item = (u64, Position)> + Clone) -> Vec<u8> {
     let lowest = entries.clone().next().map_or(0, |(_, position)| position.0);
     let pairs = entries.clone().zip(entries.clone().skip(1));
@@ -300,7 +301,7 @@ fn encode(salt: u8, entries: impl ExactSizeIterator<Item = (u64, Position)> + Cl
             }
             bits.write(0, 1);
             if length > 1 {
-                // Its highest bit is 1.
+                // The highest bit is 1, so the token leaves it out.
                 bits.write(high ^ 1 << (length - 1), length - 1);
             }
             bits.write(distance & ((1 << low_bits) - 1), low_bits);
@@ -309,7 +310,7 @@ fn encode(salt: u8, entries: impl ExactSizeIterator<Item = (u64, Position)> + Cl
     bits.finish()
 }
 
-/// With how many low bits the distances are shortest: at most 63.
+/// Returns the number of low bits with which the distances are shortest: at most 63.
 fn best_low_bits(distances: impl Iterator<Item = u64>) -> u32 {
     let mut of_length = [0usize; 65];
     let mut count = 0;
@@ -330,7 +331,7 @@ fn best_low_bits(distances: impl Iterator<Item = u64>) -> u32 {
     63
 }
 
-/// How many bits the value has without leading zeros.
+/// Returns how many bits the value has without leading zeros.
 fn length_of(value: u64) -> u32 {
     u64::BITS - value.leading_zeros()
 }
@@ -353,7 +354,7 @@ fn decode(bytes: &[u8]) -> Result<Positions, BadCursor> {
         }
         entries.push((hash, Position(last)));
     }
-    // What fills the last byte.
+    // Fewer than eight zero bits fill the last byte.
     let left = bits.left();
     if left >= 8 || bits.read(left as u32) != Some(0) {
         return Err(BadCursor);
@@ -377,7 +378,7 @@ impl BitWriter {
             self.write(bits >> 32, count - 32);
             return self.write(bits & 0xffff_ffff, 32);
         }
-        // Fewer than eight wait.
+        // Fewer than eight bits wait.
         self.waiting = self.waiting << count | bits;
         self.count += count;
         while self.count >= 8 {
@@ -397,7 +398,7 @@ impl BitWriter {
 
 struct BitReader<'a> {
     bytes: &'a [u8],
-    /// In bits.
+    /// Counts the bits that have been read.
     at: usize,
 }
 
@@ -416,7 +417,7 @@ impl BitReader<'_> {
         Some(bits)
     }
 
-    /// `None` also if the distance does not fit 64 bits.
+    /// Reads one distance. Returns `None` also if the distance does not fit 64 bits.
     fn read_distance(&mut self, low_bits: u32) -> Option<u64> {
         let mut length = 0;
         while self.read(1)? == 1 {
@@ -465,19 +466,20 @@ fn decode_version_before(mut rest: &[u8]) -> Result<Positions, BadCursor> {
     })
 }
 
-/// FNV-1a: stable across nodes and versions, unlike the standard library's hashers.
+/// Hashes with FNV-1a, which is stable across nodes and versions, unlike the standard library's
+/// hashers.
 pub(crate) fn stable_hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
 
-/// Folded to 48 bits.
+/// Folds a hash to 48 bits.
 fn long(full: u64) -> u64 {
     (full >> 48 ^ full) & 0xffff_ffff_ffff
 }
 
-/// [`SHORT_BITS`] bits, others for each salt.
+/// Makes [`SHORT_BITS`] bits of a hash, others for each salt.
 fn short(full: u64, salt: u8) -> u32 {
     let salted = full ^ u64::from(salt).wrapping_mul(0xa076_1d64_78bd_642f);
     (salted.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SHORT_BITS)) as u32
@@ -548,13 +550,14 @@ mod tests {
             (1000, 1_000_000, 8000),
             (1000, 86_400_000_000, 11_000),
         ] {
-            // In no order.
+            // The positions come in no order.
             let positions = (0..count).map(|i| (&names[i], Position(first + apart * (i as u64 * 7 % count as u64))));
             let text = Cursor::many(positions).to_string();
             assert!(text.len() <= most, "{count} channels {apart} apart: {} bytes", text.len());
             assert!(text.len() <= Cursor::most_bytes(count), "{count} channels {apart} apart");
         }
-        // A third has had no event, one was silent for a year, the others are spread over ten days.
+        // A third of the channels has had no event, one was silent for a year, the others are
+        // spread over ten days.
         let mixed = names[..100].iter().enumerate().map(|(i, name)| match i as u64 {
             i if i % 3 == 0 => (name, Position(0)),
             1 => (name, Position(first - 31_536_000_000_000)),
@@ -564,7 +567,7 @@ mod tests {
         assert!(text.len() < 1000, "{} bytes", text.len());
     }
 
-    /// Distances of a few lengths, that of the longest in several places of the order.
+    /// The distances are long up to a varying place of the order, and 1 behind it.
     #[test]
     fn no_cursor_is_longer_than_the_most() {
         let names = names(1000);
@@ -583,7 +586,7 @@ mod tests {
         }
     }
 
-    /// As version 0.1 wrote it.
+    /// Version 0.1 wrote this form.
     #[test]
     fn a_cursor_of_the_version_before_is_read() {
         let names = names(3);
@@ -599,7 +602,7 @@ mod tests {
         assert_eq!(cursor.position(&names[2]), Some(Position(u64::MAX)));
         assert_eq!(cursor.position(&ChannelName::new("other").unwrap()), None);
         assert_eq!(cursor.to_string(), text);
-        // `a` at 7, `b` at 1748123004217001.
+        // The fixed cursor has `a` at 7 and `b` at 1748123004217001.
         let fixed = Cursor::parse(FIXED).unwrap();
         assert_eq!(fixed.position(&ChannelName::new("a").unwrap()), Some(Position(7)));
         assert_eq!(
@@ -620,7 +623,7 @@ mod tests {
         shorts.sort_unstable();
         shorts.dedup();
         assert_eq!(shorts.len(), names.len());
-        // Moved on, back and set again.
+        // Channels move on, move back and are set again.
         stream.advance(3, Position(5000));
         stream.advance(999, Position(0));
         assert_eq!(stream.set(&names[5], Position(500)), 5);
@@ -639,7 +642,7 @@ mod tests {
         assert_eq!(cursor.position(&ChannelName::new("another").unwrap()), None);
     }
 
-    /// Neither order nor what was there before shows in the text.
+    /// The text shows neither the order of the channels nor their positions before.
     #[test]
     fn the_order_of_channels_does_not_matter() {
         let names = names(3);
@@ -649,7 +652,7 @@ mod tests {
         assert_eq!(Cursor::many([(&names[1], Position(11)), c, a, b]).to_string(), text);
     }
 
-    /// Two names with one 64-bit hash: no salt keeps them apart.
+    /// Two names have one 64-bit hash, so no salt keeps them apart.
     #[test]
     fn names_that_cannot_be_told_apart_have_no_position_and_cost_little() {
         let [a, b] = ["8yn0iYCKYHlIj4-BwPqk", "GReLUrM4wMqfg9yzV3KQ"].map(|name| ChannelName::new(name).unwrap());
@@ -659,7 +662,7 @@ mod tests {
         for name in others.iter().chain([&a, &b]) {
             stream.set(name, Position(3));
         }
-        // It does not matter which of them it is.
+        // The two channels have one position, so it does not matter which of them is found.
         assert_eq!(Cursor::parse(&stream.to_string()).unwrap().find(&a), Ok(Some(Position(3))));
         stream.set(&b, Position::ZERO);
         assert_eq!(stream.salt, u8::MAX);
@@ -671,13 +674,13 @@ mod tests {
         assert_eq!(After::of(&cursor, &others[5]), After::Position(Position(3)));
         assert_eq!(After::of(&cursor, &ChannelName::new("another").unwrap()), After::Nothing);
         assert_eq!(cursor.find(&others[5]), Ok(Some(Position(3))));
-        // The salts are not tried again.
+        // The stream does not try the salts again.
         let more = ChannelName::new("more").unwrap();
         stream.set(&more, Position(4));
         assert_eq!(Cursor::parse(&stream.to_string()).unwrap().find(&more), Ok(Some(Position(4))));
     }
 
-    /// A token of version 2 with these bytes behind the version.
+    /// Returns a token of version 2 with these bytes behind the version.
     fn token(bytes: &[u8]) -> String {
         URL_SAFE_NO_PAD.encode([&[VERSION], bytes].concat())
     }
@@ -686,7 +689,7 @@ mod tests {
     fn hostile_tokens_are_refused() {
         let ones = vec![0xff; 1 << 20];
         for low_bits in [0, 1, 63, 64, 255] {
-            // A distance whose length never ends.
+            // The distance has a length that never ends.
             for count in [1, 2, 100] {
                 assert_eq!(
                     Cursor::parse(&token(&[&[0, count, 0, low_bits], &ones[..]].concat())),
@@ -694,7 +697,7 @@ mod tests {
                 );
             }
         }
-        // One thousand and one channels.
+        // A token may have one thousand channels, but not one thousand and one.
         let (many, more) = (vec![0; 1000 * 23 / 8], vec![0; 1 << 20]);
         assert!(Cursor::parse(&token(&[&[0, 0xe8, 0x07, 0, 0], &many[..]].concat())).is_ok());
         assert_eq!(
@@ -705,7 +708,7 @@ mod tests {
             Cursor::parse(&token(&[&[0], &ones[..9], &[1, 0, 0], &more[..]].concat())),
             Err(BadCursor)
         );
-        // A position over 2^64.
+        // A position must fit 64 bits.
         let mut high = vec![0, 2];
         write_varint(&mut high, u64::MAX);
         assert!(Cursor::parse(&token(&[&high[..], &[0, 0, 0, 0, 0, 0, 0]].concat())).is_ok());
@@ -718,7 +721,8 @@ mod tests {
                 .len(),
             15
         );
-        // No channel, what stands behind the last one, what is cut off.
+        // The parser refuses a token without a channel, with something behind the last one, or cut
+        // off.
         assert_eq!(Cursor::parse(&token(&[0, 0, 0, 0])), Err(BadCursor));
         assert!(Cursor::parse(&token(&[0, 1, 5, 0, 0, 0, 0])).is_ok());
         assert_eq!(Cursor::parse(&token(&[0, 1, 5, 0, 0, 0, 1])), Err(BadCursor));
@@ -746,7 +750,7 @@ mod tests {
         }
     }
 
-    /// Anything, or what a stream has.
+    /// Makes any positions, or positions such as a stream has.
     fn positions() -> impl Strategy<Value = Vec<u64>> {
         let near = (1_700_000_000_000_000u64..1_800_000_000_000_000, 0..40u32).prop_flat_map(|(first, bits)| {
             let one = prop_oneof![9 => first..first + (1 << bits), 1 => Just(0)];
@@ -777,7 +781,7 @@ mod tests {
             let _ = Cursor::parse(&text);
         }
 
-        /// And what was read is written no longer than it was, and read again.
+        /// A cursor that was read is written no longer than it was, and can be read again.
         #[test]
         fn any_bytes_are_read_without_a_panic(
             version in 1..=2u8,
@@ -786,7 +790,7 @@ mod tests {
         ) {
             let shorter = [&[version, 0, count, 5, count], &bytes[..]].concat();
             for bytes in [&[&[version], &bytes[..]].concat(), &shorter] {
-                // As many of them as make a token.
+                // Each of these prefixes may be a token.
                 for end in 0..=bytes.len() {
                     let text = URL_SAFE_NO_PAD.encode(&bytes[..end]);
                     if let Ok(cursor) = Cursor::parse(&text) {

@@ -1,28 +1,28 @@
-//! A bounded in-order stream from a broker to one node. It ends as soon as the node may have missed
-//! an item. Feeds and watches are inboxes.
+//! An inbox is a bounded in-order stream from a broker to one node. It ends as soon as the node may
+//! have missed an item. Feeds and watches are inboxes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// How many untaken items an inbox holds. An inbox that would hold more ends.
+/// Bounds the untaken items of an inbox. An inbox that would hold more ends.
 const BOUND: usize = 65_536;
 
-/// Takes the items of an inbox the moment they come, without a task in between.
+/// A sink takes the items of an inbox the moment they come, without a task in between.
 ///
-/// Called one at a time and in order, while the broker may hold locks: it must neither block nor
-/// call the broker back.
+/// The inbox calls it one item at a time and in order, while the broker may hold locks. The sink
+/// must neither block nor call the broker back.
 pub(crate) trait FeedSink<T>: Send + Sync {
     fn take(&self, item: T);
     fn ended(&self);
 }
 
-/// The node's end. Dropping it unsubscribes.
+/// The node has this end. Dropping it unsubscribes.
 pub(crate) struct Inbox<T> {
     shared: Arc<Shared<T>>,
 }
 
-/// The broker's end. Dropping it ends the inbox.
+/// The broker has this end. Dropping it ends the inbox.
 pub(crate) struct InboxSender<T> {
     shared: Arc<Shared<T>>,
 }
@@ -50,8 +50,7 @@ impl<T> Shared<T> {
 }
 
 impl<T> Inbox<T> {
-    /// An inbox and the broker's end of it. `unsubscribe` is called once, when the inbox is
-    /// dropped.
+    /// Makes an inbox and the broker's end of it. Dropping the inbox calls `unsubscribe` once.
     pub(crate) fn new(unsubscribe: impl FnOnce() + Send + 'static) -> (InboxSender<T>, Inbox<T>) {
         let shared = Arc::new(Shared {
             state: Mutex::new(InboxState {
@@ -66,7 +65,7 @@ impl<T> Inbox<T> {
         (InboxSender { shared: shared.clone() }, Inbox { shared })
     }
 
-    /// The next item; `None` when the inbox has ended.
+    /// Returns the next item, or `None` when the inbox has ended.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<T>> {
         let mut state = self.shared.lock();
         match state.waiting.pop_front() {
@@ -79,7 +78,7 @@ impl<T> Inbox<T> {
         }
     }
 
-    /// From now on `sink` is called for each item, beginning with those that wait already.
+    /// Calls `sink` for each item from now on, beginning with those that wait already.
     pub(crate) fn attach(&self, sink: Arc<dyn FeedSink<T>>) {
         let mut state = self.shared.lock();
         for item in std::mem::take(&mut state.waiting) {
@@ -101,7 +100,8 @@ impl<T> Drop for Inbox<T> {
             state.waiting.clear();
             (state.unsubscribe.take(), state.sink.take())
         };
-        // Both may take locks of their own; ours is released first.
+        // The sink and `unsubscribe` may take locks of their own, so the inbox releases its own
+        // first.
         drop(sink);
         if let Some(unsubscribe) = unsubscribe {
             unsubscribe();
@@ -133,7 +133,7 @@ impl<T> InboxSender<T> {
         !state.ended
     }
 
-    /// Whether the inbox has been dropped.
+    /// Returns whether the inbox has been dropped.
     pub(crate) fn is_closed(&self) -> bool {
         self.shared.lock().dropped
     }

@@ -1,25 +1,25 @@
-//! Why a node cannot deliver now: [`NotReady`].
+//! This module says why a node cannot deliver now: [`NotReady`].
 
-/// Why a node is not ready. The text is for operators.
+/// The node is not ready for this reason. The text is for operators.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 #[non_exhaustive]
 pub struct NotReady {
-    /// What the node waits for.
+    /// Says what the node waits for.
     pub kind: NotReadyKind,
-    /// What is wrong, in a few words.
+    /// Says what is wrong, in a few words.
     pub message: String,
 }
 
-/// What a node that is not ready waits for.
+/// A node that is not ready waits for one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NotReadyKind {
-    /// For its end: the node drains and takes in no one else.
+    /// The node drains: it waits for its end and takes in no more clients.
     Draining,
-    /// For the first answer of its broker.
+    /// The node waits for the first answer of its broker.
     Starting,
-    /// For its broker, which fails or does not answer.
+    /// The node waits for its broker, which fails or does not answer.
     Broker,
 }
 

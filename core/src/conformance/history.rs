@@ -1,4 +1,4 @@
-//! History: what is kept, and for how long.
+//! These cases check which events history keeps, and for how long.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::calls::{channel, follow, next, patiently, replay, take, text, text_of
 use super::chain::Chain;
 use super::fixture::{FEW_BYTES, Fixture, Kept, TEN, at_most};
 
-/// It holds what the rule promises, and not much more.
+/// The history holds what the rule promises, and not much more.
 pub async fn history_is_trimmed_by_count(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Ten));
     let mut chain = Chain::base(&*node, &channel).await;
@@ -31,7 +31,7 @@ pub async fn history_is_trimmed_by_count(fixture: &dyn Fixture) {
     }
 }
 
-/// It holds what fits, and not much more.
+/// The history holds the events that fit the rule's bytes, and not much more.
 pub async fn history_is_trimmed_by_bytes(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::FewBytes));
     let mut chain = Chain::base(&*node, &channel).await;
@@ -53,7 +53,7 @@ pub async fn history_is_trimmed_by_bytes(fixture: &dyn Fixture) {
     }
 }
 
-/// Old events go, even without a publish; the chain stays.
+/// Old events expire even without a publish, and the chain stays.
 pub async fn history_is_trimmed_by_age(fixture: &dyn Fixture) {
     let (node, channel) = (fixture.node().await, channel(Kept::Briefly));
     let mut feed = follow(&*node, &channel).await;
@@ -76,12 +76,13 @@ pub async fn history_is_trimmed_by_age(fixture: &dyn Fixture) {
     chain.allows(Some(after), 10, 0, &replay(&*node, &channel, Some(after), 10).await);
 }
 
-/// One clock judges how old an event is, and none of a node: neither of the one that published nor
-/// of the one that reads.
+/// One clock judges how old an event is. It is not the clock of a node: neither of the node that
+/// published nor of the node that reads.
 pub async fn nodes_with_different_clocks_see_the_same_history(fixture: &dyn Fixture) {
     const MINUTES: i64 = 120_000_000;
     const MOMENT: i64 = 20_000;
-    // Younger than the age by far, if the difference of the clocks is left out.
+    // The events are far younger than the history's age, if the difference of the clocks is left
+    // out.
     let nodes = [
         fixture.node().await,
         fixture.node_with_clock(-MINUTES).await,
@@ -99,7 +100,7 @@ pub async fn nodes_with_different_clocks_see_the_same_history(fixture: &dyn Fixt
             chain.allows(Some(*after), 100, 12, &replay(&**node, &young, Some(*after), 100).await);
         }
     }
-    // Some are always just about to be too old.
+    // Some events are always just about to be too old.
     let nodes = [fixture.node_with_clock(-MOMENT).await, fixture.node_with_clock(MOMENT).await];
     let reader = fixture.node().await;
     let old = channel(Kept::Briefly);
@@ -121,7 +122,7 @@ pub async fn nodes_with_different_clocks_see_the_same_history(fixture: &dyn Fixt
     }
 }
 
-/// Feeds show everything, the head moves, and a replay says that it cannot.
+/// Feeds show every event and the head moves. A replay says that it cannot show the events.
 pub async fn a_channel_without_history_keeps_its_chain(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::None);

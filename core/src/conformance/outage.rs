@@ -1,4 +1,4 @@
-//! What is lost, and what is not: wipes, cuts and restarts.
+//! These cases check what a broker loses, and what it keeps, in wipes, cuts and restarts.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::fixture::{Fault, Fixture, Kept};
 use crate::broker::{Append, Broker, BrokerErrorKind, Feed, PageLimit, Replay};
 use crate::event::{ChannelName, Position};
 
-/// Publishes until it is acknowledged, as a caller with a key may.
+/// Publishes until the broker acknowledges it, as a caller with a key may.
 pub(super) async fn insist(node: &dyn Broker, channel: &ChannelName, message: Append) -> Position {
     assert!(message.idempotency_key.is_some(), "only a publish with a key may be repeated");
     patiently("publishing after a fault", async {
@@ -25,7 +25,7 @@ pub(super) async fn insist(node: &dyn Broker, channel: &ChannelName, message: Ap
     .await
 }
 
-/// Asks until there is an answer.
+/// Asks for a replay until the broker answers.
 pub(super) async fn insist_on_replay(node: &dyn Broker, channel: &ChannelName, after: Position) -> Replay {
     patiently("replaying after a fault", async {
         loop {
@@ -83,9 +83,9 @@ pub async fn after_a_wipe_nothing_old_goes_on(fixture: &dyn Fixture) {
     }
 }
 
-/// A store that lost everything and whose clock is behind goes on above what nodes have seen and
-/// above what a client has had: below it no listener would hear anything until the clock has caught
-/// up.
+/// A store that lost everything and whose clock is behind goes on above what nodes have seen. It
+/// also goes on above what a client has had. Below that, no listener would receive anything until
+/// the clock has caught up.
 pub async fn a_store_that_returns_behind_goes_on_above_what_it_gave(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let (known, forgotten) = (channel(Kept::Ample), channel(Kept::Ample));
@@ -106,7 +106,7 @@ pub async fn a_store_that_returns_behind_goes_on_above_what_it_gave(fixture: &dy
         assert!(!replayed.complete, "{after}, from before the loss, was called complete");
         assert_eq!((replayed.events.len(), replayed.head), (1, new));
     }
-    // These know nothing. A client comes to one of them with what it had.
+    // These nodes know nothing. A client comes to one of them with the position that it had.
     let (asked, publisher) = (fixture.node().await, fixture.node().await);
     let replayed = insist_on_replay(&*asked, &forgotten, had).await;
     assert!(!replayed.complete && replayed.events.is_empty(), "{replayed:?}");
@@ -117,7 +117,8 @@ pub async fn a_store_that_returns_behind_goes_on_above_what_it_gave(fixture: &dy
     assert_eq!(take(&mut feed, 1).await[0].position, next);
 }
 
-/// A node that reconnects behind the feed's back would hide what it missed.
+/// A cut feed ends, or it shows every event. A node that reconnects without ending its feeds would
+/// hide what it missed.
 pub async fn a_feed_that_was_cut_ends_or_misses_nothing(fixture: &dyn Fixture) {
     let nodes = [fixture.node().await, fixture.node().await];
     let channel = channel(Kept::Ample);
@@ -156,7 +157,7 @@ pub async fn a_feed_that_was_cut_ends_or_misses_nothing(fixture: &dyn Fixture) {
     }
 }
 
-/// Nor an end, a key or the chain.
+/// A restart also loses no end, no idempotency key and no chain.
 pub async fn a_restart_loses_no_acknowledged_event(fixture: &dyn Fixture) {
     let (node, channel, ended) = (fixture.node().await, channel(Kept::Ample), channel(Kept::Ample));
     let mut chain = Chain::base(&*node, &channel).await;

@@ -1,4 +1,5 @@
-//! Names and keys. Each exists only if it is valid, so that no format has to check it again.
+//! This module holds names and keys. Each exists only if it is valid, so that no format has to
+//! check it again.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,20 +7,21 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The longest name and key, in bytes.
+/// Bounds names and keys, in bytes.
 pub const MAX_NAME: usize = 255;
 
 /// Names of events and attributes with this prefix belong to the protocol.
 pub const RESERVED_PREFIX: &str = "airwave.";
 
-/// Why a name, a key, a payload or a setting was not accepted. The text says what to write instead.
+/// This error says why a name, a key, a payload or a setting was not accepted. The text says what
+/// to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
 
 impl Invalid {
-    /// Says what is wrong, in a sentence that says what to write instead. It may be shown to the
-    /// client whose value it is.
+    /// Makes an error from a sentence that says what is wrong and what to write instead. The node
+    /// may show it to the client that sent the value.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -37,8 +39,9 @@ fn check_length(kind: &str, text: &str) -> Result<(), Invalid> {
     }
 }
 
-/// The name of a channel: 1 to 255 bytes, segments of ASCII letters, digits and `-_.~:@=+`
-/// separated by `/`, no empty, `.` or `..` segment. Cloning is cheap (shared text).
+/// A channel name has 1 to 255 bytes. Its segments hold ASCII letters, digits and `-_.~:@=+`, and
+/// `/` separates them. No segment is empty, `.` or `..`. Cloning is cheap, because clones share the
+/// text.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelName(Arc<str>);
 
@@ -61,14 +64,14 @@ impl ChannelName {
         Ok(Self(text.into()))
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The name of an event: as a channel name, but without `/` and not beginning with `airwave.`,
-/// which is the protocol's.
+/// An event name is written as a channel name, but without `/`. It does not begin with `airwave.`,
+/// which belongs to the protocol.
 ///
 /// `error` and `open` are names that a browser's `EventSource` fires itself
 /// ([`EventName::is_fired_by_event_source`]).
@@ -85,18 +88,19 @@ impl EventName {
         }
     }
 
-    /// The name of the event that ends a channel. The only reserved name that this version stores.
+    /// Returns the name of the event that ends a channel. This version stores no other reserved
+    /// name.
     pub fn end() -> Self {
         Self("airwave.end".into())
     }
 
-    /// The name of what a store holds and this version cannot read.
+    /// Returns the name of an event that a store holds and this version cannot read.
     pub(super) fn unreadable() -> Self {
         Self("airwave.unreadable".into())
     }
 
-    /// Takes a name back from a broker's store, where a later version may have reserved names that
-    /// this one does not know. They can be read, and not published.
+    /// Takes a name back from a broker's store. A later version may have reserved names there that
+    /// this version does not know. Callers can read such names, and not publish them.
     pub fn from_stored(text: &str) -> Result<Self, Invalid> {
         check_length("an event name", text)?;
         if !text.bytes().all(name_byte) {
@@ -107,18 +111,18 @@ impl EventName {
         Ok(Self(text.into()))
     }
 
-    /// Whether the name begins with [`RESERVED_PREFIX`].
+    /// Returns whether the name begins with [`RESERVED_PREFIX`].
     pub fn is_reserved(&self) -> bool {
         self.0.starts_with(RESERVED_PREFIX)
     }
 
-    /// What is said to a caller that publishes under such a name.
+    /// Returns the error for a caller that publishes under such a name.
     pub(crate) fn reserved() -> Invalid {
         Invalid(format!("event names that begin with '{RESERVED_PREFIX}' are reserved"))
     }
 
-    /// Whether a browser's `EventSource` fires events of this name itself: a page that hears one
-    /// cannot tell it from a broken or an opened connection.
+    /// Returns whether a browser's `EventSource` fires events of this name itself. A page that
+    /// receives one cannot tell it from a broken or an opened connection.
     ///
     /// # Examples
     ///
@@ -133,14 +137,14 @@ impl EventName {
         matches!(&*self.0, "error" | "open")
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// What an event is about (`AAPL`, `player-7`): the unit of conflation. 1 to 255 bytes, no control
-/// characters.
+/// A key names the thing that an event is about (`AAPL`, `player-7`). It is the unit of conflation.
+/// It has 1 to 255 bytes and no control characters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(pub(super) Arc<str>);
 
@@ -154,14 +158,14 @@ impl Key {
         Ok(Self(text.into()))
     }
 
-    /// The key as text.
+    /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// What makes a repeated publish the same publish: 1 to 255 visible ASCII characters, per channel,
-/// for [`crate::broker::IDEMPOTENCY_WINDOW`].
+/// An idempotency key makes a repeated publish the same publish. It has 1 to 255 visible ASCII
+/// characters. It counts per channel, for [`crate::broker::IDEMPOTENCY_WINDOW`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IdempotencyKey(Arc<str>);
 
@@ -175,7 +179,7 @@ impl IdempotencyKey {
         Ok(Self(text.into()))
     }
 
-    /// The key as text.
+    /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,5 @@
-//! A log by itself: its memory, its wakes, and a comparison with a list that forgets nothing.
+//! These tests check a log by itself: its memory, its wakes, and a comparison with a list that
+//! forgets nothing.
 
 mod comparison;
 mod naive;
@@ -14,7 +15,7 @@ use crate::observe::Metrics;
 use crate::rule::{Delivery, ReplayOnSubscribe};
 use crate::{Data, EventName, Key, Message};
 
-/// Writes an event as its position, an end and a gap with a sign before it.
+/// This format writes an event as its position, and an end and a gap with a sign before it.
 struct PositionsAsText;
 
 impl Format for PositionsAsText {
@@ -56,7 +57,7 @@ pub(super) fn event(position: u64, previous: u64, key: u8, size: usize) -> Arc<E
     })
 }
 
-/// The age of history by the rule of these tests.
+/// Bounds the age of history in the rule of these tests.
 const AGE: Duration = Duration::from_secs(100);
 
 fn rule(delivery: Delivery, replay: ReplayOnSubscribe) -> Arc<Rule> {
@@ -66,7 +67,7 @@ fn rule(delivery: Delivery, replay: ReplayOnSubscribe) -> Arc<Rule> {
     Arc::new(rule)
 }
 
-/// The first position of the channel.
+/// The channel begins at this position.
 const BASE: u64 = 100;
 
 fn log(rule: Arc<Rule>, ring_events: usize, ring_bytes: usize) -> Arc<Log> {
@@ -81,7 +82,7 @@ fn log(rule: Arc<Rule>, ring_events: usize, ring_bytes: usize) -> Arc<Log> {
     Log::open(name, rule, Arc::default(), &limits, &memory, history).unwrap()
 }
 
-/// What is counted is what is held, whatever the way in which events go.
+/// The counter shows the bytes that the rings hold, whatever the way in which events go.
 #[test]
 fn the_memory_of_rings_is_counted_to_the_byte() {
     for (delivery, replay) in [

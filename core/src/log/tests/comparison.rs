@@ -1,4 +1,4 @@
-//! The log and the naive one take the same steps, and must tell the same at each.
+//! The log and the naive one take the same steps, and must give the same answer at each.
 
 use proptest::prelude::*;
 
@@ -7,16 +7,18 @@ use super::*;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Key, size, distance from the event before, and whether that one is known.
+    /// The log takes an event with this key, size and distance from the event before. The flag says
+    /// whether that one is known.
     Append(u8, usize, u64, bool),
-    /// An event that does not follow: its chain is broken, or it is known.
+    /// The log refuses an event that does not follow: its chain is broken, or the log knows it.
     Offer(bool),
-    /// Forward where history has expired, back where a tail was lost.
+    /// The head moves forward where history has expired, or back where a tail was lost.
     Gap(i64),
     Show,
-    /// Which listener, one by one or as a batch.
+    /// This listener reads entries one by one, or as a batch.
     Read(usize, bool),
-    /// The listener that has fallen off skips ahead, or is given what is remembered of each key.
+    /// The listener that has fallen off skips ahead, or receives what the log remembers of each
+    /// key.
     GetUp(usize, bool),
     Age(u64),
 }
@@ -34,7 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the log gives a listener at `from`, and the position where it then stands.
+/// Returns what the log gives a listener at `from`, and the position where it then stands.
 fn read(log: &Log, from: u64, batch: bool, slot: &FormatSlot) -> (ReadText, Option<Position>) {
     let text = |bytes: &[u8]| std::str::from_utf8(bytes).unwrap().to_owned();
     if batch {
@@ -65,9 +67,9 @@ struct LogBesideNaive {
     log: Arc<Log>,
     naive: Naive,
     slot: FormatSlot,
-    /// Where each listener stands: index and cursor.
+    /// Each listener stands at this index and cursor.
     listeners: [(u64, Position); 3],
-    /// The index behind the last gap.
+    /// Holds the index behind the last gap.
     last_gap: u64,
 }
 
@@ -100,7 +102,7 @@ impl LogBesideNaive {
     }
 
     fn append(&mut self, key: u8, size: usize, far: u64, known: bool) {
-        // Never given twice, not even where the head went back.
+        // The broker never gives a position twice, not even where the head went back.
         let position = self.naive.highest + far;
         let previous = if known { self.naive.expected_previous } else { 0 };
         let event = event(position, previous, key, size);
@@ -134,8 +136,8 @@ impl LogBesideNaive {
     fn read(&mut self, who: usize, batch: bool) {
         let (index, cursor) = &mut self.listeners[who];
         let expected = self.naive.read(*index);
-        // Twice, as two listeners at the same index would: the second may be given what was kept of
-        // the first.
+        // The test reads twice, as two listeners at the same index would. The second may receive
+        // what the log kept of the first.
         assert_eq!(read(&self.log, *index, batch, &self.slot).0, expected);
         let (text, at) = read(&self.log, *index, batch, &self.slot);
         assert_eq!(text, expected);
@@ -151,8 +153,8 @@ impl LogBesideNaive {
             return;
         }
         let remembered = self.log.catch_up_latest(*cursor, *index);
-        // Heavy events may be forgotten sooner, and then it must say so; here nothing is that
-        // heavy.
+        // The log may forget heavy events sooner, and must then say so. No event is that heavy
+        // here.
         assert_eq!(remembered.is_some(), self.naive.latest && *index >= self.last_gap);
         match remembered.filter(|_| latest) {
             Some(start) => {
@@ -165,7 +167,7 @@ impl LogBesideNaive {
         assert_eq!(*index, self.naive.live());
     }
 
-    /// What every step must leave true.
+    /// Checks what every step must leave true.
     fn check(&self) {
         let Self { log, naive, .. } = self;
         assert_eq!(log.size(), (naive.kept().len(), naive.bytes(), false));
@@ -188,7 +190,7 @@ impl LogBesideNaive {
         }
     }
 
-    /// A listener that reads on has everything in the end, or of each key the newest.
+    /// Checks that a listener that reads on receives everything, or the newest event of each key.
     fn read_on(&self, from: u64) {
         let (mut text, mut index) = (String::new(), from);
         loop {
