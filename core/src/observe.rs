@@ -1,8 +1,9 @@
-//! What a node counts. The counters are plain atomics, which are read when an exporter asks.
+//! This module counts what happens on a node. The counters are plain atomics, which are read when
+//! an exporter asks.
 //!
-//! [`Metrics::read`] gives plain values, which know no text format: an exporter above this crate
+//! [`Metrics::read`] gives plain values, which know no text format. An exporter above this crate
 //! turns them into the Prometheus text or hands them to another system. docs/reference/metrics.md
-//! lists the names. No label ever holds what a client chose.
+//! lists the names. No label ever holds a value that a client chose.
 
 mod snapshot;
 
@@ -18,7 +19,7 @@ use crate::rule::{Rule, Rules, SlowPolicy};
 
 pub use snapshot::{Family, Histogram, Kind, Sample, Snapshot, Value};
 
-/// A number that only grows. Clones count together.
+/// A counter only grows. Its clones count together.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Counter(Arc<AtomicU64>);
 
@@ -32,7 +33,7 @@ impl Counter {
     }
 }
 
-/// A number that goes up and down. Clones count together.
+/// A gauge goes up and down. Its clones count together.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Gauge(Arc<AtomicI64>);
 
@@ -54,7 +55,7 @@ impl Gauge {
     }
 }
 
-/// A counter for each value of a small set.
+/// This type has a counter for each value of a small set.
 struct Counters<const N: usize>([AtomicU64; N]);
 
 impl<const N: usize> Counters<N> {
@@ -74,15 +75,15 @@ impl<const N: usize> Counters<N> {
     }
 }
 
-/// Buckets of durations: the first ends at half a millisecond, each of the others at twice the one
-/// before, the last at about 16 seconds.
+/// Counts the buckets of durations. The first ends at half a millisecond, each of the others at
+/// twice the one before, the last at about 16 seconds.
 const BUCKETS: usize = 16;
 const FIRST_BUCKET: Duration = Duration::from_micros(500);
 
-/// How long something took, counted by buckets.
+/// These counters say, by buckets, how long something took.
 #[derive(Debug)]
 pub(crate) struct Durations {
-    /// The last one counts what is longer than all buckets.
+    /// Counts the durations of each bucket. The last entry counts those longer than all buckets.
     buckets: [AtomicU64; BUCKETS + 1],
     microseconds: AtomicU64,
 }
@@ -111,7 +112,8 @@ impl Durations {
     }
 }
 
-/// The counters of one format, cached so that the hot path looks nothing up.
+/// These counters belong to one format. The format's slot keeps a clone, so that the hot path looks
+/// nothing up.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FormatMetrics {
     pub(crate) connections: Gauge,
@@ -119,15 +121,16 @@ pub(crate) struct FormatMetrics {
     pub(crate) encodes: Counter,
 }
 
-/// The counters of all channels of one rule. A channel's log holds them, so that a delivery looks
-/// nothing up.
+/// These counters belong to all channels of one rule. A channel's log holds them, so that a
+/// delivery looks nothing up.
 pub(crate) struct RuleMetrics {
     published: AtomicU64,
     gaps: Counters<{ GapReason::ALL.len() }>,
     formats: [Deliveries; MAX_FORMATS],
 }
 
-/// What one rule's channels delivered in one format: one cache line, which each delivery writes to.
+/// These counters say what one rule's channels delivered in one format. They fill one cache line,
+/// which each delivery writes to.
 #[derive(Default)]
 #[repr(align(64))]
 struct Deliveries {
@@ -151,7 +154,7 @@ impl RuleMetrics {
         self.published.fetch_add(events, Ordering::Relaxed);
     }
 
-    /// `format`: the index of its slot.
+    /// Counts events and bytes that were delivered. `format` is the index of its slot.
     pub(crate) fn delivered(&self, format: usize, events: u64, bytes: usize) {
         let deliveries = &self.formats[format];
         deliveries.events.fetch_add(events, Ordering::Relaxed);
@@ -162,7 +165,7 @@ impl RuleMetrics {
         self.gaps.count(&GapReason::ALL, &reason);
     }
 
-    /// A subscription begins; [`RuleMetrics::unsubscribed`] ends it.
+    /// Counts a subscription that begins; [`RuleMetrics::unsubscribed`] ends it.
     pub(crate) fn subscribed(&self, format: usize) {
         self.formats[format].subscriptions.fetch_add(1, Ordering::Relaxed);
     }
@@ -174,30 +177,30 @@ impl RuleMetrics {
 
 type Source = Box<dyn Fn(&mut Snapshot) + Send + Sync>;
 
-/// Why a connection that could listen ended, as metrics and the log name it.
+/// A cause says why a connection that could listen ended, as metrics and the log name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CloseCause {
     /// The client left, or its connection broke.
     Client,
-    /// All its channels have ended.
+    /// All channels of the connection have ended.
     Ended,
     /// The node drains.
     Drain,
-    /// It did not end within the time of a drain, and was cut.
+    /// The connection did not end within the time of a drain, and the node cut it.
     DrainTimeout,
-    /// It was too slow for a channel whose rule says close.
+    /// The client was too slow for a channel whose rule says close.
     TooSlow,
-    /// Nothing was heard from it for `limits.idle`.
+    /// The node received nothing from the client for `limits.idle`.
     Idle,
     /// A write made no progress for `limits.stalled_write`.
     Stalled,
-    /// The server refused it: it may not listen, or it broke the protocol.
+    /// The server refused the client: it may not listen, or it broke the protocol.
     Refused,
 }
 
 impl CloseCause {
-    /// Every cause.
+    /// Lists every cause.
     pub const ALL: [CloseCause; 8] = [
         CloseCause::Client,
         CloseCause::Ended,
@@ -224,14 +227,14 @@ impl CloseCause {
     }
 }
 
-/// A node's metrics. Every [`Hub`](crate::Hub) has its own, so several hubs in one process do not
-/// mix.
+/// This type holds the counters of one node. Every [`Hub`](crate::Hub) has its own, so several hubs
+/// in one process do not mix.
 pub struct Metrics {
     formats: RwLock<Vec<(&'static str, FormatMetrics)>>,
-    /// By pattern, each once, in the order of the rules; the last one is of channels that have none
-    /// of these rules.
+    /// Holds counters by pattern, each once, in the order of the rules. The last one counts for
+    /// channels that have none of these rules.
     by_rule: Vec<(Box<str>, Arc<RuleMetrics>)>,
-    /// The index of each rule's counters in `by_rule`.
+    /// Holds the index of each rule's counters in `by_rule`.
     indices: Vec<(Arc<Rule>, usize)>,
     publish_errors: Counters<{ Code::ALL.len() }>,
     refusals: Counters<{ Code::ALL.len() }>,
@@ -327,7 +330,7 @@ impl Metrics {
             .push(Box::new(source));
     }
 
-    /// Returns what all metrics say now, those of the added sources last.
+    /// Returns the present values of all metrics, those of the added sources last.
     ///
     /// A read costs time and memory in proportion to rules and formats. It stops no counter, so
     /// two values may stand a moment apart.
@@ -474,7 +477,7 @@ impl Metrics {
         }
     }
 
-    /// The rules that are reported: all but the last, which stands for none of them.
+    /// Returns the rules that are reported: all but the last, which stands for none of them.
     fn rules(&self) -> impl Iterator<Item = (&str, &RuleMetrics)> {
         let known = self.by_rule.len() - 1;
         self.by_rule[..known].iter().map(|(rule, counters)| (&**rule, &**counters))

@@ -1,15 +1,15 @@
-//! Values that are registered, in the order of registration. Iteration reads memory in one row,
-//! and the memory follows the number of values that are there, whichever of them stay.
+//! A registry holds values in the order of registration. Iteration reads memory in one row. The
+//! memory follows the number of values that are there, whichever of them stay.
 
-/// Registered values by their numbers. A number is never given twice.
+/// This type holds registered values by their numbers. It never gives a number twice.
 pub(crate) struct Registry<T> {
-    /// By number, ascending. `None`: removed.
+    /// Holds the entries by number, ascending. `None` marks a removed one.
     entries: Vec<(u64, Option<T>)>,
     next: u64,
     len: usize,
 }
 
-/// Room below this is never given back.
+/// The registry never gives back room below this.
 const KEPT_CAPACITY: usize = 64;
 
 impl<T> Default for Registry<T> {
@@ -23,7 +23,7 @@ impl<T> Default for Registry<T> {
 }
 
 impl<T> Registry<T> {
-    /// Gives the number with which it is removed again.
+    /// Registers a value and returns the number that removes it again.
     pub(crate) fn insert(&mut self, value: T) -> u64 {
         let number = self.next;
         self.next += 1;
@@ -36,7 +36,7 @@ impl<T> Registry<T> {
         let at = self.entries.binary_search_by_key(&number, |(number, _)| *number).ok()?;
         let removed = self.entries[at].1.take()?;
         self.len -= 1;
-        // Each move of an entry was paid for by a removal.
+        // A removal has paid for each move of an entry.
         if self.entries.len() >= 2 * self.len.max(KEPT_CAPACITY / 2) {
             self.entries.retain(|(_, value)| value.is_some());
             if self.entries.capacity() > KEPT_CAPACITY && self.len <= self.entries.capacity() / 4 {

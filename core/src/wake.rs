@@ -1,11 +1,11 @@
-//! Wakes the task of one session. Setting a flag that is set costs nothing, so a busy listener is
-//! woken once however much is published.
+//! This module wakes the task of one session. Setting a flag that is set costs nothing, so a busy
+//! listener is woken once however much is published.
 
 use std::task::{Context, Poll, Waker};
 
 use crate::sync::Mutex;
 
-/// The wake flag of one session: any number of logs set it, one task waits for it.
+/// A wake flag belongs to one session: any number of logs set it, one task waits for it.
 ///
 /// The task keeps one order, which leaves no room for a lost wake: [`WakeFlag::reset`], *then* read
 /// the logs, then [`WakeFlag::poll`]. An event that is appended after the read sets the flag again.
@@ -15,7 +15,7 @@ pub(crate) struct WakeFlag(Mutex<WakeState>);
 #[derive(Default)]
 struct WakeState {
     set: bool,
-    /// The session's socket may have something to read.
+    /// Says whether the session's socket may have something to read.
     readable: bool,
     waker: Option<Waker>,
 }
@@ -35,7 +35,7 @@ impl WakeFlag {
         }
     }
 
-    /// Sets the flag and wakes the task: there is something to read.
+    /// Sets the flag and wakes the task, because there is something to read.
     pub(crate) fn wake(&self) {
         let waker = self.with(|state| {
             if state.set {
@@ -49,8 +49,8 @@ impl WakeFlag {
         }
     }
 
-    /// Wakes the task even if the flag is set already: for an order that must reach a task that
-    /// waits for its socket.
+    /// Wakes the task even if the flag is set already. An order must reach a task that waits for
+    /// its socket.
     pub(crate) fn wake_always(&self) {
         let waker = self.with(|state| {
             state.set = true;
@@ -61,7 +61,8 @@ impl WakeFlag {
         }
     }
 
-    /// The session's socket may have something to read: wakes the task without setting the flag.
+    /// Wakes the task without setting the flag, because the session's socket may have something to
+    /// read.
     pub(crate) fn wake_readable(&self) {
         let waker = self.with(|state| {
             state.readable = true;
@@ -72,13 +73,13 @@ impl WakeFlag {
         }
     }
 
-    /// The socket may still have something to read; the task knows.
+    /// Notes that the socket may still have something to read. The task knows, so it is not woken.
     pub(crate) fn keep_readable(&self) {
         self.with(|state| state.readable = true);
     }
 
-    /// Whether the socket may have something to read, said once. If not, the task is woken when it
-    /// does.
+    /// Returns whether the socket may have something to read, and forgets it. If not, the task is
+    /// woken when the socket does.
     pub(crate) fn take_readable(&self, cx: &mut Context<'_>) -> bool {
         self.with(|state| {
             state.keep(cx);
@@ -91,7 +92,7 @@ impl WakeFlag {
         self.with(|state| state.set = false);
     }
 
-    /// Ready once the flag has been set since its reset.
+    /// Returns `Ready` once the flag has been set since its reset.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.with(|state| {
             if state.set {
@@ -128,8 +129,8 @@ mod loom_tests {
 
     use super::*;
 
-    /// More than three switches between threads where none had to be does not find more and takes
-    /// for ever.
+    /// Checks with at most three switches between threads where none had to be. More switches find
+    /// no more and take for ever.
     fn check(act: impl Fn() + Sync + Send + 'static) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);

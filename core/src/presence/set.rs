@@ -1,4 +1,5 @@
-//! A presence set, which is one channel's members behind a lock, and all sets of a node.
+//! A presence set is one channel's members behind a lock. This module also holds all sets of a
+//! node.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,27 +16,27 @@ use crate::registry::Registry;
 use crate::session_handle::SessionHandle;
 use crate::shrink::shrink;
 
-/// The presence sets of one node.
+/// A node keeps its presence sets here.
 pub(super) struct PresenceSets {
     pub(super) lease: Lease,
     by_channel: Mutex<HashMap<ChannelName, Arc<PresenceSet>>>,
 }
 
-/// One channel's members, as this node knows them.
+/// A presence set holds one channel's members, as this node knows them.
 pub(super) struct PresenceSet {
     pub(super) name: ChannelName,
-    /// Weak: the tasks of a set end with its node.
+    /// Refers to all sets weakly, because the tasks of a set end with its node.
     pub(super) sets: Weak<PresenceSets>,
-    /// [`PresenceState::version`], for listeners that look without the lock.
+    /// Holds [`PresenceState::version`], for listeners that look without the lock.
     version: AtomicU64,
     state: Mutex<PresenceState>,
     listeners: Mutex<Registry<Arc<SessionHandle>>>,
 }
 
-/// What a listener finds.
+/// A listener finds one of these.
 pub(super) enum NextRead {
     Nothing,
-    /// Bytes, and the index behind them.
+    /// The listener gets bytes, and the index behind them.
     Changes(Bytes, u64),
     List(Arc<MemberList>),
 }
@@ -57,7 +58,8 @@ impl PresenceSets {
         if let Some(set) = sets.get(channel) {
             return set.clone();
         }
-        // Under the map's lock: a node that begins another life tells all that are in the map.
+        // The set enters the map under its lock: a node that re-registers reaches all sets in the
+        // map.
         let set = Arc::new(PresenceSet {
             name: channel.clone(),
             sets: Arc::downgrade(self),
@@ -86,7 +88,7 @@ impl PresenceSets {
 }
 
 impl PresenceSet {
-    /// Changes the state. What `change` returns is dropped when the state is unlocked.
+    /// Changes the state. The caller drops what `change` returns when the state is unlocked.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut PresenceState) -> T) -> T {
         let mut state = lock(&self.state);
         let result = change(&mut state);
@@ -115,8 +117,8 @@ impl PresenceSet {
         }
     }
 
-    /// What a listener at `index` has not been told, as one piece of bytes; or if that is no longer
-    /// known, everything.
+    /// Returns what a listener at `index` has not received, as one piece of bytes. Returns
+    /// everything if the ring no longer knows that.
     pub(super) fn read(&self, index: u64, slot: &FormatSlot) -> NextRead {
         let version = self.version.load(Ordering::Acquire);
         if version == index || version == 0 {
@@ -124,7 +126,7 @@ impl PresenceSet {
         }
         let (unread, end) = {
             let state = lock(&self.state);
-            // The members may have been forgotten between the look and the lock.
+            // The set may have forgotten its members between the look and the lock.
             let Some(followed) = state.followed.as_ref().filter(|followed| followed.is_whole()) else {
                 return NextRead::Nothing;
             };
@@ -143,8 +145,8 @@ impl PresenceSet {
         }
     }
 
-    /// Returns all members that were told, for a listener that knows none. Listeners share the list
-    /// as long as few changes have come since.
+    /// Returns all members that the set has shown, for a listener that knows none. Listeners share
+    /// the list as long as few changes have come since.
     fn list(&self) -> Option<Arc<MemberList>> {
         let (version, members) = {
             let state = lock(&self.state);

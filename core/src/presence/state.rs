@@ -1,5 +1,5 @@
-//! What a presence set knows, and what follows from each change. Nothing here waits, takes a lock
-//! or calls the directory.
+//! This state holds what a presence set knows, and decides what follows from each change. Nothing
+//! here waits, takes a lock or calls the directory.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,49 +13,50 @@ use crate::directory::{MemberEntry, NodeId, Watch};
 use crate::event::JsonText;
 use crate::format::Member;
 
-/// How often a presence set is compared with the directory, whatever it has heard.
+/// The node compares a presence set with the directory this often, whatever it has received.
 const REFRESH_EVERY: Duration = Duration::from_secs(600);
 
-/// One channel's members.
+/// This state holds one channel's members.
 pub(super) struct PresenceState {
     pub(super) node: NodeId,
-    /// The set is no longer among the node's sets.
+    /// Says whether the set is no longer among the node's sets.
     pub(super) closed: bool,
     pub(super) own: OwnMembers,
-    /// `None`: there is no listener, and there was none for a while.
+    /// Holds `None` if there is no listener, and there was none for a while.
     pub(super) followed: Option<Followed>,
-    /// Tells the watch that is in use from one that was given up. Never given twice.
+    /// Numbers the watches, to distinguish the one in use from one that was given up. The set gives
+    /// no number twice.
     generation: u64,
-    /// When the set was last compared with the directory.
+    /// Says when the node last compared the set with the directory.
     compared: Instant,
 }
 
-/// What a change calls for, to be done when the state is unlocked.
+/// A change calls for this work. The caller does it when the state is unlocked.
 #[derive(Default)]
 #[must_use]
 pub(super) struct Work {
-    /// Wake the listeners.
+    /// Asks to wake the listeners.
     pub(super) wake: bool,
-    /// Tell listeners at this time what has changed until then.
+    /// Asks to show listeners at this time what has changed until then.
     pub(super) show_at: Option<Instant>,
-    /// Begin to announce.
+    /// Asks to begin announcing.
     pub(super) announce: bool,
-    /// Wait for the first departure.
+    /// Asks to wait for the first departure.
     pub(super) depart: bool,
-    /// Open the watch after this pause.
+    /// Asks to open the watch after this pause.
     pub(super) follow: Option<Duration>,
-    /// Stop following in a while if there is no listener then.
+    /// Asks to stop following in a while if there is no listener then.
     pub(super) linger: bool,
-    /// Compare the set with the directory.
+    /// Asks to compare the set with the directory.
     pub(super) compare: bool,
 }
 
-/// A comparison with the directory that is under way.
+/// A comparison with the directory is under way.
 pub(super) struct Comparison {
-    /// How often this node had announced something when it began.
+    /// Counts how often this node had announced something when the comparison began.
     round: u64,
     generation: u64,
-    /// Whether the list counts for what other nodes say, too.
+    /// Says whether the list counts for what other nodes announce, too.
     pub(super) listing: bool,
 }
 
@@ -71,7 +72,8 @@ impl PresenceState {
         }
     }
 
-    /// The node is gone. What is returned is dropped when the state is unlocked.
+    /// Closes the state, because the node is gone. The caller drops the result when the state is
+    /// unlocked.
     pub(super) fn close(&mut self) -> Option<Followed> {
         self.closed = true;
         self.generation += 1;
@@ -82,13 +84,13 @@ impl PresenceState {
         self.followed.is_none() && self.own.is_unused()
     }
 
-    /// One past the last index of the ring; zero while the list is not known.
+    /// Returns one past the last index of the ring, or zero while the list is not known.
     pub(super) fn version(&self) -> u64 {
         let followed = self.followed.as_ref().filter(|followed| followed.is_whole());
         followed.map_or(0, |followed| followed.ring.end())
     }
 
-    /// A connection of `member` begins.
+    /// Begins a connection of `member`.
     pub(super) fn enter(&mut self, member: &Arc<str>, meta: Option<&JsonText>) -> Work {
         let mut work = Work::default();
         if self.own.enter(member, meta) {
@@ -98,8 +100,8 @@ impl PresenceState {
         work
     }
 
-    /// A connection of `member` is over. Without `at_once` it counts for a while, because it may
-    /// come back.
+    /// Ends a connection of `member`. Without `at_once` it counts for a while, because it may come
+    /// back.
     pub(super) fn exit(&mut self, member: &Arc<str>, at_once: bool) -> Work {
         let mut work = Work::default();
         if at_once {
@@ -112,7 +114,8 @@ impl PresenceState {
         work
     }
 
-    /// Carries out the departures that are due. Returns when the next is; `None`: none is left.
+    /// Carries out the departures that are due. Returns when the next is due, or `None` if none is
+    /// left.
     pub(super) fn depart(&mut self) -> (Option<Instant>, Work) {
         let mut work = Work::default();
         let (departed, next) = self.own.depart();
@@ -123,7 +126,7 @@ impl PresenceState {
         (next, work)
     }
 
-    /// What this node says of `member` is now something else.
+    /// Marks `member`, because what this node announces of it has changed.
     fn own_changed(&mut self, member: &Arc<str>, work: &mut Work) {
         work.announce |= self.own.queue(member);
         if let Some(followed) = &mut self.followed {
@@ -140,7 +143,7 @@ impl PresenceState {
         }
     }
 
-    /// The time of [`Work::show_at`] has come.
+    /// Shows the changes when the time of [`Work::show_at`] has come.
     pub(super) fn show(&mut self) -> Work {
         let mut work = Work::default();
         if let Some(followed) = &mut self.followed {
@@ -150,7 +153,7 @@ impl PresenceState {
         work
     }
 
-    /// A listener comes.
+    /// Adds a listener.
     pub(super) fn listen(&mut self) -> Work {
         let mut work = Work::default();
         let followed = self.followed.get_or_insert_with(Followed::new);
@@ -162,7 +165,7 @@ impl PresenceState {
         work
     }
 
-    /// A listener goes.
+    /// Removes a listener.
     pub(super) fn stop_listening(&mut self) -> Work {
         let mut work = Work::default();
         if let Some(followed) = &mut self.followed {
@@ -175,15 +178,15 @@ impl PresenceState {
         work
     }
 
-    /// The time after the last listener is over. What is returned is dropped when the state is
-    /// unlocked, because it holds a watch.
+    /// Stops following when the time after the last listener is over. The caller drops the result
+    /// when the state is unlocked, because it holds a watch.
     pub(super) fn stop_lingering(&mut self) -> Option<Followed> {
         let followed = self.followed.as_mut()?;
         followed.lingering = false;
         if followed.is_wanted() { None } else { self.stop_following() }
     }
 
-    /// Drops what other nodes said, because there is no listener any more.
+    /// Drops what other nodes announced, because there is no listener any more.
     fn stop_following(&mut self) -> Option<Followed> {
         self.generation += 1;
         let stopped = self.followed.take();
@@ -196,14 +199,15 @@ impl PresenceState {
         stopped
     }
 
-    /// Whether a listener wants the watch that a task is opening. If not, nothing is followed any
-    /// more, and what is returned beside it is dropped when the state is unlocked.
+    /// Returns whether a listener wants the watch that a task is opening. If not, the set follows
+    /// nothing any more. The caller drops the second value when the state is unlocked.
     pub(super) fn go_on_opening(&mut self) -> (bool, Option<Followed>) {
         let given_up = self.followed.take_if(|followed| !followed.is_wanted());
         (self.followed.is_some(), given_up)
     }
 
-    /// A watch was opened. Returns its generation; the directory is asked for its list next.
+    /// Begins a watch that was opened, and returns its generation. The caller asks the directory
+    /// for its list next.
     pub(super) fn begin_watch(&mut self) -> Option<u64> {
         let followed = self.followed.as_mut()?;
         self.generation += 1;
@@ -211,8 +215,8 @@ impl PresenceState {
         Some(self.generation)
     }
 
-    /// Keeps the watch whose list was taken in. False: it is not wanted, or not any more. What is
-    /// returned beside it is dropped when the state is unlocked.
+    /// Keeps the watch whose list the set has taken in. Returns false if the watch is not wanted,
+    /// or not any more. The caller drops the other values when the state is unlocked.
     pub(super) fn keep_watch(&mut self, generation: u64, watch: Watch) -> (bool, Option<Watch>, Option<Followed>) {
         if self.generation != generation {
             return (false, Some(watch), None);
@@ -227,12 +231,12 @@ impl PresenceState {
         }
     }
 
-    /// Whether a watch of that generation counts, and shows an entry of another node.
+    /// Returns whether a watch of that generation counts, and shows an entry of another node.
     pub(super) fn accepts(&self, generation: u64, node: NodeId) -> bool {
         self.generation == generation && node.process != self.node.process
     }
 
-    /// The watch shows an entry that this set [accepts](PresenceState::accepts).
+    /// Applies an entry of the watch, which this set [accepts](PresenceState::accepts).
     pub(super) fn apply(&mut self, entry: &MemberEntry) -> Work {
         let mut work = Work::default();
         if let Some(followed) = &mut self.followed {
@@ -242,7 +246,7 @@ impl PresenceState {
         work
     }
 
-    /// A watch has ended.
+    /// Handles the end of a watch.
     pub(super) fn watch_ended(&mut self, generation: u64) -> Work {
         let mut work = Work::default();
         if self.generation == generation
@@ -254,8 +258,9 @@ impl PresenceState {
         work
     }
 
-    /// Takes in the directory's list, asked for while the watch of `generation` was open.
-    /// `complete`: an entry that is not listed is gone. `None`: the watch has ended since.
+    /// Takes in the directory's list, which the node asked for while the watch of `generation` was
+    /// open. With `complete`, an entry that is not listed is gone. Returns `None` if the watch has
+    /// ended since.
     pub(super) fn take_list(&mut self, generation: u64, entries: &[MemberEntry], complete: bool) -> Option<Work> {
         if self.generation != generation {
             return None;
@@ -272,7 +277,7 @@ impl PresenceState {
         Some(work)
     }
 
-    /// Forgets what dead nodes have said.
+    /// Forgets what expired nodes have announced.
     pub(super) fn expire(&mut self, dead: &HashSet<NodeId>) -> Work {
         let mut work = Work::default();
         if let Some(followed) = &mut self.followed {
@@ -282,7 +287,7 @@ impl PresenceState {
         work
     }
 
-    /// The node has begun another life, in which it has said nothing.
+    /// Takes the new id of this node, which has re-registered and has announced nothing under it.
     pub(super) fn re_register(&mut self, node: NodeId) -> Work {
         self.node = node;
         Work {
@@ -291,7 +296,8 @@ impl PresenceState {
         }
     }
 
-    /// Asks for a comparison with the directory; without `now` only if the last one was long ago.
+    /// Asks for a comparison with the directory. Without `now`, asks only if the last one was long
+    /// ago.
     pub(super) fn compare_if_due(&mut self, now: bool) -> Work {
         let mut work = Work::default();
         if now || self.compared.elapsed() >= REFRESH_EVERY {
@@ -301,7 +307,7 @@ impl PresenceState {
         work
     }
 
-    /// Begins a comparison; `None`: something is being announced.
+    /// Begins a comparison. Returns `None` while the node announces something.
     pub(super) fn begin_comparison(&mut self) -> Option<Comparison> {
         Some(Comparison {
             round: self.own.quiet_round()?,
@@ -310,7 +316,7 @@ impl PresenceState {
         })
     }
 
-    /// The directory's list for a comparison.
+    /// Takes in the directory's list for a comparison.
     pub(super) fn compare(&mut self, comparison: &Comparison, entries: &[MemberEntry]) -> Work {
         let mut work = Work::default();
         if comparison.listing
@@ -324,7 +330,7 @@ impl PresenceState {
         work
     }
 
-    /// The list for a comparison does not come.
+    /// Ends a comparison whose list does not come.
     pub(super) fn end_comparison(&mut self, comparison: &Comparison) {
         if comparison.listing
             && self.generation == comparison.generation
@@ -334,7 +340,7 @@ impl PresenceState {
         }
     }
 
-    /// The members of all nodes, if they are known.
+    /// Returns the members of all nodes, if they are known.
     pub(super) fn members(&self) -> Option<Vec<Arc<Member>>> {
         let followed = self.followed.as_ref().filter(|followed| followed.is_whole())?;
         Some(followed.merged(&self.own))

@@ -1,53 +1,54 @@
-//! The limits of a node: how much of each input it takes, and how long it waits.
+//! Limits say how much of each input a node takes, and how long it waits.
 
 use std::time::Duration;
 
-/// What a node allows. Every input has a stated limit (docs/guarantees.md, P13).
+/// Limits say what a node allows. Every input has a stated limit (docs/guarantees.md, P13).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Sessions at once on this node.
+    /// Bounds the sessions at once on this node.
     pub connections: usize,
-    /// Sessions at once from one address.
+    /// Bounds the sessions at once from one address.
     pub connections_per_address: usize,
-    /// Channels that one session may be subscribed to.
+    /// Bounds the channels that one session may be subscribed to.
     pub channels_per_connection: usize,
-    /// Logs open at once on this node.
+    /// Bounds the logs open at once on this node.
     pub channels: usize,
-    /// Bytes of one message: payload and names.
+    /// Bounds the bytes of one message: payload and names.
     pub message_bytes: usize,
-    /// WebSocket frames that a client may send in a second (twice as many in a burst).
+    /// Bounds the WebSocket frames that a client may send in a second (twice as many in a burst).
     pub frames_per_second: u32,
-    /// Requests over HTTP (messages, pages of history) that a user, or else an address, may make in
-    /// a second (twice as many in a burst).
+    /// Bounds the requests over HTTP (messages, pages of history) in a second (twice as many in a
+    /// burst). They count for a user, or else for an address.
     pub requests_per_second: u32,
-    /// Channels that are not open on this node yet and that one address may name in a minute.
+    /// Bounds the channels that are not open on this node yet and that one address may name in a
+    /// minute.
     pub new_channels_per_minute: u32,
-    /// Bytes of events on this node: half of it for the rings of all logs together, half for the
-    /// history of the memory broker.
+    /// Bounds the bytes of events on this node. Half of it is for the rings of all logs together,
+    /// half for the history of the memory broker.
     pub memory: usize,
-    /// Idempotency keys that one client may use within
-    /// [`IDEMPOTENCY_WINDOW`](crate::broker::IDEMPOTENCY_WINDOW): a user over all connections to
-    /// this node, or all clients without a user id from one address.
+    /// Bounds the idempotency keys that one client may use within
+    /// [`IDEMPOTENCY_WINDOW`](crate::broker::IDEMPOTENCY_WINDOW). A client is a user over all
+    /// connections to this node, or all clients without a user id from one address.
     pub idempotency_keys_per_client: usize,
-    /// Idempotency keys that this node may use in one channel within that time.
+    /// Bounds the idempotency keys that this node may use in one channel within that time.
     pub idempotency_keys_per_channel: usize,
-    /// Events that a log's ring keeps at least, so that a slow listener has room even where history
-    /// is short.
+    /// Says how many events a log's ring keeps at least. So a slow listener has room even where
+    /// history is short.
     pub ring_events: usize,
-    /// Bytes that a log's ring keeps at most.
+    /// Bounds the bytes that a log's ring keeps.
     pub ring_bytes: usize,
-    /// Silence after which a heartbeat is sent.
+    /// The node sends a heartbeat after this silence.
     pub heartbeat: Duration,
-    /// Silence of a client that is expected to answer, after which its session is closed.
+    /// The node closes a session after this silence of a client that is expected to answer.
     pub idle: Duration,
-    /// How long an HTTP connection may wait for its next request.
+    /// Says how long an HTTP connection may wait for its next request.
     pub keep_alive: Duration,
-    /// How long a write may make no progress before the connection is cut.
+    /// Says how long a write may make no progress before the node cuts the connection.
     pub stalled_write: Duration,
-    /// How long a log stays open without listeners.
+    /// Says how long a log stays open without listeners.
     pub linger: Duration,
-    /// How long the broker may take to answer before it counts as unavailable.
+    /// Says how long the broker may take to answer before it counts as unavailable.
     pub broker_timeout: Duration,
 }
 

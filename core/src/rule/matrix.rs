@@ -1,4 +1,4 @@
-//! The decision matrix: what each use case asks of its transport, history and delivery.
+//! The decision matrix says what each use case asks of its transport, history and delivery.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -25,8 +25,9 @@ impl UseCase {
         }
     }
 
-    /// The matrix: transport, delivery, deliveries a second (0: no limit), events and hours of
-    /// history, what a fresh listener is sent, what happens to a slow one.
+    /// Returns a row of the matrix: transport, delivery, deliveries a second (0: no limit), events
+    /// and hours of history. The row also says what a fresh listener receives and what happens to a
+    /// slow one.
     fn row(self) -> (TransportName, Delivery, u32, (usize, u64), ReplayOnSubscribe, SlowPolicy) {
         use Delivery::{Every, Latest};
         use ReplayOnSubscribe as Replay;

@@ -1,4 +1,4 @@
-//! Patterns of channel names: which channels a rule is for, and the parameters that a name gives.
+//! Patterns of channel names say which channels a rule is for, and which parameters a name gives.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::event::{ChannelName, Invalid};
 
-/// A pattern of channel names: literal segments, `{name}` for one segment, and `{*name}` at the end
-/// for all the rest.
+/// A pattern matches channel names. It has literal segments, `{name}` for one segment, and
+/// `{*name}` at the end for all the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     text: Arc<str>,
@@ -22,12 +22,12 @@ enum Segment {
 }
 
 impl Pattern {
-    /// The pattern as it was written.
+    /// Returns the pattern as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The parameters if `channel` matches.
+    /// Returns the parameters if `channel` matches.
     pub fn matches(&self, channel: &str) -> Option<Params> {
         let mut params = Params::default();
         let mut rest = Some(channel);
@@ -114,12 +114,12 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// What the parameters of a pattern stand for in one channel's name.
+/// This type holds what the parameters of a pattern stand for in one channel's name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Params(Vec<(Arc<str>, Box<str>)>);
 
 impl Params {
-    /// The text of the parameter `name`.
+    /// Returns the text of the parameter `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(n, _)| &**n == name).map(|(_, value)| &**value)
     }
@@ -188,15 +188,16 @@ mod tests {
     }
 
     proptest! {
-        /// What a covered pattern matches, the covering one matches; what it never matches shows
-        /// that it does not cover.
+        /// A covering pattern matches every name that the covered one matches. A pattern that does
+        /// not cover misses one of the names.
         #[test]
         fn covering_is_about_names(
             wide in "(a|b|[{]x[}])(/(a|b|[{]y[}])){0,2}(/[{][*]z[}])?",
             narrow in "(a|b|[{]x[}])(/(a|b|[{]y[}])){0,2}(/[{][*]z[}])?",
         ) {
             let (Ok(wide), Ok(narrow)) = (wide.parse::<Pattern>(), narrow.parse::<Pattern>()) else { return Ok(()) };
-            // Every name of up to four segments over an alphabet with a letter that no pattern has.
+            // The list has every name of up to four segments, over an alphabet with a letter that
+            // no pattern has.
             let mut names: Vec<String> = vec![];
             let mut last = vec![String::new()];
             for _ in 0..4 {

@@ -1,4 +1,5 @@
-//! One channel of a session: a state machine that reads it, and the bytes that it writes down.
+//! A subscription is one channel of a session: a state machine that reads it, and the bytes that it
+//! writes.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -22,36 +23,36 @@ use crate::presence::Membership;
 use crate::rule::SlowPolicy;
 use crate::sessions::Sessions;
 
-/// In the order of its fields, like the session.
+/// The fields stand in memory in this order, like the session's.
 #[repr(C)]
 pub(super) struct Subscription {
     registration: Registration,
     reader: Reader,
     progress: Progress,
     pub(super) membership: Option<Box<Membership>>,
-    /// Index into the session's stream cursor, as [`StreamCursor::set`] gave it.
+    /// Holds the index into the session's stream cursor, as [`StreamCursor::set`] gave it.
     pub(super) stamp_index: usize,
     on_unsubscribe: Option<Box<OnUnsubscribe>>,
 }
 
-/// From where a listener gets what comes next.
+/// A reader says from where a listener gets what comes next.
 pub(super) enum Reader {
-    /// From the ring.
+    /// The listener reads the ring.
     Ring {
-        /// The index of the next entry.
+        /// Names the index of the next entry.
         next: u64,
     },
-    /// From history, or from what the ring has remembered, and then from the ring.
+    /// The listener reads history, or what the ring has remembered, and then the ring.
     CatchUp(Box<CatchUp>),
-    /// The listener comes from a node that was ahead: it waits until this one has its position,
+    /// The listener comes from a node that was ahead. It waits until this one has its position,
     /// too.
     Ahead,
-    /// The channel has ended, and the listener has been told.
+    /// The channel has ended, and the listener has received the end.
     Ended,
 }
 
 impl Reader {
-    /// Some entries first, then the ring from `next`.
+    /// Makes a reader of some entries first, then of the ring from `next`.
     pub(super) fn before_ring(first: impl Into<VecDeque<Arc<Entry>>>, next: u64) -> Self {
         let first = first.into();
         match first.is_empty() {
@@ -61,7 +62,7 @@ impl Reader {
     }
 }
 
-/// Tells the handler that a subscription is over, when it is dropped.
+/// The drop of this value tells the handler that a subscription is over.
 pub(super) struct OnUnsubscribe {
     pub(super) admission: Arc<Admission>,
     pub(super) handler: Arc<dyn DynHandler>,
@@ -77,37 +78,38 @@ impl Drop for OnUnsubscribe {
     }
 }
 
-/// What a subscription needs to write down what it reads.
+/// A subscription needs this to write what it reads.
 pub(super) struct Reading<'a> {
     pub(super) slot: &'a FormatSlot,
-    /// For formats whose events carry the cursor of the whole stream.
+    /// Holds the stream for formats whose events carry the cursor of the whole stream.
     pub(super) stream: Option<StampedStream<'a>>,
     pub(super) sessions: &'a Arc<Sessions>,
-    /// One more place in memory: only for what the ring does not hold.
+    /// Costs one more fetch from memory, so it serves only reads of what the ring does not hold.
     pub(super) connection: &'a Arc<Connection>,
     pub(super) sample: bool,
     pub(super) out: &'a mut Vec<Bytes>,
 }
 
-/// The cursor of a session's stream, of which a subscription is one channel.
+/// A session's stream has this cursor. A subscription is one channel of the stream.
 pub(super) struct StampedStream<'a> {
     pub(super) stamp: Stamp,
     pub(super) cursor: &'a mut StreamCursor,
-    /// The channel's index in the cursor.
+    /// Holds the channel's index in the cursor.
     pub(super) index: usize,
 }
 
 /// The listener was too slow for a channel whose rule says close.
 pub(super) struct TooSlow;
 
-/// Where entries that are written one by one come from.
+/// Entries that are written one by one come from one of these.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum EntrySource {
     Ring,
     CatchUp,
 }
 
-/// Whether a subscription takes another step: not if it has written enough, or nothing waits.
+/// Says whether a subscription takes another step. It takes none if it has written enough, or
+/// nothing waits.
 type Flow = ControlFlow<()>;
 
 impl Subscription {
@@ -133,12 +135,13 @@ impl Subscription {
         &self.registration.log.name
     }
 
-    /// The channel has ended, and the listener has been told.
+    /// Returns whether the channel has ended and the listener has received the end.
     pub(super) fn is_ended(&self) -> bool {
         matches!(self.reader, Reader::Ended)
     }
 
-    /// Only a wake by its log brings more: it is at the ring's end, and no answer is awaited.
+    /// Returns whether only a wake by its log brings more. The subscription is then at the ring's
+    /// end and awaits no answer.
     pub(super) fn is_drained(&self) -> bool {
         matches!(self.reader, Reader::Ring { next } if self.registration.log.is_read(next))
     }
@@ -174,8 +177,8 @@ impl Subscription {
         }
     }
 
-    /// Reads the ring from `next` on: as bytes that are shared, or one by one where this listener
-    /// needs bytes of its own.
+    /// Reads the ring from `next` on. It takes bytes that are shared, or entries one by one where
+    /// this listener needs bytes of its own.
     fn read_ring(&mut self, next: u64, reading: &mut Reading<'_>) -> Result<Flow, TooSlow> {
         let log = &self.registration.log;
         if reading.stream.is_none() && self.progress.skips_nothing() {
@@ -215,7 +218,7 @@ impl Subscription {
         self.move_to(batch.next, batch.ended, true)
     }
 
-    /// The listener has everything of the ring before `next`.
+    /// Moves on, because the listener has everything of the ring before `next`.
     fn move_to(&mut self, next: u64, ended: bool, wrote: bool) -> Flow {
         self.reader = match ended {
             true => Reader::Ended,
@@ -252,7 +255,7 @@ impl Subscription {
         let log = &self.registration.log;
         self.reader = match log.find(self.progress.expected_previous) {
             Found::Ahead => return Flow::Break(()),
-            // It has had the end from the other node.
+            // The listener has received the end from the other node.
             Found::At(next) if log.is_over(next) => Reader::Ended,
             Found::At(next) => Reader::Ring { next },
             // This node has come past the position without having it. The broker knows whether it
@@ -262,11 +265,11 @@ impl Subscription {
         Flow::Continue(())
     }
 
-    /// The ring has moved on without this listener, which stands at `next`.
+    /// Handles a listener at `next` that the ring has left behind.
     fn fell_off(&mut self, next: u64, reading: &Reading<'_>) -> Result<Flow, TooSlow> {
         let log = &self.registration.log;
         reading.sessions.backbone.metrics.slow(log.rule.slow);
-        // Of a conflated channel only the newest of each key counts, and as long as the log
+        // Only the newest event of each key counts in a conflated channel. As long as the log
         // remembers those, nothing is lost.
         if let Some(start) = log.catch_up_latest(self.progress.cursor, next) {
             self.reader = Reader::before_ring(start.first, start.next);
@@ -300,7 +303,7 @@ impl Reading<'_> {
             ended |= entry.is_end();
             if let Item::Gap { gap, .. } = &entry.item {
                 log.figures.gap(gap.reason);
-                // Of the ring's own gaps the ring has only what comes behind them.
+                // The ring has only what comes behind its own gaps.
                 if source == EntrySource::CatchUp {
                     progress.skip_what_was_lost(|| log.head());
                 }
@@ -354,7 +357,7 @@ impl Reading<'_> {
     }
 }
 
-/// Returns the gap that a listener at `cursor` is told instead of this one of the log's.
+/// Returns the gap that a listener at `cursor` receives instead of this one of the log's.
 ///
 /// The log's own gaps begin where the log stood. Past a fork a listener may stand elsewhere,
 /// because it was ahead or is new.
