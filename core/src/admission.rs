@@ -1,6 +1,6 @@
-//! Who may connect, listen and send. Permission is asked here, whatever the transport.
+//! Admission decides who may connect, listen and send. Every transport asks permission here.
 //!
-//! Messages of clients are in [`sending`].
+//! The module [`sending`] holds the messages of clients.
 
 mod sending;
 
@@ -29,51 +29,51 @@ use crate::rule::{Params, Pattern, Rule, TransportName};
 use crate::sessions::Sessions;
 use crate::warnings::Warning;
 
-/// Takes in the clients of one node, and asks its handlers what they may do.
+/// Admission takes in the clients of one node, and asks the node's handlers what a client may do.
 pub(crate) struct Admission {
     pub(crate) backbone: Arc<Backbone>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) logs: Arc<Logs>,
-    /// The first whose pattern matches a channel is asked.
+    /// The node asks the first handler whose pattern matches a channel.
     handlers: Vec<(Pattern, Arc<dyn DynHandler>)>,
     places: Arc<Places>,
     requests: Rates<RequestSource>,
     new_channels: Rates<AddressKey>,
-    /// Idempotency keys of clients' messages.
+    /// Counts the idempotency keys of clients' messages.
     keys: KeyCounts<KeyOwner>,
     next_client: AtomicU64,
-    /// Tells this node's connections from those of other nodes.
+    /// Distinguishes this node's connections from those of other nodes.
     node: u64,
     runtime: Handle,
 }
 
-/// Whose requests are counted together.
+/// The node counts the requests of one source together.
 #[derive(PartialEq, Eq, Hash)]
 enum RequestSource {
     User(Arc<str>),
     Address(AddressKey),
 }
 
-/// Whose idempotency keys are counted together.
+/// The node counts the idempotency keys of one owner together.
 #[derive(PartialEq, Eq, Hash)]
 enum KeyOwner {
     User(Arc<str>),
     Address(Option<AddressKey>),
 }
 
-/// One client's connection, before and beside its session: who it is, for each handler that was
-/// asked.
+/// A connection belongs to one client, before and beside its session. It holds the client's
+/// identity for each handler that the node asked.
 pub struct Connection {
     pub(crate) admission: Arc<Admission>,
     pub(crate) id: u64,
     transport: TransportName,
     peer: Option<IpAddr>,
-    /// Where it takes one of the node's places.
+    /// Holds the connection's place among the node's connections, if it takes one.
     _place: Option<Place>,
     identities: Identities,
 }
 
-/// What a channel means to a connection: checked, and with the handler that is asked.
+/// The node has checked this channel for a connection, and found the handler that answers for it.
 pub(crate) struct Admitted {
     pub(crate) channel: Channel,
     pub(crate) client: Arc<Client>,
@@ -82,8 +82,8 @@ pub(crate) struct Admitted {
 }
 
 impl Admission {
-    /// Must be called within a tokio runtime, in which handlers are then told of subscriptions that
-    /// are over.
+    /// Creates the admission of one node. The caller must be within a tokio runtime, because a task
+    /// there calls the handlers when a subscription is over.
     pub(crate) fn new(sessions: Arc<Sessions>, logs: Arc<Logs>, handlers: Vec<(Pattern, Arc<dyn DynHandler>)>) -> Self {
         let backbone = sessions.backbone.clone();
         let limits = &backbone.limits;
@@ -103,26 +103,26 @@ impl Admission {
         }
     }
 
-    /// Gives memory back that the rates of addresses and users no longer need. Called every second
-    /// or so.
+    /// Gives memory back that the rates of addresses and users no longer need. The node calls this
+    /// about once a second.
     pub(crate) fn sweep(&self) {
         self.requests.sweep();
         self.new_channels.sweep();
     }
 
-    /// [`Hub::retry_hint`](crate::Hub::retry_hint).
+    /// Implements [`Hub::retry_hint`](crate::Hub::retry_hint).
     pub(crate) fn retry_hint(&self) -> u32 {
         let crowd = self.places.taken().min(30_000) as f64;
         (1000.0 + self.backbone.jitter.unit() * (2000.0 + crowd)) as u32
     }
 
-    /// [`Hub::bound_connections`](crate::Hub::bound_connections).
+    /// Implements [`Hub::bound_connections`](crate::Hub::bound_connections).
     pub(crate) fn bound_connections(&self, count: usize) {
         let limit = self.places.bound(count);
         self.backbone.metrics.connections_limit.set(limit as i64);
     }
 
-    /// [`Hub::connect`](crate::Hub::connect).
+    /// Implements [`Hub::connect`](crate::Hub::connect).
     pub(crate) fn connect(self: &Arc<Self>, request: ConnectRequest, counted: bool) -> Result<Arc<Connection>, Refusal> {
         self.refuse_if_draining()?;
         let place = match counted {
@@ -130,7 +130,7 @@ impl Admission {
             false => None,
         };
         let (transport, peer) = (request.transport.clone(), request.peer);
-        // Without handlers, no handler will ever read the request.
+        // Without handlers, no handler ever reads the request.
         let request = (!self.handlers.is_empty()).then_some(request);
         Ok(Arc::new(Connection {
             admission: self.clone(),
@@ -149,18 +149,18 @@ impl Admission {
         }
     }
 
-    /// [`Hub::has_handler`](crate::Hub::has_handler).
+    /// Implements [`Hub::has_handler`](crate::Hub::has_handler).
     pub(crate) fn has_handler(&self, pattern: &Pattern) -> bool {
         self.handlers.iter().any(|(of, _)| of.covers(pattern))
     }
 
-    /// [`Hub::query_parameters`](crate::Hub::query_parameters).
+    /// Implements [`Hub::query_parameters`](crate::Hub::query_parameters).
     pub(crate) fn query_parameters(&self) -> impl Iterator<Item = &str> {
         let handlers = self.handlers.iter();
         handlers.flat_map(|(_, handler)| handler.query_parameters().iter().copied())
     }
 
-    /// [`Hub::count_request`](crate::Hub::count_request).
+    /// Implements [`Hub::count_request`](crate::Hub::count_request).
     pub(crate) fn count_request(&self, user: Option<&Arc<str>>, peer: Option<IpAddr>) -> Result<(), Refusal> {
         let source = match (user, peer) {
             (Some(user), _) => RequestSource::User(user.clone()),
@@ -180,7 +180,7 @@ impl Admission {
         ))
     }
 
-    /// Counts a request that came over HTTP; a connection that stays has limits of its own.
+    /// Counts a request that came over HTTP. A connection that stays has limits of its own.
     fn count_if_http(&self, connection: &Connection, admitted: &Admitted) -> Result<(), Refusal> {
         match connection.transport == TransportName::HTTP {
             true => self.count_request(admitted.client.user_id(), connection.peer),
@@ -203,8 +203,8 @@ impl Admission {
         ))
     }
 
-    /// The channel, and the client as the channel's handler knows it. Every permission begins here,
-    /// whatever the transport.
+    /// Returns the channel, and the client as the channel's handler knows it. Every permission
+    /// begins here, for every transport.
     async fn admit(&self, connection: &Connection, name: &ChannelName) -> Result<Admitted, Refusal> {
         let (rule, rule_params) = self.backbone.rule(name)?;
         let (client, handler, params) = match self.handler_of(name) {
@@ -223,8 +223,8 @@ impl Admission {
         })
     }
 
-    /// The handler that is asked about a channel, its number, and what the parameters of its
-    /// pattern stand for.
+    /// Returns the handler of a channel, the handler's number, and the values of its pattern's
+    /// parameters.
     fn handler_of(&self, name: &ChannelName) -> Option<(usize, &Arc<dyn DynHandler>, Params)> {
         self.handlers.iter().enumerate().find_map(|(number, (pattern, handler))| {
             let params = pattern.matches(name.as_str())?;
@@ -232,7 +232,8 @@ impl Admission {
         })
     }
 
-    /// The client as a handler knows it. The handler is asked once for a connection.
+    /// Returns the client as a handler knows it. The node asks the handler once for each
+    /// connection.
     async fn identify(
         &self,
         connection: &Connection,
@@ -248,7 +249,7 @@ impl Admission {
         let call = self.call("connect", name, None);
         let identity = call.wait(|| handler.connect(&request)).await;
         let identity = call.answer(identity.and_then(|identity| identity)).inspect_err(|refusal| {
-            // A client that a handler asks who it is showed nothing, or something wrong.
+            // A client that a handler refuses as unauthorized showed no token, or a wrong one.
             if refusal.code == Code::Unauthorized {
                 self.backbone
                     .warnings
@@ -258,7 +259,7 @@ impl Admission {
         Ok(connection.identities.keep(source, connection.client(identity)))
     }
 
-    /// May this client listen to this channel over its transport?
+    /// Checks whether this client may listen to this channel over its transport.
     pub(crate) async fn admit_listener(&self, connection: &Connection, name: &ChannelName) -> Result<Admitted, Refusal> {
         self.refuse_if_draining()?;
         let admitted = self.admit(connection, name).await?;
@@ -279,7 +280,7 @@ impl Admission {
         call.answer(call.wait(|| handler.subscribe(&admitted.client, &admitted.channel)).await?)
     }
 
-    /// A call of a handler, in which panics are caught.
+    /// Prepares a call of a handler, which catches the handler's panics.
     fn call<'a>(&'a self, method: &'static str, channel: &'a ChannelName, event: Option<&'a str>) -> Call<'a> {
         let metrics = &self.backbone.metrics;
         Call {
@@ -290,7 +291,7 @@ impl Admission {
         }
     }
 
-    /// [`Hub::history`](crate::Hub::history).
+    /// Implements [`Hub::history`](crate::Hub::history).
     pub(crate) async fn history(
         &self,
         connection: &Connection,
@@ -309,7 +310,7 @@ impl Admission {
         Ok((admitted.channel, replay))
     }
 
-    /// Tells the handler that a subscription is over, in a task of its own.
+    /// Calls the handler in a task of its own when a subscription is over.
     pub(crate) fn unsubscribed(&self, handler: Arc<dyn DynHandler>, client: Arc<Client>, channel: Channel, reason: LeaveReason) {
         let backbone = self.backbone.clone();
         self.runtime.spawn(async move {
@@ -325,7 +326,7 @@ impl Admission {
     }
 }
 
-/// A client of a channel without a handler.
+/// Returns the client of a channel without a handler.
 fn anonymous(connection: &Connection) -> Arc<Client> {
     let source = IdentitySource::Anonymous;
     let known = connection.identities.known(source);
@@ -347,23 +348,23 @@ fn wrong_transport(connection: &Connection, name: &ChannelName, rule: &Rule) -> 
 }
 
 impl Connection {
-    /// A number that tells connections of this node apart.
+    /// Returns a number that distinguishes the connections of this node.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// How it is connected.
+    /// Returns the transport over which the client is connected.
     pub fn transport(&self) -> &TransportName {
         &self.transport
     }
 
-    /// The client's address, where it is known.
+    /// Returns the client's address, where the node knows it.
     pub fn peer(&self) -> Option<IpAddr> {
         self.peer
     }
 
-    /// No further handler will be asked who this is: lets go of the request's headers. For
-    /// connections whose channels are all known.
+    /// Drops the request's headers, because no further handler asks for the client's identity. The
+    /// caller knows all channels of the connection.
     pub fn forget_request(&self) {
         self.identities.forget_request();
     }

@@ -1,7 +1,7 @@
-//! The backbone's contract: it orders, keeps and carries events between nodes.
+//! A broker orders, keeps and carries events between nodes, and this module holds its contract.
 //!
-//! `airwave_brokers::memory` is the reference; the contract as tests is the module `conformance`
-//! (feature of that name).
+//! `airwave_brokers::memory` is the reference. The module `conformance` (feature of that name)
+//! holds the contract as tests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,21 +14,22 @@ use crate::idempotency::{Fingerprint, ScopedKey};
 use crate::inbox::{FeedSink, Inbox, InboxSender};
 pub use crate::replay::{PageLimit, Replay};
 
-/// How long a repeated publish with the same [`IdempotencyKey`](crate::event::IdempotencyKey) is
-/// recognised.
+/// A channel recognises a repeated publish with the same
+/// [`IdempotencyKey`](crate::event::IdempotencyKey) for this long.
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(120);
 
-/// The backbone. It never sees a client, a transport or a byte of a wire format.
+/// The broker is the backbone of all nodes. It never sees a client, a transport or a byte of a wire
+/// format.
 ///
-/// A broker is made with the node's [`Rules`](crate::Rules), so it knows how much of each channel
-/// to keep; history MUST keep what the rule promises and MAY keep more. Every method MUST come back
-/// within a few seconds, with [`BrokerErrorKind::Unavailable`] if need be, and MUST NOT retry in
-/// secret. Dropping a returned future leaves nothing half done but what a network error could leave
-/// too.
+/// Each broker is made with the node's [`Rules`](crate::Rules), so it knows how much of each
+/// channel to keep. History MUST keep what the rule promises and MAY keep more. Every method MUST
+/// come back within a few seconds, with [`BrokerErrorKind::Unavailable`] if need be, and MUST NOT
+/// retry in secret. Dropping a returned future leaves nothing half done, except what a network
+/// error could leave too.
 ///
 /// # Examples
 ///
-/// A broker that notes how long a publish takes, around any other broker:
+/// This broker wraps any other broker and prints how long a publish takes:
 ///
 /// ```
 /// use std::sync::Arc;
@@ -77,70 +78,71 @@ pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(120);
 /// ```
 #[async_trait]
 pub trait Broker: Send + Sync + 'static {
-    /// A short name for logs and metrics: `memory`, `redis`.
+    /// Returns a short name for logs and metrics: `memory`, `redis`.
     fn name(&self) -> &'static str;
 
     /// Appends `publish` as the channel's next event and carries it to every feed, this node's too.
     ///
-    /// One step: an event that a feed has shown can be replayed. Positions follow
-    /// [`Position::next`] and are never given twice. With [`Append::and_end`] the event and
-    /// [`Append::end_behind`] are appended together, or neither is; the end's position is given.
+    /// The append is one step: the broker can replay every event that a feed has shown. Positions
+    /// follow [`Position::next`], and no position is given twice. With [`Append::and_end`] the
+    /// broker appends the event and [`Append::end_behind`] together, or neither. It then returns
+    /// the end's position.
     ///
-    /// With an idempotency key that this channel has seen within [`IDEMPOTENCY_WINDOW`], from
-    /// whichever node, nothing is appended and the first position is given again. If the first
-    /// publish under the key had another [`Append::fingerprint`], the answer is
-    /// [`BrokerError::another_payload`] instead; a broker whose store has trimmed the first event
-    /// may not know that any more. After an end the channel takes no more events until the broker
-    /// has forgotten it.
+    /// If this channel has seen the idempotency key within [`IDEMPOTENCY_WINDOW`], from any node,
+    /// the broker appends nothing and returns the first position again. If the first publish under
+    /// the key had another [`Append::fingerprint`], the answer is [`BrokerError::another_payload`]
+    /// instead. A broker whose store has trimmed the first event may not know that any more. After
+    /// an end the channel takes no more events until the broker has forgotten it.
     ///
     /// # Errors
     /// `Rejected`: it did not and will not happen. `Ended`: the channel has ended. `Unavailable`:
     /// unknown; the caller may repeat it with the same idempotency key.
     async fn publish(&self, channel: &ChannelName, append: Append) -> Result<Published, BrokerError>;
 
-    /// Opens this node's feed: every event after [`Feed::head`], in order. A feed that may have
-    /// missed something MUST end; the hub then follows again and heals. Dropping the feed
-    /// unsubscribes. About one call per channel and node.
+    /// Opens this node's feed, which shows every event after [`Feed::head`], in order. A feed that
+    /// may have missed something MUST end; the hub then follows again and heals. Dropping the feed
+    /// unsubscribes. A node makes about one such call per channel.
     async fn follow(&self, channel: &ChannelName) -> Result<Feed, BrokerError>;
 
-    /// The events after `after`, oldest first, as many as fit `limit`; without `after`, the newest
-    /// ones that fit.
+    /// Returns the events after `after`, oldest first, as many as fit `limit`. Without `after` it
+    /// returns the newest events that fit.
     ///
-    /// A page ends at whichever bound of `limit` comes first, and [`Replay::more`] says so. The
-    /// first event is always given, even if it is larger than the whole page, so that a reader who
-    /// asks again behind a page comes to the end.
+    /// A page ends at the first bound of `limit` that it reaches, and [`Replay::more`] says so. The
+    /// page always holds the first event, even if that event is larger than the whole page. A
+    /// reader who asks again behind each page therefore comes to the end.
     ///
     /// `complete` MUST be true if and only if the broker still holds `after` itself, or `after` is
-    /// the head, or the first event it still holds has `previous == after`. Equality, not `<=`: a
-    /// position inside the kept range that is not there was lost. Without `after` it is true if and
-    /// only if nothing older than what is returned was ever trimmed or left out.
+    /// the head, or the first event it still holds has `previous == after`. The broker compares for
+    /// equality, not `<=`: it has lost a position that is missing inside the kept range. Without
+    /// `after`, `complete` is true if and only if the broker never trimmed or left out an event
+    /// older than the page.
     ///
-    /// A page of no events (`limit.events` is 0) answers the same questions. After `after`,
-    /// `complete` is what it is for every other page, and `more` is true if and only if the broker
+    /// A page of no events (`limit.events` is 0) answers the same questions. With `after`,
+    /// `complete` is the same as for every other page, and `more` is true if and only if the broker
     /// holds an event after `after`. Without `after`, `complete` is true if and only if the channel
-    /// never had an event, because every event is left out, and `more` is false, as for every page
+    /// never had an event, because every event is left out. `more` is then false, as for every page
     /// without a position.
     async fn replay(&self, channel: &ChannelName, after: Option<Position>, limit: PageLimit) -> Result<Replay, BrokerError>;
 
-    /// Opens this node's feed and reads the channel's newest events: [`Broker::follow`], and then
-    /// [`Broker::replay`] without a position.
+    /// Opens this node's feed and reads the channel's newest events. It does the work of
+    /// [`Broker::follow`], and then of [`Broker::replay`] without a position.
     ///
-    /// The page MUST be read once the feed is open, so that every event stands in the page or is
-    /// shown by the feed. [`Feed::head`] is at most [`Replay::head`]. A node opens every channel in
-    /// this way, so a broker that answers both in one question halves what a node asks when it
-    /// comes back with very many listeners. Any other calls [`follow_and_replay`].
+    /// The broker MUST read the page once the feed is open, so that the page holds, or the feed
+    /// shows, every event. [`Feed::head`] is at most [`Replay::head`]. A node opens every channel
+    /// in this way. A broker that answers both in one request halves the requests of a node that
+    /// comes back with very many listeners. Any other broker calls [`follow_and_replay`].
     async fn open(&self, channel: &ChannelName, limit: PageLimit) -> Result<(Feed, Replay), BrokerError>;
 
-    /// Can this broker deliver now, end to end? Asked by the readiness probe.
+    /// Checks whether this broker can deliver now, end to end. The readiness probe calls it.
     async fn ping(&self) -> Result<(), BrokerError>;
 
-    /// Returns where this broker notes what the node's metrics tell of it. Asked once, when the
-    /// node starts. A broker without a connection returns [`BrokerStats::in_process`].
+    /// Returns the place where this broker notes its part of the node's metrics. The node asks
+    /// once, when it starts. A broker without a connection returns [`BrokerStats::in_process`].
     fn stats(&self) -> BrokerStats;
 }
 
-/// Follows a channel and then reads its newest events, in two questions: [`Broker::open`] of a
-/// broker that cannot answer both in one.
+/// Follows a channel and then reads its newest events, in two requests. A broker that cannot answer
+/// both in one request uses it for [`Broker::open`].
 ///
 /// # Errors
 /// As for [`Broker::follow`] and [`Broker::replay`].
@@ -154,18 +156,19 @@ pub async fn follow_and_replay<B: Broker + ?Sized>(
     Ok((feed, replay))
 }
 
-/// What a broker notes of its servers while it works. Cheap to clone; all clones note into one.
-/// [`Hub`](crate::Hub) notes every event of a feed itself, so a broker notes what no feed shows.
+/// A broker notes here what it sees of its servers while it works. The value is cheap to clone, and
+/// all clones share their notes. [`Hub`](crate::Hub) notes every event of a feed itself, so a
+/// broker notes only what no feed shows.
 #[derive(Clone, Debug)]
 pub struct BrokerStats(Arc<Noted>);
 
 #[derive(Debug)]
 struct Noted {
     since: Instant,
-    /// Of the last sign of life: ms after `since`.
+    /// Holds the time of the last activity, in ms after `since`.
     last_activity: AtomicU64,
     reconnects: AtomicU64,
-    /// Whether there is a connection to anything.
+    /// Says whether the broker has a connection to anything.
     remote: bool,
 }
 
@@ -185,32 +188,34 @@ impl BrokerStats {
         }))
     }
 
-    /// Of a broker within this process, which has no backbone that could be silent.
+    /// Returns the statistics of a broker within this process, which has no backbone that could be
+    /// silent.
     pub fn in_process() -> Self {
         Self::new(false)
     }
 
-    /// Whether there is a backbone that could be silent.
+    /// Returns whether there is a backbone that could be silent.
     pub(crate) fn can_be_silent(&self) -> bool {
         self.0.remote
     }
 
-    /// Notes that the backbone has delivered something: a probe of this node's, for example.
+    /// Notes that the backbone has delivered something, for example a probe of this node.
     pub fn record_activity(&self) {
         self.0.last_activity.store(self.now(), Ordering::Relaxed);
     }
 
-    /// A connection to the backbone was lost and has been made again.
+    /// Notes that the broker has lost its connection to the backbone and made it again.
     pub fn reconnected(&self) {
         self.0.reconnects.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often [`BrokerStats::reconnected`] was noted.
+    /// Returns how many times [`BrokerStats::reconnected`] was called.
     pub fn reconnects(&self) -> u64 {
         self.0.reconnects.load(Ordering::Relaxed)
     }
 
-    /// How long ago the backbone delivered anything; at first, how long this has been there.
+    /// Returns how long ago the backbone delivered anything. Before the first delivery it returns
+    /// the age of these statistics.
     pub fn silent_for(&self) -> Duration {
         Duration::from_millis(self.now().saturating_sub(self.0.last_activity.load(Ordering::Relaxed)))
     }
@@ -220,21 +225,21 @@ impl BrokerStats {
     }
 }
 
-/// One append to a channel, as a broker is asked for it. An application says it with
-/// [`Publish`](crate::Publish).
+/// An append asks a broker to add one event to a channel. An application uses
+/// [`Publish`](crate::Publish) instead.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Append {
-    /// The event to append. For a bare end of the channel: [`Append::end`].
+    /// Holds the event to append. [`Append::end`] makes a bare end of the channel.
     pub message: Message,
-    /// Makes repeating it harmless.
+    /// Makes a repeated append harmless.
     pub idempotency_key: Option<ScopedKey>,
-    /// Whether the channel ends right behind the message, in the same append.
+    /// Says whether the channel ends right behind the message, in the same append.
     pub and_end: bool,
 }
 
 impl Append {
-    /// Appends `message`.
+    /// Creates an append of `message`.
     pub fn new(message: Message) -> Self {
         Self {
             message,
@@ -243,53 +248,54 @@ impl Append {
         }
     }
 
-    /// Ends the channel.
+    /// Creates an append that ends the channel.
     pub fn end() -> Self {
         Self::new(Message::end())
     }
 
-    /// The same with an idempotency key of the application's.
+    /// Returns the append with an idempotency key of the application.
     pub fn with_idempotency_key(mut self, key: impl Into<ScopedKey>) -> Self {
         self.idempotency_key = Some(key.into());
         self
     }
 
-    /// The same, and the channel ends behind it: both happen, or neither does.
+    /// Returns the append with the channel's end behind it: both happen, or neither does.
     pub fn and_end(mut self) -> Self {
         self.and_end = true;
         self
     }
 
-    /// Whether this is nothing but the channel's end.
+    /// Returns whether this append is nothing but the channel's end.
     pub fn is_end(&self) -> bool {
         self.message.event.as_str() == "airwave.end"
     }
 
-    /// Whether the channel has ended after this.
+    /// Returns whether the channel has ended after this append.
     pub fn ends_channel(&self) -> bool {
         self.and_end || self.is_end()
     }
 
-    /// The end to append right behind the message, if there is one to append.
+    /// Returns the end to append right behind the message, if there is one to append.
     pub fn end_behind(&self) -> Option<Message> {
         (self.and_end && !self.is_end()).then(|| Append::end().message)
     }
 
-    /// What must be the same when this is repeated under its key: what the key's source said, or
-    /// else the message itself.
+    /// Returns the value that must be the same when a caller repeats this append under its key. It
+    /// comes from the key's source, or else from the message itself.
     pub fn fingerprint(&self) -> Fingerprint {
         let of_source = self.idempotency_key.as_ref().and_then(ScopedKey::fingerprint);
         of_source.unwrap_or_else(|| Fingerprint::of_message(&self.message, self.ends_channel()))
     }
 }
 
-/// Where a publish was put.
+/// The broker put a publish at this position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Published {
-    /// The event's position; with [`Append::and_end`], the end's, which is the channel's last.
+    /// Holds the event's position. With [`Append::and_end`] it is the end's position, which is the
+    /// channel's last.
     pub position: Position,
-    /// Whether an earlier publish with the same idempotency key got it.
+    /// Says whether an earlier publish with the same idempotency key got this position.
     pub duplicate: bool,
 }
 
@@ -302,7 +308,7 @@ impl Published {
         }
     }
 
-    /// Returns the answer to a repeated publish: the first one stands at `position`.
+    /// Returns the answer to a repeated publish, whose first publish stands at `position`.
     pub const fn duplicate_of(position: Position) -> Self {
         Self {
             position,
@@ -311,36 +317,37 @@ impl Published {
     }
 }
 
-/// What a failed call leaves open.
+/// The kind says what a failed call leaves open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BrokerErrorKind {
-    /// Try again. A publish may have happened.
+    /// The caller can try again. The broker may have appended the publish.
     Unavailable,
-    /// It never will be accepted as it is.
+    /// The broker never accepts the call as it is.
     Rejected,
     /// The channel has ended.
     Ended,
 }
 
-/// Why the broker could not do it.
+/// The error says why the broker could not carry out a call.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 #[non_exhaustive]
 pub struct BrokerError {
-    /// What the caller can do.
+    /// Says what the caller can do.
     pub kind: BrokerErrorKind,
-    /// For operators: what went wrong. Never holds credentials.
+    /// Says to operators what went wrong. It never holds credentials.
     pub message: String,
-    /// Whether clients may read the message: it names the cause, and no host, user or channel.
+    /// Says whether clients may read the message. Such a message names the cause, and no host, user
+    /// or channel.
     pub public: bool,
-    /// The client library's own error.
+    /// Holds the client library's own error.
     #[source]
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl BrokerError {
-    /// [`BrokerErrorKind::Unavailable`].
+    /// Creates an error of the kind [`BrokerErrorKind::Unavailable`].
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self {
             kind: BrokerErrorKind::Unavailable,
@@ -350,7 +357,7 @@ impl BrokerError {
         }
     }
 
-    /// [`BrokerErrorKind::Rejected`].
+    /// Creates an error of the kind [`BrokerErrorKind::Rejected`].
     pub fn rejected(message: impl Into<String>) -> Self {
         Self {
             kind: BrokerErrorKind::Rejected,
@@ -360,7 +367,7 @@ impl BrokerError {
         }
     }
 
-    /// [`BrokerErrorKind::Ended`].
+    /// Creates an error of the kind [`BrokerErrorKind::Ended`].
     pub fn ended() -> Self {
         Self {
             kind: BrokerErrorKind::Ended,
@@ -370,70 +377,72 @@ impl BrokerError {
         }
     }
 
-    /// The same, with a message that clients may read.
+    /// Returns the error with a message that clients may read.
     pub fn for_clients(mut self) -> Self {
         self.public = true;
         self
     }
 
-    /// [`BrokerErrorKind::Rejected`]: the idempotency key was first used for another payload.
+    /// Creates an error of the kind [`BrokerErrorKind::Rejected`]: the idempotency key was first
+    /// used for another payload.
     pub fn another_payload() -> Self {
         Self::rejected(
             "this idempotency key was used for another message within the last 120 seconds: give each message a key of its own",
         )
     }
 
-    /// The same with the cause.
+    /// Returns the error with its cause.
     pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.source = Some(Arc::new(source));
         self
     }
 }
 
-/// One node's live stream of one channel.
+/// A feed is one node's live stream of one channel.
 ///
-/// For example: `head` is 20 when the feed opens; events 30 and 40 are published; the feed shows
-/// 30, then 40. The connection to the broker breaks: the feed shows nothing more and ends. The
-/// reader opens a new feed, finds a head of 60, and replays after 40.
+/// For example, `head` is 20 when the feed opens. Applications publish the events 30 and 40, and
+/// the feed shows 30, then 40. The connection to the broker breaks, so the feed shows nothing more
+/// and ends. The reader opens a new feed, finds a head of 60, and replays after 40.
 ///
-/// Within one feed nothing is missing, so an event whose `previous` is zero continues the one
-/// before it.
+/// A feed misses no event between two that it shows, so an event whose `previous` is zero continues
+/// the one before it.
 #[non_exhaustive]
 pub struct Feed {
-    /// The channel's newest position when the feed opened; never zero. Every later event is shown.
+    /// Holds the channel's newest position when the feed opened; it is never zero. The feed shows
+    /// every later event.
     pub head: Position,
     inbox: Inbox<Arc<Event>>,
 }
 
-/// The broker's end of a [`Feed`]. Dropping it ends the feed.
+/// The sender is the broker's end of a [`Feed`]. Dropping it ends the feed.
 pub struct FeedSender(InboxSender<Arc<Event>>);
 
 impl Feed {
-    /// A feed and the broker's end of it. `unsubscribe` is called once, when the feed is dropped.
+    /// Creates a feed and the broker's end of it. Dropping the feed calls `unsubscribe` once.
     pub fn new(head: Position, unsubscribe: impl FnOnce() + Send + 'static) -> (FeedSender, Feed) {
         let (sender, inbox) = Inbox::new(unsubscribe);
         (FeedSender(sender), Feed { head, inbox })
     }
 
-    /// The next event; `None` when the feed has ended.
+    /// Returns the next event, or `None` when the feed has ended.
     pub async fn next(&mut self) -> Option<Arc<Event>> {
         std::future::poll_fn(|cx| self.inbox.poll_next(cx)).await
     }
 
-    /// From now on `sink` is called for each event, beginning with those that wait already.
+    /// Calls `sink` for each event from now on, beginning with those that wait already.
     pub(crate) fn attach(&self, sink: Arc<dyn FeedSink<Arc<Event>>>) {
         self.inbox.attach(sink);
     }
 }
 
 impl FeedSender {
-    /// Shows the feed its next event. Returns false if the feed was dropped, or had to end because
-    /// its reader took no events.
+    /// Shows the feed its next event. It returns false if the feed was dropped, or had to end
+    /// because its reader took no events.
     pub fn push(&self, event: Arc<Event>) -> bool {
         self.0.push(event)
     }
 
-    /// Whether the feed has been dropped.
+    /// Returns whether the feed has been dropped.
     pub fn is_closed(&self) -> bool {
         self.0.is_closed()
     }

@@ -1,4 +1,4 @@
-//! What is known of a channel, and what a broker may answer then.
+//! A chain holds what is known of a channel, and checks which answers a broker may then give.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use super::calls::{publish, replay, text};
 use crate::broker::{Append, Broker, Replay};
 use crate::event::{ChannelName, Event, Position};
 
-/// What a channel's chain is known to be: the base, then every event's position.
+/// The chain lists the known positions of a channel: the base, then every event's position.
 #[derive(Clone)]
 pub(super) struct Chain(pub(super) Vec<Position>);
 
@@ -43,7 +43,7 @@ impl Chain {
         }
     }
 
-    /// Every `previous` is right or not known.
+    /// Asserts that every `previous` is right or not known.
     pub(super) fn names_previous_of(&self, events: &[Arc<Event>]) {
         for event in events {
             let before = self.before(event.position);
@@ -56,7 +56,7 @@ impl Chain {
         }
     }
 
-    /// Whether a replay is all that the contract says, if history promises the newest `promised`
+    /// Asserts that a replay agrees with the contract, if history promises the newest `promised`
     /// events.
     pub(super) fn allows(&self, after: Option<Position>, limit: usize, promised: usize, replay: &Replay) {
         let positions: Vec<Position> = replay.events.iter().map(|event| event.position).collect();
@@ -81,7 +81,7 @@ impl Chain {
         }
     }
 
-    /// [`Chain::allows`] of a page that was asked for without a position.
+    /// Asserts [`Chain::allows`] of a page that was asked for without a position.
     fn allows_newest(&self, indices: &[usize], limit: usize, promised: usize, replay: &Replay, about: &str) {
         let newest = self.0.len() - 1;
         let (first, last) = (indices.first().copied(), indices.last().copied());
@@ -93,7 +93,7 @@ impl Chain {
         assert_eq!(replay.complete, all, "complete or not; {about}");
     }
 
-    /// [`Chain::allows`] of a page of events after a position.
+    /// Asserts [`Chain::allows`] of a page of events after a position.
     fn allows_after(&self, after: Position, limit: usize, indices: &[usize], promised: usize, replay: &Replay, about: &str) {
         let newest = self.0.len() - 1;
         let (first, last) = (indices.first().copied(), indices.last().copied());
@@ -110,14 +110,14 @@ impl Chain {
         }
         let more = match last {
             Some(last) => last < newest,
-            // A page of nothing has more behind it if any event is left. Of a channel that promises
-            // nothing, only the broker knows.
+            // A page without events has more behind it if the channel has a later event. If the
+            // channel promises no history, only the broker knows.
             None => limit == 0 && after < self.head() && (promised > 0 || replay.more),
         };
         assert_eq!(replay.more, more, "more or not; {about}");
     }
 
-    /// Asks for every position of the chain and for all sizes of page.
+    /// Asks for every position of the chain and for all sizes of page, and checks each answer.
     pub(super) async fn replays(&self, node: &dyn Broker, channel: &ChannelName, promised: usize) {
         let newest = self.0.len() - 1;
         for after in self.0.iter().copied().map(Some).chain([None]) {
@@ -136,7 +136,7 @@ pub(super) fn brief(positions: &[Position]) -> String {
     }
 }
 
-/// Asserts that two nodes tell the same events. `previous` may be unknown to one of them.
+/// Asserts that two nodes show the same events. One of them may not know a `previous`.
 pub(super) fn assert_same(shown: &[Arc<Event>], replayed: &[Arc<Event>]) {
     let positions = |events: &[Arc<Event>]| events.iter().map(|event| event.position).collect::<Vec<_>>();
     assert_eq!(positions(shown), positions(replayed));

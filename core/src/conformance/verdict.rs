@@ -1,4 +1,4 @@
-//! Running one clause, and what comes of it.
+//! This module runs one clause and returns its verdict.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -10,36 +10,36 @@ use tokio::time::timeout;
 
 use super::fixture::{Fault, Fixture, PATIENCE};
 
-/// The environment variable that names a folder into which tests write their verdicts.
+/// This environment variable names a folder into which tests write their verdicts.
 pub const RECORD: &str = "AIRWAVE_CONFORMANCE_RECORD";
 
-/// How long a whole clause may take.
+/// A whole clause may take this long.
 pub(super) const CLAUSE_BOUND: Duration = Duration::from_secs(180);
 
-/// One clause of the contract.
+/// A clause is one part of the broker contract, with the test that checks it.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Clause {
-    /// The name of its function.
+    /// Holds the name of the clause's function.
     pub name: &'static str,
-    /// What must happen to the backbone for it.
+    /// Lists the faults that the fixture must make for the clause.
     pub needs: &'static [Fault],
-    /// Runs it; panics if the clause is broken.
+    /// Runs the clause and panics if it is broken.
     pub run: for<'a> fn(&'a dyn Fixture) -> Run<'a>,
 }
 
-/// A clause under way.
+/// This future is a clause under way.
 pub type Run<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
-/// Whether a clause holds.
+/// The verdict says whether a clause holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// It does.
+    /// The clause holds.
     Held,
-    /// The fixture cannot make this happen.
+    /// The fixture cannot make this fault happen.
     Skipped(Fault),
-    /// It does not; why.
+    /// The clause does not hold, for this reason.
     Broken(String),
 }
 
@@ -66,8 +66,8 @@ impl Clause {
         }
     }
 
-    /// [`Clause::judge`], and with [`RECORD`] in the environment the verdict is written down under
-    /// the broker's name, for [`recorded_table`].
+    /// Calls [`Clause::judge`], and writes the verdict down if [`RECORD`] is in the environment.
+    /// The file stands under the broker's name, for [`recorded_table`].
     ///
     /// # Panics
     /// If it cannot be written.
@@ -81,7 +81,7 @@ impl Clause {
         verdict
     }
 
-    /// Runs the clause as a test, for the broker of this name. A skip is printed.
+    /// Runs the clause as a test, for the broker of this name. It prints a skip.
     ///
     /// # Panics
     /// If the clause is broken, with its name.
@@ -104,8 +104,8 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-/// Ends the process when a broker blocks the thread itself, which no timeout can interrupt.
-/// Dropping it calls it off.
+/// The watchdog ends the process when a broker blocks the thread itself, which no timeout can
+/// interrupt. Dropping the watchdog calls it off.
 pub(super) struct Watchdog {
     _called_off: std::sync::mpsc::Sender<()>,
 }
