@@ -1,4 +1,4 @@
-//! Since when a session is quiet, silent or stalled, and what is due by that.
+//! This module knows since when a session is quiet, silent or stalled, and which orders are due.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -6,20 +6,21 @@ use std::time::Duration;
 use crate::orders::Orders;
 use crate::rule::Limits;
 
-/// Times of one session by the node's coarse clock; zero: never, or not now.
+/// These are the times of one session by the node's coarse clock. Zero means never, or not now.
 #[derive(Default)]
 pub(crate) struct KeepAlive {
-    /// The next heartbeat counts from here: from what was written last, or, where answers are
-    /// expected, from the heartbeat before. Those are asked for even while events go out: a client
-    /// that only listens says nothing else.
+    /// Holds the time from which the next heartbeat counts. It is the last write or, if the client
+    /// must answer, the heartbeat before. Such a client receives heartbeats even while events go
+    /// out, because a client that only listens sends nothing else.
     quiet: AtomicU64,
-    /// When the client last sent something. Zero: it is not expected to.
+    /// Holds the time when the client last sent something. Zero means that the client need not
+    /// answer.
     last_activity: AtomicU64,
     stalled: AtomicU64,
 }
 
 impl KeepAlive {
-    /// Of a session that begins now.
+    /// Creates the times of a session that begins now.
     pub(crate) fn new(now: u64) -> Self {
         Self {
             quiet: AtomicU64::new(now),
@@ -27,29 +28,29 @@ impl KeepAlive {
         }
     }
 
-    /// Has this fetched from memory.
+    /// Makes the processor fetch this value from memory.
     pub(crate) fn look(&self) {
         std::hint::black_box(self.quiet.load(Ordering::Relaxed));
     }
 
-    /// Something was written, if only to the buffer.
+    /// Notes that the session wrote something, if only to the buffer.
     pub(crate) fn wrote(&self, now: u64) {
         if self.last_activity.load(Ordering::Relaxed) == 0 {
             self.quiet.store(now, Ordering::Relaxed);
         }
     }
 
-    /// The client said something.
+    /// Notes that the client sent something.
     pub(crate) fn record_activity(&self, now: u64) {
         self.last_activity.store(now, Ordering::Relaxed);
     }
 
-    /// Since when a write has waited for the socket; zero: none does.
+    /// Notes since when a write has waited for the socket. Zero means that no write waits.
     pub(crate) fn stalled(&self, since: u64) {
         self.stalled.store(since, Ordering::Relaxed);
     }
 
-    /// Returns the orders that are due now, and counts the next heartbeat from here if one is.
+    /// Returns the orders that are due now. If a heartbeat is due, the next one counts from here.
     pub(crate) fn due(&self, now: u64, limits: &Limits) -> Orders {
         let longer = |since: &AtomicU64, limit: Duration| {
             let since = since.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Payloads.
+//! This module holds payloads: JSON, text and bytes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,39 +9,40 @@ use serde::Serialize;
 use super::json::one_line;
 use super::names::Invalid;
 
-/// A payload. JSON and text are kept apart, because JSON is embedded in envelopes as it stands.
+/// Data is a payload. The enum keeps JSON and text apart, because envelopes embed JSON as it
+/// stands.
 ///
-/// JSON is valid, on one line, and free of C0 and C1 controls, U+0085, U+2028 and U+2029 (they are
-/// escaped), whichever way it came in.
+/// JSON is valid, on one line, and free of C0 and C1 controls, U+0085, U+2028 and U+2029. Escapes
+/// replace these characters, for every source of the payload.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Data {
-    /// JSON text, normalised.
+    /// The payload is JSON text, normalised.
     Json(JsonText),
-    /// Any text.
+    /// The payload is any text.
     Text(Arc<str>),
-    /// Any bytes.
+    /// The payload is any bytes.
     Binary(Bytes),
-    /// What a later version of Airwave has stored and this one does not understand. Listeners get
-    /// its bytes as they get [`Data::Binary`].
+    /// A later version of Airwave has stored this payload, and this version does not understand it.
+    /// Listeners get its bytes as they get [`Data::Binary`].
     #[non_exhaustive]
     Opaque {
-        /// The version of the stored message, as its digit.
+        /// Holds the version of the stored message, as its digit.
         version: u8,
-        /// The byte that names the kind.
+        /// Holds the byte that names the kind.
         kind: u8,
-        /// The payload as it is stored.
+        /// Holds the payload as it is stored.
         bytes: Bytes,
     },
 }
 
-/// JSON text that is known to be valid and normalised; only [`Data`] makes one. Like a payload it
-/// never reaches a log.
+/// This text is valid and normalised JSON; only [`Data`] makes one. Like a payload it never reaches
+/// a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JsonText(Arc<str>);
 
 impl JsonText {
-    /// The JSON text.
+    /// Returns the JSON text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -60,7 +61,7 @@ impl Data {
         Ok(Data::Json(JsonText(one_line(text)?)))
     }
 
-    /// Takes text that should be JSON: checks and normalises it.
+    /// Takes text that should be JSON, checks it and normalises it.
     pub fn json_text(text: &str) -> Result<Self, Invalid> {
         let raw: &serde_json::value::RawValue =
             serde_json::from_str(text).map_err(|e| Invalid::new(format!("the data is not valid JSON: {e}")))?;
@@ -85,17 +86,17 @@ impl Data {
         Data::Binary(bytes.into())
     }
 
-    /// The payload's size in bytes.
+    /// Returns the payload's size in bytes.
     pub fn len(&self) -> usize {
         self.as_bytes().len()
     }
 
-    /// Whether the payload has no bytes.
+    /// Returns whether the payload has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The payload's bytes, whatever its kind.
+    /// Returns the payload's bytes, for every kind.
     pub fn as_bytes(&self) -> &[u8] {
         match self {
             Data::Json(text) => text.0.as_bytes(),
@@ -104,8 +105,8 @@ impl Data {
         }
     }
 
-    /// One byte that names the kind in a broker's store: `j`, `t` or `b`, or what a later version
-    /// wrote there.
+    /// Returns the byte that names the kind in a broker's store: `j`, `t` or `b`. For an opaque
+    /// payload it is the byte that a later version wrote there.
     pub fn kind(&self) -> u8 {
         match self {
             Data::Json(_) => b'j',
@@ -115,14 +116,14 @@ impl Data {
         }
     }
 
-    /// Takes a payload back from a broker's store: what [`Data::kind`] and [`Data::as_bytes`] gave.
-    /// JSON is not parsed again: it was checked when it was published. What is of no known kind, or
-    /// not of the kind that it names, is [`Data::Opaque`].
+    /// Takes a payload back from a broker's store, given the results of [`Data::kind`] and
+    /// [`Data::as_bytes`]. It does not parse JSON again, because the publish has checked it. A
+    /// payload of an unknown kind, or one that does not match its kind, becomes [`Data::Opaque`].
     pub fn from_stored(kind: u8, bytes: Bytes) -> Self {
         Self::from_stored_as(b'1', kind, bytes)
     }
 
-    /// The same for a message of that version, whose kinds are those of version 1.
+    /// Does the same for a message of the given version, whose kinds are those of version 1.
     pub(super) fn from_stored_as(version: u8, kind: u8, bytes: Bytes) -> Self {
         let text = || std::str::from_utf8(&bytes).ok().map(Arc::<str>::from);
         let known = match kind {
@@ -136,17 +137,17 @@ impl Data {
 }
 
 impl fmt::Debug for Data {
-    // Payloads never reach a log: only kind and size are shown.
+    // Payloads never reach a log, so the output shows only kind and size.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}({} bytes)", self.kind().escape_ascii(), self.len())
     }
 }
 
-/// Text as a JSON string on one line, without raw controls or separators.
+/// Returns text as a JSON string on one line, without raw controls or separators.
 pub fn quoted(text: &str) -> String {
     match Data::json(text) {
         Ok(Data::Json(json)) => json.as_str().to_owned(),
-        // A string can always be written as JSON.
+        // JSON can hold every string, so this arm never runs.
         _ => "\"\"".to_owned(),
     }
 }

@@ -1,5 +1,5 @@
-//! What listeners are told of a channel's members: a ring of the last changes, and the whole list
-//! in pages. Both are encoded once per format.
+//! Listeners receive a channel's members from here: a ring of the last changes, and the whole list
+//! in pages. Each format encodes both once.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -11,50 +11,51 @@ use crate::event::ChannelName;
 use crate::format::{Change, MAX_FORMATS, Member, Notice};
 use crate::format_slot::FormatSlot;
 
-/// How many changes the ring holds, and how many bytes of ids and metadata.
+/// Bounds the changes in the ring: their number, and the bytes of their ids and metadata.
 const RING: (usize, usize) = (1024, 1 << 20);
-/// How much of the list stands on a page. Bounds a frame, and what a connection holds.
+/// Bounds a page of the list: its members and their bytes. It so bounds a frame, and the memory of
+/// a connection.
 const PAGE: (usize, usize) = (500, 32 << 10);
 
-/// Made once per format, on first need.
+/// Each format encodes its bytes once, on first need.
 type EncodedOnce = [OnceLock<Bytes>; MAX_FORMATS];
 
-/// A change that listeners are told.
+/// Listeners receive this change of a member.
 pub(super) struct PresenceChange {
     change: Change,
     member: Arc<Member>,
     encoded: EncodedOnce,
 }
 
-/// The last changes of a channel, in order.
+/// The ring holds the last changes of a channel, in order.
 pub(super) struct ChangeRing {
     changes: VecDeque<Arc<PresenceChange>>,
-    /// The index of `changes[0]`. Indices are counted from one: zero is that of a listener that has
-    /// been told nothing.
+    /// Holds the index of `changes[0]`. Indices count from one; zero stands for a listener that has
+    /// received nothing.
     first: u64,
     weight: usize,
     list: Option<Arc<MemberList>>,
-    /// The bytes that the last reader of each format was given, with the indices between which they
-    /// stand: the next reader mostly wants the same.
+    /// Holds the bytes that the last reader of each format received, and the indices that bound
+    /// them. The next reader mostly wants the same bytes.
     batches: [Option<(u64, u64, Bytes)>; MAX_FORMATS],
 }
 
-/// What a listener at some index has not been told.
+/// A listener at some index has not received these changes.
 pub(super) enum Unread {
-    /// Changes whose bytes are made already.
+    /// The ring has already encoded these changes.
     Encoded(Bytes),
     Changes(Vec<Arc<PresenceChange>>),
     /// The index is not in the ring: the listener needs the list.
     Everything,
 }
 
-/// All members, as they were before the change at index `version`.
+/// The list holds all members, as they were before the change at index `version`.
 pub(super) struct MemberList {
     pub(super) version: u64,
     pub(super) pages: Vec<MemberPage>,
 }
 
-/// A part of the list that fits into a frame.
+/// A page is a part of the list that fits into a frame.
 pub(super) struct MemberPage {
     members: Vec<Arc<Member>>,
     more: bool,
@@ -72,7 +73,7 @@ impl ChangeRing {
         }
     }
 
-    /// One past the last index.
+    /// Returns the index one past the last change.
     pub(super) fn end(&self) -> u64 {
         self.first + self.changes.len() as u64
     }
@@ -87,7 +88,7 @@ impl ChangeRing {
         self.batches = Default::default();
     }
 
-    /// Lets go of the oldest changes until the ring is within its bounds.
+    /// Drops the oldest changes until the ring is within its bounds.
     pub(super) fn trim(&mut self) {
         while self.changes.len() > RING.0 || (self.weight > RING.1 && self.changes.len() > 1) {
             if let Some(oldest) = self.changes.pop_front() {
@@ -97,7 +98,8 @@ impl ChangeRing {
         }
     }
 
-    /// What a listener at `index` has not been told, for the format with this index.
+    /// Returns the changes that a listener at `index` has not received, for the format at index
+    /// `format`.
     pub(super) fn unread(&self, index: u64, format: usize) -> Unread {
         if let Some((from, to, bytes)) = &self.batches[format]
             && (*from, *to) == (index, self.end())
@@ -116,8 +118,8 @@ impl ChangeRing {
         self.batches[format] = Some((from, to, bytes));
     }
 
-    /// The list that was made last, if few changes have come since. In a large channel, making it
-    /// anew for each new listener would cost more than telling the listener the last changes.
+    /// Returns the list that was made last, if few changes have come since. In a large channel, a
+    /// new list for each new listener costs more than sending that listener the last changes.
     pub(super) fn list(&self, members: usize) -> Option<Arc<MemberList>> {
         let list = self.list.as_ref()?;
         let fresh = list.version >= self.first && (self.end() - list.version) as usize <= members / 8;
@@ -129,7 +131,7 @@ impl ChangeRing {
     }
 }
 
-/// The bytes of `changes` in one piece.
+/// Returns the bytes of `changes` in one piece.
 pub(super) fn encode_all(channel: &ChannelName, changes: &[Arc<PresenceChange>], slot: &FormatSlot) -> Bytes {
     match changes {
         [only] => only.encode(channel, slot),
@@ -157,7 +159,7 @@ impl PresenceChange {
 }
 
 impl MemberList {
-    /// At least one page, so that an empty list is told, too.
+    /// Splits the members into pages, at least one, so that listeners receive an empty list, too.
     pub(super) fn new(version: u64, members: Vec<Arc<Member>>) -> Self {
         let mut pages = Vec::new();
         let (mut page, mut bytes) = (Vec::new(), 0);
@@ -199,6 +201,6 @@ impl MemberPage {
 
 fn weight(member: &Member) -> usize {
     let user = member.user.as_ref().map_or(0, |user| user.len());
-    // Ids are written as JSON, where a character may take six; and there are braces and names.
+    // Formats write ids as JSON, where a character may take six bytes; braces and names add more.
     64 + 2 * user + member.meta.as_ref().map_or(0, |meta| meta.as_str().len())
 }

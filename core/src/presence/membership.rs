@@ -1,4 +1,4 @@
-//! One connection in one channel.
+//! A membership is one connection in one channel.
 
 use std::sync::Arc;
 
@@ -12,26 +12,29 @@ use crate::format_slot::FormatSlot;
 use crate::log::READ_BYTES;
 use crate::session_handle::SessionHandle;
 
-/// One connection in one channel: a member, who may also listen. Dropping it leaves.
+/// The connection is a member of one channel and may also listen. Dropping this value leaves the
+/// channel.
 pub(crate) struct Membership {
     set: Arc<PresenceSet>,
     member: Arc<str>,
     reader: Option<MemberReader>,
-    /// Whether it leaves without grace: the connection is there and wants no more of this channel.
+    /// Says whether the member leaves without grace: the connection stays, and wants no more of
+    /// this channel.
     pub(crate) at_once: bool,
 }
 
-/// Where a listener stands in the changes of a channel.
+/// The reader marks where a listener stands in the changes of a channel.
 struct MemberReader {
     registration: u64,
-    /// The index of the next change; zero: the listener has been told nothing.
+    /// Holds the index of the next change. Zero means that the listener has received nothing.
     index: u64,
-    /// The list that it is being given, and the next page.
+    /// Holds the list that the listener is receiving, and the number of the next page.
     list: Option<(Arc<MemberList>, usize)>,
 }
 
 impl Membership {
-    /// Of a member that was taken into the set. With a `listener` it listens as well.
+    /// Creates the membership of a member that the set has taken in. With a `listener` the member
+    /// listens as well.
     pub(super) fn new(set: Arc<PresenceSet>, member: Arc<str>, listener: Option<Arc<SessionHandle>>) -> Self {
         let reader = listener.map(|listener| {
             let (registration, work) = set.register(listener);
@@ -50,8 +53,8 @@ impl Membership {
         }
     }
 
-    /// Puts what the listener has not been told into `out`, up to about `room` bytes. True: there
-    /// is more.
+    /// Puts the members and changes that the listener has not received into `out`, up to about
+    /// `room` bytes. Returns true if there is more.
     pub(crate) fn read(&mut self, slot: &FormatSlot, room: usize, out: &mut Vec<Bytes>) -> bool {
         let Some(reader) = &mut self.reader else { return false };
         let mut written = 0;

@@ -1,33 +1,33 @@
-//! The rows of the decision matrix by name.
+//! Use cases name the rows of the decision matrix.
 
 use std::str::FromStr;
 
 use crate::event::Invalid;
 
-/// A row of the decision matrix.
+/// A use case is a row of the decision matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UseCase {
-    /// Live dashboard, analytics.
+    /// The channel feeds a live dashboard or analytics.
     Dashboard,
-    /// Order or job status.
+    /// The channel shows the status of an order or a job.
     JobStatus,
-    /// AI response streaming.
+    /// The channel streams the response of an AI model.
     AiTokens,
-    /// Activity feed, notifications.
+    /// The channel carries an activity feed or notifications.
     Feed,
-    /// Chat, messaging.
+    /// The channel carries chat or other messaging.
     Chat,
-    /// Collaborative editing.
+    /// The channel carries collaborative editing.
     Collab,
-    /// Multiplayer game.
+    /// The channel carries a multiplayer game.
     Game,
-    /// Quotes and order entry.
+    /// The channel carries quotes and order entry.
     Trading,
 }
 
 impl UseCase {
-    /// Every row, in the order of the matrix.
+    /// Lists every row, in the order of the matrix.
     pub const ALL: [UseCase; 8] = [
         UseCase::Dashboard,
         UseCase::JobStatus,
@@ -39,7 +39,7 @@ impl UseCase {
         UseCase::Trading,
     ];
 
-    /// The row's name in configuration.
+    /// Returns the row's name in configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             UseCase::Dashboard => "dashboard",
@@ -53,7 +53,7 @@ impl UseCase {
         }
     }
 
-    /// One line for people: what it is for, and why this transport.
+    /// Returns one line for people: the purpose of the row, and the reason for its transport.
     pub fn why(self) -> &'static str {
         match self {
             UseCase::Dashboard => "the server tells what happened; only the newest figures matter",
