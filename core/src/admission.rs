@@ -249,7 +249,7 @@ impl Admission {
         let call = self.call("connect", name, None);
         let identity = call.wait(|| handler.connect(&request)).await;
         let identity = call.answer(identity.and_then(|identity| identity)).inspect_err(|refusal| {
-            // A client that a handler refuses as unauthorized showed no token, or a wrong one.
+            // A client that a handler refuses as unauthorized shows no token, or a wrong one.
             if refusal.code == Code::Unauthorized {
                 self.backbone
                     .warnings

@@ -288,7 +288,7 @@ impl Append {
     }
 }
 
-/// The broker put a publish at this position.
+/// The broker puts a publish at this position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Published {

@@ -1,8 +1,8 @@
-//! One connected client, as every transport uses it: a few cursors into logs, and the bytes that
-//! are to be written next.
+//! A session is one connected client, as every transport uses it. It holds a few cursors into logs,
+//! and the bytes that the transport writes next.
 //!
-//! A transport's loop is: [`Session::poll_turn`], write what it gave, again. It knows no event, no
-//! gap and no history.
+//! A transport calls [`Session::poll_turn`], writes the result, and calls it again. The transport
+//! knows no event, no gap and no history.
 
 mod catch_up;
 mod progress;
@@ -32,71 +32,74 @@ use crate::session_handle::SessionHandle;
 use crate::sessions::Sessions;
 use crate::warnings::Warning;
 
-/// Of so many reads one is timed.
+/// The session times one read of this many.
 const SAMPLE: u32 = 32;
 
-/// What a transport does next.
+/// The turn says what a transport does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Turn {
-    /// Write what there is, then ask again.
+    /// The transport writes the frames, then asks again.
     Frames,
-    /// Write what there is, then close.
+    /// The transport writes the frames, then closes the connection.
     Closed(CloseReason),
 }
 
-/// Why a session is over.
+/// The reason says why a session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// All its channels have ended.
+    /// All channels of the session have ended.
     Ended,
-    /// The node goes away; the client should come back after so many milliseconds.
+    /// The node goes away, and the client should come back after the given time.
     Drain {
-        /// Milliseconds.
+        /// Holds the time in milliseconds.
         retry: u32,
     },
-    /// It was too slow for a channel whose rule says close.
+    /// The client is too slow for a channel whose rule says close.
     TooSlow,
-    /// Nothing was heard from it for the idle time.
+    /// The client sends nothing for the idle time.
     Silent,
-    /// A write made no progress for too long: do not wait for it, cut the connection.
+    /// A write makes no progress for too long. The transport does not wait for it and cuts the
+    /// connection.
     Stalled,
 }
 
-/// One client's cursors. Dropping it leaves all its channels.
+/// The session holds one client's cursors. Dropping it leaves all its channels.
 ///
-/// In the order of its fields: an event for thousands of listeners costs what has to be fetched
-/// from memory for each, so what every event needs stands together, and it needs no more of other
-/// places than the handle.
+/// The order of the fields follows the cost of memory. An event for thousands of listeners costs
+/// what the processor fetches from memory for each. The fields that every event needs therefore
+/// stand together, and an event needs no other memory than the handle.
 #[repr(C)]
 pub struct Session {
     handle: Arc<SessionHandle>,
-    /// All that there was has been put out by the last turn.
+    /// Says whether the last turn has put out everything that waited.
     drained: bool,
     ends_with_channels: bool,
     visible_heartbeat: bool,
-    /// Notices that go out next.
+    /// Holds the notices that go out next.
     notices: Vec<Bytes>,
     slot: Arc<FormatSlot>,
     sessions: Arc<Sessions>,
     closed: Option<CloseReason>,
-    /// Why it ends, where `closed` does not say so.
+    /// Says why the session ends, where `closed` does not say so.
     cause: Option<CloseCause>,
     reads: u32,
-    /// Who is read first, so that a busy channel does not starve the others.
+    /// Holds the index of the subscription that is read first, so that a busy channel does not
+    /// starve the others.
     first: usize,
-    /// Most listen to one channel: it stands here, and not elsewhere in memory.
+    /// Holds the subscriptions. Most sessions listen to one channel, so it stands here and not
+    /// elsewhere in memory.
     subscriptions: SmallVec<[Subscription; 1]>,
     stamp: Option<Stamp>,
-    /// For formats with a stamp: the channels' positions.
+    /// Holds the channels' positions, for formats with a stamp.
     cursor: Option<Box<StreamCursor>>,
     key: u64,
     connection: Arc<Connection>,
 }
 
 impl Session {
-    /// A session without channels on a connection that was taken in.
+    /// Creates a session without channels on a connection that the node has taken in.
     pub fn new(connection: Arc<Connection>, format: &FormatHandle) -> Self {
         let slot = format.0.clone();
         slot.metrics.connections.inc();
@@ -130,31 +133,31 @@ impl Session {
         }
     }
 
-    /// The session closes when its last channel has ended.
+    /// Makes the session close when its last channel has ended.
     pub fn ends_with_channels(mut self) -> Self {
         self.ends_with_channels = true;
         self
     }
 
-    /// Heartbeats are such that scripts can see them.
+    /// Makes heartbeats visible to scripts if `visible` is true.
     pub fn visible_heartbeat(mut self, visible: bool) -> Self {
         self.visible_heartbeat = visible;
         self
     }
 
-    /// The client answers heartbeats: if no [activity](Session::record_activity) is recorded for
-    /// the idle time, the session closes.
+    /// Makes the session expect answers to heartbeats. It closes if no
+    /// [activity](Session::record_activity) is recorded for the idle time.
     pub fn expects_answers(self) -> Self {
         self.record_activity();
         self
     }
 
-    /// The connection this session belongs to.
+    /// Returns the connection of this session.
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 
-    /// What subscribes for this session.
+    /// Returns a subscriber, which subscribes for this session.
     pub fn subscriber(&self) -> Subscriber {
         Subscriber {
             connection: self.connection.clone(),
@@ -164,19 +167,19 @@ impl Session {
         }
     }
 
-    /// How many channels it listens to.
+    /// Returns how many channels the session listens to.
     pub fn subscriptions(&self) -> usize {
         self.subscriptions.len()
     }
 
-    /// Whether it listens to `channel`.
+    /// Returns whether the session listens to `channel`.
     pub fn is_subscribed(&self, channel: &ChannelName) -> bool {
         self.subscriptions.iter().any(|s| s.channel() == channel)
     }
 
     /// Begins to deliver several channels, each after its confirmation. The cursor of the first
-    /// confirmation already knows them all: a listener that is cut off after it must not come back
-    /// as one that never heard of the others.
+    /// confirmation already knows all of them. A listener that is cut off after it therefore comes
+    /// back with a cursor that also knows the others.
     pub fn add_all(&mut self, pending: Vec<PendingSubscription>) {
         for pending in &pending {
             self.stamp_at(pending.channel(), pending.beginning.stands_at);
@@ -186,7 +189,8 @@ impl Session {
         }
     }
 
-    /// Sets the channel's part of the stream's cursor, where the format has one; gives its index.
+    /// Sets the channel's part of the stream's cursor, where the format has one, and returns its
+    /// index.
     fn stamp_at(&mut self, name: &ChannelName, position: Position) -> usize {
         if self.stamp.is_none() {
             return 0;
@@ -194,7 +198,7 @@ impl Session {
         self.cursor.get_or_insert_default().set(name, position)
     }
 
-    /// Begins to deliver a channel, after its confirmation. `id`: the client's number of the
+    /// Begins to deliver a channel, after its confirmation. `id` is the client's number of the
     /// command.
     pub fn add(&mut self, mut pending: PendingSubscription, id: Option<u64>) {
         let name = pending.channel().clone();
@@ -205,7 +209,7 @@ impl Session {
             ..
         } = pending.beginning;
         let stamp_index = self.stamp_at(&name, stands_at);
-        // Until the gap itself is told, a listener that comes back must come from before it.
+        // A listener that comes back before it receives the gap must begin before the gap.
         let stamp = self
             .stamp_cursor()
             .or_else(|| (stands_at != cursor).then_some(Cursor::One(stands_at)));
@@ -240,7 +244,7 @@ impl Session {
         self.subscriptions.push(pending.begin(membership, stamp_index));
     }
 
-    /// Stops delivering a channel. False: it did not.
+    /// Stops delivering a channel. Returns false if the session did not deliver it.
     pub fn remove(&mut self, channel: &ChannelName) -> bool {
         let Some(index) = self.subscriptions.iter().position(|s| s.channel() == channel) else {
             return false;
@@ -253,7 +257,7 @@ impl Session {
         self.subscriptions.swap_remove(index).leave(reason);
     }
 
-    /// Says something to the client, after what is already on its way.
+    /// Sends a notice to the client, after the frames that are already on their way.
     pub fn notice(&mut self, notice: &Notice<'_>) {
         let bytes = self.slot.format.notice(notice);
         if !bytes.is_empty() {
@@ -266,21 +270,22 @@ impl Session {
         self.handle.keep_alive.record_activity(self.sessions.now());
     }
 
-    /// Tells whether a write waits for the client's socket. While it does, [`Session::poll_cut`]
-    /// must be polled.
+    /// Notes whether a write waits for the client's socket. While one waits, the transport must
+    /// poll [`Session::poll_cut`].
     pub fn stalled(&self, stalled: bool) {
         let since = if stalled { self.sessions.now() } else { 0 };
         self.handle.keep_alive.stalled(since);
     }
 
-    /// Reads from the client's socket, or `Pending` if there is nothing: `read` must be a poll of
-    /// that socket, and is tried again until it says so.
+    /// Reads from the client's socket, or returns `Pending` if there is nothing to read. `read`
+    /// must be a poll of that socket, and the session tries it again until it returns `Pending`.
     ///
-    /// Asking a socket costs more than all else that a listener does for an event but writing. So a
-    /// task that was woken to write does not: the socket wakes the session instead of the task, and
-    /// the session notes why.
+    /// Reading a socket costs a listener more than all its other work for an event, except writing.
+    /// A task that was woken to write therefore does not read: the socket wakes the session instead
+    /// of the task, and the session notes why.
     pub fn poll_readable<T>(&self, cx: &mut Context<'_>, read: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-        // Taken before the try: what becomes readable after it must not be forgotten.
+        // The session takes the flag before the read, so that it does not lose data that becomes
+        // readable later.
         if !self.handle.wake.take_readable(cx) {
             return Poll::Pending;
         }
@@ -291,7 +296,7 @@ impl Session {
         result
     }
 
-    /// For a loop that waits for its socket: ready when it should wait no longer.
+    /// Returns ready when a loop that waits for its socket should wait no longer.
     pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         self.handle.wake.register(cx);
         let orders = self.handle.orders();
@@ -311,7 +316,8 @@ impl Session {
         self.cause.get_or_insert(cause);
     }
 
-    /// It is cut: by itself, or because the node's drain has taken too long.
+    /// Notes the cause of a cut: the client's stalled write, or a drain of the node that takes too
+    /// long.
     fn stalls(&mut self) {
         let draining = self.sessions.is_draining();
         self.ends_by(if draining {
@@ -344,9 +350,9 @@ impl Session {
 
     /// Puts everything that waits for this client into `out`, up to about 64 KiB.
     ///
-    /// Pending: nothing waits, and the task is woken when something does.
+    /// Returns pending if nothing waits. The session then wakes the task when something does.
     pub fn poll_turn(&mut self, cx: &mut Context<'_>, out: &mut Vec<Bytes>) -> Poll<Turn> {
-        // The turn that wrote took everything. What has come since has set the flag, so a listener
+        // The turn before this one took everything. Anything newer has set the flag, so a listener
         // that has written its event is spared a second look.
         if std::mem::take(&mut self.drained) && self.notices.is_empty() && self.handle.wake.poll(cx).is_pending() {
             return Poll::Pending;
@@ -368,7 +374,7 @@ impl Session {
             }
             if !out.is_empty() {
                 self.handle.keep_alive.wrote(self.sessions.now());
-                // A full turn did not come to everything: a subscription's members wait behind its
+                // A full turn did not reach everything: a subscription's members wait behind its
                 // events.
                 let full = out.iter().map(Bytes::len).sum::<usize>() >= READ_BYTES;
                 self.drained = !full && self.subscriptions.iter().all(Subscription::is_drained);
@@ -384,7 +390,7 @@ impl Session {
         }
     }
 
-    /// Carries out what the node has told this session.
+    /// Carries out the orders that the node gave this session.
     fn obey(&mut self, out: &mut Vec<Bytes>) -> Option<CloseReason> {
         let orders = self.handle.take_orders();
         if orders == Orders::NONE {
@@ -397,7 +403,8 @@ impl Session {
         if orders.has(Orders::SILENT) {
             return Some(CloseReason::Silent);
         }
-        // A session whose time is over may come back as well: it is asked again who it is then.
+        // A session whose time is over may come back as well, and the node then asks for its
+        // identity again.
         if orders.has(Orders::DRAIN | Orders::EXPIRE) {
             let retry = self.connection.admission.retry_hint();
             self.notice(&Notice::Drain { retry });
@@ -459,14 +466,16 @@ impl Session {
             }
             if subscription.is_ended() {
                 self.drop_subscription(at, LeaveReason::Ended);
-                // The last one took its place and is read in the next turn at the latest.
+                // The last subscription takes its place, and the session reads it in the next turn
+                // at the latest.
                 self.handle.wake();
             } else {
                 index += 1;
             }
         }
         if index < self.subscriptions.len() {
-            // There may be more than fitted: come back after this has been written.
+            // More may wait than fitted, so the session comes back after the transport has written
+            // this.
             self.handle.wake();
         }
         None

@@ -1,14 +1,14 @@
-//! Giving memory back: collections that grew in a flood shrink when the flood is over.
+//! Collections that grew in a flood give memory back when the flood is over.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash};
 
-/// Capacity below this is never given back: it is small, and is needed again soon.
+/// A collection never gives back capacity below this, because it is small and soon needed again.
 const KEPT_CAPACITY: usize = 1024;
 
-/// A collection whose memory can be given back.
+/// A collection that implements this trait can give its memory back.
 pub trait Shrink {
-    /// How many entries there are, and how many there is memory for.
+    /// Returns how many entries there are, and how many there is memory for.
     fn occupancy(&self) -> (usize, usize);
     /// Gives back memory, but for `capacity` entries.
     fn shrink_to(&mut self, capacity: usize);
@@ -51,7 +51,7 @@ impl<T> Shrink for std::collections::VecDeque<T> {
 }
 
 /// Gives memory back when at most a quarter of it is used, and keeps twice what is used. Removing
-/// entries one by one so costs a constant amount of work for each.
+/// entries one by one therefore costs a constant amount of work for each.
 pub fn shrink(collection: &mut impl Shrink) {
     let (len, capacity) = collection.occupancy();
     if capacity > 2 * KEPT_CAPACITY && len <= capacity / 4 {

@@ -9,14 +9,13 @@ use tokio::sync::Notify;
 
 use crate::shrink::shrink;
 
-/// At most one fetch under way per key. A caller that goes away does not stop the fetch that others
-/// wait for.
+/// At most one fetch per key is under way. A caller that goes away does not stop the fetch that
+/// others wait for.
 pub(crate) struct Singleflight<K, V>(Arc<UnderWay<K, V>>);
 
 type UnderWay<K, V> = Mutex<HashMap<K, Arc<Fetch<V>>>>;
 
-/// One fetch. It wakes its callers in the order in which they came, so that a simulation can be
-/// repeated.
+/// A fetch wakes its callers in the order in which they came, so that a simulation can be repeated.
 struct Fetch<V> {
     outcome: OnceLock<Option<V>>,
     done: Notify,
@@ -29,8 +28,8 @@ impl<K, V> Default for Singleflight<K, V> {
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static, V: Clone + Send + Sync + 'static> Singleflight<K, V> {
-    /// Returns the outcome of the fetch for `key`: of the one under way, or of `fetch`. `None`: it
-    /// panicked.
+    /// Returns the outcome of the fetch for `key`: of the one under way, or of `fetch`. Returns
+    /// `None` if the fetch panicked.
     pub(crate) async fn run<F>(&self, key: K, fetch: impl FnOnce() -> F) -> Option<V>
     where
         F: Future<Output = V> + Send + 'static,
@@ -55,10 +54,10 @@ impl<K: Clone + Eq + Hash + Send + 'static, V: Clone + Send + Sync + 'static> Si
                 }
             }
         };
-        // Before the look at the outcome: a caller that comes before the outcome is woken by it.
+        // The caller registers before it looks at the outcome, so that a later outcome wakes it.
         let done = fetching.done.notified();
-        // Not under the lock: a runtime that is shutting down drops the task at once, and that
-        // frees the key.
+        // The task starts outside the lock: a runtime that is shutting down drops the task at once,
+        // and that drop frees the key.
         if let Some(mut end) = end {
             let fetch = fetch();
             tokio::spawn(async move {
@@ -74,7 +73,7 @@ impl<K: Clone + Eq + Hash + Send + 'static, V: Clone + Send + Sync + 'static> Si
     }
 }
 
-/// Ends a fetch when it is dropped, also by a panic.
+/// This guard ends a fetch when it is dropped, also by a panic.
 struct EndFetch<K: Eq + Hash, V> {
     under_way: Arc<UnderWay<K, V>>,
     key: K,
@@ -84,12 +83,13 @@ struct EndFetch<K: Eq + Hash, V> {
 
 impl<K: Eq + Hash, V> Drop for EndFetch<K, V> {
     fn drop(&mut self) {
-        // Removes the key before waking the callers, so that a new caller starts a new fetch.
+        // The guard removes the key before it wakes the callers, so that a new caller starts a new
+        // fetch.
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         under_way.remove(&self.key);
         shrink(&mut *under_way);
         drop(under_way);
-        // Only this drop sets it.
+        // Only this drop sets the outcome.
         let _ = self.fetch.outcome.set(self.outcome.take());
         self.fetch.done.notify_waiters();
     }

@@ -1,4 +1,4 @@
-//! What unit tests of a node's parts share: a broker whose channels stay empty, and a format
+//! Unit tests of a node's parts share this module: a broker whose channels stay empty, and a format
 //! without bytes.
 
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Broker for EmptyBroker {
     }
 }
 
-/// A format that only has a name.
+/// This format only has a name.
 pub(crate) struct Named(pub(crate) &'static str);
 
 impl Format for Named {
@@ -75,7 +75,7 @@ impl Format for Named {
     }
 }
 
-/// A node on an [`EmptyBroker`] with one rule for every channel.
+/// Builds a node on an [`EmptyBroker`] with one rule for every channel.
 pub(crate) fn hub() -> Hub {
     let rule = Rule::new("{name}".parse().unwrap(), vec![TransportName::SSE]);
     Hub::builder(Arc::new(EmptyBroker), Rules::new([rule])).build()

@@ -1,4 +1,4 @@
-//! Warnings that strangers can cause: a few lines a minute for each cause, whatever happens.
+//! Clients can cause these warnings, so each cause writes at most a few lines a minute.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,29 +8,29 @@ use tokio::time::Instant;
 
 use crate::address::AddressKey;
 
-/// The time in which lines are counted.
+/// Each cause counts its lines within this time.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Lines of one cause in that time; each address has one at most.
+/// Bounds the lines of one cause in that time; each address has at most one line.
 const LINES: usize = 10;
-/// Characters of what a client sent that a line shows at most.
+/// Bounds the characters that a line shows of a client's text.
 const DETAIL: usize = 100;
 
-/// What an operator wants to know of, although a client causes it.
+/// An operator wants to know of this event, although a client causes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
-    /// A page of an origin that is not allowed. The detail is the origin.
+    /// A page comes from an origin that is not allowed. The detail is the origin.
     RefusedOrigin,
-    /// A client that shows no token, or a wrong one. The detail is what was asked for.
+    /// A client shows no token, or a wrong one. The detail names the target of its request.
     WrongToken,
-    /// A connection whose write made no progress for too long was cut.
+    /// The node cuts a connection whose write made no progress for too long.
     StalledWrite,
 }
 
 impl Warning {
     const ALL: [Warning; 3] = [Warning::RefusedOrigin, Warning::WrongToken, Warning::StalledWrite];
 
-    /// The cause as the log has it.
+    /// Returns the cause as the log writes it.
     fn cause(self) -> &'static str {
         match self {
             Warning::RefusedOrigin => "origin",
@@ -41,8 +41,8 @@ impl Warning {
 
     fn log(self, address: Option<IpAddr>, detail: &str) {
         let cause = self.cause();
-        // A client chooses the detail: it is quoted, so that it can neither end the line nor look
-        // like a field.
+        // A client chooses the detail, so the line quotes it. The detail can neither end the line
+        // nor look like a field.
         let detail: String = detail.chars().take(DETAIL).collect();
         let address = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         match self {
@@ -67,7 +67,7 @@ impl Warning {
     }
 }
 
-/// Who was warned of, by cause.
+/// Each cause has a window here, with the addresses of its lines.
 #[derive(Debug, Default)]
 pub(crate) struct Warnings([Mutex<WarningWindow>; Warning::ALL.len()]);
 
@@ -79,7 +79,7 @@ struct WarningWindow {
 }
 
 impl WarningWindow {
-    /// Whether this one is written.
+    /// Returns whether the log gets this line.
     fn admits(&mut self, address: Option<AddressKey>, now: Instant) -> bool {
         self.since.get_or_insert(now);
         let admits = self.addresses.len() < LINES && !self.addresses.contains(&address);
@@ -91,7 +91,7 @@ impl WarningWindow {
         admits
     }
 
-    /// Ends a window that is over; how many were not written in it.
+    /// Ends a window that is over, and returns how many lines it left out.
     fn end(&mut self, now: Instant) -> u64 {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) < WINDOW) {
             return 0;
@@ -101,7 +101,7 @@ impl WarningWindow {
 }
 
 impl Warnings {
-    /// Writes a line, unless there were enough within a minute.
+    /// Writes a line, unless the cause or its address has enough lines within a minute.
     pub(crate) fn warn(&self, warning: Warning, address: Option<IpAddr>, detail: &str) {
         let now = Instant::now();
         self.sum_up(warning, now);
@@ -110,7 +110,8 @@ impl Warnings {
         }
     }
 
-    /// Sums up what was left out in windows that are over. Called every second or so.
+    /// Writes how many lines the windows that are over left out. The node calls this about once a
+    /// second.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
         for warning in Warning::ALL {
@@ -126,7 +127,7 @@ impl Warnings {
     }
 
     fn window(&self, warning: Warning) -> MutexGuard<'_, WarningWindow> {
-        // In the order of `Warning::ALL`.
+        // The windows stand in the order of `Warning::ALL`.
         self.0[warning as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,5 @@
-//! Which of two representations a client prefers: a stream of events or JSON, OpenMetrics or
-//! Prometheus's own text (RFC 9110, section 12.5.1).
+//! The `Accept` headers say which of two representations a client prefers. The choice is a stream
+//! of events or JSON, OpenMetrics or Prometheus's own text (RFC 9110, section 12.5.1).
 
 use http::header::{ACCEPT, HeaderMap};
 
@@ -8,11 +8,11 @@ const JSON: &str = "application/json";
 const OPENMETRICS: &str = "application/openmetrics-text";
 const PLAIN: &str = "text/plain";
 
-/// Whether the `Accept` headers ask for a stream of events rather than for JSON.
+/// Returns whether the `Accept` headers ask for a stream of events rather than for JSON.
 ///
-/// The most specific range that matches a type gives its weight (`q`). Of equal weights the stream
-/// wins where its type is named, and JSON where only wildcards match: `*/*` is a page, as `curl`
-/// asks for it.
+/// The most specific range that matches a type gives its weight (`q`). If the weights are equal,
+/// the stream wins where a range names its type, and JSON wins where only wildcards match. `curl`
+/// sends `*/*` and receives a page.
 ///
 /// # Examples
 ///
@@ -39,9 +39,9 @@ pub fn prefers_stream(headers: &HeaderMap) -> bool {
     stream.weight > json.weight || (stream.weight > 0 && stream.weight == json.weight && stream.specific == NAMED)
 }
 
-/// Whether the `Accept` headers ask for OpenMetrics 1.0 rather than for Prometheus's text format
-/// 0.0.4, which is what comes where it does not matter. A range that names another version of a
-/// format does not count for it.
+/// Returns whether the `Accept` headers ask for OpenMetrics 1.0 rather than for Prometheus's text
+/// format 0.0.4. The text format wins if the client prefers neither. A range that names another
+/// version of a format does not count for it.
 ///
 /// # Examples
 ///
@@ -73,10 +73,10 @@ pub fn prefers_openmetrics(headers: &HeaderMap) -> bool {
     open.weight > plain.weight
 }
 
-/// How specific a range is that names the type itself.
+/// A range that names the type itself is this specific.
 const NAMED: u8 = 3;
 
-/// The weight of a type so far, in thousandths, and how specific the range is that gave it.
+/// Holds the weight of a type so far, in thousandths, and how specific the range is that gave it.
 #[derive(Default)]
 struct Weight {
     weight: u16,
@@ -96,25 +96,25 @@ impl Weight {
                 2
             }
             Some(("*", "*")) => 1,
-            // What some clients write for any type.
+            // Some clients write `*` for any type.
             None if range == "*" => 1,
             _ => return,
         };
-        // Of ranges that say it twice, the one that wants it more counts.
+        // If two ranges are equally specific, the higher weight counts.
         if (specific, weight) > (self.specific, self.weight) || specific > self.specific {
             (self.weight, self.specific) = (weight, specific);
         }
     }
 }
 
-/// A range without its parameters, and its weight in thousandths.
+/// Returns a range without its parameters, and its weight in thousandths.
 fn range_of(range: &str) -> (&str, u16) {
     let kind = split_unquoted(range, b';').next().unwrap_or_default().trim();
     let weight = parameter(range, "q").and_then(thousandths);
     (kind, weight.unwrap_or(1000))
 }
 
-/// The value of a parameter of a range.
+/// Returns the value of a parameter of a range.
 fn parameter<'a>(range: &'a str, wanted: &str) -> Option<&'a str> {
     split_unquoted(range, b';').skip(1).find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
@@ -122,7 +122,8 @@ fn parameter<'a>(range: &'a str, wanted: &str) -> Option<&'a str> {
     })
 }
 
-/// A weight such as `0.25`. `None`: it is none, and counts as if it was not there.
+/// Parses a weight such as `0.25` into thousandths. Returns `None` if the text is no weight; the
+/// range then counts as one without a weight.
 fn thousandths(text: &str) -> Option<u16> {
     let (whole, rest) = text.split_once('.').unwrap_or((text, ""));
     let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -136,7 +137,7 @@ fn thousandths(text: &str) -> Option<u16> {
     }
 }
 
-/// The pieces of a list. A separator within a quoted string separates nothing.
+/// Splits a list into its pieces. A separator within a quoted string separates nothing.
 fn split_unquoted(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -251,7 +252,7 @@ mod tests {
         for wanted in [
             &["application/openmetrics-text"][..],
             &["Application/OpenMetrics-Text; Version=\"1.0.0\""],
-            // Prometheus 2 and 3.
+            // Prometheus 2 and 3 send these headers.
             &[
                 "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
             ],

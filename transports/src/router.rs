@@ -1,4 +1,4 @@
-//! One URL per channel: the router asks each transport whether a request is its own.
+//! Each channel has one URL, and the router asks each transport whether a request is its own.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ struct App {
     pages: Arc<Pages>,
 }
 
-/// Returns the transports that come with Airwave, in the order in which they are asked.
+/// Returns the transports that come with Airwave, in the order in which the router asks them.
 ///
 /// # Errors
 /// Those of [`Hub::register_format`], with which they register their formats.
@@ -35,7 +35,7 @@ pub fn standard(hub: &Hub) -> Result<Vec<Arc<dyn Transport>>, FormatError> {
     Ok(vec![Arc::new(websocket::WebSocket::new(hub)?), Arc::new(sse::Sse::new(hub)?)])
 }
 
-/// All routes, to be nested under any prefix.
+/// Returns all routes, which the caller can nest under any prefix.
 pub fn router(hub: Hub, options: Options, transports: Vec<Arc<dyn Transport>>) -> Router {
     let options = Arc::new(options);
     let mut router = plain::routes(hub.clone(), options.clone());
@@ -87,8 +87,8 @@ async fn channel(State(app): State<App>, request: Request) -> Response {
     })
 }
 
-/// The router strips whatever prefix we are mounted under, so the name is all that follows
-/// `/channels/`.
+/// Returns the channel's name from the path. The router strips any prefix under which it is nested,
+/// so the name is all that follows `/channels/`.
 fn name_in_path(parts: &Parts) -> Result<ChannelName, Refusal> {
     let path = parts.uri.path();
     let name = path.strip_prefix("/channels/").unwrap_or(path);

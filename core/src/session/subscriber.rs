@@ -1,6 +1,6 @@
-//! Subscribing: asks permission, opens the channel, and decides where the listener begins.
+//! Subscribing asks permission, opens the channel, and decides where the listener begins.
 //!
-//! This is the one place where resume is decided, for every transport.
+//! This module is the one place that decides about resume, for every transport.
 
 use std::sync::Arc;
 
@@ -21,20 +21,20 @@ use crate::refusal::Refusal;
 use crate::rule::{ReplayOnSubscribe, Rule};
 use crate::session_handle::SessionHandle;
 
-/// Where a listener wants to begin.
+/// A listener wants to begin at this point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum After {
-    /// It has no cursor: a fresh subscription.
+    /// The listener has no cursor: the subscription is fresh.
     Nothing,
-    /// It has everything up to here. [`Position::ZERO`] is the same as no cursor.
+    /// The listener has everything up to here. [`Position::ZERO`] is the same as no cursor.
     Position(Position),
-    /// It gave a cursor that cannot be read: it is told of a gap.
+    /// The listener gives a cursor that the node cannot read, and receives a gap.
     Unreadable,
 }
 
 impl After {
-    /// A cursor as one channel's listener gave it; an empty text is none.
+    /// Parses a cursor as one channel's listener gave it. An empty text is no cursor.
     pub fn parse(text: Option<&str>) -> Self {
         match text {
             None | Some("") => After::Nothing,
@@ -42,8 +42,8 @@ impl After {
         }
     }
 
-    /// What a cursor of several channels says of `channel`. A cursor that does not know the channel
-    /// begins it afresh.
+    /// Returns what a cursor of several channels says of `channel`. A listener whose cursor does
+    /// not know the channel begins it afresh.
     pub fn of(cursor: &Cursor, channel: &ChannelName) -> Self {
         if cursor.is_one() {
             return After::Unreadable;
@@ -55,39 +55,41 @@ impl After {
     }
 }
 
-/// Subscribes for a session while the session goes on delivering.
+/// A subscriber subscribes for a session while the session goes on delivering.
 #[derive(Clone)]
 pub struct Subscriber {
     pub(super) connection: Arc<Connection>,
     pub(super) handle: Arc<SessionHandle>,
-    /// The index of its format.
+    /// Holds the index of the session's format.
     pub(super) format: usize,
     pub(super) presence: bool,
 }
 
-/// A subscription that is granted and not begun: its channel, and where it begins. Give it to
-/// [`Session::add`](super::Session::add).
+/// The node has granted this subscription, and the session has not begun it. It holds the channel,
+/// and where the listener begins. The caller gives it to [`Session::add`](super::Session::add).
 pub struct PendingSubscription {
     registration: Registration,
     pub(super) beginning: Beginning,
     pub(super) on_unsubscribe: Option<Box<OnUnsubscribe>>,
-    /// Where the channel has presence: who comes, and whether they want to hear who else is there.
+    /// Holds the client, and whether it wants to receive the other members, where the channel has
+    /// presence.
     pub(super) membership: Option<(Arc<Client>, bool)>,
 }
 
-/// Where a subscription begins.
+/// A subscription begins at this point.
 pub(super) struct Beginning {
     reader: Reader,
-    /// The cursor that the listener is given with its confirmation.
+    /// Holds the cursor that the listener receives with its confirmation.
     pub(super) cursor: Position,
-    /// Where the listener stands as long as it has not been told more: before a gap that it has not
-    /// heard of.
+    /// Holds where the listener stands until it receives more: before a gap that it has not
+    /// received.
     pub(super) stands_at: Position,
     pub(super) resumed: bool,
 }
 
 impl Subscriber {
-    /// The listener also wants to hear who is in the channel: first all, then who comes and goes.
+    /// Makes the listener also receive the channel's members, first all of them and then each
+    /// change.
     pub fn with_presence(mut self, presence: bool) -> Self {
         self.presence = presence;
         self
@@ -104,7 +106,8 @@ impl Subscriber {
         let admission = &self.connection.admission;
         let admitted = admission.admit_listener(&self.connection, name).await?;
         let client = admitted.client.clone();
-        // From here on the handler is told when it is over, also if we fail.
+        // From here on the handler receives a call when the subscription is over, even if a later
+        // step fails.
         let on_unsubscribe = admitted.handler.map(|handler| {
             Box::new(OnUnsubscribe {
                 admission: admission.clone(),
@@ -133,7 +136,8 @@ impl Subscriber {
         })
     }
 
-    /// What the channel's presence is to know of the listener, where there is any.
+    /// Returns what the channel's presence needs to know of the listener, where the channel has
+    /// presence.
     fn membership(&self, name: &ChannelName, rule: &Rule, client: Arc<Client>) -> Result<Option<(Arc<Client>, bool)>, Refusal> {
         match self.connection.admission.backbone.presence(name, rule) {
             Ok(_) => {
@@ -146,7 +150,7 @@ impl Subscriber {
     }
 
     async fn register(&self, name: &ChannelName, rule: &Arc<Rule>) -> Result<(Registration, Arc<Follower>), Refusal> {
-        // A log that is closed in the moment between is simply opened again.
+        // The log may close in the moment between, and the node then opens it again.
         for _ in 0..10 {
             let follower = self.connection.admission.logs.open(name, rule).await?;
             if let Some(registration) = follower.log.register(self.handle.clone(), self.format) {
@@ -157,14 +161,14 @@ impl Subscriber {
         Err(Refusal::unavailable("the channel could not be opened: try again"))
     }
 
-    /// The connection that subscribes.
+    /// Returns the connection that subscribes.
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 }
 
 impl Beginning {
-    /// For a listener without a cursor, or with one that is `unreadable`.
+    /// Finds the beginning of a listener without a cursor, or with one that is `unreadable`.
     async fn fresh(logs: &Logs, log: &Log, unreadable: bool) -> Result<Self, Refusal> {
         let unknown = |cursor| unreadable.then(|| Entry::gap(None, cursor, GapReason::UnknownPosition));
         let (reader, cursor) = match log.begin_fresh() {
@@ -199,17 +203,18 @@ impl Beginning {
         })
     }
 
-    /// For a listener that has everything up to `position`.
+    /// Finds the beginning of a listener that has everything up to `position`.
     async fn resumed(logs: &Logs, follower: &Follower, position: Position) -> Result<Self, Refusal> {
         let log = &follower.log;
-        // Asked before the ring is looked at: a log that has healed by then shows its gaps.
+        // The node asks this before it looks at the ring, because a log that has healed by then
+        // shows its gaps.
         let healing = follower.is_healing();
         let found = log.find(position);
         if let (Found::At(next), false) = (&found, healing) {
             return Ok(Self::in_ring(log, *next, position));
         }
-        // A log that heals does not know what comes next, and the broker does. While the broker is
-        // away, the log's own events come next, if there are any.
+        // A log that heals does not know what comes next, and the broker does. While the node
+        // cannot reach the broker, the log's own events come next, if there are any.
         let refused = |error| logs.backbone.refusal(error);
         match (logs.shared_replay(&log.name, position, PAGE).await, found) {
             (Ok(replay), _) => Ok(Self::in_history(log, &replay, position)),
@@ -218,8 +223,8 @@ impl Beginning {
         }
     }
 
-    /// The listener holds `position` and goes on at `next` in the ring. It is resumed, unless a gap
-    /// stands there.
+    /// Begins at `next` in the ring, for a listener that holds `position`. The listener is resumed,
+    /// unless a gap stands there.
     fn in_ring(log: &Log, next: u64, position: Position) -> Self {
         if let Some((index, entry)) = log.next_sent(next)
             && let Item::Gap { gap, expected_previous } = &entry.item
@@ -244,16 +249,17 @@ impl Beginning {
         }
     }
 
-    /// [`Beginning::in_ring`] for a log that is healing while the broker does not answer. `None`:
-    /// the listener has all that the ring holds, so no node knows whether an event or a gap comes
-    /// next, and it cannot be told.
+    /// Does the work of [`Beginning::in_ring`] for a log that is healing while the broker does not
+    /// answer. Returns `None` if the listener has all that the ring holds. No node then knows
+    /// whether an event or a gap comes next.
     fn without_broker(log: &Log, next: u64, position: Position) -> Option<Self> {
         let first = log.next_sent(next);
         if first.is_none() && !log.is_over(next) {
             return None;
         }
         let mut beginning = Self::in_ring(log, next, position);
-        // What comes next stays the same, whatever the log appends until the listener reads.
+        // The listener's next entry stays the same, even if the log appends more before the
+        // listener reads.
         if beginning.resumed
             && let Some((index, event)) = first
         {
@@ -262,7 +268,7 @@ impl Beginning {
         Some(beginning)
     }
 
-    /// The listener holds `position` and is given `replay`, which was asked for with it.
+    /// Begins with `replay`, which the node asked for with the `position` that the listener holds.
     fn in_history(log: &Log, replay: &Replay, position: Position) -> Self {
         let resumed = replay.is_whole(position);
         let catch_up = CatchUp::with_page(log, &Progress::new(position, position), replay);
@@ -270,7 +276,7 @@ impl Beginning {
             Some(gap) if !resumed => gap.position(),
             _ => position,
         };
-        // This node may not have heard of the end yet that the listener was told by another.
+        // Another node may have sent the listener the end, while this node has not received it yet.
         let over = resumed && replay.ended && replay.head == position;
         Self {
             reader: match over {
@@ -285,12 +291,13 @@ impl Beginning {
 }
 
 impl PendingSubscription {
-    /// Whether the channel has ended and the listener has all of it: nothing will ever come.
+    /// Returns whether the channel has ended and the listener has all of it, so that nothing more
+    /// comes.
     pub fn is_over(&self) -> bool {
         matches!(self.beginning.reader, Reader::Ended)
     }
 
-    /// The channel.
+    /// Returns the channel.
     pub fn channel(&self) -> &ChannelName {
         &self.registration.log.name
     }

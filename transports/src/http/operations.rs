@@ -1,4 +1,4 @@
-//! What operators ask of a node: `/healthz`, `/readyz` and `/metrics`.
+//! Operators ask a node at `/healthz`, `/readyz` and `/metrics`.
 
 use airwave_core::{Hub, Refusal};
 use axum::Router;
