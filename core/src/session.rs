@@ -88,7 +88,7 @@ pub struct Session {
     /// Holds the index of the subscription that is read first, so that a busy channel does not
     /// starve the others.
     first: usize,
-    /// Holds the subscriptions. Most sessions listen to one channel, so it stands here and not
+    /// Holds the subscriptions. Most sessions listen to one channel, so they stand here and not
     /// elsewhere in memory.
     subscriptions: SmallVec<[Subscription; 1]>,
     stamp: Option<Stamp>,
