@@ -1,5 +1,5 @@
-//! Counting by address: which part of a client's address a limit counts by, and how many an address
-//! has.
+//! Limits count by a part of a client's address, [`AddressKey`]. [`AddressCounts`] counts how many
+//! places each address has.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::shrink::shrink;
 
-/// The part of a client's address that limits count by.
+/// Limits count clients by this part of their address.
 ///
 /// An IPv4 address counts as a whole. An IPv6 address counts by its first 64 bits, because a host
 /// may choose the other 64 as it likes. An IPv4 address that came in over an IPv6 socket counts as
@@ -34,14 +34,14 @@ impl fmt::Display for AddressKey {
     }
 }
 
-/// How many places each address has, for example connections.
+/// This table counts the places of each address, for example its connections.
 ///
-/// Holds an entry only for an address that has a place, and gives its memory back when most
-/// addresses are gone.
+/// The table holds an entry only for an address that has a place. It gives its memory back when
+/// most addresses are gone.
 #[derive(Debug, Default)]
 pub struct AddressCounts(Mutex<HashMap<AddressKey, usize>>);
 
-/// One place of an address. Dropping it gives the place back.
+/// This guard holds one place of an address. Dropping it gives the place back.
 #[derive(Debug)]
 pub struct AddressPlace {
     counts: Arc<AddressCounts>,
@@ -49,7 +49,7 @@ pub struct AddressPlace {
 }
 
 impl AddressCounts {
-    /// Takes a place for `address`; `None` if it has `limit` places already.
+    /// Takes a place for `address`. Returns `None` if the address has `limit` places already.
     pub fn take(self: &Arc<Self>, address: impl Into<AddressKey>, limit: usize) -> Option<AddressPlace> {
         let key = address.into();
         let mut counts = self.lock();
@@ -65,12 +65,12 @@ impl AddressCounts {
         })
     }
 
-    /// How many places `address` has.
+    /// Returns how many places `address` has.
     pub fn of(&self, address: impl Into<AddressKey>) -> usize {
         self.lock().get(&address.into()).copied().unwrap_or(0)
     }
 
-    /// How many addresses the table has memory for.
+    /// Returns how many addresses the table has memory for.
     pub fn capacity(&self) -> usize {
         self.lock().capacity()
     }

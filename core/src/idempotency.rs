@@ -1,8 +1,8 @@
-//! Idempotency keys as brokers see them: each in the space of its source, and with a fingerprint of
-//! the first payload.
+//! Brokers see each idempotency key in the space of its source, with a fingerprint of the first
+//! payload.
 //!
-//! A caller writes an [`IdempotencyKey`]. A broker stores a [`ScopedKey`]: the caller's key, who
-//! the caller is, and which publish of one handled message it is. Two sources never meet in one
+//! A caller writes an [`IdempotencyKey`]. A broker stores a [`ScopedKey`]: the caller's key, its
+//! source, and the number of the publish within one handled message. Two sources never meet in one
 //! scoped key, and no caller can write a key that Airwave derives.
 
 use std::fmt;
@@ -12,33 +12,35 @@ use sha2::{Digest, Sha256};
 use crate::address::AddressKey;
 use crate::event::{IdempotencyKey, Message};
 
-/// From this length on, a key of a client without a user id is taken for unguessable: a UUID
-/// without dashes has 32 characters.
+/// Airwave takes a key of at least this many characters for unguessable, if its client has no user
+/// id. A UUID without dashes has 32 characters.
 pub const UNGUESSABLE: usize = 20;
 
-/// The client that chose an idempotency key. Keys of different sources are different keys, and none
-/// is one of the application's.
+/// A source names the client that chose an idempotency key. Keys of different sources are different
+/// keys, and none is one of the application's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeySource<'a> {
-    /// A client with a user id, over all of its connections.
+    /// A client with a user id chose the key. The source covers all of its connections.
     User(&'a str),
-    /// A client without a user id, over one WebSocket: the node's number and the connection's.
+    /// A client without a user id chose the key, over one WebSocket. The numbers are the node's and
+    /// the connection's.
     ///
-    /// Keys of at least [`UNGUESSABLE`] characters are shared by all clients without a user id
-    /// instead, so that such a client repeats a message over its next connection.
+    /// All clients without a user id share the keys of at least [`UNGUESSABLE`] characters instead.
+    /// So such a client can repeat a message over its next connection.
     Connection(u64, u64),
-    /// A client without a user id, over single requests. Long keys are shared, as for
-    /// [`KeySource::Connection`].
+    /// A client without a user id chose the key, over single requests. Such clients share long
+    /// keys, as for [`KeySource::Connection`].
     Address(Option<AddressKey>),
 }
 
-/// An idempotency key as a broker stores it. Two are the same key if their texts are the same,
-/// whatever was said under them.
+/// A broker stores an idempotency key in this form. Two keys are the same if their texts are the
+/// same, whatever their payloads.
 #[derive(Clone)]
 pub struct ScopedKey {
     text: Box<str>,
-    /// Of what the source said. `None`: of what is published under the key.
+    /// Holds the fingerprint of the message that the source sent. `None` stands for the fingerprint
+    /// of what is published under the key.
     fingerprint: Option<Fingerprint>,
 }
 
@@ -66,10 +68,11 @@ impl ScopedKey {
         }
     }
 
-    /// The key of the publish number `part` that one client's message leads to, counted from zero.
+    /// Makes the key of the publish number `part`, counted from zero, that one client's message
+    /// leads to.
     ///
-    /// The client repeats the message, and what a handler makes of it may differ: so the client's
-    /// message is what must be the same.
+    /// When the client repeats the message, a handler may make something else of it. So the
+    /// client's message is what must be the same.
     pub fn client(source: KeySource<'_>, key: &IdempotencyKey, part: u32, fingerprint: Fingerprint) -> Self {
         // A caller's key has neither spaces nor more than 255 bytes. So no two of these are the
         // same text, none is a backend's own key, and the longest has 310 bytes.
@@ -87,9 +90,9 @@ impl ScopedKey {
         }
     }
 
-    /// The text that stands for it in a broker's store: visible ASCII and spaces, at most 310
-    /// bytes. The application's keys stand there as they are; all others hold a space, which no
-    /// caller's key holds.
+    /// Returns the text that stands for the key in a broker's store: visible ASCII and spaces, at
+    /// most 310 bytes. The application's keys stand there as they are. All others hold a space,
+    /// which no caller's key holds.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -111,15 +114,16 @@ impl fmt::Debug for ScopedKey {
     }
 }
 
-/// Tells two payloads apart: the first half of a SHA-256, the same on every node and in every
-/// build.
+/// A fingerprint tells two payloads apart. It is the first half of a SHA-256, the same on every
+/// node and in every build.
 ///
-/// A hash that an attacker cannot make collide, because user ids are told apart by it too.
+/// An attacker cannot make this hash collide. That matters because the hash tells user ids apart
+/// too.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
-    /// Of a message, and of whether the channel ends behind it.
+    /// Returns the fingerprint of a message, and of whether the channel ends behind it.
     pub fn of_message(message: &Message, and_end: bool) -> Self {
         let attributes = message.attributes.print();
         let parts = [
@@ -129,7 +133,7 @@ impl Fingerprint {
             message.data.as_bytes(),
             attributes.as_bytes(),
         ];
-        // Nodes of version 0.1 know the parts before the attributes alone, and must agree.
+        // Nodes of version 0.1 know only the parts before the attributes, and all nodes must agree.
         Self::of(if attributes.is_empty() { &parts[..4] } else { &parts })
     }
 
@@ -144,7 +148,7 @@ impl Fingerprint {
         Self(half)
     }
 
-    /// Reads what [`fmt::Display`] writes.
+    /// Reads the text that [`fmt::Display`] writes.
     pub fn parse(text: &str) -> Option<Self> {
         if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return None;

@@ -1,28 +1,30 @@
-//! What a node tells one session to do, as bits of one atomic.
+//! A node gives orders to a session, as bits of one atomic.
 
 use std::ops::BitOr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// A set of orders. Orders that are given before the session looks add up, and none is lost.
+/// This type is a set of orders. Orders that are given before the session looks add up, and none is
+/// lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Orders(u8);
 
 impl Orders {
     pub(crate) const NONE: Orders = Orders(0);
-    /// Send a heartbeat.
+    /// The session sends a heartbeat.
     pub(crate) const HEARTBEAT: Orders = Orders(1);
-    /// End without waiting for the socket: a write makes no progress, or the drain takes too long.
+    /// The session ends without waiting for the socket: a write makes no progress, or the drain
+    /// takes too long.
     pub(crate) const CUT: Orders = Orders(1 << 1);
-    /// End: nothing was heard for too long.
+    /// The session ends, because nothing came from the client for too long.
     pub(crate) const SILENT: Orders = Orders(1 << 2);
-    /// Tell the client that the node has not reached its broker for a while.
+    /// The session tells the client that the node has not reached its broker for a while.
     pub(crate) const STALE: Orders = Orders(1 << 3);
-    /// End, and tell the client when to come back: the node goes away.
+    /// The session ends and tells the client when to come back, because the node goes away.
     pub(crate) const DRAIN: Orders = Orders(1 << 4);
-    /// End, and tell the client when to come back: the time that it was granted is over.
+    /// The session ends and tells the client when to come back, because its granted time is over.
     pub(crate) const EXPIRE: Orders = Orders(1 << 5);
 
-    /// Whether at least one of `orders` is in the set.
+    /// Returns whether at least one of `orders` is in the set.
     pub(crate) fn has(self, orders: Orders) -> bool {
         self.0 & orders.0 != 0
     }
@@ -36,27 +38,27 @@ impl BitOr for Orders {
     }
 }
 
-/// The orders that one session has not carried out yet.
+/// This set holds the orders that one session has not carried out yet.
 ///
-/// Every access is relaxed: an order is given before the session is woken, and the session takes
-/// its orders after it has reset its wake flag. The flag's lock orders the two.
+/// Every access is relaxed. The node gives an order before it wakes the session, and the session
+/// takes its orders after it has reset its wake flag. The flag's lock orders the two.
 #[derive(Default)]
 pub(crate) struct PendingOrders(AtomicU8);
 
 impl PendingOrders {
-    /// Adds `orders` to those that wait.
+    /// Adds `orders` to the waiting orders.
     pub(crate) fn add(&self, orders: Orders) {
         self.0.fetch_or(orders.0, Ordering::Relaxed);
     }
 
-    /// Returns what waits, and leaves it.
+    /// Returns the waiting orders, and leaves them.
     pub(crate) fn peek(&self) -> Orders {
         Orders(self.0.load(Ordering::Relaxed))
     }
 
-    /// Returns what waits, and takes it.
+    /// Returns the waiting orders, and takes them.
     pub(crate) fn take(&self) -> Orders {
-        // Mostly there is nothing, and a look is cheaper than an exchange.
+        // Mostly no order waits, and a load is cheaper than an exchange.
         match self.peek() {
             Orders::NONE => Orders::NONE,
             _ => Orders(self.0.swap(0, Ordering::Relaxed)),

@@ -1,4 +1,4 @@
-//! What an application publishes when an event and a value are not enough: [`Publish`].
+//! An application publishes a [`Publish`] when an event and a value are not enough.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use serde::Serialize;
 use crate::broker::Append;
 use crate::event::{Data, EventName, IdempotencyKey, Invalid, Key, Message};
 
-/// One event to publish, with its options, for
+/// A `Publish` is one event to publish, with its options, for
 /// [`Channel::publish_with`](crate::Channel::publish_with).
 ///
-/// A chain needs no `?`. The first value that is not acceptable is kept, and
-/// [`Channel::publish_with`](crate::Channel::publish_with) refuses it as `bad-request`.
+/// A chain needs no `?`. It keeps the first value that is not acceptable, and
+/// [`Channel::publish_with`](crate::Channel::publish_with) refuses that value as `bad-request`.
 ///
 /// # Examples
 /// ```
@@ -100,7 +100,7 @@ impl Publish {
         })
     }
 
-    /// Returns what a broker is asked to append.
+    /// Returns the append that a node asks of its broker.
     ///
     /// # Errors
     /// The first value of the chain that is not acceptable.

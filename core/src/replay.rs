@@ -1,4 +1,4 @@
-//! A page of a channel's history, and what it tells the node that asked for it.
+//! A page of a channel's history says what the channel holds and what is missing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,24 +6,26 @@ use std::time::Duration;
 use crate::event::{Event, Message, Position};
 use crate::format::GapReason;
 
-/// By how much clocks of nodes and brokers may differ. Up to there a position that is ahead of
-/// this node's clock was given, by a clock that is ahead. Taking it for one that was never given
-/// would take its listener back to events that it has had.
+/// Bounds how much the clocks of nodes and brokers may differ. A position may be ahead of this
+/// node's clock by this much, because a clock that is ahead may have given it. If the node took
+/// that position for one that was never given, its listener would go back to events that it has
+/// had.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(600);
 
-/// How much one page of history may hold: it ends at the bound that comes first.
+/// A limit bounds how much one page of history may hold. The page ends at the bound that comes
+/// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PageLimit {
-    /// At most this many events.
+    /// The page holds at most this many events.
     pub events: usize,
-    /// At most this many bytes, by [`Message::weight`]. A broker may count what it stores, which is
-    /// slightly more. A page holds one event even if that event alone is larger.
+    /// The page holds at most this many bytes, by [`Message::weight`]. A broker may count what it
+    /// stores, which is slightly more. A page holds one event even if that event alone is larger.
     pub bytes: usize,
 }
 
 impl PageLimit {
-    /// At most `events` events, whatever their size.
+    /// Returns a limit of at most `events` events, whatever their size.
     pub const fn events(events: usize) -> Self {
         Self {
             events,
@@ -31,12 +33,12 @@ impl PageLimit {
         }
     }
 
-    /// The same limit with a bound in bytes.
+    /// Returns the same limit with a bound in bytes.
     pub const fn with_bytes(self, bytes: usize) -> Self {
         Self { bytes, ..self }
     }
 
-    /// How many of `events` fit one page, in the order given.
+    /// Returns how many of `events` fit one page, in the order given.
     pub fn fitting<'a>(self, events: impl IntoIterator<Item = &'a Event>) -> usize {
         let mut bytes = 0_usize;
         let fits = |(n, event): &(usize, &Event)| {
@@ -47,23 +49,25 @@ impl PageLimit {
     }
 }
 
-/// A page of a channel's history.
+/// A replay is a page of a channel's history.
 ///
-/// For example, a channel was trimmed to 30, 40, 50 (30's previous is 20). After 30 or 20:
-/// complete, from 40 or 30 on. After 10 or 35: not complete, and `events` are those that are left
-/// after it.
+/// For example, a channel was trimmed to 30, 40, 50 (30's previous is 20). The page after 30 is
+/// complete and begins at 40. The page after 20 is complete and begins at 30. The page after 10 or
+/// 35 is not complete, and its `events` are those that are left after that position.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Replay {
-    /// Oldest first, each once, all after the position asked for.
+    /// Holds the events after the position asked for, oldest first, each once.
     pub events: Vec<Arc<Event>>,
-    /// Whether nothing is missing between the position asked for and the first of `events`.
+    /// Says whether nothing is missing between the position asked for and the first of `events`.
     pub complete: bool,
-    /// Whether the limit cut the page short: ask again after the last of `events`.
+    /// Says whether the limit cut the page short. If so, the caller asks again after the last of
+    /// `events`.
     pub more: bool,
-    /// The channel's newest position. Never zero: a channel without events has a base position.
+    /// Holds the channel's newest position. The position is never zero, because a channel without
+    /// events has a base position.
     pub head: Position,
-    /// Whether the channel has ended.
+    /// Says whether the channel has ended.
     pub ended: bool,
 }
 
@@ -104,12 +108,12 @@ impl Replay {
         Self { ended, ..self }
     }
 
-    /// The page that a broker gives to a caller that has everything up to `head`.
+    /// Returns the page that a broker gives to a caller that has everything up to `head`.
     pub(crate) fn nothing_after(head: Position) -> Self {
         Self::new(head, Vec::new())
     }
 
-    /// Returns the position after which a stream goes on that this page continues.
+    /// Returns the position after which this page continues a stream.
     pub(crate) fn goes_on_after(&self) -> Position {
         match self.events.first() {
             Some(first) => position_before(first),
@@ -119,24 +123,25 @@ impl Replay {
         }
     }
 
-    /// Whether nothing is missing between `after` and this page, which was asked for with it.
+    /// Returns whether nothing is missing between `after` and this page, which the caller asked for
+    /// with `after`.
     ///
-    /// The broker cannot know the positions that [`position_before`] makes up, so those are
-    /// recognised here: the client has been told of that gap, and is told once.
+    /// The broker cannot know the positions that [`position_before`] makes up, so this method
+    /// recognises them. The client has received that gap, and receives it only once.
     pub(crate) fn is_whole(&self, after: Position) -> bool {
         self.complete || self.goes_on_after() == after
     }
 
-    /// Whether events are missing in this page: between two of them, or between the last one and
-    /// the head, although there is no more. A broker that reads in several steps gives such a page
-    /// when trimming overtakes it.
+    /// Returns whether events are missing in this page: between two of them, or between the last
+    /// one and the head, although there is no more. A broker that reads in several steps gives such
+    /// a page when trimming overtakes it.
     pub(crate) fn is_torn(&self) -> bool {
         let reaches_head = self.events.last().is_none_or(|last| last.position == self.head);
         !(self.more || reaches_head) || self.unbroken() < self.events.len()
     }
 
-    /// Returns what can be believed of the page. One that is torn is as good as a shorter one with
-    /// more behind it: a caller that asks for that hears of the hole.
+    /// Returns the part of the page that the node can believe. A torn page is as good as a shorter
+    /// one with more behind it. A caller that asks for more learns of the hole.
     pub(crate) fn up_to_hole(mut self) -> Self {
         if self.is_torn() {
             self.events.truncate(self.unbroken());
@@ -156,7 +161,8 @@ impl Replay {
         }
     }
 
-    /// Returns the end of a channel that has left history: a new listener must still be told.
+    /// Returns the channel's end event if it has left history, because a new listener must still
+    /// receive it.
     pub(crate) fn lost_end(&self) -> Option<Arc<Event>> {
         let lost = self.ended && !self.more && !self.events.last().is_some_and(|event| event.is_end());
         lost.then(|| {
@@ -170,8 +176,8 @@ impl Replay {
 
     /// Returns why a page that was asked for with `after` is not whole.
     ///
-    /// `newest_known` is the newest position that this node has received of the channel. Up to
-    /// there a position was given, whatever this node's clock says of it.
+    /// `newest_known` is the newest position that this node has received of the channel. Positions
+    /// up to there were given, whatever this node's clock says of them.
     pub(crate) fn lost_reason(&self, after: Position, newest_known: Position) -> GapReason {
         if after > Position::now().plus(CLOCKS_DIFFER).max(self.head).max(newest_known) {
             GapReason::UnknownPosition
@@ -179,8 +185,8 @@ impl Replay {
             GapReason::BrokerLostData
         } else {
             match self.events.first() {
-                // Events stand on both sides of `after`, and it is not among them: it was in a tail
-                // that the broker lost.
+                // Events stand on both sides of `after`, and `after` is not among them. So it was
+                // in a tail that the broker lost.
                 Some(first) if first.previous > Position::ZERO && first.previous < after => GapReason::BrokerLostData,
                 _ => GapReason::HistoryExpired,
             }
@@ -188,10 +194,10 @@ impl Replay {
     }
 }
 
-/// Returns the position after which a stream goes on that `event` continues.
+/// Returns the position after which `event` continues a stream.
 ///
-/// If the broker has forgotten what came before, the nearest position below is as good, because
-/// nothing can stand between.
+/// If the broker has forgotten the events before, the nearest position below is as good, because no
+/// event can stand between.
 pub(crate) fn position_before(event: &Event) -> Position {
     match event.previous {
         Position::ZERO => just_below(event.position),
@@ -224,7 +230,8 @@ mod tests {
         })
     }
 
-    /// A page that was cut off on the left: the broker does not hold the position asked for.
+    /// Returns a page that was cut off on the left: the broker does not hold the position asked
+    /// for.
     fn incomplete(events: Vec<Arc<Event>>, head: u64) -> Replay {
         Replay {
             events,

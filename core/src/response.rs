@@ -1,6 +1,6 @@
-//! A [`Refusal`] as an HTTP response of axum (feature `axum`).
+//! This module turns a [`Refusal`] into an HTTP response of axum (feature `axum`).
 //!
-//! This is the one place in core that names an HTTP framework: only the crate of a type may
+//! This is the one place in core that names an HTTP framework, because only the crate of a type may
 //! implement another crate's trait for it. Nothing else in core uses it.
 
 use axum_core::body::Body;
@@ -10,8 +10,9 @@ use http::{HeaderValue, StatusCode};
 
 use crate::refusal::{Code, Refusal};
 
-/// The response that tells a client of a refusal: the status of its code and
-/// `{"error":{"code":…,"message":…}}`. `url`: where to go instead, with `wrong-transport`.
+/// Returns the response for a refusal: the status of its code and
+/// `{"error":{"code":…,"message":…}}`. With `wrong-transport`, `url` says where the client must go
+/// instead.
 pub fn refused(refusal: &Refusal, url: Option<&str>) -> Response {
     let mut response = Response::new(Body::from(format!("{{\"error\":{{{}}}}}", refusal.json_fields(url))));
     *response.status_mut() = StatusCode::from_u16(refusal.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -26,8 +27,8 @@ pub fn refused(refusal: &Refusal, url: Option<&str>) -> Response {
     response
 }
 
-/// So an axum handler of the application can return `Result<_, Refusal>`. The cause of
-/// [`Refusal::from_error`] goes to the log.
+/// This conversion lets an axum handler of the application return `Result<_, Refusal>`. The cause
+/// of [`Refusal::from_error`] goes to the log.
 impl IntoResponse for Refusal {
     fn into_response(mut self) -> Response {
         if let Some(error) = self.take_cause() {

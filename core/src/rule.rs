@@ -1,5 +1,5 @@
-//! The decision matrix as types: which channels there are, and what each use case asks of its
-//! transport, history and delivery.
+//! These types hold the decision matrix: which channels there are, and what each use case asks of
+//! its transport, history and delivery.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,24 +18,24 @@ pub use limits::Limits;
 pub use pattern::{Params, Pattern};
 pub use use_case::UseCase;
 
-/// The name of a transport, as configuration and clients see it.
+/// This name stands for a transport in the configuration and in what clients see.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TransportName(Cow<'static, str>);
 
 impl TransportName {
-    /// Server-sent events.
+    /// Names server-sent events.
     pub const SSE: TransportName = TransportName(Cow::Borrowed("sse"));
-    /// WebSocket.
+    /// Names WebSocket.
     pub const WEBSOCKET: TransportName = TransportName(Cow::Borrowed("websocket"));
-    /// Plain HTTP requests: the POST half of SSE, and history. Every rule allows it.
+    /// Names plain HTTP requests: the POST half of SSE, and history. Every rule allows it.
     pub const HTTP: TransportName = TransportName(Cow::Borrowed("http"));
 
-    /// The name of a transport of your own.
+    /// Returns the name of a transport of your own.
     pub const fn of(name: &'static str) -> Self {
         TransportName(Cow::Borrowed(name))
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -47,64 +47,64 @@ impl fmt::Display for TransportName {
     }
 }
 
-/// What a listener is sent of the events that wait for it.
+/// This setting says which of the waiting events a listener receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Delivery {
-    /// All of them.
+    /// The listener receives all of them.
     Every,
-    /// Of each key only the newest ("conflation").
+    /// The listener receives only the newest event of each key ("conflation").
     Latest,
 }
 
-/// What a fresh listener, one without a cursor, is sent first.
+/// This setting says what a fresh listener, one without a cursor, receives first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReplayOnSubscribe {
-    /// Nothing: it hears what happens from now on.
+    /// The listener receives nothing first, and then the events from now on.
     None,
-    /// The newest event of each key.
+    /// The listener receives the newest event of each key.
     Last,
-    /// All that history holds.
+    /// The listener receives everything that history holds.
     All,
 }
 
-/// What happens to a listener whose cursor has fallen off the ring.
+/// This policy says what happens to a listener whose cursor has fallen off the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SlowPolicy {
-    /// It is given the missing events from the broker's history; a gap if history does not hold
-    /// them.
+    /// The listener receives the missing events from the broker's history. It receives a gap if
+    /// history does not hold them.
     Refill,
-    /// It goes on at the head, after a gap.
+    /// The listener goes on at the head, after a gap.
     Skip,
-    /// Its connection is closed; it may come back with its cursor.
+    /// The node closes the listener's connection. The client may come back with its cursor.
     Close,
 }
 
-/// What a client's message does where no handler is registered.
+/// This policy says what a client's message does where no handler is registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendPolicy {
-    /// Only a handler may decide; without one it is refused.
+    /// Only a handler may decide. Without one, the node refuses the message.
     Handler,
-    /// It is published as it is.
+    /// The node publishes the message as it is.
     Publish,
-    /// It is refused.
+    /// The node refuses the message.
     Refuse,
 }
 
 const DEFAULT_HISTORY_BYTES: usize = 16 << 20;
 
-/// How much of a channel the broker keeps. Whichever bound is met first trims.
+/// A history says how much of a channel the broker keeps. The bound that is met first trims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct History {
-    /// At most so many events; 0: none.
+    /// The broker keeps at most this many events. Zero means none.
     pub events: usize,
-    /// Nothing older than this.
+    /// The broker keeps nothing older than this.
     pub age: Duration,
-    /// At most so many bytes (payloads and names).
+    /// The broker keeps at most this many bytes (payloads and names).
     pub bytes: usize,
 }
 
@@ -125,7 +125,7 @@ impl History {
 }
 
 impl Default for History {
-    /// 100 events, one hour, 16 MiB.
+    /// Returns a history of 100 events, one hour and 16 MiB.
     fn default() -> Self {
         Self {
             events: 100,
@@ -135,30 +135,30 @@ impl Default for History {
     }
 }
 
-/// A `[[channels]]` entry of the configuration: a pattern and its settings.
+/// A rule is a `[[channels]]` entry of the configuration: a pattern and its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Rule {
-    /// Which channels.
+    /// Says which channels the rule is for.
     pub pattern: Pattern,
-    /// The row of the matrix that gave the presets.
+    /// Names the row of the matrix that gave the presets.
     pub use_case: Option<UseCase>,
-    /// The transports that clients may listen over; the first is the one they are told to use.
+    /// Names the transports that clients may listen over. The node tells clients to use the first.
     pub transports: Vec<TransportName>,
-    /// Every event, or the newest of each key.
+    /// Says whether listeners receive every event, or the newest of each key.
     pub delivery: Delivery,
-    /// A listener is sent something at most so many times a second; what waits meanwhile goes out
-    /// together.
+    /// Bounds how many times a second a listener receives something. Events that wait in between go
+    /// out together.
     pub max_rate: Option<NonZeroU32>,
-    /// What the broker keeps.
+    /// Bounds what the broker keeps.
     pub history: History,
-    /// What a fresh listener is sent first.
+    /// Says what a fresh listener receives first.
     pub replay: ReplayOnSubscribe,
-    /// What happens to slow listeners.
+    /// Says what happens to slow listeners.
     pub slow: SlowPolicy,
-    /// What clients' messages do without a handler.
+    /// Says what clients' messages do without a handler.
     pub send: SendPolicy,
-    /// Whether the channel knows who is in it.
+    /// Says whether the channel knows its members.
     pub presence: bool,
 }
 
@@ -195,7 +195,7 @@ impl Rule {
         }
     }
 
-    /// Returns the same rule with which events it delivers: [`Rule::delivery`].
+    /// Returns the same rule with another delivery: [`Rule::delivery`].
     pub fn with_delivery(mut self, delivery: Delivery) -> Self {
         self.delivery = delivery;
         self
@@ -213,7 +213,7 @@ impl Rule {
         self
     }
 
-    /// Returns the same rule with what a fresh listener is sent first: [`Rule::replay`].
+    /// Returns the same rule with another replay for fresh listeners: [`Rule::replay`].
     pub fn with_replay(mut self, replay: ReplayOnSubscribe) -> Self {
         self.replay = replay;
         self
@@ -237,37 +237,37 @@ impl Rule {
         self
     }
 
-    /// Whether clients may listen over `transport`.
+    /// Returns whether clients may listen over `transport`.
     pub fn allows(&self, transport: &TransportName) -> bool {
         self.transports.contains(transport)
     }
 
-    /// The least time between two deliveries to a listener, on the average: one that came late does
-    /// not put off the next.
+    /// Returns the least time between two deliveries to a listener, on the average. A late delivery
+    /// does not put off the next.
     pub fn window(&self) -> Option<Duration> {
         self.max_rate.map(|rate| Duration::from_secs(1) / rate.get())
     }
 }
 
-/// All rules of a node, in order: the first that matches a channel is the channel's.
+/// A node keeps all its rules here, in order. The first that matches a channel is the channel's.
 #[derive(Debug, Clone, Default)]
 pub struct Rules(Arc<[Arc<Rule>]>);
 
 impl Rules {
-    /// Rules in order of precedence.
+    /// Makes rules, in order of precedence.
     pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
         Self(rules.into_iter().map(Arc::new).collect())
     }
 
-    /// The channel's rule and what its pattern's parameters stand for; `None`: there is no such
-    /// channel.
+    /// Finds the channel's rule, and what its pattern's parameters stand for. Returns `None` if
+    /// there is no such channel.
     pub fn find(&self, channel: &ChannelName) -> Option<(Arc<Rule>, Params)> {
         self.0
             .iter()
             .find_map(|rule| Some((rule.clone(), rule.pattern.matches(channel.as_str())?)))
     }
 
-    /// What the broker keeps of `channel`; the default where no rule matches.
+    /// Returns what the broker keeps of `channel`, or the default where no rule matches.
     pub fn history(&self, channel: &ChannelName) -> History {
         self.0
             .iter()
@@ -275,7 +275,7 @@ impl Rules {
             .map_or_else(History::default, |rule| rule.history)
     }
 
-    /// The rules in order.
+    /// Returns the rules in order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Rule>> {
         self.0.iter()
     }

@@ -1,4 +1,5 @@
-//! A channel that cannot be healed, as its follower holds it: counted in the node's [`Outage`].
+//! A follower holds an `Unhealed` for a channel that cannot be healed. The node's [`Outage`] counts
+//! these channels.
 //!
 //! [`Outage`]: crate::outage::Outage
 
@@ -11,11 +12,11 @@ use crate::broker::BrokerError;
 use crate::event::ChannelName;
 use crate::outage::Troubled;
 
-/// One channel that cannot be healed. Dropping it says that it is over.
+/// This guard stands for one channel that cannot be healed. Dropping it says that this is over.
 pub(crate) struct Unhealed(Arc<Backbone>);
 
 impl Unhealed {
-    /// The first try to heal this channel has failed.
+    /// Records that the first try to heal this channel has failed.
     pub(crate) fn begin(backbone: &Arc<Backbone>, channel: &ChannelName, error: &BrokerError) -> Self {
         let first = {
             let mut troubled = backbone.outage.lock();
@@ -34,7 +35,7 @@ impl Unhealed {
         unhealed
     }
 
-    /// One more try has failed.
+    /// Records that one more try has failed.
     pub(crate) fn again(&self, channel: &ChannelName, error: &BrokerError) {
         self.0.outage.lock().tries += 1;
         tracing::debug!(%channel, %error, "cannot heal yet");

@@ -1,4 +1,4 @@
-//! Positions: the order of the events of one channel.
+//! Positions order the events of one channel.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,37 +6,38 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::names::Invalid;
 
-/// Orders the events of one channel: strictly increasing, and never given to two different events,
-/// not even after a crash, a failover that lost writes, or a wiped store.
+/// A position says where an event stands in the order of its channel. Positions strictly increase.
+/// Two different events never have the same position, not even after a crash, a failover that lost
+/// writes, or a wiped store.
 ///
-/// Positions start from the clock in microseconds, so a store that begins anew begins above
-/// everything it ever gave. For example: events at 1748123004217001 and 1748123004217002; the store
-/// is wiped; the next event gets 1748123009000000, whose `previous` is not 1748123004217002, and a
-/// listener that holds that cursor is told of a gap.
+/// Positions start from the clock in microseconds. So a store that begins anew begins above
+/// everything it ever gave. For example, two events are at 1748123004217001 and 1748123004217002,
+/// and then the store is wiped. The next event gets 1748123009000000, whose `previous` is not
+/// 1748123004217002. A listener that holds that cursor receives a gap.
 ///
-/// Zero is no event's position; as a `previous` it means "none is known".
+/// No event has position zero. As a `previous`, zero means that none is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Position(pub u64);
 
 impl Position {
-    /// No event's position.
+    /// No event has this position.
     pub const ZERO: Position = Position(0);
 
-    /// The clock's position: microseconds since 1970.
+    /// Returns the clock's position: microseconds since 1970.
     pub fn now() -> Self {
-        // A clock before 1970 gives zero; `after` then still counts up from the last position.
+        // A clock before 1970 gives zero. `next` then still counts up from the last position.
         let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros());
         Position(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 
-    /// The position of the clock that much later.
+    /// Returns the position that the clock gives `time` after `self`.
     pub(crate) fn plus(self, time: Duration) -> Self {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         Position(self.0.saturating_add(micros))
     }
 
-    /// The next position of a channel (or store) whose last one is `self`: the clock, or one more
-    /// where the clock is behind.
+    /// Returns the next position of a channel (or store) whose last one is `self`. That is the
+    /// clock's, or one more than `self` where the clock is behind.
     pub fn next(self) -> Self {
         Position(self.0.saturating_add(1)).max(Position::now())
     }
@@ -51,7 +52,7 @@ impl fmt::Display for Position {
 impl FromStr for Position {
     type Err = Invalid;
 
-    /// Decimal digits only: no sign, no spaces.
+    /// Reads decimal digits only: no sign, no spaces.
     fn from_str(text: &str) -> Result<Self, Invalid> {
         if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
             return Err(Invalid::new("a position is a decimal number"));

@@ -1,4 +1,4 @@
-//! Several entries as one piece of bytes, which listeners at the same index share.
+//! A batch joins several entries to one piece of bytes, which listeners at the same index share.
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
@@ -8,26 +8,26 @@ use crate::event::{ChannelName, Position};
 use crate::format::{GapReason, MAX_FORMATS};
 use crate::format_slot::FormatSlot;
 
-/// Several events as one piece of bytes.
+/// A batch holds several events as one piece of bytes.
 #[derive(Clone)]
 pub(crate) struct Batch {
     pub(crate) bytes: Bytes,
-    /// The index after the last entry that was looked at.
+    /// Holds the index after the last entry that was looked at.
     pub(crate) next: u64,
     pub(crate) cursor: Position,
     pub(crate) expected_previous: Position,
     pub(crate) events: u64,
     pub(crate) oldest: Instant,
     pub(crate) ended: bool,
-    /// The last gap that stands in it.
+    /// Holds the reason of the last gap in the batch.
     pub(crate) gap: Option<GapReason>,
-    /// Where a gap says that it begins which is the first thing in it. A listener that stands
-    /// elsewhere needs words of its own.
+    /// Holds the position where the gap begins, if the batch opens with a gap. A listener that
+    /// stands elsewhere needs a gap notice of its own.
     pub(crate) opens_after: Option<Position>,
 }
 
 impl Batch {
-    /// Joins the bytes of what was collected.
+    /// Joins the bytes of the collected entries.
     pub(super) fn join(collected: &Collected, channel: &ChannelName, slot: &FormatSlot) -> Self {
         let Collected {
             entries,
@@ -68,7 +68,8 @@ impl Batch {
         }
     }
 
-    /// Everything is hidden, or superseded by events that are still to come.
+    /// Returns a batch without bytes: every entry is hidden, or superseded by events that are still
+    /// to come.
     fn nothing(next: u64, expected_previous: Position) -> Self {
         Self {
             bytes: Bytes::new(),
@@ -84,14 +85,14 @@ impl Batch {
     }
 }
 
-/// The last run of entries that was joined for each format: listeners stand at the same index most
-/// of the time.
+/// This cache holds the run of entries that was last joined for each format. Listeners stand at the
+/// same index most of the time.
 #[derive(Default)]
 pub(super) struct Batches([Option<JoinedRun>; MAX_FORMATS]);
 
 struct JoinedRun {
     from: u64,
-    /// How far listeners could read when it was joined.
+    /// Says how far listeners could read when the run was joined.
     visible: u64,
     batch: Batch,
 }

@@ -1,5 +1,5 @@
-//! Publishing against subscribing, reading, leaving and closing. A lost wake is a deadlock, which
-//! loom reports.
+//! These models run publishing against subscribing, reading, leaving and closing. A lost wake is a
+//! deadlock, which loom reports.
 
 use std::task::Poll;
 
@@ -39,8 +39,8 @@ fn event(position: u64) -> Arc<Event> {
     })
 }
 
-/// More than three switches between threads where none had to be does not find more and takes
-/// for ever.
+/// Runs `act` with at most three switches between threads where none had to be. More switches find
+/// nothing more and take for ever.
 fn check(act: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
@@ -100,8 +100,8 @@ fn loom_a_listener_that_registers_while_events_come_misses_none() {
     });
 }
 
-/// A listener that is ahead of its node is woken when the node has its position, and goes on
-/// behind it.
+/// The log wakes a listener that is ahead of its node when the node has its position. The listener
+/// goes on behind that position.
 #[test]
 fn loom_a_listener_that_is_ahead_of_its_node_misses_none() {
     check(|| {
@@ -131,7 +131,7 @@ fn loom_a_listener_that_is_ahead_of_its_node_misses_none() {
     });
 }
 
-/// Two listeners, of which one leaves: the other is woken all the same.
+/// One of two listeners leaves, and the log still wakes the other.
 #[test]
 fn loom_a_listener_that_leaves_takes_no_wake_from_another() {
     check(|| {

@@ -1,4 +1,4 @@
-//! The newest entries of a channel, in their order.
+//! A ring holds the newest entries of a channel, in their order.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,75 +16,77 @@ use crate::ring_memory::MemoryShare;
 use crate::rule::{Delivery, Limits, ReplayOnSubscribe, Rule};
 use crate::shrink::shrink;
 
-/// How much one read takes at most, unless a single event is larger. Bounds what a connection
-/// holds.
+/// Bounds the bytes that one read takes, unless a single event is larger. So it bounds what a
+/// connection holds.
 pub(crate) const READ_BYTES: usize = 64 << 10;
 
-/// Entries and what is known of them together.
+/// A ring holds entries and the figures that it keeps of them together.
 ///
-/// An index is counted from zero for as long as the log is open, and never reused; positions are
-/// the broker's.
+/// Indexes count from zero for as long as the log is open, and the ring never reuses one. Positions
+/// are the broker's.
 pub(super) struct Ring {
     entries: VecDeque<Arc<Entry>>,
-    /// The index of `entries[0]`.
+    /// Holds the index of `entries[0]`.
     first: u64,
-    /// The position before `entries[0]`: a cursor that equals it has missed nothing of the ring.
+    /// Holds the position before `entries[0]`. A cursor that equals it has missed nothing of the
+    /// ring.
     log_start: Position,
     head: Position,
-    /// What the next event must name as its previous: the head, except after a lost tail.
+    /// Holds the position that the next event must name as its previous: the head, except after a
+    /// lost tail.
     expected_previous: Position,
     bytes: usize,
-    /// Gap entries in the ring. While there are none, positions increase along the ring.
+    /// Counts the gap entries in the ring. While there are none, positions increase along the ring.
     gaps: usize,
-    /// The index of the end event.
+    /// Holds the index of the end event.
     end: Option<u64>,
-    /// The newest event of each key, where the rule needs it.
+    /// Holds the newest event of each key, where the rule needs it.
     latest: Option<Latest>,
-    /// Whether listeners are given only the newest event of each key.
+    /// Says whether listeners receive only the newest event of each key.
     conflates: bool,
-    /// Whether the bound of bytes has taken away what history may still hold.
+    /// Says whether the bound of bytes has taken away what history may still hold.
     cut_short: bool,
-    /// The channel has never had an event, as far as this node knows.
+    /// Says whether the channel has never had an event, as far as this node knows.
     unpublished: bool,
     pub(super) batches: Batches,
     max_events: usize,
     max_bytes: usize,
-    /// What the node's memory of rings knows of this one.
+    /// Counts this ring in the node's memory of rings.
     share: MemoryShare,
 }
 
-/// Where a listener begins, or goes on.
+/// A listener begins, or goes on, at this place.
 pub(crate) struct Start {
-    /// To be sent first.
+    /// The listener receives these entries first.
     pub(crate) first: Vec<Arc<Entry>>,
-    /// The index from which on it then reads the ring.
+    /// The listener then reads the ring from this index on.
     pub(crate) next: u64,
     pub(crate) cursor: Position,
 }
 
-/// What a log knows of a cursor.
+/// A log gives this answer when a caller looks up a cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// Its listener goes on at this index.
+    /// The cursor's listener goes on at this index.
     At(u64),
-    /// It is beyond the head.
+    /// The cursor is beyond the head.
     Ahead,
-    /// This node cannot tell: ask the broker.
+    /// This node cannot tell, so the caller must ask the broker.
     Unknown,
 }
 
-/// What became of an event that was offered.
+/// The log gives this answer when a caller offers it an event.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Appended {
     Yes,
-    /// The log has it, or stands behind it.
+    /// The log has the event, or stands behind it.
     Known,
-    /// Its `previous` is not where the log stands.
+    /// The event's `previous` is not where the log stands.
     Broken,
 }
 
 impl Ring {
-    /// A ring that begins with the newest page of the channel's history.
+    /// Makes a ring that begins with the newest page of the channel's history.
     pub(super) fn new(rule: &Rule, limits: &Limits, share: MemoryShare, history: Replay) -> Self {
         let keeps_latest = rule.delivery == Delivery::Latest || rule.replay == ReplayOnSubscribe::Last;
         let log_start = history.goes_on_after();
@@ -120,7 +122,7 @@ impl Ring {
         self.unpublished = false;
         (self.head, self.expected_previous) = (entry.position(), entry.expected_previous());
         self.bytes += entry.cost();
-        // A broker that has forgotten the channel, end and all, begins it anew.
+        // A broker that has forgotten the channel and its end begins the channel anew.
         self.end = entry.is_end().then_some(index);
         match &entry.item {
             Item::Event(event) if event.is_end() => {}
@@ -133,7 +135,7 @@ impl Ring {
             Item::Gap { .. } => self.gaps += 1,
         }
         self.entries.push_back(entry);
-        // No listener stands before this run any more, unless it is slow.
+        // No listener stands before the joined runs any more, unless it is slow.
         self.batches.clear();
         while self.entries.len() > self.max_events || (self.bytes > self.max_bytes && self.entries.len() > 1) {
             self.cut_short |= self.entries.len() <= self.max_events;
@@ -154,7 +156,7 @@ impl Ring {
         }
     }
 
-    /// Tells the node's memory of rings what this one takes.
+    /// Reports the bytes of this ring to the node's memory of rings.
     fn count(&mut self) {
         let beyond_ring = self.latest.as_ref().map_or(0, Latest::bytes_beyond_ring);
         self.share.set(self.bytes + beyond_ring);
@@ -162,13 +164,14 @@ impl Ring {
 
     /// Puts an event at the end.
     pub(super) fn append(&mut self, event: Arc<Event>) -> Appended {
-        // The chain decides, not the head: a store that came back behind goes on below what
-        // listeners have had. After a gap the head may be above the chain, and what was lost may
-        // come again: that stands in the ring.
+        // The chain decides, not the head. A store that came back behind goes on below what
+        // listeners have had. After a gap the head may be above the chain. Then a lost event may
+        // come again, and the ring has it.
         if event.position <= self.expected_previous || (event.position <= self.head && self.has(&event)) {
             return Appended::Known;
         }
-        // Zero: the feed is whole, but the broker has forgotten what came before.
+        // A `previous` of zero says that the feed is whole, but the broker has forgotten what came
+        // before.
         if event.previous != self.expected_previous && event.previous != Position::ZERO {
             return Appended::Broken;
         }
@@ -182,16 +185,16 @@ impl Ring {
         self.push(Entry::gap(Some(self.head), expected_previous, reason));
         let end = self.end_index();
         if let Some(latest) = &mut self.latest {
-            // What was lost may have been newer than what is remembered.
+            // A lost event may be newer than what the ring remembers of its key.
             latest.lost_before(end);
         }
     }
 
-    /// Drops what is older than `age`, and what only sped up reading.
+    /// Drops entries that are older than `age`, and the joined runs, which only sped up reading.
     pub(super) fn trim(&mut self, age: Duration) {
         self.batches.clear();
         let is_old = |entry: &Arc<Entry>| entry.at.elapsed() > age;
-        // The end stays: a new listener must be told.
+        // The end stays, because a new listener must receive it.
         while self.entries.front().is_some_and(|entry| is_old(entry) && !entry.is_end()) {
             self.pop();
         }
@@ -205,14 +208,14 @@ impl Ring {
         self.drop_oldest(self.bytes / 2, 1, keys / 2);
     }
 
-    /// Drops everything, but for the end of the channel.
+    /// Drops everything except the end of the channel.
     pub(super) fn drop_all(&mut self) {
         self.drop_oldest(0, 0, 0);
     }
 
     fn drop_oldest(&mut self, bytes: usize, count: usize, bytes_of_keys: usize) {
         self.batches.clear();
-        // The end stays: a listener that comes later must be told.
+        // The end stays, because a listener that comes later must receive it.
         while self.bytes > bytes && self.entries.len() > count && self.entries.front().is_some_and(|entry| !entry.is_end()) {
             self.cut_short = true;
             self.pop();
@@ -244,28 +247,30 @@ impl Ring {
         self.unpublished
     }
 
-    /// When the newest entry came.
+    /// Returns when the newest entry came.
     pub(super) fn newest_at(&self) -> Option<Instant> {
         self.entries.back().map(|entry| entry.at)
     }
 
-    /// Entries and estimated bytes, and whether the channel has ended.
+    /// Returns the number of entries, their estimated bytes, and whether the channel has ended.
     pub(super) fn size(&self) -> (usize, usize, bool) {
         (self.entries.len(), self.bytes, self.end.is_some())
     }
 
-    /// Estimated bytes, also of the newest event of each key where that is kept longer.
+    /// Returns the estimated bytes, also of the newest event of each key where the ring keeps it
+    /// longer.
     pub(super) fn held(&self) -> usize {
         self.share.counted()
     }
 
-    /// One past the last index.
+    /// Returns the index after the last one.
     pub(super) fn end_index(&self) -> u64 {
         self.first + self.entries.len() as u64
     }
 
-    /// How far a new listener is taken, of what is `visible`: the end of a channel is news for each
-    /// of them, however late.
+    /// Returns the index where a new listener begins to read, of what is `visible`. It is never
+    /// past the end event: each listener must receive the end of a channel, however late the
+    /// listener comes.
     fn before_end(&self, visible: u64) -> u64 {
         self.end.unwrap_or(u64::MAX).min(visible).max(self.first)
     }
@@ -274,7 +279,7 @@ impl Ring {
         usize::try_from(index.checked_sub(self.first)?).ok()
     }
 
-    /// Where a listener stands that has had everything before `index`.
+    /// Returns the position of a listener that has had everything before `index`.
     fn position_before(&self, index: u64) -> Position {
         match self.offset(index) {
             None | Some(0) => self.log_start,
@@ -285,7 +290,8 @@ impl Ring {
         }
     }
 
-    /// Equality, not a range: a position that lies within the ring and is not there was lost.
+    /// Finds the index after `cursor`. The search compares for equality, not for a range: a
+    /// position that lies within the ring and is not there was lost.
     fn index_after(&self, cursor: Position) -> Option<u64> {
         if cursor == self.head && cursor == self.expected_previous {
             return Some(self.end_index());
@@ -301,7 +307,7 @@ impl Ring {
         }
     }
 
-    /// Whether this very event stands here.
+    /// Returns whether this very event stands in the ring.
     pub(super) fn has(&self, event: &Event) -> bool {
         let is = |entry: &Arc<Entry>| {
             entry
@@ -315,7 +321,7 @@ impl Ring {
         found.is_ok_and(|offset| self.entries.get(offset).is_some_and(is))
     }
 
-    /// Where a listener begins that has everything up to `cursor`.
+    /// Finds where a listener begins that has everything up to `cursor`.
     pub(super) fn find(&self, cursor: Position) -> Found {
         match self.index_after(cursor) {
             Some(index) => Found::At(index),
@@ -324,8 +330,8 @@ impl Ring {
         }
     }
 
-    /// Where a listener without a cursor begins, of what is `visible`. `None`: the ring holds less
-    /// than it is sent, and history must be asked.
+    /// Returns where a listener without a cursor begins, of what is `visible`. Returns `None` if
+    /// the ring holds less than the listener must receive, so that the caller must ask history.
     pub(super) fn begin_fresh(&self, rule: &Rule, visible: u64) -> Option<Start> {
         let next = self.before_end(visible);
         Some(match rule.replay {
@@ -346,8 +352,8 @@ impl Ring {
                     return None;
                 }
                 let first = latest.map(|latest| latest.between(0, next)).unwrap_or_default();
-                // A listener that is cut off before it has the last of these must get them again:
-                // it has nothing yet.
+                // A listener that is cut off before it has the last of these must get them again.
+                // Its cursor is zero, because it has nothing yet.
                 let cursor = match first.is_empty() {
                     true => self.position_before(next),
                     false => Position::ZERO,
@@ -357,8 +363,9 @@ impl Ring {
         })
     }
 
-    /// For conflated channels: the newest of each key that a listener at `cursor` and `index` has
-    /// not had, if all of them are remembered.
+    /// Returns the newest event of each key that a listener at `cursor` and `index` has not had.
+    /// Returns `None` if the channel is not conflated, or if the ring does not remember all of
+    /// them.
     pub(super) fn catch_up_latest(&self, cursor: Position, index: u64, visible: u64) -> Option<Start> {
         let latest = self.latest.as_ref();
         let latest = latest.filter(|latest| self.conflates && latest.is_whole_from(index))?;
@@ -370,20 +377,20 @@ impl Ring {
         })
     }
 
-    /// The index where a listener goes on that gives up what it missed, and the position it then
-    /// stands at.
+    /// Returns the index and the position where a listener goes on that gives up what it missed.
     pub(super) fn skip(&self, visible: u64) -> (u64, Position) {
         let index = visible.max(self.first);
         (index, self.position_before(index))
     }
 
-    /// The beginning of the ring, if that is behind this position, and the position before it.
+    /// Returns the beginning of the ring, if that is behind this position, and the position before
+    /// it.
     pub(super) fn begin_behind(&self, position: Position) -> Option<(u64, Position)> {
         (self.log_start > position).then_some((self.first, self.log_start))
     }
 
-    /// A page of the events after `after` up to `through`, and whether the limit cuts it short.
-    /// `None`: the ring does not hold all of these, without a hole.
+    /// Returns a page of the events after `after` up to `through`, and whether the limit cuts it
+    /// short. Returns `None` if the ring does not hold all of these, without a hole.
     pub(super) fn page(&self, after: Position, through: Position, limit: PageLimit) -> Option<(Vec<Arc<Event>>, bool)> {
         let (start, end) = (self.index_after(after)?, self.index_after(through)?);
         let wanted = self.entries.range(self.offset(start)?..self.offset(end)?);
@@ -406,22 +413,23 @@ impl Ring {
         Some((events, false))
     }
 
-    /// What a listener at `index` is sent first, and its index.
+    /// Returns the entry that a listener at `index` receives first, and the entry's index.
     pub(super) fn next_sent(&self, index: u64) -> Option<(u64, Arc<Entry>)> {
         let rest = self.entries.range(self.offset(index)?.min(self.entries.len())..);
-        // Where a newer event of the same key stands behind a gap, the older one is not sent.
+        // The listener does not receive an event if a newer one of the same key stands behind a
+        // gap.
         let left_out = |entry: &Entry| entry.is_hidden() || self.conflates && entry.is_superseded_before(u64::MAX);
         let (index, entry) = (index..).zip(rest).find(|(_, entry)| !left_out(entry))?;
         Some((index, entry.clone()))
     }
 
-    /// Whether the channel has ended, and a listener at `index` has had all of it.
+    /// Returns whether the channel has ended and a listener at `index` has had all of it.
     pub(super) fn is_over(&self, index: u64) -> bool {
         self.end.is_some() && index >= self.end_index()
     }
 
-    /// The entries from `from` that are to be sent, up to `visible` or [`READ_BYTES`]. `None`:
-    /// `from` is gone.
+    /// Collects the entries from `from` that listeners receive, up to `visible` or [`READ_BYTES`].
+    /// Returns `None` if `from` is gone.
     pub(super) fn collect(&self, from: u64, visible: u64) -> Option<Collected> {
         let mut entries = Vec::new();
         let mut bytes = 0;
@@ -431,8 +439,8 @@ impl Ring {
                 break;
             }
             next += 1;
-            // Only what is visible supersedes: otherwise a key that changes faster than the rate
-            // would never be sent.
+            // Only a visible event supersedes another. Otherwise listeners would never receive a
+            // key that changes faster than the rate.
             if entry.is_hidden() || self.conflates && entry.is_superseded_before(visible) {
                 continue;
             }
@@ -446,7 +454,7 @@ impl Ring {
         })
     }
 
-    /// What all that it holds costs, counted anew.
+    /// Returns the cost of everything that the ring holds, counted anew.
     #[cfg(all(test, not(loom)))]
     pub(super) fn recount(&self) -> usize {
         let latest = self.latest.iter().flat_map(Latest::entries);

@@ -1,5 +1,4 @@
-//! One member of a channel: its connections to this node, what other nodes say of it, and both as
-//! one.
+//! A member of a channel has connections to this node, reports of other nodes, and both as one.
 
 use std::sync::Arc;
 
@@ -9,47 +8,48 @@ use crate::directory::{MemberEntry, NodeId};
 use crate::event::{Data, JsonText, Position};
 use crate::format::Member;
 
-/// A member's connections to this node.
+/// This type counts a member's connections to this node.
 #[derive(Default)]
 pub(super) struct OwnConnections {
     live: u32,
     leaving: u32,
-    /// How many of those that leave have come back: so many departures do not count.
+    /// Counts the leaving connections that have come back. As many departures do not count.
     back: u32,
     pub(super) metadata: Metadata,
-    /// Whether the directory is to be told next.
+    /// Says whether the member waits for its turn to be announced to the directory.
     pub(super) queued: bool,
     pub(super) announced: Announced,
 }
 
-/// What the directory was told of a member of this node.
+/// This state records what the node has sent to the directory about one of its members.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Announced {
-    /// Nothing, or that it is gone.
+    /// The node has sent nothing, or the directory knows that the member is gone.
     #[default]
     Nothing,
-    /// This many connections, with metadata of this time. Zero: that it is gone, and the directory
-    /// has not answered yet.
+    /// The node has sent this many connections, with metadata of this time. A count of zero says
+    /// that the member is gone, and that the directory has not answered yet.
     Connections { count: u32, metadata_at: u64 },
-    /// Something that may have arrived or not.
+    /// The node has sent an announcement that may have arrived or not.
     Unknown,
 }
 
-/// What another node says of a member.
+/// Another node reports this of a member.
 pub(super) struct OtherNode {
     node: NodeId,
     stamp: u64,
     report: MemberReport,
 }
 
-/// What a node says of a member.
+/// A report is what one node says of a member.
 #[derive(Clone)]
 pub(super) struct MemberReport {
     pub(super) connections: u32,
     pub(super) metadata: Metadata,
 }
 
-/// Metadata of a user, and when it was set, in microseconds since 1970; zero: never.
+/// This type holds the metadata of a user and when it was set, in microseconds since 1970. Zero
+/// means never.
 #[derive(Clone, Default)]
 pub(super) struct Metadata {
     pub(super) at: u64,
@@ -57,12 +57,12 @@ pub(super) struct Metadata {
 }
 
 impl OwnConnections {
-    /// The connections that count, those that may come back among them.
+    /// Returns how many connections count, including those that may come back.
     pub(super) fn count(&self) -> u32 {
         self.live.saturating_add(self.leaving)
     }
 
-    /// A connection begins. True: what this node says of the member is now something else.
+    /// Counts a connection that begins. Returns true if this node's report of the member changes.
     pub(super) fn enter(&mut self, meta: Option<&JsonText>) -> bool {
         let before = (self.count(), self.metadata.at);
         self.live = self.live.saturating_add(1);
@@ -79,18 +79,19 @@ impl OwnConnections {
         before != (self.count(), self.metadata.at)
     }
 
-    /// A connection is over, and does not count any more.
+    /// Ends a connection, which does not count any more.
     pub(super) fn exit(&mut self) {
         self.live = self.live.saturating_sub(1);
     }
 
-    /// A connection is over, and counts until [`OwnConnections::depart`].
+    /// Ends a connection, which counts until [`OwnConnections::depart`].
     pub(super) fn begin_to_leave(&mut self) {
         self.exit();
         self.leaving += 1;
     }
 
-    /// The grace of a connection is over. False: one has come back in its place.
+    /// Ends the grace of a connection. Returns false if another connection has come back in its
+    /// place.
     pub(super) fn depart(&mut self) -> bool {
         if self.back > 0 {
             self.back -= 1;
@@ -100,7 +101,8 @@ impl OwnConnections {
         true
     }
 
-    /// Whether the directory does not know yet what this node says; if so, it is told now.
+    /// Returns whether the directory does not know this node's report yet. If so, records the
+    /// report as announced, because the caller sends it now.
     pub(super) fn announce(&mut self) -> bool {
         let count = self.count();
         let now = Announced::Connections {
@@ -137,7 +139,7 @@ impl OtherNode {
 }
 
 impl MemberReport {
-    /// A byte for the format, the number of connections, when the metadata was set, and the
+    /// Encodes a byte for the format, the number of connections, when the metadata was set, and the
     /// metadata as JSON.
     pub(super) fn encode(&self) -> Bytes {
         let meta = self.metadata.meta.as_ref().map_or("", |meta| meta.as_str());
@@ -171,8 +173,8 @@ impl MemberReport {
     }
 }
 
-/// Takes in what another node says, unless it is older than what is known. `report` is what the
-/// entry says; `None`: that it is cleared. True: something has changed.
+/// Takes in another node's report, unless it is older than the known one. `report` is the content
+/// of the entry, and `None` says that the entry is cleared. Returns true if something has changed.
 pub(super) fn take_in(others: &mut Vec<OtherNode>, entry: &MemberEntry, report: Option<MemberReport>) -> bool {
     let node = entry.node;
     let newer = (node.incarnation, entry.stamp);
@@ -180,8 +182,8 @@ pub(super) fn take_in(others: &mut Vec<OtherNode>, entry: &MemberEntry, report: 
     if others.iter().any(known) {
         return false;
     }
-    // If a node began another life, only the last one counts. So no member is counted twice before
-    // the first life is known to be dead.
+    // If a node has registered again, only its last incarnation counts. So no member counts twice
+    // before the node knows that the first incarnation is gone.
     others.retain(|other| other.node.process != node.process);
     if let Some(report) = report {
         others.push(OtherNode {
@@ -193,7 +195,7 @@ pub(super) fn take_in(others: &mut Vec<OtherNode>, entry: &MemberEntry, report: 
     true
 }
 
-/// The member over all nodes; `None`: is on none.
+/// Returns the member over all nodes, or `None` if it is on no node.
 pub(super) fn merge(id: &Arc<str>, others: &[OtherNode], own: Option<&OwnConnections>) -> Option<Member> {
     let own = own.filter(|own| own.count() > 0);
     let connections = others.iter().map(|other| other.report.connections);
@@ -212,7 +214,7 @@ pub(super) fn merge(id: &Arc<str>, others: &[OtherNode], own: Option<&OwnConnect
     })
 }
 
-/// Users in the order of their ids, the anonymous last.
+/// Sorts the members by user id, the anonymous last.
 pub(super) fn in_order(mut members: Vec<Arc<Member>>) -> Vec<Arc<Member>> {
     members.sort_unstable_by(|a, b| (a.user.is_none(), &a.user).cmp(&(b.user.is_none(), &b.user)));
     members

@@ -1,4 +1,5 @@
-//! The log as a list that forgets nothing, with a note of what a ring would have dropped.
+//! This model of the log is a list that forgets nothing, with a note of what a ring would have
+//! dropped.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ pub(super) struct Naive {
     pub(super) visible: usize,
     pub(super) head: u64,
     pub(super) expected_previous: u64,
-    /// The highest position so far.
+    /// Holds the highest position so far.
     pub(super) highest: u64,
     pub(super) latest: bool,
     max_events: usize,
@@ -23,21 +24,21 @@ pub(super) struct Naive {
 
 pub(super) struct NaiveEntry {
     position: u64,
-    /// What comes next names this as its previous.
+    /// The next entry names this position as its previous.
     expected_previous: u64,
-    /// `None`: a gap.
+    /// Holds the event's key. `None` marks a gap.
     key: Option<u8>,
     weight: usize,
     cost: usize,
     at: Instant,
 }
 
-/// What a read gives.
+/// A read of the model gives this result.
 #[derive(Debug, PartialEq)]
 pub(super) enum ReadText {
     Nothing,
     FellOff,
-    /// What was written, and the index after it.
+    /// The read gives this text, and the index after it.
     Text(String, u64),
 }
 
@@ -88,7 +89,7 @@ impl Naive {
         self.kept().iter().map(|entry| entry.cost).sum()
     }
 
-    /// The index where a new listener begins.
+    /// Returns the index where a new listener begins.
     pub(super) fn live(&self) -> u64 {
         self.visible.max(self.first) as u64
     }
@@ -119,9 +120,9 @@ impl Naive {
         ReadText::Text(text, next as u64)
     }
 
-    /// A cursor is known if it is the head, stands in the ring, or just before it; of two that are
-    /// the same, the later counts. That of a gap behind which the stream goes back is none, because
-    /// it stands for events that are lost.
+    /// Finds where a cursor stands. A cursor is known if it is the head, stands in the ring, or
+    /// just before it. Of two that are the same, the later counts. The cursor of a gap behind which
+    /// the stream goes back is not known, because it stands for lost events.
     pub(super) fn find(&self, cursor: u64) -> Found {
         let log_start = self
             .first
@@ -142,14 +143,14 @@ impl Naive {
         before.map_or(BASE, |before| self.all[before].expected_previous)
     }
 
-    /// The newest event of each key from `index` on, unless it is still to be shown.
+    /// Returns the newest event of each key from `index` on, unless the log has not shown it yet.
     pub(super) fn newest(&self, index: u64) -> Vec<u64> {
         let newest = |at: usize| {
             let key = self.all[at].key;
             key.is_some() && self.all[at + 1..].iter().all(|later| later.key != key)
         };
         let from = usize::try_from(index).unwrap();
-        // What has left the ring before it was shown is as good as shown.
+        // An event that left the ring before the log showed it counts as shown.
         (from..self.visible.max(self.first).max(from))
             .filter(|&at| newest(at))
             .map(|at| self.all[at].position)
