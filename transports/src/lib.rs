@@ -1,14 +1,14 @@
-//! Airwave's transports, as axum routes on a [`Hub`](airwave_core::Hub).
+//! Airwave's transports are axum routes on a [`Hub`](airwave_core::Hub).
 //!
-//! - [`sse`]: the server tells, the client listens
-//! - [`websocket`]: client and server converse
+//! - [`sse`]: the server sends, the client listens
+//! - [`websocket`]: client and server send to each other
 //! - [`http`]: publish, send, history, health
 //! - [`prometheus`]: metrics as text
-//! - [`request`], [`accept`], [`envelope`]: what they have in common; [`socket`]: taking a
+//! - [`request`], [`accept`], [`envelope`]: the parts that they share; [`socket`]: taking a
 //!   connection back from hyper
 //!
-//! One URL per channel: [`router`] asks each [`Transport`] whether a request is its own. Siblings
-//! never import each other.
+//! Each channel has one URL: [`router`] asks each [`Transport`] whether a request is its own.
+//! Siblings never import each other.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]

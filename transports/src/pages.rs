@@ -1,5 +1,5 @@
-//! Pages of history on their way out: how many a node reads at once, and how long a client may hold
-//! one without reading it.
+//! This module bounds how many pages of history a node reads at once. It also bounds how long a
+//! client may hold a page without reading it.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,20 +20,21 @@ use tokio::time::{sleep, timeout};
 
 /// A page ends after this many bytes of messages, with `more: true`.
 pub(crate) const PAGE_BYTES: usize = 256 << 10;
-/// Pages that a node reads or writes at once, and those of one address.
+/// Bounds the pages that a node reads or writes at once, in all and of one address.
 const AT_ONCE: usize = 16;
 const AT_ONCE_PER_ADDRESS: usize = 4;
-/// Requests that wait for their turn, on the node and of one address, and how long each may wait.
+/// Bounds the requests that wait for their turn, on the node and of one address, and how long each
+/// may wait.
 const WAITING: usize = 256;
 const WAITING_PER_ADDRESS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A body is handed out in pieces of this size: what a server buffers of an unread answer is one of
-/// them.
+/// A body hands out pieces of this size, so a server buffers one piece of an unread answer.
 const PIECE: usize = 16 << 10;
-/// Addresses are swept from the table when it has grown to this many.
+/// The node sweeps unused addresses from the table when it has grown to this many.
 const SWEPT_AT: usize = 1024;
 
-/// Lets a few pages be read at a time. The others wait in order, in a queue of bounded length.
+/// This queue lets a node read a few pages at a time. The other requests wait in order, and the
+/// queue's length is bounded.
 pub(crate) struct Pages {
     node: Arc<Semaphore>,
     waiting: AtomicUsize,
@@ -45,18 +46,18 @@ struct Turns {
     waiting: AtomicUsize,
 }
 
-/// A page's turn. Dropping it lets the next one in.
+/// A turn lets one page be read. Dropping it lets the next request in.
 pub(crate) struct Turn {
     _node: OwnedSemaphorePermit,
     _address: Option<(OwnedSemaphorePermit, Arc<Turns>)>,
 }
 
-/// One that waits; dropping it leaves the queue.
+/// This guard holds the place of a request that waits. Dropping it leaves the queue.
 struct QueuePlace<'a>(&'a AtomicUsize);
 
 impl<'a> QueuePlace<'a> {
     fn join(queue: &'a AtomicUsize, most: usize) -> Result<Self, Refusal> {
-        // Made first, so that a refusal leaves the queue, too.
+        // The guard exists before the check, so that a refusal leaves the queue, too.
         let waiting = QueuePlace(queue);
         if queue.fetch_add(1, Ordering::Relaxed) < most {
             Ok(waiting)
@@ -98,7 +99,8 @@ impl Pages {
             None => None,
         };
         let turn = async {
-            // The address first: those of one address must not fill the node's queue.
+            // The request waits for its address first: requests of one address must not fill the
+            // node's queue.
             let address = match &of_address {
                 Some(turns) => Some((turns.turns.clone().acquire_owned().await?, turns.clone())),
                 None => None,
@@ -136,7 +138,7 @@ impl Pages {
     }
 }
 
-/// A page's bytes on their way to a client.
+/// This body holds a page's bytes on their way to a client.
 struct PageBody {
     left: Arc<Mutex<Left>>,
     watch: AbortHandle,
@@ -144,7 +146,7 @@ struct PageBody {
 
 struct Left {
     bytes: Bytes,
-    /// The turn ends when the last piece has been handed out.
+    /// The turn ends when the body has handed out the last piece.
     turn: Option<Turn>,
     cut: bool,
 }
@@ -153,8 +155,8 @@ fn lock(left: &Mutex<Left>) -> MutexGuard<'_, Left> {
     left.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The body of an answer that holds a page. A client that takes nothing of it for `stalled` loses
-/// it, and with it the turn.
+/// Returns the body of an answer that holds a page. A client that takes nothing of it for `stalled`
+/// loses it, and with it the turn.
 pub(crate) fn body(bytes: Bytes, turn: Turn, stalled: Duration) -> Body {
     if bytes.len() <= PIECE {
         // A server buffers a piece anyway.
@@ -199,7 +201,7 @@ impl http_body::Body for PageBody {
             return Poll::Ready(None);
         }
         let piece = left.bytes.len().min(PIECE);
-        // A copy, so that an unread piece does not keep the whole page.
+        // The body copies the piece, so that an unread piece does not keep the whole page.
         let piece = Bytes::copy_from_slice(&left.bytes.split_to(piece));
         if left.bytes.is_empty() {
             (left.bytes, left.turn) = (Bytes::new(), None);

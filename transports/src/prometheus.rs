@@ -1,11 +1,11 @@
-//! The text formats of Prometheus, made of a [`Snapshot`] of a node's metrics.
+//! This module writes a [`Snapshot`] of a node's metrics in the text formats of Prometheus.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 
 use airwave_core::observe::{Family, Histogram, Kind, Snapshot, Value};
 
-/// A text format for metrics.
+/// A node writes its metrics as text in one of these formats.
 ///
 /// # Examples
 ///
@@ -21,9 +21,9 @@ use airwave_core::observe::{Family, Histogram, Kind, Snapshot, Value};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TextFormat {
-    /// Prometheus's own, version 0.0.4.
+    /// Names Prometheus's own format, version 0.0.4.
     Prometheus,
-    /// OpenMetrics 1.0.
+    /// Names OpenMetrics 1.0.
     OpenMetrics,
 }
 
@@ -79,12 +79,13 @@ fn add_sample(text: &mut String, name: &str, labels: &[(String, String)], value:
         Value::Signed(value) => add_line(text, name, labels, value),
         Value::Float(value) => add_line(text, name, labels, value),
         Value::Histogram(histogram) => add_histogram(text, name, labels, histogram),
-        // A value of a kind that this format does not know yet is left out.
+        // The format leaves out a value of a kind that it does not know yet.
         _ => {}
     }
 }
 
-/// Buckets count what is not larger than their bound, the smaller ones included.
+/// Adds the lines of a histogram. A bucket counts the values that are not larger than its bound,
+/// those of the smaller buckets included.
 fn add_histogram<'a, L>(text: &mut String, name: &str, labels: L, histogram: &Histogram)
 where
     L: Iterator<Item = (&'a str, Cow<'a, str>)> + Clone,
@@ -111,7 +112,7 @@ fn add_line<'a>(text: &mut String, name: &str, labels: impl Iterator<Item = (&'a
     let _ = writeln!(text, "{end} {value}");
 }
 
-/// The value of a label, as it stands between quotes.
+/// This type displays the value of a label, as it stands between quotes.
 struct EscapedLabel<'a>(&'a str);
 
 impl Display for EscapedLabel<'_> {

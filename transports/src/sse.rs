@@ -1,5 +1,5 @@
-//! Server-sent events: the server tells, the client listens. The format is WHATWG HTML, section 9.2
-//! "Server-sent events".
+//! With server-sent events, the server sends and the client listens. The format is WHATWG HTML,
+//! section 9.2 "Server-sent events".
 
 use std::fmt::{Display, Write};
 use std::future::Future;
@@ -36,12 +36,12 @@ use crate::transport::{ChannelRequest, Transport};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// How many bytes a listener may send after its request: some clients and proxies send a little.
-/// More ends the stream.
+/// Bounds the bytes that a listener may send after its request: some clients and proxies send a
+/// little. More ends the stream.
 const MOST_SENT: usize = 4096;
 const EVENT_STREAM: &str = "text/event-stream";
 
-/// The SSE transport: `GET /channels/{name}` with `Accept: text/event-stream`, and `GET
+/// The SSE transport answers `GET /channels/{name}` with `Accept: text/event-stream`, and `GET
 /// /events?channel=…&channel=…`.
 pub struct Sse {
     one: FormatHandle,
@@ -49,7 +49,7 @@ pub struct Sse {
 }
 
 impl Sse {
-    /// Registers its formats with the hub.
+    /// Registers the transport's formats with the hub.
     ///
     /// # Errors
     /// Those of [`Hub::register_format`].
@@ -107,13 +107,13 @@ async fn events(State((hub, format)): State<(Hub, FormatHandle)>, request: Reque
     }
 }
 
-/// `Last-Event-ID` wins over `?after=`: a browser that comes back sends both, and the header is
-/// newer.
+/// Returns the text of the request's cursor. `Last-Event-ID` wins over `?after=`: a browser that
+/// comes back sends both, and the header is newer.
 fn cursor_text(parts: &Parts) -> Result<Option<String>, Refusal> {
     match header_text(&parts.headers, &LAST_EVENT_ID) {
         Ok(Some(text)) => Ok(Some(text.to_owned())),
         Ok(None) => query_value(parts, "after"),
-        // Not a cursor of ours, so it is one that cannot be read.
+        // The header is not a cursor of ours, so it counts as one that the node cannot read.
         Err(_) => Ok(Some("?".to_owned())),
     }
 }
@@ -197,8 +197,8 @@ async fn serve(
     session.connection().forget_request();
     if joined.iter().all(|joined| joined.is_over()) {
         session.ends_by(CloseCause::Ended);
-        // WHATWG HTML 9.2.3: any status but 200 makes an EventSource stop; 204 says that this is as
-        // it should be.
+        // Any status but 200 makes an EventSource stop (WHATWG HTML 9.2.3). The status 204 says
+        // that this is as it should be.
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
         return Ok(response);
@@ -233,7 +233,7 @@ async fn serve(
     Ok(response)
 }
 
-/// The body that a HEAD is not sent: its length is not known.
+/// A HEAD does not receive this body, whose length is not known.
 struct Endless;
 
 impl http_body::Body for Endless {
@@ -254,7 +254,8 @@ fn stream_response(body: Body) -> Response {
     response
 }
 
-/// A temporary "no" must not look like one: an EventSource never comes back after a 429 or a 5xx.
+/// Returns the answer to a refused request. The answer to a temporary refusal must not look like a
+/// refusal: an EventSource never comes back after a 429 or a 5xx.
 fn refused(hub: &Hub, refusal: &Refusal, url: Option<&str>) -> Response {
     hub.metrics().refused(refusal.code);
     if !refusal.code.is_temporary() {
@@ -270,8 +271,8 @@ fn refused(hub: &Hub, refusal: &Refusal, url: Option<&str>) -> Response {
     stream_response(Body::from(OneChannel.notice(&notice)))
 }
 
-/// A session on its way out of the router: the body takes it, or the task that takes the socket
-/// back.
+/// This slot holds a session on its way out of the router. The body takes the session, or the task
+/// that takes the socket back.
 #[derive(Clone)]
 struct Unclaimed(Arc<Mutex<Option<Session>>>);
 
@@ -281,18 +282,18 @@ impl Unclaimed {
     }
 }
 
-/// The session as an HTTP body, for HTTP/2, TLS and servers that are not ours.
+/// This body carries the session over HTTP, for HTTP/2, TLS and servers that are not ours.
 struct Stream {
     session: Option<Session>,
     unclaimed: Unclaimed,
     done: bool,
-    /// What the client sends after its request, although nothing asks for it.
+    /// Holds what the client sends after its request, although the server does not ask for it.
     incoming: Option<Body>,
     room: usize,
 }
 
 impl Stream {
-    /// Ready: the client has sent more than a listener may.
+    /// Polls what the client sends. Ready means that the client has sent more than a listener may.
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         use http_body::Body as _;
         while let Some(incoming) = &mut self.incoming {
@@ -337,9 +338,10 @@ impl http_body::Body for Stream {
         let mut out = Vec::new();
         let turn = ready!(session.poll_turn(cx, &mut out));
         match turn {
-            // Until we are polled again, the server waits for the socket.
+            // Until the server polls this body again, it waits for the socket.
             Turn::Frames => session.stalled(true),
-            // Closed. A turn that this stream does not know ends it too: the client comes back.
+            // The session is closed. A turn that this stream does not know ends it too: the client
+            // comes back.
             _ => {
                 self.done = true;
                 self.session = None;
@@ -352,7 +354,7 @@ impl http_body::Body for Stream {
     }
 }
 
-/// One piece, so that one frame of HTTP/2 and one write go out, whatever waited.
+/// Joins the pieces to one, so that one frame of HTTP/2 and one write go out, whatever waited.
 fn joined(mut pieces: Vec<Bytes>) -> Option<Bytes> {
     if pieces.len() < 2 {
         return pieces.pop();
@@ -362,23 +364,25 @@ fn joined(mut pieces: Vec<Bytes>) -> Option<Bytes> {
     Some(all.freeze())
 }
 
-/// Writes a session to a socket that was taken back, after `head`, until either side is done.
+/// This task writes a session to a socket that was taken back, after `head`, until either side is
+/// done.
 ///
-/// In the order of its fields, like [`Session`].
+/// The fields lie in memory in this order, like those of [`Session`].
 #[repr(C)]
 struct SocketStream<S> {
     out: Outgoing,
     closing: bool,
-    /// Each turn is a chunk of the body.
+    /// Says whether each turn is a chunk of the body.
     chunked: bool,
-    /// How many bytes the client may still send, although nothing asks for them.
+    /// Counts the bytes that the client may still send, although the server does not ask for them.
     room: u16,
     socket: S,
     session: Session,
 }
 
 impl<S: Socket> SocketStream<S> {
-    /// `head`: the response's head, and whatever else stands before the stream.
+    /// Makes a task whose output begins with `head`: the response's head, and whatever else stands
+    /// before the stream.
     fn new(session: Session, socket: S, head: Bytes, chunked: bool) -> Self {
         let mut out = Outgoing::default();
         out.pieces.push(head);
@@ -411,7 +415,8 @@ impl<S: Socket> SocketStream<S> {
             match ready!(self.session.poll_turn(cx, &mut self.out.pieces)) {
                 Turn::Frames => {}
                 Turn::Closed(CloseReason::Stalled) => return Poll::Ready(()),
-                // Closed. A turn that this stream does not know ends it too: the client comes back.
+                // The session is closed. A turn that this stream does not know ends it too: the
+                // client comes back.
                 _ => self.closing = true,
             }
             if self.chunked {
@@ -435,10 +440,10 @@ impl<S: Socket> Future for SocketStream<S> {
     }
 }
 
-/// The format of a stream of one channel: what a plain `EventSource` wants.
+/// This format writes a stream of one channel, as a plain `EventSource` wants it.
 pub struct OneChannel;
 
-/// The format of a stream of several channels: envelopes, and one cursor of them all.
+/// This format writes a stream of several channels: envelopes, and one cursor of them all.
 pub struct ManyChannels;
 
 impl Format for OneChannel {
@@ -459,7 +464,7 @@ impl Format for OneChannel {
         match &message.data {
             Data::Json(json) => data_line(&mut text, json.as_str()),
             Data::Text(lines) => data_lines(&mut text, lines),
-            // Binary and opaque data, and any kind that core adds.
+            // The format encodes binary and opaque data as base64, and any kind that core adds.
             binary => {
                 text.push_str("data: ");
                 STANDARD.encode_string(binary.as_bytes(), &mut text);
@@ -508,8 +513,8 @@ fn data_line(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-/// One `data:` line per line. WHATWG HTML 9.2.6: a reader ends lines at CR LF, LF or CR, so a bare
-/// CR in a payload must not be left in.
+/// Writes one `data:` line per line. A reader ends lines at CR LF, LF or CR (WHATWG HTML 9.2.6), so
+/// a bare CR in a payload must not be left in.
 fn data_lines(text: &mut String, lines: &str) {
     let mut rest = lines;
     while let Some(end) = rest.find(['\r', '\n']) {
@@ -552,7 +557,7 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
                 refusal.json_fields(*url)
             )
         }
-        // Has no id, because no client resumes from here.
+        // The event has no id, because no client resumes from here.
         Notice::Members { channel, members, more } => {
             format!(
                 "event: airwave.presence\ndata: {{{}}}\n\n",
@@ -580,8 +585,8 @@ fn notice_block(notice: &Notice<'_>) -> Bytes {
 mod tests {
     use super::*;
 
-    /// What each of ten thousand idle streams costs beside its kernel buffers, one subscription
-    /// included. The test fails when a change makes it grow.
+    /// Bounds what each of ten thousand idle streams costs beside its kernel buffers, one
+    /// subscription included. The test fails when a change makes it grow.
     #[test]
     fn a_stream_is_small() {
         let socket = size_of::<SocketStream<tokio::net::TcpStream>>();
