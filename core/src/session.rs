@@ -350,7 +350,9 @@ impl Session {
 
     /// Puts everything that waits for this client into `out`, up to about 64 KiB.
     ///
-    /// Returns pending if nothing waits. The session then wakes the task when something does.
+    /// Returns pending if nothing waits. The session then wakes the task when something does. The
+    /// caller takes all pieces out of `out` before the next call: a turn that finds pieces there
+    /// counts them as its own, and returns at once.
     pub fn poll_turn(&mut self, cx: &mut Context<'_>, out: &mut Vec<Bytes>) -> Poll<Turn> {
         // The turn before this one took everything. Anything newer has set the flag, so a listener
         // that has written its event is spared a second look.
