@@ -1,5 +1,5 @@
-//! What an application gives us may panic. It is caught here, told to the client as `internal`,
-//! logged and counted.
+//! This module catches the panics of code and values that the application provides. The client is
+//! answered `internal`, and the node logs and counts the panic.
 
 use std::any::Any;
 use std::future::Future;
@@ -12,7 +12,8 @@ use crate::event::ChannelName;
 use crate::observe::Metrics;
 use crate::refusal::Refusal;
 
-/// Which call of a handler it is. Payloads never reach a log, so none is here.
+/// A call names the handler's method, its channel and its event. It holds no payload, because
+/// payloads never reach a log.
 #[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {
     pub(crate) metrics: &'a Metrics,
@@ -22,13 +23,13 @@ pub(crate) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Runs what cannot wait.
+    /// Runs code that does not wait, and turns its panic into a refusal.
     pub(crate) fn run<T>(&self, act: impl FnOnce() -> T) -> Result<T, Refusal> {
         catch_unwind(AssertUnwindSafe(act)).map_err(|panic| self.panicked(panic))
     }
 
-    /// Runs a method to its end. `begin` is inside as well: what a method does before its first
-    /// `await` may panic, too.
+    /// Runs a method to its end. This covers `begin` as well, because the method may panic before
+    /// its first `await`, too.
     pub(crate) async fn wait<T, F>(&self, begin: impl FnOnce() -> F) -> Result<T, Refusal>
     where
         F: Future<Output = T> + Unpin,
@@ -40,7 +41,7 @@ impl Call<'_> {
         std::future::poll_fn(|cx| running.poll(cx)).await
     }
 
-    /// The method's answer. What is the application's own error goes to the log, and to no client.
+    /// Returns the method's answer. The application's own error goes to the log, and to no client.
     pub(crate) fn answer<T>(&self, answer: Result<T, Refusal>) -> Result<T, Refusal> {
         answer.map_err(|mut refusal| {
             if let Some(error) = refusal.take_cause() {
@@ -57,7 +58,7 @@ impl Call<'_> {
     }
 
     fn panicked(&self, panic: Box<dyn Any + Send>) -> Refusal {
-        // Its text was written by the panic hook; it may hold what the client sent.
+        // The panic hook writes the panic's text, which may hold what the client sent.
         drop_quietly(panic);
         self.metrics.handler_panics.inc();
         tracing::error!(
@@ -70,7 +71,7 @@ impl Call<'_> {
     }
 }
 
-/// A handler's method under way. Dropped on the way, it may panic like while it runs.
+/// This future runs a handler's method. Its drop may panic, as the method itself may.
 struct Running<'a, F> {
     future: Option<F>,
     call: Call<'a>,
@@ -81,7 +82,7 @@ impl<F: Future + Unpin> Running<'_, F> {
         let future = &mut self.future;
         let polled = self.call.run(|| {
             let running = future.as_mut().map(|future| Pin::new(future).poll(cx));
-            // What it holds goes while panics are caught.
+            // The call drops the finished future here, where it catches the panics of that drop.
             if matches!(running, Some(Poll::Ready(_))) {
                 *future = None;
             }
@@ -105,7 +106,8 @@ impl<F> Drop for Running<'_, F> {
     }
 }
 
-/// A value of the application's, whose drop may panic wherever the last of us lets go of it.
+/// This type holds a value of the application. The last clone drops the value, wherever it is, and
+/// that drop may panic.
 #[derive(Clone)]
 pub(crate) struct Details(Option<Arc<dyn Any + Send + Sync>>);
 
@@ -129,7 +131,7 @@ impl Drop for Details {
 
 fn drop_quietly<T>(value: T) {
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        // Whatever it is, dropping it has to end somewhere.
+        // The payload of a panic may panic in its own drop again. Forgetting it ends the chain.
         std::mem::forget(again);
     }
 }

@@ -1,8 +1,8 @@
-//! Follows one channel for its log: takes the feed of the broker, checks the chain, and heals what
-//! is broken from history, or announces a gap.
+//! A follower feeds the log of one channel. It takes the broker's feed, checks the chain, and heals
+//! a broken chain from history, or announces a gap.
 //!
-//! This is the one place where `previous` is checked, for every broker. A healthy log costs no
-//! task: the broker's feed calls in here directly.
+//! Only this module checks `previous`, for every broker. A healthy log costs no task: the broker's
+//! feed calls the follower directly.
 
 mod pending;
 mod rate_window;
@@ -28,21 +28,21 @@ use crate::ring_memory::RingMemory;
 use crate::rule::Rule;
 use crate::unhealed::Unhealed;
 
-/// How much one history read asks for while healing.
+/// Bounds the page of history that one read asks for while healing.
 const HEAL_PAGE: PageLimit = PageLimit::events(1000).with_bytes(4 << 20);
-/// How many fruitless history reads it takes until a chain that nothing closes is called a loss:
-/// about ten seconds.
+/// Bounds the fruitless history reads of one healing, which take about ten seconds. After them a
+/// chain that nothing closes counts as a loss.
 const HEAL_TRIES: u32 = 12;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// A feed that ends sooner than this is not followed again at once, so that a broker whose feeds do
-/// not last is not called in a busy loop.
+/// The follower waits before it follows again if its feed ended sooner than this. So feeds that do
+/// not last cause no busy loop of calls to the broker.
 const FEED_LASTS: Duration = Duration::from_secs(1);
 
-/// How long a log that heals keeps others from it. Part of a broker may be away: what is asked
-/// there must not delay what is asked elsewhere.
+/// Bounds how long a log that heals keeps its turn from other logs. Part of a broker may be away,
+/// and calls to that part must not delay calls to other parts.
 const HOLDS_TURN: Duration = Duration::from_millis(500);
 
-/// A log and the feed that fills it.
+/// A follower holds a log and the feed that fills it.
 pub(crate) struct Follower {
     pub(crate) log: Arc<Log>,
     backbone: Arc<Backbone>,
@@ -53,14 +53,14 @@ pub(crate) struct Follower {
 }
 
 struct FollowerState {
-    /// Tells the feed that is in use from one that was given up.
+    /// Distinguishes the feed in use from an abandoned one.
     generation: u64,
     feed: Option<Feed>,
-    /// How far the feed has come: its head, then its newest event.
+    /// Holds the position of the feed: its head at first, then its newest event.
     fed: Position,
-    /// When the feed was opened.
+    /// Holds the time at which the follower opened the feed.
     followed: Instant,
-    /// While the log heals, its events wait here.
+    /// Holds the feed's events while the log heals.
     healing: Option<Pending>,
     closed: bool,
 }
@@ -95,8 +95,8 @@ impl Follower {
     ) -> Result<Arc<Self>, BrokerError> {
         let want = rule.history.events.max(backbone.limits.ring_events);
         let history = if rule.history.events == 0 { 1 } else { want };
-        // More than the ring holds, so that the log sees that its ring begins behind the broker's
-        // history.
+        // The follower asks for more than the ring holds, so that the log sees that its ring begins
+        // behind the broker's history.
         let history = PageLimit::events(history).with_bytes(backbone.limits.ring_bytes.saturating_mul(2));
         let (feed, history) = backbone.open(&name, history).await?;
         let figures = backbone.metrics.by_rule(backbone.metrics.index_of(&rule)).clone();
@@ -124,19 +124,20 @@ impl Follower {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the log may lack events, or a gap, that the broker knows of already.
+    /// Returns whether the log may lack events, or a gap, that the broker knows of already.
     pub(crate) fn is_healing(&self) -> bool {
         self.lock().healing.is_some()
     }
 
-    /// Returns a page of history from the log. The broker tells only where the channel ends, so
-    /// that the page holds every event that was acknowledged before the call. `None`: the log does
-    /// not hold all of the page.
+    /// Returns a page of history from the log, or `None` if the log does not hold all of it. The
+    /// broker only reports where the channel ends. So the page holds every event that was
+    /// acknowledged before the call.
     pub(crate) async fn page(&self, after: Position, limit: PageLimit) -> Result<Option<Replay>, BrokerError> {
         if self.is_healing() || !matches!(self.log.find(after), Found::At(_)) || self.log.head() == after {
             return Ok(None);
         }
-        // With one event: a broker need not tell of an empty page whether it is complete.
+        // The node asks for one event: of an empty page a broker need not report whether it is
+        // complete.
         let newest = self
             .backbone
             .replay(&self.log.name, Some(after), PageLimit::events(1))
@@ -153,8 +154,8 @@ impl Follower {
         }))
     }
 
-    /// Lets the feed's events in. Not under our lock: the feed calls us back with the events that
-    /// wait, and it holds its own lock then.
+    /// Attaches the feed, so that its events reach the log. The call to the feed is not under the
+    /// follower's lock. The feed calls back with its waiting events, and holds its own lock then.
     fn attach(&self, feed: Feed, generation: u64) {
         {
             let mut state = self.lock();
@@ -177,7 +178,7 @@ impl Follower {
         drop(unwanted);
     }
 
-    /// Ends the feed. The log stays readable but hears nothing more.
+    /// Ends the feed. The log stays readable but receives no more events.
     pub(crate) fn close(&self) {
         let feed = {
             let mut state = self.lock();
@@ -203,10 +204,10 @@ impl Follower {
             }
             match self.log.append(event.clone()) {
                 Appended::Yes => {}
-                // History was read after the feed had been opened, so the log may be ahead of the
+                // The node reads history after it opens the feed, so the log may be ahead of the
                 // feed.
                 Appended::Known if goes_on || self.log.has(&event) => return,
-                // A feed that goes back is one of a store that does: history tells.
+                // A feed goes back only with its store. History shows what that store holds.
                 Appended::Known | Appended::Broken => {
                     tracing::debug!(channel = %self.log.name, position = %event.position, previous = %event.previous, "the chain is broken: healing");
                     state.healing = Some(Pending::since(event));
@@ -233,8 +234,8 @@ impl Follower {
         self.heal(generation + 1, Some(pause));
     }
 
-    /// Makes what was appended visible: at once, or where the rule has a rate, when the window has
-    /// passed.
+    /// Makes the appended events visible at once. Where the rule has a rate, they become visible
+    /// when the window has passed.
     fn show(&self) {
         let Some(window) = self.log.rule.window() else {
             self.log.show();
@@ -246,7 +247,7 @@ impl Follower {
             Show::At(due) => due,
         };
         let me = self.me.clone();
-        // One timer for the log, whatever the number of its listeners.
+        // One timer serves the log, whatever the number of its listeners.
         self.runtime.spawn(async move {
             sleep_until(due).await;
             if let Some(follower) = me.upgrade() {
@@ -256,7 +257,8 @@ impl Follower {
         });
     }
 
-    /// `follow_after`: the feed is gone; follow again after that pause.
+    /// Starts a task that heals the log. With `follow_after` the feed is gone, and the task follows
+    /// again after that pause.
     fn heal(&self, generation: u64, follow_after: Option<Duration>) {
         self.backbone.metrics.heals.inc();
         let pause = follow_after.filter(|pause| !pause.is_zero());
@@ -272,11 +274,11 @@ impl Follower {
         self.runtime.spawn(heal.until_whole(self.backbone.clone(), pause));
     }
 
-    /// Appends a page of history that was asked for with `after`; `give_up` as in
+    /// Appends a page of history that was asked for with `after`. `give_up` means the same as in
     /// [`Pending::take_in`].
     fn take_in(&self, generation: u64, after: Position, replay: &Replay, give_up: bool) -> Healed {
-        // Under the lock from the first look: of two that heal at once, one for the feed that ended
-        // meanwhile, only one may append.
+        // The follower holds the lock from the first check on. If the feed ends while one task
+        // heals, a second one begins, and only one of them may append.
         let mut state = self.lock();
         if state.generation != generation || state.closed {
             return Healed::Superseded;
@@ -292,9 +294,9 @@ impl Follower {
     }
 }
 
-/// Healing one log: what is known between one try and the next.
+/// This type heals one log, and keeps what is known between one try and the next.
 struct Heal {
-    /// The log's owner may go away meanwhile: only a weak handle is held across waits.
+    /// Holds only a weak handle across waits, because the log's owner may go away in between.
     follower: Weak<Follower>,
     generation: u64,
     follow_again: bool,
@@ -304,23 +306,23 @@ struct Heal {
 }
 
 impl Heal {
-    /// Tries until the log is whole again, or closed. `pause`: before the first try.
+    /// Tries until the log is whole again, or closed. Waits for `pause` before the first try.
     async fn until_whole(mut self, backbone: Arc<Backbone>, mut pause: Option<Duration>) {
         loop {
             if let Some(pause) = pause {
                 sleep(pause).await;
             }
             let Some(follower) = self.follower.upgrade() else { return };
-            // In its turn, so that a call's time counts from when it is made.
+            // The log waits for its turn first, so that a call's time counts from the call itself.
             let turns = match self.unhealed.is_some() || follower.log.is_unused() {
                 true => &backbone.turns.other,
                 false => &backbone.turns.awaited,
             };
             drop(follower);
-            // The semaphore is never closed.
+            // The node never closes the semaphore.
             let turn = turns.acquire().await.ok();
-            // In a box of its own: all logs of a node may wait for their turn at once, and each
-            // must take little room until then.
+            // Each try has a box of its own. All logs of a node may wait for their turn at once,
+            // and each must take little room until then.
             match Box::pin(self.try_once(&backbone, turn)).await {
                 Try::Done => return,
                 Try::Again(after) => pause = after,
@@ -348,7 +350,8 @@ impl Heal {
         let Some(follower) = self.follower.upgrade() else {
             return Try::Done;
         };
-        // Events that the log has, behind a gap that took them back, are no progress either.
+        // Events that the log has already, behind a gap that took them back, are no progress
+        // either.
         self.tries += u32::from(replay.events.last().is_none_or(|last| last.position <= log.head()));
         let healed = follower.take_in(self.generation, after, &replay, self.tries >= HEAL_TRIES);
         if let Healed::Superseded = healed {
@@ -363,8 +366,8 @@ impl Heal {
         }
     }
 
-    /// Follows again if need be, and reads what the broker has behind the log. `None`: the log's
-    /// owner has gone away.
+    /// Follows again if need be, and reads what the broker has behind the log. Returns `None` if
+    /// the log's owner has gone away.
     async fn read(&mut self, backbone: &Backbone, log: &Log) -> Result<Option<(Position, Replay)>, BrokerError> {
         let mut whole_at = None;
         if self.follow_again {
@@ -407,11 +410,11 @@ impl Heal {
     }
 }
 
-/// What follows a try.
+/// This type says what follows a try.
 enum Try {
-    /// The log is whole, or closed, or healed by another.
+    /// The log is whole, or closed, or another task has healed it.
     Done,
-    /// One more, after a pause.
+    /// The task tries again, after the pause if there is one.
     Again(Option<Duration>),
 }
 

@@ -1,5 +1,5 @@
-//! The open logs of one node: opens them, shares what many ask for, trims them, closes those that
-//! have no listeners.
+//! This module holds the open logs of one node. It opens them, shares what many callers ask for,
+//! trims them, and closes those that have no listeners.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -20,49 +20,50 @@ use crate::rule::Rule;
 use crate::singleflight::Singleflight;
 use crate::sync::{Mutex, lock};
 
-/// How many logs are looked at in one tick, so that a node with a million does not stutter.
+/// Bounds the logs that one tick looks at, so that a node with a million logs does not stutter.
 const LOGS_PER_TICK: usize = 50_000;
-/// How often a node at `limits.channels` looks for unused logs that can make room.
+/// A node at `limits.channels` waits this long between two searches for unused logs to close.
 const ROOM_PAUSE: Duration = Duration::from_secs(1);
 
-/// The logs of the channels that are open on this node.
+/// This type holds the logs of the channels that are open on this node.
 pub(crate) struct Logs {
     pub(crate) backbone: Arc<Backbone>,
-    /// By name, in order: a page of them needs no look at all the others.
+    /// Holds the logs in the order of their names, so that a page of them needs no look at the
+    /// others.
     open: Mutex<BTreeMap<ChannelName, Arc<Follower>>>,
     opening: Singleflight<ChannelName, Result<Arc<Follower>, BrokerError>>,
     asking: Singleflight<(ChannelName, Position, PageLimit), Result<Arc<Replay>, BrokerError>>,
-    /// When unused logs last had to make room.
+    /// Holds the time at which unused logs last had to make room.
     made_room: Mutex<Option<Instant>>,
-    /// What the rings of all logs take.
+    /// Counts the memory that the rings of all logs take.
     ring_memory: Arc<RingMemory>,
     formats: Arc<Formats>,
 }
 
-/// How far a round over all logs has come.
+/// A round notes how far a pass over all logs has come.
 #[derive(Default)]
 pub(crate) struct Round {
     after: Option<ChannelName>,
     events: usize,
 }
 
-/// A channel's state on this node, for people who look at it.
+/// This type describes a channel's state on this node, for people who look at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChannelState {
-    /// Its name.
+    /// Names the channel.
     pub name: ChannelName,
-    /// Its rule.
+    /// Holds the channel's rule.
     pub rule: Arc<Rule>,
-    /// The newest position this node has.
+    /// Holds the newest position that this node has.
     pub cursor: Position,
-    /// Events in the ring.
+    /// Counts the events in the ring.
     pub events: usize,
-    /// Estimated memory of the ring.
+    /// Estimates the memory of the ring in bytes.
     pub bytes: usize,
-    /// Sessions that listen, by format.
+    /// Counts the sessions that listen, by format.
     pub listeners: Vec<(&'static str, usize)>,
-    /// Whether it has ended.
+    /// Says whether the channel has ended.
     pub ended: bool,
 }
 
@@ -83,8 +84,8 @@ impl Logs {
         lock(&self.open).get(name).cloned()
     }
 
-    /// The logs of the channels whose names come after `after`, in the order of their names; at
-    /// most `limit`.
+    /// Returns at most `limit` logs of the channels whose names come after `after`, in the order of
+    /// their names.
     fn next(&self, after: Option<&ChannelName>, limit: usize) -> Vec<Arc<Follower>> {
         let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
         let open = lock(&self.open);
@@ -92,18 +93,18 @@ impl Logs {
         rest.take(limit).map(|(_, follower)| follower.clone()).collect()
     }
 
-    /// Whether the channel's log is open.
+    /// Returns whether the channel's log is open.
     pub(crate) fn is_open(&self, name: &ChannelName) -> bool {
         lock(&self.open).contains_key(name)
     }
 
-    /// Whether the channel's log is open and shows the channel's end.
+    /// Returns whether the channel's log is open and shows the channel's end.
     pub(crate) fn has_ended(&self, name: &ChannelName) -> bool {
         self.find(name).is_some_and(|follower| follower.log.size().2)
     }
 
-    /// The channel's log on this node, opened if need be. However many ask at once, the broker is
-    /// asked once.
+    /// Returns the channel's log on this node, and opens it if need be. However many callers ask at
+    /// once, the broker receives one request.
     ///
     /// # Errors
     /// `too-many`: the node has no room for one more log; `unavailable`.
@@ -141,7 +142,8 @@ impl Logs {
         Ok(follower)
     }
 
-    /// A page of history from the broker, which many listeners may want at the same time.
+    /// Returns a page of history from the broker. Listeners that want it at the same time share one
+    /// request.
     pub(crate) async fn shared_replay(
         &self,
         name: &ChannelName,
@@ -159,8 +161,8 @@ impl Logs {
         patience::wait(self.backbone.limits.broker_timeout, asked).await
     }
 
-    /// A page of history from the channel's log. `None`: there is no log, or it does not hold all
-    /// of the page.
+    /// Returns a page of history from the channel's log. Returns `None` if there is no log, or if
+    /// it does not hold all of the page.
     pub(crate) async fn page(
         &self,
         name: &ChannelName,
@@ -174,7 +176,7 @@ impl Logs {
     }
 
     /// Closes logs that have no listeners: first those whose channels have never had an event, then
-    /// the others. False: there is no room still, or there was made some a moment ago.
+    /// the others. Returns false if there is still no room, or if the last try was a moment ago.
     fn make_room(&self) -> bool {
         {
             let mut last = lock(&self.made_room);
@@ -197,14 +199,16 @@ impl Logs {
         false
     }
 
-    /// Closes and forgets a log that has had no listeners for `linger`. False: it has some, or it
-    /// is not in use any more.
+    /// Closes and forgets a log that has had no listeners for `linger`. Returns false if the log
+    /// has some, or is not in use any more.
     fn close_if_unused(&self, follower: &Follower, linger: Duration) -> bool {
         let name = &follower.log.name;
-        // In one step: a caller that finds it closed must not find it again.
+        // The node closes and removes the log in one step. A caller that finds it closed must not
+        // find it again.
         let closed = {
             let mut open = lock(&self.open);
-            // The channel may have been closed and opened again since the caller found its log.
+            // Since the caller found the log, the node may have closed the channel and opened it
+            // again.
             let in_use = open.get(name).is_some_and(|known| std::ptr::eq(&**known, follower));
             in_use && follower.log.close_if_unused(linger) && open.remove(name).is_some()
         };
@@ -214,8 +218,8 @@ impl Logs {
         closed
     }
 
-    /// Trims the next logs of the round, and closes those that are unused. Called every second or
-    /// so; counts the logs at the end of each round.
+    /// Trims the next logs of the round, and closes those that are unused. The node calls this
+    /// every second or so. It counts the logs at the end of each round.
     pub(crate) fn tend(&self, round: &mut Round) {
         let part = self.next(round.after.as_ref(), LOGS_PER_TICK);
         for follower in &part {
@@ -235,8 +239,8 @@ impl Logs {
         *round = Round::default();
     }
 
-    /// The states of the channels whose names come after `after`, in the order of their names; at
-    /// most `limit`.
+    /// Returns the states of at most `limit` channels whose names come after `after`, in the order
+    /// of their names.
     pub(crate) fn states(&self, after: Option<&ChannelName>, limit: usize) -> Vec<ChannelState> {
         let formats = self.formats.names();
         let followers = self.next(after, limit);
@@ -266,8 +270,8 @@ impl ChannelState {
 
 impl Drop for Logs {
     fn drop(&mut self) {
-        // A feed must not be dropped by the broker's own call into its follower, which may be the
-        // last to hold it: that call holds the feed's lock.
+        // The broker's own call into a follower must not drop the feed, because it holds the feed's
+        // lock. That call may be the last holder of the follower, so the feeds end here.
         for follower in lock(&self.open).values() {
             follower.close();
         }

@@ -1,4 +1,4 @@
-//! Rates: how often each key may do something, in a table of bounded size.
+//! Rates bound how often each key may do something, in a table of bounded size.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -11,26 +11,28 @@ use crate::shrink::shrink;
 
 /// A table counts this many keys at once. A key that has all its permits again takes no entry.
 const MOST_KEYS: usize = 100_000;
-/// A full table is swept at most this often, so that a flood of keys does not pay for a sweep each.
+/// A full table waits this long between two sweeps, so that a flood of keys does not pay for a
+/// sweep each.
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 
-/// A bucket of permits for each key. Permits come back at a steady rate, up to the burst.
+/// This type holds a bucket of permits for each key. Permits come back at a steady rate, up to the
+/// burst.
 pub(crate) struct Rates<K> {
-    /// How long one permit takes to come back.
+    /// Says how long one permit takes to come back.
     every: Duration,
-    /// How long all permits of a burst take to come back.
+    /// Says how long all permits of a burst take to come back.
     burst: Duration,
     table: Mutex<Table<K>>,
 }
 
 struct Table<K> {
-    /// When the key has all its permits again.
+    /// Holds the time at which each key has all its permits again.
     full_at: HashMap<K, Instant>,
     swept: Option<Instant>,
 }
 
 impl<K: Eq + Hash> Rates<K> {
-    /// `permits` for each `period`, and at most `burst` at once.
+    /// Grants each key `permits` for each `period`, and at most `burst` at once.
     pub(crate) fn new(permits: u32, period: Duration, burst: u32) -> Self {
         let every = period / permits.max(1);
         Self {
@@ -48,7 +50,8 @@ impl<K: Eq + Hash> Rates<K> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a permit of `key`; false if none is left, or if the table is full of other keys.
+    /// Takes a permit of `key`. Returns false if none is left, or if the table is full of other
+    /// keys.
     pub(crate) fn take(&self, key: K) -> bool {
         let now = Instant::now();
         let mut table = self.lock();

@@ -1,4 +1,5 @@
-//! What the rings of a node take together. It is counted as it changes, and bounded where it grows.
+//! This module counts the memory of all rings of a node as it changes, and bounds it where it
+//! grows.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -7,43 +8,44 @@ use tokio::time::Instant;
 
 use crate::registry::Registry;
 
-/// A ring that gives room when the rings of its node take too much. Called with no ring locked.
+/// A counted ring gives room when the rings of its node take too much. The caller of its methods
+/// holds no ring locked.
 pub(crate) trait CountedRing: Send + Sync {
-    /// Whether there is no listener.
+    /// Returns whether the ring has no listener.
     fn is_unused(&self) -> bool;
 
-    /// Estimated bytes.
+    /// Returns the estimated bytes of the ring.
     fn held(&self) -> usize;
 
-    /// When the newest entry came.
+    /// Returns when the newest entry came.
     fn newest_at(&self) -> Option<Instant>;
 
-    /// Drops the older half. One event stays. Listeners that stand before it fall off.
+    /// Drops the older half of the ring. One event stays. Listeners that stand before it fall off.
     fn shrink(&self);
 
-    /// Drops everything, but for the end of the channel.
+    /// Drops everything except the end of the channel.
     fn empty(&self);
 }
 
-/// The bound of all rings of a node, and what they take.
+/// This type bounds the memory of all rings of a node, and counts it.
 pub(crate) struct RingMemory {
     used: AtomicUsize,
     limit: usize,
     rings: Mutex<Registry<Weak<dyn CountedRing>>>,
-    /// Held while room is made. Others that need room wait for it.
+    /// Admits one caller at a time to make room. Others that need room wait for it.
     making_room: Mutex<()>,
 }
 
-/// What one ring takes. Its drop gives that back.
+/// A share counts the memory of one ring. Its drop gives that memory back.
 pub(crate) struct MemoryShare {
     memory: Arc<RingMemory>,
-    /// The ring's number.
+    /// Holds the ring's number.
     number: u64,
     counted: usize,
 }
 
 impl MemoryShare {
-    /// The ring takes so much now.
+    /// Sets how much the ring takes now.
     pub(crate) fn set(&mut self, now: usize) {
         let before = std::mem::replace(&mut self.counted, now);
         if now > before {
@@ -66,12 +68,12 @@ impl Drop for MemoryShare {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is whole between any two statements.
+    // The data behind these locks is whole between any two statements.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl RingMemory {
-    /// `limit` in bytes, as the rings estimate them.
+    /// Creates the count with a `limit` in bytes, as the rings estimate them.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             used: AtomicUsize::new(0),
@@ -85,7 +87,7 @@ impl RingMemory {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// From now on this ring gives room when the rings need it.
+    /// Registers the ring. From now on it gives room when the rings need it.
     pub(crate) fn share(self: &Arc<Self>, ring: Weak<dyn CountedRing>) -> MemoryShare {
         MemoryShare {
             memory: self.clone(),
@@ -94,13 +96,13 @@ impl RingMemory {
         }
     }
 
-    /// Frees an eighth of the bound if it is exceeded, so that the work is spread over many
-    /// appends. The caller holds no lock of a ring. It may hold those of a broker and of a
-    /// follower: nothing is called here but rings, one at a time.
+    /// Frees an eighth of the bound if it is exceeded, which spreads the work over many appends.
+    /// The caller holds no lock of a ring. It may hold those of a broker and of a follower: this
+    /// method calls nothing but rings, one at a time.
     ///
-    /// Rings without listeners are emptied first. Then the largest rings lose their older halves,
-    /// down to one event each. The last events go at the end, oldest first. A listener that has not
-    /// read what is gone falls off its ring, and reads it from the broker.
+    /// First the rings without listeners become empty. Then the largest rings lose their older
+    /// halves, down to one event each. The last events go at the end, oldest first. A listener that
+    /// has not read a dropped event falls off its ring, and reads it from the broker.
     pub(crate) fn make_room(&self) {
         let is_full = || self.used() > self.limit;
         if !is_full() {

@@ -1,5 +1,5 @@
-//! What the node and its logs hold of a session: how it is woken, what it is told to do, and since
-//! when it is quiet.
+//! The node and its logs hold this handle of a session. It wakes the session, carries its orders,
+//! and knows since when the session is quiet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,20 +10,20 @@ use crate::orders::{Orders, PendingOrders};
 use crate::rule::Limits;
 use crate::wake::WakeFlag;
 
-/// One session, as others see it. A publish touches one of these for each listener, so all of it
-/// stands in one cache line.
+/// A handle is one session as others see it. A publish touches one handle for each listener, so all
+/// of it stands in one cache line.
 #[derive(Default)]
 #[repr(align(64))]
 pub(crate) struct SessionHandle {
     pub(crate) wake: WakeFlag,
     pub(crate) keep_alive: KeepAlive,
     orders: PendingOrders,
-    /// Seconds of the node's coarse clock; zero: never. Not milliseconds, for which the cache line
-    /// has no room.
+    /// Holds the expiry in seconds of the node's coarse clock, or zero for never. The cache line
+    /// has no room for milliseconds.
     expires_at: AtomicU32,
 }
 
-/// Of the socket: it may have something to read.
+/// The socket wakes the session when it may have something to read.
 impl Wake for SessionHandle {
     fn wake(self: Arc<Self>) {
         self.wake.wake_readable();
@@ -35,29 +35,30 @@ impl Wake for SessionHandle {
 }
 
 impl SessionHandle {
-    /// Of a session that begins now, by the node's clock.
+    /// Creates the handle of a session that begins now, by the node's clock.
     pub(crate) fn new(now: u64) -> Self {
         let handle = Self {
             keep_alive: KeepAlive::new(now),
             ..Self::default()
         };
-        // There may be something to read, until it has been tried.
+        // The socket may have something to read until the session has tried.
         handle.wake.keep_readable();
         handle
     }
 
-    /// Has this fetched from memory.
+    /// Fetches the handle from memory.
     pub(crate) fn look(&self) {
         self.keep_alive.look();
     }
 
-    /// There is something to read in a log.
+    /// Wakes the session because a log has something to read.
     pub(crate) fn wake(&self) {
         self.wake.wake();
     }
 
-    /// Gives orders to the session, which carries them out in its next turn. They reach even a
-    /// session that waits for its socket, but for a heartbeat, which is of no use to that one.
+    /// Gives orders to the session, which carries them out in its next turn. The orders reach even
+    /// a session that waits for its socket. Only a heartbeat does not, because it is of no use to
+    /// that session.
     pub(crate) fn give(&self, orders: Orders) {
         self.orders.add(orders);
         if orders == Orders::HEARTBEAT {
@@ -67,26 +68,26 @@ impl SessionHandle {
         }
     }
 
-    /// What the session was told and has not taken yet.
+    /// Returns the orders that the session has not taken yet.
     pub(crate) fn orders(&self) -> Orders {
         self.orders.peek()
     }
 
-    /// What the session was told since this was called last.
+    /// Takes the orders that came since the last call.
     pub(crate) fn take_orders(&self) -> Orders {
         self.orders.take()
     }
 
     /// Ends the session at the first tick at or after `at`, in milliseconds of the node's clock.
-    /// `None`: never. The time is rounded up to a second.
+    /// With `None` the session never expires. The time is rounded up to a second.
     #[cfg_attr(not(test), allow(dead_code, reason = "no application grants a time yet"))]
     pub(crate) fn expire_at(&self, at: Option<u64>) {
         let seconds = at.map_or(0, |at| at.div_ceil(1000).max(1));
-        // What lies beyond 136 years is never.
+        // A time beyond 136 years counts as never.
         self.expires_at.store(u32::try_from(seconds).unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Gives the session what is due. Called by the node every second or so.
+    /// Gives the session the orders that are due. The node calls this every second or so.
     pub(crate) fn check_times(&self, now: u64, limits: &Limits) {
         let mut due = self.keep_alive.due(now, limits);
         let expires_at = u64::from(self.expires_at.load(Ordering::Relaxed)) * 1000;

@@ -1,4 +1,4 @@
-//! A client's message: whether it may be sent, and who receives it.
+//! This module decides whether a client may send a message, and who receives the message.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::refusal::{Code, Refusal};
 use crate::rule::{SendPolicy, TransportName};
 
 impl Admission {
-    /// [`Hub::send`](crate::Hub::send).
+    /// Implements [`Hub::send`](crate::Hub::send).
     pub(crate) async fn send(
         &self,
         connection: &Connection,
@@ -27,7 +27,7 @@ impl Admission {
         self.deliver(connection, admitted, message, key).await
     }
 
-    /// [`Hub::send_from_listener`](crate::Hub::send_from_listener).
+    /// Implements [`Hub::send_from_listener`](crate::Hub::send_from_listener).
     pub(crate) async fn send_from_listener(
         &self,
         connection: &Connection,
@@ -38,7 +38,7 @@ impl Admission {
     ) -> Result<Reply, Refusal> {
         let admitted = self.admit_sender(connection, name, &message).await?;
         if !listens && self.requires_subscription(&admitted, name)? {
-            // What would be told at subscribing is told here.
+            // The sender receives here the refusals that subscribing would give.
             self.admit_listener(connection, name).await?;
             if self.logs.has_ended(name) {
                 return Err(Refusal::new(Code::Ended, "the channel has ended"));
@@ -50,7 +50,7 @@ impl Admission {
         self.deliver(connection, admitted, message, key).await
     }
 
-    /// Whether this message may be sent to the channel at all.
+    /// Checks whether the client may send this message to the channel at all.
     async fn admit_sender(&self, connection: &Connection, name: &ChannelName, message: &Message) -> Result<Admitted, Refusal> {
         let weight = message.weight();
         let limit = self.backbone.limits.message_bytes;
@@ -89,7 +89,7 @@ impl Admission {
         }
     }
 
-    /// Gives the message to the handler, or publishes it where there is none.
+    /// Gives the message to the handler, or publishes it where the channel has no handler.
     async fn deliver(
         &self,
         connection: &Connection,
@@ -131,7 +131,7 @@ impl Admission {
         ))
     }
 
-    /// Whose the idempotency keys of a connection without a user are.
+    /// Returns the source to which the idempotency keys of a connection without a user belong.
     fn key_source(&self, connection: &Connection) -> KeySource<'static> {
         if connection.transport == TransportName::HTTP {
             KeySource::Address(connection.peer.map(Into::into))

@@ -1,4 +1,5 @@
-//! Calls of a broker as clauses make them: each waits for what must come, and fails with a text.
+//! Clauses call a broker through these functions. Each waits for the result that must come, and
+//! fails with a text.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use super::fixture::{Kept, PATIENCE};
 use crate::broker::{Append, Broker, BrokerError, BrokerErrorKind, Feed, PageLimit, Published, Replay};
 use crate::event::{ChannelName, Data, Event, EventName, IdempotencyKey, Message, Position};
 
-/// Text that no other run and no other call gives.
+/// Returns text that no other run and no other call gives.
 pub(super) fn unique() -> String {
     static RUN: OnceLock<Position> = OnceLock::new();
     static CALL: AtomicU64 = AtomicU64::new(0);
@@ -40,7 +41,7 @@ pub(super) fn text_of(event: &Event) -> &str {
     std::str::from_utf8(event.message.data.as_bytes()).unwrap()
 }
 
-/// Waits for what must come.
+/// Waits for a result that must come, and fails with `what` if it does not.
 pub(super) async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
     match timeout(PATIENCE, future).await {
         Ok(done) => done,
@@ -82,7 +83,7 @@ pub(super) async fn take(feed: &mut Feed, count: usize) -> Vec<Arc<Event>> {
     events
 }
 
-/// All that comes until `position` was shown.
+/// Takes all events that come until the feed has shown `position`.
 pub(super) async fn take_until(feed: &mut Feed, position: Position) -> Vec<Arc<Event>> {
     let mut events: Vec<Arc<Event>> = Vec::new();
     while events.last().is_none_or(|event| event.position < position) {
@@ -91,7 +92,7 @@ pub(super) async fn take_until(feed: &mut Feed, position: Position) -> Vec<Arc<E
     events
 }
 
-/// Runs futures at the same time, at most 64 of them, and gives what they give, in no order.
+/// Runs futures at the same time, at most 64 of them, and returns their results in no order.
 pub(super) async fn at_once<T: Send + 'static>(
     futures: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Vec<T> {

@@ -1,8 +1,8 @@
-//! Messages as brokers store them (docs/reference/stored-format.md).
+//! This module writes and reads messages as brokers store them (docs/reference/stored-format.md).
 //!
 //! Nodes of several versions share a broker while an installation is upgraded. So a node reads
-//! whatever it finds: what it does not know becomes an opaque payload or a hidden message, and
-//! never an error for the channel.
+//! everything that it finds. Unknown data becomes an opaque payload or a hidden message, and never
+//! an error for the channel.
 
 use bytes::Bytes;
 
@@ -11,21 +11,22 @@ use super::data::Data;
 use super::message::Message;
 use super::names::{EventName, Key};
 
-/// The version that this one writes for what version 1 cannot say. Its number is the first byte.
+/// A node writes this version for messages that version 1 cannot express. The number is the first
+/// byte.
 const VERSION_2: u8 = b'2';
 
-/// The version of a payload that is a whole message which could not be read.
+/// This version marks a payload that is a whole unreadable message.
 const UNREADABLE: u8 = 0;
 
 impl Message {
     /// Writes the message as brokers store it, behind what `into` holds.
     ///
-    /// A message without attributes is written as version 0.1 writes it: [`Data::kind`], the
-    /// lengths of name and key as two hexadecimal digits each, name, key, payload. Before a message
-    /// with attributes stand `2` and the same, with the length of the attributes as four digits
-    /// behind the other lengths, and the attributes behind the key.
+    /// Version 0.1 writes a message without attributes in the same way: [`Data::kind`], the lengths
+    /// of name and key as two hexadecimal digits each, name, key, payload. A message with
+    /// attributes begins with `2`, and the same parts follow. The length of the attributes stands
+    /// as four digits behind the other lengths, and the attributes stand behind the key.
     ///
-    /// What [`Message::from_stored`] has read is written as it was.
+    /// A message that [`Message::from_stored`] has read keeps its bytes.
     pub fn store(&self, into: &mut Vec<u8>) {
         let key = self.key.as_ref().map_or("", |key| key.as_str());
         let version = match &self.data {
@@ -40,7 +41,7 @@ impl Message {
         into.reserve(5 + self.weight());
         into.extend(version);
         into.push(self.data.kind());
-        // Both are at most 255 bytes long, and a key is never empty.
+        // Name and key are at most 255 bytes long, and a key is never empty.
         into.extend_from_slice(format!("{:02x}{:02x}", self.event.as_str().len(), key.len()).as_bytes());
         let attributes = version.map(|_| self.attributes.store());
         if let Some(attributes) = &attributes {
@@ -52,10 +53,11 @@ impl Message {
         into.extend_from_slice(self.data.as_bytes());
     }
 
-    /// Takes a message back from a broker's store: what [`Message::store`] wrote, up to the end.
+    /// Reads a message from a broker's store. [`Message::store`] wrote it, and it takes all of
+    /// `bytes`.
     ///
-    /// A payload of an unknown kind or of a later version is [opaque](Data::Opaque). What is no
-    /// message at all becomes one with a reserved name, so that the event keeps its position and
+    /// A payload of an unknown kind or of a later version is [opaque](Data::Opaque). Bytes that are
+    /// no message become one with a reserved name, so that the event keeps its position and
     /// [is hidden](crate::Event::is_hidden).
     pub fn from_stored(bytes: &Bytes) -> Self {
         read(bytes).unwrap_or_else(|| Self {
@@ -71,7 +73,7 @@ impl Message {
     }
 }
 
-/// `None`: the header is not one.
+/// Reads a message. Returns `None` if its header is not one.
 fn read(bytes: &Bytes) -> Option<Message> {
     let text = |from: usize, length: usize| std::str::from_utf8(bytes.get(from..from + length)?).ok();
     let number = |from: usize, digits: usize| hex(text(from, digits)?);
@@ -94,7 +96,7 @@ fn read(bytes: &Bytes) -> Option<Message> {
         key => Some(Key::new(key).ok()?),
     };
     let attributes = Attributes::from_stored(text(block, block_bytes)?)?;
-    // Version 2 is for what version 1 cannot say.
+    // Version 2 expresses what version 1 cannot, and has the same kinds of payload.
     let data = match version {
         None => Data::from_stored(kind, payload),
         Some(VERSION_2) => Data::from_stored_as(VERSION_2, kind, payload),

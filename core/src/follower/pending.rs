@@ -1,4 +1,4 @@
-//! A log that heals: what its feed shows meanwhile, and what history says of it.
+//! This module keeps a feed's events while a log heals, and joins them to the channel's history.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,29 +9,30 @@ use crate::format::GapReason;
 use crate::log::{Appended, Log};
 use crate::replay::position_before;
 
-/// How many events wait at most while a log heals. Beyond it they are dropped and read from history
-/// instead, which holds what a feed has shown.
+/// Bounds the events that wait while a log heals. Beyond it the log drops them and reads them from
+/// history, which holds every event that a feed has shown.
 const PENDING_BOUND: usize = 10_000;
-/// After so many gaps the log goes on with what the feed has shown: history is trimmed faster than
-/// it can be read.
+/// Bounds the gaps after which the log still reads on in history. Beyond it the log goes on with
+/// the feed's events, because the broker trims history faster than the node reads it.
 const PATIENT_GAPS: usize = 1;
 
-/// The events that wait while a log heals.
+/// This type holds the events that wait while a log heals.
 #[derive(Default)]
 pub(super) struct Pending {
     events: VecDeque<Arc<Event>>,
-    /// The newest event that did not find room. The log is not whole before it has come this far:
-    /// `previous` need not show it, it may be zero.
+    /// Holds the position of the newest event that found no room. The log is not whole before it
+    /// reaches this position. The `previous` of later events need not show it, because it may be
+    /// zero.
     dropped: Position,
-    /// How often history did not reach back to the log's head.
+    /// Counts how often history did not reach back to the log's head.
     gaps: usize,
-    /// The feed has shown an event, since history was asked last, that does not follow the one
-    /// before it.
+    /// Says whether the feed has broken its chain since the node last asked for history. It has
+    /// then shown an event that does not follow the one before it.
     went_back: bool,
 }
 
 impl Pending {
-    /// The feed has shown this, and the log cannot append it.
+    /// Begins with an event that the feed has shown and the log cannot append.
     pub(super) fn since(event: Arc<Event>) -> Self {
         Self {
             events: VecDeque::from([event]),
@@ -39,7 +40,8 @@ impl Pending {
         }
     }
 
-    /// Has an event of the feed wait. `follows`: it follows the one that the feed showed before.
+    /// Adds an event of the feed. `follows` says whether it follows the one that the feed showed
+    /// before.
     pub(super) fn push(&mut self, event: Arc<Event>, follows: bool) {
         self.went_back |= !follows;
         if self.events.len() >= PENDING_BOUND {
@@ -49,15 +51,17 @@ impl Pending {
         self.events.push_back(event);
     }
 
-    /// History is about to be asked: what it says then is newer than what the feed has shown.
+    /// Notes that the node is about to ask for history. The answer is newer than the events that
+    /// the feed has shown.
     pub(super) fn asks_history(&mut self) {
         self.went_back = false;
     }
 
-    /// Appends a page of history that was asked for with `after`, and then what waits. Returns
-    /// whether the log is whole.
+    /// Appends a page of history that was asked for with `after`, and then the waiting events.
+    /// Returns whether the log is whole.
     ///
-    /// `give_up`: history will not close the hole before what the feed has shown; announce it.
+    /// With `give_up`, the log announces the hole. History will not close it before the events that
+    /// the feed has shown.
     pub(super) fn take_in(&mut self, log: &Log, after: Position, replay: &Replay, give_up: bool) -> bool {
         if log.expected_previous() != after {
             return false;
@@ -77,7 +81,7 @@ impl Pending {
     }
 
     /// Announces that events are missing between `after` and `replay`. Returns whether the log goes
-    /// on with what the feed has shown, and not with more of history.
+    /// on with the feed's events, and not with more of history.
     fn announce_loss(&mut self, log: &Log, after: Position, replay: &Replay) -> bool {
         let reason = replay.lost_reason(after, log.head());
         self.gaps += 1;
@@ -90,8 +94,8 @@ impl Pending {
         goes_on_live
     }
 
-    /// Where the stream goes on with what the feed has shown, if history is trimmed faster than it
-    /// can be read.
+    /// Returns the position after which the stream goes on with the feed's events. It returns one
+    /// only if the broker trims history faster than the node reads it.
     fn shown_beyond(&self, replay: &Replay) -> Option<Position> {
         if self.gaps <= PATIENT_GAPS {
             return None;
@@ -102,9 +106,10 @@ impl Pending {
         (live > replay.goes_on_after() && !reaches).then_some(live)
     }
 
-    /// Where the stream goes on when the store has lost everything up to the head and stands at an
-    /// event that waits here: before the first of those that lead to it. They are told then, and
-    /// not counted among the lost.
+    /// Returns the position after which the stream goes on if the store has lost everything up to
+    /// its head, and that head is a waiting event. The stream then goes on before the first of the
+    /// waiting events that lead to the head. Listeners receive these events, and the log does not
+    /// count them among the lost.
     fn goes_on_after(&mut self, replay: &Replay) -> Option<Position> {
         if !replay.events.is_empty() || self.dropped != Position::ZERO {
             return None;
@@ -117,7 +122,7 @@ impl Pending {
         self.events.front().map(|first| position_before(first))
     }
 
-    /// Appends what waits. False: it does not follow yet.
+    /// Appends the waiting events. Returns false if one of them does not follow yet.
     fn append_to(&mut self, log: &Log, give_up: bool) -> bool {
         while let Some(event) = self.events.front() {
             match log.append(event.clone()) {
@@ -133,16 +138,17 @@ impl Pending {
 }
 
 fn append_history(log: &Log, replay: &Replay) {
-    // Behind a gap that took events back: those that are there again, which listeners have had.
+    // Behind a gap that took events back, history may hold some of them again. Listeners have had
+    // those, so the log skips them.
     let again = (log.expected_previous() < log.head())
         .then(|| replay.events.iter().rposition(|event| log.has(event)))
         .flatten();
     let again = again.map_or(0, |last| last + 1);
     for event in replay.events.iter().skip(again).cloned().chain(replay.lost_end()) {
         if log.append(event.clone()) == Appended::Broken {
-            // History is whole. So it holds events again that were announced as lost, as after a
-            // failover and one back. Some listeners had them before the gap, and those that came
-            // behind it did not: a new gap tells both.
+            // History is whole, so it holds events again that the log announced as lost, as after a
+            // failover and one back. Some listeners had them before the gap, and listeners that
+            // came behind it did not. A new gap informs both.
             tracing::warn!(channel = %log.name, after = %event.previous, "events that were announced as lost are there again");
             log.append_gap(event.previous, GapReason::BrokerLostData);
             log.append(event);

@@ -1,4 +1,4 @@
-//! The listeners of a log: who is woken, and since when there is none.
+//! This module registers the listeners of a log, wakes them, and notes since when the log has none.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::registry::Registry;
 use crate::session_handle::SessionHandle;
 use crate::sync::{Mutex, lock};
 
-/// How many listeners are looked at before the first of them is woken.
+/// Bounds the listeners that the log looks at before it wakes the first of them.
 const LOOK_AHEAD: usize = 16;
 
 pub(super) struct Listeners(Mutex<Registered>);
 
 struct Registered {
-    /// Each with the index of its format.
+    /// Holds each listener with the index of its format.
     all: Registry<(Arc<SessionHandle>, u8)>,
     closed: bool,
     empty_since: Option<Instant>,
@@ -33,7 +33,7 @@ impl Listeners {
         }))
     }
 
-    /// Returns the key with which the listener leaves. `None`: closed.
+    /// Registers a listener. Returns the key with which it leaves, or `None` if the log is closed.
     pub(super) fn register(&self, listener: Arc<SessionHandle>, format: usize, figures: &RuleMetrics) -> Option<u64> {
         let mut registered = lock(&self.0);
         if registered.closed {
@@ -55,11 +55,11 @@ impl Listeners {
             registered.empty_since = Some(Instant::now());
         }
         drop(registered);
-        // Perhaps the last handle of a session, dropped without the lock.
+        // This handle may be the last one of a session, so the log drops it without the lock.
         drop(left);
     }
 
-    /// How many there are, by the index of their format.
+    /// Counts the listeners by the index of their format.
     pub(super) fn count(&self) -> [usize; MAX_FORMATS] {
         let mut counts = [0; MAX_FORMATS];
         for (_, format) in lock(&self.0).all.iter() {
@@ -72,7 +72,8 @@ impl Listeners {
         lock(&self.0).all.is_empty()
     }
 
-    /// Takes no more listeners if there have been none for `linger`. Returns whether it is closed.
+    /// Closes the log to new listeners if it has had none for `linger`. Returns whether it is
+    /// closed.
     pub(super) fn close_if_empty(&self, linger: Duration) -> bool {
         let mut registered = lock(&self.0);
         if registered.all.is_empty() && registered.empty_since.is_none_or(|since| since.elapsed() >= linger) {
@@ -81,13 +82,14 @@ impl Listeners {
         registered.closed
     }
 
-    /// Wakes those that sleep.
+    /// Wakes the listeners that sleep.
     pub(super) fn wake(&self) {
         let registered = lock(&self.0);
         let mut rest = registered.all.iter().map(|(listener, _)| &**listener);
         loop {
-            // A wake takes a lock, and a lock waits for its memory alone. A look does not: the
-            // memory of several is fetched at the same time.
+            // A wake takes a lock, and a lock waits for the memory of its listener alone. A look
+            // does not wait, so the processor fetches the memory of several listeners at the same
+            // time.
             let some: SmallVec<[&SessionHandle; LOOK_AHEAD]> =
                 rest.by_ref().take(LOOK_AHEAD).inspect(|listener| listener.look()).collect();
             if some.is_empty() {

@@ -1,4 +1,4 @@
-//! All members of one channel over all nodes, as a node keeps them while it has a listener.
+//! A node follows all members of one channel, over all nodes, while it has a listener.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,54 +13,55 @@ use crate::directory::{MemberEntry, NodeId, Watch};
 use crate::format::{Change, Member};
 use crate::newer::Newer;
 
-/// What other nodes reported in a form that this version does not know.
+/// Logs reports of other nodes in a form that this version does not know.
 static NEWER: Newer = Newer::new();
 
-/// How often listeners are told at most. What changes meanwhile is told as one.
+/// Listeners receive changes at most once in this time. Changes in between arrive as one.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
-/// A watch that ends sooner than this is not opened again at once.
+/// The node waits before it opens a watch again that ended sooner than this.
 const WATCH_LASTS: Duration = Duration::from_secs(1);
 
-/// What a set keeps while it is followed: from its first listener until its last one has been away
-/// for a while.
+/// A set keeps this state while a node follows it: from its first listener until its last one has
+/// been away for a while.
 pub(super) struct Followed {
     pub(super) listeners: usize,
-    /// Whether a task waits for the end of the time after the last listener.
+    /// Says whether a task waits for the end of the time after the last listener.
     pub(super) lingering: bool,
-    /// Whether a task is opening the watch.
+    /// Says whether a task is opening the watch.
     pub(super) opening: bool,
-    /// Stays where it is when it has ended, until another takes its place: its end is told by the
-    /// watch itself, and dropping it there would take the lock that it holds.
+    /// Holds the watch, even after its end, until another takes its place. The watch itself reports
+    /// its end, and dropping it there would take the lock that it holds.
     pub(super) watch: Option<Watch>,
     opened: Instant,
-    /// While the directory is being asked for its list: what was heard meanwhile is newer.
+    /// Holds the stamps of entries that arrive while the node asks the directory for its list.
+    /// These entries are newer than the list.
     listing: Option<HashMap<(NodeId, Arc<str>), u64>>,
     members: HashMap<Arc<str>, FollowedMember>,
-    /// Whether the members of all nodes are known.
+    /// Says whether this node knows the members of all nodes.
     whole: bool,
-    /// The members that may be otherwise than they were told.
+    /// Names the members that may differ from what listeners received.
     dirty: Vec<Arc<str>>,
-    /// Whether a task waits to tell of them.
+    /// Says whether a task waits to send these changes.
     showing: bool,
     shown_at: Instant,
     pub(super) ring: ChangeRing,
 }
 
-/// A member, as far as this node knows.
+/// This type holds what the node knows of one member.
 #[derive(Default)]
 struct FollowedMember {
     others: Vec<OtherNode>,
-    /// As listeners were told.
+    /// Holds the member as listeners last received it.
     shown: Option<Arc<Member>>,
     dirty: bool,
 }
 
-/// Whether listeners have to be told.
+/// This type says when listeners receive the changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum ShowWhen {
     Never,
     Now,
-    /// A task is to wait for this time.
+    /// A task waits until this time.
     At(Instant),
 }
 
@@ -83,7 +84,7 @@ impl Followed {
         }
     }
 
-    /// Whether anything still needs what is followed.
+    /// Returns whether a listener, or the time after the last one, still needs this state.
     pub(super) fn is_wanted(&self) -> bool {
         self.listeners > 0 || self.lingering
     }
@@ -92,13 +93,14 @@ impl Followed {
         self.whole
     }
 
-    /// A watch was opened, and the directory is being asked for its list.
+    /// Notes that the node has opened a watch, and now asks the directory for its list.
     pub(super) fn begin(&mut self) {
         self.opened = Instant::now();
         self.listing = Some(HashMap::new());
     }
 
-    /// Asks for the list while the watch goes on. False: that is under way already.
+    /// Notes that the node asks for the list while the watch goes on. Returns false if it does so
+    /// already, or if there is no watch.
     pub(super) fn begin_listing(&mut self) -> bool {
         let free = self.watch.is_some() && self.listing.is_none();
         if free {
@@ -107,20 +109,20 @@ impl Followed {
         free
     }
 
-    /// The list that was asked for will not come.
+    /// Notes that the list that the node asked for will not come.
     pub(super) fn end_listing(&mut self) {
         self.listing = None;
     }
 
-    /// The watch has ended. Returns how long to wait until the next is opened; `None`: a task is
-    /// opening one already.
+    /// Notes the end of the watch. Returns how long the caller waits before it opens the next one,
+    /// or `None` if a task is opening one already.
     pub(super) fn watch_ended(&mut self) -> Option<Duration> {
         self.listing = None;
         let opens = !std::mem::replace(&mut self.opening, true);
         opens.then(|| WATCH_LASTS.saturating_sub(self.opened.elapsed()))
     }
 
-    /// The watch shows an entry of another node.
+    /// Takes in an entry of another node that the watch shows.
     pub(super) fn apply(&mut self, entry: &MemberEntry) {
         if let Some(meanwhile) = &mut self.listing {
             meanwhile.insert((entry.node, entry.member.clone()), entry.stamp);
@@ -128,7 +130,7 @@ impl Followed {
         self.take_in(entry);
     }
 
-    /// Takes in what another node says, unless it is older than what is known.
+    /// Takes in another node's entry, unless the node knows a newer one.
     pub(super) fn take_in(&mut self, entry: &MemberEntry) {
         let report = match &entry.value {
             None => None,
@@ -149,9 +151,9 @@ impl Followed {
         }
     }
 
-    /// Takes in the directory's list, of which `entries` are those of other nodes. `complete`: an
-    /// entry that is not listed is gone. True: the members are known now, and were not before.
-    /// `None`: the list was not asked for.
+    /// Takes in the directory's list, whose entries of other nodes are `entries`. With `complete`,
+    /// an entry that is not in the list is gone. Returns true if the members are known now and were
+    /// not before, and `None` if the node did not ask for the list.
     pub(super) fn take_list<'a>(
         &mut self,
         entries: impl Iterator<Item = &'a MemberEntry>,
@@ -180,7 +182,7 @@ impl Followed {
         Some(first)
     }
 
-    /// From now on changes are told: whatever came before is in the list.
+    /// Begins to report changes. The list holds everything that came before.
     fn begin_telling(&mut self, own: &OwnMembers) {
         for id in own.ids() {
             self.state_of(id);
@@ -194,7 +196,7 @@ impl Followed {
         self.shown_at = Instant::now();
     }
 
-    /// Forgets what nodes have said that `gone` names.
+    /// Forgets the entries that `gone` names by node and member.
     pub(super) fn forget(&mut self, gone: impl Fn(NodeId, &Arc<str>) -> bool) {
         let mut changed = Vec::new();
         for (id, state) in &mut self.members {
@@ -211,7 +213,7 @@ impl Followed {
     }
 
     fn state_of(&mut self, member: &Arc<str>) -> &mut FollowedMember {
-        // Looked up first: the key is cloned only for one who is new.
+        // The node looks the member up first, and adds a state only for a new one.
         if !self.members.contains_key(member) {
             self.members.insert(member.clone(), FollowedMember::default());
         }
@@ -225,7 +227,7 @@ impl Followed {
         }
     }
 
-    /// Listeners may have to be told of `member`.
+    /// Notes that `member` may have changed for the listeners.
     pub(super) fn mark(&mut self, member: &Arc<str>) {
         if !self.whole {
             return;
@@ -237,7 +239,7 @@ impl Followed {
         }
     }
 
-    /// When listeners are told what has changed. Asked after each change.
+    /// Returns when listeners receive the changes. The caller asks after each change.
     pub(super) fn due(&mut self) -> ShowWhen {
         if self.dirty.is_empty() || self.showing {
             return ShowWhen::Never;
@@ -250,12 +252,12 @@ impl Followed {
         ShowWhen::At(due)
     }
 
-    /// The task that waited for [`ShowWhen::At`] is over.
+    /// Notes that the task that waited for [`ShowWhen::At`] is over.
     pub(super) fn waited(&mut self) {
         self.showing = false;
     }
 
-    /// Puts what has changed into the ring. True: there is something.
+    /// Puts the changes into the ring. Returns whether there are any.
     pub(super) fn tell(&mut self, own: &OwnMembers) -> bool {
         let before = self.ring.end();
         self.shown_at = Instant::now();
@@ -274,7 +276,8 @@ impl Followed {
         changed
     }
 
-    /// All members that were told, and the index behind which the list stands.
+    /// Returns all members as listeners received them, with the index behind which this list
+    /// stands.
     pub(super) fn shown(&self) -> (u64, Vec<Arc<Member>>) {
         let members = self.members.values().filter_map(|state| state.shown.clone());
         (self.ring.end(), members.collect())
@@ -284,7 +287,7 @@ impl Followed {
         self.members.len()
     }
 
-    /// All members of all nodes, as they are now.
+    /// Returns all members of all nodes, as they are now.
     pub(super) fn merged(&self, own: &OwnMembers) -> Vec<Arc<Member>> {
         let merge = |id| {
             let others = self.members.get(id).map_or(&[][..], |state| &state.others);
@@ -301,7 +304,7 @@ impl FollowedMember {
     }
 }
 
-/// What listeners are told of a member that was shown like this, and is now like that.
+/// Returns the change that listeners receive for a member, or `None` if it is the same as before.
 fn difference(was: Option<&Member>, now: Option<Member>) -> Option<(Change, Arc<Member>)> {
     match (was, now) {
         (None, None) => None,

@@ -1,4 +1,4 @@
-//! Presence of one node, as hub and session call it.
+//! Hub and session use the presence of one node through this module.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -22,16 +22,16 @@ use crate::jitter::Jitter;
 use crate::refusal::Refusal;
 use crate::session_handle::SessionHandle;
 
-/// How many channels' members are taken back at the same time when the node goes.
+/// Bounds the calls that a leaving node makes at the same time to remove its members.
 const DEREGISTER_AT_ONCE: usize = 32;
 
-/// Presence on one node: its life in the directory, and its presence sets.
+/// Presence keeps the node registered in the directory, and holds its presence sets.
 pub(crate) struct Presence {
     sets: Arc<PresenceSets>,
 }
 
 impl Presence {
-    /// Begins the node's life in the directory. Must be called within a tokio runtime.
+    /// Begins the node's heartbeats in the directory. The caller must be within a tokio runtime.
     pub(crate) fn begin(directory: Arc<dyn Directory>, jitter: Jitter, limit: Duration) -> Arc<Self> {
         let sets = PresenceSets::new(Lease::new(directory, jitter, limit));
         tokio::spawn(heartbeat(Arc::downgrade(&sets)));
@@ -56,8 +56,8 @@ impl Presence {
         Ok(())
     }
 
-    /// Takes in a connection. With a `listener` it listens as well, and is woken when there is
-    /// something to read.
+    /// Adds a connection to the channel's members. With a `listener` it listens as well, and wakes
+    /// when there is something to read.
     pub(crate) fn attend(
         &self,
         channel: &ChannelName,
@@ -66,7 +66,7 @@ impl Presence {
         listener: Option<Arc<SessionHandle>>,
     ) -> Box<Membership> {
         let member: Arc<str> = user.cloned().unwrap_or_default();
-        // Only users are told apart, so nothing can be said of one of the anonymous.
+        // Presence distinguishes only users, so an anonymous connection has no metadata.
         let meta = meta.filter(|_| !member.is_empty());
         let set = loop {
             let set = self.sets.get_or_create(channel);
@@ -75,13 +75,14 @@ impl Presence {
                 sync::carry_out(&set, work);
                 break set;
             }
-            // It was closed between the look-up and the change, and is no longer in the map.
+            // The node closed this set between the look-up and the change, and it is no longer in
+            // the map.
         };
         Box::new(Membership::new(set, member, listener))
     }
 
-    /// All members of the channel, on any node: users in the order of their ids, the anonymous
-    /// last.
+    /// Returns all members of the channel, on any node: users in the order of their ids, the
+    /// anonymous last.
     pub(crate) async fn members(&self, channel: &ChannelName) -> Result<Vec<Arc<Member>>, BrokerError> {
         let known = self.sets.get(channel);
         if let Some(members) = known.as_ref().and_then(|set| set.look(PresenceState::members)) {
@@ -89,7 +90,8 @@ impl Presence {
         }
         let lease = &self.sets.lease;
         let entries = lease.directory.list_for_request(channel).await?;
-        // A table of the moment: what other nodes say, and what this node knows of itself.
+        // This table lives for one call. It joins the entries of other nodes with this node's own
+        // members.
         let mut others = Followed::new();
         let process = lease.node().process;
         for entry in entries.iter().filter(|entry| entry.node.process != process) {
@@ -102,8 +104,8 @@ impl Presence {
         Ok(in_order(members))
     }
 
-    /// Takes this node's members back, for other nodes to see at once. Nothing is announced after
-    /// it.
+    /// Removes this node's members, so that other nodes see it at once. The node announces nothing
+    /// after it.
     pub(crate) async fn deregister(&self) {
         let lease = &self.sets.lease;
         let node = lease.end();
@@ -130,21 +132,21 @@ impl Presence {
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        // A watch must not be dropped by its own call into its presence set, which may be the last
-        // to hold that: the call holds the watch's lock.
+        // A watch's own call into its presence set must not drop the watch, because that call holds
+        // the watch's lock. The call may be the last holder of the set, so the sets close here.
         for set in self.sets.all() {
             drop(set.change(PresenceState::close));
         }
     }
 }
 
-/// Says that this node lives, and hears which do.
+/// Sends heartbeats of this node, and receives the list of nodes that live.
 async fn heartbeat(me: Weak<PresenceSets>) {
     loop {
         let Some(sets) = me.upgrade() else { return };
         let Some(node) = sets.lease.living_node() else { return };
         let directory = sets.lease.directory.clone();
-        // Only a weak handle is held across waits.
+        // The task holds only a weak handle across waits.
         drop(sets);
         let asked = Instant::now();
         let answer = directory.heartbeat(node).await;
@@ -162,7 +164,8 @@ async fn heartbeat(me: Weak<PresenceSets>) {
     }
 }
 
-/// What the directory says to a heartbeat that was sent at `asked`. Returns when the next is due.
+/// Handles the directory's answer to a heartbeat that was sent at `asked`. Returns the time until
+/// the next one is due.
 fn answered(sets: &PresenceSets, asked: Instant, heartbeat: &Heartbeat) -> Duration {
     match sets.lease.answered(heartbeat.known) {
         Standing::Over => return HEARTBEAT_EVERY,
@@ -185,14 +188,14 @@ fn answered(sets: &PresenceSets, asked: Instant, heartbeat: &Heartbeat) -> Durat
 fn re_register(sets: &PresenceSets, dead: NodeId, next: NodeId) {
     tracing::warn!("this node was not in the directory any more: announcing its members again");
     let directory = sets.lease.directory.clone();
-    // Removes what was set under the old name. If this fails, those entries do no harm.
+    // The call removes the entries under the old id. If it fails, those entries do no harm.
     sets.lease.runtime.spawn(async move { directory.leave(dead).await.is_ok() });
     for set in sets.all() {
         sync::change(&set, |state| state.re_register(next));
     }
 }
 
-/// Forgets what the nodes said that do not live any more.
+/// Forgets the entries of nodes that have expired.
 fn expire(sets: &PresenceSets, asked: Instant, living: &[NodeId]) {
     let dead = sets.lease.take_dead(asked, living);
     if dead.is_empty() {
