@@ -1,27 +1,27 @@
-//! What hyper's parser lets pass in a head of HTTP/1: lines that end with a bare LF (RFC 9112,
-//! section 2.2), by which two servers may understand one request differently.
+//! The parser of hyper accepts lines that end with a bare LF in a head of HTTP/1 (RFC 9112, section
+//! 2.2). Two servers may understand such a request differently, so this module refuses it.
 //!
-//! This is no parser. It looks at the ends of lines until the empty one, and learns from hyper how
-//! long the body behind it is.
+//! The gate is no parser. It looks at the ends of lines until the empty one, and learns from hyper
+//! how long the body behind it is.
 
-/// What hyper has found out about a request, told to the gate under it.
+/// This type carries what hyper has found out about a request to the gate under it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum News {
-    /// A head was read; so many bytes of body follow it.
+    /// hyper has read a head, and so many bytes of body follow it.
     Body(u64),
-    /// A head was read; its body says itself where it ends.
+    /// hyper has read a head, and its body marks its own end.
     Chunked,
-    /// That body has ended.
+    /// The chunked body has ended.
     ChunkedEnd,
-    /// A head was read after which the connection may become another protocol's.
+    /// hyper has read a head after which the connection may change to another protocol.
     Upgrade,
-    /// It did not.
+    /// The connection stays with HTTP after such a head.
     NoUpgrade,
 }
 
 impl News {
-    /// As one number above zero, for an atomic.
+    /// Returns the news as one number above zero, for an atomic.
     pub(crate) fn encode(self) -> u64 {
         match self {
             News::Chunked => 1,
@@ -32,7 +32,7 @@ impl News {
         }
     }
 
-    /// `None`: there are none.
+    /// Returns the news that a number stands for, or `None` if there are none.
     pub(crate) fn decode(number: u64) -> Option<Self> {
         match number {
             0 => None,
@@ -45,14 +45,15 @@ impl News {
     }
 }
 
-/// Stands between the socket and hyper. A bare LF in a head becomes a byte that hyper refuses with
-/// 400.
+/// The gate stands between the socket and hyper. It turns a bare LF in a head into a byte that
+/// hyper refuses with 400.
 #[derive(Debug)]
 pub(crate) struct HeadGate {
     state: State,
-    /// The last four bytes that passed, the newest in the lowest place.
+    /// Holds the last four bytes that passed, the newest in the lowest place.
     last: u32,
-    /// Bytes of the current line so far, and whether the head has a line already.
+    /// Counts the bytes of the current line so far. `has_lines` says whether the head has a line
+    /// already.
     line: u32,
     has_lines: bool,
 }
@@ -62,18 +63,18 @@ enum State {
     /// Everything passes.
     Off,
     Head,
-    /// A head has passed, and hyper has not said what follows.
+    /// A head has passed, and hyper has not reported what follows.
     Ended,
     Body(u64),
     Chunked,
-    /// Everything passes; whether anything has.
+    /// Everything passes. The value says whether anything has passed.
     Upgrade(bool),
-    /// A bare LF was found, and hyper has not seen the end of this head.
+    /// The gate has found a bare LF, and hyper has not seen the end of this head.
     Refused,
 }
 
 impl HeadGate {
-    /// For HTTP/1, from the first byte of a connection on.
+    /// Creates a gate for HTTP/1, from the first byte of a connection on.
     pub(crate) fn new() -> Self {
         Self {
             state: State::Head,
@@ -83,7 +84,7 @@ impl HeadGate {
         }
     }
 
-    /// Lets everything pass.
+    /// Creates a gate that lets everything pass.
     pub(crate) fn off() -> Self {
         Self {
             state: State::Off,
@@ -95,22 +96,22 @@ impl HeadGate {
         *self = Self::new();
     }
 
-    /// Takes note of what hyper found out.
+    /// Takes in news from hyper.
     pub(crate) fn receive(&mut self, news: News) {
         match (self.state, news) {
             (State::Ended, News::Body(0)) => self.next_head(),
             (State::Ended, News::Body(length)) => self.state = State::Body(length),
             (State::Ended, News::Chunked) => self.state = State::Chunked,
             (State::Ended, News::Upgrade) => self.state = State::Upgrade(false),
-            // Where the next head begins is known only if nothing of it has passed.
+            // The gate knows where the next head begins only if nothing of it has passed.
             (State::Chunked, News::ChunkedEnd) if self.last == u32::from_be_bytes(*b"\r\n\r\n") => self.next_head(),
             (State::Ended | State::Upgrade(false), News::NoUpgrade) => self.next_head(),
             _ => self.state = State::Off,
         }
     }
 
-    /// The end of a head that is refused, once. hyper looks at a head that comes in pieces when it
-    /// sees the end.
+    /// Returns the end of a refused head, once. If the head comes in pieces, hyper looks at it when
+    /// it sees the end.
     pub(crate) fn end_of_refused(&mut self) -> Option<&'static [u8]> {
         let refused = self.state == State::Refused;
         refused.then(|| {
@@ -119,8 +120,8 @@ impl HeadGate {
         })
     }
 
-    /// How many of these bytes may pass now: at least one, if there are any. The others are to be
-    /// given again.
+    /// Returns how many of these bytes may pass now: at least one, if there are any. The caller
+    /// gives the others again.
     pub(crate) fn pass(&mut self, bytes: &mut [u8]) -> usize {
         let count = match &mut self.state {
             State::Head => return self.pass_head(bytes),
@@ -136,7 +137,8 @@ impl HeadGate {
                 *passed |= !bytes.is_empty();
                 bytes.len()
             }
-            // hyper reads on before it has told of the head: that is none of ours.
+            // hyper reads on before it has reported the head. The gate does not know such a head,
+            // so it lets everything pass.
             State::Ended if !bytes.is_empty() => {
                 self.state = State::Off;
                 bytes.len()
@@ -165,7 +167,7 @@ impl HeadGate {
             let line = self.line as usize + (at - from);
             self.line = 0;
             from = at + 1;
-            // Empty lines before a request are allowed.
+            // A request may have empty lines before it.
             if line > 1 {
                 self.has_lines = true;
             } else if self.has_lines {
@@ -188,8 +190,8 @@ mod tests {
 
     use super::*;
 
-    /// What passes of `bytes` up to the end of the first head, if the socket gives `piece` bytes at
-    /// a time.
+    /// Returns the part of `bytes` that passes up to the end of the first head, if the socket gives
+    /// `piece` bytes at a time.
     fn passes(gate: &mut HeadGate, bytes: &[u8], piece: usize) -> Vec<u8> {
         let mut out = Vec::new();
         let mut rest = bytes;
@@ -235,7 +237,7 @@ mod tests {
                     "{:?} in pieces of {piece}",
                     String::from_utf8_lossy(head)
                 );
-                // The next head of a connection, too.
+                // The gate treats the next head of a connection the same way.
                 let mut gate = HeadGate::new();
                 passes(&mut gate, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", piece);
                 gate.receive(News::Body(0));

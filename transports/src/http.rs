@@ -1,4 +1,5 @@
-//! Plain HTTP: backends publish, SSE clients send, pages read history, operators check the node.
+//! This module serves plain HTTP: backends publish, SSE clients send, pages read history, operators
+//! check the node.
 
 mod authorize;
 mod body;

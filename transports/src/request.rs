@@ -1,5 +1,5 @@
-//! What every transport asks of a request before it serves it: where it comes from, and how a "no"
-//! is said over HTTP.
+//! Every transport checks here where a request comes from, before it serves the request. This
+//! module also makes the answers that refuse a request over HTTP.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -19,41 +19,42 @@ use http::header::{
 use http::request::Parts;
 use http::{Uri, Version};
 
-/// What a browser says itself about where a request comes from, over https and to loopback
-/// addresses; no page can set it. Not sent with WebSockets by all.
+/// The browser itself says with this header where a request comes from, and no page can set it.
+/// Browsers send it over https and to loopback addresses. Not all of them send it with WebSockets.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// Signs of a proxy that http has no names for.
+/// A proxy shows itself by these headers, which http has no names for.
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// Which pages of other origins may listen, send and connect.
+/// This type says which pages of other origins may listen, send and connect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origins {
-    /// Only pages that this server served itself.
+    /// The server accepts only pages that it served itself.
     #[default]
     Same,
-    /// These as well, each as a browser writes it: `https://app.example`.
+    /// The server accepts these origins as well, each as a browser writes it:
+    /// `https://app.example`.
     List(Vec<String>),
-    /// Any, without credentials.
+    /// The server accepts any origin, without credentials.
     Any,
 }
 
-/// Who may `POST /publish`.
+/// This type says which clients may `POST /publish`.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum Publishers {
-    /// No client: the route answers `forbidden`.
+    /// No client may publish: the route answers `forbidden`.
     #[default]
     NoOne,
-    /// Every client that reaches the server.
+    /// Every client that reaches the server may publish.
     Anybody,
-    /// Clients that address the server as `localhost` or by an IP address, and through no proxy
-    /// that shows itself. This is for servers on a loopback address. A foreign site may point its
-    /// own name here (DNS rebinding), and its page would be same-origin. The name in the request
-    /// tells it apart.
+    /// Clients that address the server as `localhost` or by an IP address may publish. They must
+    /// come through no proxy that shows itself. This is for servers on a loopback address. A
+    /// foreign site may point its own name here (DNS rebinding), and its page would be same-origin.
+    /// The name in the request distinguishes it.
     Local,
-    /// Clients that know the token.
+    /// Clients that know the token may publish.
     Token(Arc<str>),
 }
 
@@ -68,15 +69,15 @@ impl std::fmt::Debug for Publishers {
     }
 }
 
-/// Whether the request can only come from this machine, if the server listens on a loopback
-/// address: no page of a foreign site sent it, whose own name leads here (DNS rebinding), and no
-/// proxy hands it on that shows itself.
+/// Returns whether the request can only come from this machine, if the server listens on a loopback
+/// address. True excludes a page of a foreign site whose own name leads here (DNS rebinding), and a
+/// proxy that shows itself.
 pub fn is_local(parts: &Parts) -> bool {
     is_addressed_locally(parts) && !came_through_a_proxy(parts)
 }
 
-/// The host that the request names, without a port and in lower case; an IPv6 address without
-/// brackets.
+/// Returns the host that the request names, without a port and in lower case. An IPv6 address has
+/// no brackets.
 pub fn addressed_host(parts: &Parts) -> Option<Cow<'_, str>> {
     // HTTP/2 has the name in the target (RFC 9113, section 8.3.1), HTTP/1.1 in a header (RFC 9112,
     // section 3.2).
@@ -93,7 +94,7 @@ pub fn addressed_host(parts: &Parts) -> Option<Cow<'_, str>> {
     }
 }
 
-/// Without brackets and in lower case.
+/// Returns the host without brackets and in lower case.
 fn bare_host(host: &str) -> Cow<'_, str> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -102,8 +103,9 @@ fn bare_host(host: &str) -> Cow<'_, str> {
     }
 }
 
-/// The host in `live.example:8080`, as nearly every `Host` header has it. `None`: this may still be
-/// one, and a parser of URLs must read it, which copies it.
+/// Returns the host in `live.example:8080`, as nearly every `Host` header has it. Where this
+/// returns `None`, the text may still be a host. A parser of URLs must then read it, which copies
+/// it.
 fn plain_host(text: &[u8]) -> Option<&str> {
     let text = str::from_utf8(text).ok()?;
     let (host, port) = match text.bytes().position(|byte| byte == b':') {
@@ -115,7 +117,7 @@ fn plain_host(text: &[u8]) -> Option<&str> {
     is_plain.then_some(host)
 }
 
-/// Whether the request names the server in a way that no foreign site's name can.
+/// Returns whether the request names the server in a way that no foreign site's name can.
 fn is_addressed_locally(parts: &Parts) -> bool {
     addressed_host(parts).is_some_and(|host| host == "localhost" || host.parse::<IpAddr>().is_ok())
 }
@@ -127,13 +129,13 @@ pub fn came_through_a_proxy(parts: &Parts) -> bool {
     parts.version < http::Version::HTTP_11 || signs.iter().any(|sign| parts.headers.contains_key(*sign))
 }
 
-/// What the transports need to know besides the hub.
+/// The transports need these options besides the hub.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Options {
-    /// Which foreign pages are let in.
+    /// Says which foreign pages the server accepts.
     pub origins: Origins,
-    /// Who may publish over HTTP.
+    /// Says which clients may publish over HTTP.
     pub publishers: Publishers,
 }
 
@@ -151,19 +153,19 @@ impl Options {
     }
 }
 
-/// The scheme by which a client reached the server, where that is known: the request's extensions
-/// hold it if a trusted proxy tells it.
+/// This is the scheme by which a client reached the server, where that is known. The request's
+/// extensions hold it if a trusted proxy reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClientScheme {
-    /// `http`, also for `ws`.
+    /// The client uses `http`, also for `ws`.
     Http,
-    /// `https`, also for `wss`.
+    /// The client uses `https`, also for `wss`.
     Https,
 }
 
 impl ClientScheme {
-    /// As a URL has it.
+    /// Returns the scheme as a URL has it.
     pub fn as_str(self) -> &'static str {
         match self {
             ClientScheme::Http => "http",
@@ -171,33 +173,33 @@ impl ClientScheme {
         }
     }
 
-    /// The scheme of a request: what a trusted proxy tells, else `https` if the request's own
-    /// target says so. That a target says `http` means nothing: behind a proxy that ends TLS all of
-    /// them may.
+    /// Returns the scheme of a request: the one that a trusted proxy reports, else `https` if the
+    /// request's own target has it. A target with `http` means nothing, because behind a proxy that
+    /// ends TLS every target may have it.
     pub fn of(uri: &http::Uri, extensions: &http::Extensions) -> Option<Self> {
         let from_proxy = extensions.get::<ClientScheme>().copied();
         from_proxy.or_else(|| (uri.scheme() == Some(&http::uri::Scheme::HTTPS)).then_some(ClientScheme::Https))
     }
 }
 
-/// Scheme, host and port of a page, as browsers compare them (RFC 6454).
+/// An origin is the scheme, host and port of a page, as browsers compare them (RFC 6454).
 #[derive(Debug, Clone, Copy)]
 struct WebOrigin<'a> {
     scheme: &'a str,
     host: &'a str,
-    /// The scheme's own where none is written.
+    /// Holds the scheme's own port where the text has none.
     port: u16,
 }
 
 impl<'a> WebOrigin<'a> {
-    /// Reads `https://live.example:8443`. `None`: it is no origin of a page that was served over
-    /// HTTP.
+    /// Reads an origin like `https://live.example:8443`. Returns `None` if the text is no origin of
+    /// a page that was served over HTTP.
     fn parse(text: &'a str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
         Self::of(scheme, authority)
     }
 
-    /// The origin of pages that `scheme` and `authority` (a `Host`) lead to.
+    /// Returns the origin of pages that `scheme` and `authority` (a `Host`) lead to.
     fn of(scheme: &'a str, authority: &'a str) -> Option<Self> {
         let own_port = match scheme {
             _ if scheme.eq_ignore_ascii_case("https") => 443,
@@ -227,15 +229,15 @@ impl<'a> WebOrigin<'a> {
     }
 }
 
-/// What a request's `Origin` means.
+/// This type says what a request's `Origin` means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
-    /// None was sent, or it is our own.
+    /// The request has no origin, or it is the server's own.
     Ours,
-    /// A foreign one that is allowed.
+    /// The origin is a foreign one that the server allows.
     Allowed(HeaderValue),
-    /// Any is allowed.
+    /// The server allows any origin.
     Any,
 }
 
@@ -243,11 +245,11 @@ impl Origins {
     /// Checks a request's `Origin` header against the server that the request names, and against
     /// the list.
     ///
-    /// Scheme, host and port count. A port that is the scheme's own may be written or not. Where
-    /// the client's scheme is not known, because nothing tells it (a proxy that ends TLS and does
-    /// not say so), the page's own is taken for it. A proxy may have put its own word in place of
-    /// `Host`, so the browser's own (`Sec-Fetch-Site`) is believed as well; `X-Forwarded-Host` is
-    /// not read. `authority` is that of the request's target, which goes before `Host`.
+    /// Scheme, host and port count. A text may name the scheme's own port or leave it out. The
+    /// client's scheme may be unknown, as behind a proxy that ends TLS and does not report it. The
+    /// check then takes the page's own scheme. A proxy may have replaced `Host`, so the check
+    /// accepts the browser's `Sec-Fetch-Site` as well. It does not read `X-Forwarded-Host`.
+    /// `authority` is that of the request's target, which goes before `Host`.
     ///
     /// # Errors
     /// `forbidden`.
@@ -255,7 +257,7 @@ impl Origins {
         let Some(origin) = headers.get(ORIGIN) else {
             return Ok(Origin::Ours);
         };
-        // Two of them are no page's: a browser sends one.
+        // A browser sends one origin, so a request with two comes from no page.
         let text = match only(headers, &ORIGIN) {
             Ok(_) => origin.to_str().unwrap_or_default(),
             Err(_) => {
@@ -293,17 +295,17 @@ impl Origins {
     }
 }
 
-/// How large the head of a request may be on Airwave's own server.
+/// Bounds the head of a request on Airwave's own server, in bytes.
 pub const MAX_HEAD: usize = 16 << 10;
-/// How long a line of it may be for the proxies that it comes through: nginx takes 8 KiB.
+/// Bounds a line of the head for the proxies that it comes through: nginx takes 8 KiB.
 const MAX_LINE: usize = 8 << 10;
-/// How many headers it may have.
+/// Bounds the number of headers in the head.
 const MAX_HEADERS: usize = 100;
-/// What a proxy on another way may add.
+/// Leaves room for bytes that a proxy on another way may add.
 const SPARE: usize = 256;
 
-/// Checks that the request still fits where a client that comes back sends it with a
-/// `Last-Event-ID` of `cursor` bytes. A browser's `EventSource` does so, and a 431 is final for it.
+/// Checks that the request still fits when a client comes back with a `Last-Event-ID` of `cursor`
+/// bytes. A browser's `EventSource` does so, and a 431 is final for it.
 ///
 /// # Errors
 /// `bad-request`.
@@ -328,7 +330,7 @@ pub fn check_can_come_back(parts: &Parts, cursor: usize) -> Result<(), Refusal> 
     Ok(())
 }
 
-/// The request as a handler sees it.
+/// Returns the request as a handler sees it.
 pub fn connect_request(parts: &Parts, transport: TransportName) -> ConnectRequest {
     let mut headers: Vec<(String, String)> = parts
         .headers
@@ -347,9 +349,9 @@ pub fn connect_request(parts: &Parts, transport: TransportName) -> ConnectReques
     request
 }
 
-/// What a browser's WebSocket shows in place of an `Authorization` header, which it cannot send:
-/// `airwave.bearer.TOKEN` among the subprotocols that it offers, TOKEN in base64url. A query would
-/// show it to every log on the way.
+/// Returns the token of a browser's WebSocket, which cannot send an `Authorization` header. The
+/// browser offers `airwave.bearer.TOKEN` among its subprotocols, with TOKEN in base64url. A query
+/// would show the token to every log on the way.
 fn token_in_subprotocol(headers: &HeaderMap) -> Option<String> {
     let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
     let encoded = offered
@@ -357,16 +359,17 @@ fn token_in_subprotocol(headers: &HeaderMap) -> Option<String> {
         .flat_map(|value| value.split(','))
         .find_map(|protocol| protocol.trim().strip_prefix("airwave.bearer."))?;
     let token = String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).ok()?).ok()?;
-    // As in the header that it stands for: nothing but visible characters.
+    // The token holds only visible characters, as in the header that it stands for.
     token.bytes().all(|byte| byte.is_ascii_graphic()).then_some(token)
 }
 
-/// The address of the other end, where the server tells it (`ConnectInfo`).
+/// Returns the address of the other end, where the server reports it (`ConnectInfo`).
 pub(crate) fn peer(parts: &Parts) -> Option<IpAddr> {
     parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip())
 }
 
-/// The path by which the client reached this, whatever prefix the application mounted us under.
+/// Returns the path by which the client reached this URL, whatever prefix the application
+/// mounted the server under.
 pub fn path_as_seen(parts: &Parts) -> String {
     parts
         .extensions
@@ -375,7 +378,7 @@ pub fn path_as_seen(parts: &Parts) -> String {
         .to_owned()
 }
 
-/// The name at the end of a channel's URL.
+/// Reads the name at the end of a channel's URL.
 ///
 /// # Errors
 /// `bad-request`.
@@ -383,7 +386,7 @@ pub fn channel_name(text: &str) -> Result<ChannelName, Refusal> {
     Ok(ChannelName::new(text)?)
 }
 
-/// All values of a query parameter, decoded, in order.
+/// Returns all values of a query parameter, decoded, in order.
 ///
 /// # Errors
 /// `bad-request`: not UTF-8.
@@ -404,7 +407,7 @@ pub fn query_values(parts: &Parts, wanted: &str) -> Result<Vec<String>, Refusal>
     Ok(values)
 }
 
-/// The one value of a query parameter.
+/// Returns the one value of a query parameter.
 ///
 /// # Errors
 /// `bad-request`: it stands there more than once, or is not UTF-8.
@@ -418,8 +421,8 @@ pub fn query_value(parts: &Parts, wanted: &str) -> Result<Option<String>, Refusa
     }
 }
 
-/// Refuses a request with query parameters that neither this URL nor a handler knows, so that a
-/// misspelt one is noticed.
+/// Refuses a request with query parameters that neither this URL nor a handler knows. So the client
+/// notices a misspelt one.
 ///
 /// # Errors
 /// `bad-request`, with the names that are known.
@@ -448,7 +451,7 @@ pub fn check_query(hub: &Hub, parts: &Parts, known: &[&str]) -> Result<(), Refus
     Ok(())
 }
 
-/// `?heartbeat=event`: the client wants to see heartbeats.
+/// Returns whether the client wants to see heartbeats: `?heartbeat=event`.
 ///
 /// # Errors
 /// `bad-request`: another value.
@@ -460,7 +463,7 @@ pub fn wants_visible_heartbeat(parts: &Parts) -> Result<bool, Refusal> {
     }
 }
 
-/// `?presence=true`: the client wants to hear who is in the channel.
+/// Returns whether the client wants to receive the members of the channel: `?presence=true`.
 ///
 /// # Errors
 /// `bad-request`: another value.
@@ -472,7 +475,8 @@ pub fn wants_presence(parts: &Parts) -> Result<bool, Refusal> {
     }
 }
 
-/// The one value of a header that means nothing if it stands there twice; `None` if it is absent.
+/// Returns the one value of a header, or `None` if it is absent. Such a header means nothing if it
+/// stands there twice.
 ///
 /// # Errors
 /// `bad-request`: it is given more than once.
@@ -488,9 +492,9 @@ pub fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a 
     }
 }
 
-/// Checks that a request names one host, as every version of HTTP demands it: HTTP/1.1 in a `Host`
-/// header (RFC 9112, section 3.2), HTTP/2 in `:authority` or the header (RFC 9113, section 8.3.1),
-/// HTTP/1.0 perhaps not at all.
+/// Checks that a request names one host, as every version of HTTP demands it. HTTP/1.1 names it in
+/// a `Host` header (RFC 9112, section 3.2). HTTP/2 names it in `:authority` or the header (RFC
+/// 9113, section 8.3.1). HTTP/1.0 perhaps does not name it at all.
 ///
 /// # Errors
 /// `bad-request`.
@@ -517,7 +521,8 @@ pub fn check_host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<()
     Ok(())
 }
 
-/// Whether this is what a `Host` header may hold (RFC 9110, section 7.2). It may be empty.
+/// Returns whether a `Host` header may hold this text (RFC 9110, section 7.2). The text may be
+/// empty.
 fn is_host(text: &[u8]) -> bool {
     if text.is_empty() || plain_host(text).is_some() {
         return true;
@@ -534,7 +539,7 @@ fn is_host(text: &[u8]) -> bool {
     !text.contains('@') && !authority.host().is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The text of a header; `None` if it is absent or empty.
+/// Returns the text of a header, or `None` if it is absent or empty.
 ///
 /// # Errors
 /// `bad-request`: it is given more than once, or holds other than visible ASCII characters.
@@ -548,7 +553,7 @@ pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Opti
     }
 }
 
-/// A JSON answer.
+/// Returns a JSON answer.
 pub fn json_response(status: u16, body: String) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
@@ -558,7 +563,8 @@ pub fn json_response(status: u16, body: String) -> Response {
     response
 }
 
-/// A "no" over plain HTTP. `url`: where to go instead, with `wrong-transport`.
+/// Returns a refusal over plain HTTP. With `wrong-transport`, `url` names where the client goes
+/// instead.
 pub fn refusal_response(refusal: &Refusal, url: Option<&str>) -> Response {
     airwave_core::response::refused(refusal, url)
 }
@@ -615,7 +621,7 @@ mod tests {
         }
         assert!(Origins::Same.check(&headers("", Some("http://")), None, None).is_err());
 
-        // Behind a proxy that names its upstream.
+        // The proxy in front of the server names its upstream in `Host`.
         for (site, ours) in [
             ("same-origin", true),
             ("same-site", false),
@@ -629,7 +635,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is read without a parser of URLs is what that parser would read.
+        /// The plain reading finds the same host as a parser of URLs.
         #[test]
         fn a_plain_host_is_read_as_any_other(text in "[a-zA-Z0-9.:@%_\\[\\]-]{0,12}") {
             let parsed = http::uri::Authority::try_from(text.as_bytes());
@@ -687,7 +693,7 @@ mod tests {
             (Some(Https), "live.example:8443", "http://live.example:8443", false),
             (Some(Http), "live.example", "http://live.example", true),
             (Some(Http), "live.example", "https://live.example", false),
-            // A proxy that ends TLS and says nothing.
+            // The proxy ends TLS and does not report the scheme.
             (None, "live.example", "https://live.example", true),
             (None, "live.example", "http://live.example", true),
         ] {
@@ -703,7 +709,7 @@ mod tests {
         };
         assert_eq!(of("/channels/a", None), None);
         assert_eq!(of("https://live.example/channels/a", None), Some(Https));
-        // A proxy that speaks HTTP/2 to us without TLS.
+        // The proxy speaks HTTP/2 to the server without TLS.
         assert_eq!(of("http://live.example/channels/a", None), None);
         assert_eq!(of("http://live.example/channels/a", Some(Https)), Some(Https));
     }
@@ -788,13 +794,13 @@ mod tests {
             let request = connect_request(&request.into_parts().0, TransportName::WEBSOCKET);
             request.bearer_token().map(str::to_owned)
         };
-        // "a.b-c" in base64url.
+        // The token is "a.b-c" in base64url.
         assert_eq!(token("airwave, airwave.bearer.YS5iLWM", None).as_deref(), Some("a.b-c"));
         assert_eq!(
             token("airwave,airwave.bearer.YS5iLWM", Some("Bearer header")).as_deref(),
             Some("header")
         );
-        // Padding, no base64, a line break, and nothing at all.
+        // The offers have padding, no base64, a line break, and nothing at all.
         for offered in [
             "airwave.bearer.YS5iLWM=",
             "airwave.bearer.?",

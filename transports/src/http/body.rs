@@ -1,4 +1,4 @@
-//! The body of a POST: JSON, not coded, within a size and a time.
+//! This module reads the body of a POST: JSON, not coded, within a size and a time.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use crate::envelope;
 use crate::request::{header_text, only, refusal_response};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// How long a body may take, so that one that never ends takes no place for ever.
+/// Bounds the time of one body, so that a body that never ends takes no place for ever.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns the whole body, if its content type is JSON and it is not too large.
 ///
-/// Other content types are refused because a foreign page may send those without asking (CORS
-/// "simple requests").
+/// The server refuses other content types because a foreign page may send those without asking
+/// (CORS "simple requests").
 pub(super) async fn json_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Refusal> {
     let kind = only(headers, &CONTENT_TYPE)?
         .and_then(|kind| kind.to_str().ok())
