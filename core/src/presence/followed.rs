@@ -213,10 +213,6 @@ impl Followed {
     }
 
     fn state_of(&mut self, member: &Arc<str>) -> &mut FollowedMember {
-        // The node looks the member up first, and adds a state only for a new one.
-        if !self.members.contains_key(member) {
-            self.members.insert(member.clone(), FollowedMember::default());
-        }
         self.members.entry(member.clone()).or_default()
     }
 
