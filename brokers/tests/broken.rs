@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use airwave_brokers::Memory;
 use airwave_core::broker::{BrokerStats, FeedSender};
 use airwave_core::conformance::{CLAUSES, Fault, Fixture, Verdict, clause, rules, table};
-use airwave_core::event::IdempotencyKey;
+use airwave_core::event::{Attributes, IdempotencyKey};
 use airwave_core::idempotency::ScopedKey;
 use airwave_core::{
     Append, Broker, BrokerError, ChannelName, Data, Event, EventName, Feed, Message, PageLimit, Position, Published, Replay,
@@ -54,6 +54,8 @@ enum Flaw {
     EmptyPagesAreNeverComplete,
     EmptyPagesAreAlwaysComplete,
     EmptyPagesHaveNoMore,
+    LosesAttributes,
+    FailsOnLaterVersions,
     IgnoresLimit,
     IgnoresBytes,
     LargeEventsAreLeftOut,
@@ -208,6 +210,11 @@ const NOTICED: &[(Flaw, &[&str])] = &[
         &["a_page_of_nothing_answers_as_a_page_of_one"],
     ),
     (Flaw::EmptyPagesHaveNoMore, &["a_page_of_nothing_answers_as_a_page_of_one"]),
+    (Flaw::LosesAttributes, &["attributes_come_back_as_they_were"]),
+    (
+        Flaw::FailsOnLaterVersions,
+        &["what_a_later_version_stored_takes_no_channel_down"],
+    ),
     (Flaw::IgnoresLimit, &["large_histories_come_in_pages"]),
     (Flaw::IgnoresBytes, &["a_page_ends_at_its_bytes"]),
     (Flaw::LargeEventsAreLeftOut, &["a_page_ends_at_its_bytes"]),
@@ -632,6 +639,21 @@ impl Node {
     }
 }
 
+impl Node {
+    /// Reads what version 0.1 knew: no attributes, and no message of a later version.
+    fn reads_as_before(&self, replay: &mut Replay) -> Result<(), BrokerError> {
+        if self.flaw == Flaw::FailsOnLaterVersions && replay.events.iter().any(|event| event.is_hidden()) {
+            return Err(BrokerError::unavailable("a message cannot be read"));
+        }
+        if self.flaw == Flaw::LosesAttributes {
+            for event in &mut replay.events {
+                Arc::make_mut(event).message.attributes = Attributes::new();
+            }
+        }
+        Ok(())
+    }
+}
+
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl Broker for Node {
@@ -748,6 +770,7 @@ impl Broker for Node {
             (Flaw::EmptyPagesAreNeverComplete, Some(after)) if limit.events == 0 => replay.complete = after == replay.head,
             (Flaw::EmptyPagesAreAlwaysComplete, Some(_)) if limit.events == 0 => replay.complete = true,
             (Flaw::EmptyPagesHaveNoMore, _) if limit.events == 0 => replay.more = false,
+            (Flaw::LosesAttributes | Flaw::FailsOnLaterVersions, _) => self.reads_as_before(&mut replay)?,
             (Flaw::LargeEventsAreLeftOut, _) if replay.events.len() == 1 => {
                 replay.events.retain(|event| event.message.weight() <= limit.bytes);
             }

@@ -61,6 +61,7 @@ mod order;
 mod outage;
 mod replays;
 mod verdict;
+mod versions;
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -76,6 +77,7 @@ pub use order::*;
 pub use outage::*;
 pub use replays::*;
 pub use verdict::{Clause, RECORD, Run, Verdict};
+pub use versions::*;
 
 /// Makes a test of each clause: `conformance_tests!(fixture);`, with
 /// `async fn fixture(needs: &[Fault]) -> Option<impl Fixture>`. The function prints why and returns
@@ -136,6 +138,8 @@ macro_rules! conformance_tests {
 
         any_valid_name_and_payload_survives;
         binary_payloads_of_one_mebibyte_survive;
+        attributes_come_back_as_they_were;
+        what_a_later_version_stored_takes_no_channel_down;
         channels_do_not_hear_each_other;
         names_that_look_alike_are_different_channels;
         ten_thousand_channels_work;
