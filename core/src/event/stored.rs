@@ -36,6 +36,9 @@ impl Message {
             }
             Data::Opaque { version, .. } if *version >= VERSION_2 => Some(*version),
             _ if self.attributes.is_stored() => Some(VERSION_2),
+            // Version 1 has letters for kinds. Another byte in front would read as something else: on
+            // NATS a capital letter is a mark.
+            Data::Opaque { kind, .. } if !kind.is_ascii_lowercase() => Some(VERSION_2),
             _ => None,
         };
         into.reserve(5 + self.weight());
@@ -134,6 +137,22 @@ mod tests {
             .unwrap()
             .with("t", "é")
             .unwrap()
+    }
+
+    #[test]
+    fn a_kind_that_is_no_small_letter_is_never_the_first_byte() {
+        for kind in [b'E', b'M', b'+', b'3', 0, 0xff] {
+            let data = Data::from_stored(kind, Bytes::from_static(b"payload"));
+            let message = Message::new(EventName::new("said").unwrap(), data);
+            let mut bytes = Vec::new();
+            message.store(&mut bytes);
+            assert_eq!(bytes[0], VERSION_2, "{kind}");
+            let back = Message::from_stored(&bytes.into());
+            assert_eq!(
+                (back.event, back.data.kind(), back.data.as_bytes()),
+                (message.event, kind, &b"payload"[..])
+            );
+        }
     }
 
     #[test]
