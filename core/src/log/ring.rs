@@ -393,6 +393,10 @@ impl Ring {
     /// short. Returns `None` if the ring does not hold all of these, without a hole.
     pub(super) fn page(&self, after: Position, through: Position, limit: PageLimit) -> Option<(Vec<Arc<Event>>, bool)> {
         let (start, end) = (self.index_after(after)?, self.index_after(through)?);
+        // Behind a gap positions may go back, so `through` may stand before `after`.
+        if end < start {
+            return None;
+        }
         let wanted = self.entries.range(self.offset(start)?..self.offset(end)?);
         let mut previous = after;
         let mut events = Vec::new();
