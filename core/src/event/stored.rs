@@ -36,8 +36,8 @@ impl Message {
             }
             Data::Opaque { version, .. } if *version >= VERSION_2 => Some(*version),
             _ if self.attributes.is_stored() => Some(VERSION_2),
-            // Version 1 has letters for kinds. Another byte in front would read as something else: on
-            // NATS a capital letter is a mark.
+            // Version 1 has small letters for kinds. Another byte in front would read as something
+            // else: on NATS a capital letter is a mark.
             Data::Opaque { kind, .. } if !kind.is_ascii_lowercase() => Some(VERSION_2),
             _ => None,
         };
