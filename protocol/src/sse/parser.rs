@@ -65,6 +65,8 @@ pub enum Part {
     Event,
     /// An id.
     Id,
+    /// The ids of the events of one piece. An event without an id repeats the one before it.
+    Ids,
 }
 
 /// A part of a stream is larger than its limit. The parser reads no further.
@@ -83,6 +85,7 @@ impl fmt::Display for TooLarge {
             Part::Line => "a line",
             Part::Event => "an event",
             Part::Id => "an id",
+            Part::Ids => "what one piece repeats of ids",
         };
         write!(f, "{part} of this stream is longer than {} bytes", self.limit)
     }
@@ -123,6 +126,8 @@ pub struct Parser {
     /// Of the last block that was complete.
     last_id: String,
     retry: Option<u64>,
+    /// Counts the bytes of the ids that the events of this piece have.
+    ids: usize,
     failed: Option<TooLarge>,
 }
 
@@ -144,6 +149,7 @@ impl Parser {
         if let Some(failed) = self.failed {
             return Err(failed);
         }
+        self.ids = 0;
         let result = self.take(bytes, events);
         self.failed = result.err();
         result
@@ -214,8 +220,7 @@ impl Parser {
             line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
         }
         if line.is_empty() {
-            self.dispatch(events);
-            return Ok(());
+            return self.dispatch(events);
         }
         let (field, value) = match memchr(b':', line) {
             Some(colon) => (&line[..colon], &line[colon + 1..]),
@@ -251,19 +256,24 @@ impl Parser {
         Ok(())
     }
 
-    fn dispatch(&mut self, events: &mut Vec<Event>) {
+    fn dispatch(&mut self, events: &mut Vec<Event>) -> Result<(), TooLarge> {
         self.last_id.clone_from(&self.id);
         let mut data = std::mem::take(&mut self.data);
         let event = std::mem::take(&mut self.event);
         // Not the same as no data: the line `data` alone leaves an LF here, and dispatches an empty
         // text.
         if data.pop().is_some() {
+            // Six bytes make an event, and each has a copy of the id: a long one, repeated, would
+            // make much of few bytes.
+            self.ids += self.id.len();
+            self.check(Part::Ids, self.limits.event, self.ids)?;
             events.push(Event {
                 id: self.id.clone(),
                 event: if event.is_empty() { "message".into() } else { event },
                 data,
             });
         }
+        Ok(())
     }
 }
 
@@ -319,6 +329,19 @@ mod tests {
         assert_eq!(parse("retry: 5\nretry: 99999999999999999999999\n").1.retry(), Some(u64::MAX));
         assert_eq!(parse("data: x\r\rdata: y\r\n\r\n").0.len(), 2);
         assert_eq!(parse("Data: x\n\n").0, [], "field names are case-sensitive");
+    }
+
+    #[test]
+    fn a_long_id_that_short_events_repeat_has_a_bound() {
+        let mut parser = Parser::with_limits(Limits::new(1000, 100, 40));
+        let (mut events, id) = (Vec::new(), "i".repeat(40));
+        let text = format!("id: {id}\n{}", "data\n\n".repeat(3));
+        let refused = Err(TooLarge {
+            part: Part::Ids,
+            limit: 100,
+        });
+        assert_eq!(parser.push(text.as_bytes(), &mut events), refused);
+        assert_eq!(events.len(), 2, "those within the bound are given");
     }
 
     #[test]
